@@ -1,0 +1,1 @@
+"""A timm model behind one contract."""

@@ -1,0 +1,1 @@
+"""Watch a run without touching its loss."""

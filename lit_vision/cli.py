@@ -1,0 +1,70 @@
+"""The `lit-vision` command: a table of commands, each imported only when it is called.
+
+Nothing heavy is imported here, so that `--help` answers at once (importing lightning alone takes seconds).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_vision import __version__
+from lit_vision.errors import UserError
+
+# name: (module with main(argv), one line of help)
+COMMANDS = {
+    "fit": ("lit_vision.train", "train: lit-vision fit --config RECIPE.yaml [--resume auto]"),
+    "validate": ("lit_vision.train", "measure a checkpoint on the validation split"),
+    "test": ("lit_vision.train", "measure a checkpoint on the test split"),
+    "study": ("lit_vision.study", "what should I do with this folder? baselines, pre-training, few labels, one report"),
+    "data": ("lit_vision.data.sources", "make or fetch a data set: lit-vision data fashion --out DIR"),
+}
+_KEEP_NAME = {"fit", "validate", "test"}  # one module serves the three, so it gets the name as its first argument
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: lit-vision COMMAND [options]\n\n"
+        f"commands:\n{lines}\n\n"
+        "lit-vision COMMAND --help says more. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after `lit-vision`; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C (143 after SIGTERM leaves as SystemExit).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"lit-vision {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"lit-vision: error: no command {name!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server at import otherwise
+    try:
+        command = importlib.import_module(COMMANDS[name][0]).main
+        return command(argv if name in _KEEP_NAME else rest) or 0
+    except UserError as error:
+        print(f"lit-vision: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lit-vision: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

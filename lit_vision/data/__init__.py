@@ -1,0 +1,12 @@
+"""Samples, keys, views and loaders. Names are imported when first used, so that light modules stay light."""
+
+from importlib import import_module
+
+_HOMES = {"ImageFolderDataModule": "lit_vision.data.datamodule", "make_views": "lit_vision.data.views"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

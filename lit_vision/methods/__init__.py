@@ -1,0 +1,16 @@
+"""One paper, one file. Names are imported when first used."""
+
+from importlib import import_module
+
+_HOMES = {
+    "MAE": "lit_vision.methods.mae",
+    "SimCLR": "lit_vision.methods.simclr",
+    "Classifier": "lit_vision.methods.classifier",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
