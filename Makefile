@@ -1,0 +1,48 @@
+# lit_vision. `make help` lists what there is; the text after ## is the help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SCALE ?= desk
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-all lint format benchmark soak clean
+
+help: ## this list
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-22s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv and install lit_vision with what its tests need
+
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "make: $(PYTHON) is not Python 3.10 to 3.13; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing lit_vision into $(VENV) (PyTorch is large: a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft]'
+	@touch $@
+
+demo: $(STAMP) ## the study at desk scale on the embedded real images: report with table and plots (about 10 minutes)
+	@$(BIN)/lit-vision data fashion --turned --out data/fashion-turned
+	@$(BIN)/lit-vision study data/fashion-turned --preset demo --run_dir runs/demo
+
+test: $(STAMP) ## the tests (under five minutes on two cores)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(STAMP) ## the tests and the slow ones
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+lint: $(STAMP) ## ruff: style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP) ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
+	@$(BIN)/python experiments/benchmark.py
+
+clean: ## remove caches and build leftovers (not runs, not data, not .venv)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
