@@ -1,0 +1,32 @@
+"""What a batch is, and how its pixels become floats.
+
+A batch is a dict: `images` uint8 (B, V, H, W, 3), always RGB (gray is repeated); `label` int64 (B,), -1 without one; `key` int64 (B, 3),
+the columns being (epoch, index, copy). Float and normalisation happen once, on the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 pixels to normalised floats: (images / 255 - mean) / std, channels first.
+
+    Args:
+        images: (B, V, H, W, 3) uint8, RGB.
+        mean: (3,) float, in [0, 1], on the device of the images.
+        std: (3,) float, greater than 0.
+
+    Returns:
+        (B, V, 3, H, W) float32, contiguous. With mean 0 and std 1 it lies in [0, 1], as SimCLR's official code has it.
+
+    Raises:
+        ValueError: images are not uint8 with three channels last.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 5 or images.shape[-1] != 3:
+        raise ValueError(f"images must be uint8 (B, V, H, W, 3), not {images.dtype} {tuple(images.shape)}")
+    scale, shift = 1 / (255 * std.float()), mean.float() / std.float()
+    # one pass over the pixels: contiguous() moves bytes, not floats
+    channels_first = images.permute(0, 1, 4, 2, 3).contiguous().float()  # (B, V, 3, H, W)
+    return channels_first.mul_(scale[:, None, None]).sub_(shift[:, None, None])
