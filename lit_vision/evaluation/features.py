@@ -1,0 +1,121 @@
+"""Features of a whole split: a frozen encoder over a loader, once, in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says of a split; row i of all three is the same sample.
+
+    features: (N, D) float32 on the CPU.   labels: (N,) int64, -1 without one.   keys: (N, 3) int64, (epoch, index, copy).
+    """
+
+    features: Tensor
+    labels: Tensor
+    keys: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, rows: Tensor | np.ndarray | list[int]) -> Features:
+        """The given rows (indices or a boolean mask), in the given order."""
+        rows = torch.as_tensor(np.asarray(rows))
+        return Features(self.features[rows], self.labels[rows], self.keys[rows])
+
+
+@torch.inference_mode()
+def extract(
+    backbone: nn.Module,
+    loader: Iterable[dict[str, Tensor]],
+    mean: Tensor,
+    std: Tensor,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Features:
+    """Run the encoder over every sample of a loader.
+
+    Evaluation mode and inference mode are on while it runs; each submodule's mode is put back afterwards, also after an
+    error. Under several processes each rank runs its own part of the loader and all ranks return the whole: rows sorted
+    by key, samples that two ranks saw (padding) kept once. Alone, the loader's order is kept.
+
+    Args:
+        backbone: images (B, 3, H, W), normalised float -> (B, D). Stays where it is if it already is on `device`.
+        loader: batches {images uint8 (B, V, H, W, 3), label (B,), key (B, 3)}; of several views the first is used.
+        mean: (3,) subtracted from images scaled to 0..1.
+        std: (3,) by which the difference is divided.
+        device: where the encoder runs.
+        progress: show a bar, on a terminal only and on rank zero only.
+
+    Returns:
+        Features on the CPU, float32 whatever the encoder's precision.
+
+    Raises:
+        UserError: the loader is empty, or a feature is not finite.
+    """
+    device = torch.device(device)
+    backbone.to(device)
+    mean, std = mean.to(device), std.to(device)
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    features, labels, keys = [], [], []
+    try:
+        for batch in _with_bar(loader, progress):
+            images = batch["images"][:, :1].to(device, non_blocking=True)
+            features.append(backbone(normalise(images, mean, std)[:, 0]).float().cpu())
+            labels.append(batch["label"].cpu())
+            keys.append(batch["key"].cpu())
+    finally:
+        for module, training in modes:  # not backbone.train(): a frozen part may have been in evaluation mode
+            module.training = training
+    found = Features(torch.cat(features), torch.cat(labels), torch.cat(keys)) if features else None
+    found = _join_processes(found, device)
+    if found is None or len(found) == 0:
+        raise UserError("features: the loader gives no samples; check the split's folder and `limit`")
+    bad = ~found.features.isfinite().all(dim=1)
+    if bad.any():
+        first = found.keys[bad][0].tolist()
+        raise UserError(
+            f"features: {int(bad.sum())} of {len(bad)} samples have features that are not finite "
+            f"(the first: epoch, index, copy = {first}); check the checkpoint"
+        )
+    return found
+
+
+def _join_processes(part: Features | None, device: torch.device) -> Features | None:
+    """All ranks' rows on every rank, sorted by (epoch, index, copy), each key once."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return part
+    parts: list[Any] = [None] * dist.get_world_size()
+    local = None if part is None else tuple(x.numpy() for x in (part.features, part.labels, part.keys))
+    dist.all_gather_object(parts, local)  # objects: ranks may hold different counts, and some none
+    parts = [p for p in parts if p is not None]
+    if not parts:
+        return None
+    features, labels, keys = (np.concatenate(column) for column in zip(*parts))
+    _, first = np.unique(keys, axis=0, return_index=True)  # sorted by key
+    return Features(*(torch.from_numpy(x[first]) for x in (features, labels, keys)))
+
+
+def _with_bar(loader: Iterable, progress: bool) -> Iterable:
+    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    if not (progress and alone and sys.stderr.isatty()):
+        yield from loader
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    total = len(loader) if hasattr(loader, "__len__") else None
+    yield from track(loader, "features", total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,88 @@
+"""Weighted k-nearest-neighbour classification on features: no training, so a quick look at what an encoder knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_vision.errors import UserError
+
+CHUNK = 1 << 24  # similarities held at once, 64 MB in float32
+
+
+def weighted_knn(
+    train_features: Any,
+    train_labels: Any,
+    features: Any,
+    num_classes: int | None = None,
+    k: int = 20,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Class probabilities by weighted votes of the k nearest training samples.
+
+    A neighbour with cosine similarity s votes for its class with weight exp(s / temperature); the votes are divided by
+    their sum. Source: Wu et al. 2018, arXiv:1805.01978, section 3.4 (there k = 200, temperature 0.07).
+    The predicted class is `.argmax(1)`.
+
+    Ties, written down because they decide results on tiny sets: of training samples at exactly the same similarity
+    across the k-th place, the earlier rows vote; of classes with equal votes, argmax takes the lowest number.
+    A feature of all zeros has similarity 0 to everything.
+
+    Args:
+        train_features: (N, D), tensor or array.
+        train_labels: (N,) integers from 0.
+        features: (M, D), on the same device; compared M x N in pieces, never whole.
+        num_classes: width of the result; the largest training label + 1 if None.
+        k: neighbours; all N if there are fewer.
+        temperature: greater than 0; large means equal votes.
+
+    Returns:
+        (M, num_classes) float32, rows sum to 1.
+
+    Raises:
+        UserError: no training sample, a training sample without a label, or widths that differ.
+        ValueError: k < 1 or temperature <= 0.
+    """
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
+    bank, labels, queries = _tensor(train_features), _tensor(train_labels).long(), _tensor(features)
+    if len(bank) == 0 or len(bank) != len(labels):
+        raise UserError(f"k-NN: {len(bank)} training features with {len(labels)} labels; give at least one of each")
+    if int(labels.min()) < 0:
+        raise UserError("k-NN: a training sample has no label (-1); leave unlabelled samples out")
+    if bank.shape[1] != queries.shape[1]:
+        raise UserError(
+            f"k-NN: features are {bank.shape[1]} wide in training, {queries.shape[1]} here; use one encoder"
+        )
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
+    k = min(k, len(bank))
+    votes = torch.zeros(len(queries), num_classes, device=queries.device)
+    rows = max(1, CHUNK // len(bank))
+    for start in range(0, len(queries), rows):
+        near, which = _top_k(queries[start : start + rows] @ bank.T, k)
+        # the largest weight is 1 after the shift, so no temperature overflows; the division below undoes it
+        weights = ((near - near[:, :1]) / temperature).exp()
+        votes[start : start + rows].scatter_add_(1, labels[which], weights)
+    return votes / votes.sum(dim=1, keepdim=True)
+
+
+def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, ties to the earlier column. topk alone leaves ties open, so the cut is made by hand."""
+    near, which = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    if near.shape[1] > k:
+        tied = (near[:, k] == near[:, k - 1]).nonzero()[:, 0]  # rare: only these rows are sorted whole
+        near, which = near[:, :k].clone(), which[:, :k].clone()
+        if len(tied):
+            order = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+            which[tied] = order
+            near[tied] = similarity[tied].gather(1, order)
+    return near, which
+
+
+def _tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
