@@ -1,0 +1,231 @@
+"""SimCLR: learn by agreeing on two views of one image. Chen et al. 2020, arXiv:2002.05709.
+
+B images, V = 2 views, D width of a vector, C H W channels and pixels.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_vision import distributed, optim
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    """Contrastive loss between two views of each image (SimCLR).
+
+    For view i with partner j among the 2B views, and s the cosine similarity:
+        l(i, j) = -log( exp(s_ij / t) / sum over k != i of exp(s_ik / t) );  returns the mean over all 2B views.
+    Source: Chen et al. 2020, arXiv:2002.05709, Eq. 1 and Algorithm 1.
+    Negatives come from all processes (gathered with gradients), so B is the global batch. Every process must bring equally many rows.
+    Its own rows are the anchors of a process; the value returned is the global mean, the gradient (after DDP's averaging) that of it.
+    Unlike the official code: the loss is not counted twice (it returns the sum of two means over B).
+
+    Args:
+        z1: (B, D) projections of view one, any scale; row i of z1 and row i of z2 are the same image.
+        z2: (B, D) projections of view two.
+        temperature: t, no unit, greater than 0.
+
+    Returns:
+        Scalar in nats, at least float32 even under autocast. If every row is equal it is log(2B - 1).
+
+    Raises:
+        ValueError: shapes differ, or temperature is not positive.
+    """
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise ValueError(f"z1 and z2 must both be (B, D), not {tuple(z1.shape)} and {tuple(z2.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    with torch.autocast(z1.device.type, enabled=False):
+        pairs = torch.stack((z1, z2), dim=1)  # (B_local, 2, D): one tensor, so one collective
+        pairs = F.normalize(pairs if pairs.dtype == torch.float64 else pairs.float(), dim=-1)
+        everyone = distributed.gather_with_gradients(pairs)  # (B, 2, D)
+        local, total = len(pairs), len(everyone)
+        row = torch.arange(local, device=z1.device) + distributed.rank() * local
+        own, partner = (
+            torch.cat((row, row + total)),
+            torch.cat((row + total, row)),
+        )  # columns of the anchors' own and paired views
+        anchors, candidates = pairs.transpose(0, 1).flatten(0, 1), everyone.transpose(0, 1).flatten(0, 1)
+        loss = _info_nce(anchors, candidates, own, partner, temperature)
+    return distributed.mean_value(loss)
+
+
+def _info_nce(anchors: Tensor, candidates: Tensor, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
+    """Mean over the anchors of -log softmax at the partner's column, the anchor's own column left out. Holds the whole matrix.
+
+    anchors (A, D) and candidates (K, D) at unit length; own, partner (A,) int64 columns. The one place to tile.
+    """
+    logits = anchors @ candidates.T / temperature  # (A, K)
+    logits = logits.scatter(1, own[:, None], float("-inf"))
+    return F.cross_entropy(logits, partner)
+
+
+class ProjectionHead(nn.Sequential):
+    """g(h): the layers between the representation and the loss, thrown away after pre-training.
+
+    Without batch norm: linear maps with biases and ReLU between them (the paper: 2 layers, 2048-2048-128, 4,458,624 parameters).
+    With it: linear maps without bias, each followed by batch norm, ReLU after the hidden ones; the last norm has a gain and no
+    bias (the official code's default, SimCLR v2, 3 layers). Source: arXiv:2002.05709, section 4.2; google-research/simclr model_util.py.
+
+    Input (B, in_width), output (B, out_width), float.
+
+    Args:
+        in_width: D of the backbone; also the hidden layers' width.
+        out_width: D of the projection.
+        layers: 1 to 3.
+        batch_norm: as above.
+
+    Raises:
+        UserError: layers is not 1, 2 or 3.
+    """
+
+    def __init__(self, in_width: int, out_width: int = 128, layers: int = 2, batch_norm: bool = False) -> None:
+        if layers not in (1, 2, 3):
+            raise UserError(f"projection_layers: {layers} is not 1, 2 or 3; the paper has 2, SimCLR v2 has 3")
+        parts: list[nn.Module] = []
+        for i in range(layers):
+            last = i == layers - 1
+            width = out_width if last else in_width
+            parts.append(nn.Linear(in_width, width, bias=not batch_norm))
+            if batch_norm:
+                parts.append(nn.BatchNorm1d(width))
+                if last:
+                    parts[-1].register_parameter("bias", None)
+            if not last:
+                parts.append(nn.ReLU())
+        super().__init__(*parts)
+
+
+class SimCLR(L.LightningModule):
+    """Pre-train a backbone by contrasting two views of each image.
+
+    Needs a train view with V = 2 (`train_view: simclr`). Both views pass the backbone in one batch of 2B images, so batch norm sees
+    both. The paper's recipe: LARS, base_lr 0.3, weight_decay 1e-6, 10 warm-up epochs, batch norm over all processes
+    (`lit_vision.distributed.global_batch_norm`), batch 4096.
+
+    Args:
+        backbone: a timm model name.
+        backbone_args: further arguments of Backbone.
+        projection_width: D of the vectors that the loss compares.
+        projection_layers: 1 to 3 (2 in the paper, 3 in SimCLR v2).
+        projection_batch_norm: batch norm in the head, as in SimCLR v2 and the official code.
+        temperature: t of the loss; the paper: 0.1 on ImageNet, 0.5 on CIFAR.
+        mean: of the pixels, per channel, in [0, 1]. The official code does not normalise: 0.
+        std: of the pixels, per channel. 1.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        base_lr: learning rate per 256 images.
+        lr: absolute learning rate; wins over base_lr.
+        weight_decay: of parameters with more than one dimension. The paper and the official TF2 code: 1e-6 (TF1's default: 1e-4).
+        warmup_epochs: linear warm-up, then a cosine to 0.
+
+    Raises:
+        UserError: a value that cannot work, named with its mend.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        backbone_args: dict[str, Any] | None = None,
+        projection_width: int = 128,
+        projection_layers: int = 2,
+        projection_batch_norm: bool = False,
+        temperature: float = 0.1,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "lars",
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        base_lr: float | None = 0.3,
+        lr: float | None = None,
+        weight_decay: float = 1e-6,
+        warmup_epochs: float = 10,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(
+                f"temperature: {temperature} is not positive; the paper has 0.1 on ImageNet and 0.5 on CIFAR"
+            )
+        self.save_hyperparameters()
+        self.backbone = Backbone(backbone, **(backbone_args or {}))
+        self.projection = ProjectionHead(
+            self.backbone.width, projection_width, projection_layers, projection_batch_norm
+        )
+        self.temperature = temperature
+        self.register_buffer("mean", torch.tensor(mean or [0.0, 0.0, 0.0]))
+        self.register_buffer("std", torch.tensor(std or [1.0, 1.0, 1.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Projections z (B, projection_width) of normalised images (B, C, H, W). Features are `self.backbone(images)`."""
+        return self.projection(self.backbone(images))
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def loss(self, views: Tensor) -> Tensor:
+        """NT-Xent of a batch of view pairs, normalised (B, 2, C, H, W). Scalar; see `nt_xent`."""
+        if views.ndim != 5 or views.shape[1] != 2:
+            raise UserError(
+                f"data.train_view: SimCLR needs two views of each image, got {views.shape[1]}; set it to simclr"
+            )
+        z = self(views.flatten(0, 1)).unflatten(0, (-1, 2))  # (2B, D) -> (B, 2, D)
+        return nt_xent(z[:, 0], z[:, 1], self.temperature)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch; logs train/loss (the mean over all processes)."""
+        loss = self.loss(batch["images"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """val/loss where the evaluation view has two views; else nothing (online k-NN measures the features)."""
+        if batch["images"].shape[1] == 2:
+            self.log("val/loss", self.loss(batch["images"]), batch_size=len(batch["images"]), sync_dist=True)
+
+    def on_train_start(self) -> None:
+        """Say how many negatives each anchor sees, and what batch norm sees; refuse a batch without negatives."""
+        accumulate = (
+            self.trainer.accumulate_grad_batches
+        )  # micro-batches do not see each other: no negatives from accumulation
+        images = optim.plan_of(self).global_batch_size // accumulate
+        negatives = 2 * images - 2
+        if negatives < 1:
+            raise UserError(
+                "data.batch_size: one image a step leaves no negatives; set it to 2 or more (the paper: 4096 in all)"
+            )
+        scope = distributed.batch_norm_scope(self)
+        if self.trainer.is_global_zero:
+            print(
+                f"SimCLR: each anchor sees {negatives} negatives ({images} images over {self.trainer.world_size} process(es))",
+                flush=True,
+            )
+            if scope == "per process":
+                print(
+                    "SimCLR: batch norm sees one process's images only; the paper's is global (distributed.global_batch_norm)",
+                    flush=True,
+                )
+        for logger in self.loggers if self.global_step == 0 else ():
+            logger.log_metrics({"train/negatives": negatives}, step=0)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        h = self.hparams
+        groups = optim.decay_groups(self.named_parameters(), h.weight_decay)
+        return optim.configure(
+            self,
+            groups,
+            optimizer=h.optimizer,
+            base_lr=h.base_lr,
+            lr=h.lr,
+            betas=h.betas,
+            momentum=h.momentum,
+            warmup_epochs=h.warmup_epochs,
+        )
