@@ -1,8 +1,8 @@
 """A run's folder: where it lies, what it is called, which one `--resume auto` goes on with. Imports nothing heavy.
 
-    runs/<recipe>/<time>/           or --run_dir DIR
-        checkpoints/last.ckpt, best.ckpt      config.yaml      environment.json      metrics.csv      timings.csv
-        results.json      samples/      tensorboard/      wandb/
+runs/<recipe>/<time>/           or --run_dir DIR
+    checkpoints/last.ckpt, best.ckpt      config.yaml      environment.json      metrics.csv      timings.csv
+    results.json      samples/      tensorboard/      wandb/
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lit_vision.errors import UsageError, UserError
 
-_SHARED = "LIT_VISION_RUN_DIR"  # Lightning starts the other processes of a run with the same words: they find the folder here
+_SHARED = (
+    "LIT_VISION_RUN_DIR"  # Lightning starts the other processes of a run with the same words: they find the folder here
+)
 
 
 def recipe_hash(recipe: str | os.PathLike | None, overrides: Sequence[str] = ()) -> str:
@@ -107,14 +108,7 @@ def choose(
     if not last_checkpoint(folder).is_file():
         return folder, None
     if not resume:
-        raise UserError(f"--run_dir {folder}: holds a run already; --resume auto goes on with it, or choose another folder")
+        raise UserError(
+            f"--run_dir {folder}: holds a run already; --resume auto goes on with it, or choose another folder"
+        )
     return folder, last_checkpoint(folder)
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes a small JSON file whole or not at all; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=False, default=str) + "\n")
-    os.replace(temporary, path)

@@ -1,0 +1,96 @@
+"""Pictures and tables of a run: files under RUN/samples, and the same to TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
+
+
+def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+    """Tiles images row by row on white.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        columns: images in a row, at least 1.
+        pad: pixels between them.
+
+    Returns:
+        One uint8 (H', W', 3) picture.
+    """
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def _step(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that Lightning gives its own rows
+
+
+def _series(name: str) -> str:
+    return "samples/" + re.sub(r"-e\d+$", "", name)
+
+
+def log_picture(trainer: Trainer, name: str, image: np.ndarray, caption: str | None = None) -> Path | None:
+    """Writes RUN/samples/<name>.png and sends the picture to the loggers that take pictures.
+
+    Args:
+        trainer: the run; its folder is trainer.default_root_dir.
+        name: file name without ending; loggers get it without a trailing -e<epoch>, so that the pictures of all epochs make a series.
+        image: (H, W, 3) uint8.
+        caption: a line shown with it on W&B.
+
+    Returns:
+        The file; None on ranks other than 0.
+    """
+    if not trainer.is_global_zero:
+        return None
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a picture must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    series = _series(name)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(series, image, _step(trainer), dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(series, [Image.fromarray(image)], step=None, caption=[caption or name])
+    return path
+
+
+def log_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path | None:
+    """Writes RUN/samples/<name>.csv and sends the table to Weights & Biases.
+
+    Args:
+        trainer: the run; its folder is trainer.default_root_dir.
+        name: file name without ending.
+        columns: headings.
+        rows: one sequence per row, as long as columns.
+
+    Returns:
+        The file; None on ranks other than 0.
+    """
+    if not trainer.is_global_zero:
+        return None
+    path = Path(trainer.default_root_dir) / "samples" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(_series(name), columns=list(columns), data=[list(row) for row in rows])
+    return path

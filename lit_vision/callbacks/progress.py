@@ -1,0 +1,248 @@
+"""How a run is doing: a bar on a terminal, plain lines in a log file, and RUN/timings.csv."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+
+from lit_vision.loggers import CsvFile
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person reads them: 42s, 3:07, 2:05:09, 3d 02:00."""
+    seconds = int(seconds + 0.5)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    if hours == 0:
+        return f"{m}:{s:02d}"
+    days, h = divmod(hours, 24)
+    return f"{days}d {h:02d}:{m:02d}" if days else f"{h}:{m:02d}:{s:02d}"
+
+
+class Pace:
+    """Images per second, share of the time spent waiting for data, seconds per batch; measured since `reset`.
+
+    Validation and the writing of checkpoints count neither as waiting nor as training.
+    """
+
+    def __init__(self, now=time.perf_counter) -> None:
+        self.now = now
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self.images = self.batches = 0
+        self.waited = self.worked = 0.0
+        self._mark = self.now()
+
+    def skip(self) -> None:
+        """What happened since the last call is not counted."""
+        self._mark = self.now()
+
+    def batch_came(self, written: float = 0.0) -> None:
+        """A batch arrived after waiting; `written` seconds of that time were spent on a checkpoint."""
+        now = self.now()
+        self.waited += max(0.0, now - self._mark - written)
+        self._mark = now
+
+    def batch_done(self, images: int) -> None:
+        """The step on that batch is over."""
+        now = self.now()
+        self.worked += now - self._mark
+        self.images += images
+        self.batches += 1
+        self._mark = now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        return self.waited + self.worked
+
+    @property
+    def images_per_second(self) -> float:
+        """On all processes together."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time spent waiting for data, 0 to 1."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+class Progress(ProgressBar):
+    """Reports images/s, share of time waiting for data, loss, learning rate and time left.
+
+    On a terminal it is a rich bar; elsewhere a line after about 5, 10, 20, 40 and then every `every` seconds, and one at the end of each
+    epoch with what validation measured. Every report is also a row of RUN/timings.csv. The learning rate is logged as train/lr.
+
+    Args:
+        every: seconds between two plain lines, greater than 0.
+        terminal: True or False to force a bar or lines; None looks at where the output goes.
+    """
+
+    def __init__(self, every: float = 60.0, terminal: bool | None = None) -> None:
+        super().__init__()
+        self.every, self.terminal = every, terminal
+        self._pace, self._wait = Pace(), 5.0
+        self._written = self._last_line = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+        self._on = True
+        self._timings: CsvFile | None = None
+        self._seconds_per_batch: float | None = None
+
+    def disable(self) -> None:
+        self._on = False
+
+    def enable(self) -> None:
+        self._on = True
+
+    # ---- training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._timings = CsvFile(Path(trainer.default_root_dir) / "timings.csv") if trainer.is_global_zero else None
+        self._pace.reset()
+        self._written, self._last_line = self._seconds_writing(trainer), time.perf_counter()
+        self._begin(trainer, "epoch", self._total(trainer), trainer.fit_loop.total_batch_idx + 1)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        written = self._seconds_writing(trainer)
+        self._pace.batch_came(written - self._written)
+        self._written = written
+        if trainer.optimizers:
+            lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+            pl_module.log("train/lr", lr, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._pace.batch_done(_images_in(batch) * trainer.world_size)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, text=self._text(trainer))
+        if time.perf_counter() - self._last_line >= self._wait:
+            self._wait = min(self.every, self._wait * 2)
+            self._report(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._pace.batches:
+            self._report(trainer)
+        measured = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+        if measured:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
+            self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}")
+
+    def _report(self, trainer: Trainer) -> None:
+        pace, self._last_line = self._pace, time.perf_counter()
+        self._seconds_per_batch = pace.seconds / pace.batches
+        if self._bar is None:
+            self._say(trainer, self._text(trainer))
+        if self._timings is not None:
+            row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "images": pace.images, "seconds": pace.seconds}
+            self._timings.append(row | {"images_per_second": pace.images_per_second, "waiting_for_data": pace.waiting})
+        pace.reset()
+
+    def _text(self, trainer: Trainer) -> str:
+        pace, loop = self._pace, trainer.fit_loop
+        total, done = self._total(trainer), loop.total_batch_idx + 1
+        per_batch = pace.seconds / pace.batches if pace.batches >= 5 or not self._seconds_per_batch else self._seconds_per_batch
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"step {trainer.global_step}"]
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None:
+            parts.append(f"loss {float(loss):.4f}")
+        lr = trainer.callback_metrics.get("train/lr")
+        if lr is not None:
+            parts.append(f"lr {float(lr):.2e}")
+        parts += [f"{pace.images_per_second:.0f} images/s", f"{pace.waiting:.0%} waiting for data"]
+        if total:
+            parts.append(f"{clock(max(0, total - done) * per_batch)} left")
+        return "  ".join(parts)
+
+    @staticmethod
+    def _total(trainer: Trainer) -> int | None:
+        per_epoch, epochs = trainer.num_training_batches, trainer.max_epochs
+        return int(per_epoch * epochs) if epochs and epochs > 0 and per_epoch != float("inf") else None
+
+    @staticmethod
+    def _seconds_writing(trainer: Trainer) -> float:
+        return sum(getattr(callback, "seconds", 0.0) for callback in trainer.checkpoint_callbacks)
+
+    # ---- validation inside training, validate and test
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self._begin(trainer, "validate", _count(trainer.num_val_batches), 0)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn != "fit" and self._bar is not None:
+            self._bar.update(self._task, advance=1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pace.skip()
+        if trainer.state.fn != "fit":
+            self._end()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, "test", _count(trainer.num_test_batches), 0)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    # ---- where it goes
+
+    def _begin(self, trainer: Trainer, text: str, total: int | None, done: int) -> None:
+        terminal = sys.stdout.isatty() if self.terminal is None else self.terminal
+        if not (terminal and self._on and trainer.is_global_zero):
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._task = self._bar.add_task("", total=total, completed=done, text=text)
+        self._bar.start()
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, trainer: Trainer, text: str) -> None:
+        if not (self._on and trainer.is_global_zero):
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """What LightningModule.print goes through."""
+        print(*args, **kwargs)
+
+
+def _images_in(batch: Any) -> int:
+    images = batch.get("images") if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
+    return len(images) if images is not None else 0
+
+
+def _count(batches: Any) -> int | None:
+    total = sum(batches) if isinstance(batches, list) else batches
+    return None if total == float("inf") else int(total)

@@ -1,0 +1,198 @@
+"""Where a run's numbers go: metrics.csv (exact over a resume), TensorBoard, and Weights & Biases where there is an account."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CsvFile:
+    """A CSV that grows by rows; a new column rewrites it once. Empty cells are what a row did not measure.
+
+    Args:
+        path: the file; rows that are there are kept.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.columns: list[str] = []
+        self.rows = 0
+        self.last: dict[str, str] | None = None
+        if self.path.is_file():
+            with open(self.path, newline="") as file:
+                rows = list(csv.DictReader(file))
+            self._write_all(rows)  # a kill may have left half a row
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row, unless it is the last one again."""
+        text = {name: repr(value) if isinstance(value, float) else str(value) for name, value in row.items()}
+        if text == self.last:
+            return
+        if new := [name for name in text if name not in self.columns]:
+            self._write_all(self._read(), self.columns + new)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(text)
+        self.rows += 1
+        self.last = text
+
+    def cut(self, rows: int) -> None:
+        """Keeps the first `rows` rows, and of the columns those that they use."""
+        if self.path.is_file() and rows < self.rows:
+            self._write_all(self._read()[:rows])
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write_all(self, rows: list[dict[str, str]], columns: list[str] | None = None) -> None:
+        rows = [{name: value for name, value in row.items() if name and value} for row in rows]
+        self.columns = columns or list(dict.fromkeys(name for row in rows for name in row))
+        self.rows, self.last = len(rows), rows[-1] if rows else None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+class RunCSVLogger(Logger):
+    """RUN/metrics.csv, appended to; Lightning's CSVLogger would delete the old file on a resume.
+
+    A row goes to the disk when it is logged. A checkpoint holds the number of rows (`rows`), and a resume cuts the file there
+    (`cut`), so that the file of a run that was killed and went on equals that of a run that was not.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        super().__init__()
+        self._folder = Path(folder)
+        self._file: CsvFile | None = None
+
+    @property
+    def file(self) -> CsvFile:
+        """The file metrics.csv, opened when first used."""
+        if self._file is None:
+            self._file = CsvFile(self._folder / "metrics.csv")
+        return self._file
+
+    @property
+    def rows(self) -> int:
+        """How many rows were written so far."""
+        return self.file.rows
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        return str(self._folder)
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row: step, epoch, and the metrics by name."""
+        metrics = dict(metrics)
+        row = {"step": int(step or 0), "epoch": int(metrics.pop("epoch", 0))}
+        self.file.append(row | {name: float(value) for name, value in sorted(metrics.items())})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def cut(self, rows: int) -> None:
+        """Drops what was logged after a checkpoint that held `rows` rows."""
+        self.file.cut(rows)
+
+
+def tensorboard(folder: str | os.PathLike) -> TensorBoardLogger:
+    """Lightning's TensorBoard logger, writing to RUN/tensorboard."""
+    return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard", default_hp_metric=False)
+
+
+@rank_zero_only
+def _note(text: str) -> None:
+    print(f"wandb: {text}; the run goes on with metrics.csv and TensorBoard", file=sys.stderr)
+
+
+def _reason_against_wandb() -> str | None:
+    """Why a run cannot be logged to Weights & Biases, or None. wandb would ask at a terminal, or raise a page of text."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode == "disabled":
+        return "WANDB_MODE=disabled"
+    try:
+        import wandb
+    except ImportError:
+        return "the package is not installed (pip install wandb)"
+    if mode == "online" and not wandb.setup().settings.api_key and not wandb.api.api_key:
+        return "no account here (`wandb login`, or WANDB_MODE=offline to sync later)"
+    return None
+
+
+def weights_and_biases(
+    project: str, folder: str | os.PathLike, name: str | None = None, config: Mapping[str, Any] | None = None
+) -> WandbLogger | None:
+    """A running W&B logger for this folder, or None with one line that says why not.
+
+    Online by default, offline with WANDB_MODE=offline (files under RUN/wandb; `wandb sync` sends them later). The run's id is
+    kept in RUN/wandb_id.txt, so that a resume continues the same W&B run.
+
+    Args:
+        project: W&B's project.
+        folder: the run's folder.
+        name: what the run is called; the last two parts of the folder if None.
+        config: nested settings to keep with it.
+    """
+    if reason := _reason_against_wandb():
+        _note(reason)
+        return None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = WandbLogger(
+        project=project,
+        save_dir=str(folder),
+        name=name or "/".join(folder.resolve().parts[-2:]),
+        id=_wandb_id(folder),
+        config=dict(config or {}),
+        settings={"init_timeout": 60, "console": "off"},
+    )
+    try:
+        _ = logger.experiment  # connects now: an error later would end the run
+    except Exception as error:  # no network, a refused key, a server that is down: whatever wandb raises
+        _note(re.sub(r"\s+", " ", str(error))[:200])
+        return None
+    return logger
+
+
+def _wandb_id(folder: Path) -> str | None:
+    if rank_zero_only.rank:
+        return None
+    path = folder / "wandb_id.txt"
+    if not path.is_file():
+        import wandb
+
+        path.write_text(wandb.util.generate_id() + "\n")
+    return path.read_text().strip()
