@@ -1,0 +1,229 @@
+"""Schedule values, parameter groups and LARS against the papers' numbers and hand-made steps."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lit_vision import optim
+from lit_vision.errors import UserError
+from lit_vision.lars import LARS
+
+
+@pytest.mark.parametrize(("epoch", "lr"), [(0, 0.0), (20, 1.2e-3), (40, 2.4e-3), (420, 1.2e-3), (800, 0.0), (900, 0.0)])
+@pytest.mark.parametrize("steps_per_epoch", [1, 312])
+def test_warmup_cosine__mae_pretraining_table(epoch: int, lr: float, steps_per_epoch: int) -> None:
+    peak = optim.scaled_lr(1.5e-4, None, 4096)
+    factor = optim.warmup_cosine(
+        epoch * steps_per_epoch, total_steps=800 * steps_per_epoch, warmup_steps=40 * steps_per_epoch
+    )
+    assert peak == pytest.approx(2.4e-3)
+    assert peak * factor == pytest.approx(lr, abs=1e-12)
+
+
+def test_warmup_cosine__edges() -> None:
+    assert optim.warmup_cosine(0, total_steps=10, warmup_steps=0) == 1.0
+    assert optim.warmup_cosine(10, total_steps=10, warmup_steps=2, min_ratio=0.25) == 0.25
+    assert optim.warmup_cosine(3, total_steps=4, warmup_steps=6) == 0.5  # the run ends inside the warm-up
+    values = [optim.warmup_cosine(s, total_steps=50, warmup_steps=10) for s in range(51)]
+    assert values[10] == max(values) == 1.0
+    assert values[:11] == sorted(values[:11])
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_scaled_lr__values_of_the_papers_and_faults() -> None:
+    assert optim.scaled_lr(0.3, None, 4096) == pytest.approx(4.8)  # SimCLR
+    assert optim.scaled_lr(5e-4, None, 1024) == pytest.approx(2e-3)  # MAE fine-tuning, ViT-B
+    assert optim.scaled_lr(0.1, None, 16384) == pytest.approx(6.4)  # MAE linear probe
+    assert optim.scaled_lr(0.3, 0.01, 4096) == 0.01
+    with pytest.raises(UserError, match="base_lr: neither"):
+        optim.scaled_lr(None, None, 256)
+    with pytest.raises(UserError, match="not positive"):
+        optim.scaled_lr(0.0, None, 256)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4), requires_grad=False)
+        self.patch = nn.Conv2d(3, 4, 2)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+
+
+def names_of(model: nn.Module, group: dict) -> set[str]:
+    ids = {id(p) for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in ids}
+
+
+def test_decay_groups__vectors_tokens_and_positions_are_exempt_and_frozen_ones_absent() -> None:
+    model = Tiny()
+    decayed, exempt = optim.decay_groups(model.named_parameters(), 0.05)
+    assert names_of(model, decayed) == {"patch.weight", "head.weight"}
+    assert decayed["weight_decay"] == 0.05
+    assert names_of(model, exempt) == {"cls_token", "patch.bias", "norm.weight", "norm.bias", "head.bias"}
+    assert exempt["weight_decay"] == 0.0
+    own_rule = optim.decay_groups(model.named_parameters(), 0.05, no_decay=lambda name, p: p.ndim <= 1)
+    assert "cls_token" in names_of(model, own_rule[0])  # the rule of the official pre-training
+
+
+def test_decay_that_touches_nothing_is_an_error() -> None:
+    norm = nn.LayerNorm(4)
+    with pytest.raises(UserError, match=r"weight_decay: 0\.05 touches no parameter"):
+        optim.decay_groups(norm.named_parameters(), 0.05)
+    assert len(optim.decay_groups(norm.named_parameters(), 0.0)) == 1
+    with pytest.raises(UserError, match="no parameter is trainable"):
+        optim.decay_groups(norm.requires_grad_(False).named_parameters(), 0.0)
+    head = nn.Linear(4, 2)
+    with pytest.raises(UserError, match=r"layer_decay: 0\.5 touches no parameter"):
+        optim.layer_decay_groups(head.named_parameters(), [["weight"]], 0.0, 0.5)
+    with pytest.raises(UserError, match="layers name parameters"):
+        optim.layer_decay_groups(head.named_parameters(), [["other"], ["weight"]], 0.0, 0.5)
+    with pytest.raises(UserError, match=r"layer_decay: 1\.5"):
+        optim.layer_decay_groups(head.named_parameters(), [], 0.0, 1.5)
+
+
+def test_layer_decay_groups__values_of_mae_fine_tuning() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(14)])  # ViT-B: patch embedding, 12 blocks, norm; and a head
+    model.add_module("head", nn.Linear(2, 2))
+    layers = [[f"{i}.weight", f"{i}.bias"] for i in range(14)]
+    groups = optim.layer_decay_groups(model.named_parameters(), layers, 0.05, 0.65)
+    scale = {name: group["lr_scale"] for group in groups for name in names_of(model, group)}
+    assert scale["0.weight"] == pytest.approx(0.003697, abs=5e-7)
+    assert scale["1.bias"] == pytest.approx(0.005688, abs=5e-7)
+    assert scale["12.weight"] == pytest.approx(0.65)
+    assert scale["13.weight"] == scale["head.weight"] == scale["head.bias"] == 1.0
+    assert len(scale) == len(list(model.parameters()))
+    optimizer = optim.build_optimizer(groups, "adamw", lr=2e-3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-3 * 0.65**13)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_lars__two_steps_by_hand(inside: bool) -> None:
+    w = nn.Parameter(torch.tensor([[3.0, 4.0]]))  # norm 5
+    b = nn.Parameter(torch.tensor([1.0]))
+    groups = [{"params": [w], "weight_decay": 0.1}, {"params": [b], "weight_decay": 0.1}]
+    optimizer = LARS(groups, lr=2.0, momentum=0.5, trust_coefficient=0.01, lr_in_momentum=inside)
+    w.grad, b.grad = torch.tensor([[0.0, 1.0]]), torch.tensor([0.5])
+    optimizer.step()
+    # g = (0, 1) + 0.1 (3, 4) = (0.3, 1.4); trust = 0.01 * 5 / |g|
+    g = (0.3, 1.4)
+    trust = 0.05 / math.hypot(*g)
+    first = [2.0 * trust * x for x in g]
+    torch.testing.assert_close(w.data, torch.tensor([[3.0 - first[0], 4.0 - first[1]]]))
+    torch.testing.assert_close(b.data, torch.tensor([1.0 - 2.0 * 0.5]))  # 1-D: plain SGD, no decay, no trust
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 1.0, 0.0
+    before = w.data.clone()
+    w.grad, b.grad = torch.zeros(1, 2), torch.zeros(1)  # only the buffer moves them
+    optimizer.step()
+    kept = 0.5 if inside else 0.25  # inside: half of a step taken at lr 2; outside: at today's lr 1
+    torch.testing.assert_close(w.data, before - kept * torch.tensor([first]))
+    torch.testing.assert_close(b.data, torch.tensor([-kept]))
+
+
+def test_lars__trust_does_not_depend_on_the_gradients_scale_and_zero_norms_give_plain_sgd() -> None:
+    moved = []
+    for scale in (1.0, 1000.0):
+        w = nn.Parameter(torch.ones(2, 2))
+        w.grad = scale * torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        LARS([w], lr=1.0).step()
+        moved.append(w.data)
+    torch.testing.assert_close(moved[0], moved[1])
+    zero = nn.Parameter(torch.zeros(2, 2))
+    zero.grad = torch.ones(2, 2)
+    LARS([zero], lr=0.5).step()
+    torch.testing.assert_close(zero.data, torch.full((2, 2), -0.5))
+    with pytest.raises(ValueError, match="out of range"):
+        LARS([zero], lr=-1.0)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_optimizer_lowers_a_quadratic_and_restores_its_state(name: str) -> None:
+    def run(steps: int, state: dict | None = None, start: torch.Tensor | None = None):
+        torch.manual_seed(0)
+        w = nn.Parameter(torch.randn(3, 3) if start is None else start.clone())
+        optimizer = optim.build_optimizer([{"params": [w], "weight_decay": 0.0, "lr_scale": 0.5}], name, lr=0.1)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            w.square().sum().backward()
+            optimizer.step()
+        return w.data, optimizer.state_dict()
+
+    start, _ = run(0)
+    whole, _ = run(6)
+    assert whole.norm() < start.norm()
+    half, state = run(3)
+    resumed, _ = run(3, state, half)
+    assert torch.equal(resumed, whole)
+
+
+def test_build_optimizer__unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="optimizer: 'adamx' is not one of adamw, adam, sgd, lars, lamb"):
+        optim.build_optimizer([{"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0}], "adamx", lr=0.1)
+
+
+def attached(batches: int = 10, **trainer) -> SimpleNamespace:
+    data = SimpleNamespace(batches_per_epoch=batches, global_batch_size=512)
+    settings = {
+        "datamodule": data,
+        "max_epochs": 3,
+        "limit_train_batches": 1.0,
+        "accumulate_grad_batches": 1,
+        "precision": "32-true",
+    }
+    return SimpleNamespace(trainer=SimpleNamespace(**{**settings, "is_global_zero": True, **trainer}))
+
+
+def test_plan_of__counts_accumulation_and_limits() -> None:
+    assert optim.plan_of(attached()) == optim.Plan(10, 3, 512)
+    assert optim.plan_of(attached(accumulate_grad_batches=4)).steps_per_epoch == 3  # the last, partial window steps too
+    assert optim.plan_of(attached(limit_train_batches=4)).steps_per_epoch == 4
+    assert optim.plan_of(attached(limit_train_batches=0.5, accumulate_grad_batches=5)).steps_per_epoch == 1
+    for wrong, text in (
+        ({"max_epochs": -1}, "max_epochs"),
+        ({"datamodule": None}, "batches_per_epoch"),
+        ({"limit_train_batches": 0}, "batch_size"),
+    ):
+        with pytest.raises(UserError, match=text):
+            optim.plan_of(attached(**wrong))
+
+
+def test_configure__steps_through_the_schedule_and_prints_once(capsys: pytest.CaptureFixture) -> None:
+    model = Tiny()
+    groups = optim.layer_decay_groups(
+        model.named_parameters(), [["cls_token", "patch.weight"], ["head.weight"]], 0.05, 0.5
+    )
+    made = optim.configure(attached(), groups, optimizer="sgd", base_lr=0.1, lr=None, warmup_epochs=1, min_lr=0.02)
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    seen = []
+    for _ in range(31):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    assert seen[0] == [0.0] * len(groups)
+    assert seen[10] == pytest.approx([0.2 * g["lr_scale"] for g in groups])
+    assert seen[20] == pytest.approx([0.11 * g["lr_scale"] for g in groups])
+    assert seen[30] == pytest.approx([0.02 * g["lr_scale"] for g in groups])
+    text = capsys.readouterr().out
+    assert "lr 0.2 = base_lr 0.1 x 512 images a step / 256" in text
+    assert text.count("layer_00") == 2
+    assert text.count("SGD") == 1
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+def test_configure__says_when_the_warmup_does_not_end_and_refuses_a_floor_above_the_peak(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    groups = optim.decay_groups(Tiny().named_parameters(), 0.05)
+    optim.configure(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, warmup_epochs=40)
+    assert "the warm-up does not end within this run; the learning rate stops at 0.0075" in capsys.readouterr().out
+    with pytest.raises(UserError, match="min_lr"):
+        optim.configure(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, min_lr=1.0)
+    optim.configure(attached(is_global_zero=False), groups, optimizer="adamw", base_lr=None, lr=0.1)
+    assert capsys.readouterr().out == ""
