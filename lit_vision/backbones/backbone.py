@@ -1,0 +1,322 @@
+"""A timm model behind one contract: pooled features, tokens of visible patches, feature maps, layer groups.
+
+Letters: B images, C channels, H W pixels, L patches, D width.
+
+Small bodies for 32-pixel images, cheap enough for two CPU cores (lists from a YAML recipe work like tuples):
+    Backbone("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))                          # 0.31 M parameters
+    Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)                # 0.68 M parameters
+"""
+
+import difflib
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import VisionTransformer, group_parameters
+from torch import Tensor, nn
+
+from lit_vision.errors import UserError
+
+# First convolution, max-pool (both as module paths) and by how much the strides of the first map and of the others fall.
+# VGG's convolutions are small already; what does not fit small images is its 7x7 fully connected part, which is left out.
+_SMALL_STEMS: dict[str, tuple[str | None, str | None, int, int]] = {
+    "ResNet": ("conv1", "maxpool", 2, 4),
+    "DenseNet": ("features.conv0", "features.pool0", 2, 4),
+    "EfficientNet": ("conv_stem", None, 2, 2),  # timm's class of MobileNet v1, v2 and EfficientNet
+    "MobileNetV3": ("conv_stem", None, 2, 2),
+    "ConvNeXt": ("stem.0", None, 4, 4),
+    "VGG": (None, None, 1, 1),
+}
+
+
+class Backbone(nn.Module):
+    """Any timm model without its classifier.
+
+    Args:
+        name: timm's name, as `timm.list_models()` gives it, with or without a weight tag ("vit_base_patch16_224.augreg_in21k").
+        pretrained: load timm's weights of that name (needs the network once).
+        img_size: side of the square input in pixels. ViTs are built for it; CNNs take any size and only note it in `data_config`.
+        patch_size: side of a patch in pixels, models with patches only.
+        in_chans: channels of the input.
+        pool: None is the model's own. "avg": mean over patches (ViTs: without cls; the final norm then comes after the mean,
+            timm's `fc_norm`) or over positions. "token": the cls token after the final norm, ViTs only.
+        stem: "small" is for CNNs on images of about 32 pixels: the first convolution becomes 3x3 with stride 1, and the max-pool
+            after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9).
+        drop_path_rate: stochastic depth, 0 to 1.
+        timm_args: what else timm's constructor of this family takes.
+
+    Attributes:
+        model: the timm model; its keys in a state dict are timm's.
+        width: D, length of the feature vector.
+        strides: pixels of the input per position of each map of `forward_maps`.
+        data_config: mean, std, interpolation, crop_pct and input_size of these weights, as timm knows them.
+        config: the arguments above, to build the same body again.
+
+    Raises:
+        UserError: unknown name (with close ones), an argument that this family does not take, weights that cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        img_size: int | None = None,
+        patch_size: int | None = None,
+        in_chans: int = 3,
+        pool: Literal["avg", "token"] | None = None,
+        stem: Literal["imagenet", "small"] = "imagenet",
+        drop_path_rate: float = 0.0,
+        **timm_args: Any,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "name": name,
+            "img_size": img_size,
+            "patch_size": patch_size,
+            "in_chans": in_chans,
+            "pool": pool,
+            "stem": stem,
+            "drop_path_rate": drop_path_rate,
+            **timm_args,
+        }
+        if pool not in (None, "avg", "token"):
+            raise UserError(f"pool: {pool!r} is not None, 'avg' or 'token'; choose one of these")
+        if stem not in ("imagenet", "small"):
+            raise UserError(f"stem: {stem!r} is not 'imagenet' or 'small'; choose one of these")
+        if stem == "small" and pretrained:
+            raise UserError("stem: 'small' has no pre-trained weights; use stem='imagenet' or pretrained=False")
+        arguments = {key: _tuples(value) for key, value in timm_args.items()}
+        arguments.update(in_chans=in_chans, num_classes=0)
+        arguments.update({"global_pool": pool} if pool else {}, **({"patch_size": patch_size} if patch_size else {}))
+        if drop_path_rate:
+            arguments["drop_path_rate"] = drop_path_rate
+        if stem == "small" and name.startswith("vgg"):
+            arguments["mlp_ratio"] = (
+                1 / 4096
+            )  # its 100 M fully connected weights are left out; do not spend 7 s to draw them
+        self.model = _create(name, pretrained, img_size, arguments)
+        if pool == "token" and not isinstance(self.model, VisionTransformer):
+            raise UserError(f"pool: 'token' needs a ViT with a cls token, {name} has none; use 'avg' or None")
+        if img_size or patch_size:
+            _check_patches(self.model)
+        reductions = _reductions(self.model)
+        if stem == "small":
+            reductions = _make_stem_small(name, self.model, reductions)
+        self.strides = reductions[-1:] if self._is_vit else reductions
+        self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        self.data_config = resolve_model_data_config(self.model)
+        if img_size is not None:
+            self.data_config["input_size"] = (in_chans, img_size, img_size)
+
+    @property
+    def _is_vit(self) -> bool:
+        return hasattr(self.model, "blocks") and hasattr(self.model, "patch_embed")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features.
+
+        Args:
+            images: (B, C, H, W) float, normalised as the weights want it.
+
+        Returns:
+            (B, D).
+
+        Raises:
+            UserError: the model is built for another size.
+        """
+        self._check_size(images)
+        return self.model(images)
+
+    def forward_tokens(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Tokens after the last block (and the final norm where the model has one before pooling), cls first.
+
+        Patches that are not kept are never seen by a block: MAE's encoder (He et al. 2022, arXiv:2111.06377, section 3).
+        The position is added before the selection, so each patch keeps its own.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+            ids_keep: (B, L_keep) indices of the patches to keep, row-major over the grid; None keeps all in order.
+
+        Returns:
+            (B, 1 + L_keep, D).
+
+        Raises:
+            UserError: not a plain ViT (cls token, no registers, learned or fixed absolute positions), or another image size.
+        """
+        model = self.model
+        if not is_plain_vit(model):
+            raise UserError(
+                f"backbone: {self.config['name']} has no tokens to drop; plain ViTs can: vit_tiny|small|base|large_patch16_224, "
+                "vit_huge_patch14_224, deit3_*"
+            )
+        self._check_size(images)
+        x = model.patch_embed(images)  # (B, L, D)
+        cls = model.cls_token
+        if model.no_embed_class:  # DeiT III: the cls token has no position
+            x = x + model.pos_embed
+        else:
+            x, cls = x + model.pos_embed[:, 1:], cls + model.pos_embed[:, :1]
+        if ids_keep is not None:
+            x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))  # (B, L_keep, D)
+        x = model.pos_drop(torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1))
+        return model.norm(model.blocks(model.norm_pre(x)))
+
+    def forward_maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps, fine to coarse, one for each of `strides`; a ViT gives its last one, without the final norm.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+
+        Returns:
+            [(B, C_i, H_i, W_i)]; H_i is H / strides[i] up to rounding (Inception's unpadded convolutions lose a few rows more).
+
+        Raises:
+            UserError: the model is built for another size, or this family gives no maps.
+        """
+        if not hasattr(self.model, "forward_intermediates"):
+            raise UserError(f"backbone: timm gives no feature maps of {self.config['name']}; choose another family")
+        self._check_size(images)
+        return self.model.forward_intermediates(images, indices=1 if self._is_vit else None, intermediates_only=True)
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of this module's parameters by depth, input to output, for layer-wise learning rates.
+
+        A ViT has depth + 2 groups: cls, positions and patch embedding; one per block; final norm (He et al. 2022, A.1).
+        timm's own matcher would put a token-pooled ViT's `norm` with the last block. Other families are grouped by timm's matcher.
+        The last group holds what comes after the body (it may be empty); a head outside belongs there too.
+
+        Raises:
+            UserError: nothing matched, so that a layer decay would touch no layer.
+        """
+        names = [name for name, _ in self.model.named_parameters()]
+        if self._is_vit:
+            groups: list[list[str]] = [[] for _ in range(len(self.model.blocks) + 2)]
+            for name in names:
+                groups[self._vit_layer(name)].append(f"model.{name}")
+            return groups
+        if not hasattr(self.model, "group_matcher"):
+            raise UserError(f"backbone: timm does not group the layers of {self.config['name']}; use layer_decay 1")
+        # The parameter that no pattern can match opens the group of what is unmatched, even where there is nothing else in it.
+        probe = "\0unmatched"
+        matched = group_parameters(_Names([*names, probe]), self.model.group_matcher(coarse=False))
+        groups = [[f"model.{name}" for name in matched[i] if name != probe] for i in sorted(matched)]
+        if not any(groups[:-1]):
+            raise UserError(f"backbone: no layer group of {self.config['name']} matched; use layer_decay 1")
+        return groups
+
+    def _vit_layer(self, name: str) -> int:
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        after = name.startswith(("norm.", "fc_norm.", "attn_pool.", "head"))
+        return len(self.model.blocks) + 1 if after else 0
+
+    def _check_size(self, images: Tensor) -> None:
+        embed = getattr(self.model, "patch_embed", None)
+        size = getattr(embed, "img_size", None)
+        if size is None or not getattr(embed, "strict_img_size", False):
+            return
+        if tuple(images.shape[-2:]) != tuple(size):
+            raise UserError(
+                f"img_size: images are {images.shape[-2]}x{images.shape[-1]} pixels and {self.config['name']} is built for "
+                f"{size[0]}x{size[1]}; set img_size in backbone_args or of the data"
+            )
+
+
+class _Names:
+    """Quacks like a module to timm's `group_parameters`, which reads only `named_parameters()`."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def named_parameters(self):
+        return ((name, None) for name in self.names)
+
+
+def is_plain_vit(model: nn.Module) -> bool:
+    """True for a ViT whose tokens are one cls token and the patches, with absolute positions."""
+    return (
+        isinstance(model, VisionTransformer)
+        and model.cls_token is not None
+        and model.num_prefix_tokens == 1
+        and model.pos_embed is not None
+        and not model.dynamic_img_size
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _create(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+    """timm.create_model with faults that a user can mend."""
+    remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    base = name.split(".")[0]
+    if not remote and not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
+        raise UserError(f"backbone: timm {timm.__version__} has no model {name!r}; {hint}")
+    if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
+        arguments = {**arguments, "img_size": img_size}
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        unknown = str(error).split("'")[1] if "unexpected keyword" in str(error) else None
+        if unknown is None:
+            raise
+        unknown = {"global_pool": "pool"}.get(unknown, unknown)
+        raise UserError(f"backbone_args.{unknown}: {name} takes no such argument; leave it out") from error
+    except AssertionError as error:
+        raise UserError(f"backbone_args: {name} refuses them: {error}; change the value") from error
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"pretrained: the weights of {name} are not on this machine and cannot be fetched (no network?); "
+            "connect once, or use pretrained=false"
+        ) from error
+    except RuntimeError as error:
+        if pretrained and "pretrained" in str(error).lower():
+            tags = ", ".join(timm.list_pretrained(f"{base}.*")[:4]) or "none"
+            raise UserError(f"pretrained: {error} (has: {tags}); choose one of these or pretrained=false") from error
+        raise
+
+
+def _check_patches(model: nn.Module) -> None:
+    embed = getattr(model, "patch_embed", None)
+    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    if size and patch and any(s % p for s, p in zip(size, patch)):  # timm would leave out the last rows silently
+        raise UserError(f"img_size: {size[0]} pixels are no multiple of the patch size {patch[0]}; change one of them")
+
+
+def _reductions(model: nn.Module) -> list[int]:
+    info = getattr(model, "feature_info", None)
+    info = getattr(info, "info", info) or []
+    return [int(entry["reduction"]) for entry in info]
+
+
+def _make_stem_small(name: str, model: nn.Module, reductions: list[int]) -> list[int]:
+    """Changes the stem in place; returns the new strides."""
+    kind = next((c.__name__ for c in type(model).__mro__ if c.__name__ in _SMALL_STEMS), None)
+    if kind is None:
+        mend = (
+            "use img_size and patch_size" if hasattr(model, "patch_embed") else "use stem='imagenet' on larger images"
+        )
+        raise UserError(f"stem: {name} has no small stem (ResNet, VGG, DenseNet, MobileNet, ConvNeXt have); {mend}")
+    conv_path, pool_path, first, others = _SMALL_STEMS[kind]
+    if kind == "VGG":
+        model.pre_logits = nn.Identity()
+        model.head_hidden_size = model.num_features
+    if conv_path is not None:
+        conv = model.get_submodule(conv_path)
+        if not isinstance(conv, nn.Conv2d):
+            raise UserError(f"stem: {name} begins with several convolutions; use the plain model of its family")
+        small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=conv.bias is not None)
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        if small.bias is not None:
+            nn.init.zeros_(small.bias)
+        model.set_submodule(conv_path, small)
+    if pool_path is not None:
+        model.set_submodule(pool_path, nn.Identity())
+    return [r // (first if i == 0 else others) for i, r in enumerate(reductions)]
