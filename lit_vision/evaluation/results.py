@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
+from lit_vision.evaluation.metrics import mean_sd
 
 PACKAGES = ("lit-vision", "torch", "torchvision", "lightning", "timm", "albumentations", "scikit-learn", "numpy")
 _TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
@@ -69,13 +70,8 @@ class Summary:
 
 def summarise(values: Iterable[float]) -> Summary | None:
     """Mean, sample standard deviation (n - 1) and count; None for no values; sd is None for a single value."""
-    values = [float(value) for value in values]
-    if not values:
-        return None
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Summary(mean, None, 1)
-    return Summary(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
+    values = list(values)
+    return Summary(*mean_sd(values), len(values)) if values else None
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
