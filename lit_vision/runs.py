@@ -29,6 +29,11 @@ def recipe_hash(recipe: str | os.PathLike | None, overrides: Sequence[str] = ())
     return sha256.hexdigest()
 
 
+def folder_of(recipe: str | os.PathLike | None, name: str = "") -> Path:
+    """runs/<recipe>/<name>; the recipe's file without .yaml, "run" without one."""
+    return Path("runs") / (Path(recipe).stem if recipe else "run") / name
+
+
 def new_folder(recipe: str | os.PathLike | None) -> Path:
     """runs/<recipe>/<time> for a run that starts now; every process of the run gets the same.
 
@@ -42,7 +47,7 @@ def new_folder(recipe: str | os.PathLike | None) -> Path:
         return Path(os.environ[_SHARED])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise UsageError("--run_dir: name the run's folder when torchrun or srun starts the processes")
-    parent = Path("runs") / (Path(recipe).stem if recipe else "run")
+    parent = folder_of(recipe)
     name = time.strftime("%Y%m%d-%H%M%S")
     folder, n = parent / name, 1
     while folder.exists():  # two runs in one second
@@ -65,7 +70,7 @@ def last_checkpoint(folder: str | os.PathLike) -> Path:
 def find_unfinished(recipe: str | os.PathLike | None, run_hash: str) -> Path | None:
     """The newest folder of runs/<recipe>/ that holds a checkpoint of this very run and no results yet; None if there is none."""
     found = []
-    for folder in (Path("runs") / (Path(recipe).stem if recipe else "run")).glob("*/"):
+    for folder in folder_of(recipe).glob("*/"):
         written = folder / "environment.json"
         if not last_checkpoint(folder).is_file() or (folder / "results.json").exists() or not written.is_file():
             continue

@@ -57,10 +57,19 @@ class StopOnNonFinite(Callback):
         folder = Path(trainer.default_root_dir) / "nonfinite"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}-rank{trainer.global_rank}.pt"
-        batches = [{k: v.cpu() for k, v in b.items() if isinstance(v, Tensor)} for b in self._batches if isinstance(b, dict)]
-        torch.save({"step": step, "epoch": trainer.current_epoch, "losses": losses, "parameters": broken, "batches": batches}, path)
+        batches = [
+            {k: v.cpu() for k, v in b.items() if isinstance(v, Tensor)} for b in self._batches if isinstance(b, dict)
+        ]
+        torch.save(
+            {"step": step, "epoch": trainer.current_epoch, "losses": losses, "parameters": broken, "batches": batches},
+            path,
+        )
         keys = torch.cat([b["key"] for b in batches if "key" in b] or [torch.empty(0, 3, dtype=torch.int64)])
-        what = f"the loss is {losses}" if not torch.tensor(losses).isfinite().all() else f"gradients of {len(broken)} parameters"
+        what = (
+            f"the loss is {losses}"
+            if not torch.tensor(losses).isfinite().all()
+            else f"gradients of {len(broken)} parameters"
+        )
         return (
             f"{path}: at step {step} {what} not finite, so the step was not taken; {len(keys)} sample keys and their batch are in "
             "this file. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or leave fp16 for bf16"

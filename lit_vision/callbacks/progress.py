@@ -144,14 +144,21 @@ class Progress(ProgressBar):
         if self._bar is None:
             self._say(trainer, self._text(trainer))
         if self._timings is not None:
-            row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "images": pace.images, "seconds": pace.seconds}
+            row = {
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+                "images": pace.images,
+                "seconds": pace.seconds,
+            }
             self._timings.append(row | {"images_per_second": pace.images_per_second, "waiting_for_data": pace.waiting})
         pace.reset()
 
     def _text(self, trainer: Trainer) -> str:
         pace, loop = self._pace, trainer.fit_loop
         total, done = self._total(trainer), loop.total_batch_idx + 1
-        per_batch = pace.seconds / pace.batches if pace.batches >= 5 or not self._seconds_per_batch else self._seconds_per_batch
+        per_batch = (
+            pace.seconds / pace.batches if pace.batches >= 5 or not self._seconds_per_batch else self._seconds_per_batch
+        )
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"step {trainer.global_step}"]
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None:

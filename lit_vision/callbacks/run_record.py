@@ -1,0 +1,150 @@
+"""What a run leaves to be found: environment.json when it begins, results.json when it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from lit_vision.checkpoint_files import sidecar
+from lit_vision.checkpointing import MONITORS, LastCheckpoint
+from lit_vision.evaluation import results
+
+
+class CountSamples(Callback):
+    """Counts the samples, on all processes, and the seconds of the last validation or test."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._samples, self._began = 0, 0.0
+
+    def total(self, trainer: Trainer) -> int:
+        """Samples on all processes; every process must ask."""
+        return int(
+            trainer.strategy.reduce(torch.tensor(self._samples, device=trainer.strategy.root_device), reduce_op="sum")
+        )
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._samples, self._began = 0, time.perf_counter()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Any, out: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self._samples += len(batch["key"]) if isinstance(batch, dict) else 0
+
+    def on_validation_end(self, *args: Any) -> None:
+        self.seconds = time.perf_counter() - self._began
+
+    on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
+
+
+class RunRecord(CountSamples):
+    """Writes RUN/environment.json (commit, versions, data fingerprint; a resume adds to its `resumed`) and RUN/results.json.
+
+    The metric of results.json is that of the last weights: the first of val/top1, val/knn_top1, val/loss that was measured, else
+    train/loss. What best.ckpt was chosen by is under `best`, since choosing by a split makes its number too good.
+
+    Args:
+        recipe: name or relative path of the recipe.
+        recipe_sha256: of the recipe's bytes; None without a file.
+        seed: the run's seed.
+        run_sha256: of recipe and overrides; by it `--resume auto` knows the run.
+        overrides: the settings typed after the recipe.
+        upload_weights: whether best.ckpt, else last.ckpt, becomes a W&B artifact at the end.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        recipe_sha256: str | None,
+        seed: int,
+        run_sha256: str,
+        overrides: list[str] | None = None,
+        upload_weights: bool = False,
+    ) -> None:
+        self.recipe, self.recipe_sha256, self.seed, self.run_sha256 = recipe, recipe_sha256, seed, run_sha256
+        self.overrides, self.upload_weights = list(overrides or []), upload_weights
+        super().__init__()
+        self._earlier = 0.0  # seconds of the run before a resume
+        self._started = time.perf_counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self._started = time.perf_counter()
+        now = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **results.environment(self.seed),
+            "recipe": self.recipe,
+            "recipe_sha256": self.recipe_sha256,
+            "overrides": self.overrides,
+            "run_sha256": self.run_sha256,
+            "data_fingerprint": getattr(trainer.datamodule, "fingerprint", None),
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+        }
+        path = Path(trainer.default_root_dir) / "environment.json"
+        if path.is_file():
+            first = json.loads(path.read_text())
+            now = {**first, "resumed": [*first.get("resumed", []), now]}
+        results.write_json(path, now)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update({"environment": now, "commit": now["commit"]}, allow_val_change=True)
+
+    # ---- how long, over resumes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._earlier + time.perf_counter() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict["seconds"]
+
+    # ---- what was measured
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        validated = self.total(trainer)
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        folder = Path(trainer.default_root_dir)
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        name = next((name for name, _ in MONITORS if name in measured), "train/loss")
+        if name not in measured:
+            return  # not one step was taken, e.g. a resume of a run that was complete: its results are there
+        knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
+        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+        digest = sidecar(checkpoint.path) if checkpoint else None
+        results.write_result(
+            folder / "results.json",
+            recipe=self.recipe,
+            recipe_sha256=self.recipe_sha256,
+            seed=self.seed,
+            overrides=self.overrides,
+            metric={"name": name, "value": measured[name]},
+            metrics=dict(sorted(measured.items())),
+            best=checkpoint.best if checkpoint else None,
+            samples=knn if name == "val/knn_top1" else validated,
+            seconds=self.state_dict()["seconds"],
+            images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
+            data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
+            weights_sha256=digest.read_text().split()[0] if digest and digest.is_file() else None,
+            epochs=trainer.current_epoch,
+            steps=trainer.global_step,
+        )
+        if self.upload_weights and checkpoint:
+            self._upload(trainer, checkpoint)
+
+    def _upload(self, trainer: Trainer, checkpoint: LastCheckpoint) -> None:
+        best = checkpoint.path.with_name("best.ckpt")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                artifact = wandb.Artifact(f"{Path(self.recipe).stem}-{logger.experiment.id}", type="model")
+                artifact.add_file(str(best if best.is_file() else checkpoint.path))
+                logger.experiment.log_artifact(artifact)

@@ -1,0 +1,328 @@
+"""The one file that knows LightningCLI: a recipe and a command line become a model, its data and a Trainer.
+
+What LightningCLI does by itself and is undone here (each was seen): `--ckpt_path FILE` replaces `model.*` of the recipe by what the file
+says; abbreviated flags are guessed; a wrong key prints 57 lines; optimisers are configured behind the module's back; `validate`
+without a checkpoint measures random weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_vision import loggers, runs
+from lit_vision.callbacks.nonfinite import StopOnNonFinite
+from lit_vision.callbacks.progress import Progress
+from lit_vision.callbacks.run_record import CountSamples, RunRecord
+from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
+from lit_vision.errors import UsageError, UserError
+from lit_vision.evaluation import results
+
+_OWN = (
+    "run_dir",
+    "name",
+    "resume",
+    "wandb",
+    "wandb_weights",
+)  # of the command, not of the experiment: left out of config.yaml
+
+
+class Parser(LightningArgumentParser):
+    """Flags are never guessed from their beginnings, and an error is one line that names the key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Raises UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
+        raise UsageError(one_line(message)) from ex
+
+
+def one_line(message: str) -> str:
+    """jsonargparse's report of a wrong setting as "<key>: <what>; <the mend>"."""
+    key = (re.findall(r'Parser key "([^"]+)":', message) or [""])[0]
+    reasons = re.findall(r"^\s*- (.+(?:\n\s{6,}.+)*)", message, re.MULTILINE)
+    reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
+    of_class = re.search(r"'class_path': '([^']+)'", message)
+    if match := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
+        option, path = match[1], of_class[1] if of_class else ""
+        known = _arguments(path)
+        where = f"{key}.init_args.{option}" if key else option
+        return f"{where}: {path.rsplit('.', 1)[-1] or 'this class'} takes no such argument; {_nearest(option, known)}"
+    if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
+        return f"{match[1]}: no such key; {_nearest_key(match[1])}"
+    if match := re.search(r"unrecognized arguments: (\S+)", message):
+        return f"{match[1]}: no such flag; {_nearest_key(match[1].lstrip('-').split('=')[0])}"
+    if match := re.search(r"following arguments are required: (?:\w+\.)?(\S+)", message):
+        return f"{match[1]}: is missing; give class_path and init_args as the recipes in experiments/ do"
+    if match := re.search(r"File does not exist: '([^']+)'", message):
+        return f"{match[1]}: no such file"
+    if "Problems parsing config" in message:
+        return f"not a YAML file: {' '.join(message.split()).removeprefix('Problems parsing config: ')}"
+    given = re.findall(r"Given value: (.+)", message) if not of_class else []
+    text = reasons[-1] if reasons else " ".join(re.sub(r'^Parser key "[^"]+":', "", message).split())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    if of_class and (inner := re.match(r"(\w+): (.+)", text)):  # an argument of the class: its own message came through
+        return f"{key}.init_args.{inner[1]}: {inner[2]}"
+    return f"{key}: {text}{', not ' + given[0] if given else ''}" if key else text
+
+
+def _arguments(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return [n for n in inspect.signature(found).parameters] if inspect.isclass(found) else []
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}" if known else "see its documentation"
+
+
+def _nearest_key(key: str) -> str:
+    head, _, last = key.rpartition(".")
+    if head == "trainer":
+        return _nearest(last, _arguments("lightning.pytorch.trainer.trainer.Trainer"))
+    top = key.split(".")[0]
+    near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *_OWN, "config"], n=1)
+    return f"did you mean {near[0]}?" if near and near[0] != top else "lit-vision fit --help lists them"
+
+
+class SaveConfig(SaveConfigCallback):
+    """RUN/config.yaml: the complete settings of a fit, which `fit --config` takes as a recipe."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False))
+
+
+def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The settings as plain values, without what belongs to this command alone."""
+    settings = yaml.safe_load(parser.dump(config, skip_validation=True))
+    return {k: v for k, v in settings.items() if k not in (*_OWN, "config", "ckpt_path", "verbose")}
+
+
+class RunCLI(LightningCLI):
+    """fit | validate | test of one recipe.
+
+    Args:
+        args: the words after `lit-vision`, the command first.
+        recipe: the recipe's file.
+        overrides: the words that change it, for the record.
+    """
+
+    folder: Path = Path()
+
+    def __init__(self, args: Sequence[str], recipe: str | None, overrides: Sequence[str]) -> None:
+        self.recipe, self.overrides = recipe, list(overrides)
+        self.resume_from: Path | None = None
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
+        super().__init__(
+            args=list(args),
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # our modules call save_hyperparameters with plain values themselves
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+        )
+
+    # ---- what can be typed
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        hidden = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders", "ckpt_path"},
+            "validate": hidden | {"dataloaders"},
+            "test": hidden | {"dataloaders"},
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="seed of initialisation, order and augmentation"
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir", type=str, default=None, help="the run's folder; runs/<recipe>/<time> if not given"
+        )
+        parser.add_argument("--name", type=str, default=None, help="the run's folder is runs/<recipe>/<name>")
+        parser.add_argument("--resume", type=str, default=None, help="auto, or a checkpoint: go on with this run")
+        parser.add_argument("--wandb", type=str, default=None, help="log to this Weights & Biases project as well")
+        parser.add_argument("--wandb_weights", type=bool, default=False, help="upload the final weights to W&B")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        own = self.config[self.config.subcommand]
+        if not own.get("data"):
+            raise UsageError("data: is missing; give class_path and init_args as the recipes in experiments/ do")
+        if own.trainer.use_distributed_sampler:
+            raise UsageError(
+                "trainer.use_distributed_sampler: must be false; our sampler shares out the samples itself"
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the recipe says what the model is."""
+
+    # ---- from settings to objects
+
+    def before_instantiate_classes(self) -> None:
+        own = self.config[self.subcommand]
+        self.run_sha256 = runs.recipe_hash(self.recipe, self.overrides)
+        if self.subcommand == "fit":
+            run_dir = own.run_dir or (own.name and str(runs.folder_of(self.recipe, own.name)))
+            self.folder, self.resume_from = runs.choose(self.recipe, self.run_sha256, run_dir, own.resume)
+            return
+        # a checkpoint is complete in itself: its weights replace those that the run began with
+        inside = Path(own.ckpt_path).resolve().parent
+        self.folder = Path(own.run_dir) if own.run_dir else inside.parent if inside.name == "checkpoints" else inside
+        model = own.model.get("init_args", Namespace())
+        if model.get("backbone_checkpoint"):
+            model.backbone_checkpoint = None
+        if (model.get("backbone_args") or {}).get("pretrained"):
+            model.backbone_args["pretrained"] = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config_init[self.subcommand].trainer
+        plugins = settings.get("plugins") or []
+        kwargs |= {
+            "default_root_dir": str(self.folder),
+            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicIO()],
+            "logger": self._loggers(settings.get("logger")),
+        }
+        callbacks = settings.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        kwargs["callbacks"] = callbacks + self._callbacks(callbacks, settings)
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False or self.subcommand != "fit":
+            return False
+        named = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        found: list[Logger] = [loggers.RunCSVLogger(self.folder), *(named or [loggers.tensorboard(self.folder)])]
+        own = self.config[self.subcommand]
+        if own.wandb:
+            config = _plain(self._parser(self.subcommand), own)
+            if logger := loggers.weights_and_biases(own.wandb, self.folder, config=config):
+                found.append(logger)
+        return found
+
+    def _callbacks(self, given: list[Any], settings: Namespace) -> list[Any]:
+        """What every run has unless the recipe names another of its kind."""
+        seed = self.config[self.subcommand].seed_everything
+        own = [KeyedRandomness(seed)]
+        if settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
+            own.append(Progress())
+        if self.subcommand != "fit":
+            return own
+        if not any(isinstance(c, StopOnNonFinite) for c in given):
+            own.append(StopOnNonFinite())
+        if settings.enable_checkpointing is not False and not settings.fast_dev_run:
+            own += [] if any(isinstance(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
+            own.append(
+                RunRecord(
+                    _shown(self.recipe),
+                    self.recipe and results.sha256_of_file(self.recipe),
+                    seed,
+                    self.run_sha256,
+                    self.overrides,
+                    upload_weights=self.config[self.subcommand].wandb_weights,
+                )
+            )
+        return own
+
+    # ---- what is run
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains; goes on from the checkpoint that --resume found."""
+        if self.trainer.is_global_zero:
+            if self.resume_from:
+                print(f"going on from {self.resume_from}", flush=True)
+            elif self.config.fit.resume:
+                print(f"--resume auto: no checkpoint of this run yet, so it starts anew in {self.folder}", flush=True)
+        try:
+            self.trainer.fit(ckpt_path=self.resume_from, **kwargs)
+        except RuntimeError as error:
+            if self.resume_from and "loading state_dict" in str(error):
+                raise UserError(f"--resume {self.resume_from}: {_misfit(error)}") from error
+            raise
+
+    def validate(self, ckpt_path: str, **kwargs: Any) -> None:
+        """Measures a checkpoint on the validation split."""
+        self._evaluate(ckpt_path, **kwargs)
+
+    def test(self, ckpt_path: str, **kwargs: Any) -> None:
+        """Measures a checkpoint on the test split."""
+        self._evaluate(ckpt_path, **kwargs)
+
+    def _evaluate(self, ckpt_path: str, model: Any, datamodule: Any, **kwargs: Any) -> None:
+        # not through the Trainer's ckpt_path: it would restore the position in the training data too, and refuse other data
+        checkpoint = AtomicIO().load_checkpoint(ckpt_path)
+        try:
+            model.load_state_dict(checkpoint.get("state_dict", {}))
+        except RuntimeError as error:
+            raise UserError(f"{ckpt_path}: {_misfit(error)}") from error
+        counted = CountSamples()
+        self.trainer.callbacks.append(counted)
+        measured = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
+        measured = {name: value for found in measured for name, value in found.items()}
+        if not measured:
+            raise UserError(f"{self.subcommand}: {type(model).__name__} measures nothing on this split")
+        self._write_measured(Path(ckpt_path), measured, counted.total(self.trainer), counted.seconds)
+
+    @rank_zero_only
+    def _write_measured(self, ckpt_path: Path, measured: dict[str, float], samples: int, seconds: float) -> None:
+        prefix = {"validate": "val"}.get(self.subcommand, self.subcommand)
+        name = next((n for n in (f"{prefix}/top1", f"{prefix}/loss") if n in measured), next(iter(measured)))
+        for key, value in measured.items():
+            print(f"{key:<16} {value:.4f}")
+        results.write_result(
+            self.folder / f"results-{self.subcommand}.json",
+            recipe=_shown(self.recipe),
+            seed=self.config[self.subcommand].seed_everything,
+            metric={"name": name, "value": measured[name]},
+            metrics=measured,
+            samples=samples,
+            seconds=seconds,
+            data_fingerprint=getattr(self.datamodule, "fingerprint", None),
+            weights_sha256=results.sha256_of_file(ckpt_path),
+        )
+
+
+def _shown(recipe: str | None) -> str:
+    """A recipe as results name it: never an absolute path."""
+    return "none" if recipe is None else Path(recipe).name if Path(recipe).is_absolute() else str(recipe)
+
+
+def _misfit(error: RuntimeError) -> str:
+    """load_state_dict's page of keys as one line."""
+    text = str(error)
+    kinds = {"Missing key": "missing", "Unexpected key": "not in the model", "size mismatch": "of another shape"}
+    found = []
+    for start, word in kinds.items():
+        if start == "size mismatch":
+            keys = re.findall(r"size mismatch for (\S+):", text)
+        else:
+            keys = re.findall(r'"([^"]+)"', (re.findall(start + r"\(s\) in state_dict: (.+)", text) or [""])[0])
+        if keys:
+            found.append(f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    return f"does not fit the recipe's model: {'; '.join(found)}. Use the recipe that the checkpoint was made with"
