@@ -1,0 +1,390 @@
+"""Weights from a file into a module, with a report, or not at all.
+
+Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*`
+(SimCLR), `head.*` (classifier). What may then be left over is written down in RULES, per pair of source layout and target; any
+other missing, unexpected or reshaped key raises PartialMatch with the table of keys. Nothing in a file is ever executed.
+"""
+
+import argparse
+import json
+import os
+import pickle
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_vision.backbones.backbone import Backbone, is_plain_vit
+from lit_vision.backbones.pos_embed import resize_pos_embed
+from lit_vision.errors import UserError
+from lit_vision.evaluation.results import sha256_of_file
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FB = "facebookresearch/mae"
+
+# (source layout, target): keys of the source that may be dropped, keys of the target that may start anew.
+# "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
+_DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
+RULES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    ("MAE", "MAE"): ((), ()),
+    ("MAE", "SimCLR"): (_DECODER, _PROJECTION),
+    ("MAE", "Classifier"): (_DECODER, _HEAD),
+    ("MAE", "Backbone"): (_DECODER, ()),
+    ("SimCLR", "SimCLR"): ((), ()),
+    ("SimCLR", "Classifier"): (_PROJECTION, _HEAD),
+    ("SimCLR", "Backbone"): (_PROJECTION, ()),
+    ("Classifier", "Classifier"): ((), ()),
+    ("Classifier", "Backbone"): (_HEAD, ()),
+    ("Backbone", "MAE"): ((), _DECODER),
+    ("Backbone", "SimCLR"): ((), _PROJECTION),
+    ("Backbone", "Classifier"): ((), _HEAD),
+    ("Backbone", "Backbone"): ((), ()),
+    ("timm", "MAE"): (("<classifier>",), _DECODER),
+    ("timm", "SimCLR"): (("<classifier>",), _PROJECTION),
+    ("timm", "Classifier"): (("<classifier>",), _HEAD),
+    ("timm", "Backbone"): (("<classifier>",), ()),
+    (f"{FB} (encoder)", "MAE"): ((), _DECODER),
+    (f"{FB} (encoder)", "Classifier"): ((), _HEAD),
+    (f"{FB} (encoder)", "Backbone"): ((), ()),
+    (f"{FB} (full)", "MAE"): ((), ()),
+    (f"{FB} (full)", "Classifier"): (_DECODER, _HEAD),
+    (f"{FB} (full)", "Backbone"): (_DECODER, ()),
+    (f"{FB} (fine-tuned)", "Classifier"): ((), ("head_norm.*",)),
+    (f"{FB} (fine-tuned)", "Backbone"): (_HEAD, ()),
+}
+# Pre-training ends with `norm` on all tokens; a body that averages patches has `fc_norm` after the mean instead (papers: He et al.
+# 2022, A.1 and its code). Where the source has the first and the target the second, one goes and the other starts anew.
+_NORM, _FC_NORM = "backbone.norm.", "backbone.fc_norm."
+_RESIZABLE = ("backbone.pos_embed", "decoder.pos_embed")
+_TARGETS = ("MAE", "SimCLR", "Classifier", "Backbone")
+
+
+class PartialMatch(UserError):
+    """A file that fits a module only in part. `rows` holds (key, what is wrong, shape in the file, shape in the module)."""
+
+    def __init__(self, head: str, rows: list[tuple[str, str, str, str]], shown: int = 24) -> None:
+        table = [("key", "", "in the file", "in the module"), *rows[:shown]]
+        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
+        more = [f"  ... and {len(rows) - shown} more"] if len(rows) > shown else []
+        super().__init__("\n".join([head, *lines, *more]))
+        self.rows = rows
+
+
+@dataclass
+class LoadReport:
+    """What `load_into` did. Keys are in the common form (`backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`).
+
+    Attributes:
+        path: the file.
+        source: its layout.
+        target: class of the module.
+        matched: keys loaded, resized ones included.
+        dropped: keys of the file that the target has no use for.
+        new: keys of the module that keep their initial values.
+        resized: keys whose position table was resized.
+        mean, std: pixel statistics that the weights want, per channel in [0, 1]; None where the file does not say.
+        metadata: the file's own (safetensors), strings.
+    """
+
+    path: str
+    source: str
+    target: str
+    matched: list[str]
+    dropped: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} matched"]
+        for name in ("dropped", "new", "resized"):
+            if keys := getattr(self, name):
+                parts.append(f"{len(keys)} {name} ({_summary(keys)})")
+        return f"weights: {self.path} ({self.source}) into {self.target}: {', '.join(parts)}"
+
+
+def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
+    """Copies the weights of a file into a module; nothing is changed unless all of it fits by the rules.
+
+    A module with buffers `mean` and `std` gets those of the file, where it has them.
+
+    Args:
+        module: a Backbone, MAE, SimCLR or Classifier.
+        path: our checkpoint, `save_backbone`'s file, timm's state dict, facebookresearch/mae's file; .safetensors or torch.save's.
+
+    Returns:
+        The report; print it.
+
+    Raises:
+        PartialMatch: a key is missing, unexpected or reshaped; with the table.
+        UserError: no such file, no checkpoint, a file that would run code, or a pair of source and target without a rule.
+    """
+    state, metadata = _read(path)
+    state, layout = _common_form(state, metadata)
+    mean, std = state.pop("mean", None), state.pop("std", None)
+    kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
+    if (layout, kind) not in RULES:
+        raise UserError(
+            f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_targets_of(layout)}"
+        )
+    backbone = module if isinstance(module, Backbone) else module.backbone
+    own = {_common_key(key, "" if module is backbone else "backbone."): key for key in module.state_dict()}
+    own = {key: name for key, name in own.items() if key not in ("mean", "std")}
+    target = module.state_dict()
+    drop, new = RULES[layout, kind]
+    drop = tuple(
+        pattern for entry in drop for pattern in (_classifier_of(backbone) if entry == "<classifier>" else (entry,))
+    )
+    if any(k.startswith(_NORM) for k in state) and not any(k.startswith(_FC_NORM) for k in state):
+        if any(k.startswith(_FC_NORM) for k in own):
+            drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
+
+    report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
+    values: dict[str, Tensor] = {}
+    rows: list[tuple[str, str, str, str]] = []
+    for key, value in state.items():
+        if key not in own:
+            if _any(key, drop):
+                report.dropped.append(key)
+            else:
+                rows.append((key, "unexpected", _shape(value), "-"))
+            continue
+        wanted = target[own[key]]
+        if key in _RESIZABLE and value.shape != wanted.shape:
+            resized = _resized(value, wanted, backbone)
+            if resized is not None:
+                value = resized
+                report.resized.append(key)
+        if value.shape != wanted.shape:
+            rows.append((key, "reshaped", _shape(value), _shape(wanted)))
+            continue
+        report.matched.append(key)
+        values[own[key]] = value.to(wanted.dtype)
+    for key, name in own.items():
+        if key in state:
+            continue
+        if _any(key, new):
+            report.new.append(key)
+        else:
+            rows.append((key, "missing", "-", _shape(target[name])))
+    if not any(key.startswith("backbone.") for key in report.matched):
+        rows = rows or [(key, "missing", "-", _shape(target[name])) for key, name in own.items()]
+        raise PartialMatch(f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows)
+    if rows:
+        raise PartialMatch(
+            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with",
+            rows,
+        )
+    module.load_state_dict(values, strict=False)
+    report.mean = None if mean is None else [round(v, 6) for v in mean.tolist()]
+    report.std = None if std is None else [round(v, 6) for v in std.tolist()]
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and isinstance(getattr(module, name, None), Tensor):
+            getattr(module, name).copy_(value)
+    return report
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the file's own names; `mean` and `std` (3,) are among them where the file implies them.
+
+    Raises:
+        UserError: no such file, no checkpoint, a damaged one, or one that would run code.
+    """
+    state, metadata = _read(path)
+    common, _ = _common_form(state, metadata)
+    return {**state, **{name: common[name] for name in ("mean", "std") if name in common}}
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hex sha256 of a file's bytes: what tables and releases name a set of weights by."""
+    return sha256_of_file(path)
+
+
+def save_backbone(
+    path: str | os.PathLike,
+    backbone: Backbone,
+    mean: Any,
+    std: Any,
+    *,
+    half: bool = False,
+    **metadata: Any,
+) -> Path:
+    """Writes a body as safetensors under timm's names, so that timm loads it too; `load_into` and `load_backbone` read it back.
+
+    Args:
+        path: ends in .safetensors; its folder is made.
+        backbone: the body; its `config` goes into the metadata.
+        mean: (3,) numbers or tensor, per channel in [0, 1], that the body was trained with.
+        std: (3,), likewise.
+        half: store floats as float16 (half the size; weights change by at most one part in 2048).
+        metadata: anything more; values that are no strings are written as JSON.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: another suffix, or half precision cannot hold a value.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: weights are published as safetensors; end the name in .safetensors")
+    state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+        if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+            raise UserError(f"{path}: float16 cannot hold {bad[0]}; save with half=False")
+    notes = {"format": "pt", "lit_vision": "Backbone", "backbone": json.dumps(backbone.config)}
+    notes.update(mean=json.dumps(_numbers(mean)), std=json.dumps(_numbers(std)))
+    notes.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")  # a kill leaves the old file whole
+    save_file(state, beside, metadata=notes)
+    os.replace(beside, path)
+    return path
+
+
+def load_backbone(path: str | os.PathLike) -> tuple[Backbone, LoadReport]:
+    """The body that `save_backbone` wrote, built from the file's own description. The report has mean and std.
+
+    Raises:
+        UserError: the file has no such description.
+    """
+    _, metadata = _read(path)
+    if "backbone" not in metadata:
+        raise UserError(f"{path}: does not say which backbone it holds; build the Backbone and use load_into")
+    backbone = Backbone(**json.loads(metadata["backbone"]))
+    return backbone, load_into(backbone, path)
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, outer dictionaries opened."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path of the checkpoint")
+    if Path(f"{path}.sha256").is_file():
+        from lit_vision.checkpoint_files import is_valid  # needs lightning: seconds to import
+
+        if not is_valid(path):
+            raise UserError(f"{path}: its bytes are not those that were written (see {path}.sha256); take another copy")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path}: no whole safetensors file ({error}); take another copy") from error
+    try:
+        # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "GLOBAL" in text or "Unsupported" in text:
+            what = text.split("\n")[0].split("WeightsUnpickler error:")[-1].strip()[:120]
+            raise UserError(
+                f"{path}: holds more than tensors and plain data, which could run code and is not loaded ({what}); "
+                "save its state dict as safetensors where you trust it"
+            ) from error
+        raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: is not a whole checkpoint; give a file of torch.save or safetensors") from error
+    metadata: dict[str, str] = {}
+    for outer in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(outer), dict):
+            content, metadata = content[outer], {"outer": outer}
+            break
+    state = {}
+    if isinstance(content, dict):
+        state = {_plain(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not state:
+        raise UserError(f"{path}: holds no tensors by name; give a state dict or a checkpoint")
+    return state, metadata
+
+
+def _plain(key: str) -> str:
+    """Without what DistributedDataParallel and torch.compile put in front."""
+    return key.removeprefix("module.").replace("_orig_mod.", "")
+
+
+def _common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
+    """The state in the common form, and the name of its layout."""
+    if any(key.startswith("backbone.model.") for key in state):
+        own = {_common_key(key, "backbone."): value for key, value in state.items()}
+        marks = {"decoder.": "MAE", "projection.": "SimCLR", "head.": "Classifier"}
+        layout = next((name for mark, name in marks.items() if any(k.startswith(mark) for k in own)), "Backbone")
+        return own, layout
+    if all(key.startswith("model.") for key in state):
+        return {_common_key(key, ""): value for key, value in state.items()}, "Backbone"
+    if metadata.get("lit_vision") == "Backbone":
+        own = {f"backbone.{key}": value for key, value in state.items()}
+        return {**own, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
+    vit = "cls_token" in state and "blocks.0.attn.qkv.weight" in state
+    full = "decoder_embed.weight" in state
+    fine_tuned = metadata.get("outer") == "model" and "fc_norm.weight" in state
+    if vit and (full or fine_tuned or (metadata.get("outer") == "model" and "head.weight" not in state)):
+        part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
+        common = {_common_mae_key(key): value for key, value in state.items()}
+        common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
+        return common, f"{FB} ({part})"
+    return {f"backbone.{key}": value for key, value in state.items()}, "timm"
+
+
+def _common_key(key: str, prefix: str) -> str:
+    """`<prefix>model.X` to `backbone.X`; the rest as it is."""
+    return f"backbone.{key.removeprefix(prefix + 'model.')}" if key.startswith(f"{prefix}model.") else key
+
+
+def _common_mae_key(key: str) -> str:
+    if key == "mask_token":
+        return "decoder.mask_token"
+    if key.startswith("decoder_"):
+        return f"decoder.{key.removeprefix('decoder_')}"
+    return key if key.startswith("head.") else f"backbone.{key}"
+
+
+def _classifier_of(backbone: Backbone) -> tuple[str, ...]:
+    names = (backbone.model.pretrained_cfg or {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return tuple(f"backbone.{name}.*" for name in (*names, "AuxLogits"))  # AuxLogits: Inception's second classifier
+
+
+def _resized(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
+    """The table on the wanted grid, or None where it cannot be."""
+    if value.ndim != 3 or value.shape[2] != wanted.shape[2] or not is_plain_vit(backbone.model):
+        return None
+    grid = backbone.model.patch_embed.grid_size
+    prefix = wanted.shape[1] - grid[0] * grid[1]
+    try:
+        return resize_pos_embed(value, grid, prefix)
+    except ValueError:
+        return None
+
+
+def _targets_of(layout: str) -> str:
+    return ", ".join(target for source, target in RULES if source == layout)
+
+
+def _any(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "scalar"
+
+
+def _numbers(value: Any) -> list[float]:
+    return [round(float(v), 6) for v in value]
+
+
+def _summary(keys: list[str]) -> str:
+    """`decoder.blocks.0.norm1.weight, ...` to `decoder.*`; few keys in full."""
+    stems = dict.fromkeys(".".join(k.split(".")[: 2 if k.startswith("backbone.") else 1]) for k in keys)
+    names = keys if len(keys) <= 2 else [stem if stem in keys else f"{stem}.*" for stem in stems]
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
