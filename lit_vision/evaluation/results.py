@@ -6,15 +6,9 @@ A run's result holds `metric` (name, value), a study's holds `cells`; both hold 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
+from lit_vision.evaluation.environment import environment, peak_memory_mb, sha256_of_file
 from lit_vision.evaluation.metrics import mean_sd
 
-PACKAGES = ("lit-vision", "torch", "torchvision", "lightning", "timm", "albumentations", "scikit-learn", "numpy")
 _TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
 _NONE = (type(None),)
 # key: the types that JSON may hold there. Missing keys are an error, so that "unknown" is always written down as null.
@@ -72,91 +66,6 @@ def summarise(values: Iterable[float]) -> Summary | None:
     """Mean, sample standard deviation (n - 1) and count; None for no values; sd is None for a single value."""
     values = list(values)
     return Summary(*mean_sd(values), len(values)) if values else None
-
-
-def sha256_of_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process or one of its ended children held, in MB (10^6 bytes); CPU memory only."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB elsewhere
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6, 1)
-
-
-def device_name() -> str:
-    """The accelerator's name if there is one, else the CPU's."""
-    torch = sys.modules.get("torch")  # not imported for this alone: it costs seconds
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _git(*words: str) -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def commit() -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout that this code runs from; (None, None) for an installed copy.
-
-    Dirty means that a tracked file differs from the commit; files that git does not know are not looked at.
-    A copy installed inside some other project's checkout is not mistaken for that project: this file must be tracked.
-    """
-    if not _git("ls-files", "--error-unmatch", "--", Path(__file__).name):
-        return None, None
-    head = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return head, None if changes is None else bool(changes)
-
-
-def environment(seed: int | None = None, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
-    """What a number needs to be made again: commit, dirty flag, seed, versions, device, cores, Python, system.
-
-    Args:
-        seed: the run's seed, None if it had none.
-        packages: distributions whose versions are noted; those not installed are left out.
-
-    Returns:
-        A dict for JSON. No host name, user name or path.
-    """
-    head, dirty = commit()
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "commit": head,
-        "dirty": dirty,
-        "seed": seed,
-        "device": device_name(),
-        "cores": cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
-    }
 
 
 def make_cell(start: str, protocol: str, labels: int, values: Iterable[float], **rest: Any) -> dict[str, Any]:
