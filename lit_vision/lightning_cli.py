@@ -85,7 +85,7 @@ def one_line(message: str) -> str:
 def _arguments(path: str) -> list[str]:
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
-    return [n for n in inspect.signature(found).parameters] if inspect.isclass(found) else []
+    return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -134,6 +134,8 @@ class RunCLI(LightningCLI):
         self.resume_from: Path | None = None
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
+        warnings.filterwarnings("ignore", ".*You have overridden `on_after_batch_transfer`.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own call of torch
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(
             args=list(args),

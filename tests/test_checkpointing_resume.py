@@ -1,0 +1,130 @@
+"""Kill a real run, go on, and compare every bit with the run that nobody killed."""
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_vision.checkpointing import is_valid
+from lit_vision.train import main
+
+sys.path.insert(0, str(Path(__file__).parent / "toys"))
+
+RECIPE = """
+seed_everything: 3
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  log_every_n_steps: 1
+  enable_model_summary: false
+  accumulate_grad_batches: ACCUMULATE
+  val_check_interval: VAL
+  callbacks:
+    - {class_path: lit_vision.checkpointing.LastCheckpoint, init_args: {every_n_steps: 1}}
+model: {class_path: toy_run.MODEL, init_args: {width: 4}}
+data: {class_path: toy_run.ToyData, init_args: {n: 24, num_workers: WORKERS}}
+"""
+
+
+def in_child(words: list[str], log: Path, stop: str = "") -> int:
+    """Runs the command in a fork (lightning is imported already); its exit code, negative for a signal."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.environ["TOY_STOP"] = stop
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
+            torch.set_num_threads(1)
+            try:
+                code = main(words)
+            except BaseException as error:
+                print(repr(error))
+                raise
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def state(run: Path) -> dict:
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {k: kept[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "loops")}
+
+
+def assert_same(a, b, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+class Case:
+    def __init__(self, folder: Path, workers: int = 0, accumulate: int = 1, val: str = "1.0", model: str = "ToyNet"):
+        self.folder = folder
+        self.recipe = folder / "toy.yaml"
+        text = RECIPE.replace("WORKERS", str(workers)).replace("ACCUMULATE", str(accumulate))
+        self.recipe.write_text(text.replace("VAL", val).replace("MODEL", model))
+        assert self.run("whole") == 0, (folder / "whole.log").read_text()
+
+    def run(self, name: str, stop: str = "", resume: bool = False) -> int:
+        words = ["fit", "--config", str(self.recipe), "--run_dir", str(self.folder / name)]
+        return in_child(words + ["--resume", "auto"] * resume, self.folder / f"{name}.log", stop)
+
+    def check(self, name: str, *stops: str) -> None:
+        """Stops the run once per entry, each time going on, then lets it end, and compares."""
+        for i, stop in enumerate(stops):
+            number = getattr(signal, stop.split(":")[0])
+            expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+            code = self.run(name, stop, resume=i > 0)
+            assert code == expected, (stop, code, (self.folder / f"{name}.log").read_text()[-2000:])
+        assert self.run(name, resume=True) == 0, (self.folder / f"{name}.log").read_text()[-2000:]
+        whole, resumed = self.folder / "whole", self.folder / name
+        assert_same(state(whole), state(resumed), name)
+        assert (whole / "metrics.csv").read_text() == (resumed / "metrics.csv").read_text(), stops
+        assert is_valid(resumed / "checkpoints" / "last.ckpt")
+
+
+def test_killed_runs_end_with_the_bits_of_the_whole_run(tmp_path: Path) -> None:
+    case = Case(tmp_path)  # 6 batches an epoch, 4 of validation
+    case.check("one", "SIGKILL:saved:3")
+    case.check("ends", "SIGKILL:saved:6", "SIGKILL:val:2", "SIGKILL:saved:4")
+    case.check("term", "SIGTERM:batch:2", "SIGTERM:val:3", "SIGINT:batch:3")
+    log = (tmp_path / "term.log").read_text()
+    assert "stopped by SIGTERM" in log
+    assert "stopped by Ctrl-C" in log
+    assert f"going on from {tmp_path / 'term'}/checkpoints/last.ckpt" in log
+
+
+def test_a_kill_with_workers_accumulation_and_validation_inside_an_epoch(tmp_path: Path) -> None:
+    case = Case(tmp_path, workers=1, accumulate=2, val="4")
+    case.check("killed", "SIGKILL:saved:5", "SIGTERM:batch:2")
+
+
+def test_pretraining_without_validation(tmp_path: Path) -> None:
+    Case(tmp_path, model="ToyPretrain").check("killed", "SIGKILL:saved:6", "SIGKILL:batch:3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "accumulate", "val"), [(0, 1, "1.0"), (2, 1, "3"), (0, 2, "4"), (2, 3, "1.0")])
+def test_every_step_and_event(tmp_path: Path, workers: int, accumulate: int, val: str) -> None:
+    case = Case(tmp_path, workers, accumulate, val)
+    for event, count in (("batch", 12), ("saved", 12), ("val", 8)):
+        for n in range(1, count + 1):
+            for name in ("SIGKILL", "SIGTERM"):
+                # a kill at the first event of the resumed run as well
+                case.check(f"{name}-{event}-{n}", f"{name}:{event}:{n}", "SIGKILL:batch:1")
