@@ -39,6 +39,7 @@ def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)  # inches of air at the edges
     return figure, figure.add_subplot()
 
 
@@ -229,7 +230,7 @@ def image_grid(
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
         place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)))[:2]
+        lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         place.text(0.5, -0.04, "\n".join(lines), transform=place.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return _save(figure, path)
@@ -253,7 +254,7 @@ def embedding_scatter(
     """
     points, labels = np.asarray(points, float), np.asarray(labels)
     figure, axes = _figure(6.4, 5.6)
-    size = float(np.clip(9000 / max(len(points), 1), 5, 40))
+    size = float(np.clip(14000 / max(len(points), 1), 6, 40))
     none = labels < 0
     if none.any():
         axes.scatter(*points[none].T, s=size, color="#BBBBBB", linewidths=0, label="no label")

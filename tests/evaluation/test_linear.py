@@ -1,0 +1,121 @@
+"""The linear probe against scikit-learn on the plain problem, and its rules for choosing a strength."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from lit_vision.errors import UserError
+from lit_vision.evaluation.linear import logistic_regression, stratified_folds
+
+
+def blobs(n, d, classes, seed=0, spread=1.0):
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, d))
+    y = np.arange(n) % classes
+    return (3 + centres[y] + spread * rng.normal(size=(n, d))).astype(np.float32), y
+
+
+@pytest.mark.parametrize(("n", "d", "classes"), [(60, 10, 3), (30, 80, 3), (40, 12, 2), (24, 60, 2)])
+@pytest.mark.parametrize("scale", ["all", "each"])
+def test_one_strength_equals_scikit_learn_without_the_rotation(n, d, classes, scale):
+    (x, y), (z, _) = blobs(n, d, classes), blobs(50, d, classes, seed=1)
+    probe = logistic_regression(x, y, z, strengths=[0.3], scale=scale)
+    divisor = x.std(0) if scale == "each" else np.sqrt(x.var(0).mean())
+    c = (2 if classes == 2 else 1) / (0.3 * n)
+    reference = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(((x - x.mean(0)) / divisor).astype(float), y)
+    expected = reference.predict_proba((z - x.mean(0)) / divisor)
+    np.testing.assert_allclose(probe.probabilities, expected, atol=2e-3)
+    np.testing.assert_allclose(probe.predict_proba(z), probe.probabilities, atol=1e-6)
+    assert probe.converged
+    assert probe.chosen_on == "fixed recipe"
+
+
+def test_two_classes_mean_the_same_strength_as_many():
+    # the gradient of mean cross-entropy + strength / 2 * squares, in softmax form, is zero at the answer
+    x, y = blobs(40, 5, 2)
+    probe = logistic_regression(x, y, x, strengths=[0.5])
+    hot = np.eye(2)[y]
+    scaled = (x - x.mean(0)) / np.sqrt(x.var(0).mean())
+    weight = probe.weight * np.sqrt(x.var(0).mean())
+    gradient = (probe.probabilities - hot).T @ scaled / len(x) + 0.5 * weight
+    np.testing.assert_allclose(gradient, 0, atol=1e-3)
+
+
+def test_cross_validation_chooses_and_is_a_function_of_its_arguments():
+    (x, y), (z, truth) = blobs(60, 100, 3, spread=3.0), blobs(300, 100, 3, seed=1, spread=3.0)
+    first, second = logistic_regression(x, y, z), logistic_regression(x, y, z)
+    assert np.array_equal(first.probabilities, second.probabilities)
+    assert first.chosen_on == "5-fold cross-validation inside the 60 labels"
+    assert first.scores[first.strength] == max(first.scores.values())
+    assert (first.predictions == truth).mean() > 0.8
+    assert all(
+        round(score * 60, 6) == int(round(score * 60)) for score in first.scores.values()
+    )  # each label held out once
+
+
+def test_strong_noise_gets_a_stronger_penalty_than_clean_separable_data():
+    x, y = blobs(200, 30, 2, spread=8.0)
+    assert logistic_regression(x, y, x).strength >= 0.1
+    assert logistic_regression(*blobs(200, 30, 2, spread=0.3), x).scores[0.001] == 1.0
+
+
+def test_one_label_per_class_is_a_fixed_strength_and_says_so():
+    x, y = blobs(4, 20, 4)
+    probe = logistic_regression(x, y, x)
+    assert probe.strength == 1.0
+    assert probe.scores == {}
+    assert "one label per class" in probe.chosen_on
+    assert (probe.predictions == y).all()
+
+
+def test_few_per_class_have_fewer_folds():
+    x, y = blobs(8, 20, 4)
+    assert logistic_regression(x, y, x).chosen_on.startswith("2-fold")
+    y = np.array([0, 0, 0, 1, 1, 2, 3, 0])  # classes of one stay in training
+    fold = stratified_folds(y, 5)
+    assert (fold[5:7] == -1).all()
+    for f in range(fold.max() + 1):
+        assert set(y[fold != f]) == {0, 1, 2, 3}
+
+
+def test_folds_are_even_and_stratified():
+    y = np.repeat(np.arange(10), 8)
+    fold = stratified_folds(y, 5, seed=3)
+    assert set(np.bincount(fold)) == {16}
+    assert all(np.ptp(np.bincount(fold[y == c], minlength=5)) <= 1 for c in range(10))
+
+
+def test_classes_without_training_samples_get_zero():
+    x, y = blobs(30, 5, 3)
+    probe = logistic_regression(x, np.array([0, 2, 5])[y], x, 7)
+    assert probe.probabilities.shape == (30, 7)
+    assert probe.probabilities[:, [1, 3, 4, 6]].max() == 0
+    assert probe.probabilities.sum(1) == pytest.approx(np.ones(30))
+    assert not np.isnan(probe.probabilities).any()
+
+
+def test_validation_split_chooses_when_given():
+    (x, y), (v, w) = blobs(60, 20, 3), blobs(30, 20, 3, seed=2)
+    probe = logistic_regression(x, y, v, validation=(v, w))
+    assert probe.chosen_on == "validation split of 30"
+    best = {s: (logistic_regression(x, y, v, strengths=[s]).predictions == w).mean() for s in probe.scores}
+    assert best[probe.strength] == pytest.approx(max(best.values()), abs=1 / 30)
+
+
+def test_constant_dimensions_do_no_harm():
+    x, y = blobs(30, 6, 3)
+    x = np.concatenate([x, np.full((30, 3), 255.0, np.float32)], axis=1)
+    for scale in ("all", "each"):
+        assert (logistic_regression(x, y, x, scale=scale).predictions == y).mean() > 0.9
+
+
+def test_bad_input_is_told():
+    x, y = blobs(10, 4, 2)
+    with pytest.raises(UserError, match="two classes"):
+        logistic_regression(x, np.zeros(10), x)
+    with pytest.raises(UserError, match="unlabelled"):
+        logistic_regression(x, y - 1, x)
+    with pytest.raises(UserError, match="wide"):
+        logistic_regression(x, y, x[:, :3])
+    with pytest.raises(ValueError, match="scale"):
+        logistic_regression(x, y, x, scale="none")
