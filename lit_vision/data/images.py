@@ -1,0 +1,176 @@
+"""The data sets behind the loaders: files read one by one, or small images kept in memory and augmented by the batch.
+
+Both take a list of keys (epoch, index, copy), as the samplers yield them, and give the finished batch (see batch.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_vision.data.batch_views import BatchedViews
+from lit_vision.data.decode import BadImage, decode
+from lit_vision.data.keyed import seed_of
+from lit_vision.data.sampler import Key
+from lit_vision.data.views import ImageViews
+from lit_vision.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MEMORY_SIDE = 96  # pixels; larger images gain nothing from batched augmentation and lose antialias when turned
+MEMORY_BYTES = 1 << 30
+_TRIES = 16  # of a replacement for a broken image; that many broken ones in a row are no accident
+
+
+class ImageFiles:
+    """Reads and decodes the images of a list of files, with a rule for broken ones.
+
+    Args:
+        root: the folder that the paths start from.
+        paths: N relative paths.
+        on_bad: "error" raises; "skip" takes another image of the list, which one depends on (seed, index) alone, and warns.
+        seed: in [0, 2**64).
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], on_bad: str, seed: int):
+        self.root, self.paths, self.on_bad, self.seed = str(root), paths, on_bad, seed
+        self.warned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Pixels (H, W, 3) uint8 and the index of the file that they are from (another one after a skip).
+
+        Raises:
+            BadImage: names the file; under "skip" only when 16 replacements are broken too.
+        """
+        taken = index
+        for attempt in range(_TRIES):
+            try:
+                return self._decode(taken), taken
+            except BadImage as error:
+                if self.on_bad == "error":
+                    raise
+                if taken not in self.warned:
+                    self.warned.add(taken)
+                    log.warning("skipped %s", error)
+                taken = seed_of(self.seed, index, attempt) % len(self.paths)
+        raise BadImage(
+            f"{self.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; this folder needs mending"
+        )
+
+    def _decode(self, index: int) -> np.ndarray:
+        path = f"{self.root}/{self.paths[index]}"
+        try:
+            with open(path, "rb") as file:
+                return decode(file.read())
+        except BadImage as error:
+            raise BadImage(f"{path}: {error}") from None
+        except OSError as error:
+            raise BadImage(f"{path}: {error.strerror}; bring it back or scan the folder again") from None
+
+
+class FileImages(Dataset):
+    """Images on disk: each is decoded and augmented when its key comes.
+
+    Args:
+        files: where the pixels come from.
+        labels: (N,) int64, -1 without one.
+        views: from `make_views`.
+    """
+
+    def __init__(self, files: ImageFiles, labels: np.ndarray, views: ImageViews):
+        self.files, self.labels, self.views = files, labels, views
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        """The finished batch of these keys."""
+        images, labels = [], []
+        for key in keys:
+            pixels, taken = self.files.read(key[1])
+            images.append(self.views.of_pixels(pixels, *key))
+            labels.append(self.labels[taken])
+        return _batch(torch.from_numpy(np.stack(images)), np.array(labels, np.int64), keys)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        """A batch of one."""
+        return self.__getitems__([key])
+
+
+class MemoryImages(Dataset):
+    """Equally large images in memory.
+
+    Args:
+        pixels: (N, H, W, C) uint8, C = 1 if all are gray, else 3.
+        labels: (N,) int64, -1 without one.
+        views: from `make_batch_views`.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, views: BatchedViews):
+        self.pixels, self.labels, self.views = pixels, labels, views
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        """The finished batch of these keys."""
+        index = [key[1] for key in keys]
+        return _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        """A batch of one."""
+        return self.__getitems__([key])
+
+
+def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Tensor]:
+    return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
+
+
+def load_into_memory(files: ImageFiles, must: bool, size: int) -> np.ndarray | None:
+    """All images as one array, if they are small and equally large.
+
+    Args:
+        files: where the pixels come from; its rule for broken images holds.
+        must: raise instead of giving up.
+        size: side of the views to come; images more than twice as large would alias, so they stay on disk.
+
+    Returns:
+        (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3); None if they do not fit the rule.
+
+    Raises:
+        UserError: they do not fit and `must` is set.
+    """
+    if not len(files):
+        return np.zeros((0, size, size, 1), np.uint8)
+    first, _ = files.read(0)
+    height, width = first.shape[:2]
+    why = ""
+    if max(height, width) > min(MEMORY_SIDE, 2 * size):
+        why = f"images are {width} x {height}; at most {min(MEMORY_SIDE, 2 * size)} pixels a side stay in memory"
+    elif first.size * len(files) > MEMORY_BYTES:
+        why = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
+    if not why:
+        pixels = np.empty((len(files), height, width, 3), np.uint8)
+        for i in range(len(files)):
+            image, taken = files.read(i)
+            if image.shape != first.shape:
+                why = (
+                    f"{files.paths[taken]} is {image.shape[1]} x {image.shape[0]}, {files.paths[0]} {width} x {height}"
+                )
+                break
+            pixels[i] = image
+    if why:
+        if must:
+            raise UserError(f"in_memory: {files.root}: {why}; set in_memory to auto or false")
+        return None
+    gray = (pixels[..., :1] == pixels).all()
+    return np.ascontiguousarray(pixels[..., :1]) if gray else pixels
