@@ -36,7 +36,6 @@ class Features:
         return Features(self.features[rows], self.labels[rows], self.keys[rows])
 
 
-@torch.inference_mode()
 def extract(
     backbone: nn.Module,
     loader: Iterable[dict[str, Tensor]],
@@ -72,14 +71,16 @@ def extract(
     backbone.eval()
     features, labels, keys = [], [], []
     try:
-        for batch in _with_bar(loader, progress):
-            images = batch["images"][:, :1].to(device, non_blocking=True)
-            features.append(backbone(normalise(images, mean, std)[:, 0]).float().cpu())
-            labels.append(batch["label"].cpu())
-            keys.append(batch["key"].cpu())
+        with torch.inference_mode():
+            for batch in _with_bar(loader, progress):
+                images = batch["images"][:, :1].to(device, non_blocking=True)
+                features.append(backbone(normalise(images, mean, std)[:, 0]).float().cpu())
+                labels.append(batch["label"].cpu())
+                keys.append(batch["key"].cpu())
     finally:
         for module, training in modes:  # not backbone.train(): a frozen part may have been in evaluation mode
             module.training = training
+    # joined outside inference mode, so that a head can be trained on them
     found = Features(torch.cat(features), torch.cat(labels), torch.cat(keys)) if features else None
     found = _join_processes(found, device)
     if found is None or len(found) == 0:
