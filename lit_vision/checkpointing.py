@@ -229,8 +229,9 @@ class LastCheckpoint(Checkpoint):
                 "--resume: the checkpoint holds no position in the data; it was not written by lit-vision fit"
             )
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        micro = trainer.datamodule.batch_size * trainer.world_size
         for counters in (progress["total"], progress["current"]):
-            counters.update({k: v * data["micro"] // trainer.datamodule.micro() for k, v in counters.items()})
+            counters.update({k: v * data["micro"] // micro for k, v in counters.items()})
         if trainer.is_global_zero:
             files = [logger for logger in trainer.loggers if hasattr(logger, "rows")]
             for logger, rows in zip(files, checkpoint.get("metrics_rows", [])):

@@ -170,7 +170,9 @@ class RunCLI(LightningCLI):
         parser.add_argument("--resume", type=str, default=None, help="auto, or a checkpoint: go on with this run")
         parser.add_argument("--wandb", type=str, default=None, help="log to this Weights & Biases project as well")
         parser.add_argument("--wandb_weights", type=bool, default=False, help="upload the final weights to W&B")
+        # at parse time; a class without a seed is left alone
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)

@@ -91,7 +91,7 @@ def _check_words(command: str, words: Sequence[str]) -> None:
             )
         if not Path(checkpoint[0]).is_file():
             raise UserError(f"--ckpt_path {checkpoint[0]}: no such file")
-    for key in ("--data.seed", "--data.init_args.seed"):
+    for key in ("--data.seed", "--data.init_args.seed", "--model.seed", "--model.init_args.seed"):
         if _values(words, key):
             raise UsageError(f"{key}: is seed_everything, so that one number names a run; set that")
 

@@ -364,8 +364,9 @@ def _as_it_is(batch: dict) -> dict:
 
 
 def _start_worker(_: int) -> None:
-    """A SIGTERM for the process group must reach the main process alone, which then saves; and workers are the threads."""
+    """A SIGTERM or Ctrl-C for the process group is the main process's alone, which then saves; and workers are the threads."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -75,7 +75,7 @@ class ToyData(L.LightningDataModule):
 
     test_dataloader = val_dataloader
 
-    def eval_loader(self, split, limit=None):
+    def eval_loader(self, split, limit=None, unlabeled=False):
         n = {"train": self.n, "val": 16}[split]
         return self._loader(n, EvalBatches(min(n, limit or n), 8))
 
