@@ -82,7 +82,7 @@ def extract(
             module.training = training
     # joined outside inference mode, so that a head can be trained on them
     found = Features(torch.cat(features), torch.cat(labels), torch.cat(keys)) if features else None
-    found = _join_processes(found, device)
+    found = _join_processes(found)
     if found is None or len(found) == 0:
         raise UserError("features: the loader gives no samples; check the split's folder and `limit`")
     bad = ~found.features.isfinite().all(dim=1)
@@ -95,7 +95,7 @@ def extract(
     return found
 
 
-def _join_processes(part: Features | None, device: torch.device) -> Features | None:
+def _join_processes(part: Features | None) -> Features | None:
     """All ranks' rows on every rank, sorted by (epoch, index, copy), each key once."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return part

@@ -1,0 +1,55 @@
+"""The benchmark script: sections are found, rows are complete, a missed target is an exit code; no speed is judged here."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmark.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_start_section_measures_whole_processes_and_writes_json(benchmark, tmp_path, capsys, monkeypatch):
+    from benchmarks import start
+
+    slow = {"lit-vision --help": 0.0, "lit-vision fit --help": 0.3, "import lightning, timm": 0.1}
+    commands = {name: ["-S", "-c", f"import time; time.sleep({wait})"] for name, wait in slow.items()}
+    monkeypatch.setattr(start, "COMMANDS", commands)
+    assert (
+        benchmark.main(["start", "--repeats", "1", "--out", str(tmp_path / "b.json")]) == 1
+    )  # 0.3 s is over 1.15 x 0.1 s
+    written = json.loads((tmp_path / "b.json").read_text())
+    ratio = written["sections"]["start"][-1]
+    assert ratio["met"] is False
+    assert ratio["value"] > 1.15
+    assert {"what", "value", "unit", "against", "target", "met"} == set(ratio)
+    assert written["cores"] >= 1
+    assert "| NO " in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_not_a_fast_one(benchmark):
+    from benchmarks import start
+
+    with pytest.raises(RuntimeError, match="ended with code 3"):
+        start.seconds(["-S", "-c", "raise SystemExit(3)"])
+
+
+def test_unknown_section_is_wrong_usage(benchmark, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["nothing"])
+    assert "sections: " in capsys.readouterr().err
+
+
+def test_every_section_has_a_measure(benchmark):
+    for name in benchmark.sections():
+        assert "def measure(repeats: int)" in (SCRIPT.parent / "benchmarks" / f"{name}.py").read_text()
