@@ -133,7 +133,11 @@ def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
         name = result["metric"].get("name")
         if not isinstance(name, str) or "value" not in result["metric"]:
             raise ResultError(f"{where}: 'metric' is {result['metric']!r}; expected {{name: text, value: fraction}}")
-        _check_fraction(result["metric"]["value"], f"{where}: metric '{name}'")
+        value = result["metric"]["value"]
+        if name.endswith("loss"):  # no fraction; a run without labels has nothing else
+            _check_keys({name: value}, {name: _NUMBER}, where)
+        else:
+            _check_fraction(value, f"{where}: metric '{name}'")
         return
     if not isinstance(result["cells"], list):
         raise ResultError(f"{where}: 'cells' is a {type(result['cells']).__name__}; expected a list")
