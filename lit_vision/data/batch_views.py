@@ -20,6 +20,7 @@ from lit_vision.data.laws import Draw, Drawer, Law, make_law
 from lit_vision.data.views import blur_side, resize_and_crop
 
 BatchedViews = Callable[[Tensor, Tensor], Tensor]
+_PART = 1 << 17  # floats of one step's tensors: 512 kB
 
 
 def make_batch_views(name: str, size: int, seed: int, **options) -> BatchedViews:
@@ -63,9 +64,23 @@ class BatchViews:
         if self.law.name == "eval":
             return self._evaluation(images)
         rows = keys.tolist() if hasattr(keys, "tolist") else keys
-        draws = [self.draw(*key, view, height, width) for key in rows for view in range(views)]
+        out = torch.empty((n, views, size, size, 3), dtype=torch.uint8)
+        part = max(1, _PART // (views * size * max(size, width)))  # few enough for the processor's cache
+        for first in range(0, n, part):
+            self._render(images[first : first + part], rows[first : first + part], out[first : first + part])
+        if self.augment:
+            for row, key in enumerate(rows):
+                for view in range(views):
+                    out[row, view] = torch.from_numpy(self.augment(out[row, view].numpy(), *key, view))
+        return out
+
+    def _render(self, images: Tensor, keys: Sequence, out: Tensor) -> None:
+        """All but timm's part: images (B, H, W, C), B keys -> out (B, V, S, S, 3)."""
+        (height, width), size, views = images.shape[1:3], self.law.size, self.law.views
+        draws = [self.draw(*key, view, height, width) for key in keys for view in range(views)]
         pixels = images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
-        pixels = pixels.repeat_interleave(views, dim=0) if views > 1 else pixels
+        if views > 1:
+            pixels = pixels.repeat_interleave(views, dim=0)
         if self.law.rotation or self.law.scale is not None:
             pixels = _sample(pixels, draws, size)
         elif self.law.crop_scale is not None or (height, width) != (size, size):
@@ -77,14 +92,8 @@ class BatchViews:
         if self.law.has_colour:
             pixels = _colour(pixels, draws)
         if self.law.blur:
-            pixels = _blur(pixels, [d.sigma for d in draws], blur_side(size))
-        out = pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)  # (B V, S, S, 3)
-        out = out.contiguous().view(n, views, size, size, 3)
-        if self.augment:
-            for row, key in enumerate(rows):
-                for view in range(views):
-                    out[row, view] = torch.from_numpy(self.augment(out[row, view].numpy(), *key, view))
-        return out
+            pixels = _blur(pixels, [d.sigma for d in draws], blur_side(size)).round_()
+        out.view(-1, size, size, 3).copy_(pixels.to(torch.uint8).permute(0, 2, 3, 1))  # gray is repeated here
 
     def _evaluation(self, images: Tensor) -> Tensor:
         size = self.law.size
@@ -133,7 +142,9 @@ def _resize_crops(pixels: Tensor, draws: list[Draw], size: int) -> Tensor:
     across = _filter(box[:, 0], box[:, 1], pixels.shape[3], size)  # (N, S, W)
     across = torch.where(box[:, 4, None, None] > 0, across.flip(1), across)
     down = _filter(box[:, 2], box[:, 3], pixels.shape[2], size)  # (N, S, H)
-    return torch.matmul(torch.matmul(down[:, None], pixels), across[:, None].transpose(2, 3))
+    n, channels, height, width = pixels.shape
+    rows = torch.bmm(pixels.reshape(n, channels * height, width), across.transpose(1, 2))  # (N, C H, S)
+    return torch.matmul(down[:, None], rows.view(n, channels, height, size))
 
 
 def _filter(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
@@ -142,18 +153,20 @@ def _filter(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
     wide = scale.clamp(min=1)
     centre = (torch.arange(size) + 0.5)[None, :, None] * scale  # (N, S, 1), from the crop's start
     place = (torch.arange(source) + 0.5)[None, None] - start[:, None, None]  # (N, 1, source)
-    t = place.sub(centre).div_(wide).abs_()  # (N, S, source)
-    near = t.mul(1.5).sub_(2.5).mul_(t).mul_(t).add_(1)  # |t| < 1: 1.5 t^3 - 2.5 t^2 + 1
-    far = t.mul(-0.5).add_(2.5).mul_(t).sub_(4).mul_(t).add_(2)  # 1 <= |t| < 2: -0.5 t^3 + 2.5 t^2 - 4 t + 2
-    weight = torch.where(t < 1, near, far)
-    weight.masked_fill_((t >= 2) | (place < 0) | (place > length[:, None, None]), 0)
+    u = place.sub(centre).div_(wide).abs_().neg_().add_(2).clamp_(min=0)  # 2 - |t|, (N, S, source)
+    # 1 <= |t| < 2: u^2 (u - 1) / 2; |t| < 1 adds s^2 (1 - 2 s) with s = 1 - |t|: the cubic with a = -0.5
+    s = u.sub(1)
+    weight = u.square_().mul_(s).mul_(0.5)
+    s.clamp_(min=0)
+    weight.addcmul_(s.square(), s.mul(-2).add_(1))
+    weight.mul_((place > 0) & (place < length[:, None, None]))  # nothing from outside the crop
     return weight.div_(weight.sum(2, keepdim=True))
 
 
 def _colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
     """One matrix per view, rounded and clipped once: (N, C, H, W), C 1 or 3, in [0, 255]. Gray images need gain and shift only."""
     n, channels = pixels.shape[:2]
-    means = pixels.mean(dim=(2, 3), dtype=torch.float64).expand(n, 3).numpy()
+    means = pixels.mean(dim=(2, 3)).expand(n, 3).double().numpy()  # exact: whole numbers below 2^24
     matrix, shift = (torch.from_numpy(m).float() for m in colour_matrices(draws, means))
     if channels == 1:  # every operation keeps gray gray: rows of the matrix have one and the same sum
         return (
