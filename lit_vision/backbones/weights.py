@@ -5,27 +5,22 @@ Every key of the file and of the module is renamed to one common form: `backbone
 other missing, unexpected or reshaped key raises PartialMatch with the table of keys. Nothing in a file is ever executed.
 """
 
-import argparse
 import json
 import os
-import pickle
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone, is_plain_vit
+from lit_vision.backbones.layouts import FB, common_form, common_key, read_file
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
 from lit_vision.evaluation.results import sha256_of_file
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FB = "facebookresearch/mae"
 
 # (source layout, target): keys of the source that may be dropped, keys of the target that may start anew.
 # "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
@@ -127,8 +122,8 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
         PartialMatch: a key is missing, unexpected or reshaped; with the table.
         UserError: no such file, no checkpoint, a file that would run code, or a pair of source and target without a rule.
     """
-    state, metadata = _read(path)
-    state, layout = _common_form(state, metadata)
+    state, metadata = read_file(path)
+    state, layout = common_form(state, metadata)
     mean, std = state.pop("mean", None), state.pop("std", None)
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
     if (layout, kind) not in RULES:
@@ -136,16 +131,16 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
             f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_targets_of(layout)}"
         )
     backbone = module if isinstance(module, Backbone) else module.backbone
-    own = {_common_key(key, "" if module is backbone else "backbone."): key for key in module.state_dict()}
+    own = {common_key(key, "" if module is backbone else "backbone."): key for key in module.state_dict()}
     own = {key: name for key, name in own.items() if key not in ("mean", "std")}
     target = module.state_dict()
     drop, new = RULES[layout, kind]
     drop = tuple(
         pattern for entry in drop for pattern in (_classifier_of(backbone) if entry == "<classifier>" else (entry,))
     )
-    if any(k.startswith(_NORM) for k in state) and not any(k.startswith(_FC_NORM) for k in state):
-        if any(k.startswith(_FC_NORM) for k in own):
-            drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
+    moved = any(k.startswith(_NORM) for k in state) and not any(k.startswith(_FC_NORM) for k in state)
+    if moved and any(k.startswith(_FC_NORM) for k in own):
+        drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
     values: dict[str, Tensor] = {}
@@ -198,8 +193,8 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, no checkpoint, a damaged one, or one that would run code.
     """
-    state, metadata = _read(path)
-    common, _ = _common_form(state, metadata)
+    state, metadata = read_file(path)
+    common, _ = common_form(state, metadata)
     return {**state, **{name: common[name] for name in ("mean", "std") if name in common}}
 
 
@@ -257,96 +252,11 @@ def load_backbone(path: str | os.PathLike) -> tuple[Backbone, LoadReport]:
     Raises:
         UserError: the file has no such description.
     """
-    _, metadata = _read(path)
+    _, metadata = read_file(path)
     if "backbone" not in metadata:
         raise UserError(f"{path}: does not say which backbone it holds; build the Backbone and use load_into")
     backbone = Backbone(**json.loads(metadata["backbone"]))
     return backbone, load_into(backbone, path)
-
-
-def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, outer dictionaries opened."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path of the checkpoint")
-    if Path(f"{path}.sha256").is_file():
-        from lit_vision.checkpoint_files import is_valid  # needs lightning: seconds to import
-
-        if not is_valid(path):
-            raise UserError(f"{path}: its bytes are not those that were written (see {path}.sha256); take another copy")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{path}: no whole safetensors file ({error}); take another copy") from error
-    try:
-        # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
-            what = text.split("\n")[0].split("WeightsUnpickler error:")[-1].strip()[:120]
-            raise UserError(
-                f"{path}: holds more than tensors and plain data, which could run code and is not loaded ({what}); "
-                "save its state dict as safetensors where you trust it"
-            ) from error
-        raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: is not a whole checkpoint; give a file of torch.save or safetensors") from error
-    metadata: dict[str, str] = {}
-    for outer in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(outer), dict):
-            content, metadata = content[outer], {"outer": outer}
-            break
-    state = {}
-    if isinstance(content, dict):
-        state = {_plain(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not state:
-        raise UserError(f"{path}: holds no tensors by name; give a state dict or a checkpoint")
-    return state, metadata
-
-
-def _plain(key: str) -> str:
-    """Without what DistributedDataParallel and torch.compile put in front."""
-    return key.removeprefix("module.").replace("_orig_mod.", "")
-
-
-def _common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
-    """The state in the common form, and the name of its layout."""
-    if any(key.startswith("backbone.model.") for key in state):
-        own = {_common_key(key, "backbone."): value for key, value in state.items()}
-        marks = {"decoder.": "MAE", "projection.": "SimCLR", "head.": "Classifier"}
-        layout = next((name for mark, name in marks.items() if any(k.startswith(mark) for k in own)), "Backbone")
-        return own, layout
-    if all(key.startswith("model.") for key in state):
-        return {_common_key(key, ""): value for key, value in state.items()}, "Backbone"
-    if metadata.get("lit_vision") == "Backbone":
-        own = {f"backbone.{key}": value for key, value in state.items()}
-        return {**own, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
-    vit = "cls_token" in state and "blocks.0.attn.qkv.weight" in state
-    full = "decoder_embed.weight" in state
-    fine_tuned = metadata.get("outer") == "model" and "fc_norm.weight" in state
-    if vit and (full or fine_tuned or (metadata.get("outer") == "model" and "head.weight" not in state)):
-        part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
-        common = {_common_mae_key(key): value for key, value in state.items()}
-        common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
-        return common, f"{FB} ({part})"
-    return {f"backbone.{key}": value for key, value in state.items()}, "timm"
-
-
-def _common_key(key: str, prefix: str) -> str:
-    """`<prefix>model.X` to `backbone.X`; the rest as it is."""
-    return f"backbone.{key.removeprefix(prefix + 'model.')}" if key.startswith(f"{prefix}model.") else key
-
-
-def _common_mae_key(key: str) -> str:
-    if key == "mask_token":
-        return "decoder.mask_token"
-    if key.startswith("decoder_"):
-        return f"decoder.{key.removeprefix('decoder_')}"
-    return key if key.startswith("head.") else f"backbone.{key}"
 
 
 def _classifier_of(backbone: Backbone) -> tuple[str, ...]:
