@@ -1,7 +1,7 @@
 """Speeds as ratios, each pair measured side by side in one run. Run: make benchmark, or python experiments/benchmark.py [SECTION ...]
 
 A section is one file in experiments/benchmarks/ with `measure(repeats) -> list of rows`; a row is
-{what, value, unit, against, target, met}: `value` is what was measured, `target` a text such as "< 0.5", `met` True,
+{what, value, unit, against, target, met}: `value` is what was measured, `target` a text such as "under 0.5 s", `met` True,
 False, or None where nothing is promised. The rows go to runs/benchmark/results.json with the machine's description.
 """
 

@@ -11,6 +11,7 @@ from typing import Any
 COMMANDS = {
     "lit-vision --help": ["-m", "lit_vision", "--help"],
     "lit-vision fit --help": ["-m", "lit_vision", "fit", "--help"],
+    "lit-vision fit --help_all": ["-m", "lit_vision", "fit", "--help_all"],
     "import lightning, timm": ["-c", "import lightning, timm"],
 }
 
@@ -38,26 +39,23 @@ def measure(repeats: int) -> list[dict[str, Any]]:
             took = seconds(words)
             if turn:
                 times[name].append(took)
-    short, fit, imports = (statistics.median(times[name]) for name in COMMANDS)
+    wait = {name: statistics.median(taken) for name, taken in times.items()}
     # each ratio within one turn, so that a slow phase of the machine cancels out
-    ratio = statistics.median(f / i for f, i in zip(times["lit-vision fit --help"], times["import lightning, timm"]))
-    return [
-        {
-            "what": "lit-vision --help",
-            "value": short,
-            "unit": "s",
-            "against": "-",
-            "target": "< 0.5 s",
-            "met": short < 0.5,
-        },
-        {"what": "import lightning, timm", "value": imports, "unit": "s", "against": "-", "target": "-", "met": None},
-        {"what": "lit-vision fit --help", "value": fit, "unit": "s", "against": "-", "target": "-", "met": None},
-        {
-            "what": "lit-vision fit --help",
-            "value": ratio,
-            "unit": "x",
-            "against": "import lightning, timm",
-            "target": "<= 1.15 x",
-            "met": ratio <= 1.15,
-        },
-    ]
+    imports = times["import lightning, timm"]
+    ratio = {
+        name: statistics.median(one / other for one, other in zip(times[name], imports))
+        for name in ("lit-vision fit --help", "lit-vision fit --help_all")
+    }
+    rows = []
+    for name, value in wait.items():
+        promised = name == "lit-vision --help"
+        rows.append(_row(name, value, "s", "-", "under 0.5 s", value < 0.5) if promised else _row(name, value, "s"))
+    # the short page is plain text; the full one builds LightningCLI's parser, which is what the ratio was set for
+    rows += [_row(name, x, "x", "import lightning, timm", "at most 1.15 x", x <= 1.15) for name, x in ratio.items()]
+    return rows
+
+
+def _row(
+    what: str, value: float, unit: str, against: str = "-", target: str = "-", met: bool | None = None
+) -> dict[str, Any]:
+    return {"what": what, "value": value, "unit": unit, "against": against, "target": target, "met": met}

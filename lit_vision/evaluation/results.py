@@ -220,7 +220,7 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_results(place: str | os.PathLike) -> list[tuple[Path, dict[str, Any]]]:
-    """All results at a place: one file, or the *.json of a folder and the results.json below it.
+    """All results at a place: one file, or the *.json of a folder and the results*.json below it.
 
     Args:
         place: a results file, a folder of them (experiments/results), or a folder of runs.
@@ -235,5 +235,5 @@ def read_results(place: str | os.PathLike) -> list[tuple[Path, dict[str, Any]]]:
     if place.is_file():
         return [(place, read_result(place))]
     direct = [] if (place / "results.json").exists() else place.glob("*.json")  # a run's folder holds other JSON too
-    paths = sorted({*direct, *place.rglob("results.json")}) if place.is_dir() else []
+    paths = sorted({*direct, *place.rglob("results*.json")}) if place.is_dir() else []
     return [(path, read_result(path)) for path in paths]
