@@ -99,8 +99,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        use_batch = self.training or self.running_mean is None
-        if world_size() == 1 or not use_batch:
+        if world_size() == 1 or not self.training:  # in evaluation ranks may have unequally many batches
             x = super().forward(input)
         else:
             self._check_input_dim(input)
@@ -126,7 +125,7 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = packed[:-1] / total
         centred = wide - mean.view(shape)
         var = all_reduce_sum(centred.square().sum(dims)) / total
-        if self.training and self.track_running_stats:
+        if self.track_running_stats:
             self._update(mean.detach(), (var * (total / (total - 1))).detach())
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.weight is not None:

@@ -190,6 +190,10 @@ class SimCLR(L.LightningModule):
         if batch["images"].shape[1] == 2:
             self.log("val/loss", self.loss(batch["images"]), batch_size=len(batch["images"]), sync_dist=True)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a batch-norm converter that would break the model, before any step."""
+        distributed.batch_norm_scope(self)
+
     def on_train_start(self) -> None:
         """Say how many negatives each anchor sees, and what batch norm sees; refuse a batch without negatives."""
         accumulate = (

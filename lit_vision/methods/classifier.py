@@ -1,0 +1,312 @@
+"""Classify with a backbone: fine-tune all of it, parts of it, or a linear probe.
+
+B images, K classes, D backbone width, C H W channels and pixels.
+"""
+
+import re
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_vision import distributed, optim
+from lit_vision.backbones import weights
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.data.batch import normalise
+from lit_vision.data.keyed import seed_of, seeded
+from lit_vision.errors import UserError
+
+TUNES = ("full", "linear", "head+norm", "bias", "last-<k>")
+LOSSES = ("ce", "bce")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
+    """(B,) int64 labels as (B, K) float32 probabilities: 1 - e + e/K on the label, e/K elsewhere (Szegedy et al. 2016, arXiv:1512.00567)."""
+    targets = torch.full((len(labels), num_classes), label_smoothing / num_classes, device=labels.device)
+    return targets.scatter(1, labels[:, None], 1 - label_smoothing + label_smoothing / num_classes)
+
+
+def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce") -> Tensor:
+    """Mean loss over a batch, in at least float32.
+
+    Args:
+        logits: (B, K).
+        targets: (B, K) in [0, 1], already mixed and smoothed; smooth nowhere else.
+        loss: "ce": softmax cross-entropy; "bce": sigmoid cross-entropy, mean over images and classes
+            (Wightman et al. 2021, arXiv:2110.00476).
+
+    Returns:
+        Scalar in nats. With zero logits it is log K ("ce") or log 2 ("bce").
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    targets = targets.to(logits.dtype)
+    return F.cross_entropy(logits, targets) if loss == "ce" else F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def set_trainable(backbone: Backbone, tune: str) -> None:
+    """Freeze (requires_grad False) what `tune` leaves out of the backbone; the head is not its matter.
+
+    "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but the biases
+    (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial fine-tuning, arXiv:2111.06377, Figure 9).
+
+    Raises:
+        UserError: an unknown value, or more blocks than there are.
+    """
+    if tune == "full":
+        return
+    keep: set[str] = set()
+    if tune == "head+norm":
+        norms = [m for m in backbone.modules() if isinstance(m, _NORMS) or "Norm" in type(m).__name__]
+        parameters = {id(p) for m in norms for p in m.parameters(recurse=False)}
+        keep = {name for name, p in backbone.named_parameters() if id(p) in parameters}
+    elif tune == "bias":
+        keep = {name for name, _ in backbone.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
+    elif match := re.fullmatch(r"last-([1-9]\d*)", tune):
+        groups, k = backbone.layer_groups(), int(match[1])
+        if k > len(groups) - 2:
+            raise UserError(f"tune: {tune} asks for {k} blocks, this backbone has {len(groups) - 2}; lower it")
+        keep = {name for group in groups[-k - 1 :] for name in group}
+    elif tune != "linear":
+        raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNES)}; choose one of these")
+    if not keep and tune != "linear":
+        raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in keep and parameter.requires_grad)
+
+
+class Classifier(L.LightningModule):
+    """A backbone and a linear head, trained on labels.
+
+    MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr 5e-4, mixup 0.8,
+    cutmix 1.0, label_smoothing 0.1, weight_decay 0.05, betas (0.9, 0.999), min_lr 1e-6. Its linear probe: tune linear, head_norm true,
+    optimizer lars, base_lr 0.1, weight_decay 0, warmup_epochs 10. SimCLR's linear evaluation: tune linear, optimizer sgd, nesterov true,
+    base_lr 0.1, weight_decay 0, warmup_epochs 0.
+
+    What is frozen stays in evaluation mode (batch-norm statistics fixed, drop path off); see `train`.
+
+    Args:
+        backbone: a timm model name.
+        num_classes: K, 2 or more; must be the data's.
+        backbone_args: further arguments of Backbone.
+        backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.backbones.weights`); the report is printed.
+        tune: what trains beside the head: full, linear (nothing), head+norm, bias, last-<k> (blocks).
+        layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
+        mixup: alpha of mixup (arXiv:1710.09412); 0 is off.
+        cutmix: alpha of cutmix (arXiv:1905.04899); 0 is off. With both, each batch takes one of them by a fair coin.
+        label_smoothing: e, in [0, 1); applied once, in the targets, in training only.
+        loss: ce or bce.
+        head_norm: an affine-free batch norm before the linear map, as in MAE's linear probe.
+        head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear and 2e-5 otherwise (MAE's values).
+        mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
+        std: of the pixels, per channel; None is that of the loaded weights.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        nesterov: of sgd.
+        base_lr: learning rate per 256 images.
+        lr: absolute learning rate; wins over base_lr.
+        min_lr: absolute learning rate at the end.
+        weight_decay: of parameters with more than one dimension that are no token or position.
+        warmup_epochs: linear warm-up, then a cosine to min_lr.
+
+    Raises:
+        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        backbone_args: dict[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        tune: str = "full",
+        layer_decay: float = 1.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+        loss: str = "ce",
+        head_norm: bool = False,
+        head_init_std: float | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        base_lr: float | None = 1e-3,
+        lr: float | None = None,
+        min_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 5,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise UserError(f"num_classes: {num_classes} class(es) leave nothing to tell apart; give 2 or more")
+        if loss not in LOSSES:
+            raise UserError(f"loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing: {label_smoothing} is not in [0, 1); 0.1 is usual")
+        if mixup < 0 or cutmix < 0:
+            raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
+        self.save_hyperparameters()
+        self.backbone = Backbone(backbone, **(backbone_args or {}))
+        own_mean, own_std = self.backbone.data_config["mean"], self.backbone.data_config["std"]
+        if backbone_checkpoint is not None:
+            report = weights.load_into(self.backbone, backbone_checkpoint)
+            print(report, flush=True)
+            own_mean, own_std = report.mean or own_mean, report.std or own_std
+        set_trainable(self.backbone, tune)
+        self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
+        self.head = nn.Linear(self.backbone.width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune == "linear" else 2e-5))
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.tensor(mean or own_mean))
+        self.register_buffer("std", torch.tensor(std or own_std))
+        names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
+        self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
+        self.mix = None
+        if mixup > 0 or cutmix > 0:
+            from timm.data import Mixup
+
+            self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images (B, C, H, W)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams.tune != "linear"):
+            features = self.backbone(images)
+        return self.head(self.head_norm(features))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode for what trains, evaluation mode for what is frozen.
+
+        A part of the backbone whose parameters all train (a norm with head+norm, the blocks of last-<k>) is in training mode, the rest
+        keeps its batch-norm statistics and has drop path off.
+        """
+        super().train(mode)
+        if mode and self.hparams.tune != "full":
+            self.backbone.eval()
+            for module in self.backbone.modules():
+                parameters = list(module.parameters())
+                if parameters and all(p.requires_grad for p in parameters):
+                    module.train()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse data whose classes are not the head's, and a batch-norm converter that would break the model, before any step."""
+        distributed.batch_norm_scope(self)
+        heads = self.hparams.num_classes
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", heads)
+        if not classes:
+            raise UserError(
+                "data.root: a classifier needs labels and this folder has no classes; give one with a folder per class"
+            )
+        if classes != heads:
+            raise UserError(
+                f"model.num_classes: the head has {heads} classes, the data has {classes}; set it to {classes}"
+            )
+
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Refuse labels outside [0, K), while they are still on the host."""
+        labels, classes = batch["label"], self.hparams.num_classes
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+            low, high = int(labels.min()), int(labels.max())
+            raise UserError(
+                f"data: labels {low} to {high} in a batch, the head has 0 to {classes - 1}; -1 is an image without a label"
+            )
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def training_targets(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed images (B, C, H, W) and smoothed targets (B, K). The draw is a function of the batch's keys (B, 3) alone."""
+        if self.mix is None:
+            return images, soft_targets(labels, self.hparams.num_classes, self.hparams.label_smoothing)
+        if len(images) % 2:
+            raise UserError(
+                f"data.batch_size: mixup and cutmix pair the images of a batch, {len(images)} is odd; make it even"
+            )
+        with seeded(seed_of(*keys.flatten().tolist())):
+            return self.mix(images.clone(), labels)  # timm mixes in place; callbacks see the batch too
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch; logs train/loss."""
+        images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
+        loss = classification_loss(self(images), targets, self.hparams.loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
+        labels = batch["label"]
+        logits = self(_single_view(batch))
+        hard = soft_targets(labels, self.hparams.num_classes)
+        values = {"loss": classification_loss(logits, hard, self.hparams.loss)}
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5), best first
+        values["top1"], values["top5"] = hits[:, 0].float().mean(), hits.any(1).float().mean()
+        for name, value in values.items():
+            if f"{split}_{name}" in self.metrics:
+                metric = self.metrics[f"{split}_{name}"]
+                metric.update(value, weight=len(labels))  # by images: exact when batches or ranks are unequal
+                self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5: means over all images of all processes, fractions."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As `validation_step`, under test/."""
+        self._evaluate(batch, "test")
+
+    def on_train_start(self) -> None:
+        """Say what batch norm sees where it matters."""
+        if (
+            distributed.batch_norm_scope(self) == "per process"
+            and self.trainer.is_global_zero
+            and self.hparams.tune in ("full", "head+norm")
+        ):
+            print(
+                "Classifier: batch norm sees one process's images only; distributed.global_batch_norm makes it global",
+                flush=True,
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
+        parameters = checkpoint.get("hyper_parameters")
+        if parameters is not None:
+            args = dict(parameters["backbone_args"] or {})
+            if args.get("pretrained"):
+                args["pretrained"] = False
+            checkpoint["started_from"] = parameters["backbone_checkpoint"]
+            checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        h = self.hparams
+        layers: list[list[str]] = []
+        if h.layer_decay != 1:
+            layers = [[f"backbone.{name}" for name in group] for group in self.backbone.layer_groups()]
+        groups = optim.layer_decay_groups(self.named_parameters(), layers, h.weight_decay, h.layer_decay)
+        return optim.configure(
+            self,
+            groups,
+            optimizer=h.optimizer,
+            base_lr=h.base_lr,
+            lr=h.lr,
+            betas=h.betas,
+            momentum=h.momentum,
+            nesterov=h.nesterov,
+            warmup_epochs=h.warmup_epochs,
+            min_lr=h.min_lr,
+        )
+
+
+def _single_view(batch: dict[str, Tensor]) -> Tensor:
+    views = batch["images"].shape[1]
+    if views != 1:
+        raise UserError(f"data.train_view: a classifier takes one view of each image, got {views}; set it to train")
+    return batch["images"][:, 0]

@@ -1,0 +1,197 @@
+"""Run by test_distributed.py in its own process: two forked gloo ranks and, after them, one process on the joined batch.
+
+Usage: python tests/gloo_checks.py OUT. Writes OUT/rank0.pt, rank1.pt and single.pt: {check: {tensor name: tensor}}, equal names to compare.
+Fork, not spawn: the imports (seconds of lightning and timm) are paid once. It is safe here: one thread, CPU only, nothing opened before.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_vision import distributed
+from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.mae import MAE
+from lit_vision.methods.simclr import SimCLR, nt_xent
+
+WORLD, B = 2, 4  # images per process
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+RESNET = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+DENSENET = {"stem": "small", "growth_rate": 8, "block_config": [1, 1]}  # its norms carry the activation
+
+
+class Step(nn.Module):
+    """DDP wants a forward: that of a training step."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.method.training_step(batch, 0)
+
+
+def simclr_resnet() -> nn.Module:
+    return SimCLR(
+        "resnet18", RESNET, projection_width=8, projection_layers=3, projection_batch_norm=True, temperature=0.5
+    )
+
+
+def simclr_vit() -> nn.Module:
+    return SimCLR("vit_tiny_patch16_224", VIT, projection_width=8, temperature=0.5)
+
+
+def simclr_densenet() -> nn.Module:
+    return SimCLR("densenet121", DENSENET, projection_width=8, temperature=0.5)
+
+
+def mae() -> nn.Module:
+    return MAE("vit_tiny_patch16_224", VIT, decoder_width=32, decoder_depth=1, decoder_heads=2)
+
+
+def classifier_vit() -> nn.Module:
+    return Classifier("vit_tiny_patch16_224", 5, VIT, label_smoothing=0.1, head_init_std=0.1)
+
+
+def classifier_resnet() -> nn.Module:
+    return Classifier("resnet18", 5, RESNET, head_norm=True, head_init_std=0.1)
+
+
+METHODS: dict[str, Callable[[], nn.Module]] = {
+    f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, classifier_vit, classifier_resnet)
+}
+
+
+def joined_batch(views: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    n = WORLD * B
+    images = torch.rand(n, views, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)
+    key = torch.stack((torch.zeros(n), torch.arange(n), torch.zeros(n)), dim=1).long()
+    return {"images": images, "label": torch.arange(n) % 5, "key": key}
+
+
+def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This rank's rows, as whole batches follow each other over the ranks; all rows with one process."""
+    if distributed.world_size() == 1:
+        return batch
+    rows = slice(distributed.rank() * B, (distributed.rank() + 1) * B)
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def method_check(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Loss, parameter gradients and buffers after one step, and weights after three, through DDP when there are two ranks."""
+    torch.manual_seed(0)
+    method = make().to(dtype).train()
+    step: nn.Module = Step(method)
+    parallel = distributed.world_size() > 1
+    if parallel:
+        distributed.convert_batch_norm(method)
+        step = nn.parallel.DistributedDataParallel(step)
+    batch = share(joined_batch(2 if isinstance(method, SimCLR) else 1, dtype))
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    out: dict[str, Tensor] = {}
+    for i in range(3):
+        optimizer.zero_grad()
+        loss = step(batch)
+        loss.backward()
+        if i == 0:
+            total = loss.detach().clone()
+            if parallel:
+                dist.all_reduce(total)
+                total /= WORLD
+            out["loss"], out["own loss"] = total, loss.detach()
+            out |= {f"grad {name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+        optimizer.step()
+    out |= {f"after three steps {name}": value.clone() for name, value in method.state_dict().items()}
+    return out
+
+
+def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
+    """The loss itself on leaves: after the sum over ranks divided by the world, each rank's rows have the single gradient."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(WORLD * B, 2, 8, generator=generator, dtype=torch.float64).to(dtype)
+    local = share({"z": z})["z"].requires_grad_()
+    loss = nt_xent(local[:, 0], local[:, 1], 0.2)
+    loss.backward()
+    grad = distributed.gather_with_gradients(local.grad) / distributed.world_size()
+    return {"loss": loss.detach(), "grad": grad}
+
+
+def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Forward, backward and running statistics for unequal shares of 7 rows, far from zero mean, for several kinds of layer."""
+    out: dict[str, Tensor] = {}
+    sizes = (3, 4)
+    kinds: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+        "1d": (lambda: nn.BatchNorm1d(6), (6,)),
+        "2d": (lambda: nn.BatchNorm2d(6, momentum=None), (6, 4, 5)),
+        "no affine": (lambda: nn.BatchNorm1d(6, affine=False, eps=1e-6), (6,)),
+        "no statistics": (lambda: nn.BatchNorm2d(6, track_running_stats=False), (6, 2, 2)),
+    }
+    for name, (make, shape) in kinds.items():
+        generator = torch.Generator().manual_seed(3)
+        x = (100 + torch.randn(sum(sizes), *shape, generator=generator, dtype=torch.float64)).to(dtype)
+        weights = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)
+        start = 0
+        if distributed.world_size() > 1:
+            start = sum(sizes[: distributed.rank()])
+            x, weights = (t[start : start + sizes[distributed.rank()]] for t in (x, weights))
+        torch.manual_seed(0)
+        norm = make().to(dtype)
+        if norm.weight is not None:
+            nn.init.normal_(norm.weight)
+        norm = distributed.convert_batch_norm(norm) if distributed.world_size() > 1 else norm
+        for _ in range(2):
+            norm.zero_grad()
+            leaf = x.clone().requires_grad_()
+            y = norm(leaf)
+            (y * weights).square().sum().backward()
+        padded = torch.zeros(2, sum(sizes), *shape, dtype=dtype)  # unequal shares: place the rows and add the ranks up
+        padded[:, start : start + len(x)] = torch.stack((y.detach(), leaf.grad))
+        for p in norm.parameters():
+            distributed.world_size() > 1 and dist.all_reduce(p.grad)
+        rows = distributed.all_reduce_sum(padded)
+        out |= {f"{name} y": rows[0], f"{name} grad x": rows[1]}
+        out |= {f"{name} grad {key}": p.grad for key, p in norm.named_parameters()}
+        out |= {f"{name} {key}": value for key, value in norm.state_dict().items()}
+        if norm.track_running_stats:
+            out[f"{name} eval"] = norm.eval()(torch.full_like(x[:1], 99.0)).detach()
+    return out
+
+
+def every_check() -> dict[str, dict[str, Tensor]]:
+    out: dict[str, dict[str, Tensor]] = {}
+    for dtype in (torch.float32, torch.float64):
+        label = str(dtype).removeprefix("torch.")
+        out[f"nt_xent {label}"] = nt_xent_check(dtype)
+        out[f"batch_norm {label}"] = batch_norm_check(dtype)
+        for name, make in METHODS.items():
+            out[f"{name} {label}"] = method_check(make, dtype)
+    return out
+
+
+def on_rank(rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    torch.save(every_check(), f"{out}/rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(out: str) -> None:
+    warnings.filterwarnings("ignore")  # self.log without a trainer
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(on_rank, args=(f"{folder}/store", out), nprocs=WORLD, start_method="fork")
+    torch.save(every_check(), Path(out) / "single.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,101 @@
+"""Two gloo processes against one: the losses, the gradients after DDP's averaging, batch norm."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lit_vision import distributed
+
+METHODS = ("simclr_resnet", "simclr_vit", "simclr_densenet", "mae", "classifier_vit", "classifier_resnet")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Results of gloo_checks.py: one run for all tests here, since most of its time is imports."""
+    out = tmp_path_factory.mktemp("gloo")
+    script = Path(__file__).with_name("gloo_checks.py")
+    env = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(out)], capture_output=True, text=True, timeout=300, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: torch.load(out / f"{name}.pt", weights_only=True) for name in ("rank0", "rank1", "single")}
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor, scale: float) -> float:
+    return float((got.double() - expected.double()).abs().max()) / max(scale, 1e-30)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method: str, dtype: str) -> None:
+    check = f"{method} {dtype}"
+    single = runs["single"][check]
+    # A weight whose gradient is zero by symmetry (a bias before batch norm) holds rounding only: compare with the largest of the model.
+    largest = max(float(value.abs().max()) for name, value in single.items() if name.startswith("grad"))
+    for rank in ("rank0", "rank1"):
+        got = runs[rank][check]
+        assert got.keys() == single.keys()
+        for name, value in single.items():
+            if name.startswith("grad"):
+                scale = max(float(value.abs().max()), 1e-2 * largest)
+                assert relative_error(got[name], value, scale) <= TOLERANCE[dtype], name
+            elif name.startswith("after") and value.is_floating_point():
+                assert relative_error(got[name], value, max(1.0, float(value.abs().max()))) <= 10 * TOLERANCE[dtype], (
+                    name
+                )
+        assert relative_error(got["loss"], single["loss"], float(single["loss"])) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("check", ["nt_xent", "batch_norm"])
+def test_two_processes_give_the_values_of_one(runs: dict, check: str, dtype: str) -> None:
+    single = runs["single"][f"{check} {dtype}"]
+    for rank in ("rank0", "rank1"):
+        got = runs[rank][f"{check} {dtype}"]
+        assert got.keys() == single.keys()
+        for name, value in single.items():
+            # the batch-norm input sits at 100 with spread 1: float32 keeps five digits of the spread
+            tolerance = TOLERANCE[dtype] * (10 if check == "batch_norm" else 1)
+            assert relative_error(got[name], value, float(value.abs().max())) <= tolerance, name
+
+
+@pytest.mark.parametrize("method", ["simclr_resnet", "simclr_vit", "simclr_densenet"])
+def test_each_rank_reports_the_global_contrastive_loss(runs: dict, method: str) -> None:
+    values = [runs[rank][f"{method} float64"]["own loss"] for rank in ("rank0", "rank1", "single")]
+    torch.testing.assert_close(values[0], values[2])
+    torch.testing.assert_close(values[1], values[2])
+
+
+def test_without_a_process_group_nothing_is_shared() -> None:
+    z = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather_with_gradients(z) is z
+    assert distributed.all_reduce_sum(z) is z
+    assert distributed.mean_value(z) is z
+    assert (distributed.world_size(), distributed.rank()) == (1, 0)
+
+
+def test_convert_batch_norm__keeps_state_parameters_mode_and_activation() -> None:
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Sequential(nn.BatchNorm2d(4, affine=False))).eval()
+    x = torch.randn(5, 3, 8, 8)
+    keys, parameters, before = list(model.state_dict()), list(model.parameters()), model(x)
+    converted = distributed.convert_batch_norm(model)
+    assert converted is model
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.parameters(), parameters))
+    assert not model[1].training
+    assert sum(isinstance(m, distributed.AllReduceBatchNorm) for m in model.modules()) == 2
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(model.train()(x)[0].shape, before[0].shape)
+    assert isinstance(distributed.convert_batch_norm(nn.BatchNorm1d(3)), distributed.AllReduceBatchNorm)
+    with pytest.raises(ValueError, match="expected"):
+        distributed.AllReduceBatchNorm(3)(torch.zeros(3))
