@@ -58,8 +58,14 @@ def rows_from(places: Iterable[str | os.PathLike]) -> list[Row]:
 
 
 def score(row: Row | None) -> str:
-    """Mean ± sd of a row's values with the number of seeds, "61.2 ± 1.4 % (5)"; "not run yet" without any."""
+    """Mean ± sd of a row's values with the number of seeds, "61.2 ± 1.4 % (5)"; "not run yet" without any.
+
+    A loss is no fraction: it is printed with its metric's name, "val/loss 0.512 (1)".
+    """
     summary = summarise(row["values"]) if row else None
+    if summary and row["metric"].endswith("loss"):
+        spread = "" if summary.sd is None else f" ± {summary.sd:.3f}"
+        return f"{row['metric']} {summary.mean:.3f}{spread} ({summary.n})"
     return NOT_RUN if summary is None else f"{format_percent(summary.mean, summary.sd)} ({summary.n})"
 
 
@@ -74,7 +80,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "start": lambda row: str(row["start"]),
     "protocol": lambda row: row["protocol"] or "-",
     "labels": lambda row: "-" if row["labels"] is None else str(row["labels"]),
-    "accuracy (seeds)": score,
+    "result (seeds)": score,
     "seconds": lambda row: f"{row['seconds']:.0f}",
     "pre-training seconds": lambda row: f"{row['pretrain_seconds']:.0f}",
     "chosen on": lambda row: row["chosen_on"] or "-",

@@ -29,13 +29,13 @@ def test_grid_holds_only_what_was_run(rows):
 
 
 def test_list_leads_back_to_recipe_and_commit(rows):
-    table = list_table(rows, ["recipe", "commit", "accuracy (seeds)", "labels"])
+    table = list_table(rows, ["recipe", "commit", "result (seeds)", "labels"])
     assert table.rows[0] == ["study", "01234567+", "60.0 ± 10.0 % (3)", "80"]
     assert table.rows[-1] == ["debug/a|b<i>", "-", "91.5 % (1)", "-"]
 
 
 def test_markdown_is_escaped_and_csv_is_parsed_back(rows):
-    table = list_table(rows, ["start", "accuracy (seeds)"], note="a note")
+    table = list_table(rows, ["start", "result (seeds)"], note="a note")
     text = to_markdown(table)
     assert "debug/a\\|b&lt;i&gt;" in text
     assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
@@ -57,3 +57,9 @@ def test_a_broken_results_file_is_never_passed_over(tmp_path):
     (tmp_path / "few.json").write_text("{}")
     with pytest.raises(ResultError, match=r"few\.json"):
         rows_from([tmp_path])
+
+
+def test_a_loss_is_not_a_percentage(tmp_path):
+    metric = {"name": "val/loss", "value": 1.8}
+    write_result(tmp_path / "mae.json", recipe="debug/mae", seconds=9.0, metric=metric, samples=10)
+    assert list_table(rows_from([tmp_path]), ["result (seeds)"]).rows == [["val/loss 1.800 (1)"]]

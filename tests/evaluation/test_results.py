@@ -49,6 +49,7 @@ def test_recipe_hash_is_of_the_file(tmp_path, monkeypatch):
         ({"metric": {"name": "top1", "value": 91.5}}, "write 0.915, not 91.5"),
         ({"metric": {"name": "top1", "value": float("nan")}}, "fraction"),
         ({"metric": {"value": 0.5}}, "expected {name"),
+        ({"metric": {"name": "val/loss", "value": float("inf")}}, "finite"),
         ({"samples": None}, "'samples' is None; expected int"),
         ({"seconds": float("inf")}, "finite"),
         ({"seconds": True}, "'seconds' is True"),
