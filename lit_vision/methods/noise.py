@@ -38,8 +38,8 @@ def keyed_noise(keys: Tensor, patches: int, seed: int, stream: int = TRAIN) -> T
     Returns:
         (B, L) float32 in [0, 1), multiples of 2^-24, on the device of the keys.
     """
-    state = keys.new_full((len(keys),), _signed(seed))
-    for part in (torch.full_like(state, stream), *keys.unbind(1)):
+    state = keys.new_zeros(len(keys))
+    for part in (torch.full_like(state, _signed(seed)), torch.full_like(state, stream), *keys.unbind(1)):
         state = _mix((state ^ part) + _GOLDEN)
     steps = torch.arange(1, patches + 1, device=keys.device) * _GOLDEN
     return _shift(_mix(state[:, None] + steps), 40).float() * 2**-24
