@@ -59,7 +59,7 @@ class BatchViews:
 
     def __call__(self, images: Tensor | np.ndarray, keys: Tensor | np.ndarray | Sequence) -> Tensor:
         images = torch.as_tensor(images)  # (B, H, W, C)
-        n, height, width = images.shape[:3]
+        n, _, width = images.shape[:3]
         size, views = self.law.size, self.law.views
         if self.law.name == "eval":
             return self._evaluation(images)

@@ -157,6 +157,14 @@ def write_folder(
     (out / NOTE).write_text(json.dumps(note, indent=1) + "\n")
 
 
+def note_of(turned: bool, full: bool, seed: int) -> dict:
+    """What identifies the set that these options make."""
+    note = {"name": "fashion", "turned": turned, "full": full, "seed": seed}
+    if turned:
+        note["turn"] = {"degrees": TURN, "scale": list(SCALE), "shift": SHIFT, "side": SIDE}
+    return note
+
+
 def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) -> dict[str, int]:
     """Make the set in `out`; nothing happens if it is there already.
 
@@ -172,11 +180,7 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
     Raises:
         UserError: the folder holds something else, or the source is missing.
     """
-    note = {"name": "fashion", "turned": turned, "full": full, "seed": seed}
-    if turned:
-        note["turn"] = {"degrees": TURN, "scale": SCALE, "shift": SHIFT, "side": SIDE}
-    note = json.loads(json.dumps(note))
-    begun = out / (NOTE + ".begun")
+    note, begun = note_of(turned, full, seed), out / (NOTE + ".begun")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: a file where a folder is expected; name another")
     if (out / NOTE).exists():
@@ -188,11 +192,16 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
             )
         if counts == {split: sum(1 for _ in (out / split).glob("*/*.png")) for split in counts}:
             return counts
-    elif out.is_dir() and any(out.iterdir()) and not begun.exists():
+    elif begun.exists():
+        if json.loads(begun.read_text()) != note:
+            raise UserError(
+                f"--out {out}: another set was begun there and not finished; name another folder or remove it"
+            )
+    elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out}: the folder is not empty and was not made by this command; name another")
     out.mkdir(parents=True, exist_ok=True)
     (out / NOTE).unlink(missing_ok=True)
-    begun.write_text("being made; run the command again to finish\n")
+    begun.write_text(json.dumps(note))
     if full:
         first = {
             "train": 0,

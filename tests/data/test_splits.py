@@ -1,0 +1,59 @@
+"""Label subsets: stratified, nested, and kept in files."""
+
+import numpy as np
+import pytest
+from lit_vision.data.splits import choose, fraction, read_split, shots, stratified, write_split
+from lit_vision.errors import UserError
+
+LABELS = np.repeat([0, 1, 2, -1], [50, 30, 20, 40])
+
+
+@pytest.mark.parametrize("count", [3, 10, 17, 99, 100])
+def test_stratified__keeps_proportions_and_has_each_class(count: int) -> None:
+    chosen = stratified(LABELS, count, seed=0)
+    got = np.bincount(LABELS[chosen], minlength=3)
+    assert len(np.unique(chosen)) == count and (got >= 1).all()
+    assert (np.abs(got - count * np.array([0.5, 0.3, 0.2])) <= 1).all()
+
+
+def test_subsets__are_nested_and_depend_on_the_seed() -> None:
+    small, large = set(stratified(LABELS, 10, 1)), set(stratified(LABELS, 50, 1))
+    assert small < large
+    assert small != set(stratified(LABELS, 10, 2))
+    assert set(shots(LABELS, 2, 1)) < set(shots(LABELS, 5, 1))
+
+
+def test_choose__float_is_a_fraction_and_int_a_count() -> None:
+    assert choose(LABELS, None, None, 0) is None
+    assert len(choose(LABELS, 0.1, None, 0)) == 10 == len(choose(LABELS, 10, None, 0))
+    assert len(choose(LABELS, 1.0, None, 0)) == 100
+    assert len(choose(LABELS, 10.0, None, 0)) == 10
+    assert len(fraction(LABELS, 0.001, 0)) == 3  # never less than one of each class
+    assert np.bincount(LABELS[choose(LABELS, None, 4, 0)]).tolist() == [4, 4, 4]
+
+
+def test_impossible_subsets__say_which_key_and_how_many() -> None:
+    with pytest.raises(UserError, match="labels=2: fewer than one for each of 3"):
+        stratified(LABELS, 2, 0)
+    with pytest.raises(UserError, match="labels=101: .* 100 labelled"):
+        stratified(LABELS, 101, 0)
+    with pytest.raises(UserError, match="class cat has 20"):
+        shots(LABELS, 21, 0, ["ant", "bee", "cat"])
+    with pytest.raises(UserError, match="set one of them"):
+        choose(LABELS, 0.1, 4, 0)
+    with pytest.raises(UserError, match="labels=1.5"):
+        choose(LABELS, 1.5, None, 0)
+
+
+def test_split_files__round_trip_and_refuse_other_data(tmp_path) -> None:
+    names = [f"train/é {i}.png" for i in range(9)]
+    file = tmp_path / "deep" / "split.txt"
+    write_split(file, [names[7], names[2]], "labels=2")
+    assert read_split(file, names).tolist() == [2, 7]
+    with pytest.raises(UserError, match="2 of its paths"):
+        read_split(file, ["train/x.png"])
+    with pytest.raises(UserError, match="No such file"):
+        read_split(tmp_path / "none.txt", names)
+    write_split(file, [], "nothing")
+    with pytest.raises(UserError, match="no image"):
+        read_split(file, names)
