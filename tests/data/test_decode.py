@@ -6,8 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
-from lit_vision.data.decode import BadImage, decode
 from PIL import Image
+
+from lit_vision.data.decode import BadImage, decode
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -31,7 +32,8 @@ def test_decode__jpeg_gray_cmyk_palette_alpha_and_gif() -> None:
     for data in (_bytes(image, "JPEG", quality=95), _bytes(image, "JPEG", quality=95, progressive=True)):
         assert np.abs(decode(data).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
     gray = decode(_bytes(image.convert("L"), "JPEG"))
-    assert gray.shape == (40, 50, 3) and (gray[..., 0] == gray[..., 2]).all()
+    assert gray.shape == (40, 50, 3)
+    assert (gray[..., 0] == gray[..., 2]).all()
     assert decode(_bytes(image.convert("CMYK"), "JPEG")).shape == (40, 50, 3)
     assert decode(_bytes(image.convert("P"), "PNG")).shape == (40, 50, 3)
     assert decode(_bytes(image.convert("1"), "PNG")).max() == 255
@@ -56,7 +58,8 @@ def test_decode__applies_exif_orientation(orientation: int) -> None:
         orientation
     ]
     assert shown.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
-    assert shown[corner].min() > 200 and (shown > 128).mean() == pytest.approx(0.125, abs=0.02)
+    assert shown[corner].min() > 200
+    assert (shown > 128).mean() == pytest.approx(0.125, abs=0.02)
 
 
 def _forged_png(width: int, height: int) -> bytes:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from lit_vision.data.folder import Paths, scan
 from lit_vision.errors import UserError
 
@@ -30,8 +31,10 @@ def test_scan__imagefolder_with_splits_classes_by_name_and_nested_files(tmp_path
     assert folder.classes == ["a", "b"]
     assert list(folder.splits["train"].paths) == ["train/a/deep/2.JPG", "train/b/1.png"]
     assert folder.splits["train"].labels.tolist() == [0, 1]
-    assert folder.splits["val"].labels.tolist() == [1] and "test" not in folder.splits
-    assert list(folder.unlabelled.paths) == ["unlabeled/x/4.webp"] and folder.unlabelled.labels.tolist() == [-1]
+    assert folder.splits["val"].labels.tolist() == [1]
+    assert "test" not in folder.splits
+    assert list(folder.unlabelled.paths) == ["unlabeled/x/4.webp"]
+    assert folder.unlabelled.labels.tolist() == [-1]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,9 @@ def test_scan__flat_mixed_and_unsplit_shapes(tmp_path, names, classes, labels, u
 
 def test_scan__only_unlabelled_images_beside_a_labelled_val(tmp_path) -> None:
     folder = scan(_make(tmp_path, "unlabeled/1.png", "val/a/1.png", "val/b/1.png"))
-    assert folder.classes == ["a", "b"] and "train" not in folder.splits and len(folder.unlabelled) == 1
+    assert folder.classes == ["a", "b"]
+    assert "train" not in folder.splits
+    assert len(folder.unlabelled) == 1
 
 
 @pytest.mark.parametrize(
@@ -70,7 +75,8 @@ def test_scan__only_unlabelled_images_beside_a_labelled_val(tmp_path) -> None:
 def test_scan__one_line_for_each_folder_that_cannot_be_read(tmp_path, names, words) -> None:
     with pytest.raises(UserError, match=words) as caught:
         scan(_make(tmp_path, *names))
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_scan__missing_empty_and_file(tmp_path) -> None:
@@ -130,6 +136,8 @@ def test_fingerprint__changes_with_name_size_label_and_place_only(tmp_path) -> N
 def test_paths__behave_like_a_list_of_strings() -> None:
     names = ["a/1.png", "", "é/\udcff.png", "b"]
     paths = Paths(names)
-    assert list(paths) == names and len(paths) == 4 and paths[-1] == "b"
+    assert list(paths) == names
+    assert len(paths) == 4
+    assert paths[-1] == "b"
     with pytest.raises(IndexError):
         paths[4]

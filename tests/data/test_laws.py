@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from lit_vision.data.laws import Drawer, make_law
 from lit_vision.errors import UserError
-from scipy import stats
 
 N = 4000
 
@@ -78,7 +79,9 @@ def test_views__draw_independently_of_each_other_and_of_other_options() -> None:
 
 def test_crop__extreme_images_fall_back_to_the_centre() -> None:
     tall = Drawer(make_law("mae", 32), 0)(0, 0, 0, 0, 4000, 10)
-    assert tall.width == 10 and tall.height <= 14 and 0 <= tall.top <= 4000 - tall.height
+    assert tall.width == 10
+    assert tall.height <= 14
+    assert 0 <= tall.top <= 4000 - tall.height
     dot = Drawer(make_law("simclr", 32), 0)(0, 0, 0, 0, 1, 1)
     assert (dot.left, dot.top, dot.width, dot.height) == (0, 0, 1, 1)
 

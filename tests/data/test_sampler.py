@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 
 
@@ -10,7 +11,8 @@ def test_train_batches__are_a_permutation_and_change_with_epoch_and_seed() -> No
     first = list(order)
     indices = [i for batch in first for _, i, _ in batch]
     assert len(first) == len(order) == 10
-    assert len(set(indices)) == 100 and set(indices) <= set(range(103))
+    assert len(set(indices)) == 100
+    assert set(indices) <= set(range(103))
     assert list(order) == first  # reading changes nothing
     order.set_epoch(1)
     second = list(order)
@@ -41,7 +43,8 @@ def test_train_batches__start_leaves_out_what_a_resumed_epoch_has_had() -> None:
     order = TrainBatches(64, 4, 0, 2, 2, seed=0)
     whole = list(order)
     order.start = 3
-    assert list(order) == whole[3:] and len(order) == len(whole)
+    assert list(order) == whole[3:]
+    assert len(order) == len(whole)
     order.set_epoch(0)
     assert order.start == 3
     order.set_epoch(1)

@@ -8,6 +8,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+
 from lit_vision.cli import main
 from lit_vision.data import sources
 
@@ -57,15 +58,18 @@ def test_fashion__is_idempotent_finishes_half_a_folder_and_refuses_others(stand_
     assert main(command) == 0
     first, some = _digest(out), next(out.rglob("*.png"))
     stamp = some.stat().st_mtime_ns
-    assert main(command) == 0 and some.stat().st_mtime_ns == stamp
+    assert main(command) == 0
+    assert some.stat().st_mtime_ns == stamp
     some.unlink()
-    assert main(command) == 0 and _digest(out) == first  # a lost image comes back
+    assert main(command) == 0
+    assert _digest(out) == first
     (out / sources.NOTE).rename(out / (sources.NOTE + ".begun"))  # as an interrupted call leaves it
     some.unlink()
     assert main(["data", "fashion", "--out", str(out)]) == 1
     assert "begun" in capsys.readouterr().err
     (out / (sources.NOTE + ".begun")).write_text(json.dumps(sources.note_of(True, False, 0)))
-    assert main(command) == 0 and _digest(out) == first
+    assert main(command) == 0
+    assert _digest(out) == first
 
 
 def test_fashion__turned_depends_on_the_seed_alone_and_keeps_the_garment(stand_in, tmp_path) -> None:
@@ -79,7 +83,8 @@ def test_fashion__turned_depends_on_the_seed_alone_and_keeps_the_garment(stand_i
     for index in range(20):
         turned = sources.turn(garment, 0, index)
         ratio = turned.sum() / garment.sum()
-        assert turned.shape == (32, 32) and 0.8**2 * 0.95 < ratio < 1.05
+        assert turned.shape == (32, 32)
+        assert 0.8**2 * 0.95 < ratio < 1.05
     assert (sources.turn(garment, 0, 3) != sources.turn(garment, 0, 4)).any()
 
 
@@ -93,7 +98,8 @@ def test_fashion__refuses_a_foreign_folder_and_other_options(stand_in, tmp_path,
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("all of it")
     assert main(["data", "fashion", "--out", str(foreign)]) == 1
-    assert "not empty" in capsys.readouterr().err and [p.name for p in foreign.iterdir()] == ["thesis.tex"]
+    assert "not empty" in capsys.readouterr().err
+    assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
     assert main(["data", "fashion", "--out", str(tmp_path / "x")]) == 0
     assert main(["data", "fashion", "--turned", "--out", str(tmp_path / "x")]) == 1
     assert "name another folder" in capsys.readouterr().err
@@ -113,6 +119,7 @@ def test_embedded__files_match_their_committed_sums_and_are_fashion_mnist() -> N
     for path in sources.EMBEDDED.glob("*.gz"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sums[path.name]
     images, labels = sources.embedded_fashion()
-    assert images.shape == (10_000, 28, 28) and labels[:5].tolist() == [9, 0, 0, 3, 0]
+    assert images.shape == (10_000, 28, 28)
+    assert labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert np.bincount(labels).min() > 900
     assert abs(images.mean() / 255 - 0.286) < 0.002  # Fashion-MNIST's known mean

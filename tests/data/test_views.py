@@ -8,14 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
 from lit_vision.data.batch import normalise
 from lit_vision.data.batch_views import make_batch_views
 from lit_vision.data.colour import LUMA, colour_matrices
 from lit_vision.data.laws import ORDERS, Draw
 from lit_vision.data.views import make_views, resize, turn
 from lit_vision.errors import UserError
-from PIL import Image
-from torchvision.transforms.v2 import functional as tv
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +50,8 @@ SETTINGS = [
 def test_views__have_their_shape_and_depend_on_the_key_alone(name: str, views: int) -> None:
     data, make = _png(PHOTO), make_views(name, 40, seed=5)
     first = make(data, 3, 7)
-    assert first.shape == (views, 40, 40, 3) and first.dtype == np.uint8
+    assert first.shape == (views, 40, 40, 3)
+    assert first.dtype == np.uint8
     make(data, 9, 9)
     assert (pickle.loads(pickle.dumps(make))(data, 3, 7, 0) == first).all()
     if name != "eval":
@@ -81,7 +83,8 @@ def test_batched_views__equal_the_single_ones_within_rounding(
     ).astype(int)
     difference = np.abs(batched - expected)
     assert batched.shape == expected.shape
-    assert difference.mean() < 0.6 and np.quantile(difference, 0.98) <= 3
+    assert difference.mean() < 0.6
+    assert np.quantile(difference, 0.98) <= 3
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,8 @@ def test_eval__equals_timms_transform() -> None:
         reference = create_transform(size, crop_pct=0.875, interpolation="bicubic", normalize=False)
         expected = np.asarray(reference(Image.fromarray(image))).transpose(1, 2, 0).astype(int)
         got = make_views("eval", size, 0)(_png(image), 0, 0)[0]
-        assert got.shape == expected.shape and (np.abs(got - expected) <= 1).mean() > 0.99
+        assert got.shape == expected.shape
+        assert (np.abs(got - expected) <= 1).mean() > 0.99
 
 
 def test_eval__leaves_a_fitting_image_as_it_is() -> None:
@@ -174,7 +178,9 @@ def test_turn__by_quarter_turns_is_exact_and_counter_clockwise() -> None:
 def test_turn__zooms_out_to_black_and_shrinks_with_antialias() -> None:
     white = np.full((40, 40, 3), 255, np.uint8)
     half = turn(white, _draw(zoom=0.5), 40)
-    assert half.mean() / 255 == pytest.approx(0.25, abs=0.03) and half[0, 0, 0] == 0 and half[20, 20, 0] == 255
+    assert half.mean() / 255 == pytest.approx(0.25, abs=0.03)
+    assert half[0, 0, 0] == 0
+    assert half[20, 20, 0] == 255
     checks = (np.indices((320, 320)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     small = turn(checks, _draw(width=320, height=320, angle=30.0), 40)
     assert np.abs(small[10:30, 10:30].astype(int) - 127).max() < 12  # no moire
@@ -210,13 +216,12 @@ def test_normalise__is_the_float_formula() -> None:
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     expected = ((images.double() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
     got = normalise(images, mean, std)
-    assert got.dtype == torch.float32 and got.is_contiguous()
+    assert got.dtype == torch.float32
+    assert got.is_contiguous()
     torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-6)
     plain = normalise(images, torch.zeros(3), torch.ones(3))
-    assert (
-        plain.min() >= 0
-        and plain.max() <= 1
-        and math.isclose(plain.max().item(), images.max().item() / 255, rel_tol=1e-6)
-    )
+    assert plain.min() >= 0
+    assert plain.max() <= 1
+    assert math.isclose(plain.max().item(), images.max().item() / 255, rel_tol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         normalise(images.float(), mean, std)
