@@ -31,7 +31,9 @@ def test_backbone__each_family_keeps_the_contract(name, arguments, side, width, 
     assert len(maps) == len(backbone.strides) >= 1
     for stride, m in zip(backbone.strides, maps):
         assert m.shape[0] == 1
-        lost = 4 if name == "inception_v3" else 0  # rows that its unpadded convolutions lose: 149.5, 74.75, ... are 147, 71, 35, 17, 8
+        lost = (
+            4 if name == "inception_v3" else 0
+        )  # rows that its unpadded convolutions lose: 149.5, 74.75, ... are 147, 71, 35, 17, 8
         assert side / stride - lost <= m.shape[-1] <= side / stride
     layers = backbone.layer_groups()
     assert len(layers) == groups
