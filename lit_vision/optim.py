@@ -16,8 +16,8 @@ from lit_vision.lars import LARS
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
 
-# Learned tokens and positions are no weights of a linear map. facebookresearch/mae decays cls_token and mask_token in
-# pre-training (its rule is "1-D or .bias" alone, papers: He et al. 2022, Table 8); we follow its fine-tuning rule throughout.
+# Learned tokens and positions are no weights of a linear map, and fine-tuning (He et al. 2022, code) exempts them.
+# Official MAE pre-training exempts only what is 1-D or named .bias, so it decays cls_token and mask_token: methods/mae.py asks for that rule.
 NO_DECAY = ("cls_token", "mask_token", "pos_embed", "reg_token", "dist_token", "relative_position_bias_table")
 
 

@@ -4,6 +4,7 @@ B images, K classes, D backbone width, C H W channels and pixels.
 """
 
 import re
+import warnings
 from typing import Any
 
 import lightning as L
@@ -173,6 +174,7 @@ class Classifier(L.LightningModule):
             from timm.data import Mixup
 
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+        self.train()  # Lightning keeps the modes it finds: what is frozen must be in evaluation mode from the start
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, C, H, W)."""
@@ -198,6 +200,8 @@ class Classifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse data whose classes are not the head's, and a batch-norm converter that would break the model, before any step."""
         distributed.batch_norm_scope(self)
+        if self.hparams.tune != "full":  # Lightning warns of modules in evaluation mode; here they are meant to be
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         heads = self.hparams.num_classes
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", heads)
         if not classes:
