@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.batch_views import make_batch_views
 from lit_vision.data.folder import Folder, Paths, scan
-from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory
+from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
 from lit_vision.data.laws import OPTIONS
 from lit_vision.data.sampler import EvalBatches, TrainBatches
-from lit_vision.data.splits import choose, read_split, write_split
+from lit_vision.data.splits import choose_or_read
 from lit_vision.data.views import make_views
 from lit_vision.errors import UserError
 
@@ -150,22 +146,10 @@ class ImageFolderDataModule(LightningDataModule):
         """Hide the labels outside the subset; add or drop the images without one."""
         paths = list(self._paths.get("train", ()))
         labels = self._labels.get("train", np.zeros(0, np.int64)).copy()
-        chosen = choose(labels, self.labels, self.shots, self.label_seed, folder.classes)
-        if self.split_file and Path(self.split_file).exists():
-            listed = read_split(self.split_file, paths)
-            if chosen is not None and len(listed) != len(chosen):
-                raise UserError(
-                    f"{self.split_file}: it lists {len(listed)} images, labels or shots ask for {len(chosen)}; remove one"
-                )
-            chosen = listed
-        elif self.split_file:
-            if chosen is None:
-                raise UserError(
-                    f"{self.split_file}: no such file; set labels or shots to make it, or name another split_file"
-                )
-            note = f"labels={self.labels} shots={self.shots} label_seed={self.label_seed} of {len(labels)} images"
-            if self.trainer is None or self.trainer.is_global_zero:
-                write_split(self.split_file, [paths[i] for i in chosen], note)
+        first = self.trainer is None or self.trainer.is_global_zero
+        chosen = choose_or_read(
+            paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, may_write=first
+        )
         if chosen is not None:
             labels[np.setdiff1d(np.arange(len(labels)), chosen)] = -1
         if self.use_unlabeled:
@@ -296,21 +280,8 @@ class ImageFolderDataModule(LightningDataModule):
         return MemoryImages(pixels, self._labels[role], make_batch_views(view, self.img_size, self.seed, **options))
 
     def _loader(self, dataset: Dataset, batches, persistent: bool) -> DataLoader:
-        workers = self.num_workers
-        if workers == "auto":
-            # a batch of small images is made faster than it is sent from a worker
-            workers = (
-                0 if isinstance(dataset, MemoryImages) else min(8, _cores() // _local_processes(self.trainer) or 1)
-            )
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            worker_init_fn=_start_worker,
-            persistent_workers=persistent and workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        local = 1 if self.trainer is None else max(1, self.trainer.num_devices)
+        return make_loader(dataset, batches, self.num_workers, persistent, local)
 
     # ------------------------------------------------------------------ resuming
 
@@ -357,22 +328,3 @@ class ImageFolderDataModule(LightningDataModule):
 
 def _options(table: dict[str, tuple[str, ...]], without: str) -> list[str]:
     return list(dict.fromkeys(key for name, keys in table.items() if name != without for key in keys))
-
-
-def _as_it_is(batch: dict) -> dict:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """A SIGTERM or Ctrl-C for the process group is the main process's alone, which then saves; and workers are the threads."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _local_processes(trainer) -> int:
-    return 1 if trainer is None else max(1, trainer.num_devices)

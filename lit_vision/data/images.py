@@ -6,13 +6,16 @@ Both take a list of keys (epoch, index, copy), as the samplers yield them, and g
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.batch_views import BatchedViews
 from lit_vision.data.decode import BadImage, decode
@@ -174,3 +177,38 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> np.ndarray | N
         return None
     gray = (pixels[..., :1] == pixels).all()
     return np.ascontiguousarray(pixels[..., :1]) if gray else pixels
+
+
+def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool, local: int = 1) -> DataLoader:
+    """A loader of finished batches.
+
+    Args:
+        dataset: FileImages or MemoryImages.
+        batches: iterable of lists of keys.
+        workers: how many; "auto": none for images in memory (a batch is made faster than a worker sends it), else the cores of this
+            process shared by the `local` processes on this machine, 8 at most.
+        persistent: keep the workers between epochs.
+        local: training processes on this machine.
+    """
+    if workers == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if isinstance(dataset, MemoryImages) else max(1, min(8, cores // local))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: dict) -> dict:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """A SIGTERM for the process group must reach the main process alone, which then saves; and the workers are the threads."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)

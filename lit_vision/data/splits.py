@@ -124,3 +124,42 @@ def read_split(path: str | Path, names: Sequence[str]) -> np.ndarray:
     if not wanted or len(set(wanted)) != len(wanted):
         raise UserError(f"{path}: it lists {'a path twice' if wanted else 'no image'}; make it again")
     return np.sort(np.array([places[name] for name in wanted]))
+
+
+def choose_or_read(
+    paths: Sequence[str],
+    labels: np.ndarray,
+    part: float | int | None,
+    k: int | None,
+    seed: int,
+    names: Sequence[str],
+    file: str | Path | None,
+    may_write: bool = True,
+) -> np.ndarray | None:
+    """`choose`, kept in a split file: an existing file wins (and must have as many images as are asked for), a missing one is written.
+
+    Args:
+        paths: (N,) relative paths of the set; the other arguments as in `choose`.
+        file: the split file, or None.
+        may_write: false on all processes but one.
+
+    Returns:
+        Sorted positions, or None for the whole set.
+
+    Raises:
+        UserError: as in `choose` and `read_split`; also if the file is missing and nothing says what to put into it.
+    """
+    chosen = choose(labels, part, k, seed, names)
+    if not file:
+        return chosen
+    if Path(file).exists():
+        listed = read_split(file, paths)
+        if chosen is not None and len(listed) != len(chosen):
+            raise UserError(f"{file}: it lists {len(listed)} images, labels or shots ask for {len(chosen)}; remove one")
+        return listed
+    if chosen is None:
+        raise UserError(f"{file}: no such file; set labels or shots to make it, or name another split_file")
+    if may_write:
+        note = f"labels={part} shots={k} label_seed={seed} of {len(labels)} images"
+        write_split(file, [paths[i] for i in chosen], note)
+    return chosen

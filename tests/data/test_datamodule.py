@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.decode import BadImage
@@ -241,3 +242,45 @@ def test_albumentations__is_a_training_view_in_memory_and_on_disk(root) -> None:
     ]
     assert _same(runs[0], runs[1])
     assert _same(runs[1], runs[2])
+
+
+class _Watcher(LightningModule):
+    """Writes down the keys it is given; one weight, so that there is something to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.keys = torch.nn.Parameter(torch.zeros(())), []
+
+    def training_step(self, batch, _):
+        self.keys.append(batch["key"].clone())
+        return self.weight * batch["images"].float().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def _fit(root, tmp_path, checkpoint=None, **options) -> tuple[list, Trainer]:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", use_distributed_sampler=False, default_root_dir=tmp_path, **quiet
+    )
+    watcher = _Watcher()
+    trainer.fit(watcher, datamodule=_module(root, train_view="mae", **options), ckpt_path=checkpoint, weights_only=True)
+    return watcher.keys, trainer
+
+
+def test_trainer__sees_the_keys_of_each_epoch_and_stores_the_place(root, tmp_path) -> None:
+    keys, trainer = _fit(root, tmp_path)
+    assert [int(k[0, 0]) for k in keys] == [0] * 5 + [1] * 5
+    expected = [b["key"] for epoch in range(2) for b in _epoch(_module(root, train_view="mae"), epoch)]
+    assert all(torch.equal(a, b) for a, b in zip(keys, expected))
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["ImageFolderDataModule"]
+    assert (state["epoch"], state["samples"], state["global"]) == (2, 0, 8)
+    with pytest.raises(UserError, match=r"data\.seed"):
+        _fit(root, tmp_path, tmp_path / "a.ckpt", seed=3)
