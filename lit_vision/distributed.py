@@ -204,7 +204,7 @@ def batch_norm_scope(module) -> str:
     if type(sync).__name__ == "TorchSyncBatchNorm":
         raise UserError(
             "trainer.sync_batchnorm: torch's converter fails on CPU and drops activations of timm's fused norms; "
-            "use plugins=[lit_vision.distributed.global_batch_norm()]"
+            "in Python give plugins=[lit_vision.distributed.global_batch_norm()] instead (lit-vision fit does it itself)"
         )
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
         return "none"

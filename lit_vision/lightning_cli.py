@@ -30,6 +30,7 @@ from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.callbacks.progress import Progress
 from lit_vision.callbacks.run_record import CountSamples, RunRecord
 from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
+from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
 from lit_vision.evaluation import results
 
@@ -213,6 +214,8 @@ class RunCLI(LightningCLI):
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicIO()],
             "logger": self._loggers(settings.get("logger")),
         }
+        if settings.get("sync_batchnorm"):  # Lightning's own fails on CPU and drops activations of timm's fused norms
+            kwargs |= {"sync_batchnorm": False, "plugins": [*kwargs["plugins"], global_batch_norm()]}
         callbacks = settings.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         kwargs["callbacks"] = callbacks + self._callbacks(callbacks, settings)

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from lit_vision import distributed
+from lit_vision.errors import UserError
 
 METHODS = ("simclr_resnet", "simclr_vit", "simclr_densenet", "mae", "classifier_vit", "classifier_resnet")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -99,3 +101,23 @@ def test_convert_batch_norm__keeps_state_parameters_mode_and_activation() -> Non
     assert isinstance(distributed.convert_batch_norm(nn.BatchNorm1d(3)), distributed.AllReduceBatchNorm)
     with pytest.raises(ValueError, match="expected"):
         distributed.AllReduceBatchNorm(3)(torch.zeros(3))
+
+
+def test_global_batch_norm__replaces_lightnings_flag() -> None:
+    from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+
+    def attached(sync: object, world: int = 2, *layers: nn.Module) -> nn.Module:
+        module = nn.Sequential(*layers)
+        module.trainer = SimpleNamespace(strategy=SimpleNamespace(_layer_sync=sync), world_size=world)
+        return module
+
+    plugin = distributed.global_batch_norm()
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm: torch's converter fails on CPU"):
+        distributed.batch_norm_scope(attached(TorchSyncBatchNorm()))
+    assert distributed.batch_norm_scope(attached(plugin, 2, nn.BatchNorm1d(2))) == "global"
+    assert distributed.batch_norm_scope(attached(None, 2, nn.BatchNorm1d(2))) == "per process"
+    assert distributed.batch_norm_scope(attached(None, 1, nn.BatchNorm1d(2))) == "global"
+    assert distributed.batch_norm_scope(attached(None, 2, nn.LayerNorm(2))) == "none"
+    model = plugin.apply(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert isinstance(model[1], distributed.AllReduceBatchNorm)
+    assert plugin.revert(model) is model

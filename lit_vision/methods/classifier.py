@@ -269,12 +269,12 @@ class Classifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Say what batch norm sees where it matters."""
         if (
-            distributed.batch_norm_scope(self) == "per process"
-            and self.trainer.is_global_zero
+            self.trainer.is_global_zero
             and self.hparams.tune in ("full", "head+norm")
+            and distributed.batch_norm_scope(self) == "per process"
         ):
             print(
-                "Classifier: batch norm sees one process's images only; distributed.global_batch_norm makes it global",
+                "Classifier: batch norm sees one process's images only; trainer.sync_batchnorm makes it global",
                 flush=True,
             )
 

@@ -107,7 +107,7 @@ class SimCLR(L.LightningModule):
 
     Needs a train view with V = 2 (`train_view: simclr`). Both views pass the backbone in one batch of 2B images, so batch norm sees
     both. The paper's recipe: LARS, base_lr 0.3, weight_decay 1e-6, 10 warm-up epochs, batch norm over all processes
-    (`lit_vision.distributed.global_batch_norm`), batch 4096.
+    (`trainer.sync_batchnorm: true` in a recipe, `lit_vision.distributed.global_batch_norm` in Python), batch 4096.
 
     Args:
         backbone: a timm model name.
@@ -191,29 +191,27 @@ class SimCLR(L.LightningModule):
             self.log("val/loss", self.loss(batch["images"]), batch_size=len(batch["images"]), sync_dist=True)
 
     def setup(self, stage: str) -> None:
-        """Refuse a batch-norm converter that would break the model, before any step."""
+        """Refuse a batch-norm converter that would break the model, before any step; no validation loop that would measure nothing."""
         distributed.batch_norm_scope(self)
+        if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "eval_view", "simclr") != "simclr":
+            self.trainer.limit_val_batches = 0
 
     def on_train_start(self) -> None:
         """Say how many negatives each anchor sees, and what batch norm sees; refuse a batch without negatives."""
-        accumulate = (
-            self.trainer.accumulate_grad_batches
-        )  # micro-batches do not see each other: no negatives from accumulation
-        images = optim.plan_of(self).global_batch_size // accumulate
-        negatives = 2 * images - 2
+        # micro-batches do not see each other: accumulation adds no negatives
+        images = optim.plan_of(self).global_batch_size // self.trainer.accumulate_grad_batches
+        negatives, world = 2 * images - 2, self.trainer.world_size
         if negatives < 1:
             raise UserError(
                 "data.batch_size: one image a step leaves no negatives; set it to 2 or more (the paper: 4096 in all)"
             )
-        scope = distributed.batch_norm_scope(self)
         if self.trainer.is_global_zero:
             print(
-                f"SimCLR: each anchor sees {negatives} negatives ({images} images over {self.trainer.world_size} process(es))",
-                flush=True,
+                f"SimCLR: each anchor sees {negatives} negatives ({images} images over {world} process(es))", flush=True
             )
-            if scope == "per process":
+            if distributed.batch_norm_scope(self) == "per process":
                 print(
-                    "SimCLR: batch norm sees one process's images only; the paper's is global (distributed.global_batch_norm)",
+                    "SimCLR: batch norm sees one process's images only; trainer.sync_batchnorm makes it global as in the paper",
                     flush=True,
                 )
         for logger in self.loggers if self.global_step == 0 else ():

@@ -193,5 +193,3 @@ def test_simclr__faults() -> None:
         method.loss(torch.rand(4, 1, 3, 8, 8))
     with pytest.raises(UserError, match="one image a step leaves no negatives"):
         trainer().fit(method, datamodule=Pairs(batch=1))
-    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm"):
-        trainer(sync_batchnorm=True, strategy="ddp").fit(SimCLR("resnet18", RESNET), datamodule=Pairs())
