@@ -135,7 +135,7 @@ class RunCLI(LightningCLI):
         self.resume_from: Path | None = None
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
-        warnings.filterwarnings("ignore", ".*You have overridden `on_after_batch_transfer`.*")
+        warnings.filterwarnings("ignore", ".*You have overridden `on_(after|before)_batch_transfer`.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own call of torch
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(

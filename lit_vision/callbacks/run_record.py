@@ -16,6 +16,12 @@ from lit_vision.checkpointing import MONITORS, LastCheckpoint
 from lit_vision.evaluation import results
 
 
+def _without_place(word: str) -> str:
+    """A word of the command line as results may hold it: of an absolute path the last part."""
+    head, sign, value = word.rpartition("=")
+    return head + sign + (Path(value).name if Path(value).is_absolute() else value)
+
+
 class CountSamples(Callback):
     """Counts the samples, on all processes, and the seconds of the last validation or test."""
 
@@ -124,7 +130,7 @@ class RunRecord(CountSamples):
             recipe=self.recipe,
             recipe_sha256=self.recipe_sha256,
             seed=self.seed,
-            overrides=self.overrides,
+            overrides=[_without_place(word) for word in self.overrides],
             metric={"name": name, "value": measured[name]},
             metrics=dict(sorted(measured.items())),
             best=checkpoint.best if checkpoint else None,
