@@ -18,7 +18,7 @@ COMMANDS = {
     "fit": ("lit_vision.train", "train: lit-vision fit --config RECIPE.yaml [--resume auto]"),
     "validate": ("lit_vision.train", "measure a checkpoint on the validation split"),
     "test": ("lit_vision.train", "measure a checkpoint on the test split"),
-    "study": ("lit_vision.study", "what should I do with this folder? baselines, pre-training, few labels, one report"),
+    "study": ("lit_vision.study.command", "what should I do with this folder? baselines, pre-training, few labels, one report"),
     "data": ("lit_vision.data.sources", "make or fetch a data set: lit-vision data fashion --out DIR"),
 }
 _KEEP_NAME = {"fit", "validate", "test"}  # one module serves the three, so it gets the name as its first argument

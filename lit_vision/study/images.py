@@ -1,0 +1,213 @@
+"""A folder's images as a study sees them: all of them in memory at one small size, split into a pool to learn from and a test split.
+
+N pool images, M test images, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+
+from lit_vision.data.batch_views import make_batch_views
+from lit_vision.data.decode import BadImage, decode
+from lit_vision.data.folder import Folder, scan
+from lit_vision.data.images import MemoryImages
+from lit_vision.data.sampler import EvalBatches, TrainBatches
+from lit_vision.data.splits import stratified
+from lit_vision.data.views import resize_and_crop
+from lit_vision.errors import UserError
+from lit_vision.evaluation.environment import cores
+
+HELD_OUT = 0.25  # share of the labelled images that becomes the test split where the folder has none
+MARGIN = (
+    1.25  # images larger than the networks' input are kept this much larger, so that crops have something to choose
+)
+MOST_BAD = 0.01  # share of unreadable images above which the study stops
+
+
+@dataclass
+class Images:
+    """Everything a study learns from and is measured on.
+
+    Attributes:
+        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labelled ones first, then unlabelled ones.
+        labels: (N,) int64, -1 without one.
+        paths: relative path of each pool image.
+        test, test_labels, test_paths: the same for the test split; read once per cell, at its end.
+        classes: names.
+        fingerprint: of the folder.
+        size: side of the networks' input, pixels.
+        notes: what was decided or left out on the way, one sentence each, for plan and report.
+    """
+
+    pool: np.ndarray
+    labels: np.ndarray
+    paths: list[str]
+    test: np.ndarray
+    test_labels: np.ndarray
+    test_paths: list[str]
+    classes: list[str]
+    fingerprint: str
+    size: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def per_class(self) -> list[int]:
+        """Labelled pool images of each class."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes)).tolist()
+
+    def subset(self, count: int, seed: int) -> np.ndarray:
+        """Rows of `count` labelled pool images, stratified; nested in count, different for every seed."""
+        return stratified(self.labels, count, seed)
+
+
+def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Images:
+    """Scan, split and decode a folder.
+
+    The test split is the folder's own; without one, a quarter of the labelled images is held out (at least one of each class).
+    A validation split is left alone: a study's choices come from a fixed recipe or from inside the labels.
+
+    Args:
+        root: see `lit_vision.data.folder.scan`.
+        size: side of the networks' input; None: that of the images up to 64 pixels, else 64.
+        seed: of the held-out quarter.
+
+    Raises:
+        UserError: fewer than two labelled classes, a class with one image and no test split, or more than 1 % unreadable images.
+    """
+    folder = scan(root)
+    folder.need_classes("a study")
+    train = folder.need("train", "a study")
+    notes: list[str] = []
+    keep = np.arange(len(train))
+    if "test" in folder.splits:
+        test = folder.splits["test"]
+        tests = np.flatnonzero(test.labels >= 0)
+    else:
+        test, tests = train, _held_out(train.labels, folder, seed)
+        keep = np.setdiff1d(keep, tests)
+        notes.append(
+            f"The folder has no test split: {len(tests)} of its {len(train)} labelled images were held out as one."
+        )
+    if "val" in folder.splits:
+        notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
+    first = _read(folder, train.paths[int(keep[0])])
+    if size is None:
+        side = min(first.shape[:2])
+        size = max(16, -(-side // 4) * 4) if side <= 64 else 64
+    store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
+    pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabelled.paths)
+    labels = np.concatenate([train.labels[keep], folder.unlabelled.labels])
+    test_paths = [test.paths[int(i)] for i in tests]
+    pool, good = _read_all(folder, pool_paths, store, notes)
+    test_pixels, test_good = _read_all(folder, test_paths, size, notes)
+    if (pool[..., :1] == pool).all() and (test_pixels[..., :1] == test_pixels).all():
+        pool, test_pixels = (np.ascontiguousarray(pixels[..., :1]) for pixels in (pool, test_pixels))
+    images = Images(
+        pool,
+        labels[good],
+        [pool_paths[i] for i in good],
+        test_pixels,
+        test.labels[tests][test_good],
+        [test_paths[i] for i in test_good],
+        folder.classes,
+        folder.fingerprint(),
+        size,
+        notes,
+    )
+    empty = [name for name, count in zip(images.classes, images.per_class) if not count]
+    if empty:
+        raise UserError(f"{root}: no training image is left for class {empty[0]!r}; add some or remove the class")
+    return images
+
+
+def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
+    counts = np.bincount(labels[labels >= 0], minlength=len(folder.classes))
+    if counts.min() < 2:
+        few = folder.classes[int(counts.argmin())]
+        raise UserError(f"{folder.root}: class {few!r} has one image and there is no test split; give it two or more")
+    return stratified(labels, max(len(counts), round(HELD_OUT * counts.sum())), seed)
+
+
+def _read(folder: Folder, path: str) -> np.ndarray:
+    try:
+        return decode((folder.root / path).read_bytes())
+    except OSError as error:
+        raise BadImage(f"{error.strerror}; mend or remove it") from None
+    except BadImage as error:
+        raise BadImage(f"{folder.root / path}: {error}") from None
+
+
+def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> tuple[np.ndarray, list[int]]:
+    """Pixels (n, side, side, 3) of those that can be read, and which they are."""
+    pixels = np.empty((len(paths), side, side, 3), np.uint8)
+
+    def one(i: int) -> str | None:
+        try:
+            pixels[i] = resize_and_crop(_read(folder, paths[i]), side, 1.0)
+        except BadImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(cores()) as threads:
+        faults = list(threads.map(one, range(len(paths)), chunksize=64))
+    good = [i for i, fault in enumerate(faults) if fault is None]
+    bad = [fault for fault in faults if fault]
+    if len(bad) > MOST_BAD * len(paths):
+        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {MOST_BAD:.0%})")
+    if bad:
+        notes.append(f"{len(bad)} unreadable image(s) were left out, the first: {os.path.relpath(bad[0], folder.root)}")
+    return (pixels[good] if bad else pixels), good
+
+
+class StudyData(L.LightningDataModule):
+    """Some rows of a study's pool under a train view; the order and the pixels are pure functions of `seed`.
+
+    Args:
+        images: the study's images.
+        rows: (n,) pool rows to train on.
+        view: name of the view; options: its options.
+        batch_size: at most; a smaller set is cut into equal batches.
+        seed: of order and pixels.
+    """
+
+    def __init__(self, images: Images, rows: np.ndarray, view: str, options: dict, batch_size: int, seed: int):
+        super().__init__()
+        self.images, self.rows, self.seed = images, np.asarray(rows), seed
+        self.batch_size = len(rows) // -(-len(rows) // batch_size)
+        self.batches = TrainBatches(len(rows), self.batch_size, 0, 1, 1, seed)
+        self.views = make_batch_views(view, images.size, seed, **options)
+        self.num_classes, self.class_names = len(images.classes), images.classes
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches, and so steps, of one epoch."""
+        return len(self.batches)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one step."""
+        return self.batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches in the order of the epoch; views are rendered in batches in this process."""
+        rows = MemoryImages(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
+        return DataLoader(rows, batch_sampler=self.batches, collate_fn=_as_it_is, num_workers=0)
+
+
+def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[dict]:
+    """Batches of the evaluation view of an array, in order, each image once."""
+    rows = MemoryImages(pixels, labels, make_batch_views("eval", size, 0))
+    for keys in EvalBatches(len(rows), batch_size):
+        yield rows.__getitems__(keys)
+
+
+def _as_it_is(batch: dict) -> dict:
+    return batch

@@ -1,0 +1,104 @@
+"""What a study trains: networks, views and hyper-parameters by image size. One fixed recipe, so that nothing is chosen per folder.
+
+The values were settled on the training and validation splits of the embedded turned garments (CHANGELOG.md has the figures), and
+hold for every folder: a cell at L labels uses L labels in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone: the short name that tables print, its timm name, and further arguments of Backbone."""
+
+    name: str
+    backbone: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a study trains with at one image size.
+
+    Attributes:
+        size: side of the pictures that the networks see, pixels.
+        cnn: the network of SimCLR and of the baseline `scratch-cnn`; vit: of MAE and `scratch-vit`.
+        simclr, mae: arguments of the method (its backbone apart); their `batch_size` goes to the loader.
+        simclr_views, mae_views, train_views: options of the views of that name.
+        tune: arguments of Classifier when it starts from pre-trained weights; scratch: when it does not.
+        batch_size: of every training on labels, at most.
+        scratch_factor: steps of a training from scratch per step of a fine-tuning (it has no pre-training to lean on).
+    """
+
+    size: int
+    cnn: Network
+    vit: Network
+    simclr: dict[str, Any] = field(default_factory=dict)
+    mae: dict[str, Any] = field(default_factory=dict)
+    simclr_views: dict[str, Any] = field(default_factory=dict)
+    mae_views: dict[str, Any] = field(default_factory=dict)
+    train_views: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
+    batch_size: int = 64
+    scratch_factor: int = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for hashing and for the record."""
+        return asdict(self)
+
+
+def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
+    """The recipe for pictures of `size` pixels.
+
+    Args:
+        size: side of the networks' input, pixels; a multiple of 4 up to 64, of 16 above.
+        rotation: all trainings, baselines too, see pictures turned by U(-rotation, rotation) degrees.
+    """
+    turn = {"rotation": rotation} if rotation else {}
+    if size <= SMALL:
+        deep = {"stem": "small", "stem_type": "deep", "stem_width": 8}
+        cnn = Network("cnn", "resnet18", {**deep, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]})
+        vit = Network(
+            "vit",
+            "vit_tiny_patch16_224",
+            {"img_size": size, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        )
+        decoder = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 4}
+    else:
+        cnn = Network("cnn", "resnet18", {})
+        vit = Network("vit", "vit_small_patch16_224", {"img_size": size})
+        decoder = {"decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6}
+    adam = {"optimizer": "adamw", "base_lr": None, "warmup_epochs": 0.0}
+    return Recipe(
+        size,
+        cnn,
+        vit,
+        simclr={
+            "temperature": 0.2,
+            "projection_width": 64,
+            "projection_layers": 2,
+            "projection_batch_norm": True,
+            "lr": 2e-3,
+            "weight_decay": 1e-4,
+            "batch_size": 256,
+            **adam,
+        },
+        mae={"mask_ratio": 0.75, "lr": 2e-3, "weight_decay": 0.05, "batch_size": 256, **decoder, **adam},
+        simclr_views={"crop_scale": [0.3, 1.0], **turn},
+        mae_views={"crop_scale": [0.5, 1.0], **turn},
+        train_views={"crop_scale": [0.5, 1.0], "brightness": 0.3, "contrast": 0.3, **turn},
+        tune={
+            "cnn": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
+            "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, "layer_decay": 0.75, **adam},
+        },
+        scratch={
+            "cnn": {"lr": 2e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
+            "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
+        },
+    )

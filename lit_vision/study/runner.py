@@ -1,0 +1,266 @@
+"""Run a study: baselines, pre-training, few labels. Each finished piece is on disk, so a stopped study goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lit_vision.backbones.weights import sha256_of
+from lit_vision.callbacks.progress import clock
+from lit_vision.evaluation.knn import weighted_knn
+from lit_vision.evaluation.linear import logistic_regression
+from lit_vision.evaluation.environment import cores, device_name
+from lit_vision.evaluation.results import write_json
+from lit_vision.study.cells import Ask, CellStore, Outcome, digest
+from lit_vision.study.images import Images
+from lit_vision.study.pictures import reconstructions
+from lit_vision.study.progress import Reporter
+from lit_vision.study.recipes import Recipe
+from lit_vision.study.schedule import (
+    PRETRAIN_SHARE,
+    REPORT_SECONDS,
+    Plan,
+    measure_all,
+    plan_labels,
+    plan_pretraining,
+)
+from lit_vision.study.training import (
+    classification,
+    features,
+    network_for,
+    pretraining,
+    probabilities,
+    quiet,
+    save,
+    train,
+)
+
+SCRATCH = ("scratch-cnn", "scratch-vit")
+
+
+@dataclass
+class Encoder:
+    """A pre-trained start: where its weights lie, what it cost, and its frozen features of the labelled pool and the test split."""
+
+    weights: Path
+    sha256: str
+    seconds: float
+    images_seen: int
+    pool: np.ndarray
+    test: np.ndarray
+
+
+class Study:
+    """All cells of one folder.
+
+    Args:
+        images: from `read_images`.
+        recipe: from `recipe_for`.
+        starts: pre-trainings to try, out of "mae" and "simclr".
+        plan: numbers of labels, seeds, and any epochs that are fixed beforehand.
+        budget: seconds in all, counted from the reporter's start.
+        folder: the run's folder.
+        report: what the person sees.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        recipe: Recipe,
+        starts: list[str],
+        plan: Plan,
+        budget: float,
+        folder: Path,
+        report: Reporter,
+    ):
+        self.images, self.recipe, self.starts, self.plan = images, recipe, starts, plan
+        self.budget, self.folder, self.report = budget, folder, report
+        self.store = CellStore(folder / "cells")
+        self.log = folder / "study.log"
+        self.base = digest(images.fingerprint, images.size, recipe.as_dict())
+        self.encoders: dict[str, Encoder] = {}
+        self.outcomes: list[Outcome] = []
+        (folder / "weights").mkdir(exist_ok=True)
+
+    def run(self) -> list[Outcome]:
+        """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
+        paces = self._plan()
+        self._frozen("pixels", ("logreg", "knn"), *self._pixels())
+        for start in self.starts:
+            self.encoders[start] = encoder = self._pretrain(start)
+            self._frozen(start, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
+        missing = [count for count in self.plan.labels if count not in self.plan.tune]
+        if missing:
+            left = self.budget - self.report.elapsed - REPORT_SECONDS
+            plan_labels(self.plan, paces, self.recipe, self.starts, left)
+            self._keep_plan()
+        self._label_trainings()
+        return self.outcomes
+
+    # plan
+
+    def _plan(self) -> dict:
+        inputs = digest(
+            self.base, self.starts, self.plan.labels, self.plan.seeds, self.budget, self.plan.pretrain, self.plan.tune
+        )
+        self._plan_inputs = inputs
+        known = Plan.load(self.folder / "plan.json", inputs)
+        paces: dict = {}
+        if known:
+            self.plan = known
+            self.report.say("going on with the plan of this folder's earlier run")
+        complete = set(self.starts) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(self.plan.tune)
+        if not complete:
+            self.report.say("measuring a step of each training")
+            with quiet(self.log):
+                paces = measure_all(self.images, self.recipe, self.starts, self.plan.labels)
+            left = self.budget - self.report.elapsed - REPORT_SECONDS
+            plan_pretraining(self.plan, paces, self.images, self.recipe, left * PRETRAIN_SHARE)
+            draft = Plan(self.plan.labels, self.plan.seeds, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch))
+            plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
+            self._say_plan(draft)
+            self._keep_plan()
+        return paces
+
+    def _keep_plan(self) -> None:
+        self.plan.save(self.folder / "plan.json", self._plan_inputs)
+
+    def _say_plan(self, draft: Plan) -> None:
+        say = self.report.say
+        say(f"plan for {clock(self.budget)} on {device_name()}, {cores()} cores:")
+        for start in self.starts:
+            network = network_for(start, self.recipe).name
+            seconds = self.plan.seconds.get(start)
+            took = f", about {clock(seconds)}" if seconds else ""
+            say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {len(self.images.pool)} images{took}")
+        for count in self.plan.labels:
+            say(
+                f"  {count} labels, {self.plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
+                f"weights, {draft.scratch[count]} from scratch"
+            )
+        if "labels" in draft.seconds:
+            say(f"  trainings on labels: about {clock(draft.seconds['labels'])}")
+
+    # pieces
+
+    def _asks(self, start: str, protocol: str) -> Iterator[Ask]:
+        for count in self.plan.labels:
+            for seed in range(self.plan.seeds[count]):
+                yield Ask(start, protocol, count, seed)
+
+    def _pixels(self) -> tuple[np.ndarray, np.ndarray, str]:
+        known = int((self.images.labels >= 0).sum())
+        flat = lambda x: x.reshape(len(x), -1).astype(np.float32) / 255  # noqa: E731
+        pool = self.images.pool[:known]
+        side = self.images.test.shape[1]
+        if pool.shape[1] != side:
+            from lit_vision.data.views import resize
+
+            pool = np.stack([resize(image, side, side) for image in pool])
+        return flat(pool), flat(self.images.test), "pixels"
+
+    def _frozen(self, start: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
+        """Protocols that train no network: logistic regression (named `logreg` on pixels, `linear` on features) and k-NN."""
+        classes, done = len(self.images.classes), []
+        for protocol in protocols:
+            for ask in self._asks(start, protocol):
+                inputs = digest(self.base, origin, "frozen")
+                outcome = self.store.get(ask, inputs)
+                if outcome is None:
+                    begin = time.perf_counter()
+                    rows = self.images.subset(ask.labels, ask.seed)
+                    held = None
+                    if protocol == "knn":
+                        chosen = "fixed recipe"
+                        answer = weighted_knn(pool[rows], self.images.labels[rows], test, classes).numpy()
+                    else:
+                        probe = logistic_regression(pool[rows], self.images.labels[rows], test, classes, seed=ask.seed)
+                        answer, chosen = probe.probabilities, probe.chosen_on
+                        held = probe.scores.get(probe.strength)
+                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, 0, chosen, held)
+                    self.store.put(outcome, inputs, answer)
+                done.append(outcome)
+        self.outcomes += done
+        self._say_scores(done)
+
+    def _pretrain(self, start: str) -> Encoder:
+        """Pre-train, or find the weights of an earlier run of the same plan."""
+        epochs = self.plan.pretrain[start]
+        inputs = digest(self.base, start, epochs)
+        weights, note = self.folder / "weights" / f"{start}.safetensors", self.folder / "weights" / f"{start}.json"
+        known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
+        with quiet(self.log):
+            module, data = pretraining(start, self.images, self.recipe, seed=0)
+            if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+                self.report.begin(f"{start} pre-training", data.batch_size)
+                trained = train(module, data, epochs, 0, self.report.tick)
+                save(module, weights, method=start, data_fingerprint=self.images.fingerprint)
+                known = {
+                    "inputs": inputs,
+                    "sha256": sha256_of(weights),
+                    "seconds": trained.seconds,
+                    "images_seen": trained.steps * data.batch_size,
+                    "losses": [round(loss, 5) for loss in trained.losses],
+                }
+                if start == "mae":
+                    reconstructions(self.folder / "samples" / "reconstructions.png", module, self.images)
+                write_json(note, known)
+                self.report.say(
+                    f"{start}: {epochs} epochs, {clock(trained.seconds)}, loss {np.mean(trained.losses[-20:]):.3f}"
+                )
+            else:
+                from lit_vision.backbones.weights import load_into
+
+                load_into(module.backbone, weights)
+                self.report.say(f"{start}: found, {known['seconds']:.0f} s of training kept")
+            pool, test = features(module, self.images)
+        return Encoder(weights, known["sha256"], known["seconds"], known["images_seen"], pool, test)
+
+    def _label_trainings(self) -> None:
+        """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
+        for count in self.plan.labels:
+            done: list[Outcome] = []
+            for seed in range(self.plan.seeds[count]):
+                for start in (*SCRATCH, *self.starts):
+                    done.append(self._on_labels(Ask(start, "finetune", count, seed)))
+            self.outcomes += done
+            self._say_scores(done)
+
+    def _on_labels(self, ask: Ask) -> Outcome:
+        encoder = self.encoders.get(ask.start)
+        epochs = (self.plan.tune if encoder else self.plan.scratch)[ask.labels]
+        inputs = digest(self.base, encoder.sha256 if encoder else None, epochs)
+        outcome = self.store.get(ask, inputs)
+        if outcome is None:
+            rows = self.images.subset(ask.labels, ask.seed)
+            with quiet(self.log):
+                module, data = classification(
+                    ask.start, self.images, rows, self.recipe, ask.seed, encoder.weights if encoder else None
+                )
+                self.report.begin(f"{ask.start}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
+                trained = train(module, data, epochs, ask.seed, self.report.tick)
+                answer = probabilities(module, self.images)
+            outcome = self._outcome(ask, answer, trained.seconds, trained.steps, "fixed recipe", None)
+            self.store.put(outcome, inputs, answer)
+            write_json(self.store.folder / f"{ask.name}.losses.json", [round(loss, 5) for loss in trained.losses])
+        return outcome
+
+    def _outcome(
+        self, ask: Ask, answer: np.ndarray, seconds: float, steps: int, chosen: str, held: float | None
+    ) -> Outcome:
+        top1 = float((answer.argmax(1) == self.images.test_labels).mean())
+        return Outcome(ask, top1, round(seconds, 3), steps, chosen, held)
+
+    def _say_scores(self, outcomes: list[Outcome]) -> None:
+        groups: dict[tuple, list[float]] = {}
+        for outcome in outcomes:
+            groups.setdefault((outcome.ask.start, outcome.ask.protocol, outcome.ask.labels), []).append(outcome.top1)
+        for (start, protocol, labels), values in groups.items():
+            self.report.say(
+                f"  {start:<12} {protocol:<9} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+            )

@@ -1,0 +1,118 @@
+"""What a study will run, for how long, and how it keeps to its budget: steps are measured, epochs follow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lit_vision.evaluation.results import write_json
+from lit_vision.study.images import Images
+from lit_vision.study.recipes import Recipe
+from lit_vision.study.training import Pace, classification, measure, network_for, pretraining
+
+PRETRAIN_SHARE = 0.55  # of the time that trainings get
+START_SHARE = {"simclr": 0.65, "mae": 0.35}  # of the time that pre-training gets
+REPORT_SECONDS = 15.0
+FEWEST_STEPS = 40  # a classifier trained for less says nothing
+
+
+@dataclass
+class Plan:
+    """Epochs of every training. Kept in plan.json, so that a study that goes on trains as it began.
+
+    Attributes:
+        labels: numbers of labels; seeds: how many seeds each gets.
+        pretrain: epochs by start.
+        tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
+        seconds: what each part was expected to take.
+    """
+
+    labels: list[int]
+    seeds: dict[int, int]
+    pretrain: dict[str, int] = field(default_factory=dict)
+    tune: dict[int, int] = field(default_factory=dict)
+    scratch: dict[int, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path, inputs: str) -> None:
+        """Write to plan.json, with a hash of what it was made for."""
+        write_json(path, {**asdict(self), "inputs": inputs})
+
+    @staticmethod
+    def load(path: Path, inputs: str) -> Plan | None:
+        """The stored plan if it was made for the same inputs."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if found.pop("inputs", None) != inputs:
+            return None
+        for key in ("seeds", "tune", "scratch"):  # JSON knows only text keys
+            found[key] = {int(k): v for k, v in found[key].items()}
+        return Plan(**found)
+
+
+def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[int]) -> dict:
+    """Pace of each pre-training (by start) and of each training on labels (by (network, labels)), from short real ones."""
+    paces: dict = {}
+    for start in starts:
+        module, data = pretraining(start, images, recipe, seed=0)
+        data.rows = np.arange(min(len(images.pool), 3 * data.batch_size))
+        data.batches.n = len(data.rows)
+        paces[start] = measure(module, data)
+    for count in labels:
+        rows = images.subset(min(count, 3 * recipe.batch_size), seed=0)
+        for start in ("scratch-cnn", "scratch-vit"):
+            module, data = classification(start, images, rows, recipe, 0, None)
+            paces[network_for(start, recipe).name, count] = measure(module, data, epochs=4)
+    return paces
+
+
+def plan_pretraining(plan: Plan, paces: dict, images: Images, recipe: Recipe, seconds: float) -> None:
+    """Share `seconds` among the pre-trainings that have no epochs yet."""
+    missing = [start for start in START_SHARE if start in paces and start not in plan.pretrain]
+    whole = sum(START_SHARE[start] for start in missing)
+    for start in missing:
+        batch = min(len(images.pool), getattr(recipe, start)["batch_size"])
+        steps = len(images.pool) // batch
+        plan.pretrain[start] = paces[start].epochs(seconds * START_SHARE[start] / whole, steps)
+        plan.seconds[start] = paces[start].seconds(plan.pretrain[start], steps)
+
+
+def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seconds: float) -> None:
+    """Share `seconds` among the trainings on labels: steps grow with the root of the number of labels.
+
+    A training from scratch gets `scratch_factor` times the steps of a fine-tuning.
+    """
+    missing = [count for count in plan.labels if count not in plan.tune]
+    if not missing:
+        return
+
+    def cost(base: float) -> float:
+        total = 0.0
+        for count in missing:
+            per_epoch = -(-count // recipe.batch_size)
+            for start in [*starts, "scratch-cnn", "scratch-vit"]:
+                factor = recipe.scratch_factor if start.startswith("scratch") else 1
+                epochs = max(1, round(factor * _steps(base, count, plan) / per_epoch))
+                pace: Pace = paces[network_for(start, recipe).name, count]
+                total += plan.seeds[count] * pace.seconds(epochs, per_epoch)
+        return total
+
+    low, high = float(FEWEST_STEPS), 1e6
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if cost(middle) <= seconds else (low, middle)
+    for count in missing:
+        per_epoch = -(-count // recipe.batch_size)
+        steps = _steps(low, count, plan)
+        plan.tune[count] = max(1, round(steps / per_epoch))
+        plan.scratch[count] = max(1, round(recipe.scratch_factor * steps / per_epoch))
+    plan.seconds["labels"] = cost(low)
+
+
+def _steps(base: float, count: int, plan: Plan) -> float:
+    return base * (count / min(plan.labels)) ** 0.5

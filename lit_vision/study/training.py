@@ -1,0 +1,207 @@
+"""One training of a study: pre-training on the pool, or a classifier on a few labels. Both through Lightning's Trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_vision.backbones.weights import save_backbone
+from lit_vision.callbacks.nonfinite import StopOnNonFinite
+from lit_vision.checkpointing import KeyedRandomness
+from lit_vision.data.keyed import seed_of, seeded
+from lit_vision.evaluation.features import extract
+from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.mae import MAE
+from lit_vision.methods.simclr import SimCLR
+from lit_vision.study.images import Images, StudyData, eval_batches
+from lit_vision.study.recipes import Network, Recipe
+
+Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
+METHODS = {"mae": MAE, "simclr": SimCLR}
+
+
+@dataclass
+class Trained:
+    """A finished training: its module, seconds, steps, and the loss of each step."""
+
+    module: L.LightningModule
+    seconds: float
+    steps: int
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # when each step ended, seconds from the start
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a training takes: once, per step, and between two epochs."""
+
+    setup: float
+    step: float
+    epoch: float
+
+    def seconds(self, epochs: float, steps_per_epoch: int) -> float:
+        """Of a whole training."""
+        return self.setup + epochs * (steps_per_epoch * self.step + self.epoch)
+
+    def epochs(self, seconds: float, steps_per_epoch: int) -> int:
+        """How many epochs fit, at least 1."""
+        return max(1, int((seconds - self.setup) / (steps_per_epoch * self.step + self.epoch)))
+
+
+class _Watch(Callback):
+    """Collect losses, and tell the study's progress about each step."""
+
+    def __init__(self, steps: int, tick: Tick | None):
+        self.steps, self.tick, self.losses, self.times = steps, tick, [], []
+        self.begin = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        self.losses.append(loss)
+        self.times.append(time.perf_counter() - self.begin)
+        if self.tick:
+            self.tick(len(self.losses), self.steps, loss)
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """What methods and the Trainer print goes to a log file: a study has its own progress, and runs dozens of trainings."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning")
+    levels = [logging.getLogger(name).level for name in names]
+    with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in zip(names, levels):
+                logging.getLogger(name).setLevel(level)
+
+
+def network_for(start: str, recipe: Recipe) -> Network:
+    """The network of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN."""
+    return recipe.vit if start in ("mae", "scratch-vit") else recipe.cnn
+
+
+def pretraining(start: str, images: Images, recipe: Recipe, seed: int) -> tuple[L.LightningModule, StudyData]:
+    """The module and the data of a pre-training on the whole pool, labels unseen."""
+    network = network_for(start, recipe)
+    options = dict(getattr(recipe, start))
+    batch_size = options.pop("batch_size")
+    views = getattr(recipe, f"{start}_views")
+    data = StudyData(images, np.arange(len(images.pool)), start, views, batch_size, seed)
+    with seeded(seed_of(seed, 0)):
+        module = METHODS[start](backbone=network.backbone, backbone_args=_pool(start, network), **options)
+    return module, data
+
+
+def classification(
+    start: str, images: Images, rows: np.ndarray, recipe: Recipe, seed: int, weights: Path | None
+) -> tuple[Classifier, StudyData]:
+    """The module and the data of a training on the labels of `rows`, from `weights` or from scratch."""
+    network = network_for(start, recipe)
+    options = (recipe.tune if weights else recipe.scratch)[network.name]
+    data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed)
+    statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
+    with seeded(seed_of(seed, 1)):
+        module = Classifier(
+            network.backbone,
+            len(images.classes),
+            backbone_args=network.args,
+            backbone_checkpoint=str(weights) if weights else None,
+            **statistics,
+            **options,
+        )
+    return module, data
+
+
+def _pool(start: str, network: Network) -> dict[str, Any]:
+    return {**network.args, "pool": "token"} if start == "mae" else network.args
+
+
+def train(module: L.LightningModule, data: StudyData, epochs: int, seed: int, tick: Tick | None = None) -> Trained:
+    """Train for whole epochs.
+
+    Args:
+        module: the method.
+        data: its data.
+        epochs: at least 1.
+        seed: of dropout, drop path and whatever else the method draws.
+        tick: called after each step.
+
+    Returns:
+        Trained; the module is on the CPU.
+    """
+    steps = epochs * data.batches_per_epoch
+    watch = _Watch(steps, tick)
+    cuda = torch.cuda.is_available()
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        precision="bf16-mixed" if cuda and torch.cuda.is_bf16_supported() else "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        callbacks=[KeyedRandomness(seed), StopOnNonFinite(), watch],
+    )
+    begin = time.perf_counter()
+    trainer.fit(module, data)
+    return Trained(module.cpu(), time.perf_counter() - begin, steps, watch.losses, watch.times)
+
+
+def measure(module: L.LightningModule, data: StudyData, epochs: int = 3) -> Pace:
+    """Time a training by a short one. `data` should have two or three steps an epoch; the module is thrown away."""
+    trained = train(module, data, epochs, seed=0)
+    gaps = np.diff(trained.times)
+    last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that hold an epoch's end
+    step = float(np.median(gaps[~last] if (~last).any() else gaps))
+    between = float(np.median(gaps[last])) - step if last.any() and (~last).any() else 0.0
+    return Pace(max(0.0, trained.seconds - len(trained.times) * step - (epochs - 1) * between), step, max(0.0, between))
+
+
+@torch.inference_mode()
+def probabilities(module: Classifier, images: Images) -> np.ndarray:
+    """(M, K) class probabilities of the test split."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module.eval().to(device)
+    parts = []
+    for batch in eval_batches(images.test, images.test_labels, images.size):
+        batch = {name: value.to(device) for name, value in batch.items()}
+        logits = module(module.on_after_batch_transfer(batch, 0)["images"][:, 0])
+        parts.append(logits.float().softmax(1).cpu())
+    return torch.cat(parts).numpy()
+
+
+def features(module: L.LightningModule, images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = int((images.labels >= 0).sum())  # labelled images come first
+    both = []
+    for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
+        loader = eval_batches(pixels, labels, images.size)
+        both.append(extract(module.backbone, loader, module.mean, module.std, device, progress=False).features.numpy())
+    return both[0], both[1]
+
+
+def save(module: L.LightningModule, path: Path, **notes: str) -> None:
+    """Write the encoder, whole or not at all, with the mean and std that it expects."""
+    temporary = path.with_suffix(".tmp.safetensors")
+    save_backbone(temporary, module.backbone, module.mean, module.std, **notes)
+    temporary.replace(path)

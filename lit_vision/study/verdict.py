@@ -1,0 +1,116 @@
+"""What a study's cells support: which start, against which baseline, by how much, and how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_vision.evaluation.metrics import Difference, paired_difference
+
+PROTOCOL = "finetune"  # of a pre-trained start, by the fixed recipe
+FEWEST_TESTS = 100  # with less, no winner is named
+BASELINES = ("pixels", "scratch-")
+_ANSWERS = {
+    "a is better": ("wins", ""),
+    "b is better": ("loses", ""),
+    "no difference shown": ("open", "the difference is within two standard errors"),
+    "too few pairs": ("open", "there are too few seeds for a claim"),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer at one number of labels.
+
+    Attributes:
+        labels: how many.
+        best: cell of the chosen pre-trained start; None if none was run.
+        chosen_on: how it was chosen, without the test split.
+        rival: cell of the baseline with the highest test accuracy, so the hardest one to beat.
+        difference: best minus rival, over paired seeds.
+        answer: "wins", "loses" or "open".
+        reason: why it is open, else "".
+    """
+
+    labels: int
+    best: Mapping[str, Any] | None
+    chosen_on: str
+    rival: Mapping[str, Any]
+    difference: Difference | None
+    answer: str
+    reason: str = ""
+
+
+def is_baseline(start: str) -> bool:
+    """Whether a start uses no pre-trained weights."""
+    return start.startswith(BASELINES)
+
+
+def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
+    """One per number of labels.
+
+    The pre-trained start is the one whose frozen features do best in k-fold cross-validation inside the labels, with the recipe's
+    fixed protocol: the test split has no say. The rival is picked on the test split, against us.
+
+    Args:
+        cells: of results.json.
+        tests: number of test images.
+    """
+    found = []
+    for labels in sorted({cell["labels"] for cell in cells}):
+        here = [cell for cell in cells if cell["labels"] == labels and cell["values"]]
+        baselines = [cell for cell in here if is_baseline(cell["start"])]
+        if not baselines:
+            continue
+        rival = max(baselines, key=lambda cell: cell["mean"])
+        candidates = {
+            cell["start"]: cell for cell in here if cell["protocol"] == PROTOCOL and not is_baseline(cell["start"])
+        }
+        held = {
+            cell["start"]: cell["held_out"]
+            for cell in here
+            if cell["protocol"] == "linear" and cell["start"] in candidates and cell.get("held_out") is not None
+        }
+        if not candidates:
+            found.append(Verdict(labels, None, "", rival, None, "open", "no pre-trained start was run"))
+            continue
+        if held:
+            best, chosen = candidates[max(held, key=held.get)], "k-fold linear probe inside the labels"
+        else:
+            best, chosen = (
+                next(iter(candidates.values())),
+                "the first that was run (one label a class: nothing to hold out)",
+            )
+        found.append(_compare(labels, best, chosen, rival, tests))
+    return found
+
+
+def _compare(labels: int, best: Mapping, chosen: str, rival: Mapping, tests: int) -> Verdict:
+    if len(best["values"]) != len(rival["values"]):
+        return Verdict(labels, best, chosen, rival, None, "open", "the seeds are not paired yet")
+    difference = paired_difference(best["values"], rival["values"])
+    answer, reason = _ANSWERS[difference.supports]
+    if answer != "open" and tests < FEWEST_TESTS:
+        answer, reason = "open", f"{tests} test images are too few for a claim"
+    return Verdict(labels, best, chosen, rival, difference, answer, reason)
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in words, percent points with standard error and seeds."""
+    name = lambda cell: f"{cell['start']} + {cell['protocol']}"  # noqa: E731
+    percent = lambda cell: f"{100 * cell['mean']:.1f} %"  # noqa: E731
+    head = f"With {verdict.labels} labels: "
+    if verdict.best is None:
+        return f"{head}{verdict.reason}; the best baseline is {name(verdict.rival)} with {percent(verdict.rival)}."
+    both = f"{name(verdict.best)} ({percent(verdict.best)}) against {name(verdict.rival)} ({percent(verdict.rival)})"
+    d = verdict.difference
+    if d is None:
+        return f"{head}{both}: {verdict.reason}."
+    se = "" if d.se is None else f" ± {100 * d.se:.1f}"
+    gap = f"{100 * d.mean:+.1f}{se} points (mean ± standard error over {d.n} paired seeds)"
+    if verdict.answer == "wins":
+        return f"{head}pre-training wins. {both}: {gap}."
+    if verdict.answer == "loses":
+        return f"{head}pre-training does not pay. {both}: {gap}."
+    return f"{head}no winner, since {verdict.reason}. {both}: {gap}."
