@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
@@ -61,10 +61,10 @@ def one_line(message: str) -> str:
     reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
     of_class = re.search(r"'class_path': '([^']+)'", message)
     if match := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
-        option, path = match[1], of_class[1] if of_class else ""
-        known = _arguments(path)
-        where = f"{key}.init_args.{option}" if key else option
-        return f"{where}: {path.rsplit('.', 1)[-1] or 'this class'} takes no such argument; {_nearest(option, known)}"
+        if not of_class:
+            return message  # of a nested parser, which does not know the class; the outer one comes here again
+        option, path = match[1], of_class[1]
+        return f"{key}.init_args.{option}: {path.rsplit('.', 1)[-1]} takes no such argument; {_nearest(option, _arguments(path))}"
     if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
         return f"{match[1]}: no such key; {_nearest_key(match[1])}"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
@@ -205,6 +205,26 @@ class RunCLI(LightningCLI):
             model.backbone_checkpoint = None
         if (model.get("backbone_args") or {}).get("pretrained"):
             model.backbone_args["pretrained"] = False
+
+    def instantiate_classes(self) -> None:
+        # jsonargparse buries what a constructor says in a page about types: keep it, and say that
+        said: list[UserError] = []
+
+        def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return class_type(*args, **kwargs)
+            except UserError as error:
+                said.append(error)
+                raise
+
+        for base in (LightningModule, LightningDataModule, Callback):
+            self.parser.add_instantiator(make, base, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError):
+            if said:
+                raise said[0] from None
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand].trainer

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_vision.callbacks.pictures import log_picture
 from lit_vision.data.batch import normalise
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.errors import UserError
@@ -148,3 +149,11 @@ class ToyPretrain(ToyNet):
     """Without a validation of its own."""
 
     validation_step = L.LightningModule.validation_step
+
+
+class Draws(L.Callback):
+    """A picture per epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        image = np.full((8, 8, 3), 40 * trainer.current_epoch, np.uint8)
+        log_picture(trainer, f"drawn-e{trainer.current_epoch + 1:04d}", image)
