@@ -1,0 +1,114 @@
+"""The parts of a study that train nothing: labels, cells on disk, the plan's arithmetic, the verdict."""
+
+import numpy as np
+import pytest
+
+from lit_vision.errors import UserError
+from lit_vision.evaluation.results import make_cell
+from lit_vision.study.cells import Ask, CellStore, Outcome, parse_labels, to_cells
+from lit_vision.study.recipes import recipe_for
+from lit_vision.study.schedule import Plan, plan_labels, plan_pretraining
+from lit_vision.study.verdict import sentence, verdicts
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [("1%,10%", [80, 800]), ("all", [8000]), ("5-shot", [50]), ("200, 200", [200]), ("0.01%", [10]), ("9999", [8000])],
+)
+def test_labels__are_counts_never_below_one_a_class_or_above_all(text: str, counts: list[int]) -> None:
+    assert parse_labels(text, [800] * 10) == counts
+
+
+@pytest.mark.parametrize("text", ["ten", "0", "-3%", "1%,,", "2-shots"])
+def test_labels__a_wrong_word_is_named(text: str) -> None:
+    with pytest.raises(UserError, match="--labels"):
+        parse_labels(text, [5, 5])
+
+
+def test_cell_store__gives_back_only_what_was_made_from_the_same_inputs(tmp_path) -> None:
+    store, ask = CellStore(tmp_path), Ask("mae", "linear", 80, 3)
+    outcome = Outcome(ask, 0.25, 1.5, 10, "fixed recipe", None)
+    probabilities = np.array([[0.25, 0.75]], np.float32)
+    store.put(outcome, "inputs", probabilities)
+    assert store.get(ask, "inputs") == outcome
+    np.testing.assert_array_equal(store.probabilities(ask), probabilities)
+    assert store.get(ask, "others") is None
+    (tmp_path / f"{ask.name}.json").write_text("{")  # a kill in the middle of some other writer
+    assert store.get(ask, "inputs") is None
+
+
+def test_cells__hold_one_value_per_seed_in_order() -> None:
+    outcomes = [Outcome(Ask("pixels", "knn", 10, seed), seed / 10, 1.0, 0, "fixed", None) for seed in (2, 0, 1)]
+    (cell,) = to_cells(outcomes, {})
+    assert cell["values"] == [0.0, 0.1, 0.2]
+    assert cell["seeds"] == [0, 1, 2]
+    assert cell["mean"] == pytest.approx(0.1)
+
+
+class _Pace:
+    """One second a step, nothing else."""
+
+    def seconds(self, epochs: float, steps: int) -> float:
+        return epochs * steps
+
+    def epochs(self, seconds: float, steps: int) -> int:
+        return max(1, int(seconds / steps))
+
+
+def test_plan__spends_its_seconds_and_gives_scratch_its_factor() -> None:
+    plan = Plan([80, 800], {80: 5, 800: 3})
+    paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
+    recipe = recipe_for(32)
+    plan_labels(plan, paces, recipe, ["mae", "simclr"], seconds=50_000)
+    per_epoch = {80: 2, 800: 13}
+    spent = sum(
+        plan.seeds[n] * 2 * (plan.tune[n] + plan.scratch[n]) * per_epoch[n] for n in plan.labels
+    )  # two networks, each from weights and from scratch
+    assert spent == pytest.approx(50_000, rel=0.05)
+    assert plan.scratch[80] == pytest.approx(recipe.scratch_factor * plan.tune[80], abs=1)
+
+
+def test_plan__pretraining_shares_its_time(tmp_path) -> None:
+    class Few:
+        pool = np.zeros((512, 1))
+
+    plan = Plan([80], {80: 1})
+    plan_pretraining(plan, {"mae": _Pace(), "simclr": _Pace()}, Few(), recipe_for(32), seconds=1000)
+    assert sum(plan.pretrain.values()) * 2 == pytest.approx(1000, rel=0.02)
+    plan.save(tmp_path / "plan.json", "here")
+    assert Plan.load(tmp_path / "plan.json", "here") == plan
+    assert Plan.load(tmp_path / "plan.json", "elsewhere") is None
+
+
+def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[dict]:
+    return [
+        make_cell("scratch-cnn", "finetune", 80, scratch),
+        make_cell("simclr", "linear", 80, [0.3] * len(tuned), held_out=held),
+        make_cell("simclr", "finetune", 80, tuned),
+        make_cell("mae", "linear", 80, [0.9] * len(tuned), held_out=0.1),
+        make_cell("mae", "finetune", 80, [0.99] * len(tuned)),
+    ]
+
+
+def test_verdict__chooses_the_start_without_the_test_split() -> None:
+    """mae is far better on the test split, but the labels' own cross-validation prefers simclr."""
+    (verdict,) = verdicts(_cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41]), tests=1000)
+    assert verdict.best["start"] == "simclr"
+    assert verdict.answer == "wins"
+    assert "pre-training wins" in sentence(verdict)
+    assert "+9.7" in sentence(verdict)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "scratch", "tests", "answer", "why"),
+    [
+        ([0.5, 0.3, 0.4], [0.4, 0.4, 0.35], 1000, "open", "two standard errors"),
+        ([0.5, 0.5], [0.4, 0.4], 1000, "open", "too few seeds"),
+        ([0.51, 0.5, 0.5], [0.4, 0.4, 0.4], 10, "open", "10 test images"),
+        ([0.41, 0.4, 0.4], [0.5, 0.5, 0.5], 1000, "loses", "does not pay"),
+    ],
+)
+def test_verdict__claims_nothing_that_the_seeds_do_not_carry(tuned, scratch, tests, answer, why) -> None:
+    (verdict,) = verdicts(_cells(tuned, scratch), tests)
+    assert verdict.answer == answer
+    assert why in sentence(verdict)

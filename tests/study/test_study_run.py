@@ -1,0 +1,111 @@
+"""Whole small studies through the command line: what is written, what a second run keeps, what a stop leaves."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from lit_vision.cli import main
+from lit_vision.evaluation.results import read_result
+from lit_vision.study.images import read_images
+from lit_vision.study.recipes import recipe_for
+
+FIXED = ["--epochs", "mae=1,simclr=1,4=2,20=1", "--labels", "4,20", "--seeds", "2,1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Bars, upright or lying, 16 pixels: 20 of each to learn from, 10 to test, 6 without a label."""
+    root, rng = tmp_path_factory.mktemp("bars"), np.random.default_rng(0)
+    for split, count in (("train/lying", 20), ("train/upright", 20), ("test/lying", 10), ("test/upright", 10), ("unlabeled", 6)):
+        (root / split).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 80, (16, 16, 3), np.uint8)
+            at = rng.integers(3, 12)
+            image[at : at + 2] = 255
+            cv2.imwrite(str(root / split / f"{i}.png"), image.transpose(1, 0, 2) if "upright" in split else image)
+    return root
+
+
+def _study(folder, run, *more: str) -> int:
+    return main(["study", str(folder), "--run_dir", str(run), *FIXED, *more])
+
+
+def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, tmp_path, capsys, monkeypatch) -> None:
+    assert _study(folder, tmp_path) == 0
+    assert str(tmp_path / "report.md") in capsys.readouterr().out
+    result = read_result(tmp_path / "results.json")
+    cells = {(c["start"], c["protocol"], c["labels"]): c for c in result["cells"]}
+    starts = {"pixels": ("logreg", "knn"), "scratch-cnn": ("finetune",), "scratch-vit": ("finetune",)}
+    starts |= dict.fromkeys(("mae", "simclr"), ("linear", "knn", "finetune"))
+    assert set(cells) == {(s, p, n) for s, protocols in starts.items() for p in protocols for n in (4, 20)}
+    assert all(len(c["values"]) == {4: 2, 20: 1}[c["labels"]] for c in result["cells"])
+    text = (tmp_path / "report.md").read_text()
+    assert str(folder) not in text
+    for name in ("accuracy", "pretraining", "reconstructions", "confusion"):
+        assert (tmp_path / "samples" / f"{name}.png").stat().st_size > 1000
+
+    def no_training(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("lit_vision.study.runner.train", no_training)
+    assert _study(folder, tmp_path) == 0
+    again = read_result(tmp_path / "results.json")
+    assert [c["values"] for c in again["cells"]] == [c["values"] for c in result["cells"]]
+    with pytest.raises(AssertionError, match="trained again"):  # another recipe is another study
+        _study(folder, tmp_path, "--rotation", "10")
+
+
+def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, monkeypatch) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _study(folder, whole)
+    from lit_vision.study import runner
+
+    train, calls = runner.train, []
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "train", stopped)
+    assert _study(folder, cut) == 130
+    monkeypatch.setattr(runner, "train", train)
+    assert _study(folder, cut) == 0
+    values = lambda run: [c["values"] for c in read_result(run / "results.json")["cells"]]  # noqa: E731
+    assert values(cut) == values(whole)
+    assert len(json.loads((cut / "weights" / "simclr.json").read_text())["losses"]) == 1
+
+
+def test_read_images__holds_out_a_quarter_where_there_is_no_test_split(folder, tmp_path) -> None:
+    (tmp_path / "lying").symlink_to(folder / "train" / "lying")
+    (tmp_path / "upright").symlink_to(folder / "train" / "upright")
+    images = read_images(tmp_path)
+    assert (len(images.pool), len(images.test)) == (30, 10)
+    assert not set(images.paths) & set(images.test_paths)
+    assert np.bincount(images.test_labels).tolist() == [5, 5]
+    assert "held out" in images.notes[0]
+
+
+def test_read_images__unlabelled_images_join_the_pool_behind_the_labelled_ones(folder) -> None:
+    images = read_images(folder)
+    assert images.labels.tolist() == [0] * 20 + [1] * 20 + [-1] * 6
+    assert images.subset(10, seed=1).max() < 40
+    small, large = set(images.subset(4, 7)), set(images.subset(20, 7))
+    assert small < large
+
+
+@pytest.mark.parametrize("flag", [("--starts", "moco"), ("--budget", "0"), ("--epochs", "80=x"), ("--seeds", "1,2,3")])
+def test_study__a_wrong_option_is_one_line(folder, tmp_path, capsys, flag) -> None:
+    words = ["study", str(folder), "--run_dir", str(tmp_path), "--labels", "4", *flag]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert flag[0] in err
+
+
+def test_recipe__rotation_reaches_every_training() -> None:
+    recipe = recipe_for(32, 180)
+    assert all(views["rotation"] == 180 for views in (recipe.simclr_views, recipe.mae_views, recipe.train_views))
