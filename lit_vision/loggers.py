@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import secrets
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -192,7 +193,5 @@ def _wandb_id(folder: Path) -> str | None:
         return None
     path = folder / "wandb_id.txt"
     if not path.is_file():
-        import wandb
-
-        path.write_text(wandb.util.generate_id() + "\n")
+        path.write_text(secrets.token_hex(4) + "\n")
     return path.read_text().strip()

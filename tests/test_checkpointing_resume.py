@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import toy_run  # noqa: F401  the forks have it then
 import torch
 import torch.utils.tensorboard
+import toy_run  # noqa: F401  the forks have it then
 
 import lit_vision.lightning_cli  # noqa: F401
 from lit_vision.checkpointing import is_valid

@@ -59,9 +59,7 @@ def test_a_run_leaves_what_the_design_says(recipe: Path, capsys) -> None:
 
     # config.yaml is a recipe that gives the same weights
     assert cli.main(["fit", "--config", str(run / "config.yaml"), "--run_dir", "again"]) == 0
-    weights = [
-        torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (run, Path("again"))
-    ]
+    weights = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (run, Path("again"))]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
     # a finished run is not overwritten

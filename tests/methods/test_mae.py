@@ -400,3 +400,12 @@ def test_configure_optimizers__decays_tokens_as_the_official_code(monkeypatch) -
 def test_faults__one_line_with_the_mend(options, says) -> None:
     with torch.device("meta"), pytest.raises(UserError, match=says):
         MAE(**options)
+
+
+def test_bf16_autocast__loss_is_float32_and_near() -> None:
+    mae, images, noise = small(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = mae(images, noise)[0]
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert loss.item() == pytest.approx(mae(images, noise)[0].item(), rel=0.02)

@@ -13,7 +13,9 @@ from lit_vision import cli
 from lit_vision.lightning_cli import RunCLI
 
 ROOT = Path(__file__).parents[2] / "experiments"
-RECIPES = sorted(str(p.relative_to(ROOT)) for room in ("debug", "mae", "simclr", "classify") for p in (ROOT / room).glob("*.yaml"))
+RECIPES = sorted(
+    str(p.relative_to(ROOT)) for room in ("debug", "mae", "simclr", "classify") for p in (ROOT / room).glob("*.yaml")
+)
 
 
 class ParseOnly(RunCLI):
@@ -87,5 +89,19 @@ def test_two_batches_through_the_command_line(method: str, folder: Path, tmp_pat
         swapped += ["--model.backbone_args", "{}", "--run_dir", "no"]
         assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), *swapped, *words]) == 1
     if method == "classifier":
-        assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), "--run_dir", "no", *words, "--model.num_classes", "7"]) == 1
+        assert (
+            cli.main(
+                [
+                    "fit",
+                    "--config",
+                    str(ROOT / "debug/classifier.yaml"),
+                    "--run_dir",
+                    "no",
+                    *words,
+                    "--model.num_classes",
+                    "7",
+                ]
+            )
+            == 1
+        )
     assert not Path("no/checkpoints").exists()

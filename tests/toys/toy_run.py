@@ -83,13 +83,22 @@ class ToyData(L.LightningDataModule):
     def _loader(self, n, order):
         data = Pictures(n, self.seed, labels=self.num_classes > 0)
         return DataLoader(
-            data, batch_sampler=order, num_workers=self.num_workers, worker_init_fn=_ignore_sigterm, persistent_workers=False
+            data,
+            batch_sampler=order,
+            num_workers=self.num_workers,
+            worker_init_fn=_ignore_sigterm,
+            persistent_workers=False,
         )
 
     def state_dict(self):
         t = self.trainer
         epoch, batch = divmod(t.fit_loop.epoch_loop.batch_progress.total.ready, t.num_training_batches)
-        return {"epoch": epoch, "samples": batch * self.micro(), "micro": self.micro(), "global": self.global_batch_size}
+        return {
+            "epoch": epoch,
+            "samples": batch * self.micro(),
+            "micro": self.micro(),
+            "global": self.global_batch_size,
+        }
 
     def load_state_dict(self, state) -> None:
         self.cursor = state["epoch"], state["samples"]
@@ -102,7 +111,12 @@ class ToyNet(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(3, width, 3),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         )
         self.head = nn.Linear(width, 2)
         self.register_buffer("mean", torch.zeros(3))
@@ -142,7 +156,9 @@ class ToyNet(L.LightningModule):
 
     def configure_optimizers(self):
         groups = decay_groups(self.named_parameters(), 0.05)
-        return configure(self, groups, optimizer="adamw", base_lr=None, lr=self.hparams.lr, betas=(0.9, 0.999), warmup_epochs=0.5)
+        return configure(
+            self, groups, optimizer="adamw", base_lr=None, lr=self.hparams.lr, betas=(0.9, 0.999), warmup_epochs=0.5
+        )
 
 
 class ToyPretrain(ToyNet):
