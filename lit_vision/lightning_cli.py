@@ -7,11 +7,8 @@ without a checkpoint measures random weights.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,14 +30,7 @@ from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
 from lit_vision.evaluation import results
-
-_OWN = (
-    "run_dir",
-    "name",
-    "resume",
-    "wandb",
-    "wandb_weights",
-)  # of the command, not of the experiment: left out of config.yaml
+from lit_vision.recipe_errors import OWN, one_line
 
 
 class Parser(LightningArgumentParser):
@@ -52,55 +42,6 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
         raise UsageError(one_line(message)) from ex
-
-
-def one_line(message: str) -> str:
-    """jsonargparse's report of a wrong setting as "<key>: <what>; <the mend>"."""
-    key = (re.findall(r'Parser key "([^"]+)":', message) or [""])[0]
-    reasons = re.findall(r"^\s*- (.+(?:\n\s{6,}.+)*)", message, re.MULTILINE)
-    reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
-    of_class = re.search(r"'class_path': '([^']+)'", message)
-    if match := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
-        if not of_class:
-            return message  # of a nested parser, which does not know the class; the outer one comes here again
-        option, path = match[1], of_class[1]
-        return f"{key}.init_args.{option}: {path.rsplit('.', 1)[-1]} takes no such argument; {_nearest(option, _arguments(path))}"
-    if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
-        return f"{match[1]}: no such key; {_nearest_key(match[1])}"
-    if match := re.search(r"unrecognized arguments: (\S+)", message):
-        return f"{match[1]}: no such flag; {_nearest_key(match[1].lstrip('-').split('=')[0])}"
-    if match := re.search(r"following arguments are required: (?:\w+\.)?(\S+)", message):
-        return f"{match[1]}: is missing; give class_path and init_args as the recipes in experiments/ do"
-    if match := re.search(r"File does not exist: '([^']+)'", message):
-        return f"{match[1]}: no such file"
-    if "Problems parsing config" in message:
-        return f"not a YAML file: {' '.join(message.split()).removeprefix('Problems parsing config: ')}"
-    given = re.findall(r"Given value: (.+)", message) if not of_class else []
-    text = reasons[-1] if reasons else " ".join(re.sub(r'^Parser key "[^"]+":', "", message).split())
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    if of_class and (inner := re.match(r"(\w+): (.+)", text)):  # an argument of the class: its own message came through
-        return f"{key}.init_args.{inner[1]}: {inner[2]}"
-    return f"{key}: {text}{', not ' + given[0] if given else ''}" if key else text
-
-
-def _arguments(path: str) -> list[str]:
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}" if known else "see its documentation"
-
-
-def _nearest_key(key: str) -> str:
-    head, _, last = key.rpartition(".")
-    if head == "trainer":
-        return _nearest(last, _arguments("lightning.pytorch.trainer.trainer.Trainer"))
-    top = key.split(".")[0]
-    near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *_OWN, "config"], n=1)
-    return f"did you mean {near[0]}?" if near and near[0] != top else "lit-vision fit --help lists them"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -116,7 +57,7 @@ class SaveConfig(SaveConfigCallback):
 def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """The settings as plain values, without what belongs to this command alone."""
     settings = yaml.safe_load(parser.dump(config, skip_validation=True))
-    return {k: v for k, v in settings.items() if k not in (*_OWN, "config", "ckpt_path", "verbose")}
+    return {k: v for k, v in settings.items() if k not in (*OWN, "config", "ckpt_path", "verbose")}
 
 
 class RunCLI(LightningCLI):
