@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_vision.data.batch_views import make_batch_views
 from lit_vision.data.folder import Folder, Paths, scan
 from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
-from lit_vision.data.laws import OPTIONS
+from lit_vision.data.laws import VIEW_OPTIONS
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import choose_or_read
 from lit_vision.data.views import make_views
@@ -93,7 +93,7 @@ class ImageFolderDataModule(LightningDataModule):
         given = dict(locals())
         self.root, self.img_size, self.batch_size, self.copies, self.seed = root, img_size, batch_size, copies, seed
         self.train_view, self.eval_view = train_view, eval_view
-        self.train_options = {k: given[k] for k in _options(OPTIONS, "eval") if given[k] is not None}
+        self.train_options = {k: given[k] for k in VIEW_OPTIONS if k != "crop_pct" and given[k] is not None}
         self.eval_options = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.names = {"train": train_split, "val": val_split, "test": test_split}
         self.labels, self.shots, self.label_seed, self.split_file = labels, shots, label_seed, split_file
@@ -106,6 +106,8 @@ class ImageFolderDataModule(LightningDataModule):
             raise UserError(f"data.num_workers: {num_workers!r}; give auto or a whole number from 0")
         if batch_size < 1 or copies < 1 or img_size < 1:
             raise UserError("data.batch_size, data.copies, data.img_size: give at least 1")
+        if min(seed, label_seed) < 0:
+            raise UserError("data.seed, data.label_seed: give 0 or more")
         self.use_unlabeled = train_view in _SELF_SUPERVISED if use_unlabeled == "auto" else use_unlabeled
         self.num_workers, self.in_memory, self.on_bad_image, self.hash_content = (
             num_workers,
@@ -270,14 +272,17 @@ class ImageFolderDataModule(LightningDataModule):
                 key = twin
         if key not in self._sets:
             files = ImageFiles(Path(self.root), self._paths[role], on_bad, self.seed)
-            pixels = None
+            loaded = None
             if self.in_memory:
-                pixels = load_into_memory(files, must=self.in_memory is True, size=self.img_size)
-            self._sets[key] = files, pixels
-        files, pixels = self._sets[key]
-        if pixels is None:
+                loaded = load_into_memory(files, must=self.in_memory is True, size=self.img_size)
+            self._sets[key] = files, loaded
+        files, loaded = self._sets[key]
+        if loaded is None:
             return FileImages(files, self._labels[role], make_views(view, self.img_size, self.seed, **options))
-        return MemoryImages(pixels, self._labels[role], make_batch_views(view, self.img_size, self.seed, **options))
+        pixels, source = loaded
+        return MemoryImages(
+            pixels, self._labels[role][source], make_batch_views(view, self.img_size, self.seed, **options)
+        )
 
     def _loader(self, dataset: Dataset, batches, persistent: bool) -> DataLoader:
         local = 1 if self.trainer is None else max(1, self.trainer.num_devices)
@@ -324,7 +329,3 @@ class ImageFolderDataModule(LightningDataModule):
                 change = f"was {state_dict[key]}, now {now}" if key != "data" else "has changed since the checkpoint"
                 raise UserError(f"{name}: {change}; put it back to resume, or start a new run")
         self.cursor = state_dict["epoch"], state_dict["samples"]
-
-
-def _options(table: dict[str, tuple[str, ...]], without: str) -> list[str]:
-    return list(dict.fromkeys(key for name, keys in table.items() if name != without for key in keys))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -138,7 +138,7 @@ def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Ten
     return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
 
 
-def load_into_memory(files: ImageFiles, must: bool, size: int) -> np.ndarray | None:
+def load_into_memory(files: ImageFiles, must: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
     """All images as one array, if they are small and equally large.
 
     Args:
@@ -147,13 +147,14 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> np.ndarray | N
         size: side of the views to come; images more than twice as large would alias, so they stay on disk.
 
     Returns:
-        (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3); None if they do not fit the rule.
+        Pixels, (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3), and (N,) which file each is from (another one after a skip);
+        None if they do not fit the rule.
 
     Raises:
         UserError: they do not fit and `must` is set.
     """
     if not len(files):
-        return np.zeros((0, size, size, 1), np.uint8)
+        return np.zeros((0, size, size, 1), np.uint8), np.zeros(0, np.int64)
     first, _ = files.read(0)
     height, width = first.shape[:2]
     why = ""
@@ -162,21 +163,30 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> np.ndarray | N
     elif first.size * len(files) > MEMORY_BYTES:
         why = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
     if not why:
-        pixels = np.empty((len(files), height, width, 3), np.uint8)
-        for i in range(len(files)):
+        pixels, source = np.empty((len(files), height, width, 3), np.uint8), np.arange(len(files))
+        for i in _counted(len(files)):
             image, taken = files.read(i)
             if image.shape != first.shape:
                 why = (
                     f"{files.paths[taken]} is {image.shape[1]} x {image.shape[0]}, {files.paths[0]} {width} x {height}"
                 )
                 break
-            pixels[i] = image
+            pixels[i], source[i] = image, taken
     if why:
         if must:
             raise UserError(f"in_memory: {files.root}: {why}; set in_memory to auto or false")
         return None
     gray = (pixels[..., :1] == pixels).all()
-    return np.ascontiguousarray(pixels[..., :1]) if gray else pixels
+    return (np.ascontiguousarray(pixels[..., :1]) if gray else pixels), source
+
+
+def _counted(n: int) -> Iterable[int]:
+    """range(n), with a progress bar when it takes more than a few seconds."""
+    if n < 20_000:
+        return range(n)
+    from rich.progress import track
+
+    return track(range(n), "reading images into memory", transient=True)
 
 
 def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool, local: int = 1) -> DataLoader:

@@ -200,7 +200,9 @@ def test_bad_images__are_replaced_alike_in_training_and_raise_in_evaluation(root
     ]
     assert str(broken) in caplog.text
     assert _same(runs[1], runs[2])
-    assert all(torch.equal(runs[0][0][k], runs[1][0][k]) for k in ("key",))
+    assert all(
+        torch.equal(runs[0][0][k], runs[1][0][k]) for k in ("key", "label")
+    )  # the label of the image that is shown
     with pytest.raises(BadImage, match=r"ant/3\.png"):
         list(_module(tmp_path).eval_loader("train"))
     with pytest.raises(BadImage, match=r"ant/3\.png"):
