@@ -12,9 +12,9 @@ import numpy as np
 
 from lit_vision.backbones.weights import sha256_of
 from lit_vision.callbacks.progress import clock
+from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
-from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.results import write_json
 from lit_vision.study.cells import Ask, CellStore, Outcome, digest
 from lit_vision.study.images import Images
