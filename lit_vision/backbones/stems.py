@@ -46,10 +46,13 @@ def make_stem_small(name: str, model: nn.Module, reductions: list[int]) -> list[
         model.head_hidden_size = model.num_features
     if conv_path is not None:
         conv = model.get_submodule(conv_path)
-        if kind == "ResNet" and isinstance(conv, nn.Sequential):  # a deep stem has 3x3 convolutions already: only the pool goes
+        if kind == "ResNet" and isinstance(
+            conv, nn.Sequential
+        ):  # a deep stem has 3x3 convolutions already: only the pool goes
             model.set_submodule(pool_path, nn.Identity())
             return [r // (1 if i == 0 else 2) for i, r in enumerate(reductions)]
-        if not isinstance(conv, nn.Conv2d):
+        overlap = kind == "ConvNeXt" and sum(isinstance(m, nn.Conv2d) for m in model.stem.modules()) > 1
+        if overlap or not isinstance(conv, nn.Conv2d):
             raise UserError(f"stem: {name} begins with several convolutions; use the plain model of its family")
         small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=conv.bias is not None)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")

@@ -123,35 +123,69 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
     """
     state, metadata = read_file(path)
     state, layout = common_form(state, metadata)
-    mean, std = state.pop("mean", None), state.pop("std", None)
+    statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
     if (layout, kind) not in RULES:
         raise UserError(
             f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_targets_of(layout)}"
         )
     backbone = module if isinstance(module, Backbone) else module.backbone
-    own = {common_key(key, "" if module is backbone else "backbone."): key for key in module.state_dict()}
-    own = {key: name for key, name in own.items() if key not in ("mean", "std")}
-    target = module.state_dict()
-    drop, new = RULES[layout, kind]
-    drop = tuple(
-        pattern for entry in drop for pattern in (_classifier_of(backbone) if entry == "<classifier>" else (entry,))
-    )
-    moved = any(k.startswith(_NORM) for k in state) and not any(k.startswith(_FC_NORM) for k in state)
-    if moved and any(k.startswith(_FC_NORM) for k in own):
-        drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
+    prefix = "" if module is backbone else "backbone."
+    own = {common_key(name, prefix): (name, value) for name, value in module.state_dict().items()}
+    target = {key: value for key, (_, value) in own.items() if key not in ("mean", "std")}
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
+    values, rows = _match(state, target, *_rule(layout, kind, state, target, backbone), backbone, report)
+    if not any(key.startswith("backbone.") for key in values):
+        raise PartialMatch(f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows)
+    if rows:
+        raise PartialMatch(
+            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with",
+            rows,
+        )
+    module.load_state_dict({own[key][0]: value for key, value in values.items()}, strict=False)
+    for name, value in statistics.items():
+        setattr(report, name, _numbers(value))
+        if isinstance(getattr(module, name, None), Tensor):
+            getattr(module, name).copy_(value)
+    return report
+
+
+def _rule(
+    layout: str, kind: str, state: dict[str, Tensor], target: dict[str, Tensor], backbone: Backbone
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Patterns that may be dropped and that may start anew, for this very pair of state and target."""
+    drop, new = RULES[layout, kind]
+    if "<classifier>" in drop:
+        drop = _classifier_of(backbone)
+
+    def has(keys: dict[str, Tensor], start: str) -> bool:
+        return any(key.startswith(start) for key in keys)
+
+    if has(state, _NORM) and not has(state, _FC_NORM) and has(target, _FC_NORM):
+        drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
+    return drop, new
+
+
+def _match(
+    state: dict[str, Tensor],
+    target: dict[str, Tensor],
+    drop: tuple[str, ...],
+    new: tuple[str, ...],
+    backbone: Backbone,
+    report: LoadReport,
+) -> tuple[dict[str, Tensor], list[tuple[str, str, str, str]]]:
+    """The values to load, and a row for each key that does not fit; fills the report."""
     values: dict[str, Tensor] = {}
     rows: list[tuple[str, str, str, str]] = []
     for key, value in state.items():
-        if key not in own:
+        if key not in target:
             if _any(key, drop):
                 report.dropped.append(key)
             else:
                 rows.append((key, "unexpected", _shape(value), "-"))
             continue
-        wanted = target[own[key]]
+        wanted = target[key]
         if key in _RESIZABLE and value.shape != wanted.shape:
             resized = _resized(value, wanted, backbone)
             if resized is not None:
@@ -161,29 +195,15 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
             rows.append((key, "reshaped", _shape(value), _shape(wanted)))
             continue
         report.matched.append(key)
-        values[own[key]] = value.to(wanted.dtype)
-    for key, name in own.items():
+        values[key] = value.to(wanted.dtype)
+    for key, wanted in target.items():
         if key in state:
             continue
         if _any(key, new):
             report.new.append(key)
         else:
-            rows.append((key, "missing", "-", _shape(target[name])))
-    if not any(key.startswith("backbone.") for key in report.matched):
-        rows = rows or [(key, "missing", "-", _shape(target[name])) for key, name in own.items()]
-        raise PartialMatch(f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows)
-    if rows:
-        raise PartialMatch(
-            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with",
-            rows,
-        )
-    module.load_state_dict(values, strict=False)
-    report.mean = None if mean is None else [round(v, 6) for v in mean.tolist()]
-    report.std = None if std is None else [round(v, 6) for v in std.tolist()]
-    for name, value in (("mean", mean), ("std", std)):
-        if value is not None and isinstance(getattr(module, name, None), Tensor):
-            getattr(module, name).copy_(value)
-    return report
+            rows.append((key, "missing", "-", _shape(wanted)))
+    return values, rows
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
