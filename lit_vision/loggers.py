@@ -178,6 +178,7 @@ def weights_and_biases(
         name=name or "/".join(folder.resolve().parts[-2:]),
         id=_wandb_id(folder),
         config=dict(config or {}),
+        mode=os.environ.get("WANDB_MODE", "online"),  # as it is now: wandb keeps what it read at its first use
         settings={"init_timeout": 60, "console": "off"},
     )
     try:
