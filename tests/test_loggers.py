@@ -67,9 +67,11 @@ def test_wandb_offline_holds_config_commit_metrics_a_picture_and_a_table(tmp_pat
 
     wandb.finish()
     deadline = time.monotonic() + 20
-    while not any(r.HasField("exit") for r in (found := records(Path("run")))):  # wandb's own process writes the file
+    found = records(Path("run"))
+    while not any(r.HasField("exit") for r in found):  # wandb's own process writes the file
         assert time.monotonic() < deadline
         time.sleep(0.05)
+        found = records(Path("run"))
     (run,) = [r.run for r in found if r.HasField("run")]
     assert run.project == "toys"
     assert run.run_id == Path("run/wandb_id.txt").read_text().strip()
