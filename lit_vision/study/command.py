@@ -38,7 +38,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="seeds for each of --labels, one number or one each (default: %(default)s)",
     )
+    add("--fewer", default="", metavar="LIST", help="fewer seeds for costly starts: mae=3,scratch-vit=3")
     add("--starts", default="mae,simclr", metavar="LIST", help="pre-trainings to try (default: %(default)s)")
+    add(
+        "--pretrained",
+        default="auto",
+        metavar="NAME",
+        help="public timm weights to try: auto (a small one, Apache-2.0), off, a name",
+    )
     add(
         "--rotation",
         type=float,
@@ -74,12 +81,15 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.study.cells import parse_labels
     from lit_vision.study.images import read_images
     from lit_vision.study.progress import Reporter
-    from lit_vision.study.recipes import SMALL, recipe_for
+    from lit_vision.study.recipes import PUBLIC, SMALL, TIMM, recipe_for
     from lit_vision.study.report import write_report
     from lit_vision.study.runner import Study
     from lit_vision.study.schedule import Plan
 
     starts = _starts(options.starts)
+    public = TIMM + (PUBLIC if options.pretrained == "auto" else options.pretrained)
+    if options.pretrained != "off":
+        starts.append(public)
     with Reporter() as report:
         report.say(f"reading {options.root}")
         images = read_images(options.root, options.size)
@@ -94,12 +104,13 @@ def main(argv: Sequence[str]) -> int:
         for note in images.notes:
             report.say(note)
         labels = parse_labels(options.labels or ("all" if unlabelled > labelled else "1%,10%"), images.per_class)
-        plan = Plan(labels, _seeds(options.seeds, labels))
+        plan = Plan(labels, _seeds(options.seeds, labels), fewer=_fewer(options.fewer, starts))
         _fix_epochs(plan, options.epochs, starts)
         folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
         folder.mkdir(parents=True, exist_ok=True)
         recipe = recipe_for(images.size, options.rotation)
-        study = Study(images, recipe, starts, plan, 60 * options.budget, folder, report)
+        optional = {public} if options.pretrained == "auto" else ()
+        study = Study(images, recipe, starts, plan, 60 * options.budget, folder, report, optional)
         outcomes = study.run()
         report.say("writing the report")
         written = write_report(study, outcomes)
@@ -126,11 +137,22 @@ def _seeds(text: str, labels: list[int]) -> dict[int, int]:
     return dict(zip(labels, counts if len(counts) > 1 else counts * len(labels)))
 
 
+def _fewer(text: str, starts: list[str]) -> dict[str, int]:
+    """mae=3,scratch-vit=3: at most so many seeds."""
+    fewer, known = {}, ("scratch-cnn", "scratch-vit", *starts)
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = word.partition("=")
+        if name not in known or not value.isdigit() or int(value) < 1:
+            raise UserError(f"--fewer: {word!r}; give START=SEEDS with START out of {', '.join(known)}")
+        fewer[name] = int(value)
+    return fewer
+
+
 def _fix_epochs(plan, text: str, starts: list[str]) -> None:
     """mae=100,80=200: pre-training by start, trainings on labels by their number."""
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = word.partition("=")
-        known = name in starts or (name.isdigit() and int(name) in plan.labels)
+        known = (name in starts and not name.startswith("timm:")) or (name.isdigit() and int(name) in plan.labels)
         if not known or not value.isdigit() or int(value) < 1:
             raise UserError(
                 f"--epochs: {word!r}; give NAME=EPOCHS with NAME out of {', '.join([*starts, *map(str, plan.labels)])}"

@@ -176,14 +176,24 @@ class StudyData(L.LightningDataModule):
         view: name of the view; options: its options.
         batch_size: at most; a smaller set is cut into equal batches.
         seed: of order and pixels.
+        size: side of the views, pixels; None: the study's.
     """
 
-    def __init__(self, images: Images, rows: np.ndarray, view: str, options: dict, batch_size: int, seed: int):
+    def __init__(
+        self,
+        images: Images,
+        rows: np.ndarray,
+        view: str,
+        options: dict,
+        batch_size: int,
+        seed: int,
+        size: int | None = None,
+    ):
         super().__init__()
         self.images, self.rows, self.seed = images, np.asarray(rows), seed
         self.batch_size = len(rows) // -(-len(rows) // batch_size)
         self.batches = TrainBatches(len(rows), self.batch_size, 0, 1, 1, seed)
-        self.views = make_batch_views(view, images.size, seed, **options)
+        self.views = make_batch_views(view, size or images.size, seed, **options)
         self.num_classes, self.class_names = len(images.classes), images.classes
 
     @property

@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+TIMM, TIMM_SIDE = (
+    "timm:",
+    96,
+)  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
+PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
 
@@ -19,6 +24,7 @@ class Network:
     name: str
     backbone: str
     args: dict[str, Any]
+    size: int | None = None  # side of its input, pixels; None: the recipe's
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class Recipe:
     scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 64
     scratch_factor: int = 2
+
+    def network(self, start: str) -> Network:
+        """Of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN, `timm:NAME` is that model."""
+        if start.startswith(TIMM):
+            return Network("timm", start.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
+        return self.vit if start in ("mae", "scratch-vit") else self.cnn
+
+    def side(self, start: str) -> int:
+        """Side of a start's input, pixels."""
+        return self.network(start).size or self.size
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for hashing and for the record."""
@@ -96,9 +112,16 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         tune={
             "cnn": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
             "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, "layer_decay": 0.75, **adam},
+            "timm": {"lr": 5e-4, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
         },
         scratch={
             "cnn": {"lr": 2e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
             "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
+            "timm": {
+                "lr": 5e-4,
+                "weight_decay": 0.05,
+                "label_smoothing": 0.1,
+                **adam,
+            },  # measured for the plan, never run
         },
     )

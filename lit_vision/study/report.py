@@ -18,7 +18,6 @@ from lit_vision.study.cells import Ask, Outcome, digest, to_cells
 from lit_vision.study.content import Content, Section, advice_of, answers_of, to_text
 from lit_vision.study.html import to_html
 from lit_vision.study.runner import Study
-from lit_vision.study.training import network_for
 from lit_vision.study.verdict import Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
 
@@ -67,7 +66,7 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
         advice=advice_of(found, seconds),
         answers=answers_of(found),
         about=_about(study, result),
-        table=grid_table(rows, lines, study.plan.labels, note),
+        table=_with_not_tried(grid_table(rows, lines, study.plan.labels, note), study.not_tried),
         sections=_sections(study, cells, found),
         facts=_facts(study, result),
         footer=(
@@ -77,6 +76,11 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
             f"{study.recipe.scratch_factor} times the steps of a fine-tuning and the same augmentation."
         ),
     )
+
+
+def _with_not_tried(table: Table, why: dict[str, str]) -> Table:
+    more = [[start, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for start, reason in why.items()]
+    return Table(table.columns, [*table.rows, *more], table.note)
 
 
 def _about(study: Study, result: dict[str, Any]) -> str:
@@ -102,18 +106,19 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
             pictures.cost(samples / "cost.png", cells, max(study.plan.labels)),
         )
     )
-    if study.encoders:
-        curves = {s: json.loads((study.folder / "weights" / f"{s}.json").read_text())["losses"] for s in study.encoders}
+    if study.plan.pretrain:
+        notes = {start: study.folder / "weights" / f"{start}.json" for start in study.plan.pretrain}
+        curves = {start: json.loads(note.read_text())["losses"] for start, note in notes.items()}
         sections.append(Section("Pre-training", picture=pictures.curves(samples / "pretraining.png", curves)))
     if (samples / "reconstructions.png").exists():
         text = "Test images; three quarters of each are hidden. Original, what the encoder sees, what it makes of it."
         sections.append(Section("MAE's reconstructions", text, samples / "reconstructions.png"))
     for start, encoder in study.encoders.items():
         text = f"Frozen features of {start} on test images, projected by t-SNE. Labels only colour the points."
-        picture = pictures.embedding(samples / f"embedding-{start}.png", encoder.test, images, start)
+        picture = pictures.embedding(samples / f"embedding-{start.replace(':', '_')}.png", encoder.test, images, start)
         sections.append(Section(f"Embedding map: {start}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = pictures.neighbours(samples / f"neighbours-{start}.png", encoder, images, start)
+        picture = pictures.neighbours(samples / f"neighbours-{start.replace(':', '_')}.png", encoder, images, start)
         sections.append(Section(f"Nearest neighbours: {start}", text, picture))
     best = _best_ask(found)
     if best:
@@ -149,15 +154,21 @@ def _errors(study: Study, ask: Ask) -> list[Section]:
 def _licences(study: Study) -> Table:
     rows = []
     for start in study.encoders:
-        network = network_for(start, study.recipe)
-        rows.append([start, f"{network.backbone}, trained here", "yours: made from these images only"])
+        licence = study.licences.get(start)
+        origin = "public" if licence else "trained here"
+        if licence and ("nc" in licence.lower().split("-") or "non" in licence.lower()):
+            licence += " (NON-COMMERCIAL)"
+        network = study.recipe.network(start)
+        rows.append([start, f"{network.backbone}, {origin}", licence or "yours: made from these images only"])
+    rows += [[start, "-", f"not tried: {why}"] for start, why in study.not_tried.items()]
     rows.append(["scratch-*", "trained here", "yours"])
     return Table(["start", "weights", "licence"], rows, "The code is Apache-2.0.")
 
 
 def _facts(study: Study, result: dict[str, Any]) -> list[str]:
     plan, facts = study.plan, []
-    for start, encoder in study.encoders.items():
+    for start in plan.pretrain:
+        encoder = study.encoders[start]
         facts.append(
             f"{start}: {plan.pretrain[start]} epochs on {len(study.images.pool)} images without labels, "
             f"{clock(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"

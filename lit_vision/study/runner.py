@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from lit_vision.backbones.weights import sha256_of
+from lit_vision.backbones.weights import load_backbone, load_into, sha256_of
 from lit_vision.callbacks.progress import clock
+from lit_vision.errors import UserError
 from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
@@ -20,10 +22,12 @@ from lit_vision.study.cells import Ask, CellStore, Outcome, digest
 from lit_vision.study.images import Images
 from lit_vision.study.pictures import reconstructions
 from lit_vision.study.progress import Reporter
-from lit_vision.study.recipes import Recipe
+from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.schedule import (
     PRETRAIN_SHARE,
     REPORT_SECONDS,
+    SCRATCH,
+    START_SHARE,
     Plan,
     measure_all,
     plan_labels,
@@ -32,15 +36,13 @@ from lit_vision.study.schedule import (
 from lit_vision.study.training import (
     classification,
     features,
-    network_for,
     pretraining,
     probabilities,
+    public_weights,
     quiet,
     save,
     train,
 )
-
-SCRATCH = ("scratch-cnn", "scratch-vit")
 
 
 @dataclass
@@ -61,11 +63,12 @@ class Study:
     Args:
         images: from `read_images`.
         recipe: from `recipe_for`.
-        starts: pre-trainings to try, out of "mae" and "simclr".
+        starts: pre-trained starts to try: "mae", "simclr", "timm:NAME".
         plan: numbers of labels, seeds, and any epochs that are fixed beforehand.
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.
         report: what the person sees.
+        optional: those of `starts` that are left out, with the reason in `not_tried`, where their weights cannot be had.
     """
 
     def __init__(
@@ -77,22 +80,25 @@ class Study:
         budget: float,
         folder: Path,
         report: Reporter,
+        optional: Collection[str] = (),
     ):
         self.images, self.recipe, self.starts, self.plan = images, recipe, starts, plan
         self.budget, self.folder, self.report = budget, folder, report
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
-        self.base = digest(images.fingerprint, images.size, recipe.as_dict())
+        self.base = digest(images.fingerprint, images.size)
+        self.optional, self.not_tried, self.licences = optional, {}, {}
         self.encoders: dict[str, Encoder] = {}
         self.outcomes: list[Outcome] = []
         (folder / "weights").mkdir(exist_ok=True)
 
     def run(self) -> list[Outcome]:
         """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
+        self._fetch_public()
         paces = self._plan()
         self._frozen("pixels", ("logreg", "knn"), *self._pixels())
         for start in self.starts:
-            self.encoders[start] = encoder = self._pretrain(start)
+            self.encoders[start] = encoder = self._public(start) if start.startswith(TIMM) else self._pretrain(start)
             self._frozen(start, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
         missing = [count for count in self.plan.labels if count not in self.plan.tune]
         if missing:
@@ -104,9 +110,36 @@ class Study:
 
     # plan
 
+    def _fetch_public(self) -> None:
+        """Public weights first: whether they can be had decides what the plan holds."""
+        for start in [start for start in self.starts if start.startswith(TIMM)]:
+            path = self._weights(start)
+            try:
+                with quiet(self.log):
+                    if not path.exists():
+                        public_weights(start, path)
+                    self.licences[start] = load_backbone(path)[1].metadata.get("licence", "not stated")
+            except UserError as error:
+                if start not in self.optional:
+                    raise
+                self.starts = [other for other in self.starts if other != start]
+                self.not_tried[start] = "no network" if "network" in str(error) else str(error)
+                self.report.say(f"{start}: not tried, {self.not_tried[start]}")
+
+    def _weights(self, start: str) -> Path:
+        return self.folder / "weights" / f"{start.replace(':', '_')}.safetensors"
+
     def _plan(self) -> dict:
         inputs = digest(
-            self.base, self.starts, self.plan.labels, self.plan.seeds, self.budget, self.plan.pretrain, self.plan.tune
+            self.base,
+            self.recipe.as_dict(),
+            self.starts,
+            self.plan.fewer,
+            self.plan.labels,
+            self.plan.seeds,
+            self.budget,
+            self.plan.pretrain,
+            self.plan.tune,
         )
         self._plan_inputs = inputs
         known = Plan.load(self.folder / "plan.json", inputs)
@@ -114,14 +147,16 @@ class Study:
         if known:
             self.plan = known
             self.report.say("going on with the plan of this folder's earlier run")
-        complete = set(self.starts) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(self.plan.tune)
+        complete = set(self.starts) & set(START_SHARE) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(
+            self.plan.tune
+        )
         if not complete:
             self.report.say("measuring a step of each training")
             with quiet(self.log):
                 paces = measure_all(self.images, self.recipe, self.starts, self.plan.labels)
             left = self.budget - self.report.elapsed - REPORT_SECONDS
             plan_pretraining(self.plan, paces, self.images, self.recipe, left * PRETRAIN_SHARE)
-            draft = Plan(self.plan.labels, self.plan.seeds, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch))
+            draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
             plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
             self._say_plan(draft)
             self._keep_plan()
@@ -133,8 +168,8 @@ class Study:
     def _say_plan(self, draft: Plan) -> None:
         say = self.report.say
         say(f"plan for {clock(self.budget)} on {device_name()}, {cores()} cores:")
-        for start in self.starts:
-            network = network_for(start, self.recipe).name
+        for start in self.plan.pretrain:
+            network = self.recipe.network(start).name
             seconds = self.plan.seconds.get(start)
             took = f", about {clock(seconds)}" if seconds else ""
             say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {len(self.images.pool)} images{took}")
@@ -150,7 +185,7 @@ class Study:
 
     def _asks(self, start: str, protocol: str) -> Iterator[Ask]:
         for count in self.plan.labels:
-            for seed in range(self.plan.seeds[count]):
+            for seed in range(self.plan.seeds_of(start, count)):
                 yield Ask(start, protocol, count, seed)
 
     def _pixels(self) -> tuple[np.ndarray, np.ndarray, str]:
@@ -191,15 +226,23 @@ class Study:
     def _pretrain(self, start: str) -> Encoder:
         """Pre-train, or find the weights of an earlier run of the same plan."""
         epochs = self.plan.pretrain[start]
-        inputs = digest(self.base, start, epochs)
-        weights, note = self.folder / "weights" / f"{start}.safetensors", self.folder / "weights" / f"{start}.json"
+        own = getattr(self.recipe, start), getattr(self.recipe, f"{start}_views"), asdict(self.recipe.network(start))
+        inputs = digest(self.base, start, epochs, own)
+        weights, note = self._weights(start), self.folder / "weights" / f"{start}.json"
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         with quiet(self.log):
             module, data = pretraining(start, self.images, self.recipe, seed=0)
             if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
                 self.report.begin(f"{start} pre-training", data.batch_size)
                 trained = train(module, data, epochs, 0, self.report.tick)
-                save(module, weights, method=start, data_fingerprint=self.images.fingerprint)
+                save(
+                    module.backbone,
+                    module.mean,
+                    module.std,
+                    weights,
+                    method=start,
+                    data_fingerprint=self.images.fingerprint,
+                )
                 known = {
                     "inputs": inputs,
                     "sha256": sha256_of(weights),
@@ -214,12 +257,19 @@ class Study:
                     f"{start}: {epochs} epochs, {clock(trained.seconds)}, loss {np.mean(trained.losses[-20:]):.3f}"
                 )
             else:
-                from lit_vision.backbones.weights import load_into
-
                 load_into(module.backbone, weights)
                 self.report.say(f"{start}: found, {known['seconds']:.0f} s of training kept")
-            pool, test = features(module, self.images)
+            pool, test = features(module.backbone, module.mean, module.std, self.images, self.recipe.side(start))
         return Encoder(weights, known["sha256"], known["seconds"], known["images_seen"], pool, test)
+
+    def _public(self, start: str) -> Encoder:
+        """Public weights, already fetched."""
+        path = self._weights(start)
+        with quiet(self.log):
+            backbone, report = load_backbone(path)
+            mean, std = torch.tensor(report.mean), torch.tensor(report.std)
+            pool, test = features(backbone, mean, std, self.images, self.recipe.side(start))
+        return Encoder(path, sha256_of(path), 0.0, 0, pool, test)
 
     def _label_trainings(self) -> None:
         """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
@@ -227,14 +277,18 @@ class Study:
             done: list[Outcome] = []
             for seed in range(self.plan.seeds[count]):
                 for start in (*SCRATCH, *self.starts):
-                    done.append(self._on_labels(Ask(start, "finetune", count, seed)))
+                    if seed < self.plan.seeds_of(start, count):
+                        done.append(self._on_labels(Ask(start, "finetune", count, seed)))
             self.outcomes += done
             self._say_scores(done)
 
     def _on_labels(self, ask: Ask) -> Outcome:
         encoder = self.encoders.get(ask.start)
         epochs = (self.plan.tune if encoder else self.plan.scratch)[ask.labels]
-        inputs = digest(self.base, encoder.sha256 if encoder else None, epochs)
+        network = self.recipe.network(ask.start)
+        options = (self.recipe.tune if encoder else self.recipe.scratch)[network.name]
+        own = asdict(network), options, self.recipe.train_views, self.recipe.batch_size
+        inputs = digest(self.base, encoder.sha256 if encoder else None, epochs, own)
         outcome = self.store.get(ask, inputs)
         if outcome is None:
             rows = self.images.subset(ask.labels, ask.seed)
@@ -244,7 +298,7 @@ class Study:
                 )
                 self.report.begin(f"{ask.start}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
                 trained = train(module, data, epochs, ask.seed, self.report.tick)
-                answer = probabilities(module, self.images)
+                answer = probabilities(module, self.images, self.recipe.side(ask.start))
             outcome = self._outcome(ask, answer, trained.seconds, trained.steps, "fixed recipe", None)
             self.store.put(outcome, inputs, answer)
             write_json(self.store.folder / f"{ask.name}.losses.json", [round(loss, 5) for loss in trained.losses])

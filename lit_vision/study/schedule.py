@@ -10,12 +10,13 @@ import numpy as np
 
 from lit_vision.evaluation.results import write_json
 from lit_vision.study.images import Images
-from lit_vision.study.recipes import Recipe
-from lit_vision.study.training import Pace, classification, measure, network_for, pretraining
+from lit_vision.study.recipes import TIMM, Recipe
+from lit_vision.study.training import Pace, classification, measure, pretraining
 
 PRETRAIN_SHARE = 0.55  # of the time that trainings get
 START_SHARE = {"simclr": 0.65, "mae": 0.35}  # of the time that pre-training gets
-REPORT_SECONDS = 15.0
+SCRATCH = ("scratch-cnn", "scratch-vit")
+REPORT_SECONDS = 25.0
 FEWEST_STEPS = 40  # a classifier trained for less says nothing
 
 
@@ -24,7 +25,7 @@ class Plan:
     """Epochs of every training. Kept in plan.json, so that a study that goes on trains as it began.
 
     Attributes:
-        labels: numbers of labels; seeds: how many seeds each gets.
+        labels: numbers of labels; seeds: how many seeds each gets; fewer: at most so many for these (costly) starts.
         pretrain: epochs by start.
         tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
         seconds: what each part was expected to take.
@@ -36,6 +37,11 @@ class Plan:
     tune: dict[int, int] = field(default_factory=dict)
     scratch: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    fewer: dict[str, int] = field(default_factory=dict)
+
+    def seeds_of(self, start: str, count: int) -> int:
+        """Seeds of a start at a number of labels."""
+        return min(self.seeds[count], self.fewer.get(start, self.seeds[count]))
 
     def save(self, path: Path, inputs: str) -> None:
         """Write to plan.json, with a hash of what it was made for."""
@@ -58,16 +64,16 @@ class Plan:
 def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[int]) -> dict:
     """Pace of each pre-training (by start) and of each training on labels (by (network, labels)), from short real ones."""
     paces: dict = {}
-    for start in starts:
+    for start in (start for start in starts if start in START_SHARE):
         module, data = pretraining(start, images, recipe, seed=0)
         data.rows = np.arange(min(len(images.pool), 3 * data.batch_size))
         data.batches.n = len(data.rows)
         paces[start] = measure(module, data)
     for count in labels:
         rows = images.subset(min(count, 3 * recipe.batch_size), seed=0)
-        for start in ("scratch-cnn", "scratch-vit"):
+        for start in (*SCRATCH, *(start for start in starts if start.startswith(TIMM))):
             module, data = classification(start, images, rows, recipe, 0, None)
-            paces[network_for(start, recipe).name, count] = measure(module, data, epochs=4)
+            paces[recipe.network(start).name, count] = measure(module, data, epochs=4)
     return paces
 
 
@@ -95,11 +101,11 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
         total = 0.0
         for count in missing:
             per_epoch = -(-count // recipe.batch_size)
-            for start in [*starts, "scratch-cnn", "scratch-vit"]:
-                factor = recipe.scratch_factor if start.startswith("scratch") else 1
+            for start in [*starts, *SCRATCH]:
+                factor = recipe.scratch_factor if start in SCRATCH else 1
                 epochs = max(1, round(factor * _steps(base, count, plan) / per_epoch))
-                pace: Pace = paces[network_for(start, recipe).name, count]
-                total += plan.seeds[count] * pace.seconds(epochs, per_epoch)
+                pace: Pace = paces[recipe.network(start).name, count]
+                total += plan.seeds_of(start, count) * pace.seconds(epochs, per_epoch)
         return total
 
     low, high = float(FEWEST_STEPS), 1e6

@@ -15,7 +15,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
+from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.weights import save_backbone
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.checkpointing import KeyedRandomness
@@ -25,7 +27,7 @@ from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae import MAE
 from lit_vision.methods.simclr import SimCLR
 from lit_vision.study.images import Images, StudyData, eval_batches
-from lit_vision.study.recipes import Network, Recipe
+from lit_vision.study.recipes import TIMM, Network, Recipe
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
 METHODS = {"mae": MAE, "simclr": SimCLR}
@@ -90,14 +92,9 @@ def quiet(log: Path) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def network_for(start: str, recipe: Recipe) -> Network:
-    """The network of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN."""
-    return recipe.vit if start in ("mae", "scratch-vit") else recipe.cnn
-
-
 def pretraining(start: str, images: Images, recipe: Recipe, seed: int) -> tuple[L.LightningModule, StudyData]:
     """The module and the data of a pre-training on the whole pool, labels unseen."""
-    network = network_for(start, recipe)
+    network = recipe.network(start)
     options = dict(getattr(recipe, start))
     batch_size = options.pop("batch_size")
     views = getattr(recipe, f"{start}_views")
@@ -111,9 +108,9 @@ def classification(
     start: str, images: Images, rows: np.ndarray, recipe: Recipe, seed: int, weights: Path | None
 ) -> tuple[Classifier, StudyData]:
     """The module and the data of a training on the labels of `rows`, from `weights` or from scratch."""
-    network = network_for(start, recipe)
+    network = recipe.network(start)
     options = (recipe.tune if weights else recipe.scratch)[network.name]
-    data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed)
+    data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed, recipe.side(start))
     statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with seeded(seed_of(seed, 1)):
         module = Classifier(
@@ -177,31 +174,48 @@ def measure(module: L.LightningModule, data: StudyData, epochs: int = 3) -> Pace
 
 
 @torch.inference_mode()
-def probabilities(module: Classifier, images: Images) -> np.ndarray:
-    """(M, K) class probabilities of the test split."""
+def probabilities(module: Classifier, images: Images, size: int) -> np.ndarray:
+    """(M, K) class probabilities of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.eval().to(device)
     parts = []
-    for batch in eval_batches(images.test, images.test_labels, images.size):
+    for batch in eval_batches(images.test, images.test_labels, size):
         batch = {name: value.to(device) for name, value in batch.items()}
         logits = module(module.on_after_batch_transfer(batch, 0)["images"][:, 0])
         parts.append(logits.float().softmax(1).cpu())
     return torch.cat(parts).numpy()
 
 
-def features(module: L.LightningModule, images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split."""
+def features(backbone: Backbone, mean: Tensor, std: Tensor, images: Images, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = int((images.labels >= 0).sum())  # labelled images come first
     both = []
     for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
-        loader = eval_batches(pixels, labels, images.size)
-        both.append(extract(module.backbone, loader, module.mean, module.std, device, progress=False).features.numpy())
+        loader = eval_batches(pixels, labels, size)
+        both.append(extract(backbone, loader, mean, std, device, progress=False).features.numpy())
     return both[0], both[1]
 
 
-def save(module: L.LightningModule, path: Path, **notes: str) -> None:
+def public_weights(start: str, path: Path) -> str:
+    """Fetch a timm model's weights (from timm's cache or hub) and write its encoder to `path`.
+
+    Returns:
+        Its licence as timm states it.
+
+    Raises:
+        UserError: no such model, or no network and nothing in the cache.
+    """
+    name = start.removeprefix(TIMM)
+    backbone = Backbone(name, pretrained=True)
+    licence = backbone.model.pretrained_cfg.get("license") or "not stated"
+    data = backbone.data_config
+    save(backbone, data["mean"], data["std"], path, licence=licence)
+    return licence
+
+
+def save(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:
     """Write the encoder, whole or not at all, with the mean and std that it expects."""
     temporary = path.with_suffix(".tmp.safetensors")
-    save_backbone(temporary, module.backbone, module.mean, module.std, **notes)
+    save_backbone(temporary, backbone, mean, std, **notes)
     temporary.replace(path)

@@ -87,9 +87,8 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
 
 
 def _compare(labels: int, best: Mapping, chosen: str, rival: Mapping, tests: int) -> Verdict:
-    if len(best["values"]) != len(rival["values"]):
-        return Verdict(labels, best, chosen, rival, None, "open", "the seeds are not paired yet")
-    difference = paired_difference(best["values"], rival["values"])
+    pairs = min(len(best["values"]), len(rival["values"]))  # a costly start may have fewer seeds, always the first ones
+    difference = paired_difference(best["values"][:pairs], rival["values"][:pairs])
     answer, reason = _ANSWERS[difference.supports]
     if answer != "open" and tests < FEWEST_TESTS:
         answer, reason = "open", f"{tests} test images are too few for a claim"
@@ -105,8 +104,6 @@ def sentence(verdict: Verdict) -> str:
         return f"{head}{verdict.reason}; the best baseline is {name(verdict.rival)} with {percent(verdict.rival)}."
     both = f"{name(verdict.best)} ({percent(verdict.best)}) against {name(verdict.rival)} ({percent(verdict.rival)})"
     d = verdict.difference
-    if d is None:
-        return f"{head}{both}: {verdict.reason}."
     se = "" if d.se is None else f" ± {100 * d.se:.1f}"
     gap = f"{100 * d.mean:+.1f}{se} points (mean ± standard error over {d.n} paired seeds)"
     if verdict.answer == "wins":
