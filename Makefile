@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format benchmark soak clean
+.PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ lint: $(STAMP) ## ruff: style and format
 format: $(STAMP) ## mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (SCALE=desk, DRY=1 prints the commands)
+	@$(BIN)/python experiments/table_few_label.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-few-label: $(STAMP) ## measure the committed weights of that table again
+	@$(BIN)/python experiments/table_few_label.py --verify
 
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python experiments/benchmark.py

@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_vision.evaluation.metrics import format_percent
+from lit_vision.evaluation.metrics import format_percent, paired_difference
 from lit_vision.evaluation.results import read_results, summarise
 
 NOT_RUN = "not run yet"
+BASELINES = ("pixels", "scratch-")  # starts that use no pre-trained weights
 Row = dict[str, Any]
 
 
@@ -28,6 +29,14 @@ class Table:
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others report for a row: the paper's fraction, and peers as text with their source."""
+
+    paper: float | None = None
+    peers: str = ""
 
 
 def rows_from(places: Iterable[str | os.PathLike]) -> list[Row]:
@@ -113,6 +122,47 @@ def grid_table(rows: Sequence[Row], lines: Sequence[tuple[str, str]], labels: Se
     cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
     body = [[start, protocol, *(score(cells.get((start, protocol, n))) for n in labels)] for start, protocol in lines]
     return Table(["start", "protocol", *(f"{n} labels" for n in labels)], body, note)
+
+
+def comparison_table(rows: Sequence[Row], note: str = "", published: Mapping[tuple, Published] | None = None) -> Table:
+    """One line per row against what others published and against the best baseline of the same number of labels.
+
+    Columns: start, protocol, labels, paper, peers (with source), ours, gap, recipe, commit. The gap is to the paper's number where
+    there is one, else to the baseline with the highest mean (paired seeds, ± standard error), in points.
+
+    Args:
+        rows: from rows_from.
+        note: a line under the table.
+        published: by (start, protocol, labels).
+    """
+    columns = ["start", "protocol", "labels", "paper", "peers (source)", "ours", "gap", "recipe", "commit"]
+    best: dict[Any, Row] = {}
+    for row in rows:
+        if row["values"] and str(row["start"]).startswith(BASELINES):
+            held = best.get(row["labels"])
+            if held is None or summarise(row["values"]).mean > summarise(held["values"]).mean:
+                best[row["labels"]] = row
+    body = []
+    for row in rows:
+        found = (published or {}).get((row["start"], row["protocol"], row["labels"]), Published())
+        paper = "-" if found.paper is None else f"{100 * found.paper:.1f} %"
+        cells = [COLUMNS[name](row) for name in ("start", "protocol", "labels")]
+        cells += [paper, found.peers or "-", score(row), _gap(row, found.paper, best.get(row["labels"]))]
+        body.append([*cells, COLUMNS["recipe"](row), commit_of(row)])
+    return Table(columns, body or [[NOT_RUN] + [""] * (len(columns) - 1)], note)
+
+
+def _gap(row: Row, paper: float | None, baseline: Row | None) -> str:
+    if not row["values"]:
+        return "-"
+    if paper is not None:
+        return f"{100 * (summarise(row['values']).mean - paper):+.1f}"
+    if baseline is None or baseline is row:
+        return "best baseline" if baseline is row else "-"
+    pairs = min(len(row["values"]), len(baseline["values"]))
+    difference = paired_difference(row["values"][:pairs], baseline["values"][:pairs])
+    spread = "" if difference.se is None else f" ± {100 * difference.se:.1f}"
+    return f"{100 * difference.mean:+.1f}{spread}"
 
 
 def to_markdown(table: Table) -> str:

@@ -6,6 +6,7 @@ import io
 import pytest
 from PIL import Image
 
+from lit_vision import tables
 from lit_vision.evaluation.results import ResultError, make_cell, write_result
 from lit_vision.tables import NOT_RUN, grid_table, list_table, rows_from, to_csv, to_markdown, to_png
 
@@ -63,3 +64,24 @@ def test_a_loss_is_not_a_percentage(tmp_path):
     metric = {"name": "val/loss", "value": 1.8}
     write_result(tmp_path / "mae.json", recipe="debug/mae", seconds=9.0, metric=metric, samples=10)
     assert list_table(rows_from([tmp_path]), ["result (seeds)"]).rows == [["val/loss 1.800 (1)"]]
+
+
+def test_comparison_table__gap_is_to_the_paper_or_to_the_best_baseline_over_paired_seeds() -> None:
+    common = {
+        "recipe": "r",
+        "commit": "0123456789",
+        "dirty": False,
+        "metric": "top1",
+        "protocol": "finetune",
+        "labels": 80,
+    }
+    rows = [
+        {**common, "start": "pixels", "values": [0.2, 0.2, 0.2]},
+        {**common, "start": "scratch-cnn", "values": [0.40, 0.42, 0.44]},
+        {**common, "start": "simclr", "values": [0.50, 0.54, 0.52]},
+    ]
+    table = tables.comparison_table(rows, published={("pixels", "finetune", 80): tables.Published(0.25, "22 % (peer)")})
+    gap = [row[table.columns.index("gap")] for row in table.rows]
+    assert gap[:2] == ["-5.0", "best baseline"]
+    assert gap[2] == "+10.0 ± 1.2"  # differences 10, 12, 8: sd 2, over the root of 3
+    assert table.rows[0][3:5] == ["25.0 %", "22 % (peer)"]

@@ -65,6 +65,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="fix epochs instead of measuring: mae=100,simclr=100,80=200,800=60 (labels)",
     )
+    add("--keep_weights", type=int, default=0, metavar="SEEDS", help="keep the classifiers of so many seeds")
+    add(
+        "--wandb", metavar="PROJECT", help="send tables and pictures to Weights & Biases too (WANDB_MODE=offline works)"
+    )
     return words
 
 
@@ -110,10 +114,10 @@ def main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = recipe_for(images.size, options.rotation)
         optional = {public} if options.pretrained == "auto" else ()
-        study = Study(images, recipe, starts, plan, 60 * options.budget, folder, report, optional)
+        study = Study(images, recipe, starts, plan, 60 * options.budget, folder, report, optional, options.keep_weights)
         outcomes = study.run()
         report.say("writing the report")
-        written = write_report(study, outcomes)
+        written = write_report(study, outcomes, options.wandb)
     for path in written:
         print(path)
     return 0

@@ -18,14 +18,20 @@ from lit_vision.study.cells import Ask, Outcome, digest, to_cells
 from lit_vision.study.content import Content, Section, advice_of, answers_of, to_text
 from lit_vision.study.html import to_html
 from lit_vision.study.runner import Study
+from lit_vision.study.upload import log_study
 from lit_vision.study.verdict import Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
 
 PROTOCOLS = ("logreg", "knn", "linear", "finetune")  # the order of the table's lines within a start
 
 
-def write_report(study: Study, outcomes: Sequence[Outcome]) -> list[Path]:
+def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = None) -> list[Path]:
     """Write results.json, the pictures, report.html and report.md.
+
+    Args:
+        study: after its run.
+        outcomes: what the run gave.
+        wandb: a Weights & Biases project that gets the same tables and pictures.
 
     Returns:
         What a person should open: report.html, report.md, the folder of pictures, results.json.
@@ -44,10 +50,13 @@ def write_report(study: Study, outcomes: Sequence[Outcome]) -> list[Path]:
         plan={"pretrain": study.plan.pretrain, "tune": study.plan.tune, "scratch": study.plan.scratch},
         weights={start: encoder.sha256 for start, encoder in study.encoders.items()},
     )
-    content = _content(study, cells, read_result(results), results)
+    result = read_result(results)
+    content = _content(study, cells, result, results)
     html, text = folder / "report.html", folder / "report.md"
     html.write_text(to_html(content), encoding="utf-8")
     text.write_text(to_text(content, folder), encoding="utf-8")
+    if wandb:
+        log_study(wandb, folder, content, result)
     return [html, text, folder / "samples", results]
 
 

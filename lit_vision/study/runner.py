@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lit_vision.backbones.weights import load_backbone, load_into, sha256_of
 from lit_vision.callbacks.progress import clock
+from lit_vision.data.views import resize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.knn import weighted_knn
@@ -41,6 +41,7 @@ from lit_vision.study.training import (
     public_weights,
     quiet,
     save,
+    save_classifier,
     train,
 )
 
@@ -68,6 +69,7 @@ class Study:
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.
         report: what the person sees.
+        keep_weights: classifiers of so many seeds are kept, as cells/<cell>.safetensors in half precision.
         optional: those of `starts` that are left out, with the reason in `not_tried`, where their weights cannot be had.
     """
 
@@ -81,13 +83,14 @@ class Study:
         folder: Path,
         report: Reporter,
         optional: Collection[str] = (),
+        keep_weights: int = 0,
     ):
         self.images, self.recipe, self.starts, self.plan = images, recipe, starts, plan
         self.budget, self.folder, self.report = budget, folder, report
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
         self.base = digest(images.fingerprint, images.size)
-        self.optional, self.not_tried, self.licences = optional, {}, {}
+        self.optional, self.keep_weights, self.not_tried, self.licences = optional, keep_weights, {}, {}
         self.encoders: dict[str, Encoder] = {}
         self.outcomes: list[Outcome] = []
         (folder / "weights").mkdir(exist_ok=True)
@@ -96,7 +99,7 @@ class Study:
         """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
         self._fetch_public()
         paces = self._plan()
-        self._frozen("pixels", ("logreg", "knn"), *self._pixels())
+        self._frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
         for start in self.starts:
             self.encoders[start] = encoder = self._public(start) if start.startswith(TIMM) else self._pretrain(start)
             self._frozen(start, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
@@ -188,17 +191,6 @@ class Study:
             for seed in range(self.plan.seeds_of(start, count)):
                 yield Ask(start, protocol, count, seed)
 
-    def _pixels(self) -> tuple[np.ndarray, np.ndarray, str]:
-        known = int((self.images.labels >= 0).sum())
-        flat = lambda x: x.reshape(len(x), -1).astype(np.float32) / 255  # noqa: E731
-        pool = self.images.pool[:known]
-        side = self.images.test.shape[1]
-        if pool.shape[1] != side:
-            from lit_vision.data.views import resize
-
-            pool = np.stack([resize(image, side, side) for image in pool])
-        return flat(pool), flat(self.images.test), "pixels"
-
     def _frozen(self, start: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
         """Protocols that train no network: logistic regression (named `logreg` on pixels, `linear` on features) and k-NN."""
         classes, done = len(self.images.classes), []
@@ -267,8 +259,7 @@ class Study:
         path = self._weights(start)
         with quiet(self.log):
             backbone, report = load_backbone(path)
-            mean, std = torch.tensor(report.mean), torch.tensor(report.std)
-            pool, test = features(backbone, mean, std, self.images, self.recipe.side(start))
+            pool, test = features(backbone, report.mean, report.std, self.images, self.recipe.side(start))
         return Encoder(path, sha256_of(path), 0.0, 0, pool, test)
 
     def _label_trainings(self) -> None:
@@ -299,6 +290,8 @@ class Study:
                 self.report.begin(f"{ask.start}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
                 trained = train(module, data, epochs, ask.seed, self.report.tick)
                 answer = probabilities(module, self.images, self.recipe.side(ask.start))
+            if ask.seed < self.keep_weights:
+                save_classifier(self.store.folder / f"{ask.name}.safetensors", module)
             outcome = self._outcome(ask, answer, trained.seconds, trained.steps, "fixed recipe", None)
             self.store.put(outcome, inputs, answer)
             write_json(self.store.folder / f"{ask.name}.losses.json", [round(loss, 5) for loss in trained.losses])
@@ -318,3 +311,11 @@ class Study:
             self.report.say(
                 f"  {start:<12} {protocol:<9} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             )
+
+
+def flat_pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled pool and test split as rows of pixels in 0..1, at the size of the test split."""
+    pool, side = images.pool[: int((images.labels >= 0).sum())], images.test.shape[1]
+    if pool.shape[1] != side:
+        pool = np.stack([resize(image, side, side) for image in pool])
+    return tuple(pixels.reshape(len(pixels), -1).astype(np.float32) / 255 for pixels in (pool, images.test))

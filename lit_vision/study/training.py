@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.weights import save_backbone
@@ -186,10 +186,11 @@ def probabilities(module: Classifier, images: Images, size: int) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def features(backbone: Backbone, mean: Tensor, std: Tensor, images: Images, size: int) -> tuple[np.ndarray, np.ndarray]:
+def features(backbone: Backbone, mean: Any, std: Any, images: Images, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = int((images.labels >= 0).sum())  # labelled images come first
+    mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
     both = []
     for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
         loader = eval_batches(pixels, labels, size)
@@ -212,6 +213,21 @@ def public_weights(start: str, path: Path) -> str:
     data = backbone.data_config
     save(backbone, data["mean"], data["std"], path, licence=licence)
     return licence
+
+
+def save_classifier(path: Path, module: Classifier) -> None:
+    """All of a classifier in half precision (weights move by at most one part in 2048)."""
+    state = {
+        name: (value.half() if value.is_floating_point() else value) for name, value in module.state_dict().items()
+    }
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+
+def load_classifier(path: Path, module: Classifier) -> None:
+    """Read what `save_classifier` wrote into a module of the same recipe; every key must be there."""
+    module.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    )
 
 
 def save(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_vision.evaluation.metrics import Difference, paired_difference
+from lit_vision.tables import BASELINES
 
 PROTOCOL = "finetune"  # of a pre-trained start, by the fixed recipe
 FEWEST_TESTS = 100  # with less, no winner is named
-BASELINES = ("pixels", "scratch-")
 _ANSWERS = {
     "a is better": ("wins", ""),
     "b is better": ("loses", ""),

@@ -1,0 +1,78 @@
+"""Measure a study's numbers again from its weights: nothing is trained but the probes on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_vision.backbones.weights import load_backbone
+from lit_vision.evaluation.knn import weighted_knn
+from lit_vision.evaluation.linear import logistic_regression
+from lit_vision.study.cells import Ask
+from lit_vision.study.images import Images
+from lit_vision.study.recipes import Recipe
+from lit_vision.study.runner import flat_pixels
+from lit_vision.study.training import classification, features, load_classifier, probabilities
+
+TOLERANCE = 0.005  # of a fraction: half precision moves a few of a thousand answers
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number, as it stands and as it was measured again."""
+
+    ask: Ask
+    stands: float
+    measured: float
+
+    @property
+    def holds(self) -> bool:
+        """Within the tolerance."""
+        return abs(self.stands - self.measured) <= TOLERANCE
+
+
+def verify(cells: list[dict[str, Any]], images: Images, recipe: Recipe, weights: Path) -> Iterator[Check]:
+    """Every number whose weights are at hand, one by one.
+
+    Args:
+        cells: of results.json.
+        images: of the same folder.
+        recipe: the same.
+        weights: folder with `<start>.safetensors` (encoders) and `<cell>.safetensors` (classifiers).
+
+    Yields:
+        Check. Numbers without weights are passed over; count them.
+    """
+    frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for cell in cells:
+        for seed, value in zip(cell["seeds"], cell["values"]):
+            ask = Ask(cell["start"], cell["protocol"], cell["labels"], seed)
+            rows = images.subset(ask.labels, ask.seed)
+            if ask.protocol == "finetune":
+                path = weights / f"{ask.name}.safetensors"
+                if not path.exists():
+                    continue
+                module, _ = classification(ask.start, images, rows, recipe, seed, None)
+                load_classifier(path, module)
+                answer = probabilities(module, images, recipe.side(ask.start))
+            else:
+                path = weights / f"{ask.start.replace(':', '_')}.safetensors"
+                if ask.start not in frozen:
+                    if ask.start == "pixels":
+                        frozen[ask.start] = flat_pixels(images)
+                    elif path.exists():
+                        backbone, report = load_backbone(path)
+                        frozen[ask.start] = features(backbone, report.mean, report.std, images, recipe.side(ask.start))
+                    else:
+                        continue
+                pool, test = frozen[ask.start]
+                known, classes = (pool[rows], images.labels[rows]), len(images.classes)
+                if ask.protocol == "knn":
+                    answer = weighted_knn(*known, test, classes).numpy()
+                else:
+                    answer = logistic_regression(*known, test, classes, seed=seed).probabilities
+            yield Check(ask, value, float((answer.argmax(1) == images.test_labels).mean()))
