@@ -220,12 +220,19 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
 
 
 def main(argv: Sequence[str]) -> int:
-    """`lit-vision data fashion --out DIR [--turned] [--full] [--seed N]`."""
+    """`lit-vision data fashion --out DIR [--turned] [--full] [--seed N]`, or `lit-vision data scenes ...` (scenes.py)."""
+    if argv and argv[0] == "scenes":
+        from lit_vision.data.scenes import main as scenes
+
+        return scenes(argv[1:])
     parser = argparse.ArgumentParser(
         prog="lit-vision data", description="Make a data set as an ImageFolder.", allow_abbrev=False
     )
     parser.add_argument(
-        "name", choices=["fashion"], help="fashion: 28 x 28 gray garments, 10 classes (Fashion-MNIST, MIT)"
+        "name",
+        choices=["fashion", "scenes"],
+        help="fashion: 28 x 28 gray garments, 10 classes (Fashion-MNIST, MIT); scenes: several of them on textures, with boxes and masks "
+        "(its options: lit-vision data scenes --help)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to make: DIR/train/<class>/*.png, DIR/val, DIR/test"
