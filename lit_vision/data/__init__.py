@@ -2,7 +2,11 @@
 
 from importlib import import_module
 
-_HOMES = {"ImageFolderDataModule": "lit_vision.data.datamodule", "make_views": "lit_vision.data.views"}
+_HOMES = {
+    "AnnotatedDataModule": "lit_vision.data.annotated",
+    "ImageFolderDataModule": "lit_vision.data.datamodule",
+    "make_views": "lit_vision.data.views",
+}
 __all__ = list(_HOMES)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_vision.data.augment import Augment
-from lit_vision.data.colour import colour_matrices
+from lit_vision.data.colour import colour_matrices, exact_colour
 from lit_vision.data.laws import Draw, Drawer, Law, make_law
 from lit_vision.data.views import blur_side, resize_and_crop
 
@@ -89,7 +89,9 @@ class BatchViews:
             flip = torch.tensor([d.flip for d in draws])[:, None, None, None]
             pixels = torch.where(flip, pixels.flip(3), pixels)
         pixels.round_().clamp_(0, 255)  # views.py works on uint8 between the steps
-        if self.law.has_colour:
+        if self.law.has_colour and self.law.exact:
+            pixels = _exact_colour(pixels, draws)
+        elif self.law.has_colour:
             pixels = _colour(pixels, draws)
         if self.law.blur:
             pixels = _blur(pixels, [d.sigma for d in draws], blur_side(size)).round_()
@@ -177,6 +179,13 @@ def _colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
         )
     out = torch.baddbmm(shift[:, :, None], matrix, pixels.flatten(2))
     return out.view_as(pixels).round_().clamp_(0, 255)
+
+
+def _exact_colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
+    """`colour.exact_colour` of each view: (N, C, H, W) in [0, 255] -> the same, C 3."""
+    images = pixels.to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+    made = [exact_colour(image, d) if d.has_colour else image for image, d in zip(images, draws)]
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
 
 
 def _blur(pixels: Tensor, sigmas: list[float], side: int) -> Tensor:

@@ -93,6 +93,10 @@ class Streams:
         self._bits.state = self._state
         return self._draw(n).tolist()
 
+    def more(self, n: int) -> list[float]:
+        """The n numbers that follow those of the last call."""
+        return self._draw(n).tolist()
+
     def __reduce__(self):
         """A spawned worker makes its own generator: the streams hold no state worth sending."""
         return Streams, (self.seed, self.domain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ TRIES = (
     10  # of a crop that fits into the image, then the central one, as torchvision has it (TensorFlow tries 100 times)
 )
 SLOTS = 14 + 2 * TRIES  # uniform numbers of one view
+FIRST = 16  # of them are drawn at once; the rest only if the first crop does not fit
 ORDERS = tuple(itertools.permutations(range(4)))  # of brightness 0, contrast 1, saturation 2, hue 3
 _DOMAIN = 0x76696577  # "view": keeps these streams apart from other uses of one seed
 
@@ -40,6 +42,7 @@ class Law:
         blur: probability of a Gaussian blur, sigma U(0.1, 2.0) pixels, kernel size // 10 made odd.
         rand_augment: timm's string (`rand-m9-mstd0.5-inc1`), applied after crop and flip; "" for none.
         random_erasing: probability of timm's erasing, filled with noise per pixel.
+        exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; about 8 times slower.
         crop_pct: share of the resized short side that evaluation keeps; 1 for sizes up to 64.
     """
 
@@ -60,6 +63,7 @@ class Law:
     blur: float = 0.0
     rand_augment: str = ""
     random_erasing: float = 0.0
+    exact: bool = False
     crop_pct: float = 1.0
 
     @property
@@ -86,12 +90,19 @@ class Draw(NamedTuple):
     gray: bool
     sigma: float  # pixels of the result; 0 without blur
 
+    @property
+    def has_colour(self) -> bool:
+        """Whether any colour operation changes this view."""
+        return self.gray or self[8:12] != (1.0, 1.0, 1.0, 0.0)
+
 
 _COMMON = ("crop_scale", "crop_aspect", "flip", "rotation", "scale")
 OPTIONS = {  # what each view may be told; anything else is refused, never ignored
-    "simclr": (*_COMMON, "strength", "grayscale", "blur"),
+    "simclr": (*_COMMON, "strength", "grayscale", "blur", "exact"),
     "mae": _COMMON,
-    "train": (*_COMMON, "brightness", "contrast", "saturation", "hue", "grayscale", "rand_augment", "random_erasing"),
+    "train": (
+        *_COMMON, "brightness", "contrast", "saturation", "hue", "grayscale", "exact", "rand_augment", "random_erasing",
+    ),  # fmt: skip
     "eval": ("crop_pct",),
 }
 
@@ -158,17 +169,18 @@ def _check(law: Law) -> None:
         need(good, key, f"two numbers 0 < low <= high{'' if top == math.inf else f' <= {top:g}'}")
 
 
-def draw(law: Law, u: list[float], height: int, width: int) -> Draw:
+def draw(law: Law, u: list[float], height: int, width: int, more: Callable[[int], list[float]] | None = None) -> Draw:
     """One view's parameters from its uniform numbers.
 
     Args:
         law: the view's law.
-        u: SLOTS numbers in [0, 1).
+        u: its numbers in [0, 1): the first FIRST of them, or all SLOTS.
         height: of the source image, pixels; so is width.
+        more: gives the numbers that follow u, asked for only if the first crop does not fit.
     """
     left, top, w, h = 0, 0, width, height
     if law.crop_scale is not None:
-        w, h = _crop_sides(law, u, height, width)
+        w, h = _crop_sides(law, u, height, width, more)
         left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
     angle = (2 * u[3] - 1) * law.rotation if law.rotation else 0.0
     zoom = 1.0
@@ -197,11 +209,15 @@ def _factor(u: float, d: float) -> float:
     return low + u * (1 + d - low)
 
 
-def _crop_sides(law: Law, u: list[float], height: int, width: int) -> tuple[int, int]:
+def _crop_sides(
+    law: Law, u: list[float], height: int, width: int, more: Callable[[int], list[float]] | None
+) -> tuple[int, int]:
     low, high = law.crop_scale
     narrow, wide = law.crop_aspect
     area = height * width
     for slot in range(14, SLOTS, 2):
+        if slot == len(u):
+            u = u + more(SLOTS - slot)
         part = area * (low + u[slot] * (high - low))
         aspect = narrow * (wide / narrow) ** u[slot + 1]
         w, h = round(math.sqrt(part * aspect)), round(math.sqrt(part / aspect))
@@ -227,7 +243,8 @@ class Drawer:
         self.streams = Streams(seed, _DOMAIN)
 
     def __call__(self, epoch: int, index: int, copy: int, view: int, height: int, width: int) -> Draw:
-        return draw(self.law, self.streams.uniforms(epoch, index, copy, view, SLOTS), height, width)
+        u = self.streams.uniforms(epoch, index, copy, view, FIRST)
+        return draw(self.law, u, height, width, self.streams.more)
 
 
 VIEW_OPTIONS = tuple(dict.fromkeys(key for keys in OPTIONS.values() for key in keys))

@@ -1,0 +1,70 @@
+"""Files of images and masks, for the readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_vision.data.annotations.table import BadAnnotation
+from lit_vision.data.decode import PIXEL_CAP
+from lit_vision.data.folder import EXTENSIONS
+from lit_vision.errors import UserError
+
+SUFFIXES = tuple(f".{ending}" for ending in sorted(EXTENSIONS))
+
+
+def image_files(root: Path, folder: str) -> list[str]:
+    """Images below root/folder, sorted, relative to root.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    place = root / folder
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder of images; check data.root and data.images")
+    found = [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    if not found:
+        raise UserError(f"{place}: no image in it; check data.root and data.images")
+    return sorted(p.relative_to(root).as_posix() for p in found)
+
+
+def listed(root: Path, file: str) -> list[str]:
+    """First words of the lines of a list of images (VOC's ImageSets, Pet's trainval.txt); lines that begin with # are comments."""
+    path = root / file
+    try:
+        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except OSError:
+        raise UserError(f"{path}: no such list of images; check data.root and data.split_list") from None
+    if not names:
+        raise UserError(f"{path}: the list is empty; give one with an image per line")
+    return names
+
+
+def with_suffix(root: Path, folder: str, name: str) -> str:
+    """The image root/folder/name with whatever image suffix it has, relative to root."""
+    for suffix in (".jpg", ".png", *SUFFIXES):
+        if (root / folder / f"{name}{suffix}").is_file():
+            return f"{folder}/{name}{suffix}"
+    raise UserError(f"{root / folder / name}: no image of this name; it is in the list of the split")
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(height, width) from the header, as the pixels will be after EXIF's orientation.
+
+    Raises:
+        BadAnnotation: no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except Exception as error:  # damaged headers raise whatever they like
+        raise BadAnnotation(
+            f"{path}: cannot be read as an image ({type(error).__name__}); replace or remove it"
+        ) from None
+    if width * height > PIXEL_CAP:
+        raise BadAnnotation(
+            f"{path}: its header claims {width} x {height} pixels, over the cap of {PIXEL_CAP}; remove it"
+        )
+    return (width, height) if turned else (height, width)

@@ -1,0 +1,211 @@
+"""Views of an image together with its boxes or masks: albumentations' geometry and colour, re-keyed for every sample.
+
+Every view is size x size. `fit` is for evaluation: the image is scaled until its longer side is `size` and padded at the right and bottom.
+`flip` adds a mirror image and colour. `lsj` is large-scale jitter: the longer side becomes size x U(jitter), then a random crop or padding
+(Ghiasi et al. 2021, arXiv:2012.07177; papers use 0.1 to 2.0 for detection, 0.5 to 2.0 for segmentation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lit_vision.data.transforms import albumentations, rekey
+from lit_vision.errors import UserError
+
+PAD = (124, 116, 104)  # ImageNet's mean colour: near 0 once normalised
+_SIZES = 64  # steps of the jitter: each is one clean resize, where scaling twice would blur
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a training view varies.
+
+    Attributes:
+        jitter: lowest and highest scale of `lsj`, relative to the size.
+        flip: probability of a mirror image, 0 to 1.
+        brightness, contrast, saturation: strength of the change of colour, 0 is none; hue: likewise, at most 0.5.
+        min_visibility: a box of which less than this part is left in the crop is dropped, 0 to 1.
+    """
+
+    jitter: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    min_visibility: float = 0.1
+
+    def __post_init__(self) -> None:
+        low, high = self.jitter
+        if not 0 < low <= high <= 8:
+            raise UserError(
+                f"data.jitter: {list(self.jitter)} is not lowest and highest scale above 0; [0.5, 2.0] is usual"
+            )
+        for name, top in (
+            ("flip", 1),
+            ("min_visibility", 1),
+            ("hue", 0.5),
+            ("brightness", 8),
+            ("contrast", 8),
+            ("saturation", 8),
+        ):
+            if not 0 <= getattr(self, name) <= top:
+                raise UserError(f"data.{name}: {getattr(self, name)} is not between 0 and {top}; change it")
+
+
+@dataclass
+class View:
+    """What comes out: image (S, S, 3) uint8; boxes (n, 4) float32 with `which` (n,) of the given ones they are; masks (n, S, S) uint8 of
+    these boxes; mask (S, S) uint8; scale (2,) float32: of x and y, pixels of the view per pixel of the image (`fit` only, else 1)."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    which: np.ndarray
+    masks: np.ndarray | None
+    mask: np.ndarray | None
+    scale: np.ndarray
+
+
+def _resized_to(longer: int | list[int]) -> Any:
+    return albumentations().LongestMaxSize(max_size=longer, area_for_downscale="image")
+
+
+def _colour(o: Options) -> list:
+    A = albumentations()
+    if not (o.brightness or o.contrast or o.saturation or o.hue):
+        return []
+    return [A.ColorJitter(o.brightness, o.contrast, o.saturation, o.hue, p=0.8)]
+
+
+def fit(size: int, o: Options, fill_mask: int) -> list:
+    """Scale the longer side to `size`, pad right and bottom."""
+    A = albumentations()
+    return [_resized_to(size), A.PadIfNeeded(size, size, position="top_left", fill=PAD, fill_mask=fill_mask)]
+
+
+def flip(size: int, o: Options, fill_mask: int) -> list:
+    """`fit`, mirrored by chance, and colour."""
+    return [*fit(size, o, fill_mask), albumentations().HorizontalFlip(p=o.flip), *_colour(o)]
+
+
+def lsj(size: int, o: Options, fill_mask: int) -> list:
+    """Large-scale jitter, mirrored by chance, and colour."""
+    A = albumentations()
+    sides = sorted({max(8, round(size * s)) for s in np.linspace(*o.jitter, _SIZES)})
+    return [
+        _resized_to(sides),
+        A.PadIfNeeded(size, size, position="random", fill=PAD, fill_mask=fill_mask),
+        A.RandomCrop(size, size),
+        A.HorizontalFlip(p=o.flip),
+        *_colour(o),
+    ]
+
+
+VIEWS: dict[str, Callable[[int, Options, int], list]] = {"fit": fit, "flip": flip, "lsj": lsj}
+
+
+def register(name: str, build: Callable[[int, Options, int], list]) -> None:
+    """Add one's own view: `build(size, options, fill_mask)` gives albumentations transforms that end at size x size.
+
+    It must be a module's function if workers are spawned.
+    """
+    VIEWS[name] = build
+
+
+class AnnotatedViews:
+    """Views by name, a pure function of (seed, key).
+
+    Args:
+        name: a key of VIEWS.
+        size: side of the result, pixels.
+        seed: in [0, 2**64).
+        options: see Options.
+        fill_mask: value of semantic masks outside the image.
+
+    Raises:
+        UserError: no such view.
+    """
+
+    def __init__(self, name: str, size: int, seed: int, options: Options, fill_mask: int = 255):
+        if name not in VIEWS:
+            raise UserError(f"data view {name!r}: there is none; choose from {', '.join(VIEWS)}, or register one")
+        self.name, self.size, self.seed, self.options, self.fill_mask = name, size, seed, options, fill_mask
+
+    def _compose(self, fill_mask: int) -> Any:
+        A = albumentations()
+        rules = A.BboxParams(
+            "pascal_voc",
+            label_fields=["which"],
+            min_visibility=self.options.min_visibility,
+            min_width=1,
+            min_height=1,
+            clip=True,
+        )
+        return A.Compose(VIEWS[self.name](self.size, self.options, fill_mask), bbox_params=rules)
+
+    @cached_property
+    def _of_boxes(self) -> Any:
+        return self._compose(0)
+
+    @cached_property
+    def _of_mask(self) -> Any:
+        return self._compose(self.fill_mask)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        key: tuple[int, int, int],
+        boxes: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+    ) -> View:
+        """The view of one image under one key.
+
+        Args:
+            image: (H, W, 3) uint8.
+            key: (epoch, index, copy).
+            boxes: (n, 4) x1, y1, x2, y2 in pixels.
+            masks: (n, H, W) uint8 of 0 and 1, of these boxes; boxes of the result are then those of what is left of the masks.
+            mask: (H, W) uint8 class numbers.
+        """
+        compose = self._of_boxes if mask is None else self._of_mask
+        boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
+        rekey(compose, self.seed, *key)
+        extra = {"mask": mask} if mask is not None else {}
+        if masks is not None and len(masks):
+            extra["masks"] = list(masks)
+        made = compose(image=image, bboxes=boxes, which=np.arange(len(boxes)), **extra)
+        which = np.asarray(made["which"], np.int64).reshape(-1)
+        new = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
+        left = None
+        if masks is not None:
+            left = (
+                np.stack(made["masks"])[which]
+                if len(masks) and len(which)
+                else np.zeros((0, self.size, self.size), np.uint8)
+            )
+            seen = left.any((1, 2))
+            which, left, new = which[seen], left[seen], boxes_of(left[seen])
+        scale = np.ones(2, np.float32)
+        if self.name == "fit":
+            height, width = image.shape[:2]
+            ratio = self.size / max(height, width)
+            scale = np.array([round(width * ratio) / width, round(height * ratio) / height], np.float32)
+        return View(np.ascontiguousarray(made["image"]), new, which, left, made.get("mask"), scale)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_of_boxes", "_of_mask")}
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """(n, H, W) masks, none of them empty, to (n, 4) float32 boxes x1, y1, x2, y2 around their pixels."""
+    found = np.zeros((len(masks), 4), np.float32)
+    for place, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        found[place] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return found
