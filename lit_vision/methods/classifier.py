@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_vision import distributed, optim
-from lit_vision.backbones import weights
+from lit_vision.backbones import adapters, weights
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.card import card_of_data
 from lit_vision.data.batch import normalise
 from lit_vision.data.keyed import seed_of, seeded
 from lit_vision.errors import UserError
 
-TUNES = ("full", "linear", "head+norm", "bias", "last-<k>")
+TUNES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
+ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen, what is added to it trains
 LOSSES = ("ce", "bce")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -53,6 +55,7 @@ def set_trainable(backbone: Backbone, tune: str) -> None:
 
     "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but the biases
     (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial fine-tuning, arXiv:2111.06377, Figure 9).
+    "lora" and "prompt-*": everything, before `backbones.adapters` adds what trains.
 
     Raises:
         UserError: an unknown value, or more blocks than there are.
@@ -71,9 +74,9 @@ def set_trainable(backbone: Backbone, tune: str) -> None:
         if k > len(groups) - 2:
             raise UserError(f"tune: {tune} asks for {k} blocks, this backbone has {len(groups) - 2}; lower it")
         keep = {name for group in groups[-k - 1 :] for name in group}
-    elif tune != "linear":
+    elif tune != "linear" and tune not in ADAPTERS:
         raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNES)}; choose one of these")
-    if not keep and tune != "linear":
+    if not keep and tune != "linear" and tune not in ADAPTERS:
         raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in keep and parameter.requires_grad)
@@ -94,14 +97,16 @@ class Classifier(L.LightningModule):
         num_classes: K, 2 or more; must be the data's.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.backbones.weights`); the report is printed.
-        tune: what trains beside the head: full, linear (nothing), head+norm, bias, last-<k> (blocks).
+        tune: what trains beside the head: full, linear (nothing), head+norm, bias, last-<k> (blocks), lora, prompt-shallow, prompt-deep
+            (see `lit_vision.backbones.adapters`; `lit-vision export RUN --format adapter` writes what was added without the backbone).
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
         mixup: alpha of mixup (arXiv:1710.09412); 0 is off.
         cutmix: alpha of cutmix (arXiv:1905.04899); 0 is off. With both, each batch takes one of them by a fair coin.
         label_smoothing: e, in [0, 1); applied once, in the targets, in training only.
         loss: ce or bce.
         head_norm: an affine-free batch norm before the linear map, as in MAE's linear probe.
-        head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear and 2e-5 otherwise (MAE's values).
+        head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear, lora and prompts, and 2e-5 otherwise
+            (MAE's values for its probe and its fine-tuning).
         mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
         std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -113,6 +118,12 @@ class Classifier(L.LightningModule):
         min_lr: absolute learning rate at the end.
         weight_decay: of parameters with more than one dimension that are no token or position.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
+        lora_rank: r of tune=lora; each adapted layer gets r x (in + out) parameters.
+        lora_alpha: the update is scaled by lora_alpha / lora_rank.
+        lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        lora_layers: first and last block that is adapted, from 0; None is all.
+        lora_dropout: on the update's input.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep.
 
     Raises:
         UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
@@ -143,6 +154,12 @@ class Classifier(L.LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 5,
+        lora_rank: int = 8,
+        lora_alpha: float = 8.0,
+        lora_targets: list[str] | None = None,
+        lora_layers: list[int] | None = None,
+        lora_dropout: float = 0.0,
+        prompt_length: int = 50,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -161,14 +178,26 @@ class Classifier(L.LightningModule):
             print(report, flush=True)
             own_mean, own_std = report.mean or own_mean, report.std or own_std
         set_trainable(self.backbone, tune)
+        if tune == "lora":
+            adapters.add_lora(
+                self.backbone,
+                rank=lora_rank,
+                alpha=lora_alpha,
+                targets=["qkv"] if lora_targets is None else lora_targets,
+                layers=lora_layers,
+                dropout=lora_dropout,
+            )
+        elif tune in ADAPTERS:
+            adapters.add_prompts(self.backbone, length=prompt_length, deep=tune == "prompt-deep")
         self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
         self.head = nn.Linear(self.backbone.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune == "linear" else 2e-5))
+        nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.tensor(mean or own_mean))
         self.register_buffer("std", torch.tensor(std or own_std))
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
+        self.card: dict[str, Any] | None = None
         self.mix = None
         if mixup > 0 or cutmix > 0:
             from timm.data import Mixup
@@ -191,9 +220,9 @@ class Classifier(L.LightningModule):
         super().train(mode)
         if mode and self.hparams.tune != "full":
             self.backbone.eval()
-            for module in self.backbone.modules():
+            for name, module in self.backbone.named_modules():
                 parameters = list(module.parameters())
-                if parameters and all(p.requires_grad for p in parameters):
+                if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
                     module.train()
         return self
 
@@ -266,8 +295,14 @@ class Classifier(L.LightningModule):
         """As `validation_step`, under test/."""
         self._evaluate(batch, "test")
 
+    def on_fit_start(self) -> None:
+        """Keep what using the model takes: class names, image size, crop."""
+        self.card = card_of_data("classification", self.trainer.datamodule) or self.card
+
     def on_train_start(self) -> None:
-        """Say what batch norm sees where it matters."""
+        """Say how much trains, and what batch norm sees where it matters."""
+        if self.trainer.is_global_zero and self.hparams.tune != "full":
+            print(f"Classifier: {adapters.describe_trainable(self)}", flush=True)
         if (
             self.trainer.is_global_zero
             and self.hparams.tune in ("full", "head+norm")
@@ -280,6 +315,8 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
+        if self.card is not None:
+            checkpoint["card"] = self.card
         parameters = checkpoint.get("hyper_parameters")
         if parameters is not None:
             args = dict(parameters["backbone_args"] or {})
@@ -287,6 +324,10 @@ class Classifier(L.LightningModule):
                 args["pretrained"] = False
             checkpoint["started_from"] = parameters["backbone_checkpoint"]
             checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The other half of `on_save_checkpoint`."""
+        self.card = checkpoint.get("card", self.card)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""

@@ -199,7 +199,7 @@ def test_train__drop_path_is_off_where_frozen_and_on_where_trained() -> None:
 
 
 def test_tune__faults() -> None:
-    for tune in ("lora", "last-0", "everything"):
+    for tune in ("prompt", "last-0", "everything"):
         with pytest.raises(UserError, match=r"is not one of full, linear, head\+norm, bias, last-<k>"):
             Classifier(VIT_NAME, 5, VIT, tune=tune)
     with pytest.raises(UserError, match="last-3 asks for 3 blocks, this backbone has 2"):
@@ -366,3 +366,41 @@ def test_checkpoint__is_complete_in_itself_and_resumes_to_the_same_loss(tmp_path
     torch.testing.assert_close(loaded.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert loaded.hparams.backbone_checkpoint is None
     assert torch.load(half, weights_only=True)["started_from"] == str(start)
+
+
+# few parameters
+
+
+@pytest.mark.parametrize("tune", ["lora", "prompt-shallow", "prompt-deep"])
+def test_adapters__train_alone_in_evaluation_mode_and_come_back(tune: str, tmp_path, capsys) -> None:
+    torch.manual_seed(0)
+    data = Images()
+    data.class_names, data.img_size = list("abcde"), 16
+    plain_method = Classifier(VIT_NAME, 5, {**VIT, "drop_path_rate": 0.5}, tune="linear")
+    extra = {"lora_rank": 2, "lora_dropout": 0.5} if tune == "lora" else {"prompt_length": 3}
+    method = Classifier(
+        VIT_NAME, 5, {**VIT, "drop_path_rate": 0.5}, tune=tune, lr=0.01, warmup_epochs=0, optimizer="adamw", **extra
+    )
+    method.backbone.load_state_dict(
+        {k.replace("attn.qkv.", "attn.qkv.base_layer.") if tune == "lora" else k: v
+         for k, v in plain_method.backbone.state_dict().items()},
+        strict=False,
+    )  # fmt: skip
+    if tune == "lora":  # step 0 is the base model
+        x = plain(method, data)
+        torch.testing.assert_close(method.eval().backbone(x), plain_method.eval().backbone(x), rtol=0, atol=0)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    method.train()
+    assert not method.backbone.model.blocks[0].drop_path1.training
+    assert any(m.training for n, m in method.named_modules() if "lora_dropout" in n) == (tune == "lora")
+    keep = ModelCheckpoint(tmp_path, "a", save_on_train_epoch_end=True)
+    trainer(enable_checkpointing=True, callbacks=[keep], limit_val_batches=0).fit(method, datamodule=data)
+    changed = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == trainable(method)
+    mark = "lora_" if tune == "lora" else "backbone.prompts."
+    assert {name for name in changed if not name.startswith("head.")} == {n for n in before if mark in n}
+    assert "are trained" in capsys.readouterr().out
+    loaded = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).eval()
+    x = plain(method, data)
+    torch.testing.assert_close(loaded(x), method.eval()(x), rtol=0, atol=0)
+    assert loaded.card == {"task": "classification", "class_names": list("abcde"), "size": 16, "crop_pct": 1.0}

@@ -1,0 +1,379 @@
+"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name, saved without the backbone.
+
+Letters: B images, L tokens, D width, r rank, p prompt tokens.
+
+Nothing here touches the keys of the frozen weights' values: an adapter is added, switched, saved and loaded by its name; LoRA can be merged.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.layouts import read_file
+from lit_vision.errors import UserError
+
+# what a target is called in timm's ViTs (query, key and value are one layer there: `qkv` adapts the three)
+TARGETS = {"qkv": ("attn.qkv",), "proj": ("attn.proj",), "mlp": ("mlp.fc1", "mlp.fc2")}
+_EXTRA = "peft is not installed; pip install 'lit-vision[peft]'"
+
+
+def add_lora(
+    backbone: Backbone,
+    *,
+    rank: int = 8,
+    alpha: float = 8.0,
+    targets: Sequence[str] = ("qkv",),
+    layers: Sequence[int] | None = None,
+    dropout: float = 0.0,
+    name: str = "default",
+) -> list[str]:
+    """Puts low-rank updates beside linear layers: y = W x + (alpha / r) B A x. A is uniform (Kaiming), B is 0: at first nothing changes.
+
+    Everything else in the backbone is frozen. Source: Hu et al. 2021, arXiv:2106.09685, section 4; the layers are peft's.
+
+    Args:
+        backbone: a ViT, for the named targets.
+        rank: r; each layer gets r x (in + out) parameters.
+        alpha: numerator of the scale.
+        targets: of qkv, proj and mlp; or endings of names of linear or convolution layers ("layer4.0.conv2").
+        layers: first and last block, from 0, both included; None is all of them.
+        dropout: on the update's input, in training.
+        name: of this adapter, without dots.
+
+    Returns:
+        Names of the adapted layers inside `backbone.model`.
+
+    Raises:
+        UserError: no layer matches, a value out of range, a name that is taken, or peft is missing.
+    """
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise UserError(
+            f"lora_rank, lora_alpha, lora_dropout: {rank}, {alpha}, {dropout}; rank from 1, alpha above 0, dropout in [0, 1)"
+        )
+    _check_name(backbone, name)
+    found = _layers_named(backbone, targets, layers)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(f"tune: lora: {_EXTRA}") from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=found)
+    inject_adapter_in_model(config, backbone.model, adapter_name=name)
+    vars(backbone.model).pop("peft_config", None)  # peft's note to itself; it warns when it finds one
+    settings = {"kind": "lora", "rank": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
+    _settings(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
+    use_adapter(backbone, name)
+    return found
+
+
+class Prompts(nn.Module):
+    """Trained tokens after the prefix (cls) tokens of a ViT: before the first block (shallow) or before every block (deep).
+
+    Prompts enter by hooks on the blocks and leave after the last one, so features, tokens and maps keep their shapes, and a mean over
+    patches does not see them. Source: Jia et al. 2022, arXiv:2203.12119 (VPT), section 3.2; there the class is read from cls.
+
+    Args:
+        model: timm's VisionTransformer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.sets = nn.ParameterDict()
+        self.active: str | None = None
+        self.prefix: int = model.num_prefix_tokens
+        for i, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(functools.partial(self._enter, i))
+        model.blocks[-1].register_forward_hook(self._leave)
+
+    def add(self, name: str, length: int, deep: bool, model: nn.Module) -> None:
+        """A new set, uniform in (-v, v) with v = sqrt(6 / (3 p_h p_w + D))."""
+        high, wide = model.patch_embed.patch_size
+        bound = math.sqrt(6 / (3 * high * wide + model.embed_dim))
+        device = model.patch_embed.proj.weight.device
+        values = torch.empty(len(model.blocks) if deep else 1, length, model.embed_dim, device=device)
+        self.sets[name] = nn.Parameter(values.uniform_(-bound, bound))
+
+    def _enter(self, i: int, block: nn.Module, inputs: tuple) -> tuple | None:
+        if self.active is None:
+            return None
+        prompts = self.sets[self.active]  # (1 or depth, p, D)
+        if i >= len(prompts):
+            return None
+        x, *rest = inputs  # (B, L, D)
+        after = self.prefix + (prompts.shape[1] if i else 0)  # those of the block before are replaced
+        x = torch.cat([x[:, : self.prefix], prompts[i].to(x.dtype).expand(len(x), -1, -1), x[:, after:]], dim=1)
+        return (x, *rest)
+
+    def _leave(self, block: nn.Module, inputs: tuple, x: Tensor) -> Tensor | None:
+        if self.active is None:
+            return None
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix + self.sets[self.active].shape[1] :]], dim=1)
+
+
+def add_prompts(backbone: Backbone, *, length: int = 50, deep: bool = False, name: str = "default") -> Prompts:
+    """Puts p trained tokens into a ViT and freezes the rest: p x D parameters, or depth x p x D if deep. See `Prompts`.
+
+    Args:
+        backbone: a ViT.
+        length: p.
+        deep: fresh prompts before every block instead of the first one only.
+        name: of this adapter, without dots.
+
+    Raises:
+        UserError: not a ViT, a length below 1, or a name that is taken.
+    """
+    if length < 1:
+        raise UserError(f"prompt_length: {length}; give at least 1 token")
+    if not (hasattr(backbone.model, "blocks") and hasattr(backbone.model, "num_prefix_tokens")):
+        raise UserError(
+            f"tune: prompts are tokens, and {backbone.config['name']} has none; choose a ViT, or last-<k> or head+norm"
+        )
+    _check_name(backbone, name)
+    if getattr(backbone, "prompts", None) is None:
+        for parameter in backbone.parameters():
+            parameter.requires_grad_(False)
+        backbone.prompts = Prompts(backbone.model)
+    backbone.prompts.add(name, length, deep, backbone.model)
+    _settings(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
+    use_adapter(backbone, name)
+    return backbone.prompts
+
+
+def use_adapter(backbone: Backbone, name: str | None) -> None:
+    """Makes one adapter the active one, and the only one that trains; None switches all of them off.
+
+    Raises:
+        UserError: there is no adapter of that name.
+    """
+    known = _settings(backbone)
+    if name is not None and name not in known:
+        raise UserError(f"adapter {name!r}: this backbone has {', '.join(known) or 'none'}; load or add it first")
+    kind = known[name]["kind"] if name else None
+    for layer in _lora_layers(backbone):
+        mine = kind == "lora" and name in layer.lora_A
+        layer.enable_adapters(mine)
+        if mine:
+            layer.set_adapter(name)
+    if (prompts := getattr(backbone, "prompts", None)) is not None:
+        prompts.active = name if kind == "prompts" else None
+        for key, value in prompts.sets.items():
+            value.requires_grad_(key == prompts.active)
+
+
+def merge(backbone: Backbone, name: str | None = None) -> int:
+    """Folds a LoRA adapter into the weights, W + (alpha / r) B A, and removes peft's layers; prompts cannot be folded and stay.
+
+    Args:
+        backbone: changed in place; its keys are timm's again, and other LoRA adapters are dropped.
+        name: which one; None is the active one.
+
+    Returns:
+        How many layers were merged; 0 where there is no LoRA.
+
+    Raises:
+        UserError: no such adapter, or a merged weight is not finite.
+    """
+    if not _lora_layers(backbone):
+        return 0
+    if name is not None:
+        use_adapter(backbone, name)
+    names = {key: module for key, module in backbone.model.named_modules() if _is_lora(module)}
+    for key, layer in names.items():
+        if not layer.disable_adapters:
+            try:
+                layer.merge(safe_merge=True)
+            except ValueError as error:
+                raise UserError(
+                    f"adapter: merging {key} gives values that are not finite; check its training"
+                ) from error
+        parent, _, last = key.rpartition(".")
+        setattr(backbone.model.get_submodule(parent), last, layer.get_base_layer())
+    backbone.adapters = {key: value for key, value in _settings(backbone).items() if value["kind"] != "lora"}
+    return len(names)
+
+
+def trainable_parameters(module: nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters of a module."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+def describe_trainable(module: nn.Module) -> str:
+    """One line: how many parameters are trained."""
+    trained, total = trainable_parameters(module)
+    return f"parameters: {trained:,} of {total:,} are trained ({trained / max(total, 1):.2%})"
+
+
+def base_digest(backbone: Backbone) -> str:
+    """sha256 (hex) of the frozen weights' names, shapes and values: the same with and without adapters on them."""
+    digest = hashlib.sha256()
+    state = {k.replace(".base_layer.", "."): v for k, v in backbone.model.state_dict().items() if "lora_" not in k}
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What `load_adapter` found beside the backbone's part.
+
+    name: under which it is on the backbone.   rest: the file's other tensors (head.weight, mean, ...).
+    settings: kind, rank, targets, ...   notes: what was given to `save_adapter`.
+    """
+
+    name: str
+    rest: dict[str, Tensor]
+    settings: dict[str, Any]
+    notes: dict[str, Any]
+
+
+def save_adapter(path: str | os.PathLike, method: nn.Module, name: str = "default", **notes: Any) -> Path:
+    """Writes one adapter and all that the method holds outside its backbone (head, pixel statistics): a few per cent of the whole.
+
+    Args:
+        path: ends in .safetensors; its folder is made.
+        method: has `backbone`, with an adapter of this name.
+        name: which adapter.
+        notes: plain values to keep in the file (class names, hyper-parameters, ...).
+
+    Raises:
+        UserError: another suffix, or no such adapter.
+    """
+    path, backbone = Path(path), method.backbone
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: an adapter is a safetensors file; end the name in .safetensors")
+    if name not in _settings(backbone):
+        raise UserError(f"adapter {name!r}: this model has {', '.join(_settings(backbone)) or 'none'}; nothing to save")
+    state = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
+    state.update({f"backbone.{k}": v for k, v in _own_state(backbone, name).items()})
+    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    about = {
+        "settings": _settings(backbone)[name],
+        "backbone": backbone.config,
+        "base": base_digest(backbone),
+        "notes": notes,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")  # a kill leaves the old file whole
+    save_file(state, beside, metadata={"format": "pt", "lit_vision": "Adapter", "adapter": json.dumps(about)})
+    os.replace(beside, path)
+    return path
+
+
+def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description (settings, backbone, base, notes) of a file of `save_adapter`.
+
+    Raises:
+        UserError: no such file, or no adapter.
+    """
+    state, metadata = read_file(path)
+    if metadata.get("lit_vision") != "Adapter":
+        raise UserError(f"{path}: is no adapter; give a file of `lit-vision export RUN --format adapter`")
+    return state, json.loads(metadata["adapter"])
+
+
+def load_adapter(backbone: Backbone, path: str | os.PathLike, name: str = "default") -> Adapter:
+    """Adds the adapter in a file to a backbone, beside those that are there, and makes it the active one.
+
+    Args:
+        backbone: holds the very weights that the adapter was trained on.
+        path: a file of `save_adapter`.
+        name: under which it is added; a name that is taken is refused.
+
+    Raises:
+        UserError: no adapter, or one that was trained on other weights.
+    """
+    state, about = read_adapter(path)
+    if about["base"] != base_digest(backbone):
+        raise UserError(
+            f"{path}: was trained on other weights of {about['backbone']['name']} than these; load the backbone it began from"
+        )
+    settings = dict(about["settings"])
+    arguments = {key: value for key, value in settings.items() if key != "kind"}
+    (add_lora if settings["kind"] == "lora" else add_prompts)(backbone, name=name, **arguments)
+    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    targets = _own_state(backbone, name)
+    for key, value in own.items():
+        if key not in targets or targets[key].shape != value.shape:
+            raise UserError(f"{path}: {key} does not fit this backbone; the file is damaged or of another version")
+        targets[key].copy_(value)
+    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+    return Adapter(name, rest, settings, about["notes"])
+
+
+def _own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
+    """The adapter's tensors, under names that do not hold the adapter's own."""
+    if _settings(backbone)[name]["kind"] == "prompts":
+        return {"prompts": backbone.prompts.sets[name].data}
+    state = {}
+    for key, value in backbone.model.state_dict().items():
+        parts = key.split(".")
+        if any(part.startswith("lora_") for part in parts) and name in parts:
+            state["model." + ".".join(part for part in parts if part != name)] = value
+    return state
+
+
+def _settings(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    if not hasattr(backbone, "adapters"):
+        backbone.adapters = {}
+    return backbone.adapters
+
+
+def _check_name(backbone: Backbone, name: str) -> None:
+    if not name or "." in name:
+        raise UserError(f"adapter {name!r}: a name must not be empty and has no dots; rename it")
+    if name in _settings(backbone):
+        raise UserError(f"adapter {name!r}: is on this backbone already; give another name")
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return hasattr(module, "lora_A") and hasattr(module, "get_base_layer")
+
+
+def _lora_layers(backbone: Backbone) -> list[Any]:
+    return [module for module in backbone.modules() if _is_lora(module)]
+
+
+def _layers_named(backbone: Backbone, targets: Iterable[str], layers: Sequence[int] | None) -> list[str]:
+    """Names of the layers that the targets mean, in the order of the model."""
+    if isinstance(targets, str) or not targets:
+        raise UserError(f"lora_targets: {targets!r} is no list; give some of {', '.join(TARGETS)}, such as [qkv]")
+    blocks: tuple[str, ...] | None = None
+    if layers is not None:
+        depth = len(getattr(backbone.model, "blocks", ()))
+        if len(layers) != 2 or not 0 <= layers[0] <= layers[1] < depth:
+            raise UserError(f"lora_layers: {list(layers)}; give the first and the last block, of 0 to {depth - 1}")
+        blocks = tuple(f"blocks.{i}." for i in range(layers[0], layers[1] + 1))
+    plain = {  # peft puts base_layer, lora_A and lora_B into the layers it adapts
+        key: module
+        for key, module in backbone.model.named_modules()
+        if (isinstance(module, nn.Linear | nn.Conv2d) or _is_lora(module))
+        and ".lora_" not in key
+        and "base_layer" not in key
+    }
+    found: list[str] = []
+    for target in targets:
+        endings = TARGETS.get(target, (target,))
+        mine = [key for key in plain if any(key == end or key.endswith(f".{end}") for end in endings)]
+        mine = [key for key in mine if blocks is None or key.startswith(blocks)]
+        if not mine:
+            raise UserError(
+                f"lora_targets: {target!r} is no layer of {backbone.config['name']}; give some of {', '.join(TARGETS)} "
+                "(ViTs), or endings of its layers' names"
+            )
+        found += mine
+    return [key for key in plain if key in set(found)]
