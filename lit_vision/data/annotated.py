@@ -140,8 +140,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         label_seed: which part.
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
-        train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views.
-        eval_view: likewise; measures of boxes in the files' own pixels need fit.
+        train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation is always under fit.
         jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.Options`.
         train_split, val_split, test_split: names that stand for {split}.
         seed: of order and views, in [0, 2**64).
@@ -168,7 +167,6 @@ class AnnotatedDataModule(ImageFolderDataModule):
         img_size: int = 512,
         batch_size: int = 16,
         train_view: str = "flip",
-        eval_view: str = "fit",
         jitter: list[float] | None = None,
         flip: float = 0.5,
         brightness: float = 0.0,
@@ -206,14 +204,13 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
         self.labels, self.label_seed, self.on_bad_box = labels, label_seed, on_bad_box
         self.img_size, self.batch_size, self.copies, self.seed = img_size, batch_size, 1, seed
-        self.train_view, self.eval_view = train_view, eval_view
+        self.train_view = train_view
         self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
         self.names = {"train": train_split, "val": val_split, "test": test_split}
         self.num_workers, self.on_bad_image, self.hash_content = num_workers, on_bad_image, hash_content
         self.cursor = (0, 0)  # epoch, samples of it that all ranks have had
         self._tables: dict[str, Table] = {}
-        for view in (train_view, eval_view):  # refuse a wrong name now, before anything is read
-            AnnotatedViews(view, img_size, seed, self.options)
+        AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
     # ------------------------------------------------------------------ what is there
 
@@ -318,9 +315,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         return AnnotatedImages(
             table,
             ImageFiles(table.root, table.paths, on_bad, self.seed),
-            AnnotatedViews(
-                self.train_view if train else self.eval_view, self.img_size, self.seed, self.options, IGNORE
-            ),
+            AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
             self.with_masks,
             (self.first_value, self.ignore_values) if self.format == "masks" else None,
             evaluate=not train,

@@ -174,28 +174,30 @@ class AnnotatedViews:
             mask: (H, W) uint8 class numbers.
         """
         compose = self._of_boxes if mask is None else self._of_mask
-        boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
+        boxes = np.zeros((0, 4), np.float32) if boxes is None else np.asarray(boxes, np.float32).reshape(-1, 4)
         rekey(compose, self.seed, *key)
         extra = {"mask": mask} if mask is not None else {}
         if masks is not None and len(masks):
             extra["masks"] = list(masks)
-        made = compose(image=image, bboxes=boxes, which=np.arange(len(boxes)), **extra)
-        which = np.asarray(made["which"], np.int64).reshape(-1)
-        new = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
-        left = None
-        if masks is not None:
-            left = (
-                np.stack(made["masks"])[which]
-                if len(masks) and len(which)
-                else np.zeros((0, self.size, self.size), np.uint8)
-            )
-            seen = left.any((1, 2))
-            which, left, new = which[seen], left[seen], boxes_of(left[seen])
-        scale = np.ones(2, np.float32)
-        if self.name == "fit":
+        whole, scale = self.name == "fit", np.ones(2, np.float32)
+        given = np.zeros((0, 4), np.float32) if whole else boxes
+        made = compose(image=image, bboxes=given, which=np.arange(len(given)), **extra)
+        if whole:  # ground truth of an evaluation: nothing is dropped, however small it becomes
             height, width = image.shape[:2]
             ratio = self.size / max(height, width)
             scale = np.array([round(width * ratio) / width, round(height * ratio) / height], np.float32)
+            which, new = np.arange(len(boxes)), boxes * np.tile(scale, 2)
+        else:
+            which = np.asarray(made["which"], np.int64).reshape(-1)
+            new = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
+        left = None
+        if masks is not None:
+            left = np.zeros((0, self.size, self.size), np.uint8)
+            if len(masks) and len(which):
+                left = np.stack(made["masks"])[which]
+            if not whole:
+                seen = left.any((1, 2))
+                which, left, new = which[seen], left[seen], boxes_of(left[seen])
         return View(np.ascontiguousarray(made["image"]), new, which, left, made.get("mask"), scale)
 
     def __getstate__(self) -> dict:
