@@ -1,0 +1,143 @@
+"""A few labelled images per class on frozen features: class prototypes and logistic regression, the same images for both.
+
+Letters: N samples, D width of the features, K classes, k labelled images per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_vision.data.splits import shots as choose_shots
+from lit_vision.errors import UserError
+from lit_vision.evaluation.linear import logistic_regression
+from lit_vision.evaluation.metrics import mean_sd, top_k_accuracy
+
+METHODS = ("prototypes", "logreg")
+METRICS = ("cosine", "euclidean")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One draw of k images per class.
+
+    method: of METHODS.   shots: k.   seed: of the draw.   value: accuracy on all test samples, in [0, 1].
+    """
+
+    method: str
+    shots: int
+    seed: int
+    value: float
+
+
+def class_prototypes(features: Any, labels: Any, num_classes: int | None = None, metric: str = "cosine") -> Tensor:
+    """The mean feature of each class. Source: Snell et al. 2017, arXiv:1703.05175, Eq. 1.
+
+    Args:
+        features: (N, D), tensor or array.
+        labels: (N,) integers from 0.
+        num_classes: K; the largest label + 1 if None.
+        metric: with "cosine" every feature is scaled to length 1 first, so that long ones do not outvote the others.
+
+    Returns:
+        (K, D) float32; a class without a sample is NaN.
+
+    Raises:
+        UserError: no sample, or one without a label.
+        ValueError: an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+    x, y = _tensor(features).float(), _tensor(labels).long()
+    if len(x) == 0 or len(x) != len(y) or int(y.min()) < 0:
+        raise UserError(f"prototypes: {len(x)} features, {int((y >= 0).sum())} labels; give labelled samples only")
+    num_classes = int(y.max()) + 1 if num_classes is None else num_classes
+    x = F.normalize(x, dim=1) if metric == "cosine" else x
+    sums = torch.zeros(num_classes, x.shape[1]).index_add_(0, y, x)
+    return sums / torch.bincount(y, minlength=num_classes)[:, None]
+
+
+def nearest_prototype(prototypes: Tensor, features: Any, metric: str = "cosine", temperature: float = 1.0) -> Tensor:
+    """Class probabilities: softmax of the negative distance to each prototype. Source: Snell et al. 2017, Eq. 2.
+
+    Args:
+        prototypes: (K, D) of `class_prototypes` under the same metric; NaN rows are never chosen.
+        features: (N, D).
+        metric: "euclidean" is the squared distance, as in the paper; "cosine" is 1 - cosine.
+        temperature: divides the distances; greater than 0. The order of the classes does not depend on it.
+
+    Returns:
+        (N, K) float32, rows sum to 1.
+
+    Raises:
+        UserError: widths that differ.
+    """
+    x = _tensor(features).float()
+    if x.shape[1] != prototypes.shape[1]:
+        raise UserError(f"prototypes: {prototypes.shape[1]} wide, the features {x.shape[1]}; use one encoder")
+    if metric == "cosine":
+        distance = 1 - F.normalize(x, dim=1) @ F.normalize(prototypes, dim=1).T
+    else:
+        distance = torch.cdist(x, prototypes).square()
+    return (-distance / temperature).masked_fill(distance.isnan(), -torch.inf).softmax(dim=1)
+
+
+def few_shot(
+    train: Any,
+    test: Any,
+    shots: Sequence[int] = (1, 5, 10),
+    seeds: Iterable[int] = range(5),
+    methods: Sequence[str] = METHODS,
+    metric: str = "cosine",
+) -> list[Episode]:
+    """Accuracy with k labelled images per class, for every k, seed and method; test samples choose nothing.
+
+    All methods see the same images, and those of k are among those of a larger k (of one seed).
+
+    Args:
+        train: `Features` to draw from; unlabelled ones are left out.
+        test: `Features`, all labelled, measured once per episode.
+        shots: the k.
+        seeds: of the draws.
+        methods: of METHODS.
+        metric: of the prototypes.
+
+    Raises:
+        UserError: a class has fewer than k images.
+        ValueError: an unknown method.
+    """
+    if unknown := set(methods) - set(METHODS):
+        raise ValueError(f"methods must be of {METHODS}, got {sorted(unknown)}")
+    labels = train.labels.numpy()
+    num_classes = int(max(labels.max(), int(test.labels.max()))) + 1
+    found = []
+    for seed in seeds:
+        for k in shots:
+            part = train.select(choose_shots(labels, k, seed))
+            for method in methods:
+                if method == "prototypes":
+                    prototypes = class_prototypes(part.features, part.labels, num_classes, metric)
+                    scores: Any = nearest_prototype(prototypes, test.features, metric)
+                else:
+                    probe = logistic_regression(part.features, part.labels, test.features, num_classes, seed=seed)
+                    scores = probe.probabilities
+                found.append(Episode(method, k, seed, top_k_accuracy(scores, test.labels)))
+    return found
+
+
+def summarise(episodes: Iterable[Episode]) -> dict[tuple[str, int], tuple[float, float | None, int]]:
+    """{(method, k): (mean, standard deviation or None, number of seeds)} of the episodes, in their order."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for episode in episodes:
+        values.setdefault((episode.method, episode.shots), []).append(episode.value)
+    return {key: (*mean_sd(found), len(found)) for key, found in values.items()}
+
+
+def _tensor(values: Any) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
