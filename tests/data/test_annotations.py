@@ -245,5 +245,5 @@ def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
     _images(tmp_path / "images")
     with pytest.raises(UserError, match="no mask of this name"):
         read_masks(tmp_path, "masks", "images", None, NAMES)
-    with pytest.raises(UserError, match="classes.txt: missing"):
+    with pytest.raises(UserError, match=r"classes.txt: missing"):
         read_masks(tmp_path, "masks", "images", None, None)

@@ -1,0 +1,180 @@
+"""Maps of a backbone to maps of one width at the strides that a head wants: FPN for CNNs, the simple feature pyramid for ViTs.
+
+Letters: B images, C_i H_i W_i channels and sides of map i.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.errors import UserError
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a (B, C, H, W) map, as ViTDet uses it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def map_shapes(backbone: Backbone, img_size: int) -> list[tuple[int, int]]:
+    """(channels, stride) of each of `forward_maps`, measured on one black image of this size.
+
+    Raises:
+        UserError: the family gives no maps, or the backbone is built for another size.
+    """
+    mode, parameter = backbone.training, next(backbone.parameters())
+    backbone.eval()
+    with torch.no_grad():
+        channels = backbone.config["in_chans"]
+        maps = backbone.forward_maps(parameter.new_zeros(1, channels, img_size, img_size))
+    backbone.train(mode)
+    return [(m.shape[1], round(img_size / m.shape[2])) for m in maps]
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """The simple feature pyramid: every level from the last map alone.
+
+    A level finer than the map takes transposed convolutions of stride 2 that halve the channels (layer norm and GELU between two), a
+    coarser one max-pooling; then a 1x1 and a 3x3 convolution, each with layer norm and without bias. Levels beyond twice the map's stride
+    are the last level max-pooled (P6). Source: Li et al. 2022, arXiv:2203.16527, section 3 and its detectron2 code.
+
+    Args:
+        in_channels: D of the map.
+        in_stride: its stride, a power of two times each of `strides`.
+        out_channels: of every level.
+        strides: of the levels, fine to coarse, each twice the one before.
+    """
+
+    def __init__(self, in_channels: int, in_stride: int, out_channels: int, strides: Sequence[int]):
+        super().__init__()
+        self.strides, self.out_channels = list(strides), out_channels
+        self.levels = nn.ModuleList()
+        for stride in strides:
+            if stride > 2 * in_stride:
+                break
+            steps: list[nn.Module] = []
+            width = in_channels
+            for turn in range(max(0, round(math.log2(in_stride / stride)))):
+                if turn:
+                    steps += [ChannelNorm(width), nn.GELU()]
+                steps.append(nn.ConvTranspose2d(width, width // 2, 2, 2))
+                width //= 2
+            if stride == 2 * in_stride:
+                steps.append(nn.MaxPool2d(2))
+            steps += [nn.Conv2d(width, out_channels, 1, bias=False), ChannelNorm(out_channels)]
+            steps += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), ChannelNorm(out_channels)]
+            self.levels.append(nn.Sequential(*steps))
+        self.pooled = len(strides) - len(self.levels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """[(B, D, H, W)] to [(B, out_channels, H_i, W_i)], fine to coarse."""
+        return _with_pooled([level(maps[-1]) for level in self.levels], self.pooled)
+
+
+class FPN(nn.Module):
+    """torchvision's feature pyramid network on the maps at `strides`; levels coarser than the last map are the last level max-pooled.
+
+    Source: Lin et al. 2017, arXiv:1612.03144. Unlike the paper: group norm after each convolution (32 groups, or fewer for narrow levels),
+    without which small networks trained from scratch learn slowly (He et al. 2019, arXiv:1811.08883).
+
+    Args:
+        channels: of the maps used.
+        places: which of `forward_maps` they are.
+        out_channels: of every level.
+        strides: of the levels, fine to coarse.
+    """
+
+    def __init__(self, channels: Sequence[int], places: Sequence[int], out_channels: int, strides: Sequence[int]):
+        super().__init__()
+        self.strides, self.out_channels, self.places = list(strides), out_channels, list(places)
+        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, norm_layer=group_norm)
+        self.pooled = len(strides) - len(places)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """`forward_maps` of the backbone to [(B, out_channels, H_i, W_i)], fine to coarse."""
+        named = OrderedDict((str(i), maps[place]) for i, place in enumerate(self.places))
+        return _with_pooled(list(self.fpn(named).values()), self.pooled)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with the most groups up to 32 that divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def _with_pooled(levels: list[Tensor], count: int) -> list[Tensor]:
+    for _ in range(count):
+        levels.append(
+            nn.functional.max_pool2d(levels[-1], 1, 2)
+        )  # every second position, as ViTDet's and Faster R-CNN's P6
+    return levels
+
+
+def make_pyramid(
+    backbone: Backbone, img_size: int, out_channels: int, strides: Sequence[int]
+) -> SimpleFeaturePyramid | FPN:
+    """The pyramid that fits a backbone.
+
+    Args:
+        backbone: any with `forward_maps`; one map gives the simple pyramid, several give FPN.
+        img_size: side of the images, pixels; a multiple of the coarsest stride.
+        out_channels: of every level.
+        strides: of the levels, fine to coarse, each twice the one before, e.g. [4, 8, 16, 32].
+
+    Raises:
+        UserError: strides that are no such series, that do not divide the image, or of which the backbone has no map to begin with.
+    """
+    strides = list(strides)
+    if not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)) or strides[0] < 1:
+        raise UserError(f"model.strides: {strides} must double from level to level, e.g. [8, 16, 32]")
+    if img_size % strides[-1]:
+        raise UserError(
+            f"model.img_size: {img_size} is no multiple of the coarsest stride {strides[-1]}; change it or model.strides"
+        )
+    shapes = map_shapes(backbone, img_size)
+    name = backbone.config["name"]
+    if len(shapes) == 1:
+        channels, stride = shapes[0]
+        ratios = [math.log2(stride / s) for s in strides]
+        if (
+            strides[0] > 2 * stride
+            or any(ratio != int(ratio) for ratio in ratios)
+            or channels >> max(0, int(ratios[0])) < 1
+        ):
+            raise UserError(
+                f"model.strides: {name} has one map of stride {stride}; give strides that it doubles or halves to"
+            )
+        return SimpleFeaturePyramid(channels, stride, out_channels, strides)
+    last = {stride: place for place, (_, stride) in enumerate(shapes)}  # of several maps of one stride the deepest
+    places = [last[s] for s in strides if s in last]
+    covered = [s for s in strides if s in last]
+    if not places or covered != strides[: len(covered)] or (strides[len(covered) :] and covered[-1] != max(last)):
+        have = sorted(last)
+        raise UserError(
+            f"model.strides: {name} has maps of strides {have}; begin with one of them and leave none of them out"
+        )
+    return FPN([shapes[place][0] for place in places], places, out_channels, strides)
+
+
+def freeze_unused(backbone: Backbone) -> list[str]:
+    """Stop the gradients of what comes after the last map (final norm, head norm): no map depends on it, and DDP refuses such parameters.
+
+    Returns:
+        Their names.
+    """
+    try:
+        names = backbone.layer_groups()[-1]
+    except UserError:  # a family whose layers timm does not group: nothing is known to lie behind the maps
+        return []
+    own = dict(backbone.named_parameters())
+    for name in names:
+        own[name].requires_grad_(False)
+    return names
