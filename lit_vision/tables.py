@@ -171,7 +171,7 @@ def to_markdown(table: Table) -> str:
     widths = [max(3, *(len(row[i]) for row in clean)) for i in range(len(table.columns))]
     lines = ["| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) + " |" for row in clean]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else "")
+    return "\n".join(lines) + "\n" + (f"\n{_escape(table.note)}\n" if table.note else "")
 
 
 def _escape(cell: str) -> str:
