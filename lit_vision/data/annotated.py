@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.annotations.coco import decode_masks, read_coco
@@ -183,33 +182,37 @@ class AnnotatedDataModule(ImageFolderDataModule):
         on_bad_box: str = "error",
         hash_content: bool = False,
     ):
-        LightningDataModule.__init__(self)  # not the folder's own: what it scans and augments is another thing
+        super().__init__(
+            root,
+            img_size=img_size,
+            batch_size=batch_size,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            seed=seed,
+            label_seed=label_seed,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            hash_content=hash_content,
+        )
         if format not in PLACES:
             raise UserError(f"data.format: {format!r}; choose from {', '.join(PLACES)}")
         if with_masks and format != "coco":
             raise UserError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
         if split_list and format not in ("voc", "masks"):
             raise UserError(f"data.split_list: {format} does not use it; leave it out")
-        if on_bad_image not in ("auto", "error", "skip"):
-            raise UserError(f"data.on_bad_image: {on_bad_image!r}; give auto, error or skip")
         if on_bad_box not in ("error", "mend"):
             raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or mend")
-        if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
-            raise UserError(f"data.num_workers: {num_workers!r}; give auto or a whole number from 0")
-        if batch_size < 1 or img_size < 8 or min(seed, label_seed) < 0:
-            raise UserError("data.batch_size, data.img_size, data.seed: give at least 1, 8 and 0")
-        self.root, self.format, self.with_masks, self.class_names_given = root, format, with_masks, class_names
+        if img_size < 8:
+            raise UserError(f"data.img_size: {img_size}; give 8 or more")
+        self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
         self.images, self.annotations = images or PLACES[format][0], annotations or PLACES[format][1]
         self.split_list, self.first_value = split_list, first_value
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
-        self.labels, self.label_seed, self.on_bad_box = labels, label_seed, on_bad_box
-        self.img_size, self.batch_size, self.copies, self.seed = img_size, batch_size, 1, seed
-        self.train_view = train_view
+        self.labels, self.on_bad_box, self.train_view = labels, on_bad_box, train_view
         self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
-        self.names = {"train": train_split, "val": val_split, "test": test_split}
-        self.num_workers, self.on_bad_image, self.hash_content = num_workers, on_bad_image, hash_content
-        self.cursor = (0, 0)  # epoch, samples of it that all ranks have had
         self._tables: dict[str, Table] = {}
+        self._sets: dict[tuple[str, str], tuple] = {}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
     # ------------------------------------------------------------------ what is there
@@ -312,9 +315,12 @@ class AnnotatedDataModule(ImageFolderDataModule):
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
         table = self.table(role)
+        key = role, on_bad
+        if key not in self._sets:
+            self._sets[key] = ImageFiles(table.root, table.paths, on_bad, self.seed), None
         return AnnotatedImages(
             table,
-            ImageFiles(table.root, table.paths, on_bad, self.seed),
+            self._sets[key][0],
             AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
             self.with_masks,
             (self.first_value, self.ignore_values) if self.format == "masks" else None,

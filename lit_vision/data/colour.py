@@ -20,7 +20,9 @@ _TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591
 _TO_RGB = np.linalg.inv(_TO_YIQ)
 _GRAY = np.outer(np.ones(3), LUMA)  # a colour to its gray
 _CHROMA = np.eye(3) - _GRAY  # to what it has beside its gray
-_TURNED = _TO_RGB @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ _TO_YIQ  # the same, a quarter turn on, red towards yellow
+_TURNED = (
+    _TO_RGB @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ _TO_YIQ
+)  # the same, a quarter turn on, red towards yellow
 # the nine entries of each, as plain floats: numpy's overhead on 3 x 3 arrays would cost more than the view's own pixels
 _TERMS = list(zip(_GRAY.ravel().tolist(), _CHROMA.ravel().tolist(), _TURNED.ravel().tolist()))
 _R, _G, _B = LUMA.tolist()

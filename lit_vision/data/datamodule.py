@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from lit_vision.data.folder import Folder, Paths, scan
 from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
 from lit_vision.data.laws import VIEW_OPTIONS
 from lit_vision.data.sampler import EvalBatches, TrainBatches
-from lit_vision.data.splits import choose_or_read
+from lit_vision.data.splits import choose_or_read, read_list
 from lit_vision.data.views import make_views
 from lit_vision.errors import UserError
 
+log = logging.getLogger(__name__)
+
+BAD_LIST = "bad_images.csv"  # in the run's folder
 _SELF_SUPERVISED = ("simclr", "mae")
 
 
@@ -28,7 +32,7 @@ class ImageFolderDataModule(LightningDataModule):
     Known after `setup()`: `class_names`, `num_classes`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
 
     Args:
-        root: the folder.
+        root: the folder, or a file made of one by `lit-vision pack` (*.pack).
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
         train_view: `simclr`, `mae`, `train`, `eval` or `albumentations:<name>`; eval_view likewise.
@@ -48,6 +52,8 @@ class ImageFolderDataModule(LightningDataModule):
         num_workers: per process and loader; "auto": 0 for images in memory, else the cores of this process, 8 at most.
         in_memory: keep the images as uint8 and augment by the batch; "auto": if they are equally large and small.
         on_bad_image: "error" or "skip" (another image instead, always the same one); "auto": skip in training, error in evaluation.
+            Skipped ones are counted per epoch and listed in the run's folder as bad_images.csv; more than 1 % stop the run.
+        quarantine: a list of paths to leave out everywhere, as `lit-vision doctor` writes it.
         hash_content: the fingerprint covers the files' bytes too.
     """
 
@@ -88,6 +94,7 @@ class ImageFolderDataModule(LightningDataModule):
         num_workers: int | str = "auto",
         in_memory: bool | str = "auto",
         on_bad_image: str = "auto",
+        quarantine: str | None = None,
         hash_content: bool = False,
     ):
         super().__init__()
@@ -116,7 +123,9 @@ class ImageFolderDataModule(LightningDataModule):
             on_bad_image,
             hash_content,
         )
+        self.quarantine = quarantine
         self.folder: Folder | None = None
+        self._epoch = -1  # of the batches that are coming in
         self.cursor = (0, 0)  # epoch, samples of it that all ranks have had
         # refuse wrong options now, before any scan
         make_views(train_view, img_size, seed, **self.train_options)
@@ -133,6 +142,12 @@ class ImageFolderDataModule(LightningDataModule):
         if self.folder is not None:
             return
         folder = scan(self.root, *self.names.values())
+        if self.quarantine:
+            listed = read_list(self.quarantine)
+            if not folder.without(listed) and listed:
+                raise UserError(
+                    f"data.quarantine: {self.quarantine}: none of its {len(listed)} paths is in {self.root}; it belongs to other data"
+                )
         if not self.use_unlabeled:
             folder.need(self.names["train"], f"train_view={self.train_view} on labels")
             folder.need_classes("training on labels")
@@ -267,14 +282,17 @@ class ImageFolderDataModule(LightningDataModule):
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
         view, options = (self.train_view, self.train_options) if train else (self.eval_view, self.eval_options)
-        key = role, on_bad
-        for twin in ((role, "skip"), (role, "error")):  # without a broken image both rules give the same pixels
-            if twin in self._sets and not self._sets[twin][0].warned:
-                key = twin
+        key, twin = (role, on_bad), (role, "error" if on_bad == "skip" else "skip")
         if key not in self._sets:
-            files = ImageFiles(Path(self.root), self._paths[role], on_bad, self.seed)
+            listing = getattr(self.trainer, "default_root_dir", None) if train else None
+            listing = Path(listing) / BAD_LIST if listing else None
+            files = ImageFiles(self.folder, self._paths[role], on_bad, self.seed, listing, self.world[1])
             loaded = None
-            if self.in_memory:
+            if (
+                twin in self._sets and not self._sets[twin][0].broken.any()
+            ):  # without a broken image both rules load the same
+                loaded = self._sets[twin][1]
+            if loaded is None and self.in_memory:
                 loaded = load_into_memory(files, must=self.in_memory is True, size=self.img_size)
             self._sets[key] = files, loaded
         files, loaded = self._sets[key]
@@ -284,6 +302,26 @@ class ImageFolderDataModule(LightningDataModule):
         return MemoryImages(
             pixels, self._labels[role][source], make_batch_views(view, self.img_size, self.seed, **options)
         )
+
+    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Lightning calls it for each batch; here an epoch is noticed to be over, and its broken images are counted."""
+        if self.trainer is not None and self.trainer.training:
+            epoch = int(batch["key"][0, 0])
+            if epoch != self._epoch:
+                self._count_broken()
+                self._epoch = epoch
+        return batch
+
+    def teardown(self, stage: str | None = None) -> None:
+        """The last epoch's broken images are counted."""
+        self._count_broken()
+        self._epoch = -1
+
+    def _count_broken(self) -> None:
+        for (role, _), (files, _) in getattr(self, "_sets", {}).items():
+            count = files.count(self._epoch) if role == "train" and self._epoch >= 0 else 0
+            if count:
+                log.warning("epoch %d: %d broken image(s) replaced, listed in %s", self._epoch, count, files.listing)
 
     def _loader(self, dataset: Dataset, batches, persistent: bool) -> DataLoader:
         local = 1 if self.trainer is None else max(1, self.trainer.num_devices)

@@ -28,6 +28,13 @@ _PIXELS_PER_BYTE = {"JPEG": 512, "PNG": 8 * 1032, "GIF": 4096}
 class BadImage(UserError):
     """A file that is no readable image: empty, truncated, of an unknown format, or with a header over the pixel cap."""
 
+    def __init__(self, message: str):
+        if message.startswith(
+            "Caught "
+        ):  # DataLoader raises it again with the worker's traceback; the last line says it all
+            message = message.rstrip().rpartition("\n")[2].partition(": ")[2] or message
+        super().__init__(message)
+
 
 class Header(NamedTuple):
     """What a file says about itself.
@@ -209,7 +216,9 @@ def _with_care(step, *args):
     """Call one of Pillow's steps; whatever its plugins let through becomes a BadImage in one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about half the cap, palettes and EXIF data; the outcome says enough
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns about half the cap, palettes and EXIF data; the outcome says enough
             return step(*args)
     except BadImage:
         raise

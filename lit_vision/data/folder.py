@@ -55,6 +55,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def without(self, listed: set[str]) -> Split:
+        """The same with some paths left out."""
+        kept = [i for i, path in enumerate(self.paths) if path not in listed]
+        if len(kept) == len(self):
+            return self
+        return Split(Paths(self.paths[i] for i in kept), self.labels[kept], self.sizes[kept])
+
 
 @dataclass
 class Folder:
@@ -64,6 +71,22 @@ class Folder:
     classes: list[str]
     splits: dict[str, Split]
     unlabelled: Split = field(default_factory=lambda: _split([]))
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one image, by its relative path."""
+        with open(f"{self.root}/{path}", "rb") as file:
+            return file.read()
+
+    def without(self, listed: set[str]) -> int:
+        """Leave out the images of these paths, in every split; returns how many were there."""
+        before = self.count()
+        self.splits = {name: kept for name, split in self.splits.items() if len(kept := split.without(listed))}
+        self.unlabelled = self.unlabelled.without(listed)
+        return before - self.count()
+
+    def count(self) -> int:
+        """Images in all."""
+        return sum(map(len, self.splits.values())) + len(self.unlabelled)
 
     def need(self, split: str, why: str) -> Split:
         """A split, or the one-line error that says which folder to make."""
@@ -91,7 +114,7 @@ class Folder:
         for path, size, label in sorted(rows):
             digest.update(os.fsencode(path) + f"\0{size}\0{label}".encode())
             if hash_content:
-                digest.update(hashlib.sha256((self.root / path).read_bytes()).digest())
+                digest.update(hashlib.sha256(self.read(path)).digest())
             digest.update(b"\n")
         return digest.hexdigest()
 
@@ -102,7 +125,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
     Links to folders are followed, except back into a folder that holds them.
 
     Args:
-        root: the folder.
+        root: the folder, or a file that `lit-vision pack` made (*.pack).
         train: name of the training split's folder; so are `val` and `test`. A missing one is an error only when it is needed.
 
     Raises:
@@ -110,6 +133,10 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
             has classes in another split that the training split lacks.
     """
     root = Path(root)
+    if root.is_file() and root.suffix == ".pack":
+        from lit_vision.data.pack import Pack
+
+        return Pack(root)
     if not root.exists():
         raise UserError(f"{root}: no such folder; check data.root (lit-vision data --help makes data sets)")
     if not root.is_dir():

@@ -5,10 +5,12 @@ Both take a list of keys (epoch, index, copy), as the samplers yield them, and g
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.batch_views import BatchedViews
 from lit_vision.data.decode import BadImage, decode
+from lit_vision.data.folder import Folder
 from lit_vision.data.keyed import seed_of
 from lit_vision.data.sampler import Key
 from lit_vision.data.views import ImageViews
@@ -28,56 +31,114 @@ log = logging.getLogger(__name__)
 
 MEMORY_SIDE = 96  # pixels; larger images gain nothing from batched augmentation and lose antialias when turned
 MEMORY_BYTES = 1 << 30
+BAD_SHARE = 0.01  # of an epoch's images may be broken under "skip" (and one alone never stops a run)
 _TRIES = 16  # of a replacement for a broken image; that many broken ones in a row are no accident
 
 
 class ImageFiles:
-    """Reads and decodes the images of a list of files, with a rule for broken ones.
+    """The images of one split, with a rule for broken ones.
 
     Args:
-        root: the folder that the paths start from.
-        paths: N relative paths.
-        on_bad: "error" raises; "skip" takes another image of the list, which one depends on (seed, index) alone, and warns.
+        folder: where they are: a scanned folder, an opened pack, or just the path that `paths` start from.
+        paths: N paths of it.
+        on_bad: "error" raises; "skip" takes another image of the list, which one depends on (seed, index) alone. Each broken file is warned
+            about once, and listed per epoch in `listing`; more than one file and more than 1 % of this process's share stop the run.
         seed: in [0, 2**64).
+        listing: a CSV file (epoch, index, path, reason) that lines are added to, or None.
+        world: processes that share the list.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], on_bad: str, seed: int):
-        self.root, self.paths, self.on_bad, self.seed = str(root), paths, on_bad, seed
-        self.warned: set[int] = set()
+    def __init__(
+        self,
+        folder: Folder | Path,
+        paths: Sequence[str],
+        on_bad: str,
+        seed: int,
+        listing: Path | None = None,
+        world: int = 1,
+    ):
+        folder = folder if isinstance(folder, Folder) else Folder(Path(folder), [], {})
+        self.folder, self.paths, self.on_bad, self.seed = folder, paths, on_bad, seed
+        self.listing, self.share = listing, len(paths) / world
+        # 0, or 1 + the last even or odd epoch in which a file was found broken (two rows: workers begin an epoch before the last one is
+        # counted); shared with the workers, and no lock: they all write the same
+        self.broken = torch.zeros(2, len(paths), dtype=torch.int32).share_memory_()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels (H, W, 3) uint8 and the index of the file that they are from (another one after a skip).
+    def read(self, index: int, epoch: int = 0, make: Callable[[bytes], np.ndarray] = decode) -> tuple[np.ndarray, int]:
+        """What `make` makes of a file's bytes, and the index of the file that it is from (another one after a skip).
+
+        Args:
+            index: in [0, N).
+            epoch: for the listing.
+            make: raises BadImage for a broken file; by default, pixels (H, W, 3) uint8.
 
         Raises:
-            BadImage: names the file; under "skip" only when 16 replacements are broken too.
+            BadImage: names the file; under "skip" only where too many files are broken.
         """
         taken = index
         for attempt in range(_TRIES):
             try:
-                return self._decode(taken), taken
+                return self._make(taken, make), taken
             except BadImage as error:
                 if self.on_bad == "error":
                     raise
-                if taken not in self.warned:
-                    self.warned.add(taken)
-                    log.warning("skipped %s", error)
+                self._note(taken, epoch, str(error))
                 taken = seed_of(self.seed, index, attempt) % len(self.paths)
         raise BadImage(
-            f"{self.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; this folder needs mending"
+            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; {_mend(self.folder.root)}"
         )
 
-    def _decode(self, index: int) -> np.ndarray:
-        path = f"{self.root}/{self.paths[index]}"
+    def count(self, epoch: int) -> int:
+        """Files found broken in this epoch, by this process and its workers."""
+        return int((self.broken == epoch + 1).sum())
+
+    def _make(self, index: int, make: Callable) -> np.ndarray:
+        path = self.paths[index]
         try:
-            with open(path, "rb") as file:
-                return decode(file.read())
+            return make(self.folder.read(path))
         except BadImage as error:
-            raise BadImage(f"{path}: {error}") from None
+            raise BadImage(f"{self.folder.root}/{path}: {error}") from None
         except OSError as error:
-            raise BadImage(f"{path}: {error.strerror}; bring it back or scan the folder again") from None
+            raise BadImage(
+                f"{self.folder.root}/{path}: {error.strerror}; bring it back or scan the folder again"
+            ) from None
+
+    def _note(self, index: int, epoch: int, reason: str) -> None:
+        if self.broken[epoch % 2, index] == epoch + 1:
+            return
+        known = bool(self.broken[:, index].any())
+        self.broken[epoch % 2, index] = epoch + 1
+        if not known:
+            log.warning("skipped %s", reason)
+        if self.listing:
+            row = io.StringIO()
+            csv.writer(row, lineterminator="\n").writerow([epoch, index, self.paths[index], reason])
+            _append(self.listing, row.getvalue())
+        count = self.count(epoch)
+        if count > max(1, BAD_SHARE * self.share):
+            raise BadImage(
+                f"{self.folder.root}: {count} of {self.share:.0f} images of epoch {epoch} are broken, more than {BAD_SHARE:.0%}, "
+                f"the last {self.paths[index]}; {_mend(self.folder.root)}"
+            )
+
+
+def _mend(root: Path) -> str:
+    return f"see what is wrong: lit-vision doctor {root}; then set data.quarantine to the list it writes"
+
+
+def _append(path: Path, line: str) -> None:
+    """One write to the end of the file: lines of several workers do not mix."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            if file.tell() == 0:
+                line = "epoch,index,path,reason\n" + line
+            file.write(line)
+    except OSError as error:
+        log.warning("%s: %s; broken images are not listed there", path, error.strerror)
 
 
 class FileImages(Dataset):
@@ -99,8 +160,8 @@ class FileImages(Dataset):
         """The finished batch of these keys."""
         images, labels = [], []
         for key in keys:
-            pixels, taken = self.files.read(key[1])
-            images.append(self.views.of_pixels(pixels, *key))
+            views, taken = self.files.read(key[1], key[0], lambda data, key=key: self.views(data, *key))
+            images.append(views)
             labels.append(self.labels[taken])
         return _batch(torch.from_numpy(np.stack(images)), np.array(labels, np.int64), keys)
 
@@ -174,7 +235,7 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> tuple[np.ndarr
             pixels[i], source[i] = image, taken
     if why:
         if must:
-            raise UserError(f"in_memory: {files.root}: {why}; set in_memory to auto or false")
+            raise UserError(f"in_memory: {files.folder.root}: {why}; set in_memory to auto or false")
         return None
     gray = (pixels[..., :1] == pixels).all()
     return (np.ascontiguousarray(pixels[..., :1]) if gray else pixels), source

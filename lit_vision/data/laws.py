@@ -101,7 +101,15 @@ OPTIONS = {  # what each view may be told; anything else is refused, never ignor
     "simclr": (*_COMMON, "strength", "grayscale", "blur", "exact"),
     "mae": _COMMON,
     "train": (
-        *_COMMON, "brightness", "contrast", "saturation", "hue", "grayscale", "exact", "rand_augment", "random_erasing",
+        *_COMMON,
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "grayscale",
+        "exact",
+        "rand_augment",
+        "random_erasing",
     ),  # fmt: skip
     "eval": ("crop_pct",),
 }

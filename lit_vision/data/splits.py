@@ -102,6 +102,15 @@ def write_split(path: str | Path, names: Sequence[str], note: str) -> None:
     os.replace(beside, path)
 
 
+def read_list(path: str | Path) -> set[str]:
+    """The paths that a file lists, one a line (`#` starts a remark); UserError if there is no such file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; lit-vision doctor writes such a list") from None
+    return {line for line in lines if line and not line.startswith("#")}
+
+
 def read_split(path: str | Path, names: Sequence[str]) -> np.ndarray:
     """Positions in `names` of the paths that a split file lists, sorted.
 
