@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS, WEIGHTS, RUNS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights", ROOT / "runs"
-EPOCHS = "mae=60,simclr=100,80=150,800=50"
+EPOCHS = "mae=60,simclr=100,80=150,800=25"
 SEEDS, FEWER, KEPT = "10", "mae=3,scratch-vit=3", 3
 # name, how the data is made, how far pictures turn in training: the second is printed beside the first
 SETS = (("turned", "--turned", 180), ("upright", "", 0))

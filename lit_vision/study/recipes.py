@@ -52,7 +52,7 @@ class Recipe:
     tune: dict[str, dict[str, Any]] = field(default_factory=dict)
     scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 64
-    scratch_factor: int = 2
+    scratch_factor: int = 4
 
     def network(self, start: str) -> Network:
         """Of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN, `timm:NAME` is that model."""
@@ -83,7 +83,7 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         vit = Network(
             "vit",
             "vit_tiny_patch16_224",
-            {"img_size": size, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+            {"img_size": size, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
         )
         decoder = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 4}
     else:
@@ -110,7 +110,7 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         mae_views={"crop_scale": [0.5, 1.0], **turn},
         train_views={"crop_scale": [0.5, 1.0], "brightness": 0.3, "contrast": 0.3, **turn},
         tune={
-            "cnn": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
+            "cnn": {"lr": 3e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
             "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, "layer_decay": 0.75, **adam},
             "timm": {"lr": 5e-4, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
         },

@@ -16,7 +16,7 @@ from lit_vision.data.views import resize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.knn import weighted_knn
-from lit_vision.evaluation.linear import logistic_regression
+from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.evaluation.results import write_json
 from lit_vision.study.cells import Ask, CellStore, Outcome, digest
 from lit_vision.study.images import Images
@@ -206,7 +206,7 @@ class Study:
                         chosen = "fixed recipe"
                         answer = weighted_knn(pool[rows], self.images.labels[rows], test, classes).numpy()
                     else:
-                        probe = logistic_regression(pool[rows], self.images.labels[rows], test, classes, seed=ask.seed)
+                        probe = self._probe(pool, test, ask)
                         answer, chosen = probe.probabilities, probe.chosen_on
                         held = probe.scores.get(probe.strength)
                     outcome = self._outcome(ask, answer, time.perf_counter() - begin, 0, chosen, held)
@@ -214,6 +214,11 @@ class Study:
                 done.append(outcome)
         self.outcomes += done
         self._say_scores(done)
+
+    def _probe(self, pool: np.ndarray, test: np.ndarray, ask: Ask) -> LinearProbe:
+        """Logistic regression on the frozen features of an ask's labels."""
+        rows = self.images.subset(ask.labels, ask.seed)
+        return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=ask.seed)
 
     def _pretrain(self, start: str) -> Encoder:
         """Pre-train, or find the weights of an earlier run of the same plan."""
@@ -279,14 +284,16 @@ class Study:
         network = self.recipe.network(ask.start)
         options = (self.recipe.tune if encoder else self.recipe.scratch)[network.name]
         own = asdict(network), options, self.recipe.train_views, self.recipe.batch_size
-        inputs = digest(self.base, encoder.sha256 if encoder else None, epochs, own)
+        origin = (encoder.sha256, "head from the probe") if encoder else None
+        inputs = digest(self.base, origin, epochs, own)
         outcome = self.store.get(ask, inputs)
         if outcome is None:
             rows = self.images.subset(ask.labels, ask.seed)
             with quiet(self.log):
-                module, data = classification(
-                    ask.start, self.images, rows, self.recipe, ask.seed, encoder.weights if encoder else None
-                )
+                weights, probe = None, None
+                if encoder:
+                    weights, probe = encoder.weights, self._probe(encoder.pool, encoder.test, ask)
+                module, data = classification(ask.start, self.images, rows, self.recipe, ask.seed, weights, probe)
                 self.report.begin(f"{ask.start}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
                 trained = train(module, data, epochs, ask.seed, self.report.tick)
                 answer = probabilities(module, self.images, self.recipe.side(ask.start))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.weights import save_backbone
@@ -23,6 +24,7 @@ from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.checkpointing import KeyedRandomness
 from lit_vision.data.keyed import seed_of, seeded
 from lit_vision.evaluation.features import extract
+from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae import MAE
 from lit_vision.methods.simclr import SimCLR
@@ -30,6 +32,7 @@ from lit_vision.study.images import Images, StudyData, eval_batches
 from lit_vision.study.recipes import TIMM, Network, Recipe
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
+NEVER = -10.0  # logit bias of a class that the labels never show, where a probe has minus infinity
 METHODS = {"mae": MAE, "simclr": SimCLR}
 
 
@@ -105,9 +108,19 @@ def pretraining(start: str, images: Images, recipe: Recipe, seed: int) -> tuple[
 
 
 def classification(
-    start: str, images: Images, rows: np.ndarray, recipe: Recipe, seed: int, weights: Path | None
+    start: str,
+    images: Images,
+    rows: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    weights: Path | None,
+    probe: LinearProbe | None = None,
 ) -> tuple[Classifier, StudyData]:
-    """The module and the data of a training on the labels of `rows`, from `weights` or from scratch."""
+    """The module and the data of a training on the labels of `rows`, from `weights` or from scratch.
+
+    With a linear probe of the same labels, fine-tuning starts from its head instead of from zero, so that the first steps do not
+    bend the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
+    """
     network = recipe.network(start)
     options = (recipe.tune if weights else recipe.scratch)[network.name]
     data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed, recipe.side(start))
@@ -121,6 +134,11 @@ def classification(
             **statistics,
             **options,
         )
+    if probe is not None:
+        (linear,) = (part for part in module.head.modules() if isinstance(part, nn.Linear))
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(probe.weight))
+            linear.bias.copy_(torch.from_numpy(probe.bias).clamp(min=NEVER))
     return module, data
 
 

@@ -65,7 +65,7 @@ def test_plan__spends_its_seconds_and_gives_scratch_its_factor() -> None:
         plan.seeds[n] * 2 * (plan.tune[n] + plan.scratch[n]) * per_epoch[n] for n in plan.labels
     )  # two networks, each from weights and from scratch
     assert spent == pytest.approx(50_000, rel=0.05)
-    assert plan.scratch[80] == pytest.approx(recipe.scratch_factor * plan.tune[80], abs=1)
+    assert plan.scratch[80] == pytest.approx(recipe.scratch_factor * plan.tune[80], abs=recipe.scratch_factor)
 
 
 def test_plan__pretraining_shares_its_time(tmp_path) -> None:
