@@ -34,7 +34,13 @@ from lit_vision.errors import UserError
 __all__ = ["AtomicIO", "DamagedCheckpoint", "KeyedRandomness", "LastCheckpoint", "is_valid", "sidecar"]
 
 # what best.ckpt is chosen by: the first of these that the run measures; True = larger is better
-MONITORS = (("val/top1", True), ("val/knn_top1", True), ("val/loss", False))
+MONITORS = (
+    ("val/top1", True),
+    ("val/knn_top1", True),
+    ("val/map", True),
+    ("val/dice", True),
+    ("val/loss", False),
+)
 
 
 class KeyedRandomness(Callback):

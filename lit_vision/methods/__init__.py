@@ -6,6 +6,8 @@ _HOMES = {
     "MAE": "lit_vision.methods.mae",
     "SimCLR": "lit_vision.methods.simclr",
     "Classifier": "lit_vision.methods.classifier",
+    "Detector": "lit_vision.methods.detector",
+    "Segmenter": "lit_vision.methods.segmenter",
 }
 __all__ = list(_HOMES)
 

@@ -1,0 +1,134 @@
+"""What Detector and Segmenter share: a backbone that gives maps, which of it trains, its parameter groups, and a checkpoint that is whole."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_vision import distributed, optim
+from lit_vision.backbones import weights
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.pyramid import freeze_unused
+from lit_vision.card import card_of_data
+from lit_vision.errors import UserError
+from lit_vision.methods.classifier import set_trainable
+
+
+def build_backbone(
+    name: str, img_size: int, args: dict[str, Any] | None, checkpoint: str | None, tune: str
+) -> tuple[Backbone, list[float], list[float]]:
+    """The backbone with its weights and what trains of it, and the mean and std that these weights want.
+
+    Args:
+        name: a timm model name.
+        img_size: side of the images, pixels.
+        args: further arguments of Backbone.
+        checkpoint: a file whose encoder is loaded; the report is printed.
+        tune: full, linear (nothing of the backbone), head+norm, bias or last-<k>.
+
+    Raises:
+        UserError: as Backbone and `set_trainable`. PartialMatch: the checkpoint does not fit.
+    """
+    backbone = Backbone(name, **{"img_size": img_size, **(args or {})})
+    mean, std = backbone.data_config["mean"], backbone.data_config["std"]
+    if checkpoint is not None:
+        report = weights.load_into(backbone, checkpoint)
+        print(report, flush=True)
+        mean, std = report.mean or mean, report.std or std
+    set_trainable(backbone, tune)
+    freeze_unused(backbone)
+    return backbone, list(mean), list(std)
+
+
+def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
+    """`forward_maps`, with CNN images channels last in memory, which is faster."""
+    if len(backbone.strides) > 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return backbone.forward_maps(images)
+
+
+def frozen_in_eval(backbone: Backbone) -> None:
+    """Evaluation mode for the parts of the backbone that do not train: fixed batch-norm statistics, no drop path."""
+    backbone.eval()
+    for module in backbone.modules():
+        parameters = list(module.parameters())
+        if parameters and all(p.requires_grad for p in parameters):
+            module.train()
+
+
+def check_data(module: Any, needs: str) -> None:
+    """Refuse data that cannot serve, before any step.
+
+    Args:
+        module: Detector or Segmenter.
+        needs: "targets" or "mask", what its batches must hold.
+
+    Raises:
+        UserError: other classes or another size than the model's, or data without boxes (masks).
+    """
+    distributed.batch_norm_scope(module)
+    if module.hparams.tune != "full":  # Lightning warns of modules in evaluation mode; here they are meant to be
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    data, h = getattr(module.trainer, "datamodule", None), module.hparams
+    semantic = getattr(data, "format", None)
+    if data is not None and (semantic is None or (semantic == "masks") != (needs == "mask")):
+        want = (
+            "semantic masks (AnnotatedDataModule, format masks)"
+            if needs == "mask"
+            else "boxes (AnnotatedDataModule, format coco, yolo or voc)"
+        )
+        raise UserError(f"data: {type(module).__name__} needs {want}; change data.class_path or data.format")
+    for name, ours, theirs in (
+        ("num_classes", h.num_classes, getattr(data, "num_classes", h.num_classes)),
+        ("img_size", h.img_size, getattr(data, "img_size", h.img_size)),
+    ):
+        if ours != theirs:
+            raise UserError(f"model.{name}: {ours}, the data has {theirs}; make them equal")
+
+
+def card_for(task: str, datamodule: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The card of this model's task: evaluation scales the longer side to the size and cuts nothing off."""
+    card = card_of_data(task, datamodule)
+    return None if card is None else {**card, "crop_pct": 1.0, "options": options}
+
+
+def complete(checkpoint: dict[str, Any], card: dict[str, Any] | None) -> None:
+    """A checkpoint is complete in itself: loading it must not ask for the weights that its run began with."""
+    if card is not None:
+        checkpoint["card"] = card
+    parameters = checkpoint.get("hyper_parameters")
+    if parameters is not None:
+        args = dict(parameters["backbone_args"] or {})
+        if args.get("pretrained"):
+            args["pretrained"] = False
+        checkpoint["started_from"] = parameters["backbone_checkpoint"]
+        checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
+
+
+def configure(module: Any) -> dict[str, Any]:
+    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.configure`."""
+    h = module.hparams
+    layers: list[list[str]] = []
+    if h.layer_decay != 1:
+        layers = [[f"backbone.{name}" for name in group] for group in module.backbone.layer_groups()]
+    groups = optim.layer_decay_groups(module.named_parameters(), layers, h.weight_decay, h.layer_decay)
+    return optim.configure(
+        module,
+        groups,
+        optimizer=h.optimizer,
+        base_lr=h.base_lr,
+        lr=h.lr,
+        betas=h.betas,
+        momentum=h.momentum,
+        warmup_epochs=h.warmup_epochs,
+        min_lr=h.min_lr,
+    )
+
+
+def channels_last(module: nn.Module, backbone: Backbone) -> None:
+    """Lay a head's convolutions out as its CNN backbone's are."""
+    if len(backbone.strides) > 1:
+        module.to(memory_format=torch.channels_last)

@@ -1,0 +1,89 @@
+"""torchvision's detection heads without its backbones and its image transform, anchors in multiples of the strides."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from lit_vision.backbones.pyramid import group_norm
+from lit_vision.evaluation.detection import MAX_DETECTIONS
+
+HEADS = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
+RATIOS = (0.5, 1.0, 2.0)
+
+
+class _Width(nn.Module):
+    """What torchvision's constructors ask of a backbone: how wide its maps are."""
+
+    def __init__(self, out_channels: int):
+        super().__init__()
+        self.out_channels = out_channels
+
+
+def build_head(
+    name: str,
+    num_classes: int,
+    channels: int,
+    strides: list[int],
+    *,
+    head_convs: int,
+    head_width: int,
+    rois: int,
+    score: float,
+    nms: float,
+) -> nn.Module:
+    """One of torchvision's detectors without backbone and image transform.
+
+    Anchors: FCOS one point per position; RetinaNet nine, sides 4 x stride x 2^(0, 1/3, 2/3), ratios 1/2, 1, 2; the R-CNNs three, side
+    8 x stride. At strides 8 to 128 (4 to 64 for the R-CNNs) these are the papers' 32 to 512.
+    Unlike torchvision's defaults: RetinaNet's convolutions have group norm (as its v2 model) and the R-CNNs' heads follow `head_width`.
+
+    Args:
+        name: one of HEADS.
+        num_classes: K, without background.
+        channels: of the pyramid's levels.
+        strides: of the levels.
+        head_convs: convolutions before FCOS's outputs.
+        head_width: of the R-CNNs' two linear layers.
+        rois: regions of each image that train the R-CNNs' second stage, a quarter of them objects at most.
+        score: detections below are dropped.
+        nms: overlap above which of two detections of one class the lower is dropped.
+    """
+    rules = {"score_thresh": score, "nms_thresh": nms, "detections_per_img": MAX_DETECTIONS}
+    body, flat = _Width(channels), (RATIOS,) * len(strides)
+    if name == "fcos":
+        points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+        made = FCOS(
+            body, num_classes, anchor_generator=points, head=FCOSHead(channels, 1, num_classes, head_convs), **rules
+        )
+    elif name == "retinanet":
+        anchors = AnchorGenerator(tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in strides), flat)
+        head = RetinaNetHead(channels, 9, num_classes, norm_layer=group_norm)
+        made = RetinaNet(body, num_classes, anchor_generator=anchors, head=head, **rules)
+    else:
+        levels = [str(i) for i in range(min(4, len(strides)))]
+        pool = partial(MultiScaleRoIAlign, levels, sampling_ratio=2)
+        parts: dict[str, Any] = {
+            "rpn_anchor_generator": AnchorGenerator(tuple((8 * s,) for s in strides), flat),
+            "box_roi_pool": pool(output_size=7),
+            "box_head": TwoMLPHead(channels * 49, head_width),
+            "box_batch_size_per_image": rois,
+            "box_predictor": FastRCNNPredictor(head_width, num_classes + 1),
+            **{f"box_{key}": value for key, value in rules.items()},
+        }
+        if name == "mask_rcnn":
+            parts["mask_roi_pool"] = pool(output_size=14)
+            parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
+            parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes + 1)
+        made = (MaskRCNN if name == "mask_rcnn" else FasterRCNN)(body, **parts)
+    made.transform = nn.Identity()
+    return made

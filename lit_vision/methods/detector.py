@@ -1,0 +1,306 @@
+"""Detect objects: any backbone's maps, a feature pyramid, and torchvision's FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
+
+Nothing of torchvision's image transform is used: images come in the size that the data module gives them, so a 128-pixel scene is not
+blown up to 800. Anchors are multiples of the strides, so they scale with the input when the strides do.
+
+B images, K classes, A anchors, n objects of an image, S side of the image.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from lit_vision.backbones.pyramid import make_pyramid
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+from lit_vision.evaluation.detection import coco_metric, coco_values, to_file_pixels
+from lit_vision.methods import dense
+from lit_vision.methods.detection_heads import HEADS, build_head
+
+Detections = list[dict[str, Tensor]]
+
+
+class Detector(L.LightningModule):
+    """A detector on any backbone with feature maps.
+
+    FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017, arXiv:1708.02002): focal loss
+    and L1. Faster and Mask R-CNN (Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870): cross-entropy and smooth L1, and
+    binary cross-entropy per mask. A ViT gets ViTDet's simple feature pyramid (arXiv:2203.16527), a CNN gets FPN.
+
+    Crowd regions do not train. Measures: COCO's average precision in the files' own pixels; mask precision at the evaluation size.
+
+    Args:
+        backbone: a timm model name.
+        num_classes: K, without background; must be the data's.
+        img_size: side of the images, pixels; must be the data's.
+        head: fcos, retinanet, faster_rcnn or mask_rcnn (needs data.with_masks).
+        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs).
+        pyramid_width: channels of the levels, a multiple of 32.
+        head_convs: convolutions before FCOS's outputs.
+        head_width: of the R-CNNs' linear layers.
+        rois: regions of each image that train the R-CNNs' second stage.
+        score_threshold: detections below are dropped.
+        nms_threshold: overlap above which the lower of two detections of one class is dropped; None is 0.6 for FCOS, 0.5 otherwise.
+        backbone_args: further arguments of Backbone.
+        backbone_checkpoint: a file whose encoder is loaded; the report is printed.
+        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>.
+        layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
+        mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb; momentum: of sgd and lars.
+        base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
+        weight_decay: of parameters with more than one dimension that are no token or position.
+        warmup_epochs: linear warm-up, then a cosine to min_lr.
+
+    Raises:
+        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        img_size: int,
+        head: str = "fcos",
+        strides: list[int] | None = None,
+        pyramid_width: int = 256,
+        head_convs: int = 4,
+        head_width: int = 1024,
+        rois: int = 512,
+        score_threshold: float = 0.05,
+        nms_threshold: float | None = None,
+        backbone_args: dict[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        tune: str = "full",
+        layer_decay: float = 1.0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        base_lr: float | None = None,
+        lr: float | None = 1e-4,
+        min_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 1,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise UserError(f"model.head: {head!r} is not one of {', '.join(HEADS)}; choose one of these")
+        if num_classes < 1:
+            raise UserError(f"model.num_classes: {num_classes} leaves nothing to find; give 1 or more")
+        if pyramid_width < 32 or pyramid_width % 32:
+            raise UserError(
+                f"model.pyramid_width: {pyramid_width} is no multiple of 32; the heads' group norm needs one"
+            )
+        self.save_hyperparameters()
+        self.one_stage = head in ("fcos", "retinanet")
+        strides = list(strides or ((8, 16, 32, 64, 128) if self.one_stage else (4, 8, 16, 32, 64)))
+        self.backbone, own_mean, own_std = dense.build_backbone(
+            backbone, img_size, backbone_args, backbone_checkpoint, tune
+        )
+        self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
+        self.head = build_head(
+            head,
+            num_classes,
+            pyramid_width,
+            strides,
+            head_convs=head_convs,
+            head_width=head_width,
+            rois=rois,
+            score=score_threshold,
+            nms=nms_threshold if nms_threshold is not None else 0.6 if head == "fcos" else 0.5,
+        )
+        dense.channels_last(self.pyramid, self.backbone)
+        self.register_buffer("mean", torch.tensor(mean or own_mean))
+        self.register_buffer("std", torch.tensor(std or own_std))
+        self.metrics = nn.ModuleDict({f"{split}_map": coco_metric(head == "mask_rcnn") for split in ("val", "test")})
+        self.card: dict[str, Any] | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Detector:
+        """Training mode for what trains, evaluation mode for what is frozen."""
+        super().train(mode)
+        if mode and self.hparams.tune != "full":
+            dense.frozen_in_eval(self.backbone)
+        return self
+
+    # ------------------------------------------------------------------ from images to detections
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The pyramid's levels [(B, pyramid_width, S / stride, S / stride)], fine to coarse, of normalised images (B, 3, S, S)."""
+        return self.pyramid(dense.maps_of(self.backbone, images))
+
+    def raw(self, images: Tensor) -> dict[str, Tensor]:
+        """What a one-stage head says of each anchor, before any threshold: this is what is exported.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+
+        Returns:
+            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), float32, levels one after another.
+
+        Raises:
+            UserError: a two-stage head: its second stage depends on the first one's choice.
+        """
+        if not self.one_stage:
+            raise UserError(f"model.head: {self.hparams.head} has no raw outputs; fcos and retinanet have")
+        return {name: value.float() for name, value in self.head.head(self.features(images)).items()}
+
+    def _levels(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [(-(-size[0] // s), -(-size[1] // s)) for s in self.pyramid.strides]
+
+    def anchors(self, size: tuple[int, int], like: Tensor) -> Tensor:
+        """(A, 4) anchors of an image of this (height, width) for a one-stage head, on the device of `like`."""
+        maps = [like.new_empty((1, 1, *level), dtype=torch.float32) for level in self._levels(size)]
+        return self.head.anchor_generator(ImageList(like.new_empty((1, 1, *size)), [size]), maps)[0]
+
+    def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
+        """Raw outputs, of torch or of an exported model, to detections: threshold, best 1000 a level, boxes, NMS per class, best 100.
+
+        Args:
+            raw: from `raw`.
+            size: (height, width) of the images, pixels.
+
+        Returns:
+            As `forward`.
+        """
+        first = raw["cls_logits"]
+        per_cell = self.head.anchor_generator.num_anchors_per_location()
+        counts = [h * w * n for (h, w), n in zip(self._levels(size), per_cell)]
+        anchors = list(self.anchors(size, first).split(counts))
+        parts = {name: list(value.split(counts, dim=1)) for name, value in raw.items()}
+        return self.head.postprocess_detections(parts, [anchors] * len(first), [size] * len(first))
+
+    def forward(self, images: Tensor) -> Detections:
+        """Detections in normalised images (B, 3, S, S); in evaluation mode.
+
+        Returns:
+            B dictionaries, best first: `boxes` (n, 4) x1, y1, x2, y2 in pixels, `scores` (n,) 0 to 1, `labels` (n,) 0 to K - 1; Mask R-CNN
+            also `masks` (n, S, S) bool.
+        """
+        size = tuple(images.shape[-2:])
+        if self.one_stage:
+            return self.decode(self.raw(images), size)
+        found, _ = self._two_stage(images, None)
+        for one in found:
+            one["labels"] = one["labels"] - 1  # 0 is the background there
+            if "masks" in one:
+                one["masks"] = paste_masks_in_image(one["masks"], one["boxes"], size)[:, 0] > 0.5
+        return found
+
+    def _two_stage(
+        self, images: Tensor, targets: list[dict[str, Tensor]] | None
+    ) -> tuple[Detections, dict[str, Tensor]]:
+        size = tuple(images.shape[-2:])
+        levels = OrderedDict((str(i), level) for i, level in enumerate(self.features(images)))
+        listed = ImageList(images, [size] * len(images))
+        proposals, first = self.head.rpn(listed, levels, targets)
+        found, second = self.head.roi_heads(levels, proposals, listed.image_sizes, targets)
+        return found, {**first, **second}
+
+    # ------------------------------------------------------------------ learning
+
+    def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The head's losses, whose sum is minimised; in training mode.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+            targets: B dictionaries: `boxes` (n, 4), `labels` (n,), for Mask R-CNN `masks` (n, S, S); n may be 0.
+
+        Returns:
+            Scalars: classification, bbox_regression, bbox_ctrness (FCOS); classification, bbox_regression (RetinaNet); loss_objectness,
+            loss_rpn_box_reg, loss_classifier, loss_box_reg, loss_mask (R-CNNs).
+        """
+        if not self.one_stage:
+            shifted = [{**t, "labels": t["labels"] + 1} for t in targets]
+            return self._two_stage(images, shifted)[1]
+        raw = self.raw(images)
+        anchors = [self.anchors(tuple(images.shape[-2:]), images)] * len(images)
+        if self.hparams.head == "retinanet":
+            return self.head.compute_loss(targets, raw, anchors)
+        counts = [h * w for h, w in self._levels(tuple(images.shape[-2:]))]
+        return self.head.compute_loss(targets, raw, anchors, counts)
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that cannot serve, before any step."""
+        dense.check_data(self, "targets")
+        data = getattr(self.trainer, "datamodule", None)
+        if self.hparams.head == "mask_rcnn" and data is not None and not getattr(data, "with_masks", True):
+            raise UserError("data.with_masks: mask_rcnn learns masks; set it to true, or choose another model.head")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Sum of the losses of one batch; logs train/loss and each part."""
+        parts = self.losses(batch["images"][:, 0], batch["targets"])
+        loss = sum(parts.values())
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name.removeprefix('loss_')}_loss": value for name, value in parts.items()})
+        return loss
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        predictions, targets = [], []
+        for found, target in zip(self(batch["images"][:, 0]), batch["targets"]):
+            boxes = to_file_pixels(found["boxes"].float(), target["scale"], target["size"])
+            prediction = {"boxes": boxes, "scores": found["scores"].float(), "labels": found["labels"]}
+            truth = {"boxes": target["original"], **{key: target[key] for key in ("labels", "iscrowd", "area")}}
+            if "masks" in found:
+                prediction["masks"], truth["masks"] = found["masks"], target["masks"].bool()
+            predictions.append(prediction)
+            targets.append(truth)
+        self.metrics[f"{split}_map"].update(predictions, targets)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Gathers detections; val/map, val/map50 and others are logged at the end of the split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As `validation_step`, under test/."""
+        self._evaluate(batch, "test")
+
+    def _finish(self, split: str) -> None:
+        metric = self.metrics[f"{split}_map"]
+        values = coco_values(metric)
+        metric.reset()
+        if "map" not in values and not self.trainer.sanity_checking:
+            raise UserError(
+                f"data.{split}_split: no object is annotated there, so there is no precision; give another split"
+            )
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "map", sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/map (mean over overlaps .50 to .95), val/map50, val/map75, ...; fractions."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation, under test/."""
+        self._finish("test")
+
+    # ------------------------------------------------------------------ the rest of a run
+
+    def on_fit_start(self) -> None:
+        """Keep what using the model takes."""
+        self.card = dense.card_for("detection", self.trainer.datamodule, {"head": self.hparams.head}) or self.card
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is complete in itself."""
+        dense.complete(checkpoint, self.card)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The other half of `on_save_checkpoint`."""
+        self.card = checkpoint.get("card", self.card)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        return dense.configure(self)
