@@ -26,7 +26,8 @@ class Card:
         crop_pct: share of the resized short side that the evaluation view keeps.
         class_names: in the order of the outputs; empty for features.
         outputs: names of what the model gives, in order.
-        weights: sha256 of the weights' names, shapes and values: what results, features and exports name a model by.
+        weights: sha256 of the weights' names, shapes and values: what results and exports name a model by.
+        features: the same of the backbone alone: what an index of features names it by.
         licence: of the weights, in words; "" is not stated.
         precision: "fp32", or what the export made of it.
         options: what a task needs besides (thresholds, anchors, ...), plain values.
@@ -40,6 +41,7 @@ class Card:
     class_names: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     weights: str = ""
+    features: str = ""
     licence: str = ""
     precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)

@@ -18,10 +18,33 @@ COMMANDS = {
     "fit": ("lit_vision.train", "train: lit-vision fit --config RECIPE.yaml [--resume auto]"),
     "validate": ("lit_vision.train", "measure a checkpoint on the validation split"),
     "test": ("lit_vision.train", "measure a checkpoint on the test split"),
-    "study": ("lit_vision.study.command", "what should I do with this folder? baselines, pre-training, few labels, one report"),
+    "study": (
+        "lit_vision.study.command",
+        "what should I do with this folder? baselines, pre-training, few labels, one report",
+    ),
+    "predict": (
+        "lit_vision.predict.command",
+        "use a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
+    ),
+    "embed": ("lit_vision.search", "features of images as an index: lit-vision embed --model M IMAGES --out FILE"),
+    "search": (
+        "lit_vision.search",
+        "images like this one; near duplicates: lit-vision search --index FILE --query IMAGE",
+    ),
     "data": ("lit_vision.data.sources", "make or fetch a data set: lit-vision data fashion --out DIR"),
+    "doctor": (
+        "lit_vision.data.doctor",
+        "is this folder fit to train on? broken files, duplicates, imbalance, loader speed",
+    ),
+    "pack": ("lit_vision.data.pack", "one fast file of a folder: lit-vision pack ROOT --out FILE.pack"),
 }
-_KEEP_NAME = {"fit", "validate", "test"}  # one module serves the three, so it gets the name as its first argument
+_KEEP_NAME = {
+    "fit",
+    "validate",
+    "test",
+    "embed",
+    "search",
+}  # one module serves several, so it gets the name as its first argument
 
 
 def _help() -> str:

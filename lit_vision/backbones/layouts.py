@@ -49,7 +49,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
                 "save its state dict as safetensors where you trust it"
             ) from error
         raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, AttributeError, IndexError, EOFError) as error:
         raise UserError(f"{path}: is not a whole checkpoint; give a file of torch.save or safetensors") from error
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):

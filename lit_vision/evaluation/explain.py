@@ -1,0 +1,145 @@
+"""Why did it say so: attention rollout for ViTs, Grad-CAM for CNNs, and their drawing over the image.
+
+Letters: B images, C channels, H W positions of a map, h w rows and columns of patches, L tokens, S side of the input.
+Both are forty lines on the model as it is; a library would wrap the model and know nothing of prompts or adapters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.errors import UserError
+
+
+def attention_rollout(backbone: Backbone, images: Tensor) -> Tensor:
+    """How much of each patch reaches the pooled feature, when attention is followed through all blocks.
+
+    With A_i the attention of block i, averaged over heads:  R = prod over i of (A_i + I) / 2, later blocks from the left.
+    Source: Abnar and Zuidema 2020, arXiv:2005.00928, section 3. The row read is that of cls, or the mean of the patches' rows
+    where the model averages patches. What prompts bring in counts for no patch. It does not depend on the class.
+
+    Args:
+        backbone: a ViT of timm with plain attention; put it in evaluation mode.
+        images: (B, 3, S, S) float, normalised.
+
+    Returns:
+        (B, h, w) float32, not negative, sum at most 1 (what is missing stayed with cls, registers and prompts).
+
+    Raises:
+        UserError: not such a ViT.
+    """
+    model = backbone.model
+    blocks = list(getattr(model, "blocks", ()))
+    if not blocks or not all(hasattr(getattr(b, "attn", None), "qkv") for b in blocks):
+        raise UserError(f"explain: {backbone.config['name']} has no plain attention to follow; Grad-CAM is for CNNs")
+    maps: list[Tensor] = []
+    hooks = [b.attn.register_forward_pre_hook(lambda attn, x: maps.append(_attention(attn, x[0]))) for b in blocks]
+    try:
+        with torch.no_grad():
+            backbone(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    high, wide = model.patch_embed.grid_size
+    patches = high * wide
+    prefix = model.num_prefix_tokens
+    prompts = maps[0].shape[1] - prefix - patches
+    rollout = torch.eye(maps[0].shape[1]).expand_as(maps[0]).clone()
+    for i, attention in enumerate(maps):
+        if i and prompts:
+            if attention.shape != rollout.shape:
+                raise UserError("explain: the number of tokens changes between blocks; rollout does not apply")
+            if len(backbone.prompts.sets[backbone.prompts.active]) > 1:  # deep: those of the block before are gone
+                rollout[:, prefix : prefix + prompts] = 0
+        rollout = (attention + torch.eye(attention.shape[1])) / 2 @ rollout
+    rows = rollout[:, 0] if model.global_pool == "token" else rollout[:, -patches:].mean(1)
+    return rows[:, -patches:].reshape(-1, high, wide)
+
+
+def _attention(attn: nn.Module, x: Tensor) -> Tensor:
+    """(B, L, L) attention of a timm block, mean over heads, rows sum to 1."""
+    batch, tokens, _ = x.shape
+    q, k, _ = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    return (q.float() * attn.scale @ k.float().transpose(-2, -1)).softmax(-1).mean(1).cpu()
+
+
+def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """Where the last maps raise a class's logit: relu(sum over c of w_c A_c), w_c = mean over positions of d logit / d A_c.
+
+    Source: Selvaraju et al. 2017, arXiv:1610.02391, Eq. 1 and 2.
+
+    Args:
+        backbone: a CNN; put it in evaluation mode.
+        head: (B, D) features to (B, K) logits.
+        images: (B, 3, S, S) float, normalised.
+        classes: (B,) int64, which logit of each image.
+
+    Returns:
+        (B, H, W) float32, not negative, on the CPU. Parameters get no gradient.
+
+    Raises:
+        UserError: this model has no maps before its pooling.
+    """
+    model = backbone.model
+    with torch.no_grad():
+        maps = model.forward_features(backbone._laid_out(images))
+    if maps.ndim != 4:
+        raise UserError(f"explain: {backbone.config['name']} has no maps for Grad-CAM; attention rollout is for ViTs")
+    maps = maps.clone().requires_grad_()  # (B, C, H, W), or channels last in Swin
+    with torch.enable_grad():
+        logits = head(model.forward_head(maps, pre_logits=True))
+        (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
+    last = maps.shape[1] != model.num_features and maps.shape[3] == model.num_features
+    channel, places = (3, (1, 2)) if last else (1, (2, 3))
+    return (slope.mean(places, keepdim=True) * maps.detach()).sum(channel).relu().float().cpu()
+
+
+def explain(method: Any, images: Tensor, classes: Tensor) -> Tensor:
+    """The picture that fits the model: rollout for ViTs, Grad-CAM for the rest.
+
+    Args:
+        method: has `backbone`, `head_norm` and `head`, in evaluation mode.
+        images: (B, 3, S, S) float, normalised.
+        classes: (B,) int64; rollout does not use them.
+
+    Returns:
+        (B, h, w) float32 in [0, 1], the largest value of each image 1 (all 0 where nothing speaks for the class).
+    """
+    backbone = method.backbone
+    if hasattr(backbone.model, "blocks") and hasattr(backbone.model, "patch_embed"):
+        heat = attention_rollout(backbone, images)
+    else:
+        head = nn.Sequential(method.head_norm, method.head)
+        heat = grad_cam(backbone, head, images, classes)
+    top = heat.amax((1, 2), keepdim=True)
+    return heat / torch.where(top > 0, top, torch.ones_like(top))
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray, side: int = 224, strength: float = 0.5) -> np.ndarray:
+    """The image under a coloured map (viridis: dark is 0, yellow is 1), beside the image itself.
+
+    Args:
+        pixels: (S, S, 3) uint8, RGB.
+        heat: (h, w) float in [0, 1].
+        side: of each of the two pictures at least, pixels; small images are enlarged.
+        strength: share of the colour, 0 to 1.
+
+    Returns:
+        (T, 2 T + gap, 3) uint8.
+    """
+    side = max(side, pixels.shape[0])
+    plain = cv2.resize(
+        pixels, (side, side), interpolation=cv2.INTER_CUBIC if side > pixels.shape[0] else cv2.INTER_AREA
+    )
+    smooth = F.interpolate(torch.from_numpy(heat)[None, None].float(), (side, side), mode="bilinear")[0, 0].numpy()
+    colour = cv2.applyColorMap((smooth.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+    mixed = (plain * (1 - strength) + colour * strength).round().astype(np.uint8)
+    return np.concatenate([plain, np.full((side, max(2, side // 56), 3), 255, np.uint8), mixed], axis=1)

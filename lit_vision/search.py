@@ -1,0 +1,294 @@
+"""`lit-vision embed` and `lit-vision search`: features of images as one file, and what lies near what in it.
+
+An index is a safetensors file: `features` (N, D) float32 as the model gave them, `names` the images' names joined by zero bytes, and in
+its metadata what they were made with; features of another model, view or precision are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_vision.errors import UsageError, UserError
+from lit_vision.predict.command import Words, add_batch_words, add_model_words, check_batch_words
+
+ROWS = 1024  # queries looked up at once
+
+
+@dataclass
+class Index:
+    """Features of N images, D wide.
+
+    path: the file.   names: N.   features: (N, D) float32.   made_with: what decided the features (model, view, precision).
+    """
+
+    path: Path
+    names: list[str]
+    features: Any
+    made_with: dict[str, Any]
+
+
+def made_with(card: Any) -> dict[str, Any]:
+    """What decides a model's features: two indices with the same can be compared."""
+    return {
+        "features": card.features,
+        "mean": card.mean,
+        "std": card.std,
+        "size": card.size,
+        "crop_pct": card.crop_pct,
+        "precision": card.precision,
+    }
+
+
+def write_index(path: Path, rows: Path, names: Path, width: int, about: dict[str, Any]) -> None:
+    """An index from raw float32 rows and zero-ended names, copied in pieces: N may be larger than memory."""
+    size, text = rows.stat().st_size, names.stat().st_size
+    header = {
+        "__metadata__": {"format": "pt", "lit_vision": "Index", "made_with": json.dumps(about)},
+        "features": {"dtype": "F32", "shape": [size // (4 * width), width], "data_offsets": [0, size]},
+        "names": {"dtype": "U8", "shape": [text], "data_offsets": [size, size + text]},
+    }
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # the format wants the data aligned
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for source in (rows, names):
+            with open(source, "rb") as part:
+                while piece := part.read(1 << 22):
+                    file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_index(path: str | os.PathLike) -> Index:
+    """The index in a file.
+
+    Raises:
+        UserError: no such file, or no index.
+    """
+    from lit_vision.backbones.layouts import read_file
+
+    if Path(path).suffix.lower() != ".safetensors":
+        raise UserError(f"--index {path}: an index is a .safetensors file of lit-vision embed; name one")
+    state, metadata = read_file(path)
+    if metadata.get("lit_vision") != "Index":
+        raise UserError(f"--index {path}: is no index; make one with lit-vision embed")
+    names = state["names"].numpy().tobytes().split(b"\0")[:-1]
+    features = state["features"].numpy()
+    if len(names) != len(features):
+        raise UserError(f"--index {path}: {len(features)} features for {len(names)} names, it is damaged; embed again")
+    return Index(Path(path), [os.fsdecode(n) for n in names], features, json.loads(metadata["made_with"]))
+
+
+def check_same_model(index: Index, about: dict[str, Any]) -> None:
+    """Refuse to compare features of different models.
+
+    Raises:
+        UserError: names what differs.
+    """
+    differing = [key for key in about if index.made_with.get(key) != about[key]]
+    if differing:
+        what = "another model" if "features" in differing else f"another {differing[0]}"
+        raise UserError(
+            f"--index {index.path}: its features are of {what} than --model; embed the images with this model"
+        )
+
+
+class Nearest:
+    """Exact search by cosine similarity (faiss, inner product of vectors of length 1).
+
+    Args:
+        features: (N, D) float32; copied and scaled. A row of zeros is similar to nothing.
+    """
+
+    def __init__(self, features: Any) -> None:
+        import numpy as np
+
+        try:
+            import faiss
+        except ImportError as error:
+            raise UserError("search: faiss is not installed; pip install 'lit-vision[search]'") from error
+        self.features = np.array(features, dtype=np.float32, order="C")
+        faiss.normalize_L2(self.features)
+        self.index = faiss.IndexFlatIP(self.features.shape[1])
+        self.index.add(self.features)
+        self.faiss = faiss
+
+    def top(self, queries: Any, k: int) -> list[list[tuple[int, float]]]:
+        """The k nearest rows of each query (M, D), best first: (row, cosine)."""
+        import numpy as np
+
+        queries = np.array(queries, dtype=np.float32, order="C")
+        self.faiss.normalize_L2(queries)
+        scores, rows = self.index.search(queries, min(k, len(self.features)))
+        return [[(int(r), float(s)) for r, s in zip(*both)] for both in zip(rows, scores)]
+
+    def pairs(self, threshold: float) -> Iterator[tuple[int, int, float]]:
+        """All (i, j, cosine) with i < j and cosine above the threshold, by i, then j."""
+        for start in range(0, len(self.features), ROWS):
+            limits, scores, rows = self.index.range_search(self.features[start : start + ROWS], threshold)
+            for i in range(len(limits) - 1):
+                mine = slice(limits[i], limits[i + 1])
+                for j, score in sorted(zip(rows[mine].tolist(), scores[mine].tolist())):
+                    if j > start + i:
+                        yield start + i, j, score
+
+
+def groups_of(pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
+    """Images that are linked by pairs, directly or through others; each group sorted, groups by their first image."""
+    above: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        while above.setdefault(i, i) != i:
+            above[i] = above[above[i]]
+            i = above[i]
+        return i
+
+    for i, j, _ in pairs:
+        above[max(root(i), root(j))] = min(root(i), root(j))
+    found: dict[int, list[int]] = {}
+    for i in sorted(above):
+        found.setdefault(root(i), []).append(i)
+    return list(found.values())
+
+
+# ------------------------------------------------------------------ commands
+
+
+def _embed_parser() -> Words:
+    parser = Words(
+        prog="lit-vision embed",
+        description="Features of images as one file for lit-vision search. Images that cannot be read are listed in OUT.skipped.csv; a stopped\n"
+        "command goes on when it is given again.",
+        epilog="example: lit-vision embed --model runs/mae/1 photos/ --out photos.safetensors",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (searched with all below), or files")
+    add_model_words(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
+    add_batch_words(parser)
+    return parser
+
+
+def embed(argv: Sequence[str]) -> int:
+    """One index; returns 0."""
+    args = _embed_parser().parse_args(list(argv))
+    check_batch_words(args)
+    if not args.out.lower().endswith(".safetensors"):
+        raise UsageError(f"--out {args.out}: an index is a safetensors file; end its name in .safetensors")
+    from lit_vision.predict.command import run_over
+    from lit_vision.predict.inputs import find_images, write_target
+    from lit_vision.predict.models import load_model
+
+    out = write_target(args.out)
+    inputs = find_images(args.images)
+    model = load_model(args.model, args.device, args.base, args.trust)
+    if "features" not in model.card.outputs:
+        raise UserError(f"{model.path}: gives no features; export it again, or use the run")
+    about = made_with(model.card)
+
+    def lines(batch: Any, outputs: dict[str, Any]) -> dict[str, bytes]:
+        rows = outputs["features"].astype("<f4").tobytes()
+        return {"rows": rows, "names": b"".join(os.fsencode(name) + b"\0" for name in batch.names)}
+
+    def finish(paths: dict[str, Path]) -> None:
+        count = paths["names"].read_bytes().count(b"\0")
+        write_index(out, paths["rows"], paths["names"], paths["rows"].stat().st_size // 4 // count, about)
+
+    done, skipped = run_over(model, inputs, out, b"", lines, {"embed": True}, args, streams=("names",), finish=finish)
+    print(f"{out}: features of {done} images{f', {skipped} skipped (see {out.name}.skipped.csv)' if skipped else ''}")
+    return 0
+
+
+def _search_parser() -> Words:
+    parser = Words(
+        prog="lit-vision search",
+        description="The images of an index that are most like the query, by cosine similarity, exactly; or its near duplicates.",
+        epilog="examples: lit-vision search --index photos.safetensors --model runs/mae/1 --query cat.jpg\n"
+        "          lit-vision search --index photos.safetensors --duplicates 0.98 --out pairs.csv",
+    )
+    parser.add_argument("--index", required=True, metavar="FILE", help="made by lit-vision embed")
+    parser.add_argument("--query", nargs="+", metavar="IMAGE", help="images to look for; needs the model of the index")
+    parser.add_argument("--duplicates", type=float, metavar="COSINE", help="pairs of the index above this similarity")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="answers per query (default 10)")
+    parser.add_argument("--out", metavar="FILE.csv", help="write all of it there too")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out names")
+    add_model_words(parser)
+    return parser
+
+
+def search(argv: Sequence[str]) -> int:
+    """Answers on standard output and in --out; returns 0."""
+    parser = _search_parser()
+    for action in parser._actions:
+        if action.dest == "model":
+            action.required = False
+    args = parser.parse_args(list(argv))
+    if bool(args.query) == (args.duplicates is not None):
+        raise UsageError("search: give --query IMAGE or --duplicates COSINE, one of them")
+    if args.query and not args.model:
+        raise UsageError("search: --query needs --model, the model that made the index")
+    if args.duplicates is not None and not -1 <= args.duplicates < 1:
+        raise UsageError(f"--duplicates {args.duplicates}: a cosine of -1 up to 1; 0.95 to 0.99 is usual")
+    if args.top < 1:
+        raise UsageError(f"--top {args.top}: give at least 1")
+    from lit_vision.predict.inputs import write_target
+
+    out = write_target(args.out) if args.out else None
+    if out and out.exists() and not args.overwrite:
+        raise UserError(f"--out {out}: exists already; name another file, or give --overwrite")
+    index = read_index(args.index)
+    if args.query:
+        header, rows = ["query", "rank", "path", "score"], list(_answers(index, args))
+        shown = [f"{score}  {path}" + (f"  ({query})" if len(args.query) > 1 else "") for query, _, path, score in rows]
+    else:
+        pairs = list(Nearest(index.features).pairs(args.duplicates))
+        header = ["group", "a", "b", "score"]
+        group_of = {i: g for g, members in enumerate(groups_of(pairs), 1) for i in members}
+        rows = [(group_of[i], index.names[i], index.names[j], f"{score:.4f}") for i, j, score in pairs]
+        shown = [f"{score}  {a}  {b}" for _, a, b, score in rows[:20]]
+        shown += [f"... and {len(rows) - 20} more pairs"] if len(rows) > 20 else []
+        images = len(group_of)
+        shown.append(
+            f"{len(rows)} pairs above {args.duplicates:g}: {images} images in {len(set(group_of.values()))} groups"
+        )
+    sys.stdout.write("".join(f"{line}\n".encode("utf-8", "backslashreplace").decode() for line in shown))
+    if out:
+        beside = out.with_name(out.name + ".tmp")
+        with open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        os.replace(beside, out)
+        print(f"{out}: {len(rows)} rows")
+    return 0
+
+
+def _answers(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, int, str, str]]:
+    """(query, rank, path, score) of every query."""
+    from lit_vision.predict.inputs import batches, find_images
+    from lit_vision.predict.models import load_model
+    from lit_vision.predict.tasks import prepare_for
+
+    queries = find_images(args.query)
+    model = load_model(args.model, args.device, args.base, args.trust)
+    check_same_model(index, made_with(model.card))
+    nearest = Nearest(index.features)
+    for batch in batches(queries, prepare_for(model.card), 32):
+        if batch.bad:
+            raise UserError(f"--query {queries.folder and queries.folder + '/'}{batch.bad[0][0]}: {batch.bad[0][1]}")
+        for name, found in zip(batch.names, nearest.top(model(batch.pixels)["features"], args.top)):
+            for rank, (row, score) in enumerate(found, 1):
+                yield name, rank, index.names[row], f"{score:.4f}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """embed or search, which is the first word."""
+    return (embed if argv[0] == "embed" else search)(argv[1:])

@@ -1,0 +1,81 @@
+"""Rollout against a slow loop, Grad-CAM against its closed form for average-pooled nets and against finite steps."""
+
+import numpy as np
+import pytest
+import torch
+from toy_models import make_classifier
+
+from lit_vision.backbones.adapters import add_lora, add_prompts
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.errors import UserError
+from lit_vision.evaluation.explain import attention_rollout, explain, grad_cam, overlay
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_rollout__is_the_product_of_unfused_attention(pool: str) -> None:
+    torch.manual_seed(0)
+    body = Backbone("vit_tiny_patch16_224", **VIT, pool=pool).eval()
+    for block in body.model.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.5)
+    seen = []
+    for block in body.model.blocks:
+        block.attn.fused_attn = False  # timm then has the attention as a tensor, which its dropout layer sees
+        block.attn.attn_drop.register_forward_hook(lambda m, x, y: seen.append(y.detach()))
+    body(images())
+    want = []
+    for i in range(2):
+        total = np.eye(17)
+        for attention in seen:
+            mean = sum(attention[i, head].numpy().astype(np.float64) for head in range(2)) / 2
+            total = (0.5 * mean + 0.5 * np.eye(17)) @ total
+        row = total[0] if pool == "token" else total[1:].mean(0)
+        want.append(row[1:].reshape(4, 4))
+    got = attention_rollout(body, images())
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-6)
+    assert (got.sum((1, 2)) <= 1).all()
+
+
+def test_rollout__sees_through_lora_and_prompts() -> None:
+    torch.manual_seed(0)
+    body = Backbone("vit_tiny_patch16_224", **VIT).eval()
+    plain = attention_rollout(body, images())
+    add_lora(body, targets=["qkv"])
+    torch.testing.assert_close(attention_rollout(body, images()), plain)
+    for deep in (False, True):
+        body = Backbone("vit_tiny_patch16_224", **VIT).eval()
+        add_prompts(body, length=3, deep=deep)
+        heat = attention_rollout(body, images())
+        assert heat.shape == (2, 4, 4)
+        assert (heat.sum((1, 2)) < 1).all()
+
+
+def test_grad_cam__is_the_class_activation_map_of_an_average_pooled_net() -> None:
+    method = make_classifier("cnn")
+    x, classes = images(3), torch.tensor([0, 2, 1])
+    with torch.no_grad():
+        maps = method.backbone.model.forward_features(x)  # (3, 16, 2, 2): the last stage
+    weight = method.head.weight[classes] / maps[0, 0].numel()  # d logit / d map, for a mean and a linear layer
+    want = torch.einsum("bc,bchw->bhw", weight, maps).relu().detach()
+    torch.testing.assert_close(grad_cam(method.backbone, method.head, x, classes), want)
+    assert all(p.grad is None for p in method.parameters())
+
+
+def test_explain__is_scaled_and_draws() -> None:
+    for kind in ("vit", "cnn"):
+        heat = explain(make_classifier(kind), images(), torch.tensor([0, 1]))
+        assert heat.min() >= 0
+        assert set(heat.amax((1, 2)).tolist()) <= {0.0, 1.0}
+        picture = overlay(np.zeros((16, 16, 3), np.uint8), heat[0].numpy(), side=56)
+        assert picture.shape == (56, 114, 3)
+        assert not picture[:, :56].any()
+    with pytest.raises(UserError, match="no plain attention"):
+        attention_rollout(make_classifier("cnn").backbone, images())
+    vit = make_classifier()
+    with pytest.raises(UserError, match="no maps for Grad-CAM"):
+        grad_cam(vit.backbone, vit.head, images(), torch.tensor([0, 1]))

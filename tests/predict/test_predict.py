@@ -1,0 +1,361 @@
+"""predict: the model's own answer for every image, in files that survive a kill; broken images and broken commands cost nothing."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from toy_models import NAMES, make_classifier, write_images, write_run
+
+from lit_vision.backbones import adapters
+from lit_vision.backbones.weights import save_backbone
+from lit_vision.cli import main
+from lit_vision.data.decode import decode
+from lit_vision.data.views import resize_and_crop
+from lit_vision.predict import inputs, journal, models
+from lit_vision.predict.models import load_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A run, and twelve images in a folder."""
+    folder = tmp_path_factory.mktemp("predict")
+    write_run(folder / "run", make_classifier())
+    write_images(folder / "images")
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def predict(place: Path, out: Path, *more: str, model: str = "run", images: str = "images") -> int:
+    words = ["predict", str(place / images), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--batch_size", "5", *more])
+
+
+def test_predict__is_the_classifier_on_the_evaluation_view(place, tmp_path, capsys) -> None:
+    assert predict(place, tmp_path / "a.csv") == 0
+    assert predict(place, tmp_path / "a.jsonl", "--top", "2") == 0
+    assert f"{tmp_path / 'a.csv'}: 12 images\n" in capsys.readouterr().out
+    rows, method = rows_of(tmp_path / "a.csv"), make_classifier()
+    names = sorted(str(p.relative_to(place / "images")) for p in (place / "images").rglob("*.png"))
+    assert [row["path"] for row in rows] == names
+    assert list(rows[0]) == ["path", "label", "score", "label_2", "score_2", "label_3", "score_3"]
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    for row, record in zip(rows, records):
+        pixels = resize_and_crop(decode((place / "images" / row["path"]).read_bytes()), 16, 1.0)
+        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - method.mean[:, None, None]) / method.std[
+            :, None, None
+        ]
+        want = method(image[None])[0].softmax(0)
+        assert row["label"] == NAMES[int(want.argmax())]
+        assert float(row["score"]) == pytest.approx(want.max().item(), abs=1e-5)
+        assert record["path"] == row["path"]
+        assert [(p["label"], f"{p['score']:.6f}") for p in record["predictions"]] == [
+            (row["label"], row["score"]),
+            (row["label_2"], row["score_2"]),
+        ]
+    assert len({row["label"] for row in rows}) > 1
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "a.jsonl"}  # no leftovers
+
+
+def test_broken_images_are_listed_and_skipped(place, tmp_path, capsys) -> None:
+    folder = tmp_path / "mixed"
+    write_images(folder, 6)
+    good = (folder / "red/000.png").read_bytes()
+    (folder / "a_torn.png").write_bytes(good[: len(good) // 2])
+    (folder / "b_empty.jpg").touch()
+    (folder / "c_text.png").write_text("no image")
+    (folder / "d_link.png").symlink_to("nowhere.png")
+    (folder / "e_folder").mkdir()
+    (folder / "e_folder" / "loop").symlink_to(folder)
+    (folder / "f_gray.png").write_bytes(b"")
+    Image.fromarray(np.full((9, 30), 200, np.uint8)).save(folder / "f_gray.png")
+    (folder / "notes.txt").write_text("not listed: its ending is no image's")
+    assert predict(place, tmp_path / "o.csv", images=str(folder)) == 0
+    assert "7 images, 4 skipped (see o.csv.skipped.csv)" in capsys.readouterr().out
+    skipped = rows_of(tmp_path / "o.csv.skipped.csv")
+    assert [row["path"] for row in skipped] == ["a_torn.png", "b_empty.jpg", "c_text.png", "d_link.png"]
+    assert all(row["reason"] and "\n" not in row["reason"] for row in skipped)
+    rows = {row["path"]: row for row in rows_of(tmp_path / "o.csv")}
+    assert len(rows) == 7
+    predict(place, tmp_path / "all.csv")
+    whole = {row["path"]: row for row in rows_of(tmp_path / "all.csv")}
+    assert rows["red/000.png"]["label"] == whole["red/000.png"]["label"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.png").touch()
+    assert predict(place, tmp_path / "bad.csv", images=str(tmp_path / "broken")) == 1
+    assert "lists all 1 images" in capsys.readouterr().err
+    assert not (tmp_path / "bad.csv").exists()
+    assert (tmp_path / "bad.csv.skipped.csv").exists()
+
+
+def test_stopped_anywhere_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "images"
+    write_images(folder, 12)
+    (folder / "blue" / "0_bad.png").touch()
+    assert predict(place, tmp_path / "whole.csv", images=str(folder)) == 0
+    append = journal.Journal.append
+
+    for stop in (1, 2, 3, 4):
+        calls = []
+
+        def dying(self, texts, done, stop=stop, calls=calls):
+            calls.append(done)
+            if len(calls) == stop:
+                for name, text in texts.items():  # as a kill leaves it: bytes written, nothing recorded
+                    self.files[name].write(text[: len(text) // 2])
+                raise KeyboardInterrupt
+            append(self, texts, done)
+
+        out = tmp_path / f"part{stop}.csv"
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.Journal, "append", dying)
+            assert predict(place, out, images=str(folder)) == 130
+        assert not out.exists()
+        assert predict(place, out, images=str(folder)) == 0
+        assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+        assert Path(f"{out}.skipped.csv").read_bytes() == (tmp_path / "whole.csv.skipped.csv").read_bytes()
+        assert len(list(tmp_path.glob(f"part{stop}*"))) == 2
+    text = capsys.readouterr()
+    assert "stopped after 5 of 13 images; the same command goes on" in text.err
+    assert "going on after 5 of 13 images" in text.out
+
+
+def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, capsys) -> None:
+    def broken(self, pixels):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "o.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(models.Model, "__call__", broken)
+        assert predict(place, out) == 130
+    assert predict(place, out, "--top", "1") == 1
+    assert "belongs to an unfinished run with another model, images or settings" in capsys.readouterr().err
+    assert predict(place, out, "--top", "1", "--overwrite") == 0
+    before = out.read_bytes()
+    assert predict(place, out) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert predict(place, out, "--overwrite") == 0
+    assert out.read_bytes() != before
+
+
+# where models come from
+
+
+@pytest.mark.parametrize("tune", ["lora", "prompt-deep"])
+def test_models__adapters_are_applied_and_lora_is_merged(place, tune: str, tmp_path) -> None:
+    method = make_classifier(tune=tune, prompt_length=2)
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.3)
+    write_run(tmp_path / "run", method)
+    model = load_model(tmp_path / "run", "cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    want = method(model.normalised(pixels))
+    np.testing.assert_allclose(model(pixels)["logits"], want.detach().numpy(), atol=1e-4)
+    assert not any("lora" in key for key in model.method.state_dict())
+    # the same from the adapter's own file, on the weights that it began from
+    base = make_classifier(tune="linear")
+    digest = adapters.base_digest(method.backbone)
+    assert digest == adapters.base_digest(base.backbone)
+    start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
+    hyper = {**dict(method.hparams), "backbone_checkpoint": None}
+    path = adapters.save_adapter(tmp_path / "a.safetensors", method, hyper_parameters=hyper, card=method.card)
+    again = load_model(path, "cpu", base=str(start))
+    np.testing.assert_allclose(again(pixels)["logits"], model(pixels)["logits"], atol=1e-5)
+    assert again.card.class_names == NAMES
+
+
+def test_models__without_a_card_have_numbers_for_names(tmp_path) -> None:
+    method = make_classifier("cnn")
+    method.card = None
+    card = load_model(write_run(tmp_path / "run", method)).card
+    assert card.class_names == ["0", "1", "2"]
+    assert card.mean == [0.5, 0.4, 0.3]
+
+
+def test_best_is_taken_before_last(tmp_path) -> None:
+    write_run(tmp_path / "run", make_classifier())
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "best.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes())
+    assert load_model(tmp_path / "run").path.name == "best.ckpt"
+
+
+def test_explain_draws_every_image(place, tmp_path) -> None:
+    for kind in ("vit", "cnn"):
+        write_run(tmp_path / kind, make_classifier(kind))
+        where = tmp_path / f"drawn-{kind}"
+        assert predict(place, tmp_path / f"{kind}.csv", "--explain", str(where), model=str(tmp_path / kind)) == 0
+        drawn = sorted(where.rglob("*.png"))
+        assert len(drawn) == 12
+        picture = np.asarray(Image.open(drawn[0]))
+        assert picture.shape == (224, 452, 3)
+        assert (picture[:, :224] != picture[:, 228:]).any()
+
+
+# ten broken commands: one line each, nothing written
+
+
+def spoil(place: Path, name: str) -> list[str]:
+    """The words of a command with one thing wrong."""
+    place.mkdir(exist_ok=True)
+    run, images, out = str(place / "run"), str(place / "images"), str(place / "o.csv")
+    (place / "images").exists() or write_images(place / "images", 3)
+    (place / "run").exists() or write_run(place / "run", make_classifier())
+    words = {"--model": run, "--out": out, "--device": "cpu"}
+    if name == "no such run":
+        words["--model"] = str(place / "nothing")
+    elif name == "empty folder as run":
+        (place / "empty").mkdir(exist_ok=True)
+        words["--model"] = str(place / "empty")
+    elif name == "no images there":
+        images = str(place / "nowhere")
+    elif name == "folder without images":
+        (place / "bare").mkdir(exist_ok=True)
+        images = str(place / "bare")
+    elif name == "unknown ending":
+        words["--out"] = str(place / "o.xlsx")
+    elif name == "out is a folder":
+        words["--out"] = images
+    elif name == "damaged checkpoint":
+        data = (place / "run/checkpoints/last.ckpt").read_bytes()
+        (place / "torn.ckpt").write_bytes(data[: len(data) // 3])
+        words["--model"] = str(place / "torn.ckpt")
+    elif name == "checkpoint that runs code":
+        torch.save({"state_dict": {}, "hyper_parameters": Path("x"), "f": os.system}, place / "evil.ckpt")
+        words["--model"] = str(place / "evil.ckpt")
+    elif name == "weights alone":
+        save_file({"head.weight": torch.zeros(3, 4)}, place / "w.safetensors")
+        words["--model"] = str(place / "w.safetensors")
+    elif name == "text as onnx":
+        (place / "x.onnx").write_text("not a model")
+        words["--model"] = str(place / "x.onnx")
+    elif name == "pre-trained only":
+        method = make_classifier()
+        path = save_backbone(place / "body.safetensors", method.backbone, [0.5] * 3, [0.5] * 3)
+        words["--model"] = str(path)
+    elif name == "pt2 that is not trusted":
+        (place / "x.pt2").write_bytes(b"PK")
+        words["--model"] = str(place / "x.pt2")
+    elif name == "batch of none":
+        words["--batch_size"] = "0"
+    elif name == "top of none":
+        words["--top"] = "0"
+    elif name == "unknown flag":
+        words["--modle"] = run
+    elif name == "not a finite weight":
+        method = make_classifier()
+        method.head.weight.data[0, 0] = float("nan")
+        (place / "nan").exists() or write_run(place / "nan", method)
+        words["--model"] = str(place / "nan")
+    return ["predict", images, *(word for pair in words.items() for word in pair)]
+
+
+BROKEN = {
+    "no such run": (1, "no such run or file"),
+    "empty folder as run": (1, "holds no checkpoints/best.ckpt or last.ckpt"),
+    "no images there": (1, "no such file or folder"),
+    "folder without images": (1, "no image in it"),
+    "unknown ending": (2, r"end its name in .csv or .jsonl"),
+    "out is a folder": (1, "is a folder"),
+    "damaged checkpoint": (1, "not a whole checkpoint"),
+    "checkpoint that runs code": (1, "could run code and is not loaded"),
+    "weights alone": (1, "does not say which model it holds"),
+    "text as onnx": (1, "no ONNX model"),
+    "pre-trained only": (1, "gives features, no predictions; use lit-vision embed"),
+    "pt2 that is not trusted": (1, "give --trust"),
+    "batch of none": (2, "give at least 1"),
+    "top of none": (2, "give at least 1 class"),
+    "unknown flag": (2, "--modle"),
+    "not a finite weight": (1, "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(name: str, tmp_path_factory, capsys) -> None:
+    if name == "text as onnx":
+        pytest.importorskip("onnxruntime", reason="needs the export extra")
+    place = tmp_path_factory.getbasetemp() / "broken-predict"
+    code, text = BROKEN[name]
+    words = spoil(place, name)
+    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(words) == code
+    said = capsys.readouterr().err.strip()
+    assert text.replace("\\", "") in said
+    assert len(said.splitlines()) == 1
+    after = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
+    assert {p: s for p, s in after.items() if p in before} == before
+    assert not (place / "o.csv").exists()
+    for left in place.glob("o.csv*"):
+        left.unlink()
+
+
+# parts
+
+
+def test_files_are_taken_as_typed_and_folders_are_not_mixed(place) -> None:
+    a, b = str(place / "images/red/000.png"), str(place / "run/checkpoints/last.ckpt")
+    found = inputs.find_images([b, a])
+    assert list(found.names) == [b, a]
+    with pytest.raises(inputs.UserError, match="give one folder, or files only"):
+        inputs.find_images([a, str(place / "images")])
+
+
+def test_batches_begin_at_the_same_places_wherever_it_starts(place) -> None:
+    found = inputs.find_images([str(place / "images")])
+    prepare = lambda image: resize_and_crop(image, 16, 1.0)  # noqa: E731
+    whole = list(inputs.batches(found, prepare, 5))
+    assert [(b.first, b.after) for b in whole] == [(0, 5), (5, 10), (10, 12)]
+    rest = list(inputs.batches(found, prepare, 5, start=5))
+    for got, want in zip(rest, whole[1:]):
+        np.testing.assert_array_equal(got.pixels, want.pixels)
+        assert got.names == want.names
+        assert got.sizes == want.sizes
+
+
+@pytest.mark.slow
+def test_killed_for_real_and_memory_stays_flat(place, tmp_path) -> None:
+    """SIGKILL in the middle of 3,000 images, then the same bytes; peak memory of 3,000 images is that of 300, to 30 MB."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    data = (place / "images/red/000.png").read_bytes()
+    for i in range(3000):
+        (folder / f"{i:05d}.png").write_bytes(data)
+    code = (
+        "import sys, resource; from lit_vision.cli import main; code = main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+
+    def start(out: Path, images: Path) -> subprocess.Popen:
+        words = ["predict", str(images), "--model", str(place / "run"), "--out", str(out), "--batch_size", "8"]
+        return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
+
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(300):
+        (few / f"{i:05d}.png").write_bytes(data)
+    small = int(start(tmp_path / "few.csv", few).communicate()[0].split()[-1])
+    large = int(start(tmp_path / "whole.csv", folder).communicate()[0].split()[-1])
+    assert large - small < 30_000  # KB
+    victim, part = start(tmp_path / "o.csv", folder), tmp_path / "o.csv.part"
+    while not (part.exists() and part.stat().st_size > 20_000):
+        assert victim.poll() is None
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "o.csv").exists()
+    assert start(tmp_path / "o.csv", folder).wait() == 0
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -1,0 +1,48 @@
+"""A tiny classifier's run and a folder of images that it tells apart, for tests of what uses a model."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lit_vision.methods.classifier import Classifier
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"}
+CNN = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+NAMES = ["blue", "green", "red"]
+
+
+def write_images(folder: Path, n: int = 12, seed: int = 0, size: int = 20) -> list[str]:
+    """n PNGs under `red/`, `green/`, `blue/`: noise with one strong channel. Returns the names, sorted."""
+    rng = np.random.default_rng(seed)
+    names = []
+    for i in range(n):
+        channel = i % 3
+        pixels = rng.integers(0, 120, (size + i % 2, size, 3), dtype=np.uint8)
+        pixels[..., channel] += 130
+        name = f"{NAMES[2 - channel]}/{i:03d}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+        names.append(name)
+    return sorted(names)
+
+
+def make_classifier(kind: str = "vit", **more) -> Classifier:
+    """Random weights, spread enough that classes differ."""
+    torch.manual_seed(3)
+    name, args = ("vit_tiny_patch16_224", VIT) if kind == "vit" else ("resnet18", CNN)
+    settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "head_init_std": 1.0, **more}
+    method = Classifier(name, 3, args, **settings).eval()
+    method.card = {"task": "classification", "class_names": NAMES, "size": 16, "crop_pct": 1.0}
+    return method
+
+
+def write_run(folder: Path, method: Classifier) -> Path:
+    """A run's folder with the method's checkpoint, as training would leave it. Returns the folder."""
+    checkpoint = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
+    method.on_save_checkpoint(checkpoint)
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(checkpoint, path)
+    return folder
