@@ -110,7 +110,7 @@ OPTIONS = {  # what each view may be told; anything else is refused, never ignor
         "exact",
         "rand_augment",
         "random_erasing",
-    ),  # fmt: skip
+    ),
     "eval": ("crop_pct",),
 }
 

@@ -1,0 +1,138 @@
+"""The contestants of the data benchmark: JPEG bytes to two SimCLR views (Chen et al. 2020, App. A), each as its own library does it best.
+
+All draw the same laws: crop area (0.08, 1), flip 0.5, jitter 0.8 (0.8, 0.8, 0.8, 0.2), grayscale 0.2, blur 0.5 with sigma (0.1, 2).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from lit_vision.data.batch import normalise
+from lit_vision.data.transforms import albumentations
+from lit_vision.data.views import make_views
+
+SIZE = 224
+Pipeline = Callable[[bytes, int], object]  # (JPEG, number of the call)
+
+
+def ours(name: str = "simclr", **options) -> Pipeline:
+    views = make_views(name, SIZE, 0, **options)
+    return lambda data, i: views(data, 0, i)
+
+
+def with_albumentations(lean: bool = False) -> Pipeline:
+    """The paper's laws as they are written: bicubic, a kernel of 23. `lean`: bilinear, the smallest kernel that sigma allows."""
+    A = albumentations()
+    crop = {"interpolation": cv2.INTER_LINEAR if lean else cv2.INTER_CUBIC}
+    kernel = 0 if lean else (23, 23)
+    pipeline = A.Compose(
+        [
+            A.RandomResizedCrop((SIZE, SIZE), scale=(0.08, 1.0), **crop),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
+            A.ToGray(p=0.2),
+            A.GaussianBlur(
+                blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5
+            ),  # 0: the kernel's size follows sigma, its fast way
+        ]
+    )
+
+    def run(data: bytes, _: int) -> np.ndarray:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return np.stack([pipeline(image=image)["image"] for _ in range(2)])
+
+    return run
+
+
+def with_torchvision_pil() -> Pipeline:
+    from torchvision import transforms as T
+
+    view = T.Compose(
+        [
+            T.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=T.InterpolationMode.BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([T.GaussianBlur(23, (0.1, 2.0))], 0.5),
+        ]
+    )
+
+    def run(data: bytes, _: int) -> np.ndarray:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return np.stack([np.asarray(view(image)) for _ in range(2)])
+
+    return run
+
+
+def with_torchvision_v2() -> Pipeline:
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms import v2 as T
+
+    view = T.Compose(
+        [
+            T.RandomResizedCrop(SIZE, (0.08, 1.0), antialias=True),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([T.GaussianBlur(23, (0.1, 2.0))], 0.5),
+        ]
+    )
+
+    def run(data: bytes, _: int) -> torch.Tensor:
+        image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return torch.stack([view(image) for _ in range(2)])
+
+    return run
+
+
+def with_lightly(floats: bool = False) -> Pipeline:
+    """lightly's own transform; for uint8 views without its last step, the tensor."""
+    from lightly.transforms.simclr_transform import SimCLRTransform
+    from torchvision.transforms import Normalize, ToTensor
+
+    transform = SimCLRTransform(input_size=SIZE)
+    if not floats:
+        for view in transform.transforms:
+            view.transform.transforms = [
+                t for t in view.transform.transforms if not isinstance(t, (ToTensor, Normalize))
+            ]
+
+    def run(data: bytes, _: int):
+        views = transform(Image.open(io.BytesIO(data)).convert("RGB"))
+        return views if floats else np.stack([np.asarray(view) for view in views])
+
+    return run
+
+
+def as_floats(pipeline: Pipeline) -> Pipeline:
+    """The same, ending at normalised float tensors, channels first."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def run(data: bytes, i: int) -> torch.Tensor:
+        views = torch.as_tensor(pipeline(data, i))
+        if views.shape[-1] != 3:
+            views = views.permute(0, 2, 3, 1)
+        return normalise(views[None], mean, std)
+
+    return run
+
+
+def decode_cv2(data: bytes, _: int) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
+def decode_simplejpeg(data: bytes, _: int) -> np.ndarray:
+    return simplejpeg.decode_jpeg(data, "RGB")
+
+
+def entropy_bound(data: bytes, _: int) -> np.ndarray:
+    """Entropy decoding and next to nothing else: an eighth of the size, gray. No decoder of whole files can be faster."""
+    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    return simplejpeg.decode_jpeg(data, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
