@@ -260,7 +260,10 @@ class RunCLI(LightningCLI):
     @rank_zero_only
     def _write_measured(self, ckpt_path: Path, measured: dict[str, float], samples: int, seconds: float) -> None:
         prefix = {"validate": "val"}.get(self.subcommand, self.subcommand)
-        name = next((n for n in (f"{prefix}/{m}" for m in ("top1", "map", "dice", "loss")) if n in measured), next(iter(measured)))
+        name = next(
+            (n for n in (f"{prefix}/{m}" for m in ("top1", "map", "dice", "loss")) if n in measured),
+            next(iter(measured)),
+        )
         for key, value in measured.items():
             print(f"{key:<16} {value:.4f}")
         results.write_result(

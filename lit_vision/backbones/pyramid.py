@@ -132,6 +132,68 @@ def make_pyramid(
     Raises:
         UserError: strides that are no such series, that do not divide the image, or of which the backbone has no map to begin with.
     """
+    strides, shapes = checked(backbone, img_size, strides)
+    if len(shapes) == 1:
+        return SimpleFeaturePyramid(*shapes[0], out_channels, strides)
+    places = _places(backbone, shapes, strides)
+    return FPN([shapes[place][0] for place in places], places, out_channels, strides)
+
+
+class Chosen(nn.Module):
+    """Some of a backbone's maps as they are.
+
+    Args:
+        channels: of each.
+        places: which of `forward_maps` they are.
+    """
+
+    def __init__(self, channels: Sequence[int], places: Sequence[int]):
+        super().__init__()
+        self.channels, self.places = list(channels), list(places)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """`forward_maps` to the chosen ones."""
+        return [maps[place] for place in self.places]
+
+
+def make_levels(
+    backbone: Backbone, img_size: int, width: int, strides: Sequence[int] | None
+) -> tuple[nn.Module, list[int]]:
+    """Maps of a backbone at these strides without mixing them: a CNN's own, or a ViT's simple feature pyramid.
+
+    Args:
+        backbone: any with `forward_maps`.
+        img_size: side of the images, pixels.
+        width: channels of a ViT's pyramid.
+        strides: fine to coarse, each twice the one before; None is the last map alone, as it is.
+
+    Returns:
+        A module from `forward_maps` to [(B, C_i, H_i, W_i)], and the C_i.
+
+    Raises:
+        UserError: as `make_pyramid`; also strides beyond a CNN's last map.
+    """
+    if strides is None:
+        shapes = map_shapes(backbone, img_size)
+        return Chosen([shapes[-1][0]], [len(shapes) - 1]), [shapes[-1][0]]
+    strides, shapes = checked(backbone, img_size, strides)
+    if len(shapes) == 1:
+        return SimpleFeaturePyramid(*shapes[0], width, strides), [width] * len(strides)
+    places = _places(backbone, shapes, strides)
+    if len(places) < len(strides):
+        raise UserError(
+            f"model.strides: {backbone.config['name']} has no map of stride {strides[len(places)]}; leave it out"
+        )
+    channels = [shapes[place][0] for place in places]
+    return Chosen(channels, places), channels
+
+
+def checked(backbone: Backbone, img_size: int, strides: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Strides that fit image and backbone, and `map_shapes`.
+
+    Raises:
+        UserError: strides that do not double, do not divide the image, or that the one map of a ViT cannot be brought to.
+    """
     strides = list(strides)
     if not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)) or strides[0] < 1:
         raise UserError(f"model.strides: {strides} must double from level to level, e.g. [8, 16, 32]")
@@ -140,41 +202,56 @@ def make_pyramid(
             f"model.img_size: {img_size} is no multiple of the coarsest stride {strides[-1]}; change it or model.strides"
         )
     shapes = map_shapes(backbone, img_size)
-    name = backbone.config["name"]
     if len(shapes) == 1:
         channels, stride = shapes[0]
-        ratios = [math.log2(stride / s) for s in strides]
-        if (
-            strides[0] > 2 * stride
-            or any(ratio != int(ratio) for ratio in ratios)
-            or channels >> max(0, int(ratios[0])) < 1
-        ):
+        turns = math.log2(stride / strides[0])
+        if strides[0] > 2 * stride or turns != int(turns) or channels >> max(0, int(turns)) < 1:
             raise UserError(
-                f"model.strides: {name} has one map of stride {stride}; give strides that it doubles or halves to"
+                f"model.strides: {backbone.config['name']} has one map of stride {stride}; give strides that it doubles or halves to"
             )
-        return SimpleFeaturePyramid(channels, stride, out_channels, strides)
-    last = {stride: place for place, (_, stride) in enumerate(shapes)}  # of several maps of one stride the deepest
-    places = [last[s] for s in strides if s in last]
+    return strides, shapes
+
+
+def _places(backbone: Backbone, shapes: list[tuple[int, int]], strides: list[int]) -> list[int]:
+    """Which maps have these strides; of several with one stride the deepest. Strides may go on beyond the last map."""
+    last = {stride: place for place, (_, stride) in enumerate(shapes)}
     covered = [s for s in strides if s in last]
-    if not places or covered != strides[: len(covered)] or (strides[len(covered) :] and covered[-1] != max(last)):
-        have = sorted(last)
+    if not covered or covered != strides[: len(covered)] or (strides[len(covered) :] and covered[-1] != max(last)):
         raise UserError(
-            f"model.strides: {name} has maps of strides {have}; begin with one of them and leave none of them out"
+            f"model.strides: {backbone.config['name']} has maps of strides {sorted(last)}; begin with one of them and leave none out"
         )
-    return FPN([shapes[place][0] for place in places], places, out_channels, strides)
+    return [last[s] for s in covered]
 
 
-def freeze_unused(backbone: Backbone) -> list[str]:
-    """Stop the gradients of what comes after the last map (final norm, head norm): no map depends on it, and DDP refuses such parameters.
+def freeze_unused(backbone: Backbone, pyramid: nn.Module, img_size: int) -> list[str]:
+    """Stop the gradients of what the pyramid's maps do not depend on, since DDP refuses parameters without a gradient.
+
+    In a ViT this is what comes after the last block (the final norm); in a CNN, what comes after the last map in use: a small image is
+    sent forward and backward to find it.
+
+    Args:
+        backbone: what trains of it has been chosen.
+        pyramid: from `make_pyramid` or `make_levels`.
+        img_size: side of the images, pixels.
 
     Returns:
-        Their names.
+        Names of the parameters frozen now.
     """
-    try:
-        names = backbone.layer_groups()[-1]
-    except UserError:  # a family whose layers timm does not group: nothing is known to lie behind the maps
-        return []
-    own = dict(backbone.named_parameters())
+    own = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    if len(backbone.strides) == 1:
+        names = [name for name in backbone.layer_groups()[-1] if name in own]
+    elif own:
+        mode, side = backbone.training, min(img_size, 128)
+        backbone.eval()
+        like = next(iter(own.values()))
+        with torch.enable_grad():
+            maps = backbone.forward_maps(like.new_zeros(1, backbone.config["in_chans"], side, side))
+            total = sum(maps[place].sum() for place in pyramid.places)
+            found = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+        backbone.train(mode)
+        names = [name for name, gradient in zip(own, found) if gradient is None]
+    else:
+        names = []
     for name in names:
         own[name].requires_grad_(False)
     return names

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lit_vision import distributed, optim
 from lit_vision.backbones import weights
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.pyramid import freeze_unused
 from lit_vision.card import card_of_data
 from lit_vision.errors import UserError
 from lit_vision.methods.classifier import set_trainable
@@ -39,7 +38,6 @@ def build_backbone(
         print(report, flush=True)
         mean, std = report.mean or mean, report.std or std
     set_trainable(backbone, tune)
-    freeze_unused(backbone)
     return backbone, list(mean), list(std)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from lit_vision.backbones.pyramid import make_pyramid
+from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, to_file_pixels
@@ -107,6 +107,7 @@ class Detector(L.LightningModule):
             backbone, img_size, backbone_args, backbone_checkpoint, tune
         )
         self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
+        freeze_unused(self.backbone, self.pyramid, img_size)
         self.head = build_head(
             head,
             num_classes,

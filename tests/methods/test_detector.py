@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
+from lit_vision.backbones.pyramid import freeze_unused, make_levels, make_pyramid
 from lit_vision.backbones.weights import save_backbone
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.scenes import scenes
@@ -178,13 +178,16 @@ def test_pyramids_have_the_papers_parts() -> None:
     levels = pyramid(backbone.forward_maps(torch.randn(2, 3, 64, 64)))
     assert [tuple(m.shape) for m in levels] == [(2, 48, s, s) for s in (16, 8, 4, 2, 1)]
     assert torch.equal(levels[4], levels[3][..., ::2, ::2])
-    assert freeze_unused(backbone) == ["model.norm.weight", "model.norm.bias"]
+    assert freeze_unused(backbone, pyramid, 64) == ["model.norm.weight", "model.norm.bias"]
     for m in (pyramid.levels[0][1],):  # layer norm over channels
         x = torch.randn(2, 16, 3, 3)
         torch.testing.assert_close(m(x)[0, :, 1, 2], nn.functional.layer_norm(x[0, :, 1, 2], (16,)))
     body = Backbone("resnet18", **CNN)
-    levels = make_pyramid(body, 64, 32, [4, 8, 16, 32])(body.forward_maps(torch.zeros(1, 3, 64, 64)))
-    assert [m.shape[-1] for m in levels] == [16, 8, 4, 2]
+    pyramid = make_pyramid(body, 64, 32, [4, 8, 16, 32])
+    assert [m.shape[-1] for m in pyramid(body.forward_maps(torch.zeros(1, 3, 64, 64)))] == [16, 8, 4, 2]
+    assert freeze_unused(body, pyramid, 64) == []
+    short = make_levels(body, 64, 32, [4, 8])[0]
+    assert {name.split(".")[1] for name in freeze_unused(body, short, 64)} == {"layer4"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Heads that turn maps into class scores per position: linear, FCN, UPerNet.
+
+B images, K classes, C_i H_i W_i channels and sides of map i, D width of the head. Unlike the papers: group norm instead of synchronised
+batch norm, so that a score does not depend on the other images of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from lit_vision.backbones.pyramid import group_norm
+
+POOLS = (1, 2, 3, 6)  # of the pyramid pooling module, cells a side
+
+
+def conv(inner: int, outer: int, side: int) -> nn.Sequential:
+    """Convolution without bias, group norm, ReLU; the maps keep their size."""
+    return nn.Sequential(nn.Conv2d(inner, outer, side, padding=side // 2, bias=False), group_norm(outer), nn.ReLU())
+
+
+def grown(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear to (H, W), corners not aligned."""
+    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class LinearHead(nn.Conv2d):
+    """One linear map per position of the last level: Segmenter's linear decoder. Strudel et al. 2021, arXiv:2105.05633, section 3.2."""
+
+    def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float):
+        super().__init__(channels[-1], num_classes, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """[(B, C_i, H_i, W_i)] to scores (B, K, H, W) at the last level's size."""
+        return super().forward(levels[-1])
+
+
+class FCNHead(nn.Module):
+    """3x3 convolutions on one level, then scores. Long et al. 2015, arXiv:1411.4038, as mmsegmentation builds it.
+
+    Args:
+        channels: of the levels; the head takes the last one.
+        width: D.
+        num_classes: K.
+        dropout: of whole channels before the scores, 0 to 1.
+        convs: how many 3x3 convolutions.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float, convs: int = 2):
+        super().__init__()
+        widths = [channels[-1], *[width] * convs]
+        self.convs = nn.Sequential(*(conv(a, b, 3) for a, b in zip(widths, widths[1:])))  # noqa: RUF007
+        self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """[(B, C_i, H_i, W_i)] to scores (B, K, H, W) at the last level's size."""
+        return self.scores(self.convs(levels[-1]))
+
+
+class UPerHead(nn.Module):
+    """Pyramid pooling on the coarsest level, top-down sums, all levels joined at the finest. Xiao et al. 2018, arXiv:1807.10221.
+
+    Args:
+        channels: of the levels, fine to coarse.
+        width: D.
+        num_classes: K.
+        dropout: of whole channels before the scores, 0 to 1.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float):
+        super().__init__()
+        self.pooled = nn.ModuleList(nn.Sequential(nn.Conv2d(channels[-1], width, 1), nn.ReLU()) for _ in POOLS)
+        self.top = conv(channels[-1] + len(POOLS) * width, width, 3)
+        self.laterals = nn.ModuleList(conv(c, width, 1) for c in channels[:-1])
+        self.smooth = nn.ModuleList(conv(width, width, 3) for _ in channels[:-1])
+        self.fuse = conv(len(channels) * width, width, 3)
+        self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """[(B, C_i, H_i, W_i)], fine to coarse, to scores (B, K, H_0, W_0)."""
+        last = levels[-1]
+        pools = [
+            grown(conv(adaptive_avg_pool2d(last, cells)), last.shape[-2:]) for conv, cells in zip(self.pooled, POOLS)
+        ]
+        sums = [self.top(torch.cat([last, *pools], 1))]
+        for lateral, level in zip(reversed(self.laterals), reversed(levels[:-1])):
+            sums.insert(0, lateral(level) + grown(sums[0], level.shape[-2:]))
+        finest = sums[0].shape[-2:]
+        joined = [smooth(x) for smooth, x in zip(self.smooth, sums[:-1])] + sums[-1:]
+        return self.scores(self.fuse(torch.cat([joined[0], *(grown(x, finest) for x in joined[1:])], 1)))
+
+
+HEADS = {"linear": LinearHead, "fcn": FCNHead, "upernet": UPerHead}

@@ -1,0 +1,260 @@
+"""Give every pixel a class: any backbone's maps, a linear, FCN or UPerNet head; cross-entropy, Dice loss or their sum.
+
+B images, K classes, S side of the image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_vision.backbones.pyramid import freeze_unused, make_levels
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+from lit_vision.evaluation.segmentation import IGNORE, PixelCounts, segmentation_values
+from lit_vision.methods import dense
+from lit_vision.methods.segmentation_heads import HEADS, FCNHead, grown
+
+LOSSES = ("ce", "dice", "ce+dice")
+
+
+def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Mean cross-entropy over the pixels that count; 0 if none does.
+
+    Args:
+        logits: (B, K, H, W).
+        truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
+
+    Returns:
+        Scalar in nats, at least float32. With equal logits it is log K.
+    """
+    summed = F.cross_entropy(_wide(logits), truth, ignore_index=ignore, reduction="sum")
+    return summed / (truth != ignore).sum().clamp(min=1)
+
+
+def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
+    """Soft Dice loss: mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
+
+    Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear denominator, as
+    segmentation_models.pytorch has it. Unlike it: the mean is over the classes that are true somewhere in the batch, where it counts
+    absent ones as 0 and so shrinks the loss of what is there.
+
+    Args:
+        logits: (B, K, H, W).
+        truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
+        smooth: s, 0 or more.
+
+    Returns:
+        Scalar, 0 (perfect) to 1 (disjoint); 0 if no pixel counts.
+    """
+    counted = truth != ignore  # (B, H, W)
+    p = _wide(logits).softmax(1) * counted[:, None]
+    g = F.one_hot(torch.where(counted, truth, 0), logits.shape[1]).movedim(-1, 1) * counted[:, None]  # (B, K, H, W)
+    both, total = (p * g).sum((0, 2, 3)), (p + g).sum((0, 2, 3))
+    loss = 1 - (2 * both + smooth) / (total + smooth).clamp(min=1e-7)
+    present = g.sum((0, 2, 3)) > 0
+    return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce") -> Tensor:
+    """`pixel_cross_entropy`, `dice_loss` or their sum ("ce+dice")."""
+    parts = {"ce": pixel_cross_entropy, "dice": dice_loss}
+    return sum(parts[name](logits, truth) for name in loss.split("+"))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class Segmenter(L.LightningModule):
+    """Semantic segmentation on any backbone with feature maps.
+
+    Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in training). Unlike
+    mmsegmentation's UPerNet on ViT: the levels come from the last map (ViTDet's simple pyramid), not from four blocks.
+
+    Measures are at the size of the evaluation view (longer side scaled to img_size; padding does not count).
+
+    Args:
+        backbone: a timm model name.
+        num_classes: K, with the background if there is one; must be the data's.
+        img_size: side of the images, pixels; must be the data's.
+        head: linear, fcn or upernet.
+        strides: of the maps used, fine to coarse. None: the last map (linear, fcn), or 4 to 32 (upernet).
+        width: D of fcn and upernet; papers take 512.
+        dropout: before the scores.
+        aux_weight: of upernet's auxiliary loss; 0 is none.
+        loss: ce, dice or ce+dice.
+        background: the class that is no object, kept apart in val/dice; None if there is none.
+        backbone_args: further arguments of Backbone.
+        backbone_checkpoint: a file whose encoder is loaded; the report is printed.
+        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>.
+        layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
+        mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb; momentum: of sgd and lars.
+        base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
+        weight_decay: of parameters with more than one dimension that are no token or position.
+        warmup_epochs: linear warm-up, then a cosine to min_lr.
+
+    Raises:
+        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        img_size: int,
+        head: str = "upernet",
+        strides: list[int] | None = None,
+        width: int = 256,
+        dropout: float = 0.1,
+        aux_weight: float = 0.4,
+        loss: str = "ce",
+        background: int | None = 0,
+        backbone_args: dict[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        tune: str = "full",
+        layer_decay: float = 1.0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        base_lr: float | None = None,
+        lr: float | None = 1e-4,
+        min_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 1,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise UserError(f"model.head: {head!r} is not one of {', '.join(HEADS)}; choose one of these")
+        if loss not in LOSSES:
+            raise UserError(f"model.loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
+        if num_classes < 2 or (background is not None and not 0 <= background < num_classes):
+            raise UserError(
+                f"model.num_classes, model.background: {num_classes}, {background}; give 2 or more, and one of them (or null)"
+            )
+        if not 0 <= dropout < 1 or aux_weight < 0:
+            raise UserError(
+                f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; give a share below 1, and 0 or more"
+            )
+        self.save_hyperparameters()
+        self.backbone, own_mean, own_std = dense.build_backbone(
+            backbone, img_size, backbone_args, backbone_checkpoint, tune
+        )
+        strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
+        self.pyramid, channels = make_levels(self.backbone, img_size, width, strides)
+        freeze_unused(self.backbone, self.pyramid, img_size)
+        self.head = HEADS[head](channels, width, num_classes, dropout)
+        self.auxiliary = None
+        if head == "upernet" and aux_weight and len(channels) > 1:
+            self.auxiliary = FCNHead(channels[:-1], width, num_classes, dropout, convs=1)  # on the last level but one
+        for part in (self.pyramid, self.head, self.auxiliary or nn.Identity()):
+            dense.channels_last(part, self.backbone)
+        self.register_buffer("mean", torch.tensor(mean or own_mean))
+        self.register_buffer("std", torch.tensor(std or own_std))
+        self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.card: dict[str, Any] | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Training mode for what trains, evaluation mode for what is frozen."""
+        super().train(mode)
+        if mode and self.hparams.tune != "full":
+            dense.frozen_in_eval(self.backbone)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, K, S, S), float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
+        return self._scores(images)[0]
+
+    def _scores(self, images: Tensor) -> list[Tensor]:
+        """The head's scores and, in training, the auxiliary head's."""
+        levels = self.pyramid(dense.maps_of(self.backbone, images))
+        found = [self.head(levels)]
+        if self.training and self.auxiliary is not None:
+            found.append(self.auxiliary(levels[:-1]))
+        return [grown(scores.float(), images.shape[-2:]) for scores in found]
+
+    def losses(self, images: Tensor, truth: Tensor) -> Tensor:
+        """The loss that is minimised.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+            truth: (B, S, S) class numbers, 255 where a pixel does not count.
+        """
+        truth, (scores, *auxiliary) = truth.long(), self._scores(images)
+        loss = segmentation_loss(scores, truth, self.hparams.loss)
+        return loss + sum(self.hparams.aux_weight * pixel_cross_entropy(extra, truth) for extra in auxiliary)
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that cannot serve, before any step."""
+        dense.check_data(self, "mask")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch; logs train/loss."""
+        loss = self.losses(batch["images"][:, 0], batch["mask"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        scores, truth = self(batch["images"][:, 0]), batch["mask"].long()
+        self.counts[split].update(scores.argmax(1), truth)
+        weight = int((truth != IGNORE).sum())
+        self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Counts pixels; val/dice, val/miou and others are logged at the end of the split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As `validation_step`, under test/."""
+        self._evaluate(batch, "test")
+
+    def _finish(self, split: str) -> None:
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) if split == "test" else None
+        values = segmentation_values(self.counts[split].compute().cpu(), self.hparams.background, names)
+        values["loss"] = float(self.mean_loss[split].compute())
+        self.counts[split].reset()
+        self.mean_loss[split].reset()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "dice", sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/dice (mean over classes, background apart), val/miou, val/pixel_accuracy, val/loss, ...; fractions but for the loss."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation, under test/, and test/dice/<class>."""
+        self._finish("test")
+
+    def on_fit_start(self) -> None:
+        """Keep what using the model takes."""
+        self.card = (
+            dense.card_for("segmentation", self.trainer.datamodule, {"background": self.hparams.background})
+            or self.card
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is complete in itself."""
+        dense.complete(checkpoint, self.card)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The other half of `on_save_checkpoint`."""
+        self.card = checkpoint.get("card", self.card)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        return dense.configure(self)
