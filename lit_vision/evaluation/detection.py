@@ -77,7 +77,7 @@ def coco_values(metric: Any, class_names: list[str] | None = None) -> dict[str, 
         found = metric.compute()
     both = "bbox_map" in found
     values = {}
-    for kind, ours in ((("bbox_", ""), ("segm_", "mask_")) if both else (("", ""),)):
+    for kind, ours in (("bbox_", ""), ("segm_", "mask_")) if both else (("", ""),):
         for theirs, name in _NAMES.items():
             if (value := float(found[kind + theirs])) >= 0:
                 values[ours + name] = value
