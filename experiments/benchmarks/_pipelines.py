@@ -38,9 +38,7 @@ def with_albumentations(lean: bool = False) -> Pipeline:
             A.HorizontalFlip(p=0.5),
             A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
             A.ToGray(p=0.2),
-            A.GaussianBlur(
-                blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5
-            ),  # 0: the kernel's size follows sigma, its fast way
+            A.GaussianBlur(blur_limit=kernel, sigma_limit=(0.1, 2.0), p=0.5),
         ]
     )
 

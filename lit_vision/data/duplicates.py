@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
     level = (flat - flat.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-3)[:, None] * 50
     columns = np.linspace(0, THUMB, 10).astype(int)
     rows = thumbs.reshape(n, 8, 2, THUMB).mean(axis=2)  # (N, 8, 16)
-    cells = np.stack([rows[:, :, a:b].mean(axis=2) for a, b in zip(columns, columns[1:])], axis=2)  # (N, 8, 9)
+    cells = np.stack([rows[:, :, a:b].mean(axis=2) for a, b in pairwise(columns)], axis=2)  # (N, 8, 9)
     bits = (cells[:, :, 1:] > cells[:, :, :-1]).reshape(n, 64)
     bands = np.packbits(bits, axis=1).view(np.uint16)  # (N, 4)
     whole = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
