@@ -101,7 +101,7 @@ def load_model(
     Args:
         place: a run's folder or a file.
         device: "cpu", "cuda" or "auto", for torch.
-        base: the weights that an adapter's backbone began from.
+        base: the weights that an adapter's backbone began from; "timm" for timm's own of that name.
         trust: load a .pt2, which can run code of whoever made it.
         threads: of ONNX Runtime and OpenVINO; their own choice if None.
 
@@ -110,7 +110,7 @@ def load_model(
     """
     path = file_of(place)
     suffix = path.suffix.lower()
-    if base and suffix != ".safetensors":
+    if base and suffix in (".onnx", ".xml", ".pt2"):
         raise UserError(f"--base: is for adapters, and {path} is a whole model; leave it out")
     if suffix == ".onnx":
         return _onnx(path, threads)
@@ -142,18 +142,23 @@ class Holder(nn.Module):
         self.register_buffer("std", torch.tensor([float(v) for v in std]))
 
 
-def load_method(path: Path, base: str | None = None) -> tuple[nn.Module, Card]:
-    """The torch network of a checkpoint, a safetensors export or an adapter, LoRA merged, on the CPU in evaluation mode, and its card.
+def load_method(path: Path, base: str | None = None, merge: bool = True) -> tuple[nn.Module, Card]:
+    """The torch network of a checkpoint, a safetensors export or an adapter, on the CPU in evaluation mode, and its card.
+
+    Args:
+        path: of `file_of`.
+        base: the weights that an adapter's backbone began from; "timm" for timm's own of that name.
+        merge: fold LoRA into the weights.
 
     Raises:
         UserError: as `load_model`.
     """
     state, metadata = read_file(path)
+    if metadata.get("lit_vision") == "Adapter":
+        return _adapter(path, base)
+    if base:
+        raise UserError(f"--base: is for adapters, and {path} is a whole model; leave it out")
     if path.suffix.lower() == ".safetensors":
-        if metadata.get("lit_vision") == "Adapter":
-            return _adapter(path, base)
-        if base:
-            raise UserError(f"--base: is for adapters, and {path} is a whole model; leave it out")
         if KEY in metadata and "hyper_parameters" in metadata:
             card = Card.from_json(metadata[KEY], str(path))
             return _built(path, card.task, json.loads(metadata["hyper_parameters"]), state, vars(card))
@@ -169,7 +174,7 @@ def load_method(path: Path, base: str | None = None) -> tuple[nn.Module, Card]:
     kept = content.get("card") or {}
     layout = common_form(state, metadata)[1]
     if kept or layout == "Classifier":
-        return _built(path, kept.get("task", "classification"), hyper, content["state_dict"], kept)
+        return _built(path, kept.get("task", "classification"), hyper, content["state_dict"], kept, merge)
     backbone = Backbone(hyper["backbone"], **{**(hyper.get("backbone_args") or {}), "pretrained": False})
     report = load_into(backbone, path)
     mean = report.mean or backbone.data_config["mean"]
@@ -177,7 +182,12 @@ def load_method(path: Path, base: str | None = None) -> tuple[nn.Module, Card]:
 
 
 def _built(
-    path: Path, task: str, hyper: Mapping[str, Any], state: Mapping[str, Tensor], kept: Mapping[str, Any]
+    path: Path,
+    task: str,
+    hyper: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    kept: Mapping[str, Any],
+    merge: bool = True,
 ) -> tuple[nn.Module, Card]:
     """A method of this project from its own hyper-parameters."""
     if task not in METHODS:
@@ -189,7 +199,8 @@ def _built(
         method.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit its own settings; it is damaged, take another copy") from error
-    adapters.merge(method.backbone)
+    if merge:
+        adapters.merge(method.backbone)
     return method.eval(), _card(method, task, kept)
 
 
@@ -220,8 +231,13 @@ def _card(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
         weights=weights_digest(method.state_dict()),
         features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
         licence=str(kept.get("licence") or ""),
-        options=dict(kept.get("options") or {}),
+        options={**(kept.get("options") or {}), "family": "vit" if is_vit(method.backbone) else "cnn"},
     )
+
+
+def is_vit(backbone: Backbone) -> bool:
+    """True for models of blocks on patches."""
+    return hasattr(backbone.model, "blocks") and hasattr(backbone.model, "patch_embed")
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -241,6 +257,8 @@ def _adapter(path: Path, base: str | None) -> tuple[nn.Module, Card]:
         raise UserError(f"{path}: is an adapter without its backbone; name the weights it began from with --base")
     notes = about["notes"]
     hyper = {**notes["hyper_parameters"], "backbone_checkpoint": base, "tune": "linear"}
+    if base == "timm":
+        hyper.update(backbone_checkpoint=None, backbone_args={**(hyper["backbone_args"] or {}), "pretrained": True})
     from lit_vision import methods
 
     method = getattr(methods, METHODS[notes["card"]["task"]])(**hyper)
@@ -284,6 +302,7 @@ def _openvino(path: Path, threads: int | None) -> Model:
     if not path.with_suffix(".bin").is_file():
         raise UserError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it; copy both files")
     core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a mapped file that is replaced ends the process
     try:
         model = core.read_model(path)
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
