@@ -58,3 +58,15 @@ def test_unknown_section_is_wrong_usage(benchmark, capsys):
 def test_every_section_has_a_measure(benchmark):
     for name in benchmark.sections():
         assert "def measure(repeats: int)" in (SCRIPT.parent / "benchmarks" / f"{name}.py").read_text()
+
+
+def test_latency_section_runs_every_runtime_that_is_there(benchmark, monkeypatch):
+    from benchmarks import latency
+
+    tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    monkeypatch.setattr(latency, "MODELS", {"tiny": ("vit_tiny_patch16_224", tiny, 16)})
+    monkeypatch.setattr(latency, "FORMATS", {"pt2": ".pt2"})
+    rows = latency.measure(1)
+    assert [row["what"] for row in rows[:2]] == ["tiny, eager, batch 1", "tiny, pt2, batch 1"]
+    assert {row["unit"] for row in rows} == {"ms/image", "x"}
+    assert all(row["value"] > 0 and row["met"] is None for row in rows)

@@ -1,0 +1,73 @@
+"""How long one batch takes in each runtime, against eager PyTorch, on this machine's CPU; the candidates take turns.
+
+Random weights: time does not depend on them. Nothing is promised, since it depends on the machine; rows are left out for what is not
+installed (pip install 'lit-vision[export]').
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# name: backbone, its arguments, side of the input
+MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ViT-Ti/16": ("vit_tiny_patch16_224", {}, 224),
+    "ResNet-18": ("resnet18", {}, 224),
+}
+BATCHES = (1, 8)
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+
+
+def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], Any]:
+    """{runtime: normalised images -> outputs} for one model, exported into a folder; and its card."""
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.backbones.weights import save_backbone
+    from lit_vision.errors import UserError
+    from lit_vision.export import export
+    from lit_vision.predict.models import load_method, load_model
+
+    backbone, arguments, size = MODELS[name]
+    made = Backbone(backbone, **{"img_size": size, **arguments})
+    body = save_backbone(folder / "body.safetensors", made, made.data_config["mean"], made.data_config["std"])
+    method, card = load_method(body)
+    found = {"eager": load_model(body, "cpu").run}
+    for form, suffix in FORMATS.items():
+        with contextlib.suppress(UserError):  # a package that is not installed; a wrong export has no row either
+            export(method, card, form, folder / f"model{suffix}")
+            found[form] = load_model(folder / f"model{suffix}", "cpu", trust=True).run
+    return found, card
+
+
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds per image of each runtime, and the ratio to eager PyTorch of the same turn; medians."""
+    from lit_vision.predict.tasks import example
+
+    rows = []
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            found, card = runtimes(name, Path(folder))
+            for n in BATCHES:
+                images = example(card, n)
+                times: dict[str, list[float]] = {key: [] for key in found}
+                for turn in range(max(3, repeats) + 1):
+                    for key, run in found.items():  # taking turns: a busy moment hits all of them
+                        start = time.perf_counter()
+                        run(images)
+                        if turn:
+                            times[key].append(time.perf_counter() - start)
+                for key, taken in times.items():
+                    value = 1000 * statistics.median(taken) / n
+                    rows.append(_row(f"{name}, {key}, batch {n}", value, "ms/image", "-"))
+                    if key != "eager":
+                        ratio = statistics.median(one / other for one, other in zip(taken, times["eager"]))
+                        rows.append(_row(f"{name}, {key}, batch {n}", ratio, "x", "eager PyTorch"))
+    return rows
+
+
+def _row(what: str, value: float, unit: str, against: str) -> dict[str, Any]:
+    return {"what": what, "value": value, "unit": unit, "against": against, "target": "-", "met": None}
