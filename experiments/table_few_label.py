@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS, WEIGHTS, RUNS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights", ROOT / "runs"
-EPOCHS = "mae=60,simclr=100,80=150,800=25"
-SEEDS, FEWER, KEPT = "10", "mae=3,scratch-vit=3", 3
+EPOCHS = "mae=40,simclr=64,80=150,800=25"
+SEEDS, FEWER, KEPT = "10", "mae=1,scratch-vit=1", 3
 # name, how the data is made, how far pictures turn in training: the second is printed beside the first
 SETS = (("turned", "--turned", 180), ("upright", "", 0))
 
