@@ -13,9 +13,8 @@ from lit_vision import cli
 from lit_vision.lightning_cli import RunCLI
 
 ROOT = Path(__file__).parents[2] / "experiments"
-RECIPES = sorted(
-    str(p.relative_to(ROOT)) for room in ("debug", "mae", "simclr", "classify") for p in (ROOT / room).glob("*.yaml")
-)
+ROOMS = ("debug", "mae", "simclr", "classify", "detect", "segment")
+RECIPES = sorted(str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / room).glob("*.yaml"))
 
 
 class ParseOnly(RunCLI):
@@ -57,7 +56,7 @@ def test_the_comment_on_the_global_batch_is_its_arithmetic(recipe: str) -> None:
 
 def test_readme_has_a_row_per_recipe() -> None:
     rows = re.findall(r"^\| `([^`]+\.yaml)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(r for r in rows if r.split("/")[0] in ("debug", "mae", "simclr", "classify")) == RECIPES
+    assert sorted(r for r in rows if r.split("/")[0] in ROOMS) == RECIPES
 
 
 @pytest.fixture(scope="module")
