@@ -145,8 +145,9 @@ def _orientation(data: bytes) -> int:
     if data.find(b"Exif\0\0", 0, end) < 0 and data.find(b"Orientation", 0, end) < 0:
         return 1
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _exif(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _exif(Image.open(io.BytesIO(data)))
     except Exception:  # Pillow sees no JPEG there, libjpeg does
         return 1
 
@@ -154,9 +155,7 @@ def _orientation(data: bytes) -> int:
 def _exif(image: Image.Image) -> int:
     """1 to 8; 1 if the file says nothing or nonsense: damaged EXIF data does not make a picture unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
     return value if value in range(1, 9) else 1
@@ -182,7 +181,8 @@ def _pillow_header(data: bytes) -> Header:
         raise BadImage("truncated: shorter than its header says; replace or remove it")
     if image.format == "PNG" and width * height > _LARGE:
         Image.open(io.BytesIO(data)).verify()  # checksums of all its parts, without pixels
-    orientation = _exif(image)
+    # Pillow loads a PNG to look for EXIF data behind its pixels, and here would lose the fault that it meets
+    orientation = 1 if image.format == "PNG" and "exif" not in image.info else _exif(image)
     if orientation > 4:
         width, height = height, width
     return Header(width, height, orientation, False, image)
@@ -197,7 +197,7 @@ def _pillow_pixels(data: bytes, header: Header) -> np.ndarray:
         bottom = min(top + strip, image.height)
         whole = strip >= image.height
         out[top:bottom] = _rgb(image if whole else image.crop((0, top, image.width, bottom)))
-    return _upright(out, header.orientation)
+    return _upright(out, _exif(image))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
