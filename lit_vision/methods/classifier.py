@@ -33,7 +33,7 @@ def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0)
     return targets.scatter(1, labels[:, None], 1 - label_smoothing + label_smoothing / num_classes)
 
 
-def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce") -> Tensor:
+def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce", weights: Tensor | None = None) -> Tensor:
     """Mean loss over a batch, in at least float32.
 
     Args:
@@ -41,13 +41,17 @@ def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce") -> Te
         targets: (B, K) in [0, 1], already mixed and smoothed; smooth nowhere else.
         loss: "ce": softmax cross-entropy; "bce": sigmoid cross-entropy, mean over images and classes
             (Wightman et al. 2021, arXiv:2110.00476).
+        weights: (K,) of the classes, or None; the sum is divided by the number of images, whatever the weights are.
 
     Returns:
         Scalar in nats. With zero logits it is log K ("ce") or log 2 ("bce").
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = targets.to(logits.dtype)
-    return F.cross_entropy(logits, targets) if loss == "ce" else F.binary_cross_entropy_with_logits(logits, targets)
+    weights = None if weights is None else weights.to(logits.dtype)
+    if loss == "ce":
+        return F.cross_entropy(logits, targets, weight=weights)
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
 
 
 def set_trainable(backbone: Backbone, tune: str) -> None:
@@ -104,6 +108,8 @@ class Classifier(L.LightningModule):
         cutmix: alpha of cutmix (arXiv:1905.04899); 0 is off. With both, each batch takes one of them by a fair coin.
         label_smoothing: e, in [0, 1); applied once, in the targets, in training only.
         loss: ce or bce.
+        class_weights: K numbers, greater than 0, that the training loss counts the classes with, for classes of unequal size
+            (`evaluation.binary.class_weights`); measures are not weighted.
         head_norm: an affine-free batch norm before the linear map, as in MAE's linear probe.
         head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear, lora and prompts, and 2e-5 otherwise
             (MAE's values for its probe and its fine-tuning).
@@ -141,6 +147,7 @@ class Classifier(L.LightningModule):
         cutmix: float = 0.0,
         label_smoothing: float = 0.0,
         loss: str = "ce",
+        class_weights: list[float] | None = None,
         head_norm: bool = False,
         head_init_std: float | None = None,
         mean: list[float] | None = None,
@@ -168,6 +175,10 @@ class Classifier(L.LightningModule):
             raise UserError(f"loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing: {label_smoothing} is not in [0, 1); 0.1 is usual")
+        if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) <= 0):
+            raise UserError(
+                f"class_weights: {class_weights} are not {num_classes} numbers above 0; give one for each class"
+            )
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
         self.save_hyperparameters()
@@ -197,6 +208,7 @@ class Classifier(L.LightningModule):
         self.register_buffer("std", torch.tensor(std or own_std))
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
+        self.register_buffer("class_weights", class_weights and torch.tensor(class_weights), persistent=False)
         self.card: dict[str, Any] | None = None
         self.mix = None
         if mixup > 0 or cutmix > 0:
@@ -270,7 +282,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch; logs train/loss."""
         images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
-        loss = classification_loss(self(images), targets, self.hparams.loss)
+        loss = classification_loss(self(images), targets, self.hparams.loss, self.class_weights)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

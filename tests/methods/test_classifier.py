@@ -104,6 +104,20 @@ def test_loss__is_the_slow_loop_and_torchs_smoothing() -> None:
     assert classification_loss(logits.bfloat16(), targets).dtype == torch.float32
 
 
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_class_weights_count_each_class_by_its_weight(loss: str) -> None:
+    logits, labels, weights = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0.5, 1.0, 4.0])
+    targets = soft_targets(labels, 3)
+    if loss == "ce":
+        expected = (-logits.log_softmax(1)[range(6), labels] * weights[labels]).sum() / 6
+    else:
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        expected = (each * weights).sum() / 18
+    torch.testing.assert_close(classification_loss(logits, targets, loss, weights), expected)
+    with pytest.raises(UserError, match="class_weights"):
+        Classifier("resnet10t", 3, class_weights=[1.0, 2.0])
+
+
 # mixup and cutmix
 
 
