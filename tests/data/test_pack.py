@@ -1,0 +1,172 @@
+"""Packs: the same API, keys and (lossless) pixels as the folder; refused if truncated or altered."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from zoo_of_files import picture, saved, zoo
+
+from lit_vision.data import ImageFolderDataModule
+from lit_vision.data import pack as pack_command
+from lit_vision.data.decode import decode
+from lit_vision.data.folder import scan
+from lit_vision.data.images import _as_it_is
+from lit_vision.data.pack import Pack, shrink
+from lit_vision.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """JPEGs and PNGs of several sizes, two classes, two splits and a few without a label."""
+    folder = tmp_path_factory.mktemp("pack") / "photos"
+    for split, count in (("train", 6), ("val", 2)):
+        for label in ("ant", "bee"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                image = picture(i + 10 * (label == "bee"), 200 + 10 * i, 260)
+                kind = ("JPEG", "PNG")[i % 2]
+                (folder / split / label / f"{i}.{kind.lower()}").write_bytes(saved(image, kind))
+    (folder / "unlabeled").mkdir()
+    (folder / "unlabeled/x.jpg").write_bytes(saved(picture(99), "JPEG"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lossless(root) -> Path:
+    out = root.parent / "whole.pack"
+    assert pack_command.main([str(root), "--out", str(out), "--lossless", "--workers", "1"]) == 0
+    return out
+
+
+def _batches(place: Path, **options) -> list[dict]:
+    settings = {"img_size": 100, "batch_size": 4, "num_workers": 0, "train_view": "simclr", "in_memory": False}
+    module = ImageFolderDataModule(str(place), **{**settings, **options})
+    return [*module.train_dataloader(), *module.eval_loader("val")]
+
+
+def _same(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x[k], y[k]) for x, y in zip(a, b) for k in ("images", "label", "key"))
+
+
+def test_lossless_pack__is_the_folder(root, lossless) -> None:
+    folder, pack = scan(root), scan(lossless)
+    assert isinstance(pack, Pack)
+    assert pack.fingerprint() == folder.fingerprint()
+    assert pack.fingerprint(hash_content=True) == folder.fingerprint(hash_content=True)
+    assert pack.classes == folder.classes
+    assert _same(_batches(lossless), _batches(root))
+    assert _same(_batches(lossless, num_workers=2), _batches(root))
+    again = pickle.loads(pickle.dumps(pack))
+    assert again.read("train/ant/0.jpeg") == (root / "train/ant/0.jpeg").read_bytes()
+
+
+@pytest.mark.slow
+def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_place(root, lossless) -> None:
+    def rows(place: Path, workers: int, size: int, method: str | None) -> dict:
+        module = ImageFolderDataModule(
+            str(place), img_size=100, batch_size=size, num_workers=0, train_view="simclr", in_memory=False
+        )
+        plain = module.train_dataloader()
+        loader = DataLoader(
+            plain.dataset,
+            batch_sampler=plain.batch_sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context=method,
+        )
+        return {tuple(key.tolist()): image for batch in loader for key, image in zip(batch["key"], batch["images"])}
+
+    expected = rows(root, 0, 13, None)
+    assert len(expected) == 13
+    for place in (root, lossless):
+        for workers, size, method in ((0, 1, None), (1, 13, "fork"), (2, 4, "fork"), (4, 2, "fork"), (2, 3, "spawn")):
+            got = rows(place, workers, size, method)
+            assert all(torch.equal(image, expected[key]) for key, image in got.items()), (place.name, workers, method)
+            assert len(got) >= 12
+
+
+def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
+    out = tmp_path / "small.pack"
+    assert (
+        pack_command.main([str(root), "--out", str(out), "--short-side", "128", "--quality", "90", "--workers", "1"])
+        == 0
+    )
+    pack = scan(out)
+    for path in pack.splits["train"].paths:
+        image = decode(pack.read(path))
+        assert min(image.shape[:2]) == 128
+        full = decode((root / path).read_bytes())
+        assert np.abs(image.mean((0, 1)) - full.mean((0, 1))).max() < 2
+        assert image.shape[1] / image.shape[0] == pytest.approx(full.shape[1] / full.shape[0], abs=0.02)
+    assert pack.read("unlabeled/x.jpg") == (root / "unlabeled/x.jpg").read_bytes()  # small enough: not encoded again
+    assert [len(b["label"]) for b in _batches(out)] == [len(b["label"]) for b in _batches(root)]
+
+
+def test_shrink__keeps_gray_gray_and_turns_the_picture_upright() -> None:
+    files = zoo()
+    assert decode(shrink(files["exif_6.jpg"][0], 40, 90)).shape == (48, 40, 3)
+    assert shrink(files["gray.png"][0], 40, 90)[:2] == b"\xff\xd8"
+    gray = decode(shrink(files["gray.png"][0], 40, 90))
+    assert (gray[..., 0] == gray[..., 2]).all()
+
+
+def test_truncated_or_altered__is_refused(lossless, tmp_path) -> None:
+    data = lossless.read_bytes()
+    index = data.rindex(b'{"paths"')
+    for name, changed, words in (
+        ("cut", data[:-1], "truncated"),
+        ("half", data[: len(data) // 2], "truncated"),
+        ("short", data[:10], "no pack"),
+        ("text", b"hello" * 99, "no pack"),
+        ("pixel", data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "altered: the checksum of "),
+        (
+            "index",
+            data[: index + 20] + bytes([data[index + 20] ^ 1]) + data[index + 21 :],
+            "altered: the checksum of its index",
+        ),
+    ):
+        file = tmp_path / f"{name}.pack"
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match=words):
+            ImageFolderDataModule(str(file), train_view="simclr").setup()
+    with pytest.raises(UserError, match="no such folder"):
+        ImageFolderDataModule(str(tmp_path / "none.pack"), train_view="simclr").setup()
+
+
+def test_large_packs__are_checked_image_by_image(lossless, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pack_command, "VERIFY_AT_ONCE", 0)
+    data = lossless.read_bytes()
+    file = tmp_path / "a.pack"
+    file.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    pack = Pack(file)
+    first, *others = sorted(path for split in pack.splits.values() for path in split.paths)
+    for path in others:
+        pack.read(path)
+    with pytest.raises(UserError, match=first):
+        pack.read(first)
+
+
+def test_command__refuses_wrong_words_and_names_broken_files(root, tmp_path) -> None:
+    for words in (
+        ["--out", "x.tar"],
+        ["--out", "x.pack", "--lossless", "--quality", "9"],
+        ["--out", "x.pack", "--quality", "101"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            pack_command.main([str(root), *words])
+        assert caught.value.code == 2
+    for i in range(2):
+        (tmp_path / "data" / str(i)).mkdir(parents=True)
+        (tmp_path / "data" / str(i) / "a.jpg").write_bytes(saved(picture(i), "JPEG") if i else b"")
+    out = tmp_path / "b.pack"
+    with pytest.raises(UserError, match=r"0/a\.jpg: the file is empty"):
+        pack_command.main([str(tmp_path / "data"), "--out", str(out)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    (tmp_path / "list.txt").write_text("# empty\n0/a.jpg\n")
+    assert (
+        pack_command.main([str(tmp_path / "data"), "--out", str(out), "--quarantine", str(tmp_path / "list.txt")]) == 0
+    )
+    assert scan(out).count() == 1
