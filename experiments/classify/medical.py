@@ -1,0 +1,129 @@
+"""The worked medical case: train on a two-class folder or a MedMNIST file, then report as medicine asks for it, on the test split.
+
+    python experiments/classify/medical.py FOLDER_OR_NPZ --positive CLASS [--sensitivity 0.95] [--data.img_size 224 and other settings of fit]
+
+Trains experiments/classify/resnet50_medical_100ep.yaml with class weights, takes the checkpoint that was best on the validation split, and
+writes RUN/clinical.txt (sensitivity, specificity, AUROC with 95 % intervals, calibration, classification report), RUN/confusion.png and
+RUN/results-medical.json. With --sensitivity the threshold is chosen on the validation split; the test split is read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+RECIPE = Path(__file__).with_name("resnet50_medical_100ep.yaml")
+
+
+def probabilities(model, loader) -> tuple:
+    """Softmax probabilities (N, K) and labels (N,) of a loader's images."""
+    import torch
+
+    from lit_vision.data.batch import normalise
+
+    found, labels = [], []
+    with torch.inference_mode():
+        for batch in loader:
+            images = normalise(batch["images"].to(model.device), model.mean, model.std)[:, 0]
+            found.append(model(images).float().softmax(1).cpu())
+            labels.append(batch["label"])
+    return torch.cat(found).numpy(), torch.cat(labels).numpy()
+
+
+def measure(run: Path, data, positive: int, sensitivity: float | None) -> str:
+    """The report of a run's best checkpoint; files go to the run's folder."""
+    from lit_vision.evaluation import binary, metrics, plots
+    from lit_vision.evaluation.results import sha256_of_file, write_result
+    from lit_vision.methods import Classifier
+
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    model = Classifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    threshold = 0.5
+    if sensitivity is not None:
+        scores, labels = probabilities(model, data.eval_loader("val"))
+        threshold = binary.threshold_for(scores[:, positive], labels == positive, sensitivity)
+    scores, labels = probabilities(model, data.eval_loader("test"))
+    report = binary.clinical_report(scores[:, positive], labels == positive, threshold)
+    names = data.class_names
+    matrix = metrics.confusion_matrix((scores[:, positive] >= threshold) ^ (positive == 0), labels, 2)
+    classes = metrics.classification_report(matrix, names)
+    text = binary.clinical_text(report, names[positive], names[1 - positive]) + "\n\n" + metrics.report_text(classes)
+    (run / "clinical.txt").write_text(text + "\n")
+    plots.confusion_heat_map(run / "confusion.png", matrix, names)
+    write_result(
+        run / "results-medical.json",
+        recipe=RECIPE.name,
+        metric={"name": "test/auroc", "value": report["auroc"]["value"]},
+        samples=report["samples"],
+        seconds=0.0,
+        data_fingerprint=data.fingerprint,
+        weights_sha256=sha256_of_file(checkpoint),
+        clinical=report,
+        confusion=matrix.tolist(),
+    )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, measure, print the report; the words that are not known here go to `lit-vision fit`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("data", type=Path, help="folder with train, val, test by class, or a MedMNIST .npz")
+    parser.add_argument("--positive", help="the class that is the finding; the second in order if not given")
+    parser.add_argument("--class_names", nargs=2, help="of a MedMNIST file, class 0 first")
+    parser.add_argument("--sensitivity", type=float, help="choose the threshold on the validation split to reach this")
+    parser.add_argument(
+        "--run_dir", type=Path, default=Path("runs/medical"), help="the run's folder (default runs/medical)"
+    )
+    parser.add_argument("--no_class_weights", action="store_true", help="count every image alike, not every class")
+    parser.add_argument("--dry", action="store_true", help="only unpack a MedMNIST file and say what would be done")
+    args, rest = parser.parse_known_args(argv)
+
+    import numpy as np
+
+    from lit_vision import cli
+    from lit_vision.data import ImageFolderDataModule
+    from lit_vision.data.medmnist import unpack
+    from lit_vision.errors import UserError
+    from lit_vision.evaluation.binary import class_weights
+
+    try:
+        folder = args.data
+        if folder.suffix == ".npz":
+            folder = folder.with_suffix("")
+            unpack(args.data, folder, args.class_names)
+        size = int(rest[rest.index("--data.img_size") + 1]) if "--data.img_size" in rest else 224
+        data = ImageFolderDataModule(str(folder), img_size=size, batch_size=32)
+        data.setup()
+        if data.num_classes != 2:
+            raise UserError(
+                f"{folder}: {data.num_classes} classes ({', '.join(data.class_names[:5])}); this case is about two"
+            )
+        if args.positive and args.positive not in data.class_names:
+            raise UserError(
+                f"--positive {args.positive}: the classes are {' and '.join(data.class_names)}; give one of them"
+            )
+        if args.sensitivity is not None and not 0 < args.sensitivity <= 1:
+            raise UserError(f"--sensitivity {args.sensitivity}: give a share above 0, up to 1")
+        positive = data.class_names.index(args.positive) if args.positive else 1
+        for split in ("val", "test"):
+            data.eval_loader(split, limit=1)  # refuse a folder without one now, not after the training
+        words = ["fit", "--config", str(RECIPE), "--run_dir", str(args.run_dir), "--data.root", str(folder)]
+        if not args.no_class_weights:
+            counts = np.bincount(data.folder.splits["train"].labels, minlength=2)
+            words += ["--model.class_weights", str([round(w, 4) for w in class_weights(counts.tolist())])]
+        print("lit-vision", *words, *rest, flush=True)
+        if args.dry:
+            return 0
+        if code := cli.main([*words, *rest]):
+            return code
+        print(measure(args.run_dir, data, positive, args.sensitivity))
+    except UserError as error:
+        print(f"medical.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"\n{args.run_dir}: clinical.txt, confusion.png, results-medical.json, checkpoints/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
