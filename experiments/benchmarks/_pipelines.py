@@ -93,14 +93,13 @@ def with_torchvision_v2() -> Pipeline:
 def with_lightly(floats: bool = False) -> Pipeline:
     """lightly's own transform; for uint8 views without its last step, the tensor."""
     from lightly.transforms.simclr_transform import SimCLRTransform
-    from torchvision.transforms import Normalize, ToTensor
 
     transform = SimCLRTransform(input_size=SIZE)
     if not floats:
         for view in transform.transforms:
-            view.transform.transforms = [
-                t for t in view.transform.transforms if not isinstance(t, (ToTensor, Normalize))
-            ]
+            steps = view.transform.transforms
+            ends = next(i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "Normalize"))
+            view.transform.transforms = steps[:ends]
 
     def run(data: bytes, _: int):
         views = transform(Image.open(io.BytesIO(data)).convert("RGB"))

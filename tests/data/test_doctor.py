@@ -114,3 +114,23 @@ def test_groups__join_what_is_equal() -> None:
 @pytest.mark.parametrize(("rate", "wanted", "cores", "workers"), [(100, 50, 8, 1), (100, 400, 8, 5), (100, 4000, 8, 8)])
 def test_suggested_workers__keep_the_step_busy(rate: float, wanted: float, cores: int, workers: int) -> None:
     assert suggested_workers(rate, wanted, cores) == workers
+
+
+RECIPE = """
+model: {class_path: lit_vision.methods.SimCLR, init_args: {backbone: resnet10t, base_lr: 0.1, backbone_args: {channels: [8, 8, 8, 8], stem_width: 8}}}
+data: {class_path: lit_vision.data.ImageFolderDataModule, init_args: {root: elsewhere, img_size: 32, train_view: simclr, batch_size: 8}}
+"""
+
+
+@pytest.mark.slow
+def test_recipe__its_loader_is_timed_against_its_step(tmp_path) -> None:
+    root = _folder(tmp_path / "data", _sound())
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    assert main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")]) == 0
+    loader = json.loads((tmp_path / "doctor.json").read_text())["loader"]
+    assert loader["images_per_second_step"] > 0
+    assert loader["images_per_second_per_worker"] > 0
+    assert loader["workers"] >= 1
+    (tmp_path / "r.yaml").write_text("model: {}")
+    with pytest.raises(UserError, match="its data cannot be built"):
+        main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")])
