@@ -6,23 +6,19 @@ results of them in every runtime. Sizes are fixed, the batch is free.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_vision import quantise
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.command import Words
+from lit_vision.quantise import files_of, quiet, save_openvino
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "adapter": ".safetensors"}
 TOLERANCE = 1e-4  # largest difference to torch, of scores and of outputs relative to their largest value
-LOSS = 0.01  # an int8 model that loses more accuracy than this is named
-_EXTRA = "pip install 'lit-vision[export]'"
 
 
 def _parser() -> Words:
@@ -79,12 +75,12 @@ def main(argv: Sequence[str]) -> int:
         export_adapter(source, out)
         print(f"{out}: adapter alone, {_megabytes(out)}")
         return 0
-    data = _quantisation_data(args.int8) if args.int8 else None
+    data = quantise.data_for(args.int8) if args.int8 else None
     method, card = load_method(source, args.base)
     if args.licence is not None:
         card.licence = args.licence
     if data is not None:
-        _check_classes(args.int8, data, card)
+        quantise.check_classes(args.int8, data, card)
     print(export(method, card, form, out, data, args.calibration))
     print(f"{out}: {card.task}, {card.size} pixels, licence {card.licence or 'not stated'}, {_megabytes(out)}")
     if form == "onnx":
@@ -127,8 +123,8 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
             writer(program, card, beside)
         said = f"largest difference to torch: {check_parity(network, card, load_model(beside, 'cpu', trust=True)):.1e}"
         if data is not None:
-            said += "\n" + quantise(beside, card, form, data, calibration)
-        for old, new in zip(_files(beside), _files(out)):
+            said += "\n" + quantise.quantise(beside, card, form, data, calibration)
+        for old, new in zip(files_of(beside), files_of(out)):
             os.replace(old, new)
         return said
     except OSError as error:
@@ -136,17 +132,12 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
             f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
         ) from error
     finally:
-        for path in _files(beside):
+        for path in files_of(beside):
             path.unlink(missing_ok=True)
 
 
-def _files(path: Path) -> list[Path]:
-    """A model's files, the one with the weights first."""
-    return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
-
-
 def _megabytes(path: Path) -> str:
-    return f"{sum(p.stat().st_size for p in _files(path)) / 1e6:.1f} MB"
+    return f"{sum(p.stat().st_size for p in files_of(path)) / 1e6:.1f} MB"
 
 
 def exported_program(network: Any, card: Any) -> Any:
@@ -156,7 +147,7 @@ def exported_program(network: Any, card: Any) -> Any:
     from lit_vision.predict.tasks import example
 
     batch = torch.export.Dim("batch", min=1, max=65536)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         return torch.export.export(network.cpu(), (example(card, 2),), dynamic_shapes={"images": {0: batch}})
 
 
@@ -174,9 +165,9 @@ def write_safetensors(method: Any, card: Any, path: Path) -> None:
         state = {k.removeprefix("backbone.model."): v for k, v in state.items() if k.startswith("backbone.model.")}
     else:
         hyper = {**dict(method.hparams), "backbone_checkpoint": None}
-        if hyper["tune"] == "lora":  # merged
+        if hyper.get("tune") == "lora":  # merged
             hyper["tune"] = "full"
-        hyper["backbone_args"] = {**(hyper["backbone_args"] or {}), "pretrained": False}
+        hyper["backbone_args"] = {**(hyper.get("backbone_args") or {}), "pretrained": False}
         notes["hyper_parameters"] = json.dumps(hyper)
     save_file(state, path, metadata=notes)
 
@@ -191,11 +182,17 @@ def write_onnx(program: Any, card: Any, path: Path) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--format onnx: onnx and onnxscript are not installed; {_EXTRA}") from error
-    with _quiet():
+        raise UserError(f"--format onnx: onnx and onnxscript are not installed; {quantise.EXTRA}") from error
+    with quiet():
         made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=card.outputs, verbose=False)
         made.model.metadata_props[KEY] = card.to_json()
         made.save(str(path))
+    beside = path.with_name(path.name + ".data")
+    if beside.exists():
+        beside.unlink()
+        raise UserError(
+            "--format: this model is over ONNX's 2 GB for one file, which onnx and openvino need; use safetensors"
+        )
 
 
 def write_openvino(program: Any, card: Any, path: Path) -> None:
@@ -203,23 +200,14 @@ def write_openvino(program: Any, card: Any, path: Path) -> None:
     try:
         import openvino
     except ImportError as error:
-        raise UserError(f"--format openvino: openvino is not installed; {_EXTRA}") from error
+        raise UserError(f"--format openvino: openvino is not installed; {quantise.EXTRA}") from error
     between = path.with_suffix(".onnx")
     try:
         write_onnx(program, card, between)
         model = openvino.convert_model(str(between))
     finally:
         between.unlink(missing_ok=True)
-    _save_openvino(model, card, path)
-
-
-def _save_openvino(model: Any, card: Any, path: Path) -> None:
-    import openvino
-
-    from lit_vision.card import KEY
-
-    model.set_rt_info(card.to_json(), [KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    save_openvino(model, card, path)
 
 
 def write_pt2(program: Any, card: Any, path: Path) -> None:
@@ -228,7 +216,7 @@ def write_pt2(program: Any, card: Any, path: Path) -> None:
 
     from lit_vision.card import KEY
 
-    with _quiet():
+    with quiet():
         torch.export.save(program, str(path), extra_files={f"{KEY}.json": card.to_json()})
 
 
@@ -268,12 +256,12 @@ def check_parity(network: Any, card: Any, model: Any) -> float:
 
 
 def export_adapter(source: Path, out: Path) -> None:
-    """The adapter of a run, without its backbone; see `backbones.adapters.save_adapter`.
+    """The adapter of a run, without its backbone; see `backbones.adapter_files.save_adapter`.
 
     Raises:
         UserError: the run has no adapter.
     """
-    from lit_vision.backbones.adapters import save_adapter
+    from lit_vision.backbones.adapter_files import save_adapter
     from lit_vision.predict.models import load_method
 
     method, card = load_method(source, merge=False)
@@ -282,136 +270,3 @@ def export_adapter(source: Path, out: Path) -> None:
     hyper = {**dict(method.hparams), "backbone_checkpoint": None}
     kept = {"task": card.task, "class_names": card.class_names, "size": card.size, "crop_pct": card.crop_pct}
     save_adapter(out, method, hyper_parameters=hyper, card=kept)
-
-
-# ------------------------------------------------------------------ int8
-
-
-def _quantisation_data(root: str) -> Any:
-    """A scanned folder with classes."""
-    from lit_vision.data.folder import scan
-
-    try:
-        import nncf  # noqa: F401
-        import openvino  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--int8: nncf and openvino are not installed; {_EXTRA}") from error
-    folder = scan(root)
-    folder.need_classes("measuring what int8 loses")
-    return folder
-
-
-def _check_classes(root: str, folder: Any, card: Any) -> None:
-    if card.task != "classification":
-        raise UserError(f"--int8: measures classification, this model is for {card.task}; export it without --int8")
-    if strange := [name for name in folder.classes if name not in card.class_names]:
-        raise UserError(f"--int8 {root}: class {strange[0]} is none of the model's; give the folder it was trained on")
-
-
-def quantise(path: Path, card: Any, form: str, folder: Any, calibration: int) -> str:
-    """Post-training quantisation in place by NNCF, with the accuracy before and after.
-
-    Args:
-        path: the float32 export; replaced.
-        card: gets precision "int8" and, under options["int8"], what was measured.
-        form: "onnx" or "openvino".
-        folder: of `scan`. Calibrated on its training split, measured on its test split, else validation, else training.
-        calibration: images, evenly spaced over the split.
-
-    Returns:
-        What it lost, in one line.
-    """
-    import nncf
-    import numpy as np
-
-    from lit_vision.card import KEY
-    from lit_vision.predict.inputs import Inputs, batches
-    from lit_vision.predict.models import load_model
-    from lit_vision.predict.tasks import prepare_for
-
-    before_model = load_model(path, "cpu")
-    measured = next(name for name in ("test", "val", *folder.splits) if name in folder.splits)
-    train = folder.splits.get("train", folder.splits[measured])
-    rows = np.unique(np.linspace(0, len(train) - 1, min(calibration, len(train))).round().astype(int))
-    chosen = Inputs([train.paths[i] for i in rows], str(folder.root))
-    found = batches(chosen, prepare_for(card), 1)
-    samples = [before_model.normalised(batch.pixels).numpy() for batch in found if batch.pixels is not None]
-    if not samples:
-        raise UserError(f"--int8 {folder.root}: none of the {len(chosen)} images to calibrate on can be read")
-    kind = nncf.ModelType.TRANSFORMER if "vit" in card.options.get("family", "") else None
-    before = accuracy(before_model, folder, measured)
-    size = sum(p.stat().st_size for p in _files(path))
-    nncf.set_log_level(logging.ERROR)
-    with _quiet():
-        if form == "openvino":
-            import openvino
-
-            core = openvino.Core()
-            core.set_property({"ENABLE_MMAP": False})  # the file is about to be replaced
-            model = core.read_model(path)
-            made = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
-        else:
-            import onnx
-
-            model = onnx.load(str(path))
-            data = nncf.Dataset([{"images": sample} for sample in samples])
-            made = nncf.quantize(model, data, subset_size=len(samples), model_type=kind)
-    card.precision = "int8"
-    note = {"before": before, "split": measured, "calibrated_on": len(samples)}
-
-    def write(after: float | None) -> None:
-        card.options["int8"] = {**note, "after": after}
-        if form == "openvino":
-            _save_openvino(made, card, path)
-        else:
-            import onnx
-
-            onnx.helper.set_model_props(made, {KEY: card.to_json()})
-            onnx.save(made, str(path))
-
-    write(None)
-    after = accuracy(load_model(path, "cpu"), folder, measured)
-    write(after)
-    lost, images = before - after, len(folder.splits[measured])
-    small = sum(p.stat().st_size for p in _files(path))
-    text = f"int8: top-1 {before:.4f} before, {after:.4f} after on {images} images of {measured}; {size / 1e6:.1f} to {small / 1e6:.1f} MB"
-    return text + (f"; it loses {100 * lost:.1f} points" if lost > LOSS else "")
-
-
-def accuracy(model: Any, folder: Any, split: str) -> float:
-    """Share of a split's images whose class comes out first, in [0, 1].
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-    import numpy as np
-
-    from lit_vision.predict.inputs import Inputs, batches
-    from lit_vision.predict.tasks import prepare_for
-
-    part = folder.splits[split]
-    number = [model.card.class_names.index(name) for name in folder.classes]
-    truth = np.array([number[i] if i >= 0 else -1 for i in part.labels])
-    right, at = 0, 0
-    for batch in batches(Inputs(part.paths, str(folder.root)), prepare_for(model.card), 32):
-        if batch.bad:
-            raise UserError(f"{folder.root}/{batch.bad[0][0]}: {batch.bad[0][1]}")
-        right += int((model(batch.pixels)["logits"].argmax(1) == truth[batch.first : batch.after]).sum())
-        at = batch.after
-    return right / max(at, 1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters print pages; what matters is raised."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "torch.export")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,4 +1,4 @@
-"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name, saved without the backbone.
+"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name. Their files: adapter_files.py.
 
 Letters: B images, L tokens, D width, r rank, p prompt tokens.
 
@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.layouts import read_file
 from lit_vision.errors import UserError
 
 # what a target is called in timm's ViTs (query, key and value are one layer there: `qkv` adapts the three)
@@ -73,7 +67,7 @@ def add_lora(
     inject_adapter_in_model(config, backbone.model, adapter_name=name)
     vars(backbone.model).pop("peft_config", None)  # peft's note to itself; it warns when it finds one
     settings = {"kind": "lora", "rank": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
-    _settings(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
+    settings_of(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
     use_adapter(backbone, name)
     return found
 
@@ -113,7 +107,8 @@ class Prompts(nn.Module):
             return None
         x, *rest = inputs  # (B, L, D)
         after = self.prefix + (prompts.shape[1] if i else 0)  # those of the block before are replaced
-        x = torch.cat([x[:, : self.prefix], prompts[i].to(x.dtype).expand(len(x), -1, -1), x[:, after:]], dim=1)
+        # x.shape[0], not len(x), which torch.export would freeze
+        x = torch.cat([x[:, : self.prefix], prompts[i].to(x.dtype).expand(x.shape[0], -1, -1), x[:, after:]], dim=1)
         return (x, *rest)
 
     def _leave(self, block: nn.Module, inputs: tuple, x: Tensor) -> Tensor | None:
@@ -146,7 +141,7 @@ def add_prompts(backbone: Backbone, *, length: int = 50, deep: bool = False, nam
             parameter.requires_grad_(False)
         backbone.prompts = Prompts(backbone.model)
     backbone.prompts.add(name, length, deep, backbone.model)
-    _settings(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
+    settings_of(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
     use_adapter(backbone, name)
     return backbone.prompts
 
@@ -157,7 +152,7 @@ def use_adapter(backbone: Backbone, name: str | None) -> None:
     Raises:
         UserError: there is no adapter of that name.
     """
-    known = _settings(backbone)
+    known = settings_of(backbone)
     if name is not None and name not in known:
         raise UserError(f"adapter {name!r}: this backbone has {', '.join(known) or 'none'}; load or add it first")
     kind = known[name]["kind"] if name else None
@@ -200,7 +195,7 @@ def merge(backbone: Backbone, name: str | None = None) -> int:
                 ) from error
         parent, _, last = key.rpartition(".")
         setattr(backbone.model.get_submodule(parent), last, layer.get_base_layer())
-    backbone.adapters = {key: value for key, value in _settings(backbone).items() if value["kind"] != "lora"}
+    backbone.adapters = {key: value for key, value in settings_of(backbone).items() if value["kind"] != "lora"}
     return len(names)
 
 
@@ -227,97 +222,9 @@ def base_digest(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """What `load_adapter` found beside the backbone's part.
-
-    name: under which it is on the backbone.   rest: the file's other tensors (head.weight, mean, ...).
-    settings: kind, rank, targets, ...   notes: what was given to `save_adapter`.
-    """
-
-    name: str
-    rest: dict[str, Tensor]
-    settings: dict[str, Any]
-    notes: dict[str, Any]
-
-
-def save_adapter(path: str | os.PathLike, method: nn.Module, name: str = "default", **notes: Any) -> Path:
-    """Writes one adapter and all that the method holds outside its backbone (head, pixel statistics): a few per cent of the whole.
-
-    Args:
-        path: ends in .safetensors; its folder is made.
-        method: has `backbone`, with an adapter of this name.
-        name: which adapter.
-        notes: plain values to keep in the file (class names, hyper-parameters, ...).
-
-    Raises:
-        UserError: another suffix, or no such adapter.
-    """
-    path, backbone = Path(path), method.backbone
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path}: an adapter is a safetensors file; end the name in .safetensors")
-    if name not in _settings(backbone):
-        raise UserError(f"adapter {name!r}: this model has {', '.join(_settings(backbone)) or 'none'}; nothing to save")
-    state = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
-    state.update({f"backbone.{k}": v for k, v in _own_state(backbone, name).items()})
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    about = {
-        "settings": _settings(backbone)[name],
-        "backbone": backbone.config,
-        "base": base_digest(backbone),
-        "notes": notes,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")  # a kill leaves the old file whole
-    save_file(state, beside, metadata={"format": "pt", "lit_vision": "Adapter", "adapter": json.dumps(about)})
-    os.replace(beside, path)
-    return path
-
-
-def read_adapter(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description (settings, backbone, base, notes) of a file of `save_adapter`.
-
-    Raises:
-        UserError: no such file, or no adapter.
-    """
-    state, metadata = read_file(path)
-    if metadata.get("lit_vision") != "Adapter":
-        raise UserError(f"{path}: is no adapter; give a file of `lit-vision export RUN --format adapter`")
-    return state, json.loads(metadata["adapter"])
-
-
-def load_adapter(backbone: Backbone, path: str | os.PathLike, name: str = "default") -> Adapter:
-    """Adds the adapter in a file to a backbone, beside those that are there, and makes it the active one.
-
-    Args:
-        backbone: holds the very weights that the adapter was trained on.
-        path: a file of `save_adapter`.
-        name: under which it is added; a name that is taken is refused.
-
-    Raises:
-        UserError: no adapter, or one that was trained on other weights.
-    """
-    state, about = read_adapter(path)
-    if about["base"] != base_digest(backbone):
-        raise UserError(
-            f"{path}: was trained on other weights of {about['backbone']['name']} than these; load the backbone it began from"
-        )
-    settings = dict(about["settings"])
-    arguments = {key: value for key, value in settings.items() if key != "kind"}
-    (add_lora if settings["kind"] == "lora" else add_prompts)(backbone, name=name, **arguments)
-    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    targets = _own_state(backbone, name)
-    for key, value in own.items():
-        if key not in targets or targets[key].shape != value.shape:
-            raise UserError(f"{path}: {key} does not fit this backbone; the file is damaged or of another version")
-        targets[key].copy_(value)
-    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-    return Adapter(name, rest, settings, about["notes"])
-
-
-def _own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
+def own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
     """The adapter's tensors, under names that do not hold the adapter's own."""
-    if _settings(backbone)[name]["kind"] == "prompts":
+    if settings_of(backbone)[name]["kind"] == "prompts":
         return {"prompts": backbone.prompts.sets[name].data}
     state = {}
     for key, value in backbone.model.state_dict().items():
@@ -327,7 +234,8 @@ def _own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
     return state
 
 
-def _settings(backbone: Backbone) -> dict[str, dict[str, Any]]:
+def settings_of(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    """{name: what it was added with} of the adapters on a backbone."""
     if not hasattr(backbone, "adapters"):
         backbone.adapters = {}
     return backbone.adapters
@@ -336,7 +244,7 @@ def _settings(backbone: Backbone) -> dict[str, dict[str, Any]]:
 def _check_name(backbone: Backbone, name: str) -> None:
     if not name or "." in name:
         raise UserError(f"adapter {name!r}: a name must not be empty and has no dots; rename it")
-    if name in _settings(backbone):
+    if name in settings_of(backbone):
         raise UserError(f"adapter {name!r}: is on this backbone already; give another name")
 
 

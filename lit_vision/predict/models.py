@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from lit_vision.backbones import adapters
+from lit_vision.backbones.adapter_files import load_adapter, read_adapter
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.layouts import common_form, read_file
 from lit_vision.backbones.weights import load_into
 from lit_vision.card import KEY, Card
-from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
+from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import NETWORKS, network_of
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
 METHODS = {"classification": "Classifier"}  # task: class in lit_vision.methods
-
-
-class Model:
-    """A model that is ready to use.
-
-    Attributes:
-        card: what it is for and what it wants.
-        path: the file it is from.
-        method: the LightningModule or holder of a Backbone; None where the file has no torch network.
-        runtime: "torch", "onnx", "openvino" or "pt2".
-    """
-
-    def __init__(
-        self,
-        card: Card,
-        path: Path,
-        run: Callable[[Tensor], dict[str, np.ndarray]],
-        runtime: str,
-        method: nn.Module | None = None,
-    ) -> None:
-        self.card, self.path, self.runtime, self.method, self._run = card, path, runtime, method, run
-        self._mean, self._std = torch.tensor(card.mean), torch.tensor(card.std)
-
-    def normalised(self, pixels: np.ndarray) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, 3, S, S) float32 as the network wants it."""
-        return normalise(torch.from_numpy(pixels)[:, None], self._mean, self._std)[:, 0]
-
-    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name for (N, S, S, 3) uint8 pixels.
-
-        Raises:
-            UserError: an output is not finite.
-        """
-        outputs = self.run(self.normalised(pixels))
-        for name, value in outputs.items():
-            if not np.isfinite(value).all():
-                raise UserError(f"{self.path}: gives {name} that are not finite; check its training")
-        return outputs
-
-    def run(self, images: Tensor) -> dict[str, np.ndarray]:
-        """Outputs by name for normalised images (N, 3, S, S) on the CPU."""
-        return self._run(images)
 
 
 def file_of(place: str | os.PathLike) -> Path:
@@ -113,11 +72,11 @@ def load_model(
     if base and suffix in (".onnx", ".xml", ".pt2"):
         raise UserError(f"--base: is for adapters, and {path} is a whole model; leave it out")
     if suffix == ".onnx":
-        return _onnx(path, threads)
+        return open_onnx(path, threads)
     if suffix == ".xml":
-        return _openvino(path, threads)
+        return open_openvino(path, threads)
     if suffix == ".pt2":
-        return _pt2(path, trust)
+        return open_pt2(path, trust)
     method, card = load_method(path, base)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
@@ -252,7 +211,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 def _adapter(path: Path, base: str | None) -> tuple[nn.Module, Card]:
     """An adapter on the weights that it was trained on."""
-    _, about = adapters.read_adapter(path)
+    _, about = read_adapter(path)
     if base is None:
         raise UserError(f"{path}: is an adapter without its backbone; name the weights it began from with --base")
     notes = about["notes"]
@@ -262,95 +221,7 @@ def _adapter(path: Path, base: str | None) -> tuple[nn.Module, Card]:
     from lit_vision import methods
 
     method = getattr(methods, METHODS[notes["card"]["task"]])(**hyper)
-    found = adapters.load_adapter(method.backbone, path)
+    found = load_adapter(method.backbone, path)
     method.load_state_dict({**method.state_dict(), **found.rest})
     adapters.merge(method.backbone)
     return method.eval(), _card(method, notes["card"]["task"], notes["card"])
-
-
-# ------------------------------------------------------------------ other runtimes
-
-
-def _onnx(path: Path, threads: int | None) -> Model:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path}: ONNX Runtime is not installed; pip install 'lit-vision[export]'") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for every fault, none of them exported
-        raise UserError(f"{path}: no ONNX model that can be loaded ({_first_line(error)}); export it again") from error
-    card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
-    entry, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
-    _check_outputs(path, card, names)
-
-    def run(images: Tensor) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {entry: images.numpy()})))
-
-    return Model(card, path, run, "onnx")
-
-
-def _openvino(path: Path, threads: int | None) -> Model:
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError(f"{path}: OpenVINO is not installed; pip install 'lit-vision[export]'") from error
-    if not path.with_suffix(".bin").is_file():
-        raise UserError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it; copy both files")
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a mapped file that is replaced ends the process
-    try:
-        model = core.read_model(path)
-        text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-        # OpenVINO would compute in bf16 where the CPU has it; results must be those of torch
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(model, "CPU", settings)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: no OpenVINO model that can be loaded ({_first_line(error)}); export it again"
-        ) from error
-    card = Card.from_json(text, str(path))
-    names = [next(iter(output.get_names()), "") for output in compiled.outputs]
-    _check_outputs(path, card, names)
-
-    def run(images: Tensor) -> dict[str, np.ndarray]:
-        return {name: value.copy() for name, value in zip(names, compiled(images.numpy()).values())}
-
-    return Model(card, path, run, "openvino")
-
-
-def _pt2(path: Path, trust: bool) -> Model:
-    if not trust:
-        raise UserError(
-            f"{path}: a .pt2 can run code when it is loaded; give --trust if you made it, or use safetensors, onnx or openvino"
-        )
-    extra = {f"{KEY}.json": ""}
-    try:
-        program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # whatever the archive's reader lets through
-        raise UserError(
-            f"{path}: no exported program that can be loaded ({_first_line(error)}); export it again"
-        ) from error
-    card = Card.from_json(extra[f"{KEY}.json"], str(path))
-    network = program.module()
-
-    def run(images: Tensor) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            return {name: value.numpy() for name, value in zip(card.outputs, network(images))}
-
-    return Model(card, path, run, "pt2")
-
-
-def _check_outputs(path: Path, card: Card, names: list[str]) -> None:
-    if set(card.outputs) - set(names):
-        raise UserError(f"{path}: gives {', '.join(names)}, its card says {', '.join(card.outputs)}; export it again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lit_vision.backbones import adapters
-from lit_vision.backbones.adapters import add_lora, add_prompts, load_adapter, merge, save_adapter, use_adapter
+from lit_vision.backbones.adapter_files import load_adapter, save_adapter
+from lit_vision.backbones.adapters import add_lora, add_prompts, merge, use_adapter
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 
