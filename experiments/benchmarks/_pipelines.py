@@ -98,8 +98,9 @@ def with_lightly(floats: bool = False) -> Pipeline:
     if not floats:
         for view in transform.transforms:
             steps = view.transform.transforms
-            ends = next(i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "Normalize"))
-            view.transform.transforms = steps[:ends]
+            ends = [i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "Normalize")]
+            if ends:  # the two views share one list: the second time it is done already
+                view.transform.transforms = steps[: ends[0]]
 
     def run(data: bytes, _: int):
         views = transform(Image.open(io.BytesIO(data)).convert("RGB"))
