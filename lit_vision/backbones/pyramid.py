@@ -26,18 +26,22 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def map_shapes(backbone: Backbone, img_size: int) -> list[tuple[int, int]]:
-    """(channels, stride) of each of `forward_maps`, measured on one black image of this size.
+    """(channels, stride) of each of `forward_maps`; a CNN's are measured on one black image of at most 256 pixels.
 
     Raises:
         UserError: the family gives no maps, or the backbone is built for another size.
     """
-    mode, parameter = backbone.training, next(backbone.parameters())
+    if len(backbone.strides) == 1:  # a ViT: its size is fixed, and at 1024 pixels a forward would cost minutes on a CPU
+        built = backbone.data_config["input_size"][-1]
+        if built != img_size:
+            raise UserError(f"model.img_size: {img_size}, the backbone is built for img_size {built}; make them equal")
+        return [(backbone.model.num_features, backbone.strides[0])]
+    mode, like, side = backbone.training, next(backbone.parameters()), min(img_size, 256)
     backbone.eval()
     with torch.no_grad():
-        channels = backbone.config["in_chans"]
-        maps = backbone.forward_maps(parameter.new_zeros(1, channels, img_size, img_size))
+        maps = backbone.forward_maps(like.new_zeros(1, backbone.config["in_chans"], side, side))
     backbone.train(mode)
-    return [(m.shape[1], round(img_size / m.shape[2])) for m in maps]
+    return [(m.shape[1], round(side / m.shape[2])) for m in maps]
 
 
 class SimpleFeaturePyramid(nn.Module):

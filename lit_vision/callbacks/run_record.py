@@ -52,7 +52,7 @@ class CountSamples(Callback):
 class RunRecord(CountSamples):
     """Writes RUN/environment.json (commit, versions, data fingerprint; a resume adds to its `resumed`) and RUN/results.json.
 
-    The metric of results.json is that of the last weights: the first of val/top1, val/knn_top1, val/loss that was measured, else
+    The metric of results.json is that of the last weights: the first of `checkpointing.MONITORS` that was measured, else
     train/loss. What best.ckpt was chosen by is under `best`, since choosing by a split makes its number too good.
 
     Args:

@@ -201,10 +201,12 @@ class Detector(L.LightningModule):
         self, images: Tensor, targets: list[dict[str, Tensor]] | None
     ) -> tuple[Detections, dict[str, Tensor]]:
         size = tuple(images.shape[-2:])
-        levels = OrderedDict((str(i), level) for i, level in enumerate(self.features(images)))
+        levels = OrderedDict((str(i), level.float()) for i, level in enumerate(self.features(images)))
         listed = ImageList(images, [size] * len(images))
-        proposals, first = self.head.rpn(listed, levels, targets)
-        found, second = self.head.roi_heads(levels, proposals, listed.image_sizes, targets)
+        # in bfloat16 torchvision would round the proposals themselves, at 512 pixels by up to two
+        with torch.autocast(images.device.type, enabled=False):
+            proposals, first = self.head.rpn(listed, levels, targets)
+            found, second = self.head.roi_heads(levels, proposals, listed.image_sizes, targets)
         return found, {**first, **second}
 
     # ------------------------------------------------------------------ learning

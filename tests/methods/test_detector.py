@@ -167,6 +167,20 @@ def test_raw_and_decode_are_what_forward_does() -> None:
         _detector("faster_rcnn").raw(images)
 
 
+@pytest.mark.parametrize("head", ["fcos", "retinanet", "faster_rcnn"])
+def test_mixed_precision_keeps_boxes_exact(head: str) -> None:
+    model = _detector(head, score_threshold=0.0)
+    images, targets = _batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.losses(images, targets)
+        model.eval()
+        with torch.no_grad():
+            found = model(images)
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(value.dtype == torch.float32 for one in found for name, value in one.items() if name != "labels")
+    assert any((one["boxes"] != one["boxes"].bfloat16().float()).any() for one in found)
+
+
 def test_pyramids_have_the_papers_parts() -> None:
     backbone = Backbone("vit_tiny_patch16_224", img_size=64, patch_size=16, embed_dim=32, depth=2, num_heads=2)
     pyramid = make_pyramid(backbone, 64, 48, [4, 8, 16, 32, 64])
