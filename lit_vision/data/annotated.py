@@ -24,7 +24,7 @@ from lit_vision.data.annotations.table import BadAnnotation, Table
 from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
-from lit_vision.data.datamodule import ImageFolderDataModule
+from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
 from lit_vision.data.images import ImageFiles
 from lit_vision.data.sampler import EvalBatches, Key
 from lit_vision.errors import UserError
@@ -84,7 +84,7 @@ class AnnotatedImages(Dataset):
         return batch
 
     def _sample(self, key: Key) -> tuple[np.ndarray, Any]:
-        image, taken = self.files.read(key[1])
+        image, taken = self.files.read(key[1], key[0])
         size, table = image.shape[:2], self.table
         claimed = tuple(table.sizes[taken].tolist())
         if claimed not in ((0, 0), size):
@@ -317,7 +317,9 @@ class AnnotatedDataModule(ImageFolderDataModule):
         table = self.table(role)
         key = role, on_bad
         if key not in self._sets:
-            self._sets[key] = ImageFiles(table.root, table.paths, on_bad, self.seed), None
+            run = getattr(self.trainer, "default_root_dir", None) if train else None
+            listing = Path(run) / BAD_LIST if run else None
+            self._sets[key] = ImageFiles(table.root, table.paths, on_bad, self.seed, listing, self.world[1]), None
         return AnnotatedImages(
             table,
             self._sets[key][0],

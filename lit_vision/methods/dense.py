@@ -13,7 +13,7 @@ from lit_vision.backbones import weights
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.card import card_of_data
 from lit_vision.errors import UserError
-from lit_vision.methods.classifier import set_trainable
+from lit_vision.methods.classifier import ADAPTERS, set_trainable
 
 
 def build_backbone(
@@ -31,6 +31,8 @@ def build_backbone(
     Raises:
         UserError: as Backbone and `set_trainable`. PartialMatch: the checkpoint does not fit.
     """
+    if tune in ADAPTERS:  # set_trainable would freeze the backbone for adapters that are not added here
+        raise UserError(f"model.tune: {tune} is for Classifier; choose full, linear, head+norm, bias or last-<k>")
     backbone = Backbone(name, **{"img_size": img_size, **(args or {})})
     mean, std = backbone.data_config["mean"], backbone.data_config["std"]
     if checkpoint is not None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,25 @@ def test_crowd_is_left_out_of_training_and_given_to_the_evaluation(root: Path, t
 def test_wrong_settings_are_named(root: Path, change: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         next(iter(_module(root, **change).train_dataloader()))
+
+
+def test_a_broken_image_is_replaced_with_its_own_boxes_in_training_and_named_in_evaluation(
+    root: Path, tmp_path: Path, caplog
+) -> None:
+    shutil.copytree(root / "train", tmp_path / "train")
+    (tmp_path / "train/images/000003.png").write_bytes(b"nothing")
+    data = _module(tmp_path, train_view="fit", batch_size=8, img_size=128)
+    batch = next(iter(data.train_dataloader()))
+    table = data.table("train")
+    place = batch["key"][:, 1].tolist().index(3)
+    boxes = batch["targets"][place]["boxes"].numpy()
+    others = [i for i in range(8) if i != 3 and np.array_equal(table.boxes[table.rows(i)], boxes)]
+    assert len(others) == 1
+    other = batch["key"][:, 1].tolist().index(others[0])
+    assert torch.equal(batch["images"][place], batch["images"][other])
+    assert "000003.png" in caplog.text
+    with pytest.raises(UserError, match=r"000003.png"):
+        list(data.eval_loader("train"))
 
 
 def test_an_image_of_another_size_than_annotated(root: Path, tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_pyramids_have_the_papers_parts() -> None:
             "img_size",
         ),
         ({"tune": "some"}, "tune: 'some'"),
+        ({"tune": "lora"}, r"model.tune: lora is for Classifier"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict, says: str) -> None:
