@@ -1,0 +1,93 @@
+"""What a detector or segmenter makes of a few images, beside the truth, as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_vision.callbacks.pictures import grid, log_picture
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+from lit_vision.evaluation.segmentation import IGNORE
+
+_GOLDEN = 0.618033988749895  # neighbouring classes get hues far apart
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """A bright RGB colour of its own for each class number."""
+    hue = round(180 * ((label * _GOLDEN) % 1)) % 180
+    return tuple(cv2.cvtColor(np.array([[[hue, 220, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist())
+
+
+def draw_boxes(image: np.ndarray, boxes: Any, labels: Any) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with boxes (n, 4) x1, y1, x2, y2 in the colours of their labels (n,)."""
+    image = image.copy()
+    for (x1, y1, x2, y2), label in zip(np.asarray(boxes).round().astype(int).tolist(), np.asarray(labels).tolist()):
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour_of(label), max(1, image.shape[0] // 256))
+    return image
+
+
+def draw_mask(image: np.ndarray, mask: Any, background: int | None) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 tinted by the classes of a mask (H, W); background and ignored pixels stay as they are."""
+    mask = np.asarray(mask).astype(np.int64)
+    table = np.array([colour_of(label) for label in range(IGNORE + 1)], np.float32)
+    tinted = (0.45 * image + 0.55 * table[mask.clip(0, IGNORE)]).astype(np.uint8)
+    plain = (mask == IGNORE) | (mask == background if background is not None else False)
+    return np.where(plain[..., None], image, tinted)
+
+
+class Predictions(Callback):
+    """Writes RUN/samples/predictions-e<epoch>.png: a column per image; the truth, and below it what the model says.
+
+    The same images each time, evenly over the validation split. Boxes are drawn from a score of `score` on.
+
+    Args:
+        every_n_epochs: epochs between two pictures, at least 1; the last epoch is always shown.
+        images: how many.
+        score: 0 to 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, images: int = 6, score: float = 0.4) -> None:
+        if every_n_epochs < 1 or images < 1 or not 0 <= score <= 1:
+            raise UserError("Predictions: every_n_epochs and images must be at least 1, score between 0 and 1")
+        self.every_n_epochs, self.images, self.score = every_n_epochs, images, score
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(trainer.datamodule, "table"):
+            raise UserError("trainer.callbacks: Predictions needs an AnnotatedDataModule; remove it")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
+            return
+        log_picture(trainer, f"predictions-e{epoch:04d}", self._draw(trainer, pl_module), caption=f"epoch {epoch}")
+
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, module: LightningModule) -> np.ndarray:
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        truth, said = [], []
+        try:
+            for batch in trainer.datamodule.eval_loader("val", limit=self.images):
+                pixels = batch["images"].to(module.device)
+                with trainer.precision_plugin.forward_context():
+                    found = module(normalise(pixels, module.mean, module.std)[:, 0])
+                for i, image in enumerate(batch["images"][:, 0].numpy()):
+                    if "mask" in batch:
+                        background = module.hparams.background
+                        truth.append(draw_mask(image, batch["mask"][i], background))
+                        said.append(draw_mask(image, found[i].argmax(0).cpu(), background))
+                    else:
+                        target, one = batch["targets"][i], {k: v.cpu() for k, v in found[i].items()}
+                        sure = one["scores"] >= self.score
+                        truth.append(draw_boxes(image, target["boxes"], target["labels"]))
+                        said.append(draw_boxes(image, one["boxes"][sure], one["labels"][sure]))
+        finally:
+            for part, training in modes:
+                part.training = training
+        truth, said = truth[: self.images], said[: self.images]
+        return grid(np.stack(truth + said), columns=len(truth))
