@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ class Law:
         blur: probability of a Gaussian blur, sigma U(0.1, 2.0) pixels, kernel size // 10 made odd.
         rand_augment: timm's string (`rand-m9-mstd0.5-inc1`), applied after crop and flip; "" for none.
         random_erasing: probability of timm's erasing, filled with noise per pixel.
-        exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; about 8 times slower.
+        exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; a SimCLR view then takes 3 times as long.
         crop_pct: share of the resized short side that evaluation keeps; 1 for sizes up to 64.
     """
 
@@ -177,67 +176,6 @@ def _check(law: Law) -> None:
         need(good, key, f"two numbers 0 < low <= high{'' if top == math.inf else f' <= {top:g}'}")
 
 
-def draw(law: Law, u: list[float], height: int, width: int, more: Callable[[int], list[float]] | None = None) -> Draw:
-    """One view's parameters from its uniform numbers.
-
-    Args:
-        law: the view's law.
-        u: its numbers in [0, 1): the first FIRST of them, or all SLOTS.
-        height: of the source image, pixels; so is width.
-        more: gives the numbers that follow u, asked for only if the first crop does not fit.
-    """
-    left, top, w, h = 0, 0, width, height
-    if law.crop_scale is not None:
-        w, h = _crop_sides(law, u, height, width, more)
-        left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
-    angle = (2 * u[3] - 1) * law.rotation if law.rotation else 0.0
-    zoom = 1.0
-    if law.scale is not None:
-        low, high = law.scale
-        zoom = low * (high / low) ** u[4]
-    brightness = contrast = saturation = 1.0
-    hue, order = 0.0, 0
-    if u[5] < law.jitter:
-        order = int(u[6] * 24)
-        brightness, contrast, saturation = (
-            _factor(u[7], law.brightness),
-            _factor(u[8], law.contrast),
-            _factor(u[9], law.saturation),
-        )
-        hue = (2 * u[10] - 1) * law.hue
-    sigma = 0.1 + 1.9 * u[13] if u[12] < law.blur else 0.0
-    gray = u[11] < law.grayscale
-    return Draw(
-        left, top, w, h, u[2] < law.flip, angle, zoom, order, brightness, contrast, saturation, hue, gray, sigma
-    )
-
-
-def _factor(u: float, d: float) -> float:
-    low = 1 - d if d < 1 else 0.0
-    return low + u * (1 + d - low)
-
-
-def _crop_sides(
-    law: Law, u: list[float], height: int, width: int, more: Callable[[int], list[float]] | None
-) -> tuple[int, int]:
-    low, high = law.crop_scale
-    narrow, wide = law.crop_aspect
-    area = height * width
-    for slot in range(14, SLOTS, 2):
-        if slot == len(u):
-            u = u + more(SLOTS - slot)
-        part = area * (low + u[slot] * (high - low))
-        aspect = narrow * (wide / narrow) ** u[slot + 1]
-        w, h = round(math.sqrt(part * aspect)), round(math.sqrt(part / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return w, h
-    if width < narrow * height:
-        return width, max(1, min(height, round(width / narrow)))
-    if width > wide * height:
-        return max(1, min(width, round(height * wide))), height
-    return width, height
-
-
 class Drawer:
     """Draws the parameters of keys: `Drawer(law, seed)(epoch, index, copy, view, height, width) -> Draw`, a pure function.
 
@@ -249,10 +187,79 @@ class Drawer:
     def __init__(self, law: Law, seed: int):
         self.law, self.seed = law, seed
         self.streams = Streams(seed, _DOMAIN)
+        # read once: 25 look-ups of fields would take a fifth of a draw's time
+        factors = [pair for d in (law.brightness, law.contrast, law.saturation) for pair in _range(d)]
+        self._numbers = (law.flip, law.jitter, law.hue, law.grayscale, law.blur, *factors)
 
     def __call__(self, epoch: int, index: int, copy: int, view: int, height: int, width: int) -> Draw:
-        u = self.streams.uniforms(epoch, index, copy, view, FIRST)
-        return draw(self.law, u, height, width, self.streams.more)
+        """One view's parameters.
+
+        Args:
+            epoch, index, copy: the key; view: in [0, V).
+            height: of the source image, pixels; so is width.
+        """
+        law, u = self.law, self.streams.uniforms(epoch, index, copy, view, FIRST)
+        flip, jitter, hue_range, grayscale, blur, b_low, b_span, c_low, c_span, s_low, s_span = self._numbers
+        left, top, w, h = 0, 0, width, height
+        if law.crop_scale is not None:
+            w, h = self._crop_sides(u, height, width)
+            left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
+        angle = (2 * u[3] - 1) * law.rotation if law.rotation else 0.0
+        zoom = 1.0
+        if law.scale is not None:
+            low, high = law.scale
+            zoom = low * (high / low) ** u[4]
+        brightness = contrast = saturation = 1.0
+        hue, order = 0.0, 0
+        if u[5] < jitter:
+            order = int(u[6] * 24)
+            brightness, contrast, saturation = b_low + u[7] * b_span, c_low + u[8] * c_span, s_low + u[9] * s_span
+            hue = (2 * u[10] - 1) * hue_range
+        sigma = 0.1 + 1.9 * u[13] if u[12] < blur else 0.0
+        # tuple's own constructor: a named tuple's takes twice as long
+        return tuple.__new__(
+            Draw,
+            (
+                left,
+                top,
+                w,
+                h,
+                u[2] < flip,
+                angle,
+                zoom,
+                order,
+                brightness,
+                contrast,
+                saturation,
+                hue,
+                u[11] < grayscale,
+                sigma,
+            ),
+        )
+
+    def _crop_sides(self, u: list[float], height: int, width: int) -> tuple[int, int]:
+        """Width and height of a crop that fits into the image; u are the first FIRST numbers of the stream."""
+        (low, high), (narrow, wide) = self.law.crop_scale, self.law.crop_aspect
+        area = height * width
+        for slot in range(14, SLOTS, 2):
+            if slot == FIRST:
+                u = u + self.streams.more(SLOTS - FIRST)
+            part = area * (low + u[slot] * (high - low))
+            aspect = narrow * (wide / narrow) ** u[slot + 1]
+            w, h = round(math.sqrt(part * aspect)), round(math.sqrt(part / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return w, h
+        if width < narrow * height:
+            return width, max(1, min(height, round(width / narrow)))
+        if width > wide * height:
+            return max(1, min(width, round(height * wide))), height
+        return width, height
+
+
+def _range(d: float) -> tuple[float, float]:
+    """Lower end and length of U(max(0, 1 - d), 1 + d)."""
+    low = 1 - d if d < 1 else 0.0
+    return low, 1 + d - low
 
 
 VIEW_OPTIONS = tuple(dict.fromkeys(key for keys in OPTIONS.values() for key in keys))
