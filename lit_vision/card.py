@@ -86,4 +86,6 @@ def card_of_data(task: str, datamodule: Any) -> dict[str, Any] | None:
 
     options: Mapping[str, Any] = getattr(datamodule, "eval_options", None) or {}
     crop = make_law("eval", int(size), **options).crop_pct
-    return {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
+    card = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
+    view = getattr(datamodule, "eval_view", "eval")
+    return card if view == "eval" else {**card, "options": {"eval_view": str(view)}}

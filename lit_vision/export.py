@@ -137,7 +137,7 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
 
 
 def _megabytes(path: Path) -> str:
-    return f"{sum(p.stat().st_size for p in files_of(path)) / 1e6:.1f} MB"
+    return f"{sum(p.stat().st_size for p in files_of(path)) / 1e6:.3g} MB"
 
 
 def exported_program(network: Any, card: Any) -> Any:

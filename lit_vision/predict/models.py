@@ -151,6 +151,10 @@ def _built(
     """A method of this project from its own hyper-parameters."""
     if task not in METHODS:
         raise UserError(f"{path}: is for {task}, which this version cannot run; use a newer lit-vision")
+    if view := (kept.get("options") or {}).get("eval_view"):
+        raise UserError(
+            f"{path}: was measured with eval_view {view}, which is not repeated here; train with eval_view eval"
+        )
     from lit_vision import methods
 
     method = getattr(methods, METHODS[task])(**dict(hyper))

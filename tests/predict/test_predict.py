@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from toy_models import NAMES, make_classifier, write_images, write_run
 
 from lit_vision.backbones import adapter_files, adapters
 from lit_vision.backbones.weights import save_backbone
+from lit_vision.card import card_of_data
 from lit_vision.cli import main
 from lit_vision.data.decode import decode
 from lit_vision.data.views import resize_and_crop
+from lit_vision.errors import UserError
 from lit_vision.predict import inputs, journal, models
 from lit_vision.predict.models import load_model
 
@@ -185,6 +188,17 @@ def test_models__without_a_card_have_numbers_for_names(tmp_path) -> None:
     card = load_model(write_run(tmp_path / "run", method)).card
     assert card.class_names == ["0", "1", "2"]
     assert card.mean == [0.5, 0.4, 0.3]
+
+
+def test_models__another_evaluation_view_is_refused(tmp_path) -> None:
+    method = make_classifier("cnn")
+    data = SimpleNamespace(class_names=NAMES, img_size=16, eval_options={"crop_pct": 0.5}, eval_view="eval")
+    assert card_of_data("classification", data)["crop_pct"] == 0.5
+    data.eval_view = "albumentations:mine"
+    method.card = card_of_data("classification", data)
+    with pytest.raises(UserError, match="was measured with eval_view albumentations:mine"):
+        load_model(write_run(tmp_path / "run", method))
+    assert card_of_data("classification", SimpleNamespace()) is None
 
 
 def test_best_is_taken_before_last(tmp_path) -> None:
