@@ -25,6 +25,8 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 
 def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], Any]:
     """{runtime: normalised images -> outputs} for one model, exported into a folder; and its card."""
+    import torch
+
     from lit_vision.backbones.backbone import Backbone
     from lit_vision.backbones.weights import save_backbone
     from lit_vision.errors import UserError
@@ -39,7 +41,7 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
     for form, suffix in FORMATS.items():
         with contextlib.suppress(UserError):  # a package that is not installed; a wrong export has no row either
             export(method, card, form, folder / f"model{suffix}")
-            found[form] = load_model(folder / f"model{suffix}", "cpu", trust=True).run
+            found[form] = load_model(folder / f"model{suffix}", "cpu", trust=True, threads=torch.get_num_threads()).run
     return found, card
 
 
