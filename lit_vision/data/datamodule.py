@@ -57,6 +57,8 @@ class ImageFolderDataModule(LightningDataModule):
         hash_content: the fingerprint covers the files' bytes too.
     """
 
+    _last: TrainBatches | None = None  # the order that training follows
+
     def __init__(
         self,
         root: str,
@@ -125,7 +127,6 @@ class ImageFolderDataModule(LightningDataModule):
         )
         self.quarantine = quarantine
         self.folder: Folder | None = None
-        self._epoch = -1  # of the batches that are coming in
         self.cursor = (0, 0)  # epoch, samples of it that all ranks have had
         # refuse wrong options now, before any scan
         make_views(train_view, img_size, seed, **self.train_options)
@@ -222,6 +223,7 @@ class ImageFolderDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """The epoch's batches for this rank, from where a restored state says."""
         order = self._order()
+        order.on_epoch, self._last = self._count_broken, order
         order.epoch, samples = self.cursor
         order.start = samples // (self.batch_size * self.world[1])
         return self._loader(self._dataset("train", train=True), order, persistent=True)
@@ -303,25 +305,18 @@ class ImageFolderDataModule(LightningDataModule):
             pixels, self._labels[role][source], make_batch_views(view, self.img_size, self.seed, **options)
         )
 
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Lightning calls it for each batch; here an epoch is noticed to be over, and its broken images are counted."""
-        if self.trainer is not None and self.trainer.training:
-            epoch = int(batch["key"][0, 0])
-            if epoch != self._epoch:
-                self._count_broken()
-                self._epoch = epoch
-        return batch
-
     def teardown(self, stage: str | None = None) -> None:
         """The last epoch's broken images are counted."""
-        self._count_broken()
-        self._epoch = -1
+        if self._last is not None:
+            self._count_broken(self._last.epoch)
+            self._last = None
 
-    def _count_broken(self) -> None:
-        for (role, _), (files, _) in getattr(self, "_sets", {}).items():
-            count = files.count(self._epoch) if role == "train" and self._epoch >= 0 else 0
+    def _count_broken(self, epoch: int) -> None:
+        """Say how many broken images an epoch had, now that it is over."""
+        for (role, _), (files, _) in getattr(self, "_sets", {}).items():  # AnnotatedDataModule keeps none
+            count = files.count(epoch) if role == "train" else 0
             if count:
-                log.warning("epoch %d: %d broken image(s) replaced, listed in %s", self._epoch, count, files.listing)
+                log.warning("epoch %d: %d broken image(s) replaced, listed in %s", epoch, count, files.listing)
 
     def _loader(self, dataset: Dataset, batches, persistent: bool) -> DataLoader:
         local = 1 if self.trainer is None else max(1, self.trainer.num_devices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class TrainBatches:
 
     Attributes:
         epoch: the epoch that the next iterator yields.
+        on_epoch: called with an epoch that is over, when the next one begins.
         start: how many batches of it to leave out, after a resume in the middle; `len()` still counts the whole epoch, since
             Lightning adds the batches already done itself.
 
@@ -39,12 +40,15 @@ class TrainBatches:
         self.n, self.size, self.rank, self.world = n, batch_size, rank, world
         self.accumulate, self.seed, self.copies = accumulate, seed, copies
         self.epoch = self.start = 0
+        self.on_epoch: Callable[[int], None] | None = None
         self.sampler = self  # Lightning calls batch_sampler.sampler.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch. Lightning calls it after iter() in a run's first epoch and before it in the others (#21938)."""
         if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+            over, self.epoch, self.start = self.epoch, epoch, 0
+            if self.on_epoch:
+                self.on_epoch(over)
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""

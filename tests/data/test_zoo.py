@@ -126,7 +126,7 @@ def test_evaluation__names_the_broken_file_also_from_a_worker(root) -> None:
         assert any(name in str(caught.value) for name in BAD)
 
 
-def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp_path) -> None:
+def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp_path, caplog) -> None:
     for i in range(40):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{i}.jpg").write_bytes(ZOO["half.jpg"][0] if i == 7 else saved(picture(i), "JPEG"))
@@ -139,6 +139,9 @@ def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp
         loader.batch_sampler.set_epoch(epoch)
         assert sum(len(batch["label"]) for batch in loader) == 40
         assert loader.dataset.files.count(epoch) == 1
+    assert "epoch 0: 1 broken image(s) replaced, listed in" in caplog.text
+    module.teardown()
+    assert "epoch 1: 1 broken image(s)" in caplog.text
     with open(tmp_path / "run/bad_images.csv", newline="", encoding="utf-8") as file:
         assert [(row["epoch"], row["path"]) for row in csv.DictReader(file)] == [("0", "7.jpg"), ("1", "7.jpg")]
 
@@ -159,7 +162,7 @@ _SOUND = [
 _VIEWS = make_views("simclr", 16, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(_SOUND),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
