@@ -42,8 +42,10 @@ def _batch():
     return images, truth
 
 
-@pytest.mark.parametrize("loss", ["ce", "dice", "ce+dice"])
-@pytest.mark.parametrize(("head", "vit"), [("linear", True), ("fcn", False), ("upernet", False), ("upernet", True)])
+@pytest.mark.parametrize(
+    ("head", "vit", "loss"),
+    [("linear", True, "ce"), ("fcn", False, "dice"), ("upernet", False, "ce+dice"), ("upernet", True, "dice")],
+)
 def test_every_head_and_loss_overfits_one_batch(head: str, vit: bool, loss: str) -> None:
     model = _segmenter(head, vit, loss=loss, **({"strides": [2]} if head == "fcn" else {}))
     images, truth = _batch()
