@@ -21,7 +21,12 @@ def _reference(predictions, targets, kind: str) -> dict[str, float]:
     for i, (p, t) in enumerate(zip(predictions, targets), 1):
         images.append({"id": i, "width": 128, "height": 128})
         for k, box in enumerate(t["boxes"].tolist()):
-            a = {"id": len(annotations) + 1, "image_id": i, "category_id": int(t["labels"][k]), "iscrowd": int(t["iscrowd"][k])}
+            a = {
+                "id": len(annotations) + 1,
+                "image_id": i,
+                "category_id": int(t["labels"][k]),
+                "iscrowd": int(t["iscrowd"][k]),
+            }
             a |= {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
             a["area"] = float(t["area"][k]) or a["bbox"][2] * a["bbox"][3]
             if kind == "segm":
@@ -37,9 +42,15 @@ def _reference(predictions, targets, kind: str) -> dict[str, float]:
             labels.add(d["category_id"])
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": n} for n in sorted(labels)]}
+        truth.dataset = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": n} for n in sorted(labels)],
+        }
         truth.createIndex()
-        if not found:  # loadRes refuses an empty list: what is never found has precision 0 wherever there is ground truth
+        if (
+            not found
+        ):  # loadRes refuses an empty list: what is never found has precision 0 wherever there is ground truth
             return {"map": 0.0 if any(not a["iscrowd"] for a in annotations) else -1.0}
         run = COCOeval(truth, truth.loadRes(found), kind)
         run.evaluate()
@@ -61,7 +72,7 @@ def _random(seed: int, images: int, classes: int = 3, crowd: float = 0.0, masks:
         corner, side = rng.uniform(0, 80, (n, 2)), rng.uniform(3, 47, (n, 2))
         boxes = np.concatenate([corner, corner + side], 1)
         if whole:
-            boxes = boxes.round() + [0, 0, 1, 1]
+            boxes = boxes.round() + np.array([0, 0, 1, 1])
         labels = rng.integers(0, classes, n)
         keep = rng.random(n) < 0.8
         found = boxes[keep] + (rng.integers(-2, 3, (keep.sum(), 4)) if whole else rng.normal(0, 3, (keep.sum(), 4)))
@@ -122,7 +133,11 @@ def _cases():
     full = next(i for i, t in enumerate(targets) if len(t["labels"]) > 2)
     crowd = {**targets[full], "iscrowd": torch.ones(len(targets[full]["labels"]), dtype=torch.bool)}
     other = {**predictions[full], "labels": predictions[full]["labels"] + 5}
-    many = {"boxes": targets[full]["boxes"][:1].repeat(150, 1), "scores": torch.linspace(1, 0, 150), "labels": torch.zeros(150).long()}
+    many = {
+        "boxes": targets[full]["boxes"][:1].repeat(150, 1),
+        "scores": torch.linspace(1, 0, 150),
+        "labels": torch.zeros(150).long(),
+    }
     many["boxes"][:120, 2:] += 60
     return {
         "an image without ground truth among others": (predictions, [empty, *targets[1:]]),
@@ -131,9 +146,15 @@ def _cases():
         "no ground truth at all": (predictions, [empty] * 6),
         "neither": ([nothing] * 2, [empty] * 2),
         "one image, all of it crowd": ([predictions[full]], [crowd]),
-        "crowd beside objects": (predictions * 2, [*targets, *[crowd if i == full else t for i, t in enumerate(targets)]]),
+        "crowd beside objects": (
+            predictions * 2,
+            [*targets, *[crowd if i == full else t for i, t in enumerate(targets)]],
+        ),
         "a class that was never annotated": ([predictions[full], other], [targets[full], targets[full]]),
-        "more than 100 detections": ([many], [{**targets[full], "labels": torch.zeros(len(targets[full]["labels"])).long()}]),
+        "more than 100 detections": (
+            [many],
+            [{**targets[full], "labels": torch.zeros(len(targets[full]["labels"])).long()}],
+        ),
         "perfect": ([{**targets[full], "scores": torch.ones(len(targets[full]["labels"]))}], [targets[full]]),
     }
 
