@@ -174,7 +174,7 @@ def weights_and_biases(
     folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         project=project,
-        save_dir=str(folder),
+        save_dir=str(folder.resolve()),  # wandb's own process may have been started in another folder
         name=name or "/".join(folder.resolve().parts[-2:]),
         id=_wandb_id(folder),
         config=dict(config or {}),

@@ -34,24 +34,48 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor, scale: float) -> f
     return float((got.double() - expected.double()).abs().max()) / max(scale, 1e-30)
 
 
+def gradient_errors(runs: dict, check: str) -> dict[str, float]:
+    """Largest relative error over the ranks of each gradient, in its norm.
+
+    A gradient that is zero by symmetry (a gain or bias before batch norm) holds rounding only: the floor is a hundredth of the model's largest.
+    """
+    expected = {name: value.double() for name, value in runs["single"][check].items() if name.startswith("grad")}
+    floor = 0.01 * max(float(value.norm()) for value in expected.values())
+    return {
+        name: max(float((runs[rank][check][name].double() - value).norm()) for rank in ("rank0", "rank1"))
+        / max(float(value.norm()), floor)
+        for name, value in expected.items()
+    }
+
+
+def gradient_tolerance(runs: dict, method: str, dtype: str) -> float:
+    """TOLERANCE, or, in float32, what rounding does to this network: its error in float64 times the ratio of the formats' epsilons.
+
+    Batch norm over a few values makes SimCLR's small ResNet and DenseNet ill conditioned: rounding of 1e-16 comes out as 6e-14, so
+    rounding of 1e-7 must come out as 3e-5. An error of the exchange would show in float64, whose tolerance is 1e-10.
+    """
+    if dtype == "float64":
+        return TOLERANCE[dtype]
+    rounding = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
+    return max(TOLERANCE[dtype], 4 * rounding * max(gradient_errors(runs, f"{method} float64").values()))
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method: str, dtype: str) -> None:
     check = f"{method} {dtype}"
     single = runs["single"][check]
-    # A gradient that is zero by symmetry (a gain or bias before batch norm) holds rounding only: compare with the model's largest.
-    largest = max(float(value.abs().max()) for name, value in single.items() if name.startswith("grad"))
+    errors = gradient_errors(runs, check)
+    worst = max(errors, key=errors.get)
+    tolerance = gradient_tolerance(runs, method, dtype)
+    assert errors[worst] <= tolerance, worst
     for rank in ("rank0", "rank1"):
         got = runs[rank][check]
         assert got.keys() == single.keys()
         for name, value in single.items():
-            if name.startswith("grad"):
-                scale = max(float(value.abs().max()), 0.1 * largest)
-                assert relative_error(got[name], value, scale) <= TOLERANCE[dtype], name
-            elif name.startswith("after") and value.is_floating_point():
-                assert relative_error(got[name], value, max(1.0, float(value.abs().max()))) <= 10 * TOLERANCE[dtype], (
-                    name
-                )
+            if name.startswith("after") and value.is_floating_point():
+                error = float((got[name].double() - value.double()).norm()) / max(1.0, float(value.double().norm()))
+                assert error <= 30 * tolerance, name  # three steps of momentum multiply it
         assert relative_error(got["loss"], single["loss"], float(single["loss"])) <= TOLERANCE[dtype]
 
 

@@ -40,7 +40,9 @@ def records(folder: Path) -> list:
     """What wandb wrote: LevelDB's log format (blocks of 32 KiB; crc, length, type; a record may go over blocks) after 7 bytes of head."""
     from wandb.proto import wandb_internal_pb2 as pb
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    path = next(folder.glob("wandb/offline-run-*/*.wandb"), None)
+    if path is None:  # wandb's own process has not come to it yet
+        return []
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     found, at, parts = [], 7, b""

@@ -56,7 +56,18 @@ def study(tmp_path_factory):
             for i in range(count):
                 image = rng.integers(0, 80, (16, 16, 3), np.uint8) + (120 if name[0] == "p" else 0)
                 cv2.imwrite(str(root / "data" / split / name / f"{i}.png"), image.astype(np.uint8))
-    words = ["study", str(root / "data"), "--run_dir", str(root / "run"), "--labels", "4", "--seeds", "2", "--starts", "simclr"]
+    words = [
+        "study",
+        str(root / "data"),
+        "--run_dir",
+        str(root / "run"),
+        "--labels",
+        "4",
+        "--seeds",
+        "2",
+        "--starts",
+        "simclr",
+    ]
     words += ["--epochs", "simclr=1,4=1", "--keep_weights", "2", "--wandb", "tests"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")

@@ -18,7 +18,13 @@ FIXED = ["--epochs", "mae=1,simclr=1,4=2,20=1", "--labels", "4,20", "--seeds", "
 def folder(tmp_path_factory):
     """Bars, upright or lying, 16 pixels: 20 of each to learn from, 10 to test, 6 without a label."""
     root, rng = tmp_path_factory.mktemp("bars"), np.random.default_rng(0)
-    for split, count in (("train/lying", 20), ("train/upright", 20), ("test/lying", 10), ("test/upright", 10), ("unlabeled", 6)):
+    for split, count in (
+        ("train/lying", 20),
+        ("train/upright", 20),
+        ("test/lying", 10),
+        ("test/upright", 10),
+        ("unlabeled", 6),
+    ):
         (root / split).mkdir(parents=True)
         for i in range(count):
             image = rng.integers(0, 80, (16, 16, 3), np.uint8)
