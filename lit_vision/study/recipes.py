@@ -83,7 +83,7 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         vit = Network(
             "vit",
             "vit_tiny_patch16_224",
-            {"img_size": size, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2},
+            {"img_size": size, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2},
         )
         decoder = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 4}
     else:

@@ -13,11 +13,12 @@ from lit_vision.study.images import Images
 from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.training import Pace, classification, measure, pretraining
 
-PRETRAIN_SHARE = 0.55  # of the time that trainings get
-START_SHARE = {"simclr": 0.65, "mae": 0.35}  # of the time that pre-training gets
+PRETRAIN_SHARE = 0.4  # of the time that trainings get
+START_SHARE = {"simclr": 0.7, "mae": 0.3}  # of the time that pre-training gets
 SCRATCH = ("scratch-cnn", "scratch-vit")
 REPORT_SECONDS = 25.0
-FEWEST_STEPS = 40  # a classifier trained for less says nothing
+FEWEST_STEPS = 20  # a fine-tuning of less says nothing
+GROWTH = 0.25  # steps grow with this power of the number of labels
 
 
 @dataclass
@@ -89,7 +90,7 @@ def plan_pretraining(plan: Plan, paces: dict, images: Images, recipe: Recipe, se
 
 
 def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seconds: float) -> None:
-    """Share `seconds` among the trainings on labels: steps grow with the root of the number of labels.
+    """Share `seconds` among the trainings on labels: steps grow slowly with the number of labels.
 
     A training from scratch gets `scratch_factor` times the steps of a fine-tuning.
     """
@@ -121,4 +122,4 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
 
 
 def _steps(base: float, count: int, plan: Plan) -> float:
-    return base * (count / min(plan.labels)) ** 0.5
+    return base * (count / min(plan.labels)) ** GROWTH
