@@ -59,9 +59,9 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
     last = found[-1]
     costs = f" Its pre-training took {clock(pretrain_seconds.get(last.best['start'], 0))}." if last.best else ""
     if kinds == {"wins"}:
-        return f"Pre-train on your own images and fine-tune: {last.best['start']} beats every baseline at each number of labels.{costs}"
+        return f"Pre-train on your own images and fine-tune: within this budget {last.best['start']} beats every baseline at each number of labels.{costs}"
     if kinds == {"loses"}:
-        return f"Do not pre-train here: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
+        return f"Do not pre-train within this budget: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
     if kinds == {"open"}:
         return f"No claim can be made: {last.reason}. Label more images, or give the study more seeds and time."
     parts = []

@@ -82,7 +82,7 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
             "Seed = labelled subset + initialisation + order, the same for every start. Standard errors are over seeds; all seeds share "
             "one test split and one pre-training per start. The pre-trained start was chosen inside the labels; the baseline that it is "
             "compared with is the best of all on the test split. A training from scratch gets "
-            f"{study.recipe.scratch_factor} times the steps of a fine-tuning and the same augmentation."
+            f"{study.recipe.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change the order."
         ),
     )
 

@@ -107,7 +107,7 @@ def sentence(verdict: Verdict) -> str:
     se = "" if d.se is None else f" ± {100 * d.se:.1f}"
     gap = f"{100 * d.mean:+.1f}{se} points (mean ± standard error over {d.n} paired seeds)"
     if verdict.answer == "wins":
-        return f"{head}pre-training wins. {both}: {gap}."
+        return f"{head}pre-training wins within this budget. {both}: {gap}."
     if verdict.answer == "loses":
-        return f"{head}pre-training does not pay. {both}: {gap}."
+        return f"{head}pre-training does not pay within this budget. {both}: {gap}."
     return f"{head}no winner, since {verdict.reason}. {both}: {gap}."
