@@ -14,7 +14,7 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv and install lit_vision with what its tests need
 
-$(STAMP): setup.cfg constraints.txt
+$(STAMP): setup.cfg constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "make: $(PYTHON) is not Python 3.10 to 3.13; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
