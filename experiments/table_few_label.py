@@ -67,7 +67,6 @@ def publish(name: str) -> None:
 
 def show() -> None:
     """Print the table, write it as Markdown, CSV and PNG, and say what it supports."""
-    from lit_vision.study.content import Answer
     from lit_vision.study.verdict import sentence, verdicts
     from lit_vision.tables import comparison_table, rows_from, to_csv, to_markdown, to_png
 
@@ -82,9 +81,8 @@ def show() -> None:
         target.with_suffix(".md").write_text(to_markdown(table), encoding="utf-8")
         target.with_suffix(".csv").write_text(to_csv(table), encoding="utf-8")
         to_png(table, target.with_suffix(".png"), title=f"Few labels, {name} garments")
-        answers = [Answer(name, sentence(v), v.answer) for v in verdicts(rows, 1000)] if rows else []
-        for answer in answers:
-            print(answer.text)
+        for verdict in verdicts(rows, 1000):
+            print(sentence(verdict))
         print(f"\n{target.relative_to(ROOT)}.md, .csv, .png\n")
 
 

@@ -26,7 +26,7 @@ from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
 from lit_vision.data.images import ImageFiles
-from lit_vision.data.sampler import EvalBatches, Key
+from lit_vision.data.sampler import Key
 from lit_vision.errors import UserError
 
 # format: where images and annotations lie, below the root, {split} being the split's name
@@ -288,13 +288,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         return self._measured("test")
 
     def _measured(self, role: str) -> DataLoader:
-        rank, processes, _ = self.world
-        n = len(self.table(role))
-        if n < processes:
-            raise UserError(f"{self.root}: {self.names[role]} has {n} image(s) for {processes} processes; use fewer")
-        return self._loader(
-            self._dataset(role, train=False), EvalBatches(n, self.batch_size, rank, processes), persistent=True
-        )
+        return self._each_once(role, len(self.table(role)))
 
     def eval_loader(self, split: str, limit: int | None = None, unlabeled: bool = False) -> DataLoader:
         """A split under the evaluation view, in order, each image once, in this process alone.

@@ -244,8 +244,11 @@ class ImageFolderDataModule(LightningDataModule):
             if self.train_view in _SELF_SUPERVISED:
                 return []
             self.folder.need(self.names[role], "validation")
+        return self._each_once(role, len(self._paths[role]))
+
+    def _each_once(self, role: str, n: int) -> DataLoader:
+        """The n images of a split under the evaluation view, each once over all processes."""
         rank, processes, _ = self.world
-        n = len(self._paths[role])
         if n < processes:
             raise UserError(f"{self.root}: {self.names[role]} has {n} image(s) for {processes} processes; use fewer")
         return self._loader(
