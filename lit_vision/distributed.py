@@ -1,9 +1,8 @@
 """What makes N processes give the gradients of one.
 
 DistributedDataParallel averages parameter gradients: with a loss L_r on rank r it computes the gradient of mean_r L_r, but only if the
-gradient of *every* rank's loss reaches this rank's part of what was shared. The adjoint of "sum or gather over ranks" is therefore
-"sum the gradients over ranks", and both tools here do just that: with the sum, rank r holds d(sum_s L_s)/d(its part), and DDP's average
-turns the sum over losses into the mean.
+gradient of *every* rank's loss reaches this rank's part of what was shared: rank r must hold d(sum_s L_s)/d(its part), and DDP's average
+turns the sum over losses into the mean. The adjoint of "sum over ranks" is therefore "sum the gradients over ranks".
 """
 
 import torch
@@ -35,50 +34,18 @@ class _AllReduceSum(torch.autograd.Function):
         return grad
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
-        z = z.contiguous()
-        ctx.rows = len(z)
-        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, z)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        start = dist.get_rank() * ctx.rows
-        return grad[start : start + ctx.rows]
-
-
 def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of `x` (any shape, equal on all ranks) over processes, differentiable: each rank receives the sum of all ranks' gradients."""
     return _AllReduceSum.apply(x) if world_size() > 1 else x
 
 
-def gather_with_gradients(z: Tensor) -> Tensor:
-    """The rows of all processes, in rank order, with gradients back to the process that owns them.
-
-    Backward sums the gradients that all ranks computed for this rank's rows. So after DDP's averaging the parameters get the gradient of
-    the mean over ranks of the loss, whether each rank computes the whole loss or only its own share of it.
-
-    Args:
-        z: (B, ...) of equal shape on every rank (our samplers guarantee it), floating point.
-
-    Returns:
-        (world x B, ...); `z` itself without a process group.
-    """
-    return _Gather.apply(z) if world_size() > 1 else z
-
-
-def mean_value(loss: Tensor) -> Tensor:
-    """The scalar `loss` with the value of its mean over processes and, unchanged, its own gradient (which DDP averages itself)."""
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in rank order, without gradients: (B, ...) of equal shape on every rank to (world x B, ...)."""
     if world_size() == 1:
-        return loss
-    mean = loss.detach().clone()
-    dist.all_reduce(mean)
-    return loss + (mean / world_size() - loss.detach())
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
 
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):

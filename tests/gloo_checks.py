@@ -129,14 +129,22 @@ def method_check(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str,
 
 
 def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
-    """The loss itself on leaves: after the sum over ranks divided by the world, each rank's rows have the single gradient."""
+    """The loss itself on leaves: after the sum over ranks divided by the world, each rank's rows have the single gradient.
+
+    And with local negatives: each rank's value is that of its own rows.
+    """
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(WORLD * B, 2, 8, generator=generator, dtype=torch.float64).to(dtype)
     local = share({"z": z})["z"].requires_grad_()
     loss = nt_xent(local[:, 0], local[:, 1], 0.2)
-    loss.backward()
-    grad = distributed.gather_with_gradients(local.grad) / distributed.world_size()
-    return {"loss": loss.detach(), "grad": grad}
+    (3 * loss).backward()
+    grad = distributed.gather(local.grad) / distributed.world_size()
+    alone = torch.stack(
+        [nt_xent(*part.unbind(1), 0.2) for part in z.detach().split(B)]
+    )  # what each process sees of itself
+    mine = nt_xent(*share({"z": z})["z"].unbind(1), 0.2, negatives="local")[None]
+    local = distributed.gather(mine) if distributed.world_size() > 1 else alone
+    return {"loss": loss.detach(), "grad": grad, "local": local}
 
 
 def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:

@@ -3,67 +3,17 @@
 B images, V = 2 views, D width of a vector, C H W channels and pixels.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_vision import distributed, optim
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
-
-
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
-    """Contrastive loss between two views of each image (SimCLR).
-
-    For view i with partner j among the 2B views, and s the cosine similarity:
-        l(i, j) = -log( exp(s_ij / t) / sum over k != i of exp(s_ik / t) );  returns the mean over all 2B views.
-    Source: Chen et al. 2020, arXiv:2002.05709, Eq. 1 and Algorithm 1.
-    Negatives come from all processes (gathered with gradients), so B is the global batch. Every process must bring equally many rows.
-    Its own rows are the anchors of a process; the value returned is the global mean, the gradient (after DDP's averaging) that of it.
-    Unlike the official code: the loss is not counted twice (it returns the sum of two means over B).
-
-    Args:
-        z1: (B, D) projections of view one, any scale; row i of z1 and row i of z2 are the same image.
-        z2: (B, D) projections of view two.
-        temperature: t, no unit, greater than 0.
-
-    Returns:
-        Scalar in nats, at least float32 even under autocast. If every row is equal it is log(2B - 1).
-
-    Raises:
-        ValueError: shapes differ, or temperature is not positive.
-    """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"z1 and z2 must both be (B, D), not {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    with torch.autocast(z1.device.type, enabled=False):
-        pairs = torch.stack((z1, z2), dim=1)  # (B_local, 2, D): one tensor, so one collective
-        pairs = F.normalize(pairs if pairs.dtype == torch.float64 else pairs.float(), dim=-1)
-        everyone = distributed.gather_with_gradients(pairs)  # (B, 2, D)
-        local, total = len(pairs), len(everyone)
-        row = torch.arange(local, device=z1.device) + distributed.rank() * local
-        own, partner = (
-            torch.cat((row, row + total)),
-            torch.cat((row + total, row)),
-        )  # columns of the anchors' own and paired views
-        anchors, candidates = pairs.transpose(0, 1).flatten(0, 1), everyone.transpose(0, 1).flatten(0, 1)
-        loss = _info_nce(anchors, candidates, own, partner, temperature)
-    return distributed.mean_value(loss)
-
-
-def _info_nce(anchors: Tensor, candidates: Tensor, own: Tensor, partner: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors of -log softmax at the partner's column, the anchor's own column left out. Holds the whole matrix.
-
-    anchors (A, D) and candidates (K, D) at unit length; own, partner (A,) int64 columns. The one place to tile.
-    """
-    logits = anchors @ candidates.T / temperature  # (A, K)
-    logits = logits.scatter(1, own[:, None], float("-inf"))
-    return F.cross_entropy(logits, partner)
+from lit_vision.methods.nt_xent import nt_xent
 
 
 class ProjectionHead(nn.Sequential):
@@ -116,6 +66,7 @@ class SimCLR(L.LightningModule):
         projection_layers: 1 to 3 (2 in the paper, 3 in SimCLR v2).
         projection_batch_norm: batch norm in the head, as in SimCLR v2 and the official code.
         temperature: t of the loss; the paper: 0.1 on ImageNet, 0.5 on CIFAR.
+        negatives: "global", those of all processes; "local", those of one's own only (fewer with every process; not the paper).
         mean: of the pixels, per channel, in [0, 1]. The official code does not normalise: 0.
         std: of the pixels, per channel. 1.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -138,6 +89,7 @@ class SimCLR(L.LightningModule):
         projection_layers: int = 2,
         projection_batch_norm: bool = False,
         temperature: float = 0.1,
+        negatives: Literal["global", "local"] = "global",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         optimizer: str = "lars",
@@ -153,6 +105,8 @@ class SimCLR(L.LightningModule):
             raise UserError(
                 f"temperature: {temperature} is not positive; the paper has 0.1 on ImageNet and 0.5 on CIFAR"
             )
+        if negatives not in ("global", "local"):
+            raise UserError(f"negatives: {negatives!r} is not 'global' or 'local'; the paper's are global")
         self.save_hyperparameters()
         self.backbone = Backbone(backbone, **(backbone_args or {}))
         self.projection = ProjectionHead(
@@ -177,7 +131,7 @@ class SimCLR(L.LightningModule):
                 f"data.train_view: SimCLR needs two views of each image, got {views.shape[1]}; set it to simclr"
             )
         z = self(views.flatten(0, 1)).unflatten(0, (-1, 2))  # (2B, D) -> (B, 2, D)
-        return nt_xent(z[:, 0], z[:, 1], self.temperature)
+        return nt_xent(z[:, 0], z[:, 1], self.temperature, self.hparams.negatives)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch; logs train/loss (the mean over all processes)."""
@@ -191,8 +145,13 @@ class SimCLR(L.LightningModule):
             self.log("val/loss", self.loss(batch["images"]), batch_size=len(batch["images"]), sync_dist=True)
 
     def setup(self, stage: str) -> None:
-        """Refuse a batch-norm converter that would break the model, before any step; no validation loop that would measure nothing."""
+        """Refuse what would train another model than asked for, before any step; no validation loop that would measure nothing."""
         distributed.batch_norm_scope(self)
+        if self.hparams.negatives == "global" and self.trainer.world_size != distributed.world_size():
+            raise UserError(
+                f"trainer.strategy: {self.trainer.world_size} processes that do not exchange tensors would each see only their own "
+                "negatives; use ddp, or say model.negatives=local"
+            )
         if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "eval_view", "simclr") != "simclr":
             self.trainer.limit_val_batches = 0
 
@@ -200,14 +159,16 @@ class SimCLR(L.LightningModule):
         """Say how many negatives each anchor sees, and what batch norm sees; refuse a batch without negatives."""
         # micro-batches do not see each other: accumulation adds no negatives
         images = optim.plan_of(self).global_batch_size // self.trainer.accumulate_grad_batches
-        negatives, world = 2 * images - 2, self.trainer.world_size
+        world, scope = self.trainer.world_size, self.hparams.negatives
+        negatives = 2 * (images if scope == "global" else images // world) - 2
         if negatives < 1:
             raise UserError(
                 "data.batch_size: one image a step leaves no negatives; set it to 2 or more (the paper: 4096 in all)"
             )
         if self.trainer.is_global_zero:
             print(
-                f"SimCLR: each anchor sees {negatives} negatives ({images} images over {world} process(es))", flush=True
+                f"SimCLR: each anchor sees {negatives} negatives, {scope} ({images} images over {world} process(es))",
+                flush=True,
             )
             if distributed.batch_norm_scope(self) == "per process":
                 print(

@@ -1,7 +1,8 @@
-"""NT-Xent against the paper's loop, closed forms and invariances; the head's sizes; SimCLR learns one batch."""
+"""The head's sizes; SimCLR learns one batch, says what its anchors see and refuses what would be another loss."""
 
 import copy
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -9,92 +10,9 @@ import torch
 from torch import nn
 
 from lit_vision.errors import UserError
-from lit_vision.methods.simclr import ProjectionHead, SimCLR, nt_xent
+from lit_vision.methods.simclr import ProjectionHead, SimCLR
 
 RESNET = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
-
-
-def loop_nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> float:
-    """Algorithm 1 of arXiv:2002.05709 line by line: views 2k - 1 and 2k are a pair."""
-    z = [row.tolist() for pair in zip(z1, z2) for row in pair]
-    n = len(z)
-    norm = [math.sqrt(sum(x * x for x in row)) for row in z]
-    s = [[sum(a * b for a, b in zip(z[i], z[j])) / (norm[i] * norm[j]) for j in range(n)] for i in range(n)]
-
-    def pair(i: int, j: int) -> float:
-        denominator = sum(math.exp(s[i][k] / temperature) for k in range(n) if k != i)
-        return -math.log(math.exp(s[i][j] / temperature) / denominator)
-
-    return sum(pair(2 * k, 2 * k + 1) + pair(2 * k + 1, 2 * k) for k in range(n // 2)) / n
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-@pytest.mark.parametrize("batch", [1, 2, 7])
-def test_nt_xent__is_the_papers_loop(batch: int, temperature: float) -> None:
-    torch.manual_seed(batch)
-    z1, z2 = 3 * torch.randn(2, batch, 5, dtype=torch.float64)
-    assert nt_xent(z1, z2, temperature).item() == pytest.approx(loop_nt_xent(z1, z2, temperature), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("batch", "value"),
-    [(2, math.log(3)), (5, math.log(9)), (64, 4.844187), (128, 5.541264), (256, 6.236370), (512, 6.930495)],
-)
-@pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_nt_xent__collapsed_embeddings_have_closed_form(batch: int, value: float, temperature: float) -> None:
-    z = torch.ones(batch, 8)
-    torch.testing.assert_close(nt_xent(z, z, temperature), torch.tensor(value), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("batch", "temperature", "value"), [(2, 0.5, 0.239545), (256, 0.5, 4.248795), (256, 0.1, 0.022890)]
-)
-def test_nt_xent__equal_pairs_orthogonal_to_all_others(batch: int, temperature: float, value: float) -> None:
-    z = torch.eye(batch)
-    torch.testing.assert_close(nt_xent(z, z, temperature), torch.tensor(value), rtol=0, atol=2e-6)
-
-
-def test_nt_xent__gaussian_embeddings() -> None:
-    torch.manual_seed(0)
-    z1, z2 = torch.randn(2, 256, 128)
-    assert nt_xent(z1, z2, 0.5).item() == pytest.approx(math.log(511) + 1 / (2 * 128 * 0.25), abs=0.05)
-
-
-def test_nt_xent__invariances() -> None:
-    torch.manual_seed(0)
-    z1, z2 = torch.randn(2, 6, 4, dtype=torch.float64)
-    value = nt_xent(z1, z2)
-    order, scale = torch.randperm(6), torch.rand(6, 1, dtype=torch.float64) + 0.1
-    torch.testing.assert_close(nt_xent(z2, z1), value)
-    torch.testing.assert_close(nt_xent(z1[order], z2[order]), value)
-    torch.testing.assert_close(nt_xent(z1 * scale, z2 / scale), value)
-    assert not torch.isclose(nt_xent(z1, z2.roll(1, 0)), value)  # but which rows are pairs counts
-
-
-def test_nt_xent__gradient_is_that_of_finite_differences() -> None:
-    torch.manual_seed(0)
-    z1, z2 = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
-
-
-def test_nt_xent__precision() -> None:
-    torch.manual_seed(0)
-    z1, z2 = torch.randn(2, 32, 16, dtype=torch.float64)
-    exact = nt_xent(z1, z2)
-    assert exact.dtype == torch.float64
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = nt_xent(z1.float(), z2.float())
-    assert under_autocast.dtype == torch.float32
-    torch.testing.assert_close(under_autocast.double(), exact, rtol=1e-5, atol=0)
-    assert nt_xent(z1.bfloat16(), z2.bfloat16()).dtype == torch.float32
-    assert nt_xent(torch.zeros(3, 2), torch.zeros(3, 2)).isfinite()
-
-
-def test_nt_xent__faults() -> None:
-    with pytest.raises(ValueError, match=r"must both be \(B, D\)"):
-        nt_xent(torch.ones(2, 3), torch.ones(3, 3))
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        nt_xent(torch.ones(2, 3), torch.ones(2, 3), 0.0)
 
 
 def test_projection_head__sizes() -> None:
@@ -193,3 +111,24 @@ def test_simclr__faults() -> None:
         method.loss(torch.rand(4, 1, 3, 8, 8))
     with pytest.raises(UserError, match="one image a step leaves no negatives"):
         trainer().fit(method, datamodule=Pairs(batch=1))
+
+
+def test_simclr__local_negatives_only_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(UserError, match="negatives: 'none' is not 'global' or 'local'"):
+        SimCLR("resnet18", RESNET, negatives="none")
+    plan = SimpleNamespace(global_batch_size=32)
+    monkeypatch.setattr("lit_vision.optim.plan_of", lambda module: plan)
+    for negatives, says in (("global", "62 negatives, global"), ("local", "14 negatives, local")):
+        method = SimCLR("resnet18", RESNET, negatives=negatives)
+        method._trainer = SimpleNamespace(
+            world_size=4, strategy=None, accumulate_grad_batches=1, is_global_zero=True, loggers=[], global_step=0
+        )
+        if negatives == "global":  # four processes, and no process group to exchange vectors with
+            with pytest.raises(UserError, match=r"use ddp, or say model\.negatives=local"):
+                method.setup("fit")
+        else:
+            method.setup("fit")
+        method.on_train_start()
+        assert says in capsys.readouterr().out
