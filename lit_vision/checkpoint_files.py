@@ -6,34 +6,34 @@ import contextlib
 import hashlib
 import os
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from lit_vision import digests
+from lit_vision.digests import Digest, is_valid, sidecar
 from lit_vision.errors import UserError
-from lit_vision.evaluation.results import sha256_of_file
+
+__all__ = ["AtomicIO", "DamagedCheckpoint", "is_valid", "sidecar"]
 
 
 class DamagedCheckpoint(UserError):
     """The bytes of a checkpoint are not those that were written."""
 
 
-def sidecar(path: str | os.PathLike) -> Path:
-    """The file that holds the sha256 of the checkpoint `path`: its name with .sha256 added."""
-    return Path(f"{os.fspath(path)}.sha256")
-
-
 class _HashedFile:
     """A binary file that computes the sha256 of what passes through (torch.save writes front to back) and keeps its OSError."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256, self.error = file, hashlib.sha256(), None
+        self.file, self.sha256, self.size, self.error = file, hashlib.sha256(), 0, None
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
+        self.size += len(data)
         try:
             return self.file.write(data)
         except OSError as error:  # torch's zip writer makes a RuntimeError of it, which does not say what was wrong
@@ -44,8 +44,8 @@ class _HashedFile:
         self.file.flush()
 
 
-def _write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path, str]:
-    """Writes a temporary file next to path, down to the disk; returns it and its sha256.
+def write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path, Digest]:
+    """Writes a temporary file next to path, down to the disk; returns it and its digest.
 
     Beside the target, for a rename is atomic only inside one file system; one fixed name, so that kills leave one file at most.
     """
@@ -63,10 +63,11 @@ def _write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    return temporary, hashed.sha256.hexdigest()
+    return temporary, Digest(hashed.sha256.hexdigest(), hashed.size)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames, and has the folder written to the disk."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -75,54 +76,84 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _write_digests(path: Path, digests: list[str]) -> None:
-    text = "".join(f"{digest}  {path.name}\n" for digest in digests)  # the format of sha256sum -c
-    temporary, _ = _write_beside(sidecar(path), lambda file: file.write(text.encode()))
-    _put_in_place(temporary, sidecar(path))
+def _write_digests(path: Path, found: list[Digest]) -> None:
+    temporary, _ = write_beside(sidecar(path), lambda file: file.write(digests.to_text(path, found).encode()))
+    put_in_place(temporary, sidecar(path))
 
 
-def _read_digests(path: Path) -> list[str]:
-    return (
-        [line.split()[0] for line in sidecar(path).read_text().splitlines() if line] if sidecar(path).is_file() else []
-    )
+def _replace(temporary: Path, path: Path, found: list[Digest]) -> None:
+    """The file `temporary`, whose digest is among `found`, takes the place of `path`; at each instant the sidecar fits."""
+    _write_digests(path, [*found, *digests.read(path)])
+    put_in_place(temporary, path)
+    temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
+    _write_digests(path, found)
 
 
-def is_valid(path: str | os.PathLike) -> bool:
-    """True if the file is there and its sha256 is among those in its sidecar (two, after a kill between two writes)."""
-    path = Path(path)
-    return path.is_file() and sha256_of_file(path) in _read_digests(path)
+def _name_too(source: Path, target: Path, found: list[Digest]) -> None:
+    """The checkpoint `source` under a second name: a hard link, which costs no room; a copy where the file system has none."""
+    link = target.with_name(target.name + ".tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+    except OSError:
+        shutil.copyfile(source, link)
+        with open(link, "rb+") as file:
+            os.fsync(file.fileno())
+    _replace(link, target, found)
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line(path: Path) -> Iterator[None]:
+    """A write that fails becomes one line that says what is left."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); the checkpoint that was there before is whole: "
+            "make room, then go on with --resume auto"
+        ) from error
 
 
 class AtomicIO(CheckpointIO):
     """Trainer(plugins=[AtomicIO()]): a checkpoint is either the old one or the new one, never half of each.
 
-    Beside NAME.ckpt lies NAME.ckpt.sha256. It is written before the rename with the new digest in front of the old one, and after
-    the rename with the new one alone, so that at each instant the digest of the file that is there is among those in the sidecar.
+    Beside NAME.ckpt lies NAME.ckpt.sha256 (see digests.py).
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+    def __init__(self) -> None:
+        self._whole: set[Path] = set()  # what this process wrote itself
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: dict[str, Any] | None = None
+    ) -> None:
         """Writes a checkpoint.
 
         Args:
             checkpoint: what torch.save takes; tensors, numbers, strings and containers of them, else it cannot be loaded again.
             path: the file; its folder is made.
-            storage_options: not used.
+            storage_options: {"previous": NAME}: the file that was at path stays under this name in the same folder, unless it is
+                damaged; {"also": [NAME, ...]}: the new one gets these names too.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; the file that was at path before is whole.
         """
-        path = Path(path)
-        try:
+        path, options = Path(path), storage_options or {}
+        with full_disk_in_one_line(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary, digest = _write_beside(path, lambda file: torch.save(checkpoint, file))
-            _write_digests(path, [digest, *_read_digests(path)])
-            _put_in_place(temporary, path)
-            _write_digests(path, [digest])
-        except OSError as error:
-            raise UserError(
-                f"{path}: could not be written ({error.strerror or error}); the checkpoint that was there before is whole: "
-                "make room, then go on with --resume auto"
-            ) from error
+            temporary, written = write_beside(path, lambda file: torch.save(checkpoint, file))
+            found = [Digest(written.sha256, written.size, int(checkpoint.get("global_step", -1)))]
+            try:
+                for name in options.get("also", ()):
+                    _name_too(temporary, path.with_name(name), found)
+                # a damaged file (this run has gone on from an older one) must not push out the one that is whole
+                if (previous := options.get("previous")) and (path in self._whole or is_valid(path)):
+                    _name_too(path, path.with_name(previous), digests.read(path))
+                _replace(temporary, path, found)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+            self._whole.add(path)
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
@@ -130,7 +161,7 @@ class AtomicIO(CheckpointIO):
         """Reads a checkpoint; nothing in it is executed, whatever `weights_only` says.
 
         Args:
-            path: a checkpoint file; its sidecar is checked where there is one.
+            path: a checkpoint file, or the folder of a sharded one; its digests are checked where there are any.
             map_location: as in torch.load; the CPU if None.
             weights_only: not used: always True.
 
@@ -139,19 +170,30 @@ class AtomicIO(CheckpointIO):
             DamagedCheckpoint: the file is torn or a bit has changed, or it holds more than tensors and plain values.
         """
         path = Path(path)
+        if path.is_dir():
+            from lit_vision.sharding import load_whole
+
+            return load_whole(path)
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints")
-        if sidecar(path).is_file() and not is_valid(path):
-            raise DamagedCheckpoint(
-                f"{path}: its sha256 is not the one in {sidecar(path).name}: the file was changed or torn; use another checkpoint"
-            )
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0][:150]
-            raise DamagedCheckpoint(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error
+        if sidecar(path).is_file() and (wrong := digests.fault(path)):
+            raise DamagedCheckpoint(f"{path} {wrong}; use another checkpoint")
+        return load_safely(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         """Removes the file and its sidecar, if they are there."""
-        Path(path).unlink(missing_ok=True)
+        path = Path(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
         sidecar(path).unlink(missing_ok=True)
+        self._whole.discard(path)
+
+
+def load_safely(path: Path, map_location: Any = None) -> dict[str, Any]:
+    """torch.load of a file of tensors and plain values; DamagedCheckpoint for anything else, which is not executed."""
+    try:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0][:150]
+        raise DamagedCheckpoint(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error

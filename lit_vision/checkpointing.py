@@ -3,21 +3,19 @@
 Three parts, each used alone or together (lit_vision.train puts all three into every run):
 - `AtomicIO` (checkpoint_files.py): how a checkpoint file is written (temporary file, fsync, rename) and read (sha256 checked, no code executed);
 - `KeyedRandomness`: the model's random numbers as a function of (seed, rank, number of the batch);
-- `LastCheckpoint`: writes last.ckpt where a resume is exact, best.ckpt beside it, and answers SIGTERM and Ctrl-C.
+- `LastCheckpoint`: writes last.ckpt where a resume is exact, keeps the one before and the best, and answers signals (preemption.py).
 
 Lightning 2.6.6 replays batches after a resume inside an epoch, stores no random state, and leaves with code 0 and no file
-on SIGTERM. The cures here lean on private names of its loops (`_should_check_val_fx`, `_data_fetcher`, `_should_accumulate`,
-`_batches_that_stepped`, the layout of checkpoint["loops"]): tests/test_checkpointing_resume.py kills real runs, and must run
-on every version of Lightning that setup.cfg admits.
+on SIGTERM. The cures here and in loop_counters.py lean on private names of its loops (`_should_check_val_fx`, `_data_fetcher`,
+`_should_accumulate`, `_signal_connector`, the layout of checkpoint["loops"]): tests/test_checkpointing_resume.py kills real runs,
+and must run on every version of Lightning that setup.cfg admits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,11 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_vision import loop_counters
 from lit_vision.checkpoint_files import AtomicIO, DamagedCheckpoint, is_valid, sidecar
 from lit_vision.errors import UserError
+from lit_vision.preemption import EXIT_CODES, StopSignals, requeue
+from lit_vision.retention import Retention
 
 __all__ = ["AtomicIO", "DamagedCheckpoint", "KeyedRandomness", "LastCheckpoint", "is_valid", "sidecar"]
 
@@ -73,26 +74,40 @@ class KeyedRandomness(Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt in the run's folder, only where a resume is exact, and best.ckpt at the end of an epoch.
+    """Writes the checkpoints in the run's folder, only where a resume is exact.
 
-    last.ckpt: every `every_n_steps` optimiser steps, at the end of each epoch, and when SIGTERM or Ctrl-C comes (within one
-    optimiser step, also in validation); the process then leaves with 143 or 130. A second Ctrl-C leaves at once.
-    best.ckpt: when the first of MONITORS that the run measures is better than ever.
+    last.ckpt: every `every_n_steps` optimiser steps, at the end of each epoch, and when SIGTERM, SIGUSR1 or Ctrl-C comes (within
+    one optimiser step, also in validation); the process then leaves with 143 or 130. A second Ctrl-C leaves at once.
+    previous.ckpt: what last.ckpt was before. best.ckpt: when the first of MONITORS that the run measures is better than ever, at the
+    end of an epoch. step-<n>.ckpt: every `keep_every_n_steps` steps. A checkpoint with several names is one file on the disk.
+    SIGUSR1 in a SLURM job has the job requeued, after last.ckpt has been read again and found whole.
 
     Args:
         every_n_steps: optimiser steps between two writes of last.ckpt inside an epoch, at least 1.
         folder: where the files go; RUN/checkpoints if None.
         best: whether best.ckpt is written.
+        keep_every_n_steps: None keeps no step-<n>.ckpt.
+        budget_gb: of all checkpoints together, 10^9 bytes: the oldest step-<n>.ckpt go first, the other names never.
     """
 
     # A Checkpoint: Lightning calls these after all other callbacks, so that what those log and keep is in the file.
-    def __init__(self, every_n_steps: int = 1000, folder: str | None = None, best: bool = True) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"every_n_steps: {every_n_steps} is not at least 1")
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        folder: str | None = None,
+        best: bool = True,
+        keep_every_n_steps: int | None = None,
+        budget_gb: float | None = None,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not at least 1")
         self.every_n_steps, self.folder, self.keep_best = every_n_steps, folder, best
+        self.retention = Retention(keep_every_n_steps, budget_gb)
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0  # spent writing: not the data's fault, says the progress report
-        self._signal = 0
+        self.signals = StopSignals()
+        self._agreed = 0  # the signal that all ranks know of
         self._validation_follows = self._epoch_over = False
         self._saved_at, self._group = -1, None
 
@@ -103,87 +118,85 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = self.folder or str(Path(trainer.default_root_dir) / "checkpoints")
+        if stage == "fit":
+            # Lightning's own handlers, which these replace, broadcast between processes and save, all inside a handler
+            trainer._signal_connector.register_signal_handlers = self.signals.watch
 
-    # ---- signals: the handler only sets a flag
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.signals.give_back()
 
-    def _watch(self) -> None:
-        def terminated(number: int, frame: Any) -> None:
-            self._signal = number
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.signals.give_back()
 
-        def interrupted(number: int, frame: Any) -> None:
-            if self._signal:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                raise KeyboardInterrupt
-            self._signal = number
-            print("\nCtrl-C: saving after this step; once more to leave at once", file=sys.stderr)
-
-        with contextlib.suppress(ValueError):  # not in the main thread: no signals there
-            # Lightning's own handler, which this one replaces, comes back at teardown
-            signal.signal(signal.SIGTERM, terminated)
-            signal.signal(signal.SIGINT, interrupted)
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._watch()
-
-    def _agree(self) -> None:
-        """All ranks stop at the same place, whichever got the signal (0.4 ms)."""
+    def _agree(self) -> int:
+        """The signal that ends the run, 0 for none: all ranks stop at the same place, whichever got it (0.4 ms)."""
+        self._agreed = self.signals.received
         if self._group is not None:
-            flag = torch.tensor(self._signal)
+            flag = torch.tensor(self._agreed)
             dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
-            self._signal = int(flag)
+            self._agreed = int(flag)
+        return self._agreed
 
     # ---- when to save
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._watch()
         self._saved_at = trainer.global_step
         self._group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
 
-    def _save(self, trainer: Trainer, *names: str) -> None:
+    def _save(self, trainer: Trainer, best: bool = False) -> None:
         start = time.perf_counter()
-        for name in names:
-            # False: the whole state; the default None prints a line at each save
-            trainer.save_checkpoint(self.path.with_name(name), weights_only=False)
+        also = ["best.ckpt"] * best + self.retention.names(trainer.global_step)
+        options = {"previous": "previous.ckpt", "also": also}
+        # False: the whole state; the default None prints a line at each save
+        trainer.save_checkpoint(self.path, weights_only=False, storage_options=options)
+        if trainer.is_global_zero:
+            self.retention.tidy(self.path.parent)
         self._saved_at = trainer.global_step
         self.seconds += time.perf_counter() - start
-        if self._signal:
-            # a child's 143 would make Lightning's launcher kill rank 0 within 5 s
-            raise SystemExit(128 + self._signal if trainer.is_global_zero else 0)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Leaves, now that the checkpoint is written."""
+        if trainer.is_global_zero and self._agreed == signal.SIGUSR1 and (said := requeue(self.path)):
+            print(said, flush=True)
+        # a child's 143 would make Lightning's launcher kill rank 0 within 5 s
+        raise SystemExit(EXIT_CODES[self._agreed] if trainer.is_global_zero else 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
+        loop, step = trainer.fit_loop.epoch_loop, trainer.global_step
         self._agree()
         self._validation_follows = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        due = trainer.global_step != self._saved_at and trainer.global_step % self.every_n_steps == 0
+        due = step != self._saved_at and (step % self.every_n_steps == 0 or bool(self.retention.names(step)))
         if (
-            not (self._signal or due) or loop._should_accumulate()
+            not (self._agreed or due) or loop._should_accumulate()
         ):  # gradients are not in the file: never inside a window
             return
         if self._validation_follows or not loop.batch_progress.is_last_batch:
             _write_row_of_this_step(trainer)
-            self._save(trainer, "last.ckpt")
+            self._save(trainer)
+            if self._agree():  # it may have come while the file was written
+                self._stop(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._agree()
-        if self._signal and not trainer.fit_loop._should_accumulate():
-            self._save(trainer, "last.ckpt")
+        if self._agree() and not trainer.fit_loop._should_accumulate():
+            self._save(trainer)
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_follows = False  # no save here: a resume would miss the fresh val/ metrics
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._agree()
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        # best first: killed between the two, the run goes on from the older last.ckpt and finds the same best again
-        names = ("best.ckpt", "last.ckpt") if self._improved(trainer) else ("last.ckpt",)
         self._epoch_over = True
-        self._save(trainer, *names)
+        self._save(trainer, best=self._improved(trainer))
         self._epoch_over = False
+        # after the last epoch only the results are left to write: the run is complete, and ends as such
+        if self._agree() and trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop(trainer)
 
     def _improved(self, trainer: Trainer) -> bool:
         measured = trainer.callback_metrics
@@ -208,37 +221,15 @@ class LastCheckpoint(Checkpoint):
         self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets the loops' counters as if the batch, or the epoch, were over: Lightning writes them a moment too early."""
         if trainer.is_global_zero:
             checkpoint["metrics_rows"] = [logger.rows for logger in trainer.loggers if hasattr(logger, "rows")]
-        zero = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
-        loop = checkpoint["loops"]["fit_loop"]
-        batch, val = loop["epoch_loop.batch_progress"], loop["epoch_loop.val_loop.batch_progress"]
-        if batch["total"]["completed"] < batch["total"]["ready"]:  # saved in on_train_batch_end
-            for counters in (batch["total"], batch["current"]):
-                counters["completed"] = counters["ready"]
-            if not self._validation_follows:
-                loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-        if self._validation_follows:  # a resume runs the whole validation
-            val.update(total={**zero, "ready": 1, "started": 1}, current=dict(zero), is_last_batch=False)
-        if self._epoch_over:
-            for counters in loop["epoch_progress"].values():
-                counters["completed"] = counters["processed"]
-            batch.update(current=dict(zero), is_last_batch=False)
-            val.update(total=dict(zero), current=dict(zero), is_last_batch=False)
+        loop_counters.settle(checkpoint["loops"]["fit_loop"], self._validation_follows, self._epoch_over)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Recounts micro-batches where the number of processes changed at the same global batch."""
-        data = checkpoint.get(type(trainer.datamodule).__qualname__)
-        if data is None or "micro" not in data:
-            raise UserError(
-                "--resume: the checkpoint holds no position in the data; it was not written by lit-vision fit"
-            )
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        micro = trainer.datamodule.batch_size * trainer.world_size
-        for counters in (progress["total"], progress["current"]):
-            counters.update({k: v * data["micro"] // micro for k, v in counters.items()})
+        loop_counters.recount(trainer, checkpoint)
         if trainer.is_global_zero:
+            epoch, batch = loop_counters.place(checkpoint["loops"]["fit_loop"])
+            print(f"restored step {checkpoint['global_step']} (epoch {epoch}, batch {batch})", flush=True)
             files = [logger for logger in trainer.loggers if hasattr(logger, "rows")]
             for logger, rows in zip(files, checkpoint.get("metrics_rows", [])):
                 logger.cut(rows)

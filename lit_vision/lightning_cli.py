@@ -8,17 +8,16 @@ without a checkpoint measures random weights.
 from __future__ import annotations
 
 import logging
-import re
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,34 +29,9 @@ from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
 from lit_vision.evaluation import results
-from lit_vision.recipe_errors import OWN, one_line
-
-
-class Parser(LightningArgumentParser):
-    """Flags are never guessed from their beginnings, and an error is one line that names the key."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raises UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
-        raise UsageError(one_line(message)) from ex
-
-
-class SaveConfig(SaveConfigCallback):
-    """RUN/config.yaml: the complete settings of a fit, which `fit --config` takes as a recipe."""
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False))
-
-
-def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """The settings as plain values, without what belongs to this command alone."""
-    settings = yaml.safe_load(parser.dump(config, skip_validation=True))
-    return {k: v for k, v in settings.items() if k not in (*OWN, "config", "ckpt_path", "verbose")}
+from lit_vision.preemption import end_with_parent
+from lit_vision.recipe_errors import misfit
+from lit_vision.run_config import Parser, SaveConfig, plain
 
 
 class RunCLI(LightningCLI):
@@ -73,7 +47,7 @@ class RunCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], recipe: str | None, overrides: Sequence[str]) -> None:
         self.recipe, self.overrides = recipe, list(overrides)
-        self.resume_from: Path | None = None
+        self.start = runs.Start(Path())
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
         warnings.filterwarnings("ignore", ".*You have overridden `on_(after|before)_batch_transfer`.*")
@@ -110,6 +84,7 @@ class RunCLI(LightningCLI):
         )
         parser.add_argument("--name", type=str, default=None, help="the run's folder is runs/<recipe>/<name>")
         parser.add_argument("--resume", type=str, default=None, help="auto, or a checkpoint: go on with this run")
+        parser.add_argument("--resume_anyway", type=bool, default=False, help="also over changed data or global batch")
         parser.add_argument("--wandb", type=str, default=None, help="log to this Weights & Biases project as well")
         parser.add_argument("--wandb_weights", type=bool, default=False, help="upload the final weights to W&B")
         # at parse time; a class without a seed is left alone
@@ -136,7 +111,10 @@ class RunCLI(LightningCLI):
         self.run_sha256 = runs.recipe_hash(self.recipe, self.overrides)
         if self.subcommand == "fit":
             run_dir = own.run_dir or (own.name and str(runs.folder_of(self.recipe, own.name)))
-            self.folder, self.resume_from = runs.choose(self.recipe, self.run_sha256, run_dir, own.resume)
+            if own.resume_anyway and not own.resume:
+                raise UsageError("--resume_anyway: is for --resume auto or --resume CHECKPOINT; add one")
+            self.start = runs.choose(self.recipe, self.run_sha256, run_dir, own.resume, own.resume_anyway)
+            self.folder = self.start.folder
             return
         # a checkpoint is complete in itself: its weights replace those that the run began with
         inside = Path(own.ckpt_path).resolve().parent
@@ -189,7 +167,7 @@ class RunCLI(LightningCLI):
         found: list[Logger] = [loggers.RunCSVLogger(self.folder), *(named or [loggers.tensorboard(self.folder)])]
         own = self.config[self.subcommand]
         if own.wandb:
-            config = _plain(self._parser(self.subcommand), own)
+            config = plain(self._parser(self.subcommand), own)
             if logger := loggers.weights_and_biases(own.wandb, self.folder, config=config):
                 found.append(logger)
         return found
@@ -222,16 +200,22 @@ class RunCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; goes on from the checkpoint that --resume found."""
+        checkpoint = self.start.checkpoint
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            end_with_parent()
         if self.trainer.is_global_zero:
-            if self.resume_from:
-                print(f"going on from {self.resume_from}", flush=True)
+            for line in self.start.passed_over:
+                print(f"passed over: {line}", flush=True)
+            if checkpoint:
+                print(f"going on from {checkpoint}", flush=True)
             elif self.config.fit.resume:
                 print(f"--resume auto: no checkpoint of this run yet, so it starts anew in {self.folder}", flush=True)
+        self.datamodule.resume_anyway = self.config.fit.resume_anyway
         try:
-            self.trainer.fit(ckpt_path=self.resume_from, **kwargs)
+            self.trainer.fit(ckpt_path=checkpoint, **kwargs)
         except RuntimeError as error:
-            if self.resume_from and "loading state_dict" in str(error):
-                raise UserError(f"--resume {self.resume_from}: {_misfit(error)}") from error
+            if checkpoint and "loading state_dict" in str(error):
+                raise UserError(f"--resume {checkpoint}: {misfit(error)}") from error
             raise
 
     def validate(self, ckpt_path: str, **kwargs: Any) -> None:
@@ -248,7 +232,7 @@ class RunCLI(LightningCLI):
         try:
             model.load_state_dict(checkpoint.get("state_dict", {}))
         except RuntimeError as error:
-            raise UserError(f"{ckpt_path}: {_misfit(error)}") from error
+            raise UserError(f"{ckpt_path}: {misfit(error)}") from error
         counted = CountSamples()
         self.trainer.callbacks.append(counted)
         measured = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
@@ -282,18 +266,3 @@ class RunCLI(LightningCLI):
 def _shown(recipe: str | None) -> str:
     """A recipe as results name it: never an absolute path."""
     return "none" if recipe is None else Path(recipe).name if Path(recipe).is_absolute() else str(recipe)
-
-
-def _misfit(error: RuntimeError) -> str:
-    """load_state_dict's page of keys as one line."""
-    text = str(error)
-    kinds = {"Missing key": "missing", "Unexpected key": "not in the model", "size mismatch": "of another shape"}
-    found = []
-    for start, word in kinds.items():
-        if start == "size mismatch":
-            keys = re.findall(r"size mismatch for (\S+):", text)
-        else:
-            keys = re.findall(r'"([^"]+)"', (re.findall(start + r"\(s\) in state_dict: (.+)", text) or [""])[0])
-        if keys:
-            found.append(f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
-    return f"does not fit the recipe's model: {'; '.join(found)}. Use the recipe that the checkpoint was made with"

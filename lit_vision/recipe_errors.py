@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 # keys of the command, not of the experiment: left out of config.yaml
-OWN = ("run_dir", "name", "resume", "wandb", "wandb_weights")
+OWN = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_weights")
 
 
 def one_line(message: str) -> str:
@@ -59,3 +59,18 @@ def _nearest_key(key: str) -> str:
     top = key.split(".")[0]
     near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *OWN, "config"], n=1)
     return f"did you mean {near[0]}?" if near and near[0] != top else "lit-vision fit --help lists them"
+
+
+def misfit(error: RuntimeError) -> str:
+    """load_state_dict's page of keys as one line."""
+    text = str(error)
+    kinds = {"Missing key": "missing", "Unexpected key": "not in the model", "size mismatch": "of another shape"}
+    found = []
+    for start, word in kinds.items():
+        if start == "size mismatch":
+            keys = re.findall(r"size mismatch for (\S+):", text)
+        else:
+            keys = re.findall(r'"([^"]+)"', (re.findall(start + r"\(s\) in state_dict: (.+)", text) or [""])[0])
+        if keys:
+            found.append(f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    return f"does not fit the recipe's model: {'; '.join(found)}. Use the recipe that the checkpoint was made with"

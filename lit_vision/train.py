@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vision import runs
 from lit_vision.errors import UsageError, UserError
+from lit_vision.recipe_errors import OWN
 
 HELP = {
     "fit": """usage: lit-vision fit --config RECIPE.yaml [--KEY VALUE ...]
@@ -19,6 +21,7 @@ Trains what the recipe says and leaves a run's folder: checkpoints, config.yaml,
   --run_dir DIR            the run's folder; runs/<recipe>/<time> if not given
   --name NAME              the run's folder is runs/<recipe>/NAME
   --resume auto|CHECKPOINT go on with this run where it stopped, to the same bits; auto starts anew if there is nothing yet
+  --resume_anyway true     even if the data or the global batch has changed (what follows is then another run)
   --seed_everything N      seed of initialisation, order and augmentation
   --wandb PROJECT          log to Weights & Biases as well (WANDB_MODE=offline works)
   --wandb_weights true     and upload the final weights
@@ -27,7 +30,7 @@ Trains what the recipe says and leaves a run's folder: checkpoints, config.yaml,
   --help_all               every key of the Trainer, the model and the data (takes seconds)
 
 example: lit-vision fit --config experiments/debug/mae.yaml
-Ctrl-C and SIGTERM save a checkpoint within one step; exit codes 130 and 143.""",
+Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint within one step; exit codes 130, 143 and 143.""",
     "validate": """usage: lit-vision validate --ckpt_path CHECKPOINT [--config RECIPE.yaml] [--KEY VALUE ...]
 
 Measures a checkpoint on the validation split and writes results-validate.json beside the run's other files.
@@ -98,16 +101,7 @@ def _check_words(command: str, words: Sequence[str]) -> None:
 
 def _overrides(words: Sequence[str]) -> list[str]:
     """The words that change the recipe: not where it runs, nor whether it goes on."""
-    kept, skip = [], False
-    for word in words:
-        head, sign, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif head in ("--config", "-c", "--run_dir", "--name", "--resume", "--wandb", "--wandb_weights"):
-            skip = not sign
-        else:
-            kept.append(word)
-    return kept
+    return runs.without(words, {"--config", "-c", *(f"--{name}" for name in OWN)})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -150,6 +144,13 @@ def main(argv: Sequence[str]) -> int:
         if recipe and isinstance(error, UsageError) and not text.startswith(("--", recipe)):
             raise UsageError(f"{recipe}: {text}") from error
         raise
+    except OSError as error:  # metrics.csv or TensorBoard; a checkpoint says it itself
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or getattr(cli, "folder", "the run's folder")
+        raise UserError(
+            f"{where}: no room left on the disk; the checkpoints are whole: make room, then go on with --resume auto"
+        ) from error
     finally:
         runs.forget_folder()
     if cli.trainer.is_global_zero:
@@ -164,7 +165,7 @@ def _say_where_it_stopped(cli, by: str) -> None:
     if trainer is not None and not trainer.is_global_zero:
         return
     last = runs.last_checkpoint(folder) if folder else None
-    if last is not None and last.is_file():
+    if last is not None and last.exists():
         print(
             f"stopped by {by}: {last}; the same command with --run_dir {folder} --resume auto goes on", file=sys.stderr
         )

@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 
-from lit_vision import cli, runs
+from lit_vision import cli, digests, runs
+from lit_vision.digests import sidecar
+from lit_vision.errors import UsageError, UserError
 from lit_vision.train import HELP
 
 RECIPE = """
@@ -130,8 +132,10 @@ def test_checkpoints_that_do_not_fit_or_are_damaged(recipe: Path, capsys) -> Non
     wider = [str(recipe), "--model.width", "5"]
     error = one_line_error(capsys, ["test", "--config", *wider, "--ckpt_path", last], 1)
     assert re.search(r"last.ckpt: does not fit the recipe's model: \d keys of another shape \(backbone.0.weight", error)
-    error = one_line_error(capsys, ["fit", "--config", *wider, "--run_dir", "r", "--resume", "auto"], 1)
+    error = one_line_error(capsys, ["fit", "--config", *wider, "--resume", last], 1)
     assert "--resume r/checkpoints/last.ckpt: does not fit" in error
+    error = one_line_error(capsys, ["fit", "--config", *wider, "--run_dir", "r", "--resume", "auto"], 1)
+    assert "--resume auto: r holds another run" in error
     bytes_ = bytearray(last.read_bytes())
     bytes_[len(bytes_) // 2] ^= 1
     last.write_bytes(bytes_)
@@ -154,17 +158,35 @@ def test_resume_auto_finds_the_unfinished_run_of_this_recipe(recipe: Path, monke
     for name, run_hash, done in (("a", words, False), ("b", "other", False), ("c", words, True)):
         folder = runs.folder_of(recipe, name)
         runs.last_checkpoint(folder).parent.mkdir(parents=True)
-        runs.last_checkpoint(folder).write_bytes(b"")
+        last = runs.last_checkpoint(folder)
+        last.write_bytes(b"x")
+        sidecar(last).write_text(digests.to_text(last, [digests.Digest.of(last, 7)]))
         (folder / "environment.json").write_text(json.dumps({"run_sha256": run_hash}))
         if done:
             (folder / "results.json").write_text("{}")
-    assert runs.choose(recipe, words, None, "auto") == (runs.folder_of(recipe, "a"), runs.last_checkpoint("runs/toy/a"))
+    a = runs.Start(runs.folder_of(recipe, "a"), runs.last_checkpoint("runs/toy/a"))
+    assert runs.choose(recipe, words, None, "auto") == a
     runs.forget_folder()
-    folder, checkpoint = runs.choose(recipe, "new", None, "auto")
-    assert checkpoint is None
-    assert not folder.exists()
-    assert runs.choose(recipe, "new", None, None)[0] == folder  # another process of the same run
+    assert runs.choose(recipe, words, "runs/toy/a", "auto") == a
     runs.forget_folder()
+    with pytest.raises(UserError, match="holds another run"):
+        runs.choose(recipe, "other", "runs/toy/a", "auto")
+    runs.forget_folder()
+    start = runs.choose(recipe, "new", None, "auto")
+    assert start.checkpoint is None
+    assert not start.folder.exists()
+    assert runs.choose(recipe, "new", None, None) == start  # another process of the same run
+    runs.forget_folder()
+
+
+def test_where_a_run_runs_does_not_make_it_another_one(recipe: Path) -> None:
+    first = runs.recipe_hash(recipe, ["--trainer.max_epochs", "2"])
+    elsewhere = ["--trainer.devices=2", "--trainer.max_epochs", "2", "--data.num_workers", "3", "--data.batch_size=2"]
+    assert runs.recipe_hash(recipe, elsewhere) == first
+    assert runs.recipe_hash(recipe, ["--trainer.max_epochs", "3"]) != first
+    for name in ("../x", "/tmp/x", "..", "a/b"):
+        with pytest.raises(UsageError, match="--name"):
+            runs.folder_of(recipe, name)
 
 
 def test_help_is_fast_and_names_every_flag_of_ours(capsys) -> None:

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_vision.checkpoint_files import sidecar
+from lit_vision import digests
 from lit_vision.checkpointing import MONITORS, LastCheckpoint
 from lit_vision.evaluation import results
+from lit_vision.redact import redact
 
 
 def _without_place(word: str) -> str:
@@ -74,8 +75,9 @@ class RunRecord(CountSamples):
         upload_weights: bool = False,
     ) -> None:
         self.recipe, self.recipe_sha256, self.seed, self.run_sha256 = recipe, recipe_sha256, seed, run_sha256
-        self.overrides, self.upload_weights = list(overrides or []), upload_weights
+        self.overrides, self.upload_weights = redact(list(overrides or [])), upload_weights
         super().__init__()
+        self._measured: dict[str, float] = {}
         self._earlier = 0.0  # seconds of the run before a resume
         self._started = time.perf_counter()
 
@@ -103,13 +105,16 @@ class RunRecord(CountSamples):
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update({"environment": now, "commit": now["commit"]}, allow_val_change=True)
 
-    # ---- how long, over resumes
+    # ---- how long, over resumes; and what was measured, for a run that was killed between its last checkpoint and its results
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._earlier + time.perf_counter() - self._started}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        seconds = self._earlier + time.perf_counter() - self._started
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint["run_record"] = {"seconds": seconds, "measured": measured}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._earlier = state_dict["seconds"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        record = checkpoint.get("run_record", {})
+        self._earlier, self._measured = record.get("seconds", 0.0), record.get("measured", {})
 
     # ---- what was measured
 
@@ -119,12 +124,14 @@ class RunRecord(CountSamples):
             return
         folder = Path(trainer.default_root_dir)
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not measured and not (folder / "results.json").exists():
+            measured = self._measured  # the resume found the run complete
         name = next((name for name, _ in MONITORS if name in measured), "train/loss")
         if name not in measured:
             return  # not one step was taken, e.g. a resume of a run that was complete: its results are there
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-        digest = sidecar(checkpoint.path) if checkpoint else None
+        written = digests.read(checkpoint.path) if checkpoint else []
         results.write_result(
             folder / "results.json",
             recipe=self.recipe,
@@ -135,10 +142,10 @@ class RunRecord(CountSamples):
             metrics=dict(sorted(measured.items())),
             best=checkpoint.best if checkpoint else None,
             samples=knn if name == "val/knn_top1" else validated,
-            seconds=self.state_dict()["seconds"],
+            seconds=self._earlier + time.perf_counter() - self._started,
             images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
             data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
-            weights_sha256=digest.read_text().split()[0] if digest and digest.is_file() else None,
+            weights_sha256=written[0].sha256 if written else None,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
         )

@@ -15,6 +15,7 @@ from lit_vision.data.batch_views import make_batch_views
 from lit_vision.data.folder import Folder, Paths, scan
 from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
 from lit_vision.data.laws import VIEW_OPTIONS
+from lit_vision.data.position import position, restore
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import choose_or_read, read_list
 from lit_vision.data.views import make_views
@@ -58,6 +59,7 @@ class ImageFolderDataModule(LightningDataModule):
     """
 
     _last: TrainBatches | None = None  # the order that training follows
+    resume_anyway = moved = False  # see position.py
 
     def __init__(
         self,
@@ -335,34 +337,8 @@ class ImageFolderDataModule(LightningDataModule):
 
     def state_dict(self) -> dict:
         """Where training stands in the order of samples; Lightning stores it under this class's name."""
-        epoch, samples = self.cursor
-        _, processes, _ = self.world
-        micro = self.batch_size * processes
-        t = self.trainer
-        if t is not None and isinstance(t.num_training_batches, int) and t.num_training_batches:
-            epoch, batch = divmod(t.fit_loop.epoch_loop.batch_progress.total.ready, t.num_training_batches)
-            samples = batch * micro
-        return {
-            "epoch": epoch,
-            "samples": samples,
-            "micro": micro,
-            "global": self.global_batch_size,
-            "seed": self.seed,
-            "data": self._identity(),
-        }
+        return position(self, self._identity())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a stored place.
-
-        Raises:
-            UserError: the seed, the data or the global batch is another one: the order of samples would not be the run's.
-        """
-        for key, name, now in (
-            ("seed", "data.seed", self.seed),
-            ("global", "global batch (batch_size x devices x accumulation)", self.global_batch_size),
-            ("data", "data (folder, labels, shots or split_file)", self._identity()),
-        ):
-            if state_dict[key] != now:
-                change = f"was {state_dict[key]}, now {now}" if key != "data" else "has changed since the checkpoint"
-                raise UserError(f"{name}: {change}; put it back to resume, or start a new run")
-        self.cursor = state_dict["epoch"], state_dict["samples"]
+        """Go on from a stored place; UserError if seed, data or global batch are others (see `position.restore`)."""
+        restore(self, state_dict, self._identity())

@@ -26,6 +26,7 @@ from lit_vision.data.keyed import seed_of
 from lit_vision.data.sampler import Key
 from lit_vision.data.views import ImageViews
 from lit_vision.errors import UserError
+from lit_vision.preemption import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -281,6 +282,11 @@ def _as_it_is(batch: dict) -> dict:
 
 
 def _start_worker(_: int) -> None:
-    """A SIGTERM for the process group must reach the main process alone, which then saves; and the workers are the threads."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Signals for the process group must reach the main process alone, which then saves; and the workers are the threads.
+
+    A worker ends with the process that made it, also if that was killed.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     cv2.setNumThreads(0)

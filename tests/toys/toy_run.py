@@ -11,14 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.callbacks.pictures import log_picture
 from lit_vision.data.batch import normalise
+from lit_vision.data.images import _start_worker
+from lit_vision.data.position import position, restore
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.errors import UserError
 from lit_vision.optim import configure, decay_groups
-
-
-def _ignore_sigterm(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Pictures(Dataset):
@@ -86,22 +83,15 @@ class ToyData(L.LightningDataModule):
             data,
             batch_sampler=order,
             num_workers=self.num_workers,
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_start_worker,
             persistent_workers=False,
         )
 
     def state_dict(self):
-        t = self.trainer
-        epoch, batch = divmod(t.fit_loop.epoch_loop.batch_progress.total.ready, t.num_training_batches)
-        return {
-            "epoch": epoch,
-            "samples": batch * self.micro(),
-            "micro": self.micro(),
-            "global": self.global_batch_size,
-        }
+        return position(self, str(self.n))
 
     def load_state_dict(self, state) -> None:
-        self.cursor = state["epoch"], state["samples"]
+        restore(self, state, str(self.n))
 
 
 class ToyNet(L.LightningModule):

@@ -1,0 +1,51 @@
+"""Secrets are blotted out of whatever a run writes or prints: config.yaml, environment.json, results, W&B's config, messages."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+HIDDEN = "***"
+_NAMES = re.compile(r"(?:^|[_-])(?:key|token|secret|password|passwd|pass|credentials?|auth)$", re.IGNORECASE)
+_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")  # user:password@ of any address
+_QUERY = re.compile(
+    r"(?i)(?<=[?&;])((?:[\w.-]*[_-])?(?:key|token|secret|password|signature|sig|credential|auth)=)[^&\s'\"]+"
+)
+_KNOWN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|sk-[\w-]{20,})\b"
+)
+
+
+def _of_environment() -> list[str]:
+    """Values of this process's variables whose names say that they are secret; long ones first."""
+    values = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= 8}
+    return sorted(values, key=len, reverse=True)
+
+
+def redact(value: Any) -> Any:
+    """`value` without secrets: text, or dicts and lists of it (other things come back as they are).
+
+    Secret are: the values (8 characters or more) of environment variables named *_KEY, *_TOKEN, *_SECRET, *_PASSWORD and the like
+    (WANDB_API_KEY); what stands before the @ of an address, and its parameters named so; keys whose form is known (hf_..., ghp_...);
+    in a dict, the text under a key named so.
+    """
+    return _redact(value, _of_environment())
+
+
+def _redact(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, HIDDEN)
+        value = _QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(HIDDEN, value))
+        return _KNOWN.sub(HIDDEN, value)
+    if isinstance(value, dict):
+        return {
+            key: HIDDEN
+            if isinstance(key, str) and isinstance(inner, str) and inner and _NAMES.search(key)
+            else _redact(inner, secrets)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(_redact(inner, secrets) for inner in value)
+    return value
