@@ -26,6 +26,10 @@ COMMANDS = {
         "lit_vision.predict.command",
         "use a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
     ),
+    "import": (
+        "lit_vision.weights_in",
+        "weights of timm, torchvision, transformers, lightly or facebookresearch/mae as one safetensors file",
+    ),
     "export": ("lit_vision.export", "a run as safetensors, ONNX, OpenVINO, pt2 or adapter; int8"),
     "embed": ("lit_vision.search", "features of images as an index: lit-vision embed --model M IMAGES --out FILE"),
     "search": (

@@ -1,7 +1,7 @@
 """Which project a checkpoint is from, and its keys in one common form: `backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`.
 
-Layouts: our checkpoints of MAE, SimCLR, Classifier and Backbone, timm's state dicts, and facebookresearch/mae's files (encoder, full,
-fine-tuned). Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
+Layouts: our checkpoints of MAE, SimCLR, Classifier and Backbone, timm's state dicts, facebookresearch/mae's files (encoder, full,
+fine-tuned), and those of foreign.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_vision.backbones.foreign import common_form_of_others
 from lit_vision.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,7 +61,9 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
     if isinstance(content, dict):
         state = {_plain(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
-        raise UserError(f"{path}: holds no tensors by name; give a state dict or a checkpoint")
+        raise UserError(
+            f"{path}: holds no tensors by name, or in a layout that is not supported yet; give a state dict or a checkpoint"
+        )
     return state, metadata
 
 
@@ -69,8 +72,25 @@ def _plain(key: str) -> str:
     return key.removeprefix("module.").replace("_orig_mod.", "")
 
 
+def read_common(path: str | os.PathLike) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """A file's tensors in the common form, the name of its layout, and its metadata.
+
+    Raises:
+        UserError: as `read_file`; or a layout that is known and not supported yet.
+    """
+    state, metadata = read_file(path)
+    try:
+        return *common_form(state, metadata), metadata
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
-    """The state in the common form, and the name of its layout."""
+    """The state in the common form, and the name of its layout; `mean` and `std` (3,) are in it where the layout implies them.
+
+    Raises:
+        UserError: a layout that is known and not supported yet.
+    """
     if any(key.startswith("backbone.model.") for key in state):
         own = {common_key(key, "backbone."): value for key, value in state.items()}
         marks = {"decoder.": "MAE", "projection.": "SimCLR", "head.": "Classifier"}
@@ -89,6 +109,10 @@ def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dic
         common = {_mae_key(key): value for key, value in state.items()}
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
         return common, f"{FB} ({part})"
+    if (found := common_form_of_others(state)) is not None:
+        common, layout = found
+        common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
+        return common, layout
     return {f"backbone.{key}": value for key, value in state.items()}, "timm"
 
 

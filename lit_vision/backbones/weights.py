@@ -1,7 +1,7 @@
 """Weights from a file into a module, with a report, or not at all.
 
 Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*`
-(SimCLR), `head.*` (classifier). What may then be left over is written down in RULES, per pair of source layout and target; any
+(SimCLR), `head.*` (classifier). What may then be left over is written down in rules.py, per pair of source layout and target; any
 other missing, unexpected or reshaped key raises PartialMatch with the table of keys. Nothing in a file is ever executed.
 """
 
@@ -16,41 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone, is_plain_vit
-from lit_vision.backbones.layouts import FB, common_form, common_key, read_file
+from lit_vision.backbones.layouts import common_form, common_key, read_common, read_file
 from lit_vision.backbones.pos_embed import resize_pos_embed
+from lit_vision.backbones.rules import RULES
 from lit_vision.errors import UserError
 from lit_vision.evaluation.results import sha256_of_file
 
-# (source layout, target): keys of the source that may be dropped, keys of the target that may start anew.
-# "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
-_DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
-RULES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ("MAE", "MAE"): ((), ()),
-    ("MAE", "SimCLR"): (_DECODER, _PROJECTION),
-    ("MAE", "Classifier"): (_DECODER, _HEAD),
-    ("MAE", "Backbone"): (_DECODER, ()),
-    ("SimCLR", "SimCLR"): ((), ()),
-    ("SimCLR", "Classifier"): (_PROJECTION, _HEAD),
-    ("SimCLR", "Backbone"): (_PROJECTION, ()),
-    ("Classifier", "Classifier"): ((), ()),
-    ("Classifier", "Backbone"): (_HEAD, ()),
-    ("Backbone", "MAE"): ((), _DECODER),
-    ("Backbone", "SimCLR"): ((), _PROJECTION),
-    ("Backbone", "Classifier"): ((), _HEAD),
-    ("Backbone", "Backbone"): ((), ()),
-    ("timm", "MAE"): (("<classifier>",), _DECODER),
-    ("timm", "SimCLR"): (("<classifier>",), _PROJECTION),
-    ("timm", "Classifier"): (("<classifier>",), _HEAD),
-    ("timm", "Backbone"): (("<classifier>",), ()),
-    (f"{FB} (encoder)", "MAE"): ((), _DECODER),
-    (f"{FB} (encoder)", "Classifier"): ((), _HEAD),
-    (f"{FB} (encoder)", "Backbone"): ((), ()),
-    (f"{FB} (full)", "MAE"): ((), ()),
-    (f"{FB} (full)", "Classifier"): (_DECODER, _HEAD),
-    (f"{FB} (full)", "Backbone"): (_DECODER, ()),
-    (f"{FB} (fine-tuned)", "Classifier"): ((), ("head_norm.*",)),
-    (f"{FB} (fine-tuned)", "Backbone"): (_HEAD, ()),
-}
 # Pre-training ends with `norm` on all tokens; a body that averages patches has `fc_norm` after the mean instead (papers: He et al.
 # 2022, A.1 and its code). Where the source has the first and the target the second, one goes and the other starts anew.
 _NORM, _FC_NORM = "backbone.norm.", "backbone.fc_norm."
@@ -112,7 +83,7 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
 
     Args:
         module: a Backbone, MAE, SimCLR or Classifier.
-        path: our checkpoint, `save_backbone`'s file, timm's state dict, facebookresearch/mae's file; .safetensors or torch.save's.
+        path: a file of one of the layouts of layouts.py; .safetensors or torch.save's.
 
     Returns:
         The report; print it.
@@ -121,8 +92,14 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
         PartialMatch: a key is missing, unexpected or reshaped; with the table.
         UserError: no such file, no checkpoint, a file that would run code, or a pair of source and target without a rule.
     """
-    state, metadata = read_file(path)
-    state, layout = common_form(state, metadata)
+    return load_common(module, *read_common(path), path)
+
+
+def load_common(
+    module: nn.Module, state: dict[str, Tensor], layout: str, metadata: dict[str, str], path: str | os.PathLike
+) -> LoadReport:
+    """`load_into` for what `layouts.read_common` gave; `path` is for the report and the errors."""
+    state = dict(state)
     statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
     if (layout, kind) not in RULES:
@@ -157,7 +134,7 @@ def _rule(
     """Patterns that may be dropped and that may start anew, for this very pair of state and target."""
     drop, new = RULES[layout, kind]
     if "<classifier>" in drop:
-        drop = _classifier_of(backbone)
+        drop = tuple(f"{name}.*" for name in classifiers_of(backbone))
 
     def has(keys: dict[str, Tensor], start: str) -> bool:
         return any(key.startswith(start) for key in keys)
@@ -278,10 +255,11 @@ def load_backbone(path: str | os.PathLike) -> tuple[Backbone, LoadReport]:
     return backbone, load_into(backbone, path)
 
 
-def _classifier_of(backbone: Backbone) -> tuple[str, ...]:
+def classifiers_of(backbone: Backbone) -> tuple[str, ...]:
+    """Modules that timm's classifier of this family is made of, in the common form: `backbone.fc`, `backbone.head.fc`, ..."""
     names = (backbone.model.pretrained_cfg or {}).get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
-    return tuple(f"backbone.{name}.*" for name in (*names, "AuxLogits"))  # AuxLogits: Inception's second classifier
+    return tuple(f"backbone.{name}" for name in (*names, "AuxLogits"))  # AuxLogits: Inception's second classifier
 
 
 def _resized(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:

@@ -1,0 +1,140 @@
+"""Other projects' names of weights in our common form (`backbone.<timm name>`, `decoder.*`, `head.*`), and what is not supported yet.
+
+A layout is here only if a test builds it with the other project's own code and the outputs agree. A key that no rule knows keeps its
+name, so that loading names it in the table of what does not fit.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from lit_vision.errors import UserError
+
+State = dict[str, Tensor]
+
+TORCHVISION, TRANSFORMERS = "torchvision (ViT)", "transformers (ViT-MAE)"
+LIGHTLY_SIMCLR, LIGHTLY_MAE = "lightly (SimCLR)", "lightly (MAE)"
+SUPPORTED = "timm; torchvision's ResNet, DenseNet and ViT; transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae"
+
+# what a key of such a file matches: the project whose layout nobody has tested here
+_OTHERS = (
+    (r"(encoder_[qk]|base_encoder|momentum_encoder)\.", "MoCo"),
+    (r"(student|teacher)\.", "DINO or another of teacher and student"),
+    (r"backbone\.(net|bottom_up)\.", "detectron2"),
+    (r"backbone\.layers\.\d+\.(ln1|attn)\.|data_preprocessor\.", "mmpretrain"),
+    (r"(projector|momentum_backbone)\.", "solo-learn"),
+    (r"(visual|transformer\.resblocks)\.", "CLIP"),
+    (r"net\.\d+\.|contrastive_head\.", "SimCLR's TensorFlow weights, converted"),
+)
+
+_TRANSFORMERS = (  # in this order; the decoder's blocks have the encoder's names inside
+    (r"^vit\.", ""),
+    (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder.blocks.\1."),
+    (r"^decoder\.decoder_(embed|norm|pred|pos_embed)", r"decoder.\1"),
+    (r"^embeddings\.cls_token", "cls_token"),
+    (r"^embeddings\.position_embeddings", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
+    (r"^layernorm\.", "norm."),
+)
+_TRANSFORMERS_BLOCK = (
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+_TORCHVISION = (
+    (r"^class_token$", "cls_token"),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+    (r"^heads\.head\.", "head."),
+)
+# torchvision.resnet's children in order, for bodies saved as nn.Sequential(*list(resnet.children())[:-1])
+_RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def common_form_of_others(state: State) -> tuple[State, str] | None:
+    """The state in the common form and the name of its layout, or None if it is of none of these projects.
+
+    Raises:
+        UserError: a layout that is known and not supported yet.
+    """
+    if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
+        return _from_transformers(state), TRANSFORMERS
+    if "conv_proj.weight" in state and "class_token" in state:
+        return _renamed(state, _TORCHVISION), TORCHVISION
+    if any(key.startswith("backbone.vit.") for key in state):
+        return _from_lightly_mae(state), LIGHTLY_MAE
+    if any(key.startswith("projection_head.layers.") for key in state):
+        return _from_lightly_simclr(state), LIGHTLY_SIMCLR
+    for pattern, project in _OTHERS:
+        if found := next((key for key in state if re.match(pattern, key)), None):
+            raise UserError(
+                f"the layout of {project} ({found}) is not supported yet; supported: {SUPPORTED}. Rename the encoder's keys as timm's"
+            )
+    return None
+
+
+def _renamed(state: State, rules: tuple[tuple[str, str], ...], inside: tuple[tuple[str, str], ...] = ()) -> State:
+    """Each key through the rules; names of the body get `backbone.` in front. `inside` is for keys of blocks only."""
+    out = {}
+    for key, value in state.items():
+        name = key
+        for pattern, new in rules:
+            name = re.sub(pattern, new, name)
+        if "blocks." in name:
+            for pattern, new in inside:
+                name = re.sub(pattern, new, name)
+        out[name if name.startswith(("decoder.", "head.")) else f"backbone.{name}"] = value
+    return out
+
+
+def _from_transformers(state: State) -> State:
+    """ViTMAEForPreTraining or ViTMAEModel: as in memory, as its newer versions save, or as the Hub's files have it."""
+    named = _renamed(state, _TRANSFORMERS, _TRANSFORMERS_BLOCK)
+    out: State = {}
+    for key, value in named.items():
+        part = re.search(r"\.attn\.(query|key|value)\.", key)
+        thirds = [key.replace(part[0], f".attn.{name}.") for name in ("query", "key", "value")] if part else []
+        if not part or not all(third in named and named[third].shape == value.shape for third in thirds):
+            out[key] = value  # if one of the three is missing or of another shape, the names stay for the table
+        elif part[1] == "query":
+            out[key.replace(part[0], ".attn.qkv.")] = torch.cat([named[third] for third in thirds])
+    return out
+
+
+def _from_lightly_mae(state: State) -> State:
+    """lightly's examples: `backbone` a MaskedVisionTransformerTIMM, `decoder` a MAEDecoderTIMM (another one is left for dropping)."""
+    out = {}
+    for key, value in state.items():
+        if key.startswith("backbone.vit."):
+            key = f"backbone.{key.removeprefix('backbone.vit.')}"
+        elif key.startswith("decoder.decoder_"):
+            key = f"decoder.{key.removeprefix('decoder.decoder_')}"
+        out[key] = value
+    return out
+
+
+def _from_lightly_simclr(state: State) -> State:
+    """lightly's examples: `backbone` a torchvision ResNet, whole (fc Identity) or as the Sequential of its children."""
+    out = {}
+    for key, value in state.items():
+        if match := re.match(r"backbone\.([014567])\.", key):
+            key = f"backbone.{_RESNET_CHILDREN[match[1]]}.{key[len(match[0]) :]}"
+        elif key.startswith("projection_head."):
+            key = f"projection.{key.removeprefix('projection_head.')}"
+        out[key] = value
+    return out

@@ -1,0 +1,331 @@
+"""`lit-vision import`: another project's checkpoint as one safetensors file that every command here reads.
+
+What the file is follows from its keys: a decoder makes it an MAE (pre-training goes on, reconstructions work), a classifier a Classifier
+(`predict` works), anything else a backbone. Which model it is follows from the shapes, or from a config.json beside it; else it is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_vision.errors import UsageError, UserError
+from lit_vision.predict.command import Words
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")  # in a folder of the Hub
+# (width, depth): timm's name of the size and its heads, which no tensor shows
+VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
+VITS[1280, 32] = ("huge", 16)
+# (block, layers): ResNets by what their shapes show
+RESNETS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+
+
+def _parser() -> Words:
+    parser = Words(
+        prog="lit-vision import",
+        description="Another project's weights as one safetensors file, refused unless every key fits. Supported: timm; torchvision's ResNet,\n"
+        "DenseNet and ViT; transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae (CC-BY-NC). Nothing in a file is executed.",
+        epilog="example: lit-vision import mae_pretrain_vit_base.pth --out weights/mae-base.safetensors\n"
+        "then:    lit-vision fit --config RECIPE.yaml --model.backbone_checkpoint weights/mae-base.safetensors",
+    )
+    parser.add_argument("file", metavar="FILE", help="a checkpoint, or a folder of the Hub with its config.json")
+    parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--backbone", metavar="NAME", help="timm's name, where shapes do not tell it")
+    parser.add_argument(
+        "--backbone_args", type=_mapping, default={}, metavar="JSON", help="further arguments of Backbone"
+    )
+    parser.add_argument(
+        "--args",
+        type=_mapping,
+        default={},
+        metavar="JSON",
+        help="arguments of MAE or Classifier that no tensor shows: decoder_heads, norm_pix_loss, mean, std",
+    )
+    parser.add_argument(
+        "--img_size", type=int, metavar="N", help="pixels; position embeddings are resized if they are for another size"
+    )
+    parser.add_argument("--backbone_only", action="store_true", help="leave decoder and classifier out")
+    parser.add_argument("--class_names", metavar="FILE", help="one class name a line, in the order of the outputs")
+    parser.add_argument("--licence", metavar="TEXT", help="of the weights, written into the file")
+    parser.add_argument(
+        "--source", metavar="TEXT", help="where they are from, written into the file; the file's name if not given"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    return parser
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object such as '{{\"num_heads\": 6}}'")
+    return value
+
+
+def main(argv: Sequence[str]) -> int:
+    """One import; returns 0. Raises UserError with one line, or PartialMatch with the table of keys."""
+    args = _parser().parse_args(list(argv))
+    if not args.out.endswith(".safetensors"):
+        raise UsageError(f"--out {args.out}: weights are written as safetensors; end the name in .safetensors")
+    if args.img_size is not None and args.img_size < 1:
+        raise UsageError(f"--img_size {args.img_size}: give at least 1 pixel")
+    path, config = find(args.file)
+    if Path(args.out).exists() and not args.overwrite:
+        raise UserError(f"--out {args.out}: exists already; name another file, or give --overwrite")
+    from lit_vision.predict.inputs import write_target
+
+    out = write_target(args.out)
+    print(import_weights(path, out, config, args))
+    return 0
+
+
+def find(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    """The file that a path means, and the config.json beside it ({} without one).
+
+    Raises:
+        UserError: nothing there, no weights in the folder, or a config.json that is damaged.
+    """
+    path = Path(place)
+    if path.is_dir():
+        found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: holds none of {', '.join(WEIGHTS)}; give the file itself")
+        path = found
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path of the checkpoint")
+    beside = path.parent / "config.json"
+    if not beside.is_file():
+        return path, {}
+    try:
+        config = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{beside}: is no JSON ({error}); take another copy, or remove it") from error
+    return path, config if isinstance(config, dict) else {}
+
+
+def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """Reads one file, builds the module it fits, loads it strictly and writes `out`.
+
+    Returns:
+        What was done, in lines.
+
+    Raises:
+        UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatch: a key does not fit.
+    """
+    from lit_vision.backbones.layouts import FB, read_common
+    from lit_vision.backbones.weights import load_common, sha256_of
+
+    state, layout, metadata = read_common(path)
+    if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
+        raise UserError(f"{path}: is this project's own already; name it as it is, or use lit-vision export")
+    if args.backbone_only:
+        state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
+    name, body = model_of(state, config, args, path)
+    method, state, layout = build(name, body, state, layout, config, args, path)
+    report = load_common(method, state, layout, metadata, path)
+    lines = [str(report)]
+    if report.resized:
+        lines.append(
+            f"resized: {', '.join(report.resized)} to the grid of {body.get('img_size', 224)} pixels (bicubic)"
+        )
+    if (eps := float(config.get("layer_norm_eps", 1e-6))) != 1e-6:
+        lines.append(f"note: config.json says layer_norm_eps {eps:g}; here it is 1e-6, as in the official MAE")
+    licence = args.licence or (config.get("pretrained_cfg") or {}).get("license") or ""
+    if layout.startswith(FB):
+        licence = args.licence or "CC-BY-NC-4.0"
+    notes = {
+        "source": args.source or f"{layout}: {path.name}",
+        "source_layout": layout,
+        "source_sha256": sha256_of(path),
+    }
+    pixels = _statistics(method, report, config, args)
+    write(out, method, pixels, notes | {"licence": licence}, _class_names(args.class_names, config, method))
+    kind = type(method).__name__
+    lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {licence or 'not stated (--licence names it)'}")
+    return "\n".join(lines)
+
+
+def model_of(
+    state: Mapping[str, Any], config: Mapping[str, Any], args: argparse.Namespace, path: Path
+) -> tuple[str, dict[str, Any]]:
+    """timm's name and Backbone's arguments, from what the user says, config.json, and the shapes, in this order.
+
+    Raises:
+        UserError: none of them tells.
+    """
+    body: dict[str, Any] = {}
+    name = args.backbone or config.get("architecture")
+    shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
+    if name is None and "layer1.0.conv1.weight" in shapes:
+        name, body = _resnet_of(shapes)
+    vit = "cls_token" in shapes and "pos_embed" in shapes and "patch_embed.proj.weight" in shapes
+    if vit:
+        found, sizes = _vit_of(shapes, config)
+        name, body = (name or found), (sizes if name is None else {k: sizes[k] for k in ("img_size", "pool")})
+    elif config.get("model_args"):
+        body = dict(config["model_args"])
+    body |= args.backbone_args
+    if args.img_size is not None and vit:
+        body["img_size"] = args.img_size
+    if name is None:
+        from lit_vision.backbones.foreign import SUPPORTED
+
+        raise UserError(
+            f"{path}: its shapes do not tell which model it is; name it with --backbone (a timm name), and --backbone_args. "
+            f"A layout other than these is not supported yet: {SUPPORTED}"
+        )
+    return name, body
+
+
+def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
+    width, patch = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
+    depth = 1 + max((int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    side = round((shapes["pos_embed"][1] - 1) ** 0.5) * patch
+    body = {"img_size": side, "pool": "avg" if "fc_norm.weight" in shapes else "token"}
+    size, heads = VITS.get((width, depth), (None, None))
+    heads = config.get("num_attention_heads", heads)
+    if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
+        return f"vit_{size}_patch{patch}_224", body
+    if heads is None:
+        return None, body
+    return "vit_base_patch16_224", {**body, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
+
+
+def _resnet_of(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
+    layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
+    block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
+    stem = shapes.get("conv1.weight", (0, 0, 0, 0))
+    plain = stem[0] == 64 and tuple(shapes["layer1.0.conv2.weight"])[:2] == (64, 64)
+    body = {"stem": "small"} if stem[-1] == 3 else {}
+    return (RESNETS.get((block, layers)) if plain else None), body
+
+
+def build(
+    name: str,
+    body: dict[str, Any],
+    state: dict[str, Any],
+    layout: str,
+    config: Mapping[str, Any],
+    args: argparse.Namespace,
+    path: Path,
+) -> tuple[Any, dict[str, Any], str]:
+    """The module that the state is for, the state for it, and its layout."""
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.backbones.foreign import LIGHTLY_MAE
+    from lit_vision.backbones.weights import classifiers_of
+
+    if any(key.startswith("decoder.") for key in state) and not args.backbone_only:
+        from lit_vision.methods.mae import MAE
+
+        if "decoder.embed.weight" in state:
+            width = state["decoder.embed.weight"].shape[0]
+            depth = len({key.split(".")[2] for key in state if key.startswith("decoder.blocks.")})
+            heads = config.get("decoder_num_attention_heads", 16 if width == 512 else None)
+            found = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads}
+            found |= {key: config[key] for key in ("mask_ratio", "norm_pix_loss") if key in config}
+            found |= {"norm_pix_loss": False} if layout == LIGHTLY_MAE else {}
+            found |= args.args
+            if found["decoder_heads"] is None:
+                raise UserError(f"{path}: no tensor shows the decoder's heads; give --args '{{\"decoder_heads\": N}}'")
+            return _made(MAE, name, body, found), state, layout
+    backbone = Backbone(name, **body)
+    start = next((name for name in ("head", *classifiers_of(backbone)) if f"{name}.weight" in state), None)
+    untrained = layout == LIGHTLY_MAE  # its ViT carries a classifier that no loss reached
+    if start and not args.backbone_only and not untrained:
+        from lit_vision.methods.classifier import Classifier
+
+        weight = state[f"{start}.weight"]
+        if start != "head":
+            state = {re.sub(rf"^{re.escape(start)}\.", "head.", key): value for key, value in state.items()}
+            layout = "timm (classifier)"
+        if weight.ndim == 2 and weight.shape[0] > 1:
+            given = {"num_classes": weight.shape[0], **args.args}
+            return _made(Classifier, name, body, given), state, layout
+    return backbone, state, layout
+
+
+def _made(method: Any, name: str, body: dict[str, Any], given: dict[str, Any]) -> Any:
+    known = inspect.signature(method.__init__).parameters
+    if unknown := [key for key in given if key not in known]:
+        raise UsageError(f"--args: {method.__name__} takes no {unknown[0]}; leave it out")
+    return method(backbone=name, backbone_args=body, **given)
+
+
+def _class_names(file: str | None, config: Mapping[str, Any], method: Any) -> list[str]:
+    count = method.hparams["num_classes"] if type(method).__name__ == "Classifier" else 0
+    names = list(config.get("label_names") or [])
+    if file is not None:
+        try:
+            names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise UserError(f"--class_names {file}: {error.strerror}; give a text file") from error
+        if len(names) != count:
+            raise UserError(f"--class_names {file}: has {len(names)} names, the weights have {count} classes")
+    return names if len(names) == count else [str(i) for i in range(count)]
+
+
+def _statistics(
+    method: Any, report: Any, config: Mapping[str, Any], args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """mean and std: what the user says, else the layout, else timm's config.json, else timm's defaults for the name."""
+    from lit_vision.backbones.backbone import Backbone
+
+    timm = (method if isinstance(method, Backbone) else method.backbone).data_config | (
+        config.get("pretrained_cfg") or {}
+    )
+    found = {name: args.args.get(name) or getattr(report, name) or timm[name] for name in ("mean", "std")}
+    for name, value in found.items() if not isinstance(method, Backbone) else ():
+        getattr(method, name).copy_(getattr(method, name).new_tensor(value))
+    return {name: [round(float(v), 6) for v in value] for name, value in found.items()}
+
+
+def write(
+    out: Path, method: Any, pixels: Mapping[str, list[float]], notes: Mapping[str, str], class_names: Sequence[str]
+) -> None:
+    """One safetensors file with what rebuilds the module, its mean and std, and where it is from."""
+    from safetensors.torch import save_file
+
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.backbones.weights import save_backbone
+    from lit_vision.card import KEY, Card
+    from lit_vision.predict.models import weights_digest
+
+    if isinstance(method, Backbone):
+        save_backbone(out, method, pixels["mean"], pixels["std"], **notes)
+        return
+    kind, config = type(method).__name__, method.backbone.data_config
+    about = {"format": "pt", "lit_vision": kind, "backbone": json.dumps(method.backbone.config), **notes}
+    about["hyper_parameters"] = json.dumps(dict(method.hparams))
+    state = {key: value.detach().contiguous() for key, value in method.state_dict().items()}
+    if kind == "Classifier":
+        about[KEY] = Card(
+            task="classification",
+            size=int(config["input_size"][-1]),
+            mean=pixels["mean"],
+            std=pixels["std"],
+            crop_pct=float(config["crop_pct"]),
+            class_names=list(class_names),
+            outputs=["logits", "features"],
+            weights=weights_digest(method.state_dict()),
+            features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
+            licence=notes["licence"],
+        ).to_json()
+    beside = out.with_name(out.name + ".tmp")  # a kill leaves the old file whole
+    save_file(state, beside, metadata=about)
+    os.replace(beside, out)

@@ -1,0 +1,475 @@
+"""`lit-vision import`: each layout is built with the other project's installed code, imported, and gives the same outputs to 1e-5."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lit_vision import cli
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.foreign import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.backbones.rules import RULES
+from lit_vision.backbones.weights import load_into
+from lit_vision.methods import MAE, Classifier
+from lit_vision.predict.models import load_method
+from lit_vision.weights_in import model_of
+
+NAME = "vit_base_patch16_224"
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+BODY = ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
+SIZES = ["--args", '{"decoder_heads": 2}']
+DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NOISE = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """Every parameter and statistic gets a value of its own: norms and biases too."""
+    torch.manual_seed(7)
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.2)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        elif name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    return module.eval()
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def imported(tmp_path: Path, source: Path, *words: str) -> Path:
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["import", str(source), "--out", str(out), "--overwrite", *words]) == 0
+    return out
+
+
+def our_mae(path: Path) -> MAE:
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert about["lit_vision"] == "MAE"
+    mae = MAE(**json.loads(about["hyper_parameters"]))
+    assert load_into(mae, path).new == []
+    return mae.eval()
+
+
+def logits(path: Path) -> Tensor:
+    method, _ = load_method(path)
+    assert isinstance(method, Classifier)
+    with torch.no_grad():
+        return method(IMAGES)
+
+
+# ---- timm and torchvision
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-avg", "convnext_atto"])
+def test_timm__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
+    words, model = [], None
+    if name.startswith("vit"):
+        pool = {"global_pool": "avg"} if name == "vit-avg" else {}
+        model, words = timm.create_model(NAME, num_classes=7, **VIT, **pool), BODY
+    else:
+        model = timm.create_model(name, num_classes=7)
+        words = ["--backbone", name]
+    torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
+    out = imported(tmp_path, tmp_path / "w.pth", *words, "--class_names", str(tmp_path / "names.txt"))
+    with torch.no_grad():
+        close(logits(out), model(IMAGES))
+    assert load_method(out)[1].class_names == list("abcdefg")
+    assert "licence not stated" in capsys.readouterr().out
+
+
+def test_timm__a_folder_of_the_hub_brings_name_licence_and_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    model = scrambled(timm.create_model("resnet18", num_classes=0))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    pretrained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "license": "apache-2.0"}
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": pretrained}))
+    out = imported(tmp_path, folder, "--source", "https://example.org/weights")
+    with safe_open(out, "pt") as file:
+        about = file.metadata()
+    assert json.loads(about["mean"]) == [0.5, 0.4, 0.3]
+    assert (about["licence"], about["source"]) == ("apache-2.0", "https://example.org/weights")
+    assert len(about["source_sha256"]) == 64
+    method, _ = load_method(out)
+    with torch.no_grad():
+        close(method.backbone(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "densenet", "vit"])
+def test_torchvision__the_same_logits(name: str, tmp_path: Path) -> None:
+    from torchvision import models
+
+    words: list[str] = []
+    if name == "vit":
+        sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
+        model, words = models.VisionTransformer(**sizes, num_classes=7), BODY
+    elif name == "densenet":
+        model = models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=7)
+        words = ["--backbone", "densenet121", "--backbone_args", '{"growth_rate": 8, "block_config": [2, 2, 2, 2]}']
+    else:
+        model = getattr(models, name)(num_classes=7)
+    torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *words)
+    with torch.no_grad():
+        theirs = model(IMAGES)
+    close(logits(out) / theirs.abs().max(), theirs / theirs.abs().max())
+
+
+# ---- transformers
+
+
+def transformers_mae(**more) -> nn.Module:
+    from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTraining
+
+    encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(image_size=32, patch_size=8, decoder_intermediate_size=64, **encoder, **decoder, **more)
+    return scrambled(ViTMAEForPreTraining(config))
+
+
+def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In-memory names of transformers 5 as the files of the Hub have them."""
+    pairs = [("vit.layers.", "vit.encoder.layer."), (".attention.o_proj.", ".attention.output.dense.")]
+    pairs += [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense.")]
+    pairs += [(f".attention.{a[0]}_proj.", f".attention.attention.{a}.") for a in ("query", "key", "value")]
+    out = {}
+    for key, value in state.items():
+        for new, old in pairs:
+            key = key.replace(new, old)
+        out[key] = value
+    return out
+
+
+@pytest.mark.parametrize("form", ["memory", "saved", "hub"])
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_transformers__the_same_loss_and_features(form: str, norm_pix: bool, tmp_path: Path, capsys) -> None:
+    model = transformers_mae(norm_pix_loss=norm_pix)
+    model.save_pretrained(tmp_path / "hf")
+    if form == "memory":
+        save_file(model.state_dict(), tmp_path / "hf/model.safetensors")
+    if form == "hub":
+        state = hub_names(model.state_dict())
+        assert "vit.encoder.layer.0.attention.attention.query.weight" in state
+        save_file(state, tmp_path / "hf/model.safetensors")
+    out = imported(tmp_path, tmp_path / "hf")
+    assert "layer_norm_eps 1e-12" in capsys.readouterr().out
+    mae = our_mae(out)
+    assert mae.hparams.norm_pix_loss is norm_pix
+    with torch.no_grad():
+        theirs = model(IMAGES, noise=NOISE)
+        loss, pred, _ = mae(IMAGES, NOISE)
+        close(loss, theirs.loss)
+        close(pred, theirs.logits)
+        model.vit.config.mask_ratio = model.vit.embeddings.config.mask_ratio = 0.0
+        order = torch.arange(16.0).expand(3, -1)
+        close(load_method(out)[0].backbone(IMAGES), model.vit(IMAGES, noise=order).last_hidden_state[:, 0])
+
+
+def test_transformers__encoder_alone(tmp_path: Path) -> None:
+    model = transformers_mae().vit
+    model.save_pretrained(tmp_path / "hf")
+    backbone = load_method(imported(tmp_path, tmp_path / "hf"))[0].backbone
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        close(backbone(IMAGES), model(IMAGES, noise=torch.arange(16.0).expand(3, -1)).last_hidden_state[:, 0])
+
+
+# ---- lightly
+
+
+class LightlySimCLR(nn.Module):
+    """As in lightly's examples (Sequential of children) and its benchmarks (fc is Identity)."""
+
+    def __init__(self, whole: bool) -> None:
+        from lightly.models.modules import SimCLRProjectionHead
+        from torchvision.models import resnet18
+
+        super().__init__()
+        resnet = resnet18()
+        self.whole = whole
+        if whole:
+            resnet.fc = nn.Identity()
+            self.backbone = resnet
+            self.online_classifier = nn.Linear(512, 10)
+        else:
+            self.backbone = nn.Sequential(*list(resnet.children())[:-1])
+        self.projection_head = SimCLRProjectionHead(512, 64, 32)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_lightly__simclrs_features(whole: bool, tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    model = scrambled(LightlySimCLR(whole))
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+    backbone = load_method(imported(tmp_path, tmp_path / "last.ckpt"))[0].backbone
+    with torch.no_grad():
+        theirs = model.backbone(IMAGES).flatten(1)
+        close(backbone(IMAGES) / theirs.abs().max(), theirs / theirs.abs().max())
+
+
+class LightlyMAE(nn.Module):
+    """As in lightly's MAE example."""
+
+    def __init__(self) -> None:
+        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+
+        super().__init__()
+        self.backbone = MaskedVisionTransformerTIMM(vit=timm.create_model(NAME, **VIT))
+        self.decoder = MAEDecoderTIMM(16, 8, 3, 32, 16, decoder_depth=2, decoder_num_heads=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_lightly__maes_features_and_prediction(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    from lightly.models import utils
+
+    from lit_vision.methods.mae import random_masking
+
+    model = scrambled(LightlyMAE())
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
+    mae = our_mae(imported(tmp_path, tmp_path / "last.ckpt", *BODY, *SIZES))
+    assert mae.hparams.norm_pix_loss is False
+    keep, restore, _ = random_masking(NOISE, 4)
+    hide = restore.argsort(1)[:, 4:]
+    with torch.no_grad():
+        tokens = model.backbone.encode(IMAGES, idx_keep=torch.cat([torch.zeros(3, 1, dtype=torch.long), keep + 1], 1))
+        close(mae.backbone.forward_tokens(IMAGES, keep), tokens)
+        x = utils.repeat_token(model.decoder.mask_token, (3, 17))
+        x = utils.set_at_index(
+            x, torch.cat([torch.zeros(3, 1, dtype=torch.long), keep + 1], 1), model.decoder.embed(tokens)
+        )
+        theirs = utils.get_at_index(model.decoder.predict(model.decoder.decode(x)), hide + 1)
+        target = utils.get_at_index(utils.patchify(IMAGES, 8), hide)
+        loss, pred, _ = mae(IMAGES, NOISE)
+        close(utils.get_at_index(pred, hide), theirs)
+        close(loss, nn.functional.mse_loss(theirs, target))
+
+
+# ---- facebookresearch/mae, by its published keys
+
+
+def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: tuple[int, int] = (512, 8)) -> dict:
+    """{key: shape} of its files, from the table of its layout."""
+
+    def block(start: str, d: int) -> dict:
+        out = {f"{start}.norm{n}.{p}": (d,) for n in (1, 2) for p in ("weight", "bias")}
+        sizes = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
+        for name, (rows, columns) in sizes.items():
+            out |= {f"{start}.{name}.weight": (rows, columns), f"{start}.{name}.bias": (rows,)}
+        return out
+
+    keys = {"cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width)}
+    keys |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        keys |= block(f"blocks.{i}", width)
+    if part == "fine-tuned":
+        keys |= {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
+        return keys | {"head.weight": (1000, width), "head.bias": (1000,)}
+    keys |= {"norm.weight": (width,), "norm.bias": (width,)}
+    if part == "full":
+        d, layers = decoder
+        keys |= {"mask_token": (1, 1, d), "decoder_pos_embed": (1, grid * grid + 1, d)}
+        keys |= {"decoder_embed.weight": (d, width), "decoder_embed.bias": (d,)}
+        for i in range(layers):
+            keys |= block(f"decoder_blocks.{i}", d)
+        keys |= {"decoder_norm.weight": (d,), "decoder_norm.bias": (d,)}
+        keys |= {"decoder_pred.weight": (3 * patch**2, d), "decoder_pred.bias": (3 * patch**2,)}
+    return keys
+
+
+SIZES_OF_MAE = {"base": (768, 12, 16, 14), "large": (1024, 24, 16, 14), "huge": (1280, 32, 14, 16)}
+COUNTS = {"encoder": (150, 294, 390), "full": (254, 398, 494), "fine-tuned": (152, 296, 392)}
+
+
+@pytest.mark.parametrize("part", list(COUNTS))
+@pytest.mark.parametrize("size", list(SIZES_OF_MAE))
+def test_facebookresearch__published_counts_fit_without_rest(size: str, part: str) -> None:
+    keys = fb_keys(*SIZES_OF_MAE[size], part)
+    assert len(keys) == COUNTS[part][list(SIZES_OF_MAE).index(size)]
+    with torch.device("meta"):
+        state = {f"backbone.{key}": torch.empty(shape) for key, shape in keys.items()}
+        name, body = model_of(state, {}, argparse.Namespace(backbone=None, backbone_args={}, img_size=None), Path("w"))
+        assert name == f"vit_{size}_patch{SIZES_OF_MAE[size][2]}_224"
+        module = Classifier(name, 1000, body) if part == "fine-tuned" else MAE(name, body)
+    own = {key.removeprefix("backbone.model.") for key in module.state_dict() if key not in ("mean", "std")}
+    theirs = {key.replace("decoder_", "decoder.").replace("mask_token", "decoder.mask_token") for key in keys}
+    assert theirs <= own
+    assert own - theirs == ({key for key in own if key.startswith("decoder.")} if part == "encoder" else set())
+
+
+@pytest.mark.parametrize("part", ["encoder", "full", "fine-tuned"])
+def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, part, (16, 1)).items()}
+    arguments = argparse.Namespace(blr=1.5e-4, norm_pix_loss=True)
+    torch.save({"model": state, "epoch": 1599, "args": arguments}, tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, *SIZES if part == "full" else ())
+    assert "CC-BY-NC-4.0" in capsys.readouterr().out
+    found = load_file(out)
+    assert torch.equal(
+        found["blocks.1.attn.qkv.weight" if part == "encoder" else "backbone.model.blocks.1.attn.qkv.weight"],
+        state["blocks.1.attn.qkv.weight"],
+    )
+    if part == "full":
+        assert torch.equal(our_mae(out).decoder.mask_token.detach(), state["mask_token"])
+    reference = timm.create_model(
+        NAME,
+        num_classes=1000 if part == "fine-tuned" else 0,
+        global_pool="avg" if part == "fine-tuned" else "token",
+        **VIT,
+    )
+    reference.load_state_dict({k: v for k, v in state.items() if not k.startswith(("decoder", "mask"))})
+    with torch.no_grad():
+        ours = logits(out) if part == "fine-tuned" else load_method(out)[0].backbone(IMAGES)
+        close(ours, reference.eval()(IMAGES))
+
+
+# ---- what is refused
+
+
+def foreign_states(tmp_path: Path) -> dict[str, dict[str, Tensor]]:
+    from torchvision.models import VisionTransformer, resnet18
+
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
+    states = {"timm": timm.create_model(NAME, **VIT).state_dict(), "torchvision ResNet": resnet18().state_dict()}
+    states[TORCHVISION] = VisionTransformer(**sizes).state_dict()
+    states[TRANSFORMERS] = transformers_mae().state_dict()
+    states[f"{TRANSFORMERS}, hub"] = hub_names(states[TRANSFORMERS])
+    states["facebookresearch/mae"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, "full", (16, 1)).items()}
+    states[LIGHTLY_SIMCLR] = LightlySimCLR(True).state_dict()
+    states[LIGHTLY_MAE] = LightlyMAE().state_dict()
+    return states
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_one_key_one_shape_one_renamed_block_in_each_layout_is_refused_with_the_table(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("lightly")
+    marks = ("blocks.1.mlp.fc1.weight", "layers.1.mlp.fc1.weight", "layer.1.intermediate.dense.weight")
+    marks += ("encoder_layer_1.mlp.0.weight", "layer2.1.conv1.weight")
+    for layout, whole in foreign_states(tmp_path).items():
+        key = next(k for k in whole if k.endswith(marks) and "decoder" not in k)
+        words = (
+            []
+            if "SimCLR" in layout or "ResNet" in layout
+            else [*BODY, *(SIZES if "MAE" in layout or "/mae" in layout else [])]
+        )
+        for how in ("missing", "reshaped", "renamed"):
+            state = dict(whole)
+            if how == "missing":
+                del state[key]
+            elif how == "reshaped":
+                state[key] = state[key][:-1]
+            else:  # a whole block under a number that does not exist
+                number = ".1." if ".1." in key else "_1."
+                start = key[: key.index(number)]
+                state = {
+                    k.replace(f"{start}{number}", f"{start}{number.replace('1', '7')}", 1)
+                    if k.startswith(f"{start}{number}")
+                    else k: v
+                    for k, v in state.items()
+                }
+            content = {"model": state, "epoch": 1} if "facebook" in layout else {"state_dict": state}
+            torch.save(content, tmp_path / "w.pth")
+            out = tmp_path / "no.safetensors"
+            assert cli.main(["import", str(tmp_path / "w.pth"), "--out", str(out), *words]) == 1, (layout, how)
+            said = capsys.readouterr().err
+            assert "do not fit" in said, (layout, how, said)
+            wanted = {"missing": {"missing"}, "reshaped": {"reshaped"}, "renamed": {"missing", "unexpected"}}[how]
+            assert all(f"  {word}" in said for word in wanted), (layout, how, said)
+            assert not out.exists()
+
+
+def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    states = foreign_states(tmp_path)
+    targets = {
+        "MAE": lambda: MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
+        "Classifier": lambda: Classifier(NAME, 1000, VIT),
+        "Backbone": lambda: Backbone(NAME, **VIT, pool="token"),
+    }
+    done = 0
+    for layout, kind in RULES:
+        if layout not in states or layout == "timm":
+            continue
+        torch.save({"state_dict": states[layout]}, tmp_path / "w.pth")
+        if layout == LIGHTLY_SIMCLR:
+            module = Backbone("resnet18") if kind == "Backbone" else Classifier("resnet18", 5)
+        else:
+            module = targets[kind]()
+        report = load_into(module, tmp_path / "w.pth")
+        assert (report.source, report.target) == (layout, kind)
+        assert report.mean == pytest.approx([0.485, 0.456, 0.406])
+        done += 1
+    assert done == 11
+
+
+@pytest.mark.parametrize(
+    ("key", "project"),
+    [
+        ("module.base_encoder.conv1.weight", "MoCo"),
+        ("student.backbone.cls_token", "DINO"),
+        ("backbone.bottom_up.res2.weight", "detectron2"),
+        ("backbone.layers.0.ln1.weight", "mmpretrain"),
+        ("projector.0.weight", "solo-learn"),
+        ("visual.conv1.weight", "CLIP"),
+    ],
+)
+def test_other_layouts_are_not_supported_yet(key: str, project: str, tmp_path: Path, capsys) -> None:
+    torch.save({"state_dict": {key: torch.zeros(2, 2)}}, tmp_path / "w.pth")
+    assert cli.main(["import", str(tmp_path / "w.pth"), "--out", str(tmp_path / "o.safetensors")]) == 1
+    said = capsys.readouterr().err
+    assert project in said
+    assert "not supported yet" in said
+    assert str(tmp_path / "w.pth") in said
+    assert said.count("\n") == 1
+
+
+def test_positions_are_resized_and_it_says_so(tmp_path: Path, capsys) -> None:
+    torch.save(timm.create_model(NAME, num_classes=0, **VIT).state_dict(), tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--img_size", "48")
+    assert "resized: backbone.pos_embed to the grid of 48 pixels" in capsys.readouterr().out
+    assert load_file(out)["pos_embed"].shape == (1, 37, 32)
+
+
+def test_which_model_it_is_follows_from_shapes() -> None:
+    asked = argparse.Namespace(backbone=None, backbone_args={}, img_size=None)
+    with torch.device("meta"):
+        for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "resnet18", "resnet50"):
+            state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
+            assert model_of(state, {}, asked, Path("w"))[0] == name
+        for name in ("wide_resnet50_2", "resnet26d"):
+            state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
+            with pytest.raises(Exception, match="--backbone"):
+                model_of(state, {}, asked, Path("w"))
+
+
+def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
+    torch.save(Backbone(NAME, **VIT).state_dict(), tmp_path / "own.ckpt")
+    torch.save(timm.create_model(NAME, **VIT).state_dict(), tmp_path / "t.pth")
+    (tmp_path / "empty").mkdir()
+    out = str(tmp_path / "o.safetensors")
+    for words, code, says in (
+        ([str(tmp_path / "own.ckpt"), "--out", out], 1, "this project's own"),
+        ([str(tmp_path / "none"), "--out", out], 1, "no such file"),
+        ([str(tmp_path / "empty"), "--out", out], 1, "model.safetensors"),
+        ([str(tmp_path / "own.ckpt"), "--out", "o.pth"], 2, "safetensors"),
+        ([str(tmp_path / "own.ckpt"), "--out", out, "--backbone_args", "[1]"], 2, "JSON object"),
+        ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", '{"no": 1}'], 2, "takes no no"),
+    ):
+        assert cli.main(["import", *words]) == code
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
