@@ -12,21 +12,19 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.annotations.coco import decode_masks, read_coco
-from lit_vision.data.annotations.masks import IGNORE, read_mask, read_masks
-from lit_vision.data.annotations.table import BadAnnotation, Table
+from lit_vision.data.annotations.coco import read_coco
+from lit_vision.data.annotations.dataset import AnnotatedImages
+from lit_vision.data.annotations.masks import IGNORE, read_masks
+from lit_vision.data.annotations.table import Table
 from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
-from lit_vision.data.images import ImageFiles
-from lit_vision.data.sampler import Key
+from lit_vision.data.images import MEMORY_BYTES, ImageFiles
 from lit_vision.errors import UserError
 
 # format: where images and annotations lie, below the root, {split} being the split's name
@@ -36,88 +34,6 @@ PLACES = {
     "voc": ("JPEGImages", "Annotations"),
     "masks": ("{split}/images", "{split}/semantic"),
 }
-
-
-class AnnotatedImages(Dataset):
-    """Images with their annotations: each is decoded and augmented when its key comes.
-
-    Args:
-        table: what is annotated.
-        files: where the pixels come from.
-        views: how a sample is seen.
-        with_masks: give instance masks.
-        semantic: (first_value, ignore_values) if the annotations are semantic masks.
-        evaluate: give what the evaluation needs, and crowd regions; else leave crowd regions out.
-    """
-
-    def __init__(
-        self,
-        table: Table,
-        files: ImageFiles,
-        views: AnnotatedViews,
-        with_masks: bool = False,
-        semantic: tuple[int, list[int]] | None = None,
-        evaluate: bool = False,
-    ):
-        self.table, self.files, self.views = table, files, views
-        self.with_masks, self.semantic, self.evaluate = with_masks, semantic, evaluate
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        """A batch of one."""
-        return self.__getitems__([key])
-
-    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-        """The finished batch of these keys."""
-        samples = [self._sample(key) for key in keys]
-        batch = {
-            "images": torch.from_numpy(np.stack([image for image, _ in samples])[:, None]),
-            "label": torch.full((len(keys),), -1),
-            "key": torch.tensor(keys, dtype=torch.int64),
-        }
-        if self.semantic is not None:
-            batch["mask"] = torch.from_numpy(np.stack([mask for _, mask in samples]))
-        else:
-            batch["targets"] = [target for _, target in samples]
-        return batch
-
-    def _sample(self, key: Key) -> tuple[np.ndarray, Any]:
-        image, taken = self.files.read(key[1], key[0])
-        size, table = image.shape[:2], self.table
-        claimed = tuple(table.sizes[taken].tolist())
-        if claimed not in ((0, 0), size):
-            raise BadAnnotation(
-                f"{table.root / table.paths[taken]}: is {size[1]} x {size[0]}, its annotations say {claimed[1]} x {claimed[0]}; "
-                "correct them (an EXIF orientation turns an image)"
-            )
-        if self.semantic is not None:
-            mask = read_mask(table.root / table.masks[taken], size, len(table.class_names), *self.semantic)
-            view = self.views(image, key, mask=mask)
-            return view.image, np.ascontiguousarray(view.mask)
-        rows = table.rows(taken)
-        boxes, crowd = table.boxes[rows], table.crowd[rows]
-        kept = np.arange(len(boxes)) if self.evaluate else np.flatnonzero(~crowd)
-        masks = None
-        if self.with_masks:
-            segmentations = table.segmentations(taken)
-            masks = decode_masks([segmentations[i] for i in kept], *size)
-        view = self.views(image, key, boxes[kept], masks)
-        which = kept[view.which]
-        target = {
-            "boxes": torch.from_numpy(view.boxes),
-            "labels": torch.from_numpy(table.labels[rows][which]),
-            "iscrowd": torch.from_numpy(crowd[which]),
-        }
-        if masks is not None:
-            target["masks"] = torch.from_numpy(view.masks)
-        if self.evaluate:
-            target["scale"] = torch.from_numpy(view.scale)
-            target["size"] = torch.tensor(size)
-            target["original"] = torch.from_numpy(boxes[which])
-            target["area"] = torch.from_numpy(table.area[rows][which])
-        return view.image, target
 
 
 class AnnotatedDataModule(ImageFolderDataModule):
@@ -144,6 +60,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         train_split, val_split, test_split: names that stand for {split}.
         seed: of order and views, in [0, 2**64).
         num_workers: per process and loader; "auto": the cores of this process, 8 at most.
+        in_memory: keep decoded images: "auto" as many as fit in 1 GiB, shared among the workers; true all; false none.
         on_bad_image: as in ImageFolderDataModule.
         on_bad_box: "error", or "mend": cut boxes at the edge, drop those without area, and say how many.
         hash_content: the fingerprint covers the images' bytes too.
@@ -178,6 +95,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         test_split: str = "test",
         seed: int = 0,
         num_workers: int | str = "auto",
+        in_memory: bool | str = "auto",
         on_bad_image: str = "auto",
         on_bad_box: str = "error",
         hash_content: bool = False,
@@ -192,6 +110,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             seed=seed,
             label_seed=label_seed,
             num_workers=num_workers,
+            in_memory=in_memory,
             on_bad_image=on_bad_image,
             hash_content=hash_content,
         )
@@ -212,7 +131,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self.labels, self.on_bad_box, self.train_view = labels, on_bad_box, train_view
         self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
         self._tables: dict[str, Table] = {}
-        self._sets: dict[tuple[str, str], tuple] = {}
+        self._sets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
     # ------------------------------------------------------------------ what is there
@@ -309,16 +228,27 @@ class AnnotatedDataModule(ImageFolderDataModule):
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
         table = self.table(role)
-        key = role, on_bad
-        if key not in self._sets:
+        if (role, on_bad) not in self._sets:
             run = getattr(self.trainer, "default_root_dir", None) if train else None
             listing = Path(run) / BAD_LIST if run else None
-            self._sets[key] = ImageFiles(table.root, table.paths, on_bad, self.seed, listing, self.world[1]), None
-        return AnnotatedImages(
-            table,
-            self._sets[key][0],
-            AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
-            self.with_masks,
-            (self.first_value, self.ignore_values) if self.format == "masks" else None,
-            evaluate=not train,
-        )
+            files = ImageFiles(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
+            self._sets[role, on_bad] = files, {}
+        files, made = self._sets[role, on_bad]
+        if train not in made:
+            made[train] = AnnotatedImages(
+                table,
+                files,
+                AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
+                self.with_masks,
+                (self.first_value, self.ignore_values) if self.format == "masks" else None,
+                evaluate=not train,
+                memory=self._memory(),
+            )
+        return made[train]
+
+    def _memory(self) -> int:
+        """Bytes of decoded images that each process of a loader may keep."""
+        if self.in_memory != "auto":
+            return 1 << 62 if self.in_memory else 0
+        workers = self.num_workers if self.num_workers != "auto" else 8
+        return MEMORY_BYTES // max(1, workers)

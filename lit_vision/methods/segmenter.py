@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -19,56 +18,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import IGNORE, PixelCounts, segmentation_values
 from lit_vision.methods import dense
 from lit_vision.methods.segmentation_heads import HEADS, FCNHead, grown
-
-LOSSES = ("ce", "dice", "ce+dice")
-
-
-def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE) -> Tensor:
-    """Mean cross-entropy over the pixels that count; 0 if none does.
-
-    Args:
-        logits: (B, K, H, W).
-        truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
-
-    Returns:
-        Scalar in nats, at least float32. With equal logits it is log K.
-    """
-    summed = F.cross_entropy(_wide(logits), truth, ignore_index=ignore, reduction="sum")
-    return summed / (truth != ignore).sum().clamp(min=1)
-
-
-def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
-    """Soft Dice loss: mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
-
-    Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear denominator, as
-    segmentation_models.pytorch has it. Unlike it: the mean is over the classes that are true somewhere in the batch, where it counts
-    absent ones as 0 and so shrinks the loss of what is there.
-
-    Args:
-        logits: (B, K, H, W).
-        truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
-        smooth: s, 0 or more.
-
-    Returns:
-        Scalar, 0 (perfect) to 1 (disjoint); 0 if no pixel counts.
-    """
-    counted = truth != ignore  # (B, H, W)
-    p = _wide(logits).softmax(1) * counted[:, None]
-    g = F.one_hot(torch.where(counted, truth, 0), logits.shape[1]).movedim(-1, 1) * counted[:, None]  # (B, K, H, W)
-    both, total = (p * g).sum((0, 2, 3)), (p + g).sum((0, 2, 3))
-    loss = 1 - (2 * both + smooth) / (total + smooth).clamp(min=1e-7)
-    present = g.sum((0, 2, 3)) > 0
-    return (loss * present).sum() / present.sum().clamp(min=1)
-
-
-def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce") -> Tensor:
-    """`pixel_cross_entropy`, `dice_loss` or their sum ("ce+dice")."""
-    parts = {"ce": pixel_cross_entropy, "dice": dice_loss}
-    return sum(parts[name](logits, truth) for name in loss.split("+"))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+from lit_vision.methods.segmentation_losses import LOSSES, pixel_cross_entropy, segmentation_loss, thinned
 
 
 class Segmenter(L.LightningModule):
@@ -89,6 +39,7 @@ class Segmenter(L.LightningModule):
         dropout: before the scores.
         aux_weight: of upernet's auxiliary loss; 0 is none.
         loss: ce, dice or ce+dice.
+        loss_stride: the training loss takes one pixel of each block of this side; 2 costs a quarter of 1.
         background: the class that is no object, kept apart in val/dice; None if there is none.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
@@ -116,6 +67,7 @@ class Segmenter(L.LightningModule):
         dropout: float = 0.1,
         aux_weight: float = 0.4,
         loss: str = "ce",
+        loss_stride: int = 1,
         background: int | None = 0,
         backbone_args: dict[str, Any] | None = None,
         backbone_checkpoint: str | None = None,
@@ -145,6 +97,8 @@ class Segmenter(L.LightningModule):
             raise UserError(
                 f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; give a share below 1, and 0 or more"
             )
+        if not 1 <= loss_stride <= 8:
+            raise UserError(f"model.loss_stride: {loss_stride}; give 1 (every pixel) to 8")
         self.save_hyperparameters()
         self.backbone, own_mean, own_std = dense.build_backbone(
             backbone, img_size, backbone_args, backbone_checkpoint, tune
@@ -174,15 +128,15 @@ class Segmenter(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, K, S, S), float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
-        return self._scores(images)[0]
+        return grown(self._scores(images)[0], images.shape[-2:])
 
     def _scores(self, images: Tensor) -> list[Tensor]:
-        """The head's scores and, in training, the auxiliary head's."""
+        """The head's scores on its own grid and, in training, the auxiliary head's; float32, laid out plainly."""
         levels = self.pyramid(dense.maps_of(self.backbone, images))
         found = [self.head(levels)]
         if self.training and self.auxiliary is not None:
             found.append(self.auxiliary(levels[:-1]))
-        return [grown(scores.float(), images.shape[-2:]) for scores in found]
+        return [scores.float().contiguous() for scores in found]
 
     def losses(self, images: Tensor, truth: Tensor) -> Tensor:
         """The loss that is minimised.
@@ -191,7 +145,8 @@ class Segmenter(L.LightningModule):
             images: (B, 3, S, S) float, normalised.
             truth: (B, S, S) class numbers, 255 where a pixel does not count.
         """
-        truth, (scores, *auxiliary) = truth.long(), self._scores(images)
+        truth = thinned(truth.long(), self.hparams.loss_stride)
+        scores, *auxiliary = (grown(scores, truth.shape[-2:]) for scores in self._scores(images))
         loss = segmentation_loss(scores, truth, self.hparams.loss)
         return loss + sum(self.hparams.aux_weight * pixel_cross_entropy(extra, truth) for extra in auxiliary)
 

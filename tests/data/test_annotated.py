@@ -12,6 +12,7 @@ from PIL import Image
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of
+from lit_vision.data.decode import BadImage
 from lit_vision.data.scenes import scenes
 from lit_vision.errors import UserError
 
@@ -227,3 +228,26 @@ def test_an_image_of_another_size_than_annotated(root: Path, tmp_path: Path) -> 
         next(iter(_module(tmp_path).train_dataloader()))
     with pytest.raises(UserError, match="no such folder"):
         _module(tmp_path / "none").setup()
+
+
+def test_kept_images_are_the_same_and_are_read_once(tmp_path: Path) -> None:
+    scenes(tmp_path, {"train": 6})
+    kept, fresh, small = (
+        AnnotatedDataModule(str(tmp_path), img_size=32, train_view="lsj", batch_size=2, num_workers=0, in_memory=m)
+        for m in (True, False, "auto")
+    )
+    keys = [(0, i, 0) for i in range(6)]
+    for data in (kept, fresh, small):
+        data.setup()
+    sets = [data._dataset("train", train=True) for data in (kept, fresh, small)]
+    sets[2].memory = 2 * 128 * 128 * 3  # two images fit
+    first = [s.__getitems__(keys) for s in sets]
+    for path in (tmp_path / "train" / "images").iterdir():
+        path.unlink()
+    again = sets[0].__getitems__(keys)
+    for other in (*first[1:], again):
+        torch.testing.assert_close(other["images"], first[0]["images"], rtol=0, atol=0)
+    assert (len(sets[2]._kept), sets[2].memory, len(sets[1]._kept)) == (2, 0, 0)
+    sets[2].__getitems__(keys[:2])
+    with pytest.raises(BadImage):
+        sets[1].__getitems__(keys[:1])

@@ -14,7 +14,7 @@ from lit_vision.data.scenes import CLASSES, scenes
 from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import pixel_counts, segmentation_values
 from lit_vision.methods import Segmenter
-from lit_vision.methods.segmenter import dice_loss, pixel_cross_entropy, segmentation_loss
+from lit_vision.methods.segmentation_losses import dice_loss, pixel_cross_entropy, segmentation_loss, thinned
 
 CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [16, 32, 32, 32]}
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -190,3 +190,23 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(again(images), model(images))
     with pytest.raises(UserError, match="Segmenter needs semantic masks"):
         trainer.fit(model, datamodule=AnnotatedDataModule(str(tmp_path / "set"), img_size=32, num_workers=0))
+
+
+def test_a_thinned_truth_takes_the_middle_of_its_blocks_on_average() -> None:
+    ramp = torch.arange(16.0).expand(1, 16, 16)
+    for stride in (1, 2, 4):
+        taken = thinned(ramp, stride)
+        assert taken.shape == (1, 16 // stride, 16 // stride)
+        assert taken.mean().item() == ramp.mean().item()
+        assert thinned(ramp.mT, stride).mean().item() == ramp.mean().item()
+    assert thinned(torch.zeros(2, 5, 7), 2).shape == (2, 3, 4)
+
+
+def test_a_loss_on_part_of_the_pixels_is_that_of_scores_taken_there() -> None:
+    images, truth = _batch()
+    model, whole = _segmenter(loss_stride=2, aux_weight=0.0), _segmenter(aux_weight=0.0)
+    whole.load_state_dict(model.state_dict())
+    scores = torch.nn.functional.interpolate(whole._scores(images)[0], size=(16, 16), mode="bilinear")
+    expected = pixel_cross_entropy(scores, thinned(truth, 2))
+    torch.testing.assert_close(model.losses(images, truth), expected)
+    assert model(images).shape == whole(images).shape
