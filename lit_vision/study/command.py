@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     add("--fewer", default="", metavar="LIST", help="fewer seeds for costly starts: mae=3,scratch-vit=3")
     add("--starts", default="mae,simclr", metavar="LIST", help="pre-trainings to try (default: %(default)s)")
     add(
+        "--protocols",
+        default="finetune",
+        metavar="LIST",
+        help="how networks train on labels: finetune, lora, prompt-deep, bias (default: %(default)s)",
+    )
+    add(
         "--pretrained",
         default="auto",
         metavar="NAME",
@@ -109,6 +115,7 @@ def main(argv: Sequence[str]) -> int:
             report.say(note)
         labels = parse_labels(options.labels or ("all" if unlabelled > labelled else "1%,10%"), images.per_class)
         plan = Plan(labels, _seeds(options.seeds, labels), fewer=_fewer(options.fewer, starts))
+        plan.protocols = _protocols(options.protocols)
         _fix_epochs(plan, options.epochs, starts)
         folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +136,17 @@ def _starts(text: str) -> list[str]:
         if start not in ("mae", "simclr"):
             raise UserError(f"--starts: {start!r} is not mae or simclr; separate them by commas")
     return starts
+
+
+def _protocols(text: str) -> list[str]:
+    """Always with fine-tuning, which the verdict reads."""
+    from lit_vision.study.recipes import ON_LABELS
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if word not in ON_LABELS:
+            raise UserError(f"--protocols: {word!r} is not one of {', '.join(ON_LABELS)}; separate them by commas")
+    return [one for one in ON_LABELS if one in words or one == "finetune"]
 
 
 def _seeds(text: str, labels: list[int]) -> dict[int, int]:

@@ -6,14 +6,20 @@ hold for every folder: a cell at L labels uses L labels in all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-TIMM, TIMM_SIDE = (
-    "timm:",
-    96,
-)  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
+TIMM = "timm:"  # before the name of public weights
+TIMM_SIDE = 96  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
+ON_LABELS = (
+    "finetune",
+    "lora",
+    "prompt-deep",
+    "bias",
+)  # protocols that train a network on labels; the first is the verdict's
+ADAPTERS = ("lora", "prompt-deep")  # of these, what needs a plain ViT
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
 
@@ -26,6 +32,11 @@ class Network:
     args: dict[str, Any]
     size: int | None = None  # side of its input, pixels; None: the recipe's
 
+    @property
+    def plain_vit(self) -> bool:
+        """Whether adapters can be added to it."""
+        return self.backbone.startswith(("vit_", "deit"))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,7 +47,8 @@ class Recipe:
         cnn: the network of SimCLR and of the baseline `scratch-cnn`; vit: of MAE and `scratch-vit`.
         simclr, mae: arguments of the method (its backbone apart); their `batch_size` goes to the loader.
         simclr_views, mae_views, train_views: options of the views of that name.
-        tune: arguments of Classifier when it starts from pre-trained weights; scratch: when it does not.
+        tune: arguments of Classifier when it starts from pre-trained weights, by network; scratch: when it does not.
+        adapt: what another protocol than fine-tuning changes of them, by protocol.
         batch_size: of every training on labels, at most.
         scratch_factor: steps of a training from scratch per step of a fine-tuning (it has no pre-training to lean on).
     """
@@ -51,6 +63,7 @@ class Recipe:
     train_views: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, dict[str, Any]] = field(default_factory=dict)
     scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
+    adapt: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 64
     scratch_factor: int = 4
 
@@ -59,6 +72,19 @@ class Recipe:
         if start.startswith(TIMM):
             return Network("timm", start.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if start in ("mae", "scratch-vit") else self.cnn
+
+    def options(self, start: str, protocol: str = "finetune") -> dict[str, Any]:
+        """Arguments of Classifier (its backbone apart) for a start and a protocol."""
+        network = self.network(start).name
+        if start.startswith("scratch-"):
+            return self.scratch[network]
+        return {**self.tune[network], **self.adapt.get(protocol, {})}
+
+    def protocols(self, start: str, asked: Sequence[str]) -> list[str]:
+        """Those of `asked` that fit a start: from scratch everything trains, adapters need a plain ViT."""
+        if start.startswith("scratch-"):
+            return ["finetune"]
+        return [one for one in asked if one not in ADAPTERS or self.network(start).plain_vit]
 
     def side(self, start: str) -> int:
         """Side of a start's input, pixels."""
@@ -117,11 +143,10 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         scratch={
             "cnn": {"lr": 2e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
             "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
-            "timm": {
-                "lr": 5e-4,
-                "weight_decay": 0.05,
-                "label_smoothing": 0.1,
-                **adam,
-            },  # measured for the plan, never run
+        },
+        adapt={
+            "lora": {"tune": "lora", "lr": 3e-3, "layer_decay": 1.0},
+            "prompt-deep": {"tune": "prompt-deep", "lr": 3e-3, "layer_decay": 1.0, "prompt_length": 8},
+            "bias": {"tune": "bias", "lr": 3e-3, "layer_decay": 1.0},
         },
     )

@@ -17,12 +17,13 @@ from lit_vision.study import pictures
 from lit_vision.study.cells import Ask, Outcome, digest, to_cells
 from lit_vision.study.content import Content, Section, advice_of, answers_of, to_text
 from lit_vision.study.html import to_html
+from lit_vision.study.recipes import ON_LABELS
 from lit_vision.study.runner import Study
 from lit_vision.study.upload import log_study
 from lit_vision.study.verdict import Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
 
-PROTOCOLS = ("logreg", "knn", "linear", "finetune")  # the order of the table's lines within a start
+PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # the order of the table's lines within a start
 
 
 def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = None) -> list[Path]:

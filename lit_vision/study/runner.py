@@ -36,6 +36,7 @@ from lit_vision.study.schedule import (
 from lit_vision.study.training import (
     classification,
     features,
+    precision_of,
     pretraining,
     probabilities,
     public_weights,
@@ -138,6 +139,7 @@ class Study:
             self.recipe.as_dict(),
             self.starts,
             self.plan.fewer,
+            self.plan.protocols,
             self.plan.labels,
             self.plan.seeds,
             self.budget,
@@ -245,6 +247,7 @@ class Study:
                     "sha256": sha256_of(weights),
                     "seconds": trained.seconds,
                     "images_seen": trained.steps * data.batch_size,
+                    "precision": precision_of(module),
                     "losses": [round(loss, 5) for loss in trained.losses],
                 }
                 if start == "mae":
@@ -274,7 +277,8 @@ class Study:
             for seed in range(self.plan.seeds[count]):
                 for start in (*SCRATCH, *self.starts):
                     if seed < self.plan.seeds_of(start, count):
-                        done.append(self._on_labels(Ask(start, "finetune", count, seed)))
+                        protocols = self.recipe.protocols(start, self.plan.protocols)
+                        done += [self._on_labels(Ask(start, protocol, count, seed)) for protocol in protocols]
             self.outcomes += done
             self._say_scores(done)
 
@@ -282,8 +286,12 @@ class Study:
         encoder = self.encoders.get(ask.start)
         epochs = (self.plan.tune if encoder else self.plan.scratch)[ask.labels]
         network = self.recipe.network(ask.start)
-        options = (self.recipe.tune if encoder else self.recipe.scratch)[network.name]
-        own = asdict(network), options, self.recipe.train_views, self.recipe.batch_size
+        own = (
+            asdict(network),
+            self.recipe.options(ask.start, ask.protocol),
+            self.recipe.train_views,
+            self.recipe.batch_size,
+        )
         origin = (encoder.sha256, "head from the probe") if encoder else None
         inputs = digest(self.base, origin, epochs, own)
         outcome = self.store.get(ask, inputs)
@@ -293,8 +301,10 @@ class Study:
                 weights, probe = None, None
                 if encoder:
                     weights, probe = encoder.weights, self._probe(encoder.pool, encoder.test, ask)
-                module, data = classification(ask.start, self.images, rows, self.recipe, ask.seed, weights, probe)
-                self.report.begin(f"{ask.start}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
+                module, data = classification(
+                    ask.start, self.images, rows, self.recipe, ask.seed, weights, probe, ask.protocol
+                )
+                self.report.begin(f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
                 trained = train(module, data, epochs, ask.seed, self.report.tick)
                 answer = probabilities(module, self.images, self.recipe.side(ask.start))
             if ask.seed < self.keep_weights:

@@ -30,6 +30,7 @@ class Plan:
         pretrain: epochs by start.
         tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
         seconds: what each part was expected to take.
+        protocols: how networks are trained on labels, out of `recipes.ON_LABELS`.
     """
 
     labels: list[int]
@@ -39,6 +40,7 @@ class Plan:
     scratch: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fewer: dict[str, int] = field(default_factory=dict)
+    protocols: list[str] = field(default_factory=lambda: ["finetune"])
 
     def seeds_of(self, start: str, count: int) -> int:
         """Seeds of a start at a number of labels."""
@@ -106,7 +108,8 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
                 factor = recipe.scratch_factor if start in SCRATCH else 1
                 epochs = max(1, round(factor * _steps(base, count, plan) / per_epoch))
                 pace: Pace = paces[recipe.network(start).name, count]
-                total += plan.seeds_of(start, count) * pace.seconds(epochs, per_epoch)
+                trainings = plan.seeds_of(start, count) * len(recipe.protocols(start, plan.protocols))
+                total += trainings * pace.seconds(epochs, per_epoch)
         return total
 
     low, high = float(FEWEST_STEPS), 1e6

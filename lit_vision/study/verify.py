@@ -14,7 +14,7 @@ from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.study.cells import Ask
 from lit_vision.study.images import Images
-from lit_vision.study.recipes import Recipe
+from lit_vision.study.recipes import ON_LABELS, Recipe
 from lit_vision.study.runner import flat_pixels
 from lit_vision.study.training import classification, features, load_classifier, probabilities
 
@@ -52,11 +52,11 @@ def verify(cells: list[dict[str, Any]], images: Images, recipe: Recipe, weights:
         for seed, value in zip(cell["seeds"], cell["values"]):
             ask = Ask(cell["start"], cell["protocol"], cell["labels"], seed)
             rows = images.subset(ask.labels, ask.seed)
-            if ask.protocol == "finetune":
+            if ask.protocol in ON_LABELS:
                 path = weights / f"{ask.name}.safetensors"
                 if not path.exists():
                     continue
-                module, _ = classification(ask.start, images, rows, recipe, seed, None)
+                module, _ = classification(ask.start, images, rows, recipe, seed, None, protocol=ask.protocol)
                 load_classifier(path, module)
                 answer = probabilities(module, images, recipe.side(ask.start))
             else:

@@ -1,0 +1,116 @@
+"""Three folders that nobody prepared for a study, from packages that anyone can fetch; then `lit-vision study` on each.
+
+    npm pack emoji-datasource-twitter@16.0.0        # 3,786 emoji of 64 pixels (Twemoji, CC-BY 4.0), 9 categories
+    python experiments/own_folders.py emoji emoji-datasource-twitter-16.0.0.tgz
+
+    pip install scikit-image                        # photographs of its `data` folder, cut into patches, a class a photograph
+    python experiments/own_folders.py patches
+
+    apt-get download tuxpaint-stamps-default        # photographs cut out on white: 20 birds, 20 fruits, 50 others unlabelled
+    python experiments/own_folders.py stamps tuxpaint-stamps-default_*.deb      # unpacks with dpkg
+
+Each ends with the study's command. The folders go to data/own-<name>, which git ignores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATCH, STEP = 48, 24  # pixels: side of a patch, and from one to the next
+TEST_SHARE = 0.3  # of a photograph's width, on its right: the test region
+SKIP = ("logo", "multipage", "chessboard", "phantom", "motorcycle_right")  # drawings, and a photograph's second eye
+LABELLED, UNLABELLED = 20, 50
+
+
+def emoji(package: Path, out: Path) -> None:
+    """Each emoji into a folder of its category, as the package names it ("Smileys & Emotion"); on white, for they are transparent."""
+    with tarfile.open(package) as tar:
+        (index,) = (one for one in tar.getnames() if one.endswith("/emoji.json"))
+        table = json.load(tar.extractfile(index))
+        category = {one["image"]: one["category"] for one in table if one["category"] != "Component"}
+        for member in tar:
+            name = Path(member.name).name
+            if "/64/" in member.name and name in category:
+                _write(out / category[name] / name, tar.extractfile(member).read())
+
+
+def patches(out: Path) -> None:
+    """Patches of scikit-image's photographs: the left of each to learn from, the right to test, with a patch's width between."""
+    import skimage.data
+    from PIL import Image
+
+    for path in sorted(Path(skimage.data.__file__).parent.glob("*.[pj][np]g")):
+        image = Image.open(path).convert("RGB")
+        if path.name.startswith(SKIP) or min(image.size) < 4 * PATCH:
+            continue
+        border = round(image.width * (1 - TEST_SHARE))
+        for split, left, right in (("train", 0, border - PATCH), ("test", border, image.width)):
+            for x in range(left, right - PATCH + 1, STEP):
+                for y in range(0, image.height - PATCH + 1, STEP):
+                    target = out / split / path.stem / f"{x}-{y}.png"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    image.crop((x, y, x + PATCH, y + PATCH)).save(target)
+
+
+def stamps(package: Path, out: Path) -> None:
+    """20 photographs of birds, 20 of fruits, and 50 of other animals, plants and food without a label."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg", "-x", str(package), folder], check=True)
+        root = next(Path(folder).rglob("stamps"))
+        photographs = [path for path in sorted(root.rglob("*.png")) if "cartoon" not in path.parts]
+        for name, kind in (("birds", "animals/birds"), ("fruits", "food/fruit")):
+            for path in [path for path in photographs if path.parent == root / kind][:LABELLED]:
+                _write(out / name / path.name, path.read_bytes())
+        others = [path for path in photographs if path.parent.name not in ("birds", "fruit")]
+        living = [path for path in others if path.relative_to(root).parts[0] in ("animals", "plants", "food")]
+        for path in living[:UNLABELLED]:
+            _write(out / "unlabeled" / path.name, path.read_bytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A PNG without transparency, at most 256 pixels wide."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    image.thumbnail((256, 256))
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image.getchannel("A"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat.save(path)
+
+
+def main() -> int:
+    """The script."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("name", choices=["emoji", "patches", "stamps"])
+    words.add_argument("packages", nargs="*", type=Path, help="what was fetched")
+    words.add_argument("--out", type=Path, help="default: data/own-<name>")
+    options = words.parse_args()
+    out = options.out or ROOT / "data" / f"own-{options.name}"
+    if options.name != "patches" and not options.packages:
+        words.error(f"{options.name} needs the packages that the text above fetches")
+    for package in options.packages:
+        if not package.is_file():
+            words.error(f"{package}: no such file")
+    makers = {"emoji": emoji, "stamps": stamps}
+    if options.name == "patches":
+        patches(out)
+    else:
+        makers[options.name](options.packages[0], out)
+    counts = {f.relative_to(out).as_posix(): len(list(f.glob("*.*"))) for f in sorted(out.rglob("*")) if f.is_dir()}
+    print("\n".join(f"{count:6} {name}" for name, count in counts.items() if count))
+    print(f"lit-vision study {os.path.relpath(out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
