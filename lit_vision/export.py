@@ -16,6 +16,7 @@ from lit_vision import quantise
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.command import Words
 from lit_vision.quantise import files_of, quiet, save_openvino
+from lit_vision.weights_out import FORMATS as OTHERS
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "adapter": ".safetensors"}
 TOLERANCE = 1e-4  # largest difference to torch, of scores and of outputs relative to their largest value
@@ -33,7 +34,11 @@ def _parser() -> Words:
     )
     parser.add_argument("model", metavar="RUN_OR_FILE", help="a run's folder, a .ckpt or a .safetensors")
     parser.add_argument(
-        "--format", required=True, choices=list(FORMATS), help="adapter: LoRA or prompts without the backbone"
+        "--format",
+        required=True,
+        choices=[*FORMATS, *OTHERS],
+        help="adapter: LoRA or prompts without the backbone; timm: a file for timm.create_model; transformers: a folder for its ViT-MAE; "
+        "hub: a folder for the Hugging Face Hub with a model card",
     )
     parser.add_argument("--out", metavar="FILE", help="RUN/export/model.<ending> if not given")
     parser.add_argument("--licence", metavar="TEXT", help="of the weights, written into the file")
@@ -53,6 +58,10 @@ def _parser() -> Words:
 def main(argv: Sequence[str]) -> int:
     """One export; returns 0. Raises UserError with one line for every fault with a mend."""
     args = _parser().parse_args(list(argv))
+    if args.format in OTHERS:
+        from lit_vision.weights_out.command import main as write_for_others
+
+        return write_for_others(args)
     form, suffix = args.format, FORMATS[args.format]
     if args.out and not args.out.lower().endswith(suffix):
         raise UsageError(f"--out {args.out}: --format {form} ends in {suffix}")

@@ -132,6 +132,11 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     state, layout, metadata = read_common(path)
     if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
         raise UserError(f"{path}: is this project's own already; name it as it is, or use lit-vision export")
+    if not config and "architecture" in metadata:  # an export of ours under timm's names says what it is
+        known = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "class_names")}
+        pixels = {"mean": known["mean"], "std": known["std"], "license": metadata["licence"]}
+        config = {"architecture": metadata["architecture"], "model_args": known["model_args"], "pretrained_cfg": pixels}
+        config["label_names"] = known["class_names"]
     if args.backbone_only:
         state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
     name, body = model_of(state, config, args, path)
@@ -176,8 +181,9 @@ def model_of(
     if vit:
         found, sizes = _vit_of(shapes, config)
         name, body = (name or found), (sizes if name is None else {k: sizes[k] for k in ("img_size", "pool")})
-    elif config.get("model_args"):
-        body = dict(config["model_args"])
+    if isinstance(config.get("model_args"), dict):
+        own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
+        body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
     body |= args.backbone_args
     if args.img_size is not None and vit:
         body["img_size"] = args.img_size
