@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.data import resolve_model_data_config
+from timm.layers import PatchEmbed
 from timm.models import VisionTransformer, group_parameters
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_vision.backbones.stems import make_stem_small
 from lit_vision.errors import UserError
@@ -129,7 +132,7 @@ class Backbone(nn.Module):
         """Tokens after the last block (and the final norm where the model has one before pooling), cls first.
 
         Patches that are not kept are never seen by a block: MAE's encoder (He et al. 2022, arXiv:2111.06377, section 3).
-        The position is added before the selection, so each patch keeps its own.
+        Hidden patches are not even embedded, and each patch keeps its own position. timm's `model.set_grad_checkpointing()` is heeded.
 
         Args:
             images: (B, C, H, W) float, normalised.
@@ -148,16 +151,20 @@ class Backbone(nn.Module):
                 "vit_huge_patch14_224, deit3_*"
             )
         self._check_size(images)
-        x = model.patch_embed(images)  # (B, L, D)
-        cls = model.cls_token
-        if model.no_embed_class:  # DeiT III: the cls token has no position
-            x = x + model.pos_embed
+        cls, position = model.cls_token, model.pos_embed[0]
+        if not model.no_embed_class:  # DeiT III: the cls token has no position
+            cls, position = cls + position[:1], position[1:]
+        if ids_keep is None:
+            x = model.patch_embed(images) + position  # (B, L, D)
         else:
-            x, cls = x + model.pos_embed[:, 1:], cls + model.pos_embed[:, :1]
-        if ids_keep is not None:
-            x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))  # (B, L_keep, D)
-        x = model.pos_drop(torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1))
-        return model.norm(model.blocks(model.norm_pre(x)))
+            x = _embed_patches(model.patch_embed, images, ids_keep) + position[ids_keep]  # (B, L_keep, D)
+        x = model.norm_pre(model.pos_drop(torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1)))
+        if model.grad_checkpointing and torch.is_grad_enabled():
+            for block in model.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = model.blocks(x)
+        return model.norm(x)
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps, fine to coarse, one for each of `strides`; a ViT gives its last one, without the final norm.
@@ -230,10 +237,23 @@ class _Names:
         return ((name, None) for name in self.names)
 
 
+def _embed_patches(embed: nn.Module, images: Tensor, ids: Tensor) -> Tensor:
+    """timm's patch embedding of some patches only: the convolution's stride is its size, so it is a Linear of a patch's pixels.
+
+    images (B, C, H, W); ids (B, L_keep), row-major over the grid. Returns (B, L_keep, D).
+    """
+    (p, q), (b, c, h, w) = embed.patch_size, images.shape
+    grid = images.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
+    rows, columns = ids // (w // q), ids % (w // q)
+    pixels = grid[torch.arange(b, device=ids.device)[:, None], rows, columns]  # (B, L_keep, C, P, P)
+    return embed.norm(F.linear(pixels.flatten(2), embed.proj.weight.flatten(1), embed.proj.bias))
+
+
 def is_plain_vit(model: nn.Module) -> bool:
-    """True for a ViT whose tokens are one cls token and the patches, with absolute positions."""
+    """True for a ViT whose tokens are one cls token and the patches, each a linear map of its pixels, with absolute positions."""
     return (
         isinstance(model, VisionTransformer)
+        and isinstance(model.patch_embed, PatchEmbed)  # not a convolutional stem, where a patch sees its neighbours
         and model.cls_token is not None
         and model.num_prefix_tokens == 1
         and model.pos_embed is not None

@@ -3,12 +3,11 @@
 B images, C H W channels and pixels, P patch side, L patches, D encoder width, d decoder width.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import lightning
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lit_vision import optim
@@ -16,6 +15,7 @@ from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.backbones.pos_embed import sincos_2d
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
+from lit_vision.methods.mae_decoder import Decoder, choose_attention, init_weights
 from lit_vision.methods.noise import PICTURES, TRAIN, VALIDATION, keyed_noise
 
 
@@ -90,53 +90,6 @@ def masked_patch_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix: boo
     return (mask * (pred - patches).square().mean(dim=-1)).sum() / mask.sum()
 
 
-class Decoder(nn.Module):
-    """Predicts pixels of all patches from the latent of the visible ones; thrown away after pre-training.
-
-    Args:
-        in_width: D of the encoder.
-        width: d. The paper: 512; 64 with depth 2 and 4 heads is enough for 32-pixel images on a CPU.
-        depth: blocks.
-        heads: attention heads, a divisor of width.
-        grid: patches per column and row.
-        out: P*P*C.
-    """
-
-    def __init__(self, in_width: int, width: int, depth: int, heads: int, grid: tuple[int, int], out: int) -> None:
-        super().__init__()
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        self.embed = nn.Linear(in_width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], width), requires_grad=False)
-        self.pos_embed.data.copy_(sincos_2d(width, grid))
-        self.blocks = nn.Sequential(*(Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
-        self.norm = norm(width)
-        self.pred = nn.Linear(width, out)
-
-    def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """latent (B, 1 + L_keep, D), cls first; ids_restore (B, L). Returns (B, L, P*P*C)."""
-        x = self.embed(latent)  # (B, 1 + L_keep, d)
-        hidden = self.mask_token.to(x.dtype).expand(len(x), ids_restore.shape[1] + 1 - x.shape[1], -1)
-        patches = torch.cat([x[:, 1:], hidden], dim=1)  # (B, L, d), shuffled
-        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        x = torch.cat([x[:, :1], patches], dim=1) + self.pos_embed
-        return self.pred(self.norm(self.blocks(x)))[:, 1:]
-
-
-def init_weights(module: nn.Module) -> None:
-    """The paper's initialisation for one module: xavier uniform and zero bias for every Linear, 1 and 0 for LayerNorm (A.1).
-    A convolution (the patch embedding) is treated as the Linear of its patch; its bias keeps PyTorch's default."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight.data.flatten(1))
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
 class MAE(lightning.LightningModule):
     """Pre-train a plain ViT by predicting masked patches.
 
@@ -152,6 +105,8 @@ class MAE(lightning.LightningModule):
         mask_ratio: share of patches that is hidden, in (0, 1); see `patches_kept`.
         truncate_keep: count the kept patches as the official code does, by truncation.
         norm_pix_loss: predict pixels normalised per patch.
+        compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step).
+        checkpointing: activation checkpointing: a third more work, and only each block's input is kept for backward.
         seed: of the masks; with a sample's key it gives the sample's mask, on any number of processes.
         mean: of the pixels, per channel, in [0, 1]; None is ImageNet's.
         std: of the pixels, per channel; None is ImageNet's.
@@ -179,6 +134,8 @@ class MAE(lightning.LightningModule):
         mask_ratio: float = 0.75,
         truncate_keep: bool = False,
         norm_pix_loss: bool = True,
+        compile: bool = False,
+        checkpointing: bool = False,
         seed: int = 0,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -216,6 +173,9 @@ class MAE(lightning.LightningModule):
             nn.init.normal_(vit.cls_token, std=0.02)
             vit.pos_embed.data.copy_(sincos_2d(self.backbone.width, self.grid, cls_token=not vit.no_embed_class))
         vit.pos_embed.requires_grad_(False)
+        vit.set_grad_checkpointing(checkpointing)
+        self.decoder.checkpointing = checkpointing
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
         self.register_buffer("mean", torch.tensor(mean or [0.485, 0.456, 0.406]))
         self.register_buffer("std", torch.tensor(std or [0.229, 0.224, 0.225]))
 
@@ -232,10 +192,21 @@ class MAE(lightning.LightningModule):
         if noise is None:
             noise = torch.rand(len(images), self.patches, device=images.device)
         ids_keep, ids_restore, mask = random_masking(noise, self.keep)
+        choose_attention(self, images)
         latent = self.backbone.forward_tokens(images, ids_keep)  # (B, 1 + L_keep, D)
-        pred = self.decoder(latent, ids_restore)
+        pred = self.decoder(latent, ids_restore.argsort(dim=1))  # (B, L, P*P*C), shuffled
+        pred = pred.gather(1, ids_restore.unsqueeze(-1).expand_as(pred))
         loss = masked_patch_loss(patchify(images, self.patch), pred, mask, self.hparams.norm_pix_loss)
         return loss, pred, mask
+
+    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of `forward` without what it does not need: nothing is predicted for visible patches. Arguments as there."""
+        ids_keep, ids_restore, _ = random_masking(noise, self.keep)
+        shuffle = ids_restore.argsort(dim=1)
+        latent = self.backbone.forward_tokens(images, ids_keep)
+        pred = self.decoder(latent, shuffle, hidden_only=True)  # (B, L - L_keep, P*P*C)
+        patches = patchify(images, self.patch).gather(1, shuffle[:, self.keep :, None].expand_as(pred))
+        return masked_patch_loss(patches, pred, torch.ones_like(pred[..., 0]), self.hparams.norm_pix_loss)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
@@ -246,7 +217,21 @@ class MAE(lightning.LightningModule):
         images, keys = batch["images"], batch["key"]  # (B, V, C, H, W), (B, 3)
         views = torch.arange(images.shape[1], device=keys.device).repeat(len(keys))[:, None]
         keys = torch.cat([keys.repeat_interleave(images.shape[1], dim=0), views], dim=1)  # (B*V, 4)
-        return self(images.flatten(0, 1), keyed_noise(keys, self.patches, self.hparams.seed, stream))[0]
+        images = images.flatten(0, 1)
+        choose_attention(self, images)
+        return self._step()(images, keyed_noise(keys, self.patches, self.hparams.seed, stream))
+
+    def _step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`loss`, compiled at first use if asked for; a function and no module, so that state keys stay as they are."""
+        if not self.hparams.compile:
+            return self.loss
+        if self._compiled is None:
+            self._compiled = torch.compile(self.loss)
+        return self._compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and worker processes: compiled code stays here."""
+        return {**super().__getstate__(), "_compiled": None}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch; logs train/loss (of this process: gathering it would wait at each step)."""

@@ -1,7 +1,10 @@
 """MAE's maths against slow loops, closed forms, published counts and transformers' ViT-MAE."""
 
+import copy
+
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from lit_vision.errors import UserError
@@ -14,6 +17,7 @@ from lit_vision.methods.mae import (
     random_masking,
     unpatchify,
 )
+from lit_vision.methods.mae_decoder import block_from, choose_attention
 from lit_vision.methods.noise import TRAIN, VALIDATION, keyed_noise
 
 BODY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -297,6 +301,83 @@ def test_forward__equals_transformers_vit_mae() -> None:
         torch.testing.assert_close(pred, reference.logits, atol=1e-5, rtol=1e-5)
 
 
+def gradients(mae: MAE, loss: Tensor) -> dict[str, Tensor]:
+    mae.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in mae.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"norm_pix_loss": False}, {"decoder_depth": 3, "mask_ratio": 0.5}, {"checkpointing": True}]
+)
+def test_loss__is_forwards_without_what_no_hidden_patch_needs(options) -> None:
+    mae = small(**options).double()
+    images, noise = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.rand(3, 16)
+    whole, part = mae(images, noise)[0], mae.loss(images, noise)
+    torch.testing.assert_close(part, whole)
+    expected = gradients(mae, whole)
+    for name, got in gradients(mae, part).items():
+        torch.testing.assert_close(got, expected[name], msg=name)
+
+
+def test_checkpointing__keeps_less_for_backward_and_gives_the_same_gradients() -> None:
+    images, noise, kept, seen = torch.randn(3, 3, 32, 32), torch.rand(3, 16), [], []
+    for checkpointing in (False, True):
+        mae = small(checkpointing=checkpointing, decoder_depth=3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            loss = mae.loss(images, noise)
+        kept.append(sum(sizes))
+        seen.append(gradients(mae, loss))
+    assert kept[1] < 0.5 * kept[0]
+    for name, expected in seen[0].items():
+        torch.testing.assert_close(seen[1][name], expected, msg=name)
+
+
+def test_block_from__is_the_end_of_the_whole_block() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 4, qkv_bias=True).double(), torch.randn(2, 7, 16, dtype=torch.float64)
+    for fused in (True, False):
+        block.attn.fused_attn = fused
+        for first in (0, 1, 5):
+            torch.testing.assert_close(block_from(block, x, first), block(x)[:, first:])
+
+
+def test_choose_attention__plain_products_for_bfloat16_on_cpu_only() -> None:
+    mae = small()
+
+    def fused() -> set[bool]:
+        return {part.fused_attn for part in mae.modules() if hasattr(part, "fused_attn")}
+
+    choose_attention(mae, torch.zeros(1))
+    assert fused() == {True}
+    with torch.autocast("cpu", torch.bfloat16):
+        choose_attention(mae, torch.zeros(1))
+    assert fused() == {False}
+    choose_attention(mae, torch.zeros(1, device="meta").bfloat16())
+    assert fused() == {True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compile__same_loss_and_gradients(dtype: torch.dtype) -> None:
+    """The C++ compiler runs for about a minute. Copies do not carry compiled code, and state keys stay as they are."""
+    batch = batch_of(torch.tensor([[2, i, 0] for i in range(6)]))
+    seen = []
+    for compiled in (False, True):
+        mae = small(compile=compiled)
+        assert list(mae.state_dict()) == list(small().state_dict())
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = mae.batch_loss(mae.on_after_batch_transfer(batch, 0), TRAIN)
+        seen.append((loss.detach(), gradients(mae, loss)))
+    assert copy.deepcopy(mae)._compiled is None
+    assert mae._compiled is not None
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.02}
+    torch.testing.assert_close(seen[1][0], seen[0][0], **near)
+    for name, expected in seen[0][1].items():
+        torch.testing.assert_close(seen[1][1][name], expected, msg=name, **near)
+
+
 def test_overfits_one_batch() -> None:
     """A smooth picture, always the same mask: the hidden pixels are learnt by heart."""
     mae = small(decoder_width=32, norm_pix_loss=False)
@@ -357,8 +438,9 @@ def test_reconstruct__true_statistics_give_the_picture_back() -> None:
     images = mae.on_after_batch_transfer({"images": pixels}, 0)["images"][:, 0]
     patches = patchify(images, 8)
     mean, scale = patch_statistics(patches)
-    mae.decoder.forward = lambda latent, ids_restore: (patches - mean) / scale
     noise = torch.rand(2, 16)
+    targets = (patches - mean) / scale
+    mae.decoder.forward = lambda latent, shuffle: targets.gather(1, shuffle[..., None].expand_as(targets))
     original, masked, reconstruction = mae.reconstruct(images, noise)
     assert original.dtype == torch.uint8
     assert torch.equal(original, pixels[:, 0])
