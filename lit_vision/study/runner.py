@@ -24,6 +24,7 @@ from lit_vision.study.pictures import reconstructions
 from lit_vision.study.progress import Reporter
 from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.schedule import (
+    MEASURE_SHARE,
     PRETRAIN_SHARE,
     REPORT_SECONDS,
     SCRATCH,
@@ -158,7 +159,8 @@ class Study:
         if not complete:
             self.report.say("measuring a step of each training")
             with quiet(self.log):
-                paces = measure_all(self.images, self.recipe, self.starts, self.plan.labels)
+                seconds = self.budget * MEASURE_SHARE
+                paces = measure_all(self.images, self.recipe, self.starts, self.plan.labels, seconds)
             left = self.budget - self.report.elapsed - REPORT_SECONDS
             plan_pretraining(self.plan, paces, self.images, self.recipe, left * PRETRAIN_SHARE)
             draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})

@@ -13,6 +13,7 @@ from lit_vision.study.images import Images
 from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.training import Pace, classification, measure, pretraining
 
+MEASURE_SHARE = 0.1  # of the budget, for measuring steps
 PRETRAIN_SHARE = 0.4  # of the time that trainings get
 START_SHARE = {"simclr": 0.7, "mae": 0.3}  # of the time that pre-training gets
 SCRATCH = ("scratch-cnn", "scratch-vit")
@@ -64,19 +65,25 @@ class Plan:
         return Plan(**found)
 
 
-def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[int]) -> dict:
-    """Pace of each pre-training (by start) and of each training on labels (by (network, labels)), from short real ones."""
+def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[int], seconds: float) -> dict:
+    """Pace of each pre-training (by start) and of each training on labels (by (network, labels)), from short real ones.
+
+    All of them together take about `seconds` at most, unless four steps of each take longer.
+    """
     paces: dict = {}
-    for start in (start for start in starts if start in START_SHARE):
+    own = [start for start in starts if start in START_SHARE]
+    on_labels = [*SCRATCH, *(start for start in starts if start.startswith(TIMM))]
+    limit = seconds / (len(own) + len(labels) * len(on_labels))
+    for start in own:
         module, data = pretraining(start, images, recipe, seed=0)
         data.rows = np.arange(min(len(images.pool), 3 * data.batch_size))
         data.batches.n = len(data.rows)
-        paces[start] = measure(module, data)
+        paces[start] = measure(module, data, limit=limit)
     for count in labels:
         rows = images.subset(min(count, 3 * recipe.batch_size), seed=0)
-        for start in (*SCRATCH, *(start for start in starts if start.startswith(TIMM))):
+        for start in on_labels:
             module, data = classification(start, images, rows, recipe, 0, None)
-            paces[recipe.network(start).name, count] = measure(module, data, epochs=4)
+            paces[recipe.network(start).name, count] = measure(module, data, epochs=4, limit=limit)
     return paces
 
 

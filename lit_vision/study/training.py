@@ -35,6 +35,7 @@ from lit_vision.study.recipes import TIMM, Network, Recipe
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
 NEVER = -10.0  # logit bias of a class that the labels never show, where a probe has minus infinity
+FEWEST_MEASURED = 4  # steps
 METHODS = {"mae": MAE, "simclr": SimCLR}
 
 
@@ -67,10 +68,10 @@ class Pace:
 
 
 class _Watch(Callback):
-    """Collect losses, and tell the study's progress about each step."""
+    """Collect losses, tell the study's progress about each step, and stop after `limit` seconds (a short measurement)."""
 
-    def __init__(self, steps: int, tick: Tick | None):
-        self.steps, self.tick, self.losses, self.times = steps, tick, [], []
+    def __init__(self, steps: int, tick: Tick | None, limit: float):
+        self.steps, self.tick, self.limit, self.losses, self.times = steps, tick, limit, [], []
         self.begin = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -79,6 +80,8 @@ class _Watch(Callback):
         self.times.append(time.perf_counter() - self.begin)
         if self.tick:
             self.tick(len(self.losses), self.steps, loss)
+        if self.times[-1] > self.limit and len(self.times) >= FEWEST_MEASURED:
+            trainer.should_stop = True
 
 
 @contextlib.contextmanager
@@ -149,7 +152,14 @@ def _pool(start: str, network: Network) -> dict[str, Any]:
     return {**network.args, "pool": "token"} if start == "mae" else network.args
 
 
-def train(module: L.LightningModule, data: StudyData, epochs: int, seed: int, tick: Tick | None = None) -> Trained:
+def train(
+    module: L.LightningModule,
+    data: StudyData,
+    epochs: int,
+    seed: int,
+    tick: Tick | None = None,
+    limit: float = float("inf"),
+) -> Trained:
     """Train for whole epochs.
 
     Args:
@@ -158,12 +168,13 @@ def train(module: L.LightningModule, data: StudyData, epochs: int, seed: int, ti
         epochs: at least 1.
         seed: of dropout, drop path and whatever else the method draws.
         tick: called after each step.
+        limit: seconds after which it stops, for a measurement.
 
     Returns:
         Trained; the module is on the CPU.
     """
     steps = epochs * data.batches_per_epoch
-    watch = _Watch(steps, tick)
+    watch = _Watch(steps, tick, limit)
     if isinstance(module, SimCLR):
         module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(
@@ -196,14 +207,17 @@ def precision_of(module: L.LightningModule) -> str:
     return "bf16-mixed" if can.get("amx_bf16") and isinstance(module, SimCLR) else "32-true"
 
 
-def measure(module: L.LightningModule, data: StudyData, epochs: int = 3) -> Pace:
-    """Time a training by a short one. `data` should have two or three steps an epoch; the module is thrown away."""
-    trained = train(module, data, epochs, seed=0)
+def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> Pace:
+    """Time a training by a short one, of at most `limit` seconds or four steps; the module is thrown away.
+
+    `data` should have two or three steps an epoch.
+    """
+    trained = train(module, data, epochs, seed=0, limit=limit)
     gaps = np.diff(trained.times)
     last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that hold an epoch's end
     step = float(np.median(gaps[~last] if (~last).any() else gaps))
     between = float(np.median(gaps[last])) - step if last.any() and (~last).any() else 0.0
-    return Pace(max(0.0, trained.seconds - len(trained.times) * step - (epochs - 1) * between), step, max(0.0, between))
+    return Pace(max(0.0, trained.seconds - len(trained.times) * step - last.sum() * between), step, max(0.0, between))
 
 
 @torch.inference_mode()

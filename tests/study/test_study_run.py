@@ -1,6 +1,7 @@
 """Whole small studies through the command line: what is written, what a second run keeps, what a stop leaves."""
 
 import json
+import time
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from lit_vision.cli import main
 from lit_vision.evaluation.results import read_result
 from lit_vision.study.images import read_images
 from lit_vision.study.recipes import recipe_for
+from lit_vision.study.training import classification, measure
+from lit_vision.study.verify import verify
 
 FIXED = ["--epochs", "mae=1,simclr=1,4=2,20=1", "--labels", "4,20", "--seeds", "2,1"]
 
@@ -83,6 +86,50 @@ def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, mon
     values = lambda run: [c["values"] for c in read_result(run / "results.json")["cells"]]  # noqa: E731
     assert values(cut) == values(whole)
     assert len(json.loads((cut / "weights" / "simclr.json").read_text())["losses"]) == 1
+
+
+def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verified(folder, tmp_path) -> None:
+    words = [
+        "--starts",
+        "mae,simclr",
+        "--epochs",
+        "mae=1,simclr=1,4=1",
+        "--labels",
+        "4",
+        "--seeds",
+        "1",
+        "--keep_weights",
+        "1",
+    ]
+    run = tmp_path / "run"
+    assert (
+        main(["study", str(folder), "--run_dir", str(run), "--pretrained", "off", *words, "--protocols", "lora,bias"])
+        == 0
+    )
+    cells = read_result(run / "results.json")["cells"]
+    trained = {(c["start"], c["protocol"]) for c in cells if c["protocol"] in ("finetune", "lora", "bias")}
+    assert trained == {
+        ("scratch-cnn", "finetune"),
+        ("scratch-vit", "finetune"),
+        *(("mae", protocol) for protocol in ("finetune", "lora", "bias")),
+        *(("simclr", protocol) for protocol in ("finetune", "bias")),
+    }
+    assert "lora" in (run / "report.md").read_text()
+    images = read_images(folder)
+    for encoder in (run / "weights").glob("*.safetensors"):
+        encoder.rename(run / "cells" / encoder.name)
+    checks = list(verify(cells, images, recipe_for(images.size), run / "cells"))
+    assert {c.ask.protocol for c in checks} >= {"lora", "bias", "finetune"}
+    assert all(check.holds for check in checks)
+
+
+def test_measure__keeps_to_its_seconds(folder) -> None:
+    images = read_images(folder)
+    module, data = classification("scratch-cnn", images, images.subset(4, 0), recipe_for(images.size), 0, None)
+    begin = time.perf_counter()
+    pace = measure(module, data, epochs=2000, limit=0.2)
+    assert time.perf_counter() - begin < 10
+    assert 0 < pace.step < 1
 
 
 def test_read_images__holds_out_a_quarter_where_there_is_no_test_split(folder, tmp_path) -> None:
