@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label
+.PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+  table-simclr-augmentation verify-simclr-augmentation
 
 help: ## this list
-	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-22s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv and install lit_vision with what its tests need
 
@@ -46,7 +47,20 @@ table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (
 verify-few-label: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_few_label.py --verify
 
+table-mae-mask-ratio: $(STAMP) ## how much MAE should hide (SCALE=desk, about an hour on two cores; SCALE=paper prints commands)
+	@$(BIN)/python experiments/table_mae_mask_ratio.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-mae-mask-ratio: $(STAMP) ## measure the committed weights of that table again
+	@$(BIN)/python experiments/table_mae_mask_ratio.py --verify
+
+table-simclr-augmentation: $(STAMP) ## how strong SimCLR's distortion should be (SCALE=desk, about an hour; SCALE=paper prints commands)
+	@$(BIN)/python experiments/table_simclr_augmentation.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-simclr-augmentation: $(STAMP) ## measure the committed weights of that table again
+	@$(BIN)/python experiments/table_simclr_augmentation.py --verify
+
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
+	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python experiments/benchmark.py
 
 clean: ## remove caches and build leftovers (not runs, not data, not .venv)

@@ -1,0 +1,373 @@
+"""What the desk tables share that vary one thing about pre-training: run, publish, print, verify. The tables are the scripts beside it.
+
+For each seed and each variant: pre-train on the whole pool of the turned garments without labels (the seed sets initialisation, order and
+pixels, and is the same for all variants), write the encoder in half precision, read it back and measure it: linear probes and k-NN on
+frozen features, fine-tuning if the table asks for it. Every finished piece is on disk under runs/table-<name>/, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+RESULTS, WEIGHTS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights"
+DATA = "data/fashion-turned"
+Values = Mapping[tuple[str, str, int], Sequence[float]]  # (variant, protocol, labels) -> one value per seed
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line: `method` and `views` are changes to the study's recipe; no epochs is the encoder as initialised."""
+
+    label: str
+    method: dict[str, Any] = field(default_factory=dict)
+    views: dict[str, Any] = field(default_factory=dict)
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A direction that the paper reports: `sides` gives two lists (a value per seed), and the paper has the first above the second."""
+
+    text: str
+    paper: str
+    sides: Callable[[Values], tuple[Sequence[float], Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table.
+
+    Attributes:
+        name: of its files, its folder under runs/ and its make target.
+        title: what it asks, with the source. note: what differs from the source, printed under the table.
+        start: "mae" or "simclr".   asks: (protocol, labels) of its columns; protocols linear, knn, finetune.
+        published: (variant, protocol) -> the source's number as text.
+        paper_scale: commands of the same question at the source's scale.
+        epochs: of pre-training; tune_epochs: of fine-tuning; kept: seeds whose weights are published.
+    """
+
+    name: str
+    title: str
+    note: str
+    start: str
+    variants: tuple[Variant, ...]
+    asks: tuple[tuple[str, int], ...]
+    claims: tuple[Claim, ...]
+    published: Mapping[tuple[str, str], str]
+    paper_scale: tuple[str, ...]
+    epochs: int
+    tune_epochs: int = 25
+    seeds: int = 3
+    kept: int = 1
+    rotation: float = 180.0
+
+    def recipe(self, size: int, variant: Variant):
+        """The study's recipe with the variant's changes."""
+        from lit_vision.study.recipes import recipe_for
+
+        base, views = recipe_for(size, self.rotation), f"{self.start}_views"
+        changes = {
+            self.start: getattr(base, self.start) | variant.method,
+            views: getattr(base, views) | variant.views,
+        }
+        return replace(base, **changes)
+
+
+class Runner:
+    """Trains and measures what is not on disk yet.
+
+    Args:
+        table: which.
+        images: from `lit_vision.study.images.read_images`.
+        folder: under runs/.
+        report: `lit_vision.study.progress.Reporter`.
+    """
+
+    def __init__(self, table: Ablation, images, folder: Path, report) -> None:
+        from lit_vision.study.cells import CellStore, digest
+
+        self.table, self.images, self.folder, self.report = table, images, folder, report
+        self.store, self.base = CellStore(folder / "cells"), digest(images.fingerprint, images.size)
+        self.seconds: dict[str, float] = {}
+        (folder / "weights").mkdir(exist_ok=True)
+
+    def run(self) -> list:
+        """All outcomes; seeds outermost, so that a stop leaves whole pairs."""
+        table, outcomes = self.table, []
+        for seed in range(table.seeds):
+            for number, variant in enumerate(table.variants):
+                done = seed * len(table.variants) + number
+                self.report.say(f"{variant.label}, seed {seed} ({done + 1} of {table.seeds * len(table.variants)})")
+                outcomes += self._measure(variant, seed, self._pretrain(variant, seed))
+        return outcomes
+
+    def _pretrain(self, variant: Variant, seed: int) -> tuple[Path, str]:
+        """(weights, their sha256): trained now, or found from an earlier run of the same recipe."""
+        from lit_vision.backbones.weights import save_backbone, sha256_of
+        from lit_vision.evaluation.results import write_json
+        from lit_vision.study.cells import digest
+        from lit_vision.study.training import pretraining, quiet, train
+
+        table, recipe = self.table, self.table.recipe(self.images.size, variant)
+        epochs = table.epochs if variant.trained else 0
+        inputs = digest(self.base, table.start, epochs, recipe.as_dict(), seed)
+        weights = self.folder / "weights" / f"{variant.label}-{seed}.safetensors"
+        note = weights.with_suffix(".json")
+        known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
+        if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+            with quiet(self.folder / "table.log"):
+                module, data = pretraining(table.start, self.images, recipe, seed)
+                seconds, losses = 0.0, []
+                if epochs:
+                    self.report.begin(f"{variant.label}, seed {seed}", data.batch_size)
+                    trained = train(module, data, epochs, seed, self.report.tick)
+                    seconds, losses = trained.seconds, [round(loss, 5) for loss in trained.losses]
+                origin = {"method": table.start, "table": table.name, "data_fingerprint": self.images.fingerprint}
+                save_backbone(weights, module.backbone, module.mean, module.std, half=True, **origin)
+            known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": seconds, "losses": losses}
+            write_json(note, known)
+        start = self._start(variant)
+        self.seconds[start] = self.seconds.get(start, 0.0) + known["seconds"]
+        return weights, known["sha256"]
+
+    def _start(self, variant: Variant) -> str:
+        return f"{self.table.start}-{variant.label}"
+
+    def _measure(self, variant: Variant, seed: int, encoder: tuple[Path, str]) -> list:
+        from lit_vision.study.cells import Ask, digest
+
+        weights, sha256 = encoder
+        recipe, found, frozen = self.table.recipe(self.images.size, variant), [], None
+        for protocol, labels in self.table.asks:
+            ask = Ask(self._start(variant), protocol, labels, seed)
+            own = self.table.tune_epochs, recipe.tune, recipe.train_views
+            inputs = digest(self.base, sha256, own if protocol == "finetune" else "frozen")
+            outcome = self.store.get(ask, inputs)
+            if outcome is None:
+                frozen = frozen or frozen_features(weights, self.images, recipe.side(self.table.start))
+                begin = time.perf_counter()
+                if protocol == "finetune":
+                    answer, steps = self._finetune(ask, recipe, weights, frozen)
+                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, steps, "fixed recipe")
+                else:
+                    answer, chosen = probe(protocol, *frozen, self.images, ask)
+                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, 0, chosen)
+                self.store.put(outcome, inputs, answer)
+            self.report.say(f"  {protocol:<9} {labels:>6} labels: {100 * outcome.top1:5.1f} %")
+            found.append(outcome)
+        return found
+
+    def _finetune(self, ask, recipe, weights: Path, frozen: tuple) -> tuple[np.ndarray, int]:
+        from lit_vision.evaluation.linear import logistic_regression
+        from lit_vision.study.training import classification, probabilities, quiet, save_classifier, train
+
+        images, start = self.images, self.table.start
+        rows = images.subset(ask.labels, ask.seed)
+        with quiet(self.folder / "table.log"):
+            known = frozen[0][rows], images.labels[rows], frozen[1], len(images.classes)
+            head = logistic_regression(*known, seed=ask.seed)
+            module, data = classification(start, images, rows, recipe, ask.seed, weights, head)
+            self.report.begin(ask.name, data.batch_size)
+            trained = train(module, data, self.table.tune_epochs, ask.seed, self.report.tick)
+            answer = probabilities(module, images, recipe.side(start))
+        if ask.seed < self.table.kept:
+            save_classifier(self.store.folder / f"{ask.name}.safetensors", module)
+        return answer, trained.steps
+
+    def _outcome(self, ask, answer: np.ndarray, seconds: float, steps: int, chosen: str):
+        from lit_vision.study.cells import Outcome
+
+        top1 = float((answer.argmax(1) == self.images.test_labels).mean())
+        return Outcome(ask, top1, round(seconds, 3), steps, chosen, None)
+
+
+def frozen_features(weights: Path, images, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the labelled pool and the test split from an encoder's file: as published, in half precision."""
+    from lit_vision.backbones.weights import load_backbone
+    from lit_vision.study.training import features
+
+    backbone, report = load_backbone(weights)
+    return features(backbone, report.mean, report.std, images, size)
+
+
+def probe(protocol: str, pool: np.ndarray, test: np.ndarray, images, ask) -> tuple[np.ndarray, str]:
+    """Class probabilities (M, K) of the test split by a linear probe or k-NN on an ask's labels, and how its strength was chosen."""
+    from lit_vision.evaluation.knn import weighted_knn
+    from lit_vision.evaluation.linear import logistic_regression
+
+    rows = images.subset(ask.labels, ask.seed)
+    known = pool[rows], images.labels[rows], test, len(images.classes)
+    if protocol == "knn":
+        return weighted_knn(*known).numpy(), "fixed recipe"
+    fitted = logistic_regression(*known, seed=ask.seed)
+    return fitted.probabilities, fitted.chosen_on
+
+
+def results_of(table: Ablation) -> Path:
+    """The committed results file."""
+    return RESULTS / f"{table.name}-desk.json"
+
+
+def make(table: Ablation, images=None, folder: Path | None = None) -> None:
+    """Make the data, run, and put results and small weights where the table reads them."""
+    from lit_vision.cli import main
+    from lit_vision.evaluation.results import write_result
+    from lit_vision.study.cells import to_cells
+    from lit_vision.study.images import read_images
+    from lit_vision.study.progress import Reporter
+
+    if images is None:
+        if code := main(["data", "fashion", "--turned", "--out", DATA]):
+            sys.exit(code)
+        images = read_images(ROOT / DATA)
+    folder = folder or ROOT / "runs" / f"table-{table.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Reporter() as report:
+        runner = Runner(table, images, folder, report)
+        outcomes = runner.run()
+    cells = to_cells(outcomes, runner.seconds)
+    facts = {"data_fingerprint": images.fingerprint, "test_images": len(images.test), "pool_images": len(images.pool)}
+    facts |= {"epochs": table.epochs, "tune_epochs": table.tune_epochs}
+    took = sum(runner.seconds.values()) + sum(outcome.seconds for outcome in outcomes)
+    write_result(results_of(table), recipe=f"table-{table.name}", seconds=round(took, 1), cells=cells, **facts)
+    target = WEIGHTS / table.name
+    target.mkdir(parents=True, exist_ok=True)
+    for seed in range(table.kept):
+        for path in (*folder.glob(f"weights/*-{seed}.safetensors"), *folder.glob(f"cells/*-{seed}.safetensors")):
+            shutil.copy(path, target / path.name)
+
+
+def values_of(table: Ablation, cells: Sequence[Mapping[str, Any]]) -> Values:
+    """(variant, protocol, labels) -> values, one per seed in their order."""
+    prefix = f"{table.start}-"
+    return {(cell["start"].removeprefix(prefix), cell["protocol"], cell["labels"]): cell["values"] for cell in cells}
+
+
+def verdict(claim: Claim, values: Values) -> str:
+    """One sentence: the paper's direction is confirmed, contradicted, or neither, at two standard errors over paired seeds."""
+    from lit_vision.evaluation.metrics import paired_difference
+
+    try:
+        difference = paired_difference(*claim.sides(values))
+    except (KeyError, ValueError):  # some of it has not been run
+        return f"{claim.text} (paper: {claim.paper}): not run yet."
+    words = {
+        "a is better": "confirmed at this scale",
+        "b is better": "the opposite at this scale",
+        "no difference shown": "neither confirmed nor contradicted at this scale",
+        "too few pairs": "too few seeds to say",
+    }
+    error = "" if difference.se is None else f", standard error {100 * difference.se:.1f}"
+    facts = f"{100 * difference.mean:+.1f} points{error}, {difference.n} paired seed{'s' * (difference.n > 1)}"
+    return f"{claim.text} (paper: {claim.paper}): {words[difference.supports]} ({facts})."
+
+
+def show(table: Ablation) -> None:
+    """Print the table and what it says about the paper's directions; write it as Markdown, CSV and PNG."""
+    from lit_vision.tables import Table, rows_from, score, to_csv, to_markdown, to_png
+
+    file = results_of(table)
+    rows = rows_from([file]) if file.exists() else []
+    cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
+    columns = ["variant"] + [f"{protocol}, {labels} labels" for protocol, labels in table.asks]
+    papers = list(dict.fromkeys(protocol for _, protocol in table.published))
+    lines = []
+    for variant in table.variants:
+        start = f"{table.start}-{variant.label}"
+        line = [variant.label, *(score(cells.get((start, *ask))) for ask in table.asks)]
+        lines.append(line + [table.published.get((variant.label, protocol), "-") for protocol in papers])
+    note = f"Test top-1, mean ± sd (seeds), {table.epochs} epochs of pre-training. {table.note}"
+    printed = Table(columns + [f"paper, {protocol}" for protocol in papers], lines, note)
+    values = values_of(table, rows)
+    sentences = [verdict(claim, values) for claim in table.claims]
+    print(f"## {table.title}\n\n{to_markdown(printed)}\n" + "\n".join(f"- {one}" for one in sentences))
+    target = file.with_suffix("")
+    text = f"{to_markdown(printed)}\n" + "".join(f"- {one}\n" for one in sentences)
+    target.with_suffix(".md").write_text(text, encoding="utf-8")
+    target.with_suffix(".csv").write_text(to_csv(printed), encoding="utf-8")
+    to_png(printed, target.with_suffix(".png"), title=table.title)
+    print(f"\n{target.name}.md, .csv, .png in {target.parent.name}/")
+
+
+def check(table: Ablation, images=None) -> int:
+    """Measure again what weights are committed for; 1 when a number moved, the data differ or nothing could be measured."""
+    from lit_vision.cli import main
+    from lit_vision.evaluation.results import read_result
+    from lit_vision.study.cells import Ask
+    from lit_vision.study.images import read_images
+    from lit_vision.study.training import classification, load_classifier, probabilities
+    from lit_vision.study.verify import TOLERANCE, Check
+
+    if not results_of(table).exists():
+        print(f"{table.name}: not run yet")
+        return 1
+    if images is None:
+        main(["data", "fashion", "--turned", "--out", DATA])
+        images = read_images(ROOT / DATA)
+    result, recipe = read_result(results_of(table)), table.recipe(images.size, table.variants[-1])
+    if images.fingerprint != result["data_fingerprint"]:
+        print(f"{results_of(table).name}: made from other images (fingerprint differs); make the data again")
+        return 1
+    done = moved = 0
+    frozen: dict[Path, tuple] = {}
+    for cell in result["cells"]:
+        for seed, value in zip(cell["seeds"], cell["values"]):
+            ask = Ask(cell["start"], cell["protocol"], cell["labels"], seed)
+            label = ask.start.removeprefix(f"{table.start}-")
+            tuned = ask.protocol == "finetune"
+            path = WEIGHTS / table.name / f"{ask.name if tuned else f'{label}-{seed}'}.safetensors"
+            if not path.exists():
+                continue
+            if tuned:
+                rows = images.subset(ask.labels, seed)
+                module, _ = classification(table.start, images, rows, recipe, seed, None)
+                load_classifier(path, module)
+                answer = probabilities(module, images, recipe.side(table.start))
+            else:
+                if path not in frozen:
+                    frozen[path] = frozen_features(path, images, recipe.side(table.start))
+                answer, _ = probe(ask.protocol, *frozen[path], images, ask)
+            one = Check(ask, value, float((answer.argmax(1) == images.test_labels).mean()))
+            done += 1
+            if not one.holds:
+                moved += 1
+                print(f"MOVED {ask.name}: stands {one.stands:.4f}, measured {one.measured:.4f}")
+    total = sum(len(cell["values"]) for cell in result["cells"])
+    print(f"{done} of {total} values re-evaluated, {moved} moved by more than {TOLERANCE}")
+    return int(moved > 0 or done == 0)
+
+
+def main(table: Ablation) -> int:
+    """The script of a table."""
+    words = argparse.ArgumentParser(description=table.title)
+    words.add_argument("--scale", choices=["desk", "paper"], default="desk")
+    words.add_argument("--dry", action="store_true", help="print the commands and leave")
+    words.add_argument("--show", action="store_true", help="print from the committed results; train nothing")
+    words.add_argument("--verify", action="store_true", help="measure the committed weights again")
+    options = words.parse_args()
+    if options.verify:
+        return check(table)
+    if options.scale == "paper":
+        print("not run yet; on a cluster with ImageNet-1k in data/imagenet (train/ and val/ by class):")
+        print("\n".join(table.paper_scale))
+        return 0
+    if options.dry:
+        print(f"lit-vision data fashion --turned --out {DATA}")
+        print(f"python experiments/table_{table.name.replace('-', '_')}.py   # trains {table.seeds} seeds of:")
+        print("\n".join(f"  {one.label}: {one.method | one.views or 'as initialised'}" for one in table.variants))
+        return 0
+    if not options.show:
+        make(table)
+    show(table)
+    return 0
