@@ -210,6 +210,9 @@ class RunCLI(LightningCLI):
                 print(f"going on from {checkpoint}", flush=True)
             elif self.config.fit.resume:
                 print(f"--resume auto: no checkpoint of this run yet, so it starts anew in {self.folder}", flush=True)
+            for logger in self.trainer.loggers if not checkpoint else ():
+                if isinstance(logger, loggers.RunCSVLogger):
+                    logger.cut(0)  # what a run wrote that was killed before its first checkpoint
         self.datamodule.resume_anyway = self.config.fit.resume_anyway
         try:
             self.trainer.fit(ckpt_path=checkpoint, **kwargs)

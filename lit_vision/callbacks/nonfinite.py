@@ -1,32 +1,71 @@
-"""A loss or gradient that is not finite ends the run before the weights are touched, and says which samples did it."""
+"""A loss or gradient that is not finite never reaches the weights, on any process, and what did it is written down."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_vision import digests
 from lit_vision.errors import UserError
+
+POLICIES = ("stop", "skip", "rollback")
 
 
 class NonFinite(UserError):
     """The loss or a gradient became NaN or infinite."""
 
 
-class StopOnNonFinite(Callback):
-    """Looks at the loss and the gradients' norm just before each optimiser step.
+@dataclass
+class _Step:
+    """What is kept of an optimiser step until its flag is read."""
 
-    If either is NaN or infinite on any process, the step does not happen on any; the batch (its keys, labels and pixels), the loss
-    and the names of the parameters concerned go to RUN/nonfinite/step-<n>.pt, and the run stops with one line. last.ckpt is then
-    still the last good one. One host synchronisation a step; with fp16 gradients overflow by design and only the loss is looked at.
+    number: int
+    finite: Tensor  # scalar, bool
+    losses: list[Tensor]
+    norms: list[Tensor]  # of the gradients, in the order of `names`
+    names: list[str]
+    batches: list[Any]
+
+
+class StopOnNonFinite(Callback):
+    """Looks at the loss and the gradients' norms before each optimiser step.
+
+    If one is NaN or infinite on any process, the step does not happen on any. On a GPU the fused optimisers (adam, adamw) are told so
+    by a tensor and leave everything as it was, without a word to the host, which reads the flag while the next step is under way: no
+    synchronisation is added. Elsewhere the flag is read at once and the gradients are taken away, by which every optimiser does nothing.
+
+    The batch (its keys, labels and pixels), the losses, the names of the parameters concerned and the recipe go to
+    RUN/nonfinite/step-<n>-rank<r>.pt. Then, by `policy`:
+    stop: the run ends with one line; the last checkpoint is from before that step.
+    skip: it goes on without that step.
+    rollback: weights and optimiser go back to the newest whole checkpoint of this run, and the data goes on where it is, so that the
+        same samples do not do it again. The schedule goes on as well.
+    With fp16 gradients overflow by design, so that only the loss is looked at.
+
+    Args:
+        policy: one of POLICIES.
+        patience: with skip and rollback, so many bad steps in a row, or ten times as many in a run, stop it.
+        late: whether the flag is read a step later; "auto": where the gradients are on a GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: str = "stop", patience: int = 5, late: bool | str = "auto") -> None:
+        if policy not in POLICIES:
+            raise UserError(f"StopOnNonFinite.policy: {policy!r} is not one of {', '.join(POLICIES)}")
+        if patience < 1:
+            raise UserError(f"StopOnNonFinite.patience: {patience} is not at least 1")
+        self.policy, self.patience, self.late = policy, patience, late
+        self.bad_steps: list[int] = []
         self._batches: list[Any] = []
         self._losses: list[Tensor] = []
+        self._pending: _Step | None = None
+
+    # ---- what the step sees
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batches.append(batch)  # one reference per micro-batch of the step
@@ -35,14 +74,26 @@ class StopOnNonFinite(Callback):
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self._read(trainer, pl_module)  # the flag of the step before
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
+        norms: list[Tensor] = []
         finite = torch.stack(self._losses).isfinite().all()
-        if trainer.precision != "16-mixed" and gradients:
-            norms = torch.stack(torch._foreach_norm(gradients))
-            finite = finite & norms.isfinite().all().to(finite.device)
-        if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
-            raise NonFinite(self._report(trainer, pl_module))
-        self._batches, self._losses = [], []
+        if trainer.precision != "16-mixed" and named:
+            norms = torch._foreach_norm([_local(p.grad) for _, p in named])
+            finite = finite & torch.stack(norms).isfinite().all().to(finite.device)
+        if trainer.world_size > 1:  # on the device: a rank whose own gradients are fine must hold still too
+            flag = finite.to(torch.int32)
+            dist.all_reduce(flag, dist.ReduceOp.MIN)
+            finite = flag.bool()
+        step = _Step(trainer.global_step, finite, self._losses, norms, [name for name, _ in named], self._batches)
+        self._pending, self._batches, self._losses = step, [], []
+        late = finite.device.type == "cuda" if self.late == "auto" else self.late
+        if late and all(group.get("fused") for group in optimizer.param_groups):
+            getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).to(torch.float32)
+        elif not bool(finite):
+            for _, p in named:
+                p.grad = None
+            self._read(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,27 +101,88 @@ class StopOnNonFinite(Callback):
         if not trainer.fit_loop._should_accumulate():
             self._batches, self._losses = [], []  # manual optimisation, or a closure that the optimiser ran again
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        step = trainer.global_step
-        losses = [float(loss) for loss in self._losses]
-        broken = [n for n, p in pl_module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        folder = Path(trainer.default_root_dir) / "nonfinite"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{step:08d}-rank{trainer.global_rank}.pt"
-        batches = [
-            {k: v.cpu() for k, v in b.items() if isinstance(v, Tensor)} for b in self._batches if isinstance(b, dict)
-        ]
-        torch.save(
-            {"step": step, "epoch": trainer.current_epoch, "losses": losses, "parameters": broken, "batches": batches},
-            path,
-        )
-        keys = torch.cat([b["key"] for b in batches if "key" in b] or [torch.empty(0, 3, dtype=torch.int64)])
-        what = (
-            f"the loss is {losses}"
-            if not torch.tensor(losses).isfinite().all()
-            else f"gradients of {len(broken)} parameters"
-        )
-        return (
-            f"{path}: at step {step} {what} not finite, so the step was not taken; {len(keys)} sample keys and their batch are in "
-            "this file. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or leave fp16 for bf16"
-        )
+    # ---- a checkpoint, and the end, know of every step before them
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._read(trainer, pl_module, saving=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bad_steps": self.bad_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.bad_steps = state_dict["bad_steps"]
+
+    # ---- when it was not finite
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule, saving: bool = False) -> None:
+        step, self._pending = self._pending, None
+        if step is None or bool(step.finite):
+            return
+        self.bad_steps.append(step.number)
+        text = _report(step, trainer)
+        last = self.bad_steps[-self.patience - 1 :]
+        in_a_row = len(last) > self.patience and last == list(range(last[0], last[0] + len(last)))
+        if self.policy == "stop" or in_a_row or len(self.bad_steps) > 10 * self.patience:
+            many = f" ({len(self.bad_steps)} such steps in this run)" if self.policy != "stop" else ""
+            raise NonFinite(
+                f"{text}{many}. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or leave fp16 for bf16"
+            )
+        done = "the run goes on without it"
+        if self.policy == "rollback" and not saving:  # else the checkpoint to go back to is this one
+            done = _roll_back(trainer, pl_module)
+        if trainer.is_global_zero:
+            print(f"{text}; {done}", flush=True)
+
+
+def _local(grad: Tensor) -> Tensor:
+    """Of a sharded gradient this rank's part."""
+    return grad.to_local() if hasattr(grad, "to_local") else grad
+
+
+def _report(step: _Step, trainer: Trainer) -> str:
+    """Writes what did it, on each rank; returns the line about it."""
+    losses = [float(loss) for loss in step.losses]
+    broken = [name for name, norm in zip(step.names, step.norms) if not norm.isfinite()]
+    run = Path(trainer.default_root_dir)
+    path = run / "nonfinite" / f"step-{step.number:08d}-rank{trainer.global_rank}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batches = [{k: v.cpu() for k, v in b.items() if isinstance(v, Tensor)} for b in step.batches if isinstance(b, dict)]
+    recipe = (run / "config.yaml").read_text() if (run / "config.yaml").is_file() else ""
+    content = {"step": step.number, "epoch": trainer.current_epoch, "losses": losses, "parameters": broken}
+    torch.save({**content, "batches": batches, "recipe": recipe}, path)
+    keys = torch.cat([b["key"] for b in batches if "key" in b] or [torch.empty(0, 3, dtype=torch.int64)])
+    what = (
+        f"the loss is {losses}"
+        if not torch.tensor(losses).isfinite().all()
+        else f"gradients of {len(broken)} parameters"
+    )
+    if not broken and torch.tensor(losses).isfinite().all():
+        what = "a loss or gradient of another process is"
+    return (
+        f"{path}: at step {step.number} {what} not finite, so the step was not taken; {len(keys)} sample keys, their batch and the "
+        "recipe are in this file"
+    )
+
+
+def _roll_back(trainer: Trainer, pl_module: LightningModule) -> str:
+    """Weights and optimiser of the newest whole checkpoint; says which."""
+    from lit_vision.checkpointing import LastCheckpoint
+
+    saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
+    path = digests.newest_valid(saver.path.parent)[0] if saver else None
+    path = trainer.strategy.broadcast(path)
+    if path is None:
+        return "there is no checkpoint to go back to yet, so the run goes on without it"
+    checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path)
+    pl_module.load_state_dict(checkpoint["state_dict"])
+    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"]):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate
+    # gradients that are ready belong to the weights that are gone
+    trainer.strategy.model.zero_grad()
+    return f"back to the weights of step {checkpoint['global_step']} ({path.name}), and on with the next samples"

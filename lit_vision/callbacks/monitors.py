@@ -1,0 +1,165 @@
+"""Watch a run for two ways to fail while every number is finite: a loss that jumps, and an encoder that says the same of every image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_vision.errors import UserError
+from lit_vision.evaluation.collapse import effective_rank, embedding_std
+from lit_vision.evaluation.features import extract
+
+
+class Spike(UserError):
+    """The training loss has jumped."""
+
+
+class Collapsed(UserError):
+    """The encoder gives nearly the same features for all images."""
+
+
+def _check_action(name: str, action: str) -> None:
+    if action not in ("warn", "stop"):
+        raise UserError(f"{name}.action: {action!r}; give warn or stop")
+
+
+class LossSpike(Callback):
+    """Says when the loss of a step is `sigmas` standard deviations above its moving mean.
+
+    Mean and variance are kept on the device, and looked at every `trainer.log_every_n_steps` steps, when the loss is fetched anyway:
+    no synchronisation is added. A step that is over the line does not enter the mean. On each process, of its own loss.
+
+    Args:
+        sigmas: how far, more than 0.
+        memory: steps that the moving mean remembers; nothing is said before so many steps were seen.
+        action: "warn" prints a line, "stop" ends the run with it.
+    """
+
+    def __init__(self, sigmas: float = 8.0, memory: int = 100, action: str = "warn") -> None:
+        _check_action("LossSpike", action)
+        if sigmas <= 0 or memory < 2:
+            raise UserError("LossSpike: sigmas must be more than 0, memory at least 2")
+        self.sigmas, self.memory, self.action = sigmas, memory, action
+        self.spikes: list[int] = []
+        self._state: Tensor | None = None  # mean, variance, steps seen, worst z since the last look, its step, its loss
+        self._loaded: list[float] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None or trainer.fit_loop._should_accumulate():
+            return
+        loss = loss.detach().double() * trainer.accumulate_grad_batches  # Lightning hands it over divided
+        if self._state is None:
+            start = self._loaded or [0.0, 0.0, 0.0, -math.inf, -1.0, 0.0]
+            self._state = torch.tensor(start, dtype=torch.float64, device=loss.device)
+        self._state = _after(self._state, loss, trainer.global_step - 1, self.sigmas, self.memory)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        if self._state is None:
+            return
+        mean, variance, _, worst, step, loss = self._state.tolist()
+        if worst <= self.sigmas:
+            return
+        self._state[3] = -math.inf
+        self.spikes.append(int(step))
+        text = (
+            f"LossSpike: at step {int(step)} the loss is {loss:.4g}, {worst:.0f} standard deviations over its mean of {mean:.4g} "
+            f"(deviation {variance**0.5:.2g})"
+        )
+        if self.action == "stop":
+            raise Spike(f"{text}; lower base_lr, warm up for longer or clip gradients, and go on with --resume auto")
+        if trainer.is_global_zero:
+            print(text, flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": None if self._state is None else self._state.tolist(), "spikes": self.spikes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded, self.spikes = state_dict["state"], state_dict["spikes"]
+
+
+def _after(state: Tensor, loss: Tensor, step: int, sigmas: float, memory: int) -> Tensor:
+    """The moving numbers after one more loss; all on its device."""
+    mean, variance, seen, worst, at, value = state
+    share = torch.clamp(1 / (seen + 1), min=1 / memory)
+    z = (loss - mean) / torch.sqrt(variance + 1e-12)
+    over = (seen >= memory) & (z > sigmas)
+    calm = ~over & loss.isfinite()
+    moved = mean + share * (loss - mean)
+    spread = (1 - share) * (variance + share * (loss - mean).square())
+    worse = over & (z > worst)
+    return torch.stack(
+        (
+            torch.where(calm, moved, mean),
+            torch.where(calm, spread, variance),
+            seen + calm,
+            torch.where(worse, z, worst),
+            torch.where(worse, torch.full_like(at, step), at),
+            torch.where(worse, loss, value),
+        )
+    )
+
+
+class Collapse(Callback):
+    """Logs val/embedding_std and val/effective_rank of the encoder's features at the end of epochs, and says when they fall too low.
+
+    Args:
+        every_n_epochs: at least 1.
+        limit: training images looked at, evenly over the split, under the evaluation view.
+        min_std: less than this is a collapse; 1 is a full spread (see `evaluation.collapse`).
+        min_rank: less effective dimensions than this are one.
+        action: "warn" prints a line, "stop" ends the run with it.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        limit: int = 512,
+        min_std: float = 0.05,
+        min_rank: float = 2.0,
+        action: str = "warn",
+    ) -> None:
+        _check_action("Collapse", action)
+        if every_n_epochs < 1 or limit < 2:
+            raise UserError("Collapse: every_n_epochs must be at least 1, limit at least 2")
+        self.every_n_epochs, self.limit, self.min_std, self.min_rank = every_n_epochs, limit, min_std, min_rank
+        self.action = action
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+            return
+        loader = trainer.datamodule.eval_loader("train", limit=self.limit, unlabeled=True)
+        with trainer.precision_plugin.forward_context():
+            features = extract(
+                pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
+            ).features
+        measured = {"val/embedding_std": embedding_std(features), "val/effective_rank": effective_rank(features)}
+        # to the loggers at once, as OnlineKNN does: the row is there when the checkpoint is written
+        for logger in trainer.loggers:
+            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            logger.log_metrics({**measured, "epoch": trainer.current_epoch}, step=step)
+        for name, value in measured.items():
+            pl_module.log(name, value, logger=False, on_epoch=True, sync_dist=trainer.world_size > 1)
+        std, rank = measured.values()
+        if std >= self.min_std and rank >= self.min_rank:
+            return
+        text = (
+            f"Collapse: after epoch {epoch} the features of {len(features)} images spread by {std:.3g} (of 1) over {rank:.1f} dimensions "
+            f"(of {features.shape[1]})"
+        )
+        if self.action == "stop":
+            raise Collapsed(f"{text}; lower base_lr, raise the temperature or use a larger batch")
+        if trainer.is_global_zero:
+            print(text, flush=True)
