@@ -8,7 +8,7 @@ SCALE ?= desk
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
-  table-simclr-augmentation verify-simclr-augmentation
+  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -58,6 +58,12 @@ table-simclr-augmentation: $(STAMP) ## how strong SimCLR's distortion should be 
 
 verify-simclr-augmentation: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_simclr_augmentation.py --verify
+
+table-scenes: $(STAMP) ## detection and segmentation on the scenes, from scratch and pre-trained (SCALE=desk, DRY=1 prints the commands)
+	@$(BIN)/python experiments/table_scenes.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-scenes: $(STAMP) ## measure the committed weights of that table again
+	@$(BIN)/python experiments/table_scenes.py --verify
 
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -19,6 +19,7 @@ from lit_vision.quantise import files_of, quiet, save_openvino
 from lit_vision.weights_out import FORMATS as OTHERS
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "adapter": ".safetensors"}
+PIXELS = 0.5  # largest difference of boxes
 TOLERANCE = 1e-4  # largest difference to torch, of scores and of outputs relative to their largest value
 
 
@@ -122,6 +123,11 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
     from lit_vision.predict.tasks import network_of
 
     network = network_of(method, card.task)
+    if card.task == "detection" and "strides" not in card.options and form != "safetensors":
+        raise UserError(
+            f"--format {form}: the second stage of {card.options['head']} depends on the first one's choice, so it has no raw outputs; "
+            "use safetensors, or train with model.head fcos or retinanet"
+        )
     beside = out.with_name(f".{out.stem}.tmp{out.suffix}")
     try:
         if form == "safetensors":
@@ -160,8 +166,8 @@ def exported_program(network: Any, card: Any) -> Any:
         return torch.export.export(network.cpu(), (example(card, 2),), dynamic_shapes={"images": {0: batch}})
 
 
-def write_safetensors(method: Any, card: Any, path: Path) -> None:
-    """The weights under our names, with the settings that build the network around them."""
+def write_safetensors(method: Any, card: Any, path: Path, half: bool = False) -> None:
+    """The weights under our names, with the settings that build the network around them; `half`: floats as float16."""
     from safetensors.torch import save_file
 
     from lit_vision.card import KEY
@@ -173,6 +179,8 @@ def write_safetensors(method: Any, card: Any, path: Path) -> None:
         notes.update(mean=json.dumps(card.mean), std=json.dumps(card.std))
         state = {k.removeprefix("backbone.model."): v for k, v in state.items() if k.startswith("backbone.model.")}
     else:
+        if half:
+            state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         hyper = {**dict(method.hparams), "backbone_checkpoint": None}
         if hyper.get("tune") == "lora":  # merged
             hyper["tune"] = "full"
@@ -232,15 +240,15 @@ def write_pt2(program: Any, card: Any, path: Path) -> None:
 def check_parity(network: Any, card: Any, model: Any) -> float:
     """The largest difference between torch and an export, over all outputs and batches of 1 and 5.
 
-    Outputs are compared relative to their largest value (at least 1), class probabilities as they are.
+    Outputs are compared relative to their largest value (at least 1), class probabilities as they are; of detectors, the scores of all
+    anchors as they are, and their boxes in pixels (PIXELS are allowed).
 
     Raises:
         UserError: it is above TOLERANCE.
     """
-    import numpy as np
     import torch
 
-    from lit_vision.predict.tasks import example, softmax
+    from lit_vision.predict.tasks import differences, example
 
     worst = 0.0
     for n in (1, 5):
@@ -253,11 +261,13 @@ def check_parity(network: Any, card: Any, model: Any) -> float:
                 raise UserError(
                     f"--format: {name} is {found[name].shape} in the export, {value.shape} in torch; not written"
                 )
-            gap = float(np.abs(found[name] - value).max() / max(1.0, np.abs(value).max()))
-            if name == "logits" and value.ndim == 2:
-                gap = max(gap, float(np.abs(softmax(found[name]) - softmax(value)).max()))
-            worst = max(worst, gap if np.isfinite(gap) else float("inf"))
-    if worst > TOLERANCE:
+        gap, pixels = differences(card, wanted, found)
+        if not pixels <= PIXELS:
+            raise UserError(
+                f"--format: boxes of the export lie {pixels:.2g} pixels from torch's, more than {PIXELS}; not written; use another format"
+            )
+        worst = max(worst, gap)
+    if not worst <= TOLERANCE:
         raise UserError(
             f"--format: the export differs from torch by {worst:.1e}, more than {TOLERANCE:g}, and was not written; use another format"
         )

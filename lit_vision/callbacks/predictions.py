@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import cv2
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,32 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_vision.callbacks.pictures import grid, log_picture
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
-from lit_vision.evaluation.segmentation import IGNORE
-
-_GOLDEN = 0.618033988749895  # neighbouring classes get hues far apart
-
-
-def colour_of(label: int) -> tuple[int, int, int]:
-    """A bright RGB colour of its own for each class number."""
-    hue = round(180 * ((label * _GOLDEN) % 1)) % 180
-    return tuple(cv2.cvtColor(np.array([[[hue, 220, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist())
-
-
-def draw_boxes(image: np.ndarray, boxes: Any, labels: Any) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with boxes (n, 4) x1, y1, x2, y2 in the colours of their labels (n,)."""
-    image = image.copy()
-    for (x1, y1, x2, y2), label in zip(np.asarray(boxes).round().astype(int).tolist(), np.asarray(labels).tolist()):
-        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour_of(label), max(1, image.shape[0] // 256))
-    return image
-
-
-def draw_mask(image: np.ndarray, mask: Any, background: int | None) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 tinted by the classes of a mask (H, W); background and ignored pixels stay as they are."""
-    mask = np.asarray(mask).astype(np.int64)
-    table = np.array([colour_of(label) for label in range(IGNORE + 1)], np.float32)
-    tinted = (0.45 * image + 0.55 * table[mask.clip(0, IGNORE)]).astype(np.uint8)
-    plain = (mask == IGNORE) | (mask == background if background is not None else False)
-    return np.where(plain[..., None], image, tinted)
+from lit_vision.evaluation.drawing import draw_boxes, draw_mask
 
 
 class Predictions(Callback):

@@ -17,7 +17,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from lit_vision.backbones.pyramid import GroupNorm, group_norm
 from lit_vision.evaluation.detection import MAX_DETECTIONS
 
-HEADS = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
+ONE_STAGE = ("fcos", "retinanet")
+HEADS = (*ONE_STAGE, "faster_rcnn", "mask_rcnn")
 RATIOS = (0.5, 1.0, 2.0)
 
 

@@ -22,9 +22,8 @@ from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, to_file_pixels
 from lit_vision.methods import dense
-from lit_vision.methods.detection_heads import HEADS, build_head
-
-Detections = list[dict[str, Tensor]]
+from lit_vision.methods.decoding import Decoder, Detections
+from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head
 
 
 class Detector(L.LightningModule):
@@ -101,7 +100,7 @@ class Detector(L.LightningModule):
                 f"model.pyramid_width: {pyramid_width} is no multiple of 32; the heads' group norm needs one"
             )
         self.save_hyperparameters()
-        self.one_stage = head in ("fcos", "retinanet")
+        self.one_stage = head in ONE_STAGE
         strides = list(strides or ((8, 16, 32, 64, 128) if self.one_stage else (4, 8, 16, 32, 64)))
         self.backbone, own_mean, own_std = dense.build_backbone(
             backbone, img_size, backbone_args, backbone_checkpoint, tune
@@ -119,6 +118,7 @@ class Detector(L.LightningModule):
             score=score_threshold,
             nms=nms_threshold if nms_threshold is not None else 0.6 if head == "fcos" else 0.5,
         )
+        self.decoder = Decoder(self.head, strides)
         dense.channels_last(self.pyramid, self.backbone)
         self.register_buffer("mean", torch.tensor(mean or own_mean))
         self.register_buffer("std", torch.tensor(std or own_std))
@@ -140,7 +140,7 @@ class Detector(L.LightningModule):
         return self.pyramid(dense.maps_of(self.backbone, images))
 
     def raw(self, images: Tensor) -> dict[str, Tensor]:
-        """What a one-stage head says of each anchor, before any threshold: this is what is exported.
+        """What a one-stage head says of each anchor, before any threshold: this is what is exported, in this order.
 
         Args:
             images: (B, 3, S, S) float, normalised.
@@ -155,30 +155,9 @@ class Detector(L.LightningModule):
             raise UserError(f"model.head: {self.hparams.head} has no raw outputs; fcos and retinanet have")
         return {name: value.float() for name, value in self.head.head(self.features(images)).items()}
 
-    def _levels(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [(-(-size[0] // s), -(-size[1] // s)) for s in self.pyramid.strides]
-
-    def anchors(self, size: tuple[int, int], like: Tensor) -> Tensor:
-        """(A, 4) anchors of an image of this (height, width) for a one-stage head, on the device of `like`."""
-        maps = [like.new_empty((1, 1, *level), dtype=torch.float32) for level in self._levels(size)]
-        return self.head.anchor_generator(ImageList(like.new_empty((1, 1, *size)), [size]), maps)[0]
-
     def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-        """Raw outputs, of torch or of an exported model, to detections: threshold, best 1000 a level, boxes, NMS per class, best 100.
-
-        Args:
-            raw: from `raw`.
-            size: (height, width) of the images, pixels.
-
-        Returns:
-            As `forward`.
-        """
-        first = raw["cls_logits"]
-        per_cell = self.head.anchor_generator.num_anchors_per_location()
-        counts = [h * w * n for (h, w), n in zip(self._levels(size), per_cell)]
-        anchors = list(self.anchors(size, first).split(counts))
-        parts = {name: list(value.split(counts, dim=1)) for name, value in raw.items()}
-        return self.head.postprocess_detections(parts, [anchors] * len(first), [size] * len(first))
+        """Raw outputs, of torch or of an exported model, to detections; see `Decoder`."""
+        return self.decoder(raw, size)
 
     def forward(self, images: Tensor) -> Detections:
         """Detections in normalised images (B, 3, S, S); in evaluation mode.
@@ -226,11 +205,11 @@ class Detector(L.LightningModule):
             shifted = [{**t, "labels": t["labels"] + 1} for t in targets]
             return self._two_stage(images, shifted)[1]
         raw = self.raw(images)
-        anchors = [self.anchors(tuple(images.shape[-2:]), images)] * len(images)
+        size = tuple(images.shape[-2:])
+        anchors = [self.decoder.anchors(size, images)] * len(images)
         if self.hparams.head == "retinanet":
             return self.head.compute_loss(targets, raw, anchors)
-        counts = [h * w for h, w in self._levels(tuple(images.shape[-2:]))]
-        return self.head.compute_loss(targets, raw, anchors, counts)
+        return self.head.compute_loss(targets, raw, anchors, self.decoder.counts(size))
 
     def setup(self, stage: str) -> None:
         """Refuse data that cannot serve, before any step."""

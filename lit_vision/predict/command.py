@@ -13,6 +13,9 @@ from typing import Any
 
 from lit_vision.errors import UsageError, UserError
 
+# what only some tasks take, and what it is if it is not given
+WORDS = {"top": 5, "score": 0.0, "masks": None, "draw": None, "explain": None}
+
 
 class Words(argparse.ArgumentParser):
     """A parser whose faults are one line and exit code 2, and that never guesses a flag from its beginning."""
@@ -62,10 +65,15 @@ def _parser() -> Words:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (searched with all below), or files")
     add_model_words(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="classification: .csv or .jsonl")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default 5)")
     parser.add_argument(
-        "--explain", metavar="DIR", help="draw what the model looked at, a PNG per image (torch models)"
+        "--out", required=True, metavar="FILE", help=".csv or .jsonl; detection and segmentation also .json (COCO's)"
+    )
+    parser.add_argument("--top", type=int, metavar="N", help="classification: classes per image (default 5)")
+    parser.add_argument("--score", type=float, metavar="S", help="detection: leave out what scores below (0 to 1)")
+    parser.add_argument("--masks", metavar="DIR", help="segmentation: a PNG of class numbers per image, in its size")
+    parser.add_argument("--draw", metavar="DIR", help="detection, segmentation: boxes or tints on each image, as PNG")
+    parser.add_argument(
+        "--explain", metavar="DIR", help="classification: draw what the model looked at, a PNG per image (torch models)"
     )
     add_batch_words(parser)
     return parser
@@ -75,8 +83,10 @@ def main(argv: Sequence[str]) -> int:
     """One prediction run; returns 0. Raises UserError with one line for every fault with a mend."""
     args = _parser().parse_args(list(argv))
     check_batch_words(args)
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UsageError(f"--top {args.top}: give at least 1 class")
+    if args.score is not None and not 0 <= args.score <= 1:
+        raise UsageError(f"--score {args.score}: give a number from 0 to 1")
     from lit_vision.predict.inputs import find_images, write_target
     from lit_vision.predict.models import file_of, load_model
     from lit_vision.predict.tasks import TASKS, form_of
@@ -86,17 +96,26 @@ def main(argv: Sequence[str]) -> int:
     form = form_of(args.out, sorted({f for task in TASKS.values() for f in task.forms}))
     file_of(args.model)
     model = load_model(args.model, args.device, args.base, args.trust)
-    if model.card.task not in TASKS:
-        raise UserError(f"{model.path}: gives {model.card.task}, no predictions; use lit-vision embed, or train a head")
-    if form not in TASKS[model.card.task].forms:
-        raise UsageError(f"--out {args.out}: {model.card.task} writes {', '.join(TASKS[model.card.task].forms)}")
-    if args.explain and (model.method is None or not hasattr(model.method, "head")):
+    task = model.card.task
+    if task not in TASKS:
+        raise UserError(f"{model.path}: gives {task}, no predictions; use lit-vision embed, or train a head")
+    if form not in TASKS[task].forms:
+        raise UsageError(f"--out {args.out}: {task} writes {', '.join(TASKS[task].forms)}")
+    for name, default in WORDS.items():
+        if getattr(args, name) is not None and name not in TASKS[task].words:
+            raise UsageError(f"--{name}: has no meaning for {task}; leave it out")
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if args.explain and model.method is None:
         raise UserError(
             f"--explain: needs the torch model, {model.path} is for {model.runtime}; give the run or its .ckpt"
         )
-    writer = TASKS[model.card.task](model.card, form, args.top)
-    settings = {"form": form, "top": args.top, "explain": args.explain}
-    done, skipped = run_over(model, inputs, out, writer.header(), writer.lines, settings, args, args.explain)
+    writer = TASKS[task](model.card, form, **{name: getattr(args, name) for name in TASKS[task].words})
+    settings = {"form": form, **{name: getattr(args, name) for name in TASKS[task].words}}
+    finish = writer.finish and (lambda paths: writer.finish(out, paths))
+    done, skipped = run_over(
+        model, inputs, out, writer.header(), writer.lines, settings, args, args.explain, writer.streams, finish
+    )
     print(f"{out}: {done} images{_skipped(out, skipped)}")
     return 0
 
@@ -136,7 +155,8 @@ def run_over(
     from lit_vision.evaluation.environment import cores
     from lit_vision.predict.inputs import batches
     from lit_vision.predict.journal import Journal
-    from lit_vision.predict.tasks import _csv, prepare_for
+    from lit_vision.predict.lines import csv_line
+    from lit_vision.predict.tasks import prepare_for
 
     identity = {
         "model": model.card.weights,
@@ -151,7 +171,7 @@ def run_over(
         print(f"going on after {journal.done} of {len(inputs)} images", flush=True)
     else:
         journal.notes["skipped"] = 0
-        journal.append({"rows": header, "skipped": _csv(["path", "reason"])}, 0)
+        journal.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
         with _stop_on_sigterm(), _bar(len(inputs), journal.done) as advance:
             found = batches(inputs, prepare_for(model.card), args.batch_size, journal.done, args.workers or cores())
@@ -163,7 +183,7 @@ def run_over(
                     texts = rows if isinstance(rows, dict) else {"rows": rows}
                     if explain:
                         draw(model, batch, outputs, Path(explain))
-                bad = b"".join(_csv([name, " ".join(reason.split())]) for name, reason in batch.bad)
+                bad = b"".join(csv_line([name, " ".join(reason.split())]) for name, reason in batch.bad)
                 journal.notes["skipped"] += len(batch.bad)
                 journal.append({**texts, "skipped": bad}, batch.after)
                 advance(batch.after - batch.first)
@@ -186,22 +206,16 @@ def run_over(
 
 def draw(model: Any, batch: Any, outputs: dict, folder: Path) -> None:
     """FOLDER/<name>.png for each image of a batch: the image, and the map of what speaks for its first class."""
-    import cv2
     import torch
 
     from lit_vision.evaluation.explain import explain, overlay
+    from lit_vision.predict.lines import picture_place, write_picture
 
     classes = torch.from_numpy(outputs["logits"]).argmax(1)
     device = next(model.method.parameters()).device
     heat = explain(model.method, model.normalised(batch.pixels).to(device), classes.to(device)).numpy()
     for name, pixels, values in zip(batch.names, batch.pixels, heat):
-        inside = [part for part in Path(name).parts if part not in ("..", "/")]  # never outside the folder
-        path = folder.joinpath(*inside[:-1], inside[-1] + ".png")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".png", overlay(pixels, values)[:, :, ::-1])[1].tobytes())
-        except OSError as error:
-            raise UserError(f"--explain {path}: cannot be written ({error.strerror}); choose another folder") from error
+        write_picture("--explain", picture_place(folder, name), overlay(pixels, values))
 
 
 def _skipped(out: Path, skipped: int) -> str:

@@ -96,13 +96,15 @@ def _below(folder: str, prefix: str, above: tuple) -> Iterator[str]:
 class Batch:
     """Some images of the list, those that could be read.
 
-    first, after: which part of the list it covers.   names: N.   pixels: (N, S, S, 3) uint8.   sizes: N (height, width) of the files.
+    first, after: which part of the list it covers.   names: N.   places: N, in the list.   pixels: (N, S, S, 3) uint8.
+    sizes: N (height, width) of the files.
     bad: (name, reason) of those that could not be read.
     """
 
     first: int
     after: int
     names: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     pixels: np.ndarray | None = None
     sizes: list[tuple[int, int]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -139,6 +141,7 @@ def batches(
                 else:
                     pixels.append(found)
                     batch.names.append(inputs.names[i])
+                    batch.places.append(i)
                     batch.sizes.append(size)
             batch.pixels = np.stack(pixels) if pixels else None
             yield batch

@@ -20,11 +20,18 @@ from lit_vision.backbones.layouts import common_form, read_file
 from lit_vision.backbones.weights import load_into
 from lit_vision.card import KEY, Card
 from lit_vision.errors import UserError
+from lit_vision.methods.decoding import options_of
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
-from lit_vision.predict.tasks import NETWORKS, network_of
+from lit_vision.predict.tasks import DENSE, network_of
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
-METHODS = {"classification": "Classifier"}  # task: class in lit_vision.methods
+METHODS = {
+    "classification": "Classifier",
+    "detection": "Detector",
+    "segmentation": "Segmenter",
+}  # task: class in lit_vision.methods
+# arguments that only this task's method has: a checkpoint without a card is known by them
+_MARKS = {"detection": {"pyramid_width", "head_convs"}, "segmentation": {"aux_weight", "background"}}
 
 
 def file_of(place: str | os.PathLike) -> Path:
@@ -131,9 +138,11 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
     if not isinstance(hyper, Mapping) or "backbone" not in hyper:
         raise UserError(f"{path}: is weights alone; give a run's checkpoint or a file of lit-vision export")
     kept = content.get("card") or {}
-    layout = common_form(state, metadata)[1]
-    if kept or layout == "Classifier":
-        return _built(path, kept.get("task", "classification"), hyper, content["state_dict"], kept, merge)
+    task = kept.get("task") or next((name for name, marks in _MARKS.items() if marks <= set(hyper)), None)
+    if task is None and common_form(state, metadata)[1] == "Classifier":
+        task = "classification"
+    if task is not None:
+        return _built(path, task, hyper, content["state_dict"], kept, merge)
     backbone = Backbone(hyper["backbone"], **{**(hyper.get("backbone_args") or {}), "pretrained": False})
     report = load_into(backbone, path)
     mean = report.mean or backbone.data_config["mean"]
@@ -167,6 +176,13 @@ def _built(
     return method.eval(), _card(method, task, kept)
 
 
+def _task_options(method: nn.Module, task: str) -> dict[str, Any]:
+    """What using this task's outputs takes, plain values."""
+    if task == "detection":
+        return options_of(method)
+    return {"background": method.hparams.background} if task == "segmentation" else {}
+
+
 def _features(backbone: Backbone, mean: Any, std: Any, path: Path, kept: Mapping[str, Any]) -> tuple[nn.Module, Card]:
     if mean is None or std is None:
         raise UserError(
@@ -179,7 +195,7 @@ def _features(backbone: Backbone, mean: Any, std: Any, path: Path, kept: Mapping
 def _card(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
     """The card of a network: what was kept of its data, and what the network itself says."""
     config = method.backbone.data_config
-    size = int(kept.get("size") or config["input_size"][-1])
+    size = int(kept.get("size") or (method.hparams.get("img_size") if task in DENSE else 0) or config["input_size"][-1])
     names = list(kept.get("class_names") or [])
     if not names and task != "features":
         names = [str(i) for i in range(method.hparams["num_classes"])]
@@ -188,13 +204,17 @@ def _card(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
         size=size,
         mean=[round(float(v), 6) for v in method.mean],
         std=[round(float(v), 6) for v in method.std],
-        crop_pct=float(kept.get("crop_pct") or (0.875 if size > 64 else 1.0)),
+        crop_pct=float(kept.get("crop_pct") or (0.875 if size > 64 and task not in DENSE else 1.0)),
         class_names=names,
-        outputs=list(NETWORKS[task][1]),
+        outputs=list(network_of(method, task).outputs),
         weights=weights_digest(method.state_dict()),
         features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
         licence=str(kept.get("licence") or ""),
-        options={**(kept.get("options") or {}), "family": "vit" if is_vit(method.backbone) else "cnn"},
+        options={
+            **(kept.get("options") or {}),
+            **_task_options(method, task),
+            "family": "vit" if is_vit(method.backbone) else "cnn",
+        },
     )
 
 

@@ -1,14 +1,12 @@
-"""What each task makes of a model: the network that runs, the pixels it wants, and the lines its results become.
+"""What each task makes of a model: the network that runs, the pixels it wants, and what its results become.
 
 One class per task, found by `card.task`. All runtimes go through the same class, so their results differ by rounding only.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,89 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from lit_vision.card import Card
-from lit_vision.data.views import resize_and_crop
 from lit_vision.errors import UsageError
-from lit_vision.predict.inputs import Batch
+from lit_vision.predict.classification import Classification, ClassifierNetwork, FeatureNetwork, softmax
+from lit_vision.predict.detection import Boxes, Detection, detector_network
+from lit_vision.predict.segmentation import Segmentation, SegmenterNetwork
 
+__all__ = ["NETWORKS", "TASKS", "differences", "example", "form_of", "network_of", "prepare_for", "softmax"]
 
-class ClassifierNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> logits (B, K), features (B, D)."""
-
-    def __init__(self, method: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head_norm, self.head = method.backbone, method.head_norm, method.head
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
-        features = self.backbone(images)
-        return self.head(self.head_norm(features)), features
-
-
-class FeatureNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> features (B, D)."""
-
-    def __init__(self, method: nn.Module) -> None:
-        super().__init__()
-        self.backbone = method.backbone
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        """See the class."""
-        return (self.backbone(images),)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, K) to probabilities, in float64 so that every runtime rounds alike."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    weights = np.exp(shifted)
-    return weights / weights.sum(1, keepdims=True)
-
-
-class Classification:
-    """One line per image: the best classes and their probabilities.
-
-    Args:
-        card: of the model.
-        form: "csv" (path, label, score, label_2, score_2, ...) or "jsonl" ({"path", "predictions": [{"label", "score"}, ...]}).
-        top: how many classes.
-    """
-
-    method = "Classifier"
-    network = ClassifierNetwork
-    outputs = ("logits", "features")
-    forms = ("csv", "jsonl")
-
-    def __init__(self, card: Card, form: str, top: int = 5) -> None:
-        self.card, self.form, self.top = card, form, min(top, len(card.class_names))
-
-    def header(self) -> bytes:
-        """What the file begins with."""
-        if self.form != "csv":
-            return b""
-        names = [
-            "path",
-            *(f"{w}{n}" for n in ["", *(f"_{i}" for i in range(2, self.top + 1))] for w in ("label", "score")),
-        ]
-        return _csv(names)
-
-    def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> bytes:
-        """The lines of one batch, in its order."""
-        found = []
-        for name, row in zip(batch.names, softmax(outputs["logits"])):
-            best = np.argsort(-row, kind="stable")[: self.top]
-            pairs = [(self.card.class_names[i], round(float(row[i]), 6)) for i in best]
-            if self.form == "csv":
-                found.append(_csv([name, *(x for label, score in pairs for x in (label, f"{score:.6f}"))]))
-            else:
-                record = {"path": name, "predictions": [{"label": label, "score": score} for label, score in pairs]}
-                found.append(json.dumps(record).encode() + b"\n")
-        return b"".join(found)
-
-
-TASKS: dict[str, Any] = {"classification": Classification}
-NETWORKS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "classification": (ClassifierNetwork, Classification.outputs),
-    "features": (FeatureNetwork, ("features",)),
+TASKS: dict[str, Any] = {"classification": Classification, "detection": Detection, "segmentation": Segmentation}
+NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {  # each network says its `outputs`, in order
+    "classification": ClassifierNetwork,
+    "features": FeatureNetwork,
+    "detection": detector_network,
+    "segmentation": SegmenterNetwork,
 }
+DENSE = ("detection", "segmentation")  # their view scales the longer side and pads
 
 
 def form_of(out: str, forms: Sequence[str]) -> str:
@@ -116,12 +46,25 @@ def form_of(out: str, forms: Sequence[str]) -> str:
 def prepare_for(card: Card) -> Callable[[np.ndarray], np.ndarray]:
     """The evaluation view of this model: (H, W, 3) uint8 -> (S, S, 3) uint8. It can be called in threads."""
     size, crop_pct = card.size, card.crop_pct
-    return lambda image: resize_and_crop(image, size, crop_pct)
+    if card.task not in DENSE:
+        from lit_vision.data.views import resize_and_crop
+
+        return lambda image: resize_and_crop(image, size, crop_pct)
+    from lit_vision.data.annotations.views import AnnotatedViews, Options
+
+    own = threading.local()  # albumentations keeps the state of a call in its objects
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        if not hasattr(own, "view"):
+            own.view = AnnotatedViews("fit", size, 0, Options())
+        return own.view(image, (0, 0, 0)).image
+
+    return fit
 
 
 def network_of(method: nn.Module, task: str) -> nn.Module:
     """The network that runs and is exported, in evaluation mode."""
-    network = NETWORKS[task][0](method).eval()
+    network = NETWORKS[task](method).eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
@@ -133,7 +76,23 @@ def example(card: Card, n: int, seed: int = 0) -> Tensor:
     return (pixels - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None]
 
 
-def _csv(row: Sequence[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(row)
-    return text.getvalue().encode("utf-8", "surrogateescape")  # a file's name need not be text
+def differences(card: Card, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """How far an export's outputs are from torch's: of scores and outputs, and of boxes in pixels; infinite if one is not finite.
+
+    Outputs are compared relative to their largest value (at least 1), class probabilities as they are. A one-stage detector's are turned
+    into the scores and boxes of all anchors first, which are compared as they are.
+    """
+
+    def gap(a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> float:
+        worst = float(np.abs(a - b).max()) / scale
+        return worst if np.isfinite(worst) else float("inf")
+
+    if card.task == "detection" and "strides" in card.options:
+        boxes = Boxes(card)
+        both = (boxes.everything(outputs) for outputs in (wanted, found))
+        (here, ours), (there, theirs) = both
+        return gap(ours, theirs), gap(here, there)
+    worst = max(gap(found[name], value, max(1.0, float(np.abs(value).max()))) for name, value in wanted.items())
+    if "logits" in wanted and wanted["logits"].ndim == 2:
+        worst = max(worst, gap(softmax(found["logits"]), softmax(wanted["logits"])))
+    return worst, 0.0

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_vision.callbacks.predictions import Predictions, colour_of, draw_boxes, draw_mask
+from lit_vision.callbacks.predictions import Predictions
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.scenes import CLASSES, scenes
 from lit_vision.errors import UserError
+from lit_vision.evaluation.drawing import colour_of, draw_boxes, draw_mask
 from lit_vision.methods import Detector, Segmenter
 
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}

@@ -96,7 +96,7 @@ def test_losses_are_the_papers() -> None:
     model.eval()  # fixed batch-norm statistics
     raw = model.raw(images)
     ours = model.losses(images, targets)
-    points = model.anchors((64, 64), images)  # (A, 4) squares of one stride around each position
+    points = model.decoder.anchors((64, 64), images)  # (A, 4) squares of one stride around each position
     positives, focal, giou, ctr = 0, 0.0, 0.0, 0.0
     for b, target in enumerate(targets):
         for a, point in enumerate(points.tolist()):
@@ -146,7 +146,7 @@ def test_class_bias_gives_one_percent_at_the_start() -> None:
 def test_anchors_scale_with_the_strides_and_images_are_not_resized() -> None:
     model = _detector("retinanet")
     sides = (
-        (model.anchors((64, 64), torch.zeros(1)) @ torch.tensor([[-1.0, 0], [0, -1], [1, 0], [0, 1]])).prod(1).sqrt()
+        (model.decoder.anchors((64, 64), torch.zeros(1)) @ torch.tensor([[-1.0, 0], [0, -1], [1, 0], [0, 1]])).prod(1).sqrt()
     )
     assert len(sides) == (64 + 16 + 4) * 9
     assert sides.min() == pytest.approx(32, abs=1)

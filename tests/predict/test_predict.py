@@ -283,7 +283,7 @@ BROKEN = {
     "empty folder as run": (1, "holds no checkpoints/best.ckpt or last.ckpt"),
     "no images there": (1, "no such file or folder"),
     "folder without images": (1, "no image in it"),
-    "unknown ending": (2, r"end its name in .csv or .jsonl"),
+    "unknown ending": (2, r"end its name in .csv or .json or .jsonl"),
     "out is a folder": (1, "is a folder"),
     "damaged checkpoint": (1, "not a whole checkpoint"),
     "checkpoint that runs code": (1, "could run code and is not loaded"),

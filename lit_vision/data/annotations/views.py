@@ -106,6 +106,12 @@ def lsj(size: int, o: Options, fill_mask: int) -> list:
     ]
 
 
+def fit_scale(height: int, width: int, size: int) -> np.ndarray:
+    """(2,) float32 pixels of the `fit` view per pixel of the file, in x and y."""
+    ratio = size / max(height, width)
+    return np.array([round(width * ratio) / width, round(height * ratio) / height], np.float32)
+
+
 VIEWS: dict[str, Callable[[int, Options, int], list]] = {"fit": fit, "flip": flip, "lsj": lsj}
 
 
@@ -183,9 +189,7 @@ class AnnotatedViews:
         given = np.zeros((0, 4), np.float32) if whole else boxes
         made = compose(image=image, bboxes=given, which=np.arange(len(given)), **extra)
         if whole:  # ground truth of an evaluation: nothing is dropped, however small it becomes
-            height, width = image.shape[:2]
-            ratio = self.size / max(height, width)
-            scale = np.array([round(width * ratio) / width, round(height * ratio) / height], np.float32)
+            scale = fit_scale(*image.shape[:2], self.size)
             which, new = np.arange(len(boxes)), boxes * np.tile(scale, 2)
         else:
             which = np.asarray(made["which"], np.int64).reshape(-1)

@@ -1,0 +1,132 @@
+"""The table and the page of experiments/table_scenes.py, from its results alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_vision.evaluation.metrics import format_percent, paired_difference
+from lit_vision.evaluation.plots import Series, training_curves
+from lit_vision.evaluation.results import summarise
+from lit_vision.tables import NOT_RUN, Table, commit_of, to_markdown
+
+TASKS = {
+    "detect": ("detection", "mAP@[.5:.95]", "map", 0.45, ("map50", "map75")),
+    "segment": ("segmentation", "mean Dice, ten garments", "dice", 0.85, ("miou", "pixel_accuracy")),
+}
+STARTS = {"scratch": "from scratch", "simclr": "SimCLR on the training scenes' tiles"}
+COLUMNS = [
+    "task",
+    "start",
+    "measure",
+    "test, mean ± sd (seeds)",
+    "gap ± standard error",
+    "also",
+    "minutes",
+    "pre-training minutes",
+    "commit",
+]
+
+
+def values(results: dict[Any, dict], task: str, start: str, metric: str) -> dict[int, float]:
+    """{seed: value} of one measure on the test split."""
+    return {
+        run.seed: result["metrics"][f"test/{metric}"]
+        for run, result in results.items()
+        if (run.task, run.start) == (task, start)
+    }
+
+
+def gap(results: dict[Any, dict], task: str) -> Any:
+    """Difference between the pre-trained start and scratch over the seeds that both have; None without any."""
+    metric = TASKS[task][2]
+    ours, theirs = (values(results, task, start, metric) for start in ("simclr", "scratch"))
+    both = sorted(ours.keys() & theirs.keys())
+    return paired_difference([ours[s] for s in both], [theirs[s] for s in both]) if both else None
+
+
+def table_of(results: dict[Any, dict]) -> Table:
+    """A row per task and start."""
+    rows = []
+    for task, (title, shown, metric, _, others) in TASKS.items():
+        for start, name in STARTS.items():
+            found = [result for run, result in results.items() if (run.task, run.start) == (task, start)]
+            summary = summarise(values(results, task, start, metric).values())
+            if summary is None:
+                rows.append([title, name, shown, NOT_RUN, *[""] * 5])
+                continue
+            also = []
+            for other in others:
+                mean = summarise(values(results, task, start, other).values()).mean
+                also.append(f"{other} {100 * mean:.1f} %")
+            difference = gap(results, task) if start != "scratch" else None
+            said = "-" if difference is None else f"{100 * difference.mean:+.1f}"
+            if difference is not None and difference.se is not None:
+                said += f" ± {100 * difference.se:.1f}"
+            minutes = summarise([r["trained"]["seconds"] / 60 for r in found]).mean
+            before = summarise([r["pretrain_seconds"] / 60 for r in found]).mean
+            rows.append(
+                [
+                    title,
+                    name,
+                    shown,
+                    f"{format_percent(summary.mean, summary.sd)} ({summary.n})",
+                    said,
+                    ", ".join(also),
+                    f"{minutes:.1f}",
+                    f"{before:.1f}" if before else "-",
+                    commit_of(found[0]),
+                ]
+            )
+    note = "Gap: to the same seeds from scratch, in points. Same network, schedule and augmentation; the pre-training is shared by all runs."
+    return Table(COLUMNS, rows, note)
+
+
+def sentences(results: dict[Any, dict]) -> list[str]:
+    """What the table supports, a line per task."""
+    lines = []
+    for task, (title, shown, metric, aim, _) in TASKS.items():
+        best = [(summarise(v.values()).mean, STARTS[s]) for s in STARTS if (v := values(results, task, s, metric))]
+        if not best:
+            continue
+        mean, name = max(best)
+        reached = "reached" if mean >= aim else f"missed by {100 * (aim - mean):.1f} points"
+        line = f"- {title}: best {shown} {100 * mean:.1f} % ({name}); the aim of {100 * aim:.0f} % is {reached}."
+        difference = gap(results, task)
+        if difference is None:
+            line += " The starts cannot be compared yet."
+        elif difference.se is None:
+            line += f" Pre-training moves it by {100 * difference.mean:+.1f} points on one seed, which says little."
+        elif abs(difference.mean) <= 2 * difference.se:
+            line += (
+                f" Pre-training makes no difference that {difference.n} seeds can show"
+                f" ({100 * difference.mean:+.1f} ± {100 * difference.se:.1f})."
+            )
+        else:
+            verb = "helps" if difference.mean > 0 else "harms"
+            line += f" Pre-training {verb}: {100 * difference.mean:+.1f} ± {100 * difference.se:.1f} points over {difference.n} seeds."
+        lines.append(line)
+    return lines
+
+
+def page(results: dict[Any, dict], table: Table, out: Path) -> None:
+    """Write scenes.md with table, sentences, curves and drawn examples into `out`."""
+    parts = ["# Detection and segmentation on the scenes\n", to_markdown(table), *sentences(results), ""]
+    for task, (title, shown, metric, *_) in TASKS.items():
+        series = [
+            Series(f"{STARTS[run.start]}, seed {run.seed}", *zip(*result["curve"]), baseline=run.start == "scratch")
+            for run, result in results.items()
+            if run.task == task and result.get("curve")
+        ]
+        if not series:
+            continue
+        file = f"scenes-{task}-curves.png"
+        training_curves(out / file, series, f"{title.capitalize()}, validation", shown, "epoch")
+        parts += [f"## {title.capitalize()}: validation {metric} over the epochs\n", f"![curves]({file})\n"]
+        for start, name in STARTS.items():
+            if (out / f"scenes-{task}-{start}.png").exists():
+                parts += [
+                    f"{name} (seed 0), validation scenes: above the truth, below what the model says.\n",
+                    f"![{name}](scenes-{task}-{start}.png)\n",
+                ]
+    (out / "scenes.md").write_text("\n".join(parts), encoding="utf-8")

@@ -1,0 +1,262 @@
+"""The scenes' table: detection (mAP) and segmentation (Dice) on the test split, from scratch against a body pre-trained without labels.
+
+One body is pre-trained by SimCLR on tiles of the training scenes, then every task begins from it and from scratch: same network, same
+schedule, three seeds. Every run goes on where it stopped when the command is given again. Prints from experiments/results/scenes/ only.
+Run: make table-scenes SCALE=desk        Measure the committed weights again: make verify-scenes
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, WEIGHTS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights" / "scenes"
+RUNS, DATA, TILES = Path("runs") / "table-scenes", Path("data") / "scenes", Path("data") / "scenes-tiles"
+PRETRAIN = "experiments/simclr/resnet10_scenes_10ep.yaml"
+RECIPES = {
+    "detect": "experiments/detect/resnet10_scenes_24ep.yaml",
+    "segment": "experiments/segment/resnet10_scenes_20ep.yaml",
+}
+METRICS = {"detect": "map", "segment": "dice"}
+AIMS = {"detect": 0.45, "segment": 0.85}  # what the table is meant to reach; printed beside what it does
+STARTS, SEEDS = ("scratch", "simclr"), (0, 1, 2)
+SIDE, STRIDE = 64, 32  # of a tile, pixels
+TOLERANCE = 0.005  # committed weights are halves, measured in float32 where the run measured in bfloat16
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the table."""
+
+    task: str
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.start}-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.name
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / "scenes" / f"{self.name}.json"
+
+    def words(self) -> list[list[str]]:
+        """The commands that make it: train, then measure the last weights on the test split."""
+        recipe = RECIPES[self.task]
+        fit = ["fit", "--config", recipe, "--seed_everything", str(self.seed)]
+        if self.start != "scratch":
+            fit += ["--model.backbone_checkpoint", str(RUNS / self.start / "checkpoints" / "last.ckpt")]
+        fit += ["--run_dir", str(self.folder), "--resume", "auto"]
+        last = str(self.folder / "checkpoints" / "last.ckpt")
+        return [fit, ["test", "--config", recipe, "--seed_everything", str(self.seed), "--ckpt_path", last]]
+
+
+ALL = [Run(task, start, seed) for seed in SEEDS for task in RECIPES for start in STARTS]
+PRETRAIN_WORDS = ["fit", "--config", PRETRAIN, "--run_dir", str(RUNS / "simclr"), "--resume", "auto"]
+DATA_WORDS = ["data", "scenes", "--out", str(DATA)]
+
+
+def cut_tiles(source: Path, out: Path) -> int:
+    """Overlapping SIDE x SIDE tiles of every picture in `source` as PNG files in `out`; nothing happens if they are there.
+
+    Two crops of a whole scene have its background in common and often no garment; two crops of a tile mostly show one.
+    """
+    import cv2
+
+    done = out / "done.txt"
+    if done.exists():
+        return int(done.read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for path in sorted(source.glob("*.png")):
+        picture = cv2.imread(str(path))
+        for top in range(0, picture.shape[0] - SIDE + 1, STRIDE):
+            for left in range(0, picture.shape[1] - SIDE + 1, STRIDE):
+                cv2.imwrite(
+                    f"{out}/{path.stem}-{top:03d}-{left:03d}.png", picture[top : top + SIDE, left : left + SIDE]
+                )
+                count += 1
+    done.write_text(f"{count}\n")
+    return count
+
+
+def make(dry: bool) -> None:
+    """Make the data, train what is not trained yet, measure and publish each run as it ends."""
+    if dry:
+        print("lit-vision " + shlex.join(DATA_WORDS))
+        print(f"tiles of {DATA}/train/images in {TILES}")
+        for words in [PRETRAIN_WORDS, *(words for run in ALL for words in run.words())]:
+            print("lit-vision " + shlex.join(words))
+        return
+    _do(DATA_WORDS)
+    print(f"{cut_tiles(DATA / 'train' / 'images', TILES)} tiles in {TILES}", flush=True)
+    if not (RUNS / "simclr" / "results.json").exists():
+        print(f"[0/{len(ALL)}] pre-training", flush=True)
+        _do(PRETRAIN_WORDS)
+    for number, run in enumerate(ALL, 1):
+        if not (run.folder / "results-test.json").exists():
+            print(f"[{number}/{len(ALL)}] {run.name}", flush=True)
+            fit, test = run.words()
+            if not (run.folder / "results.json").exists():
+                _do(fit)
+            _do(test)
+        publish(run)
+        show(quiet=True)
+
+
+def _do(words: list[str]) -> None:
+    from lit_vision.cli import main
+
+    if code := main(words):
+        sys.exit(code)
+
+
+def publish(run: Run) -> None:
+    """Write what the table prints of a run, its picture, and for the first seed its weights, where they are committed."""
+    from lit_vision.evaluation.results import read_result, write_json
+
+    if run.result.exists() and run.result.stat().st_mtime >= (run.folder / "results-test.json").stat().st_mtime:
+        return
+    trained, result = (json.loads((run.folder / f"results{part}.json").read_text()) for part in ("", "-test"))
+    keys = ("commit", "dirty", "seconds", "images_seen", "epochs", "steps", "overrides", "recipe_sha256")
+    result["trained"] = {key: trained.get(key) for key in keys}
+    result["recipe_sha256"], result["images_seen"] = trained["recipe_sha256"], trained["images_seen"]
+    result |= {"task": run.task, "start": run.start, "pretrain_seconds": 0.0}
+    if run.start != "scratch":
+        before = json.loads((RUNS / run.start / "results.json").read_text())
+        keys = ("recipe", "recipe_sha256", "commit", "dirty", "seconds", "images_seen", "weights_sha256")
+        result["pretrained"] = {key: before.get(key) for key in keys}
+        result["pretrain_seconds"] = before["seconds"]
+    result["curve"] = curve(run.folder / "metrics.csv", f"val/{METRICS[run.task]}")
+    if run.seed == SEEDS[0]:
+        file = WEIGHTS / f"{run.name}.safetensors"
+        save_half(run.folder / "checkpoints" / "last.ckpt", file)
+        result["weights"] = {"file": file.relative_to(ROOT).as_posix(), "value": measure(run.task, file)}
+        pictures = sorted((run.folder / "samples").glob("predictions-e*.png"))
+        if pictures:
+            shutil.copy(pictures[-1], RESULTS / f"scenes-{run.task}-{run.start}.png")
+    run.result.parent.mkdir(parents=True, exist_ok=True)
+    write_json(run.result, result)
+    read_result(run.result)  # a file that the table could not read is found now
+
+
+def curve(path: Path, name: str) -> list[list[float]]:
+    """[[epoch, value], ...] of a measure in a run's metrics.csv; epochs are counted from 1."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(name)]
+    return [[int(float(row["epoch"])) + 1, round(float(row[name]), 5)] for row in rows]
+
+
+def save_half(checkpoint: Path, file: Path) -> None:
+    """A run's weights as a safetensors export in half precision."""
+    from lit_vision.export import write_safetensors
+    from lit_vision.predict.models import load_method
+
+    method, card = load_method(checkpoint)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(method, card, file, half=True)
+
+
+def measure(task: str, file: Path) -> float:
+    """The task's measure of an exported model on the test scenes, in float32."""
+    import lightning as L
+    import yaml
+
+    from lit_vision.data import AnnotatedDataModule
+    from lit_vision.predict.models import load_method
+
+    method, _ = load_method(file)
+    data = yaml.safe_load((ROOT / RECIPES[task]).read_text())["data"]["init_args"]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    (found,) = trainer.test(method, datamodule=AnnotatedDataModule(**data), verbose=False)
+    return found[f"test/{METRICS[task]}"]
+
+
+def found_results() -> dict[Run, dict[str, Any]]:
+    """The committed results, by run."""
+    from lit_vision.evaluation.results import read_result
+
+    return {run: read_result(run.result) for run in ALL if run.result.exists()}
+
+
+def show(quiet: bool = False) -> None:
+    """Write the table, the curves and the page that shows them; print table and sentences."""
+    from scenes_report import page, table_of
+
+    from lit_vision.tables import to_csv, to_markdown
+
+    results = found_results()
+    table = table_of(results)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scenes.csv").write_text(to_csv(table), encoding="utf-8")
+    page(results, table, RESULTS)
+    if not quiet:
+        print(to_markdown(table))
+        print(f"{(RESULTS / 'scenes.md').relative_to(ROOT)}, .csv, scenes-*.png")
+
+
+def check() -> int:
+    """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
+    from lit_vision.cli import main
+
+    if code := main(DATA_WORDS):
+        return code
+    done = moved = 0
+    results = found_results()
+    for run, result in results.items():
+        if not (kept := result.get("weights")) or not (ROOT / kept["file"]).exists():
+            continue
+        done += 1
+        again, stands = measure(run.task, ROOT / kept["file"]), result["metric"]["value"]
+        if abs(again - stands) > TOLERANCE:
+            moved += 1
+        print(
+            f"{run.name}: stands {stands:.4f}, measured {again:.4f}{' MOVED' if abs(again - stands) > TOLERANCE else ''}"
+        )
+    print(f"{done} of {len(results)} runs re-evaluated, {moved} moved by more than {TOLERANCE}")
+    return int(moved > 0 or done == 0)
+
+
+def main() -> int:
+    """The script."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--scale", choices=["desk", "paper"], default="desk")
+    words.add_argument("--dry", action="store_true", help="print the commands and leave")
+    words.add_argument("--show", action="store_true", help="print from the committed results; train nothing")
+    words.add_argument("--verify", action="store_true", help="measure the committed weights again")
+    options = words.parse_args()
+    if options.scale == "paper":
+        print(
+            "scenes has no paper scale: detect/vitb16_coco_100ep.yaml and segment/vitb16_ade20k_127ep.yaml (not run yet)"
+        )
+        return 0
+    if options.verify:
+        return check()
+    if not options.show:
+        make(options.dry)
+    if not options.dry:
+        show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Detection: the network that runs, how its raw outputs become boxes in the file's pixels, and the lines and pictures of them.
+
+B images, A anchors, K classes, n detections of an image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_vision.card import Card
+from lit_vision.data.annotations.views import fit_scale
+from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
+from lit_vision.evaluation.drawing import draw_boxes
+from lit_vision.methods.decoding import Decoder
+from lit_vision.predict.inputs import Batch
+from lit_vision.predict.lines import (
+    PER_IMAGE,
+    coco_file,
+    coco_image,
+    csv_line,
+    enlarged,
+    json_line,
+    picture_place,
+    write_picture,
+)
+
+RAW = {
+    "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),
+    "retinanet": ("cls_logits", "bbox_regression"),
+}
+
+
+class DetectorNetwork(nn.Module):
+    """Normalised images (B, 3, S, S) -> what the head says of each anchor: (B, A, K), (B, A, 4) and, for FCOS, (B, A, 1)."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method, self.outputs = method, RAW[method.hparams.head]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        raw = self.method.raw(images)
+        return tuple(raw[name] for name in self.outputs)
+
+
+class TwoStageNetwork(nn.Module):
+    """Normalised images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100); rows beyond the detections score 0."""
+
+    outputs = ("boxes", "scores", "labels")
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        found = self.method(images)
+        made = (images.new_zeros(len(found), MAX_DETECTIONS, *tail) for tail in ((4,), (), ()))
+        for rows, name in zip(together := tuple(made), self.outputs):
+            for row, one in zip(rows, found):
+                row[: len(one[name])] = one[name].to(row.dtype)
+        return together
+
+
+def detector_network(method: nn.Module) -> nn.Module:
+    """The network of a detector: raw outputs of a one-stage head, detections of a two-stage one."""
+    return DetectorNetwork(method) if method.one_stage else TwoStageNetwork(method)
+
+
+class Boxes:
+    """Outputs of a model, of any runtime, to detections: the one place where exported detectors are decoded.
+
+    Args:
+        card: of the model.
+    """
+
+    def __init__(self, card: Card) -> None:
+        self.size, options = (card.size, card.size), card.options
+        self.decoder = None
+        if "strides" in options:
+            names = ("strides", "score", "nms")
+            self.decoder = Decoder.of(options["head"], len(card.class_names), *(options[name] for name in names))
+
+    def __call__(self, outputs: dict[str, np.ndarray]) -> list[dict[str, Tensor]]:
+        """B dictionaries, best first: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,)."""
+        tensors = _tensors(outputs)
+        if self.decoder is not None:
+            return self.decoder(tensors, self.size)
+        found = []
+        for boxes, scores, labels in zip(tensors["boxes"], tensors["scores"], tensors["labels"]):
+            seen = scores > 0
+            found.append({"boxes": boxes[seen], "scores": scores[seen], "labels": labels[seen].long()})
+        return found
+
+    def everything(self, outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (B, A, 4) in pixels and scores (B, A, K) of all anchors of a one-stage head."""
+        boxes, scores = self.decoder.everything(_tensors(outputs), self.size)
+        return boxes.numpy(), scores.numpy()
+
+
+def _tensors(outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in outputs.items()}
+
+
+class Detection:
+    """What was found in each image, in the pixels of its file.
+
+    Args:
+        card: of the model.
+        form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
+            "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score).
+        score: detections below are left out; the model's own threshold holds too.
+        draw: folder of the drawn views, or None.
+    """
+
+    forms = ("csv", "jsonl", "json")
+    words = ("score", "draw")  # of the command
+
+    def __init__(self, card: Card, form: str, score: float = 0.0, draw: str | None = None, **_: Any) -> None:
+        self.card, self.form, self.score, self.draw = card, form, score, draw
+        self.boxes = Boxes(card)
+        self.streams = ("images",) if form == "json" else ()
+
+    def header(self) -> bytes:
+        """What the file begins with."""
+        return csv_line(["path", "label", "score", "x1", "y1", "x2", "y2"]) if self.form == "csv" else b""
+
+    def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
+        """The lines of one batch, in its order, by stream; draws its pictures."""
+        streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
+        for i, found in enumerate(self.boxes(outputs)):
+            sure = found["scores"] >= self.score
+            found = {name: value[sure] for name, value in found.items()}
+            name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
+            scale = torch.from_numpy(fit_scale(*size, self.card.size))
+            boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
+            scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
+            rows = list(zip(boxes.tolist(), scores.tolist(), labels))
+            if self.form == "csv":
+                for box, score, label in rows:
+                    row = [name, self.card.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
+                    streams["rows"].append(csv_line(row))
+            elif self.form == "jsonl":
+                all_ = [
+                    {"label": self.card.class_names[k], "score": _short(s, 6), "box": [_short(v, 2) for v in b]}
+                    for b, s, k in rows
+                ]
+                record = {"path": name, "height": size[0], "width": size[1], "detections": all_}
+                streams["rows"].append(json_line(record))
+            else:
+                streams["images"].append(coco_image(number, name, size))
+                streams["rows"] += [_annotation(number, j, *row) for j, row in enumerate(rows)]
+            if self.draw:
+                self._draw(name, batch.pixels[i], size, found)
+        return {stream: b"".join(parts) for stream, parts in streams.items()}
+
+    @property
+    def finish(self) -> Any:
+        """Makes COCO's file from the streams; None for the other forms."""
+        return (lambda out, paths: coco_file(out, paths, self.card.class_names)) if self.form == "json" else None
+
+    def _draw(self, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]) -> None:
+        """The view without its padding, with the boxes on it."""
+        width, height = (fit_scale(*size, self.card.size) * (size[1], size[0])).round().astype(int)
+        picture, times = enlarged(pixels[:height, :width])
+        names = [self.card.class_names[label] for label in found["labels"].tolist()]
+        texts = [f"{n} {100 * s:.0f}" for n, s in zip(names, found["scores"].tolist())]
+        drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
+        write_picture("--draw", picture_place(Path(self.draw), name), drawn)
+
+
+def _short(value: float, digits: int) -> float:
+    return round(float(value), digits)
+
+
+def _annotation(number: int, place: int, box: list[float], score: float, label: int) -> bytes:
+    x1, y1, x2, y2 = box
+    return json_line(
+        {
+            "id": number * PER_IMAGE + place + 1,
+            "image_id": number + 1,
+            "category_id": label + 1,
+            "bbox": [_short(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "area": _short((x2 - x1) * (y2 - y1), 2),
+            "score": _short(score, 6),
+            "iscrowd": 0,
+        }
+    )

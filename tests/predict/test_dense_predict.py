@@ -1,0 +1,208 @@
+"""predict for detection and segmentation: the model's own answer in the file's pixels, in every form, from every runtime, over a stop."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
+from toy_models import write_run
+
+from lit_vision.cli import main
+from lit_vision.data.annotations.views import AnnotatedViews, Options
+from lit_vision.data.batch import normalise
+from lit_vision.evaluation.detection import to_file_pixels
+from lit_vision.predict import journal
+from lit_vision.predict.models import load_model
+from lit_vision.predict.tasks import example
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Runs of a detector, a two-stage one and a segmenter, and seven pictures."""
+    folder = tmp_path_factory.mktemp("dense")
+    write_run(folder / "detector", make_detector())
+    write_run(folder / "two-stage", make_detector("faster_rcnn"))
+    write_run(folder / "segmenter", make_segmenter())
+    write_pictures(folder / "images")
+    return folder
+
+
+def predict(place: Path, model: str, out: Path, *more: str) -> int:
+    words = ["predict", str(place / "images"), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--batch_size", "3", *more])
+
+
+def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tuple[int, int], torch.Tensor]:
+    """The file's view, its normalised tensor, the file's size, and pixels of the view per pixel of the file."""
+    image = np.asarray(Image.open(place / "images" / name).convert("RGB"))
+    view = AnnotatedViews("fit", SIZE, 0, Options())(image, (0, 0, 0))
+    tensor = normalise(torch.from_numpy(view.image)[None, None], method.mean, method.std)[:, 0]
+    return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
+
+
+@pytest.mark.parametrize("model", ["detector", "two-stage"])
+def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str) -> None:
+    assert predict(place, model, tmp_path / "a.csv") == 0
+    assert predict(place, model, tmp_path / "a.jsonl", "--score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
+    assert predict(place, model, tmp_path / "a.json") == 0
+    method = make_detector() if model == "detector" else make_detector("faster_rcnn")
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = {r["path"]: r for r in map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())}
+    coco = json.loads((tmp_path / "a.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == NAMES
+    assert len(records) == len(coco["images"]) == 7
+    assert len({a["id"] for a in coco["annotations"]}) == len(coco["annotations"]) == len(rows) > 7
+    for number, name in enumerate(sorted(records)):
+        _, tensor, size, scale = _seen(place, name, method)
+        with torch.inference_mode():
+            (found,) = method(tensor)
+        boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size))
+        own = [row for row in rows if row["path"] == name]
+        got = torch.tensor([[float(row[k]) for k in ("x1", "y1", "x2", "y2")] for row in own]).reshape(-1, 4)
+        torch.testing.assert_close(got, boxes, rtol=0, atol=0.02)
+        assert [row["label"] for row in own] == [NAMES[k] for k in found["labels"]]
+        sure = int((found["scores"] >= 0.3).sum())
+        assert len(records[name]["detections"]) == sure
+        assert (records[name]["height"], records[name]["width"]) == size
+        mine = [a for a in coco["annotations"] if a["image_id"] == number + 1]
+        x, y, w, h = mine[0]["bbox"]
+        assert [x, y, x + w, y + h] == pytest.approx(boxes[0].tolist(), abs=0.03)
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png"))
+        assert max(drawn.shape) == 384
+        assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.06
+
+
+def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
+    folders = ["--masks", str(tmp_path / "masks"), "--draw", str(tmp_path / "drawn")]
+    assert predict(place, "segmenter", tmp_path / "a.csv", *folders) == 0
+    assert predict(place, "segmenter", tmp_path / "a.json") == 0
+    method = make_segmenter()
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = {row.pop("path"): row for row in csv.DictReader(file)}
+    coco = json.loads((tmp_path / "a.json").read_text())
+    assert [c["id"] for c in coco["categories"]] == [0, 1, 2, 3]
+    seen = set()
+    for number, name in enumerate(sorted(rows)):
+        view, tensor, size, _ = _seen(place, name, method)
+        with torch.inference_mode():
+            best = method(tensor)[0].argmax(0).numpy()
+        mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+        assert mask.shape == size
+        if size == view.shape[:2]:
+            np.testing.assert_array_equal(mask, best)
+        shares = [float(rows[name][k]) for k in ("background", *NAMES)]
+        assert shares == pytest.approx([(mask == k).mean() for k in range(4)], abs=1e-6)
+        for note in (a for a in coco["annotations"] if a["image_id"] == number + 1):
+            flat = np.repeat(np.arange(len(note["segmentation"]["counts"])) % 2, note["segmentation"]["counts"])
+            np.testing.assert_array_equal(flat.reshape(size, order="F") == 1, mask == note["category_id"])
+        seen |= set(np.unique(mask).tolist())
+        assert (tmp_path / "drawn" / f"{name}.png").exists()
+    assert len(seen) > 1
+    assert {a["category_id"] for a in coco["annotations"]} == seen - {0}
+
+
+@pytest.mark.parametrize(("model", "ending"), [("detector", "json"), ("segmenter", "json"), ("detector", "csv")])
+def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, model: str, ending: str) -> None:
+    assert predict(place, model, tmp_path / f"whole.{ending}") == 0
+    append, calls = journal.Journal.append, []
+
+    def dying(self, texts, done):
+        calls.append(done)
+        if len(calls) == 3:
+            for name, text in texts.items():
+                self.files[name].write(text[: len(text) // 2])
+            raise KeyboardInterrupt
+        append(self, texts, done)
+
+    out = tmp_path / f"part.{ending}"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", dying)
+        assert predict(place, model, out) == 130
+    assert not out.exists()
+    assert predict(place, model, out) == 0
+    assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "safetensors"])
+@pytest.mark.parametrize("model", ["detector", "retinanet", "segmenter"])
+def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: str) -> None:
+    pytest.importorskip(
+        {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "torch"), reason="needs the export extra"
+    )
+    if model == "retinanet" and not (place / model).exists():
+        write_run(place / model, make_detector("retinanet"))
+    file = tmp_path / f"m.{ {'onnx': 'onnx', 'openvino': 'xml', 'safetensors': 'safetensors'}[form] }"
+    assert main(["export", str(place / model), "--format", form, "--out", str(file)]) == 0
+    torch_model, other = load_model(place / model, "cpu"), load_model(file, "cpu")
+    assert other.card.options == torch_model.card.options
+    for n in (1, 5):
+        images = example(torch_model.card, n, seed=n + 9)
+        wanted, found = torch_model.run(images), other.run(images)
+        for name, value in wanted.items():
+            assert found[name].shape == value.shape
+            np.testing.assert_allclose(found[name], value, atol=1e-4 * max(1, np.abs(value).max()))
+    here, there = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
+    assert predict(place, model, here) == 0
+    words = ["predict", str(place / "images"), "--model", str(file), "--out", str(there), "--device", "cpu"]
+    assert main([*words, "--batch_size", "5"]) == 0
+    for a, b in zip(map(json.loads, here.read_text().splitlines()), map(json.loads, there.read_text().splitlines())):
+        if model == "segmenter":
+            assert a["shares"] == pytest.approx(b["shares"], abs=0.003)
+            continue
+        assert len(a["detections"]) == len(b["detections"])
+        for x, y in zip(a["detections"], b["detections"]):
+            assert x["label"] == y["label"]
+            assert x["score"] == pytest.approx(y["score"], abs=1e-4)
+            assert x["box"] == pytest.approx(y["box"], abs=0.5)
+
+
+BROKEN = {
+    "top of boxes": (["detector", "o.csv", "--top", "3"], 2, "--top: has no meaning for detection"),
+    "masks of boxes": (["detector", "o.csv", "--masks", "m"], 2, "--masks: has no meaning for detection"),
+    "score of masks": (["segmenter", "o.csv", "--score", "0.5"], 2, "--score: has no meaning for segmentation"),
+    "explain": (["detector", "o.csv", "--explain", "e"], 2, "--explain: has no meaning for detection"),
+    "score above one": (["detector", "o.csv", "--score", "50"], 2, "give a number from 0 to 1"),
+    "ending": (["segmenter", "o.png"], 2, "end its name in"),
+    "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
+    "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),
+    "no run": (["nothing", "o.csv"], 1, "no such run or file"),
+    "torn": (["torn.ckpt", "o.csv"], 1, "not a whole checkpoint"),
+    "other weights": (["misfit.ckpt", "o.csv"], 1, "do not fit its own settings"),
+    "not finite": (["nan", "o.csv"], 1, "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, capsys) -> None:
+    (model, out, *more), code, text = BROKEN[name]
+    checkpoint = place / "detector" / "checkpoints" / "last.ckpt"
+    if model == "torn.ckpt":
+        (place / model).write_bytes(checkpoint.read_bytes()[:5000])
+    if model == "misfit.ckpt":
+        content = torch.load(checkpoint, weights_only=True)
+        content["state_dict"].popitem()
+        torch.save(content, place / model)
+    if model == "nan" and not (place / "nan").exists():
+        method = make_detector()
+        next(method.backbone.parameters()).data.fill_(float("nan"))
+        write_run(place / "nan", method)
+    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
+    assert predict(place, model, tmp_path / out, *(word.format(images=place / "images") for word in more)) == code
+    said = capsys.readouterr().err.strip()
+    assert text in said
+    assert len(said.splitlines()) == 1
+    assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / out).exists()
+
+
+def test_export_of_a_two_stage_head_says_what_can_be_exported(place, tmp_path, capsys) -> None:
+    words = ["export", str(place / "two-stage"), "--format", "onnx", "--out", str(tmp_path / "m.onnx")]
+    assert main(words) == 1
+    assert "the second stage of faster_rcnn" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""Tiny detectors and segmenters, their runs' folders, and pictures for them: for tests of what uses such models."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lit_vision.methods import Detector, Segmenter
+
+CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
+NAMES = ["cup", "pan", "pot"]
+SIZE = 32
+
+
+def make_detector(head: str = "fcos", **more) -> Detector:
+    """Random weights whose scores pass the threshold here and there."""
+    torch.manual_seed(5)
+    strides = [4, 8] if head in ("fcos", "retinanet") else [4, 8, 16]
+    settings = {"strides": strides, "pyramid_width": 32, "head_convs": 1, "head_width": 32, "rois": 16, **more}
+    method = Detector("resnet18", len(NAMES), SIZE, head, backbone_args=CNN, mean=[0.5] * 3, std=[0.25] * 3, **settings)
+    with torch.no_grad():
+        for name, value in method.head.named_parameters():
+            if name.endswith("cls_logits.bias"):
+                value.fill_(-1.0)
+            elif name.endswith(("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight")):
+                value.normal_(std=0.3)
+    method.card = {"task": "detection", "class_names": NAMES, "size": SIZE, "crop_pct": 1.0, "options": {"head": head}}
+    return method.eval()
+
+
+def make_segmenter(head: str = "upernet", **more) -> Segmenter:
+    """Random weights; class 0 is the background."""
+    torch.manual_seed(6)
+    settings = {"strides": [4, 8, 16] if head == "upernet" else None, "width": 16, **more}
+    method = Segmenter(
+        "resnet18", 1 + len(NAMES), SIZE, head, backbone_args=CNN, mean=[0.5] * 3, std=[0.25] * 3, **settings
+    )
+    with torch.no_grad():
+        scores = method.head.scores[-1] if head != "linear" else method.head
+        scores.weight.normal_(std=1.0)
+    names = ["background", *NAMES]
+    method.card = {
+        "task": "segmentation",
+        "class_names": names,
+        "size": SIZE,
+        "crop_pct": 1.0,
+        "options": {"background": 0},
+    }
+    return method.eval()
+
+
+def write_pictures(folder: Path, n: int = 7, seed: int = 0) -> list[str]:
+    """n pictures of several shapes, blocks of colour on noise. Returns their names, sorted."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        height, width = [(32, 32), (40, 64), (50, 21), (20, 20)][i % 4]
+        pixels = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+        y, x = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
+        pixels[y : y + height // 2, x : x + width // 2, i % 3] = 250
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return [f"{i:03d}.png" for i in range(n)]
