@@ -173,7 +173,7 @@ def _built(
         raise UserError(f"{path}: its weights do not fit its own settings; it is damaged, take another copy") from error
     if merge:
         adapters.merge(method.backbone)
-    return method.eval(), _card(method, task, kept)
+    return method.eval(), card_of(method, task, kept)
 
 
 def _task_options(method: nn.Module, task: str) -> dict[str, Any]:
@@ -189,10 +189,10 @@ def _features(backbone: Backbone, mean: Any, std: Any, path: Path, kept: Mapping
             f"{path}: does not say its mean and std; give a run's checkpoint or a file of lit-vision export"
         )
     holder = Holder(backbone, mean, std).eval()
-    return holder, _card(holder, "features", kept)
+    return holder, card_of(holder, "features", kept)
 
 
-def _card(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
+def card_of(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
     """The card of a network: what was kept of its data, and what the network itself says."""
     config = method.backbone.data_config
     size = int(kept.get("size") or (method.hparams.get("img_size") if task in DENSE else 0) or config["input_size"][-1])
@@ -248,4 +248,4 @@ def _adapter(path: Path, base: str | None) -> tuple[nn.Module, Card]:
     found = load_adapter(method.backbone, path)
     method.load_state_dict({**method.state_dict(), **found.rest})
     adapters.merge(method.backbone)
-    return method.eval(), _card(method, notes["card"]["task"], notes["card"])
+    return method.eval(), card_of(method, notes["card"]["task"], notes["card"])
