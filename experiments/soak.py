@@ -81,10 +81,11 @@ class Deadly(Callback):
         self.seen[name] += 1
         here = f"{name}:{self.seen[name]}"
         if here == os.environ.get("SOAK_KILL"):
-            if name == "save":  # killed from outside, at a random instant from now on
+            sign = os.environ.get("SOAK_SIGNAL", "SIGKILL")
+            if name == "save" and sign == "SIGKILL":  # killed from outside, at a random instant from now on
                 os.write(int(os.environ["SOAK_PIPE"]), b"x")
             else:
-                os.kill(os.getpid(), getattr(signal, os.environ.get("SOAK_SIGNAL", "SIGKILL")))
+                os.kill(os.getpid(), getattr(signal, sign))
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._event("start")
@@ -122,11 +123,13 @@ class Case:
     accumulate: int = 1
     interval: int = 1
     world: int = 1
+    strategy: str = ""
 
     @property
     def recipe(self) -> Path:
         """The recipe's file."""
-        return self.folder / f"{self.method}-{self.workers}-{self.interval}{'-ddp' if self.world > 1 else ''}.yaml"
+        place = "-other" if self.strategy else "-ddp" if self.world > 1 else ""
+        return self.folder / f"{self.method}-{self.workers}-{self.interval}{place}.yaml"
 
     def write(self) -> Path:
         """Writes recipe and images if they are not there; returns the recipe."""
@@ -136,7 +139,7 @@ class Case:
         view = VIEWS.get(self.method, "train")
         model = METHODS[self.method]
         method = "Classifier" if self.method == "Plain" else self.method
-        strategy = "ddp" if self.world > 1 else "auto"
+        strategy = self.strategy or ("ddp" if self.world > 1 else "auto")
         text = RECIPE.format(
             epochs=EPOCHS,
             strategy=strategy,
@@ -210,7 +213,12 @@ def launch(
         children.append(child)
     os.close(writer)
     try:
-        if kill.startswith("save") and select.select([reader], [], [], 120)[0] and os.read(reader, 1):
+        if (
+            kill.startswith("save")
+            and sign == "SIGKILL"
+            and select.select([reader], [], [], 120)[0]
+            and os.read(reader, 1)
+        ):
             time.sleep(random.uniform(*delay))
             for child in children:
                 os.kill(child, signal.SIGKILL)
@@ -565,7 +573,7 @@ def main(argv: list[str] | None = None) -> int:
     from lit_vision.evaluation import results
 
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    start, environment = time.perf_counter(), results.environment(args.seed)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
         soak = Soak(Path(folder), args.seed)
         soak.every_step(["MAE", "SimCLR", "Classifier"], [0, 2], [1, 2])
@@ -584,7 +592,7 @@ def main(argv: list[str] | None = None) -> int:
         "failures": len(soak.failures),
         "failed": soak.failures[:10],
         "seconds": round(time.perf_counter() - start),
-        "environment": results.environment(args.seed),
+        "environment": environment,
     }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{args.out}: {json.dumps(parts)}")
