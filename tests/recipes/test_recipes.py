@@ -1,16 +1,18 @@
 """Every recipe is parsed, no weights built; one per method trains two batches through the command line."""
 
+import functools
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
 from lit_vision import cli
 from lit_vision.lightning_cli import RunCLI
+from lit_vision.optim import scaled_lr
 
 ROOT = Path(__file__).parents[2] / "experiments"
 ROOMS = ("debug", "mae", "simclr", "classify", "detect", "segment")
@@ -25,15 +27,6 @@ class ParseOnly(RunCLI):
     def _run_subcommand(self, subcommand: str) -> None: ...
 
     def _set_seed(self) -> None: ...
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_parses(recipe: str) -> None:
-    cli_ = ParseOnly(["fit", "--config", str(ROOT / recipe)], None, [])
-    assert isinstance(cli_, LightningCLI)
-    settings = cli_.config.fit
-    assert settings.model.class_path.startswith("lit_vision.methods")
-    assert settings.data.init_args.seed == settings.seed_everything
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -52,6 +45,96 @@ def test_the_comment_on_the_global_batch_is_its_arithmetic(recipe: str) -> None:
         trainer, batch = settings["trainer"], settings["data"]["init_args"]["batch_size"]
         total = batch * trainer["devices"] * trainer["num_nodes"]
         assert total == int(match[2]) == int(np.prod([int(n) for n in match[1].split(" x ")]))
+
+
+def header_of(recipe: str) -> list[str]:
+    """Header lines without the sign in front."""
+    return [line[2:] for line in (ROOT / recipe).read_text().splitlines() if line.startswith("# ")]
+
+
+def flags_of(recipe: str) -> dict[str, list[list[str]]]:
+    """The flags that a header gives: of its variants, and of its command for one node (`--a b`, up to three spaces)."""
+    found: dict[str, list[list[str]]] = {"variant": [], "one node": []}
+    for line in header_of(recipe):
+        if match := re.match(r"(variant|one node):.*?\s(--(?!config).*?)(?:\s{3,}|$)", line):
+            found[match[1]].append(shlex.split(match[2]))
+    return found
+
+
+@functools.cache
+def parser():
+    return ParseOnly(["fit", "--config", str(ROOT / "debug/mae.yaml")], None, []).parser  # seconds to build
+
+
+@functools.cache
+def parsed(recipe: str, flags: tuple[str, ...] = ()):
+    return parser().parse_args(["fit", "--config", str(ROOT / recipe), *flags]).fit
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_parses(recipe: str) -> None:
+    settings = parsed(recipe)
+    assert settings.model.class_path.startswith("lit_vision.methods")
+    assert settings.data.init_args.seed == settings.seed_everything
+
+
+def images_a_step(settings) -> int:
+    """The global batch size that a recipe asks for."""
+    trainer, batch = settings.trainer, settings.data.init_args.batch_size
+    return batch * int(trainer.devices) * trainer.num_nodes * (trainer.accumulate_grad_batches or 1)
+
+
+PAPER = [r for r in RECIPES if re.match(r"(mae|simclr|classify)/.*(in1k|cifar|transfer)", r)]
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
+    header = header_of(recipe)
+    assert re.search(r"arXiv:\d{4}\.\d{5}|FINETUNE\.md", header[0]), "the first line names the source"
+    assert any(line.startswith("slurm:    sbatch --nodes=") for line in header)
+    assert any(line.startswith("one node:") for line in header)
+    assert sum(line.startswith("variant:") for line in header) == len(flags_of(recipe)["variant"])
+    whole = images_a_step(parsed(recipe))
+    nodes = next(re.search(r"--nodes=(\d+)", line)[1] for line in header if line.startswith("slurm:"))
+    assert int(nodes) == parsed(recipe).trainer.num_nodes
+    for flags in flags_of(recipe)["variant"]:
+        settings = parsed(recipe, tuple(flags))
+        assert any(word in " ".join(flags) for word in ("max_epochs", "backbone", "batch_size")), flags
+        assert settings.trainer.max_epochs >= 1
+    for flags in flags_of(recipe)["one node"]:
+        flags = [word for word in flags if word not in ("FOLDER", "K", "E")]
+        settings = parsed(recipe, tuple(flags))
+        assert settings.trainer.num_nodes == 1
+        assert images_a_step(settings) == whole, "one node must not change the global batch"
+
+
+# learning rate that the papers give for these recipes
+@pytest.mark.parametrize(
+    ("recipe", "lr"),
+    [
+        ("mae/vitb16_in1k_1600ep", 2.4e-3),
+        ("mae/vitl16_in1k_1600ep", 2.4e-3),
+        ("mae/vith14_in1k_1600ep", 2.4e-3),
+        ("mae/vitb16_in1k_100ep_finetune", 2e-3),
+        ("mae/vitb16_in1k_100ep_finetune_paper", 4e-3),
+        ("mae/vitl16_in1k_50ep_finetune", 4e-3),
+        ("mae/vith14_in1k_50ep_finetune_paper", 4e-3),
+        ("mae/vitb16_in1k_90ep_linear", 6.4),
+        ("mae/vitb16_in1k_300ep_scratch", 1.6e-3),
+        ("simclr/resnet50_in1k_1000ep", 4.8),
+        ("simclr/resnet50_in1k_90ep_linear", 1.6),
+        ("simclr/resnet50_in1k1pct_60ep_finetune", 0.8),
+        ("simclr/resnet50_in1k10pct_30ep_finetune", 0.8),
+        ("classify/resnet50_in1k_100ep", 8e-3),
+        ("classify/resnet50_in1k_300ep", 5e-3),
+        ("classify/vitb16_in1k_300ep", 1e-3),
+    ],
+)
+def test_learning_rates_are_the_papers(recipe: str, lr: float) -> None:
+    settings = yaml.safe_load((ROOT / f"{recipe}.yaml").read_text())
+    trainer, model = settings["trainer"], settings["model"]["init_args"]
+    images = settings["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"]
+    assert scaled_lr(model.get("base_lr"), model.get("lr"), images) == pytest.approx(lr)
 
 
 def test_readme_has_a_row_per_recipe() -> None:
