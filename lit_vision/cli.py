@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from lit_vision import __version__
 from lit_vision.errors import UserError
+from lit_vision.redact import redact
 
 # name: (module with main(argv), one line of help)
 COMMANDS = {
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(COMMANDS[name][0]).main
         return command(argv if name in _KEEP_NAME else rest) or 0
     except UserError as error:
-        print(f"lit-vision: error: {error}", file=sys.stderr)
+        print(f"lit-vision: error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("lit-vision: stopped by Ctrl-C", file=sys.stderr)

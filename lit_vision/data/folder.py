@@ -63,6 +63,19 @@ class Split:
         return Split(Paths(self.paths[i] for i in kept), self.labels[kept], self.sizes[kept])
 
 
+def stays_inside(path: str) -> str:
+    """The relative path itself, if it has no way out of its root: annotation files and packs are written by others.
+
+    A link inside the root may lead anywhere: who made it can read both places.
+
+    Raises:
+        UserError: it is absolute, or goes up by "..".
+    """
+    if path[:1] in "/\\" or (".." in path and ".." in path.replace("\\", "/").split("/")) or "\0" in path:
+        raise UserError(f"{path!r}: leads out of data.root; correct the file that names it")
+    return path
+
+
 @dataclass
 class Folder:
     """A scanned folder: `splits` by name, `unlabelled` beside them (maybe empty), and the training split's `classes`, sorted."""
@@ -73,7 +86,8 @@ class Folder:
     unlabelled: Split = field(default_factory=lambda: _split([]))
 
     def read(self, path: str) -> bytes:
-        """The bytes of one image, by its relative path."""
+        """The bytes of one image, by its relative path; UserError for one that leads out of the folder."""
+        stays_inside(path)
         with open(f"{self.root}/{path}", "rb") as file:
             return file.read()
 

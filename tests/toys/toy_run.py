@@ -40,6 +40,7 @@ class ToyData(L.LightningDataModule):
         num_workers: int = 0,
         num_classes: int = 2,
         fault: str | None = None,
+        class_note: str = "",
     ) -> None:
         super().__init__()
         self.n, self.batch_size, self.seed, self.num_workers = n, batch_size, seed, num_workers

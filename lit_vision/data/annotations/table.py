@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.folder import Paths
+from lit_vision.data.folder import Paths, stays_inside
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -132,11 +132,11 @@ class Builder:
 
     def image(self, path: str, size: tuple[int, int] = (0, 0), mask: str | None = None) -> None:
         """Begin an image: relative path, (height, width) if known, relative path of its semantic mask."""
-        self.paths.append(path)
+        self.paths.append(stays_inside(path))
         self.sizes.append(size)
         self.counts.append(0)
         if mask is not None:
-            self.masks.append(mask)
+            self.masks.append(stays_inside(mask))
 
     def box(
         self,
