@@ -74,7 +74,7 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         assert [x, y, x + w, y + h] == pytest.approx(boxes[0].tolist(), abs=0.03)
         drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png"))
         assert max(drawn.shape) == 384
-        assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.06
+        assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.1
 
 
 def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
