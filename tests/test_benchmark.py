@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "benchmark.py"
 
@@ -70,3 +72,51 @@ def test_latency_section_runs_every_runtime_that_is_there(benchmark, monkeypatch
     assert [row["what"] for row in rows[:2]] == ["tiny, eager, batch 1", "tiny, pt2, batch 1"]
     assert {row["unit"] for row in rows} == {"ms/image", "x"}
     assert all(row["value"] > 0 and row["met"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_compute_section_compares_steps_losses_and_products(benchmark, monkeypatch, tmp_path):
+    from benchmarks import compute
+
+    tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+    sizes = {
+        "PAIRS": (8, 16384 // 64),
+        "MEMORY": {8: 200},
+        "WIDTH": 4,
+        "BATCH": 2,
+        "VIT": ("vit_tiny_patch16_224", tiny),
+        "DECODER": {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2},
+        "PAIRS_OF_IMAGES": 2,
+        "SIDE": 32,
+        "RESNET": ("resnet18", small),
+        "COMPILED": False,
+        "PROFILE": tmp_path / "profile.txt",
+    }
+    for name, value in sizes.items():
+        monkeypatch.setattr(compute, name, value)
+    rows = compute.measure(1)
+    assert all({"what", "value", "unit", "against", "target", "met"} == set(row) and row["value"] >= 0 for row in rows)
+    what = [row["what"] for row in rows]
+    for words in (
+        "NT-Xent, 8 pairs: ours",
+        "fp32, batch 2: share of the matrix rate",
+        "bf16, batch 2: speed, checkpointing",
+    ):
+        assert any(words in one for one in what), words
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
+
+
+def test_products_are_those_of_the_layers_forward_and_backward(benchmark):
+    from benchmarks import compute
+
+    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
+    with compute._Seen() as seen:
+        layer(x).sum().backward()
+    shapes = Counter({(a[0], b[0]): count for (a, b), count in seen.layers.items()})
+    assert shapes == Counter({((7, 3), (3, 5)): 1, ((7, 5), (5, 3)): 1, ((5, 7), (7, 3)): 1})
+    assert seen.attention == 0
+    q = torch.randn(1, 2, 4, 8, requires_grad=True)
+    with compute._Seen() as seen:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert seen.attention in (3 * 2 * 2 * 4 * 4 * 8, 6 * 2 * 4 * 4 * 8)
