@@ -10,6 +10,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,16 @@ def accuracy_against_labels(
     _style(axes, title, x, y)
     if ticks:
         axes.set_xscale("log")
-        if len(ticks) <= 8:
+        apart = all(b > 1.3 * a for a, b in pairwise(ticks))
+        if apart and len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{value:,.0f}" for value in ticks])
             axes.set_xticks([], minor=True)
+        else:
+            from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         _legend(axes, len(series))
     return _save(figure, path)
 

@@ -71,7 +71,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="fix epochs instead of measuring: mae=100,simclr=100,80=200,800=60 (labels)",
     )
-    add("--keep_weights", type=int, default=0, metavar="SEEDS", help="keep the classifiers of so many seeds")
+    add(
+        "--keep_weights",
+        type=int,
+        default=1,
+        metavar="SEEDS",
+        help="keep the classifiers of so many seeds (default: %(default)s; the best becomes model.safetensors)",
+    )
     add(
         "--wandb", metavar="PROJECT", help="send tables and pictures to Weights & Biases too (WANDB_MODE=offline works)"
     )

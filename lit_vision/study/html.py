@@ -35,7 +35,8 @@ pre { overflow-x: auto; background: #f7f7f7; padding: 12px; font-size: .85rem; l
 ul.facts { padding-left: 1.1em; }
 ul.facts li { overflow-wrap: anywhere; }
 footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
-@media (max-width: 520px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; } }
+@media (max-width: 520px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
+  table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; } }
 @media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; } h2 { break-after: avoid; }
   .answers li { background: none; } .scroll { overflow: visible; } }
 """

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lit_vision.data.batch import normalise
+from lit_vision.data.views import resize
 from lit_vision.evaluation import plots
 from lit_vision.evaluation.plots import Series, series_from_cells
 from lit_vision.study.images import Images
@@ -57,17 +58,21 @@ def mistakes(path: Path, images: Images, answer: np.ndarray, rows: Sequence[int]
         f"{images.classes[images.test_labels[i]]}\nseen as {images.classes[answer[i].argmax()]} ({answer[i].max():.0%})"
         for i in rows
     ]
-    return plots.image_grid(path, [_rgb(images.test[i]) for i in rows], captions, columns=5, title=title)
+    return plots.image_grid(path, [as_rgb(images.test[i]) for i in rows], captions, columns=5, title=title)
 
 
 @torch.inference_mode()
 def reconstructions(path: Path, module: Any, images: Images) -> Path:
     """Picture, masked picture and reconstruction of test images spread over the classes."""
-    rows = _spread(len(images.test), EXAMPLES)
-    pixels = torch.from_numpy(np.stack([_rgb(images.test[i]) for i in rows]))[:, None]
+    rows = spread(len(images.test), EXAMPLES)
+    pixels = torch.from_numpy(np.stack([as_rgb(images.test[i]) for i in rows]))[:, None]
     module.eval()
     panels = module.reconstruct(normalise(pixels, module.mean, module.std)[:, 0])
     shown = [np.asarray(panel[i]) for panel in panels for i in range(len(rows))]
+    if (
+        images.pool.shape[-1] == 1
+    ):  # three channels were reconstructed one by one: their mean is the gray that was asked for
+        shown = [panel.mean(axis=-1).round().astype(np.uint8) for panel in shown]
     return plots.image_grid(path, shown, None, columns=len(rows))
 
 
@@ -76,7 +81,7 @@ def embedding(path: Path, features: np.ndarray, images: Images, start: str) -> P
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    rows = _spread(len(features), POINTS)
+    rows = spread(len(features), POINTS)
     x = features[rows] - features[rows].mean(0)
     x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
     perplexity = min(30.0, max(1.0, (len(x) - 1) / 3))
@@ -86,20 +91,22 @@ def embedding(path: Path, features: np.ndarray, images: Images, start: str) -> P
 
 def neighbours(path: Path, encoder: Any, images: Images, start: str) -> Path:
     """Test images, each with the labelled training images that are most similar to it."""
-    rows = _spread(len(images.test), QUERIES)
+    rows = spread(len(images.test), QUERIES)
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
     near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBOURS]
     shown, captions = [], []
     for row, found in zip(rows, near):
-        shown += [_rgb(images.test[row]), *(_rgb(images.pool[i]) for i in found)]
+        shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
         captions += [f"? {images.classes[images.test_labels[row]]}", *(images.classes[images.labels[i]] for i in found)]
     return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def spread(n: int, most: int) -> np.ndarray:
     """At most `most` of n rows, evenly spaced, so over all classes."""
     return np.linspace(0, n - 1, min(n, most)).round().astype(int)
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:
+    """(S, S, 3) uint8 of a gray or RGB image, enlarged to `side` where that is given."""
+    image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+    return image if side in (None, image.shape[0]) else resize(image, side, side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.metrics import classification_report, confusion_matrix, report_text
 from lit_vision.evaluation.results import read_result, write_result
 from lit_vision.study import pictures
+from lit_vision.study.best import SHOWN, load_best, reasons, write_model
 from lit_vision.study.cells import Ask, Outcome, digest, to_cells
 from lit_vision.study.content import Content, Section, advice_of, answers_of, to_text
 from lit_vision.study.html import to_html
@@ -23,6 +24,7 @@ from lit_vision.study.upload import log_study
 from lit_vision.study.verdict import Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
 
+MODEL = "model.safetensors"
 PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # the order of the table's lines within a start
 
 
@@ -58,7 +60,8 @@ def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = 
     text.write_text(to_text(content, folder), encoding="utf-8")
     if wandb:
         log_study(wandb, folder, content, result)
-    return [html, text, folder / "samples", results]
+    model = folder / MODEL
+    return [html, text, folder / "samples", results, *([model] if model.exists() else [])]
 
 
 def _content(study: Study, cells: list[dict], result: dict[str, Any], results: Path) -> Content:
@@ -131,8 +134,9 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
         picture = pictures.neighbours(samples / f"neighbours-{start.replace(':', '_')}.png", encoder, images, start)
         sections.append(Section(f"Nearest neighbours: {start}", text, picture))
     best = _best_ask(found)
+    (study.folder / MODEL).unlink(missing_ok=True)
     if best:
-        sections += _errors(study, best)
+        sections += _errors(study, best) + _model(study, best, found[-1])
     sections.append(Section("Weights and licences", table=_licences(study)))
     return sections
 
@@ -143,6 +147,10 @@ def _best_ask(found: Sequence[Verdict]) -> Ask | None:
         return None
     last = found[-1]
     cell = last.best if last.best and (last.answer == "wins" or last.best["mean"] >= last.rival["mean"]) else last.rival
+    return _ask_of(cell)
+
+
+def _ask_of(cell: Mapping[str, Any]) -> Ask:
     return Ask(cell["start"], cell["protocol"], cell["labels"], cell["seeds"][0])
 
 
@@ -159,6 +167,28 @@ def _errors(study: Study, ask: Ask) -> list[Section]:
         picture = pictures.mistakes(samples / "mistakes.png", images, answer, rows, "")
         sections.append(Section("The most certain mistakes", which, picture))
     return sections
+
+
+def _model(study: Study, ask: Ask, verdict: Verdict) -> list[Section]:
+    """The best model as a file, and what its answers rest on; the chosen start's where the best is no network."""
+    if ask.protocol not in ON_LABELS and verdict.best:
+        ask = _ask_of(verdict.best)
+    module = load_best(study, ask)
+    if module is None:
+        return []
+    write_model(study.folder / MODEL, study, ask, module)
+    picture = reasons(
+        study.folder / "samples" / "reasons.png",
+        module,
+        study.images,
+        pictures.spread(len(study.images.test), SHOWN).tolist(),
+        study.recipe.side(ask.start),
+    )
+    text = (
+        f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}: each test image, and what in it spoke for the answer. "
+        f"This model is {MODEL} beside this report; use it with: lit-vision predict --model {MODEL} IMAGES --out answers.csv"
+    )
+    return [Section("Why it answers so", text, picture)]
 
 
 def _licences(study: Study) -> Table:

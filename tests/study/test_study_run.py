@@ -1,6 +1,8 @@
 """Whole small studies through the command line: what is written, what a second run keeps, what a stop leaves."""
 
+import csv
 import json
+import re
 import time
 
 import cv2
@@ -52,8 +54,9 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
     assert all(len(c["values"]) == {4: 2, 20: 1}[c["labels"]] for c in result["cells"])
     text = (tmp_path / "report.md").read_text()
     assert str(folder) not in text
-    for name in ("accuracy", "pretraining", "reconstructions", "confusion"):
+    for name in ("accuracy", "pretraining", "reconstructions", "confusion", "reasons"):
         assert (tmp_path / "samples" / f"{name}.png").stat().st_size > 1000
+    _the_model_answers_as_its_cell(folder, tmp_path, text)
 
     def no_training(*_, **__):
         raise AssertionError("trained again")
@@ -64,6 +67,20 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
     assert [c["values"] for c in again["cells"]] == [c["values"] for c in result["cells"]]
     with pytest.raises(AssertionError, match="trained again"):  # another recipe is another study
         _study(folder, tmp_path, "--rotation", "10")
+
+
+def _the_model_answers_as_its_cell(folder, run, text) -> None:
+    """model.safetensors, used as a user would, gives the probabilities that the study measured."""
+    start, protocol, labels = re.search(r"([\w-]+), (finetune), (\d+) labels, seed 0: each test image", text).groups()
+    kept = np.load(run / "cells" / f"{start}-{protocol}-{labels}-0.npy").astype(float)
+    out = run / "answers.csv"
+    assert main(["predict", "--model", str(run / "model.safetensors"), str(folder / "test"), "--out", str(out)]) == 0
+    rows = sorted(csv.DictReader(out.open()), key=lambda row: row["path"])
+    images = read_images(folder)
+    kept = kept[np.argsort([path.removeprefix("test/") for path in images.test_paths])]
+    assert [float(row["score"]) for row in rows] == pytest.approx(kept.max(1), abs=0.01)  # half precision in between
+    sure = np.flatnonzero(np.abs(kept[:, 0] - kept[:, 1]) > 0.02)
+    assert [rows[i]["label"] for i in sure] == [images.classes[kept[i].argmax()] for i in sure]
 
 
 def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, monkeypatch) -> None:
