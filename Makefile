@@ -8,7 +8,7 @@ SCALE ?= desk
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
-  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes
+  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -64,6 +64,23 @@ table-scenes: $(STAMP) ## detection and segmentation on the scenes, from scratch
 
 verify-scenes: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_scenes.py --verify
+
+table-adaptation: $(STAMP) ## what trains of a pre-trained ViT: accuracy, parameters, memory, time (SCALE=desk, DRY=1 prints what is trained)
+	@$(BIN)/python experiments/table_adaptation.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-adaptation: $(STAMP) ## measure the committed weights of that table again
+	@$(BIN)/python experiments/table_adaptation.py --verify
+
+PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
+.PHONY: $(PAPER_TABLES)
+table-mae-finetune: ## MAE's table 3: SCALE=paper DRY=1 prints each row's commands and the data they need
+table-mae-linear: ## MAE's linear probes, likewise
+table-mae-ablation: ## MAE's table 1: decoder, target, augmentation, likewise
+table-simclr-linear: ## SimCLR's linear evaluation by epochs, batch and width, likewise
+table-simclr-semi: ## SimCLR with 1 % and 10 % of the labels, likewise
+table-simclr-transfer: ## SimCLR on eleven other data sets, likewise
+$(PAPER_TABLES): $(STAMP)
+	@$(BIN)/python experiments/paper_tables.py $(@:table-%=%) --scale $(SCALE) $(if $(DRY),--dry)
 
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

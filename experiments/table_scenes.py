@@ -211,7 +211,7 @@ def show(quiet: bool = False) -> None:
     page(results, table, RESULTS)
     if not quiet:
         print(to_markdown(table))
-        print(f"{(RESULTS / 'scenes.md').relative_to(ROOT)}, .csv, scenes-*.png")
+        print(f"scenes.md, scenes.csv, scenes-*.png in experiments/{RESULTS.name}/")
 
 
 def check() -> int:
