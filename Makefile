@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format benchmark clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+.PHONY: help setup demo test test-all lint format benchmark soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation
 
 help: ## this list
@@ -85,6 +85,13 @@ $(PAPER_TABLES): $(STAMP)
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python experiments/benchmark.py
+
+soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/soak.py
+
+audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit asks PyPI)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit >= 2.7'
+	@$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 clean: ## remove caches and build leftovers (not runs, not data, not .venv)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml

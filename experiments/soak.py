@@ -424,15 +424,16 @@ class Soak:
     Args:
         folder: for the runs; in memory it is quick.
         seed: of the random kills.
+        warm: methods that the forks will need.
     """
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, warm: tuple[str, ...] = ("SimCLR", "MAE", "Classifier")) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.wholes: dict[tuple, Run] = {}
         self.counts: dict[str, Counter] = {}
         self.failures: list[str] = []
         # in this process: what the methods import on the way, the forks need not import again
-        for method in ("SimCLR", "MAE", "Classifier"):
+        for method in warm:
             case = Case(folder, method)
             with contextlib.redirect_stdout(None):
                 lit_vision(case.words(f"warm-{method}", False))
@@ -531,14 +532,14 @@ class Soak:
             a, b = self.random.randint(2, 3), self.random.randint(2, 3)
             sequence = [
                 {"kill": f"start:{a}"},
-                {"kill": f"start:{2 * b - 1}", "case": _WithRecipe(one, two)},
+                {"kill": f"start:{2 * b - 1}", "case": WithRecipe(one, two)},
                 None,
             ]
             run = self.chain("2 to 1 to 2", two, f"elastic-{i}", lambda n, s=sequence: s[min(n, 2)], tolerance=1e-5)
             _check_samples(run, self.whole(two), self.failures, self.counts["2 to 1 to 2"])
 
 
-class _WithRecipe:
+class WithRecipe:
     """A case that runs another one's recipe with its own number of processes."""
 
     def __init__(self, case: Case, of: Case) -> None:
@@ -548,7 +549,7 @@ class _WithRecipe:
         words = self.of.words(name, resume)
         words[words.index("--trainer.accumulate_grad_batches") + 1] = str(self.case.accumulate)
         words[words.index("--trainer.devices") + 1] = str(self.case.world)
-        return words
+        return words + ["--trainer.strategy", self.case.strategy] * bool(self.case.strategy)
 
 
 def _check_samples(run: Run, whole: Run, failures: list[str], counts: Counter) -> None:

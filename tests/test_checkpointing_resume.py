@@ -4,11 +4,15 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.utils.tensorboard
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import soak
 import toy_run  # noqa: F401  the forks have it then
 
 import lit_vision.lightning_cli  # noqa: F401
@@ -33,6 +37,7 @@ data: {class_path: toy_run.ToyData, init_args: {n: 24, num_workers: WORKERS}}
 
 def in_child(words: list[str], log: Path, stop: str = "") -> int:
     """Runs the command in a fork (lightning is imported already); its exit code, negative for a signal."""
+    soak._parse_once(words)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -44,6 +49,7 @@ def in_child(words: list[str], log: Path, stop: str = "") -> int:
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
             torch.set_num_threads(1)
+            soak._use_what_was_parsed(words)
             try:
                 code = main(words)
             except BaseException as error:
@@ -121,10 +127,17 @@ def test_pretraining_without_validation(tmp_path: Path) -> None:
     Case(tmp_path, model="ToyPretrain").check("killed", "SIGKILL:saved:6", "SIGKILL:batch:3")
 
 
+@pytest.fixture
+def quick_disk(tmp_path: Path):
+    """A folder in memory where there is one: thousands of fsyncs take minutes on a busy disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulate", "val"), [(0, 1, "1.0"), (2, 1, "3"), (0, 2, "4"), (2, 3, "1.0")])
-def test_every_step_and_event(tmp_path: Path, workers: int, accumulate: int, val: str) -> None:
-    case = Case(tmp_path, workers, accumulate, val)
+def test_every_step_and_event(quick_disk: Path, workers: int, accumulate: int, val: str) -> None:
+    case = Case(quick_disk, workers, accumulate, val)
     for event, count in (("batch", 12), ("saved", 12), ("val", 8)):
         for n in range(1, count + 1):
             for name in ("SIGKILL", "SIGTERM"):

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# One recipe on one or more machines by torchrun, started again when a process is lost.
+#   experiments/cluster/torchrun.sh experiments/mae/vitb16_in1k_800ep.yaml runs/mae-b16 [--KEY VALUE ...]
+# Several machines: the same line on each, with NODES=4 and HEAD=<host of the first>:29500.
+# Ctrl-C or SIGTERM: torchrun passes it on, a checkpoint is written within one step; the same line again goes on with the run.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: [NODES=1] [GPUS=8] [HEAD=host:port] $0 RECIPE.yaml RUN_DIR [--KEY VALUE ...]" >&2; exit 2; }
+recipe=$1 run_dir=$2
+shift 2
+nodes=${NODES:-1} gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l)}
+[ "$gpus" -gt 0 ] || { echo "$0: no GPU here; set GPUS=2 --trainer.accelerator cpu to try it on processors" >&2; exit 1; }
+where=(--nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${RESTARTS:-3}")
+if [ "$nodes" = 1 ]; then where+=(--standalone); else
+  where+=(--rdzv-backend c10d --rdzv-endpoint "${HEAD:?name the first machine: HEAD=host:port}" --rdzv-id "$(basename "$run_dir")")
+fi
+exec "${TORCHRUN:-torchrun}" "${where[@]}" -m lit_vision fit --config "$recipe" --run_dir "$run_dir" --resume auto \
+  --trainer.num_nodes "$nodes" --trainer.devices "$gpus" "$@"
