@@ -197,7 +197,7 @@ def launch(
         sign: the signal.
 
     Returns:
-        The exit code of rank 0; negative for a signal.
+        The exit code of rank 0; -9 if a process was killed.
     """
     _parse_once(words)
     sys.stdout.flush()
@@ -228,7 +228,8 @@ def launch(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(children[0], signal.SIGKILL)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children[:-1]] + codes
-        return codes[0]
+        # a process that loses its partner ends with an error of its own, if it is not killed first
+        return -9 if -9 in codes else codes[0]
     finally:
         os.close(reader)
 
@@ -524,6 +525,12 @@ class Soak:
             self._save_seconds = (time.perf_counter() - start) / 5
         return self._save_seconds
 
+    def two_processes(self, kills: int) -> None:
+        """What one process goes through, on two; and two to one to two."""
+        self.random_steps(kills, 2, "two processes, random steps")
+        self.during_saving(kills, 2, "two processes, during saving")
+        self.elastic(3)
+
     def elastic(self, rounds: int = 1) -> None:
         """2 to 1 to 2 processes at a constant global batch of 8."""
         two = Case(self.folder, "Plain", interval=1, world=2)
@@ -567,6 +574,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving")
     parser.add_argument("--gloo-kills", type=int, default=20, help="of two processes, and as many during saving")
+    parser.add_argument("--parts", default="every,random,saving,gloo", help="some of these; the others' results stay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
@@ -577,26 +585,23 @@ def main(argv: list[str] | None = None) -> int:
     start, environment = time.perf_counter(), results.environment(args.seed)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
         soak = Soak(Path(folder), args.seed)
-        soak.every_step(["MAE", "SimCLR", "Classifier"], [0, 2], [1, 2])
-        print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
-        soak.random_steps(args.kills)
-        print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
-        soak.during_saving(args.kills)
-        print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
-        soak.random_steps(args.gloo_kills, 2, "two processes, random steps")
-        soak.during_saving(args.gloo_kills, 2, "two processes, during saving")
-        soak.elastic(3)
-        parts = {name: {"failures": 0, **counts} for name, counts in soak.counts.items()}
-    result = {
-        "made_by": "make soak",
-        "parts": parts,
-        "failures": len(soak.failures),
-        "failed": soak.failures[:10],
-        "seconds": round(time.perf_counter() - start),
-        "environment": environment,
-    }
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{args.out}: {json.dumps(parts)}")
+        for part, run in {
+            "every": lambda: soak.every_step(["MAE", "SimCLR", "Classifier"], [0, 2], [1, 2]),
+            "random": lambda: soak.random_steps(args.kills),
+            "saving": lambda: soak.during_saving(args.kills),
+            "gloo": lambda: soak.two_processes(args.gloo_kills),
+        }.items():
+            if part in args.parts.split(","):
+                run()
+                print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
+    whole = json.loads(args.out.read_text()) if args.out.is_file() else {"made_by": "make soak", "parts": {}}
+    for name, counts in soak.counts.items():
+        whole["parts"][name] = {"failures": 0, **counts, "seed": args.seed, "commit": environment["commit"]}
+    whole["failures"] = sum(part["failures"] for part in whole["parts"].values())
+    whole["failed"] = soak.failures[:10]
+    whole["environment"] = environment
+    args.out.write_text(json.dumps(whole, indent=2) + "\n")
+    print(f"{args.out}: {json.dumps(whole['parts'])}")
     return bool(soak.failures)
 
 
