@@ -1,13 +1,16 @@
 """Every recipe is parsed, no weights built; one per method trains two batches through the command line."""
 
 import functools
+import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from jsonargparse import Namespace
 from PIL import Image
 
 from lit_vision import cli
@@ -106,6 +109,29 @@ def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
         settings = parsed(recipe, tuple(flags))
         assert settings.trainer.num_nodes == 1
         assert images_a_step(settings) == whole, "one node must not change the global batch"
+
+
+def test_flags_of_the_papers_tables_are_keys_of_their_recipes() -> None:
+    """One parse per recipe; of a flag its key must be there and its value of the key's kind."""
+    spec = importlib.util.spec_from_file_location("paper_rows", ROOT / "paper_rows.py")
+    rows = sys.modules["paper_rows"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    commands = {c for table in rows.TABLES.values() for line in table.lines for c in line.commands}
+    trained = [command for command in commands if command.startswith("lit-vision fit")]
+    assert len(trained) > 70
+    for command in trained:
+        words = shlex.split(re.sub(r"\$\(.*?\)+(?= )", "7", command))[4:]
+        recipe = Path(shlex.split(command)[3]).relative_to("experiments")
+        settings = parsed(str(recipe))
+        for flag, value in zip(words[::2], words[1::2]):
+            if flag in ("--run_dir", "--resume"):
+                continue
+            part, key = flag.removeprefix("--").split(".")
+            holder = settings.trainer if part == "trainer" else settings[part].init_args
+            assert key in holder, command
+            kind, given = type(holder[key]), type(yaml.safe_load(value))
+            same = holder[key] is None or given is kind or {given, kind} <= {int, float} or kind is str
+            assert same or {given, kind} == {dict, Namespace}, command
 
 
 # learning rate that the papers give for these recipes

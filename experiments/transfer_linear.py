@@ -1,0 +1,85 @@
+"""Transfer by a linear classifier on frozen features: L-BFGS logistic regression, its strength chosen on val. Chen et al. 2020, App. B.8.
+
+45 strengths from 1e-6 to 1e5, evenly spaced in their logarithm; images under the evaluation view (centre crop), no augmentation; the
+chosen strength is fitted again on train and val together, and test is read once. Unlike the paper: features are centred and scaled.
+Run: python experiments/transfer_linear.py RUN_OR_FILE --root data/food101 --out results.json [--per_class]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+STRENGTHS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
+
+
+def main(argv: Sequence[str] | None = None, strengths: Sequence[float] = STRENGTHS) -> int:
+    """The script; 1 with one line for a fault with a mend."""
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    words.add_argument("model", help="a run's folder or a file of weights")
+    words.add_argument("--root", required=True, help="a folder with train/, val/ and test/ by class")
+    words.add_argument("--out", required=True, help="the results file")
+    words.add_argument("--per_class", action="store_true", help="mean of the classes' accuracies instead of top-1")
+    words.add_argument("--batch_size", type=int, default=256)
+    args = words.parse_args(argv)
+    from lit_vision.errors import UserError
+
+    try:
+        print(measure(args, strengths))
+    except UserError as error:
+        print(f"transfer_linear: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
+    """Features of the three splits, the choice, the answer; writes the results file and returns a line."""
+    import torch
+
+    from lit_vision.data import ImageFolderDataModule
+    from lit_vision.evaluation.features import extract
+    from lit_vision.evaluation.linear import logistic_regression
+    from lit_vision.evaluation.metrics import confusion_matrix, per_class_accuracy
+    from lit_vision.evaluation.results import write_result
+    from lit_vision.predict.models import file_of, load_method
+
+    began = time.perf_counter()
+    method, card = load_method(file_of(args.model))
+    data = ImageFolderDataModule(args.root, img_size=card.size, crop_pct=card.crop_pct, batch_size=args.batch_size)
+    data.setup()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, val, test = (
+        extract(method.backbone, data.eval_loader(split), method.mean, method.std, device)
+        for split in ("train", "val", "test")
+    )
+    held = (val.features, val.labels)
+    chosen = logistic_regression(
+        train.features, train.labels, val.features, data.num_classes, strengths=strengths, validation=held
+    )
+    both = torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
+    probe = logistic_regression(*both, test.features, data.num_classes, strengths=[chosen.strength])
+    matrix = confusion_matrix(probe.predictions, test.labels, data.num_classes)
+    per_class = per_class_accuracy(matrix)
+    name = "test/mean_per_class" if args.per_class else "test/top1"
+    value = float(per_class[per_class == per_class].mean()) if args.per_class else float(matrix.trace() / matrix.sum())
+    write_result(
+        Path(args.out),
+        recipe="transfer_linear",
+        metric={"name": name, "value": value},
+        samples=len(test),
+        seconds=time.perf_counter() - began,
+        data_fingerprint=data.fingerprint,
+        weights_sha256=card.features,
+        strength=chosen.strength,
+        chosen_on=chosen.chosen_on,
+    )
+    return f"{name} {value:.4f} ({len(test)} images, strength {chosen.strength:.3g} of {chosen.chosen_on}): {args.out}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The papers' tables (that their commands parse is in test_recipes.py): every number is the paper's, nothing is printed that no file holds."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_vision.evaluation.results import read_result, write_result
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+rows = load("paper_rows")
+tables = load("paper_tables")
+
+
+def test_a_run_folder_means_one_run() -> None:
+    commands: dict[str, str] = {}
+    for table in rows.TABLES.values():
+        for line in table.lines:
+            for stage in line.stages:
+                assert commands.setdefault(stage.folder, stage.command) == stage.command
+    names = [tables.file_of(name, line) for name, table in rows.TABLES.items() for line in table.lines]
+    assert len(set(names)) == len(names)
+
+
+def test_batches_of_simclrs_table_are_what_they_say() -> None:
+    for size, (nodes, per_device, lr, _) in rows.BATCHES.items():
+        assert nodes * 8 * per_device == size
+        assert lr == pytest.approx(0.075 * size**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(rows.TABLES))
+def test_dry_prints_commands_and_data_and_runs_nothing(name: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tables, "subprocess", None)
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", name, "--scale", "paper", "--dry"])
+    assert tables.main() == 0
+    said = capsys.readouterr().out
+    assert "# data:" in said
+    assert all(command in said for command in tables.commands(rows.TABLES[name]))
+    assert "experiments/cluster/train.sbatch" in said
+
+
+def test_without_the_data_it_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "subprocess", None)
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "mae-linear", "--scale", "paper"])
+    assert tables.main() == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "data/imagenet" in said.err
+    assert "DRY=1" in said.err
+
+
+def test_ours_comes_from_results_files_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    table = rows.TABLES["simclr-semi"]
+    assert tables.show("simclr-semi", table).count("not run yet") == 2
+    metric = {"name": "val/top1", "value": 0.5}
+    kept = tables.file_of("simclr-semi", table.lines[0])
+    write_result(kept, recipe="x", metric=metric, samples=50000, seconds=1.0, commit="0123456789", dirty=False)
+    said = tables.show("simclr-semi", table)
+    assert said.count("not run yet") == 1
+    assert "50.0 % (1)" in said
+    assert "+1.7" in said
+    assert "01234567" in said
+
+
+def test_what_is_run_is_copied_to_where_the_table_reads(tmp_path: Path, monkeypatch, capsys) -> None:
+    ran = []
+
+    def fake(words, cwd, check):
+        ran.append(words[2])
+        folder = Path(re.search(r"--run_dir (\S+)", words[2])[1])
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "results.json").write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "kept")
+    monkeypatch.setattr(tables, "subprocess", SimpleNamespace(run=fake))
+    for place in rows.TABLES["simclr-semi"].data:
+        (tmp_path / place).mkdir(parents=True)
+    assert tables.run("simclr-semi", rows.TABLES["simclr-semi"]) == 0
+    assert len(ran) == 3  # the shared pre-training once
+    assert all(" -m lit_vision fit " in command and command.endswith("--resume auto") for command in ran)
+    assert len(list((tmp_path / "kept").rglob("*.json"))) == 2
+
+
+def test_numbers_of_the_papers() -> None:
+    """Read from the papers' tables once more, by another hand than the rows."""
+    paper = {name: {line.name: line.paper for line in table.lines} for name, table in rows.TABLES.items()}
+    assert [v for k, v in paper["mae-finetune"].items() if "scratch" in k] == [0.823, 0.826, 0.831]
+    assert [v for k, v in paper["mae-finetune"].items() if "1600 epochs, repository" in k] == [0.836, 0.859, 0.869]
+    assert [v for k, v in paper["mae-linear"].items() if "1600" in k] == [0.680, 0.758, 0.766]
+    tuned = [v for k, v in paper["mae-ablation"].items() if k.endswith("fine-tune")]
+    linear = [v for k, v in paper["mae-ablation"].items() if k.endswith("linear")]
+    assert tuned == [0.849, 0.848, 0.849, 0.849, 0.844, 0.849, 0.848, 0.844, 0.843, 0.854, 0.840]
+    assert linear == [0.735, 0.655, 0.700, 0.719, 0.733, 0.691, 0.713, 0.731, 0.731, 0.739, 0.657]
+    assert list(paper["simclr-linear"].values()) == [
+        *(0.646, 0.665, 0.682, 0.689, 0.693),
+        *(0.628, 0.638, 0.643, 0.647, 0.648),
+        *(0.742, 0.765),
+    ]
+    assert list(paper["simclr-semi"].values()) == [0.483, 0.656]
+    transfer = paper["simclr-transfer"]
+    assert [transfer[k] for k in transfer if k.endswith("linear")] == [
+        *(0.684, 0.906, 0.716, 0.374, 0.588, 0.503, 0.503, 0.745, 0.836, 0.903, 0.912)
+    ]
+    assert [transfer[k] for k in transfer if k.endswith("fine-tune")] == [
+        *(0.882, 0.977, 0.859, 0.759, 0.635, 0.913, 0.881, 0.732, 0.892, 0.921, 0.970)
+    ]
+
+
+def test_transfer_by_a_linear_classifier(tmp_path: Path, capsys) -> None:
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.backbones.weights import save_backbone
+
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 8), ("val", 4), ("test", 6)):
+        for k in range(3):
+            place = tmp_path / "data" / split / f"class{k}"
+            place.mkdir(parents=True)
+            for i in range(n - (k == 2 and split == "test") * 3):  # classes of unequal size
+                Image.fromarray(rng.integers(0, 60 * k + 60, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    sizes = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "img_size": 32}
+    save_backbone(tmp_path / "w.safetensors", Backbone("resnet18", **sizes), [0.0] * 3, [1.0] * 3)
+    script = load("transfer_linear")
+    assert script.STRENGTHS[0] == pytest.approx(1e-6)
+    assert script.STRENGTHS[-1] == pytest.approx(1e5)
+    assert len(script.STRENGTHS) == 45
+    words = [str(tmp_path / "w.safetensors"), "--root", str(tmp_path / "data"), "--out", str(tmp_path / "r.json")]
+    assert script.main([*words, "--per_class"], strengths=(0.01, 1.0)) == 0
+    result = read_result(tmp_path / "r.json")
+    assert result["metric"]["name"] == "test/mean_per_class"
+    assert result["metric"]["value"] > 0.5
+    assert (result["samples"], result["strength"] in (0.01, 1.0)) == (15, True)
+    assert "validation split of 12" in json.dumps(result)
+    assert script.main([str(tmp_path / "none"), *words[1:]]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
