@@ -72,7 +72,7 @@ TABLE = Ablation(
     ),
     published={(label(0.75), "linear"): "73.5 %", (label(0.75), "finetune"): "84.9 %"},
     paper_scale=COMMANDS,
-    epochs=40,
+    epochs=30,
 )
 
 if __name__ == "__main__":

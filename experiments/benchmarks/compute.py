@@ -240,30 +240,25 @@ def lightly_mae(side: int) -> nn.Module:
     """lightly's MAE as its example has it (examples/pytorch/mae.py), on the same timm ViT."""
     import timm
     from lightly.models import utils
-    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+    from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
 
     class Theirs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            vit = timm.create_model(VIT[0], num_classes=0, **VIT[1])
+            vit, width = timm.create_model(VIT[0], num_classes=0, **VIT[1]), DECODER["decoder_width"]
             self.patch = vit.patch_embed.patch_size[0]
             self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-            self.decoder = MAEDecoderTIMM(
-                num_patches=vit.patch_embed.num_patches,
-                patch_size=self.patch,
-                embed_dim=vit.embed_dim,
-                decoder_embed_dim=DECODER["decoder_width"],
-                decoder_depth=DECODER["decoder_depth"],
-                decoder_num_heads=DECODER["decoder_heads"],
-            )
+            self.embed, self.pred = nn.Linear(vit.embed_dim, width), nn.Linear(width, 3 * self.patch**2)
+            depth, heads = DECODER["decoder_depth"], DECODER["decoder_heads"]
+            self.decoder = MaskedVisionTransformerDecoderTIMM(vit.patch_embed.num_patches, width, depth, heads)
 
         def forward(self, images: Tensor) -> Tensor:
             size = (len(images), self.backbone.sequence_length)
             keep, mask = utils.random_token_mask(size=size, mask_ratio=0.75, device=images.device)
-            latent = self.decoder.embed(self.backbone.encode(images=images, idx_keep=keep))
+            latent = self.embed(self.backbone.encode(images=images, idx_keep=keep))
             tokens = utils.repeat_token(self.decoder.mask_token, size)
-            decoded = self.decoder.decode(utils.set_at_index(tokens, keep, latent.type_as(tokens)))
-            pred = self.decoder.predict(utils.get_at_index(decoded, mask))
+            decoded = self.decoder(utils.set_at_index(tokens, keep, latent.type_as(tokens)))
+            pred = self.pred(utils.get_at_index(decoded, mask))
             target = utils.get_at_index(utils.patchify(images, self.patch), mask - 1)
             return F.mse_loss(pred, target)
 

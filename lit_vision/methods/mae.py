@@ -192,7 +192,7 @@ class MAE(lightning.LightningModule):
         if noise is None:
             noise = torch.rand(len(images), self.patches, device=images.device)
         ids_keep, ids_restore, mask = random_masking(noise, self.keep)
-        choose_attention(self, images)
+        self._choose_attention(images)
         latent = self.backbone.forward_tokens(images, ids_keep)  # (B, 1 + L_keep, D)
         pred = self.decoder(latent, ids_restore.argsort(dim=1))  # (B, L, P*P*C), shuffled
         pred = pred.gather(1, ids_restore.unsqueeze(-1).expand_as(pred))
@@ -218,8 +218,12 @@ class MAE(lightning.LightningModule):
         views = torch.arange(images.shape[1], device=keys.device).repeat(len(keys))[:, None]
         keys = torch.cat([keys.repeat_interleave(images.shape[1], dim=0), views], dim=1)  # (B*V, 4)
         images = images.flatten(0, 1)
-        choose_attention(self, images)
+        self._choose_attention(images)
         return self._step()(images, keyed_noise(keys, self.patches, self.hparams.seed, stream))
+
+    def _choose_attention(self, images: Tensor) -> None:
+        choose_attention(self.backbone, images, 1 + self.keep)
+        choose_attention(self.decoder, images, 1 + self.patches)
 
     def _step(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`loss`, compiled at first use if asked for; a function and no module, so that state keys stay as they are."""

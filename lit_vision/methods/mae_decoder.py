@@ -10,16 +10,24 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_vision.backbones.pos_embed import sincos_2d
 
+LONG = 128  # tokens from which on the fused kernel's float32 path pays on CPUs
 
-def choose_attention(module: nn.Module, images: Tensor) -> None:
+
+def choose_attention(module: nn.Module, images: Tensor, tokens: int) -> None:
     """Let every attention layer of timm in `module` use PyTorch's fused kernel, or plain products where those are faster.
 
     That is on CPUs in bfloat16, where the fused kernel's backward runs without AMX: forward + backward of 16 images took 114 ms instead of
     208 ms in a decoder block of ViT-B (197 tokens, 16 heads), 14 ms instead of 69 ms in an encoder block (50 tokens, 12 heads). In
-    float32 the fused kernel is the faster one: 120 ms against 169 ms, and equal in the encoder.
+    float32 the fused kernel wins on many tokens (120 ms against 169 ms there) and loses on few (18.4 against 17.0; up to 15 % of a
+    step of the small ViT for 32 pixels).
+
+    Args:
+        module: the encoder or the decoder.
+        images: the batch, for its device and dtype; autocast counts.
+        tokens: of each image.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-    fused = images.device.type != "cpu" or dtype != torch.bfloat16
+    fused = images.device.type != "cpu" or (tokens >= LONG and dtype != torch.bfloat16)
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = fused
