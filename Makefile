@@ -8,7 +8,7 @@ SCALE ?= desk
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint format benchmark soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
-  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation
+  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-transfer
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ table-adaptation: $(STAMP) ## what trains of a pre-trained ViT: accuracy, parame
 
 verify-adaptation: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_adaptation.py --verify
+
+table-transfer: $(STAMP) ## pre-train on one domain, adapt to the other, both ways (SCALE=desk, DRY=1 prints what is trained)
+	@$(BIN)/python experiments/transfer.py --scale $(SCALE) $(if $(DRY),--dry)
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES)

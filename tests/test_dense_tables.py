@@ -1,6 +1,7 @@
 """The scripts of the scenes' and the adaptation table at toy size: run, stop, go on, publish, print, verify; no accuracy is judged."""
 
 import csv
+import dataclasses
 import importlib
 import json
 import sys
@@ -150,3 +151,46 @@ def test_scenes__tiles_cover_every_picture_once(scenes, tmp_path) -> None:
     (out / "000000-032-064.png").unlink()
     assert scenes.cut_tiles(source, out) == 9  # done is done
     assert not (out / "000000-032-064.png").exists()
+
+
+def test_transfer__both_directions_stopped_and_gone_on(images, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    script = importlib.import_module("transfer")
+    other = dataclasses.replace(images, pool=255 - images.pool, test=255 - images.test, fingerprint="e" * 64)
+    plan = script.Plan(
+        ("here/dark", "here/light"), {"here/dark": 0.0, "here/light": 90.0}, labels="16", seeds=2, epochs=1, steps=2
+    )
+    both = dict(zip(plan.roots, (images, other)))
+    measure, calls = script.Transfer._train, []
+
+    def dying(self, *args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Transfer, "_train", dying)
+        with pytest.raises(KeyboardInterrupt):
+            script.make(plan, both, tmp_path / "run", tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npy")}
+    assert len(stamps) > 4
+    script.make(plan, both, tmp_path / "run", tmp_path)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    for root in plan.roots:
+        cells = json.loads(script.result_of(root, tmp_path).read_text())["cells"]
+        assert {(c["start"], c["protocol"]) for c in cells} == {
+            (start, protocol)
+            for start in ("simclr@dark", "simclr@light", "scratch")
+            for protocol in ("linear", "finetune")
+            if (start, protocol) != ("scratch", "linear")
+        }
+        assert all(len(c["values"]) == 2 for c in cells)
+        steps = {c["start"]: c["steps"] for c in cells if c["protocol"] == "finetune"}
+        assert steps["scratch"] == 4 * steps["simclr@dark"]
+    capsys.readouterr()
+    script.show(plan.roots, "simclr", tmp_path, "transfer")
+    text = (tmp_path / "transfer.md").read_text()
+    assert text.count("the other folder") == 4
+    assert "pre-training on light gives" in text
+    assert "pre-training on dark gives" in text

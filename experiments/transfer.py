@@ -1,0 +1,270 @@
+"""Cross-domain transfer: pre-train on one folder without labels, adapt to another with few labels, in both directions.
+
+For each of the two folders: encoders pre-trained on it, on the other one, and none at all (from scratch, with the time that pre-training
+and fine-tuning take), by linear probe and by fine-tuning on the same labels. Every finished piece is on disk, so a stopped run goes on.
+Run: make table-transfer SCALE=desk     that is  python experiments/transfer.py     upright garments to turned ones, and back
+     python experiments/transfer.py --pretrain-on data/A --adapt-to data/B --labels 1%,10% --seeds 3     your own two folders
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation import RESULTS, ROOT, frozen_features, probe
+
+DESK = {
+    "data/fashion": ((), 0.0),
+    "data/fashion-turned": (("--turned",), 180.0),
+}  # folder: how it is made, rotation of the views
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        roots: the two folders.
+        rotation: by folder, how far pictures turn in training on it, degrees.
+        start: simclr or mae.   labels: as the study's --labels.   seeds: label subsets, initialisations and orders.
+        epochs: of pre-training.   steps: of fine-tuning; from scratch takes the recipe's `scratch_factor` times as many.
+    """
+
+    roots: tuple[str, str]
+    rotation: dict[str, float]
+    start: str = "simclr"
+    labels: str = "1%,10%"
+    seeds: int = 3
+    epochs: int = 20
+    steps: int = 320
+
+
+class Transfer:
+    """Trains and measures what is not on disk yet.
+
+    Args:
+        plan: what.
+        images: by folder, from `lit_vision.study.images.read_images`; of one size.
+        folder: where pieces are kept.
+        report: `lit_vision.study.progress.Reporter`.
+    """
+
+    def __init__(self, plan: Plan, images: dict[str, Any], folder: Path, report: Any) -> None:
+        from lit_vision.study.cells import CellStore
+        from lit_vision.study.recipes import recipe_for
+
+        self.plan, self.images, self.folder, self.report = plan, images, folder, report
+        self.recipes = {root: recipe_for(images[root].size, plan.rotation[root]) for root in plan.roots}
+        self.store = CellStore(folder / "cells")
+        (folder / "weights").mkdir(exist_ok=True)
+
+    def pretrain(self, root: str) -> tuple[Path, str, float]:
+        """(weights, their sha256, seconds) of the encoder of a folder."""
+        from lit_vision.backbones.weights import save_backbone, sha256_of
+        from lit_vision.evaluation.results import write_json
+        from lit_vision.study.cells import digest
+        from lit_vision.study.training import pretraining, quiet, train
+
+        plan, recipe, images = self.plan, self.recipes[root], self.images[root]
+        inputs = digest(images.fingerprint, images.size, plan.start, plan.epochs, recipe.as_dict())
+        weights = self.folder / "weights" / f"{plan.start}-{Path(root).name}.safetensors"
+        note = weights.with_suffix(".json")
+        known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
+        if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+            with quiet(self.folder / "transfer.log"):
+                module, data = pretraining(plan.start, images, recipe, 0)
+                self.report.begin(f"pre-training on {root}", data.batch_size)
+                trained = train(module, data, plan.epochs, 0, self.report.tick)
+                save_backbone(weights, module.backbone, module.mean, module.std, half=True, method=plan.start)
+            known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": trained.seconds}
+            write_json(note, known)
+        return weights, known["sha256"], known["seconds"]
+
+    def run(self) -> dict[str, tuple[list, dict[str, float]]]:
+        """By target folder: outcomes, and seconds of pre-training by start."""
+        encoders = {root: self.pretrain(root) for root in self.plan.roots}
+        return {root: self._adapt(root, encoders) for root in self.plan.roots}
+
+    def _adapt(self, target: str, encoders: dict[str, tuple[Path, str, float]]) -> tuple[list, dict[str, float]]:
+        from lit_vision.study.cells import Ask, parse_labels
+
+        plan, images = self.plan, self.images[target]
+        outcomes = []
+        frozen = {s: frozen_features(e[0], images, self.recipes[target].side(plan.start)) for s, e in encoders.items()}
+        for seed in range(plan.seeds):
+            for labels in parse_labels(plan.labels, images.per_class):
+                for source in (*plan.roots, None):
+                    start = f"{plan.start}@{Path(source).name}" if source else SCRATCH
+                    for protocol in ("linear", "finetune") if source else ("finetune",):
+                        ask = Ask(start, protocol, labels, seed)
+                        outcomes.append(
+                            self._measure(target, ask, encoders[source] if source else None, frozen.get(source))
+                        )
+        seconds = {f"{plan.start}@{Path(source).name}": encoder[2] for source, encoder in encoders.items()}
+        return outcomes, seconds
+
+    def _measure(self, target: str, ask: Any, encoder: Any, frozen: Any) -> Any:
+        from lit_vision.study.cells import Ask, Outcome, digest
+
+        plan, images, recipe = self.plan, self.images[target], self.recipes[target]
+        kept = Ask(f"{Path(target).name}-from-{ask.start}", ask.protocol, ask.labels, ask.seed)
+        sha256 = encoder[1] if encoder else ""
+        own = "frozen" if ask.protocol == "linear" else (plan.start, plan.steps, plan.epochs, recipe.as_dict())
+        inputs = digest(images.fingerprint, images.size, sha256, own)
+        if (found := self.store.get(kept, inputs)) is None:
+            begin = time.perf_counter()
+            if ask.protocol == "linear":
+                (answer, chosen), steps = probe("linear", *frozen, images, ask), 0
+            else:
+                (answer, steps), chosen = self._train(target, ask, encoder, frozen), "fixed recipe"
+            top1 = float((answer.argmax(1) == images.test_labels).mean())
+            found = Outcome(kept, top1, round(time.perf_counter() - begin, 3), steps, chosen, None)
+            self.store.put(found, inputs, answer)
+        self.report.say(
+            f"to {Path(target).name}, {ask.labels:>5} labels, seed {ask.seed}, {ask.start:<24} {ask.protocol:<8} {100 * found.top1:5.1f} %"
+        )
+        return Outcome(ask, found.top1, found.seconds, found.steps, found.chosen_on, None)
+
+    def _train(self, target: str, ask: Any, encoder: Any, frozen: Any) -> tuple[np.ndarray, int]:
+        from lit_vision.evaluation.linear import logistic_regression
+        from lit_vision.study.training import classification, probabilities, quiet, train
+
+        plan, images, recipe = self.plan, self.images[target], self.recipes[target]
+        rows, head, steps = images.subset(ask.labels, ask.seed), None, plan.steps
+        start = plan.start if encoder else {"simclr": "scratch-cnn", "mae": "scratch-vit"}[plan.start]
+        with quiet(self.folder / "transfer.log"):
+            if encoder:
+                known = frozen[0][rows], images.labels[rows], frozen[1], len(images.classes)
+                head = logistic_regression(*known, seed=ask.seed)
+            else:
+                steps *= recipe.scratch_factor
+            module, data = classification(start, images, rows, recipe, ask.seed, encoder[0] if encoder else None, head)
+            self.report.begin(ask.name, data.batch_size)
+            trained = train(module, data, -(-steps // data.batches_per_epoch), ask.seed, self.report.tick)
+            return probabilities(module, images, recipe.side(start)), trained.steps
+
+
+def result_of(target: str, out: Path) -> Path:
+    """The results file of a target folder."""
+    return out / f"transfer-to-{Path(target).name}.json"
+
+
+def make(plan: Plan, images: dict[str, Any], folder: Path, out: Path) -> None:
+    """Run, and write one results file per target."""
+    from lit_vision.evaluation.results import write_result
+    from lit_vision.study.cells import to_cells
+    from lit_vision.study.progress import Reporter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with Reporter() as report:
+        found = Transfer(plan, images, folder, report).run()
+    for root, (outcomes, seconds) in found.items():
+        facts = {"data_fingerprint": images[root].fingerprint, "test_images": len(images[root].test)}
+        facts |= {"epochs": plan.epochs, "steps": plan.steps, "target": Path(root).name}
+        took = sum(outcome.seconds for outcome in outcomes)
+        cells = to_cells(outcomes, seconds)
+        write_result(result_of(root, out), recipe="transfer", seconds=round(took, 1), cells=cells, **facts)
+
+
+def show(roots: tuple[str, str], start: str, out: Path, name: str) -> None:
+    """Print a table per target and what it says; write both as Markdown."""
+    from lit_vision.evaluation.metrics import paired_difference
+    from lit_vision.tables import Table, rows_from, score, to_markdown
+
+    text = "# Transfer between two domains\n\n"
+    for root in roots:
+        file = result_of(root, out)
+        rows = rows_from([file]) if file.exists() else []
+        cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
+        counts, other = sorted({row["labels"] for row in rows}), next(r for r in roots if r != root)
+        lines = []
+        starts = {f"{start}@{Path(root).name}": "the same folder", f"{start}@{Path(other).name}": "the other folder"}
+        for one, says in {**starts, SCRATCH: "nothing"}.items():
+            for protocol in ("linear", "finetune") if one != SCRATCH else ("finetune",):
+                lines.append([says, protocol, *(score(cells.get((one, protocol, n))) for n in counts)])
+        table = Table(
+            ["pre-trained on", "protocol", *(f"{n} labels" for n in counts)], lines, "Test top-1, mean ± sd (seeds)."
+        )
+        text += f"## Adapted to {Path(root).name}\n\n{to_markdown(table)}\n"
+        same, far = starts
+        for n in counts:
+            for against, what in ((same, "pre-training on the folder itself"), (SCRATCH, "training from scratch")):
+                pair = [cells.get((s, "finetune", n)) for s in (far, against)]
+                if None in pair:
+                    continue
+                gap = paired_difference(*(row["values"] for row in pair))
+                spread = "" if gap.se is None else f" ± {100 * gap.se:.1f}"
+                text += f"- {n} labels: pre-training on {Path(other).name} gives {100 * gap.mean:+.1f}{spread} points against {what}.\n"
+        text += "\n"
+    print(text)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """The script."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--pretrain-on", metavar="A", help="a folder as the study takes it (default: upright garments)")
+    words.add_argument(
+        "--adapt-to", metavar="B", help="another one (default: turned garments); both directions are run"
+    )
+    words.add_argument("--start", choices=["simclr", "mae"], default="simclr")
+    words.add_argument("--labels", default="1%,10%", help="as lit-vision study takes them (default 1%%,10%%)")
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--epochs", type=int, default=20, help="of pre-training (default 20)")
+    words.add_argument(
+        "--run_dir", metavar="DIR", help="default runs/table-transfer, or runs/transfer for your folders"
+    )
+    words.add_argument("--scale", choices=["desk", "paper"], default="desk")
+    words.add_argument("--dry", action="store_true", help="print what would be trained and leave")
+    words.add_argument("--show", action="store_true", help="print from the results; train nothing")
+    options = words.parse_args()
+    from lit_vision.cli import main as run
+    from lit_vision.errors import UserError
+
+    if bool(options.pretrain_on) != bool(options.adapt_to):
+        words.error("--pretrain-on and --adapt-to go together: give both or none")
+    if options.seeds < 1 or options.epochs < 1:
+        words.error("--seeds, --epochs: give 1 or more")
+    if options.scale == "paper":
+        print("transfer has no paper scale of its own; make table-simclr-transfer SCALE=paper DRY=1 has SimCLR's")
+        return 0
+    own = options.pretrain_on is not None
+    roots = (options.pretrain_on, options.adapt_to) if own else tuple(DESK)
+    rotation = {root: 0.0 if own else DESK[root][1] for root in roots}
+    folder = Path(options.run_dir or ROOT / "runs" / ("transfer" if own else "table-transfer"))
+    out = folder if own else RESULTS
+    plan = Plan(roots, rotation, options.start, options.labels, options.seeds, options.epochs)
+    if options.dry:
+        print(
+            f"{plan.start}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then to each of them from either and from scratch:"
+        )
+        print(
+            f"  labels {plan.labels}, {plan.seeds} seeds, linear probe and {plan.steps} steps of fine-tuning; pieces in {folder}"
+        )
+        return 0
+    try:
+        if not options.show:
+            from lit_vision.study.images import read_images
+
+            for root in () if own else roots:
+                if code := run(["data", "fashion", *DESK[root][0], "--out", root]):
+                    return code
+            places = {root: Path(root) if own else ROOT / root for root in roots}
+            first = read_images(places[roots[0]])
+            make(plan, {roots[0]: first, roots[1]: read_images(places[roots[1]], first.size)}, folder, out)
+        show(roots, plan.start, out, "transfer" if own else "transfer-desk")
+    except UserError as error:
+        print(f"transfer: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
