@@ -81,6 +81,13 @@ def fault(path: str | os.PathLike) -> str | None:
     return None
 
 
+def identity(path: str | os.PathLike) -> str | None:
+    """What results name a checkpoint by: its sha256, of a sharded one its manifest's; None if there is none."""
+    path = Path(path)
+    path = path / MANIFEST if path.is_dir() else path
+    return sha256_of_file(path) if path.is_file() else None
+
+
 def is_valid(path: str | os.PathLike) -> bool:
     """True if the checkpoint is there and holds the bytes that were written."""
     return fault(path) is None

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_vision import loggers, runs
+from lit_vision import digests, loggers, runs
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.callbacks.progress import Progress
 from lit_vision.callbacks.run_record import CountSamples, RunRecord
@@ -262,7 +262,7 @@ class RunCLI(LightningCLI):
             samples=samples,
             seconds=seconds,
             data_fingerprint=getattr(self.datamodule, "fingerprint", None),
-            weights_sha256=results.sha256_of_file(ckpt_path),
+            weights_sha256=digests.identity(ckpt_path),
         )
 
 

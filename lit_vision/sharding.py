@@ -131,7 +131,7 @@ class Sharded(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(
-                f"{path}: is no sharded checkpoint; strategy Sharded goes on from its own (model.backbone_checkpoint takes any)"
+                f"{path}: is no sharded checkpoint; go on without strategy Sharded, which writes and reads its own"
             )
         if wrong := self.broadcast(digests.fault(path) if self.is_global_zero else None):
             raise DamagedCheckpoint(f"{path} {wrong}; use another checkpoint")

@@ -92,7 +92,7 @@ def _check_words(command: str, words: Sequence[str]) -> None:
             raise UsageError(
                 f"--ckpt_path: {command} measures a checkpoint; name one, such as RUN/checkpoints/best.ckpt"
             )
-        if not Path(checkpoint[0]).is_file():
+        if not Path(checkpoint[0]).exists():
             raise UserError(f"--ckpt_path {checkpoint[0]}: no such file")
     for key in ("--data.seed", "--data.init_args.seed", "--model.seed", "--model.init_args.seed"):
         if _values(words, key):

@@ -131,7 +131,7 @@ class RunRecord(CountSamples):
             return  # not one step was taken, e.g. a resume of a run that was complete: its results are there
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-        written = digests.read(checkpoint.path) if checkpoint else []
+        weights = checkpoint.path if checkpoint else None
         results.write_result(
             folder / "results.json",
             recipe=self.recipe,
@@ -145,7 +145,7 @@ class RunRecord(CountSamples):
             seconds=self._earlier + time.perf_counter() - self._started,
             images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
             data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
-            weights_sha256=written[0].sha256 if written else None,
+            weights_sha256=digests.identity(weights) if weights else None,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
         )
