@@ -93,7 +93,7 @@ soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 
 	@OMP_NUM_THREADS=1 $(BIN)/python experiments/soak.py
 
 audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit asks PyPI)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit >= 2.7'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
 	@$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 clean: ## remove caches and build leftovers (not runs, not data, not .venv)

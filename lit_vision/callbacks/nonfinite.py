@@ -172,16 +172,18 @@ def _roll_back(trainer: Trainer, pl_module: LightningModule) -> str:
     from lit_vision.checkpointing import LastCheckpoint
 
     saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-    path = digests.newest_valid(saver.path.parent)[0] if saver else None
-    path = trainer.strategy.broadcast(path)
+    found = digests.newest_valid(saver.path.parent)[0] if saver and trainer.is_global_zero else None
+    path = trainer.strategy.broadcast(found)
     if path is None:
         return "there is no checkpoint to go back to yet, so the run goes on without it"
-    checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path)
-    pl_module.load_state_dict(checkpoint["state_dict"])
-    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"]):
-        rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, rate in zip(optimizer.param_groups, rates):
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+    checkpoint = trainer.strategy.load_checkpoint(path)
+    if trainer.strategy.lightning_restore_optimizer:  # a sharded strategy has put everything in place itself
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"]):
+            optimizer.load_state_dict(state)
+    for optimizer, own in zip(trainer.optimizers, rates):
+        for group, rate in zip(optimizer.param_groups, own):
             group["lr"] = rate
     # gradients that are ready belong to the weights that are gone
     trainer.strategy.model.zero_grad()
