@@ -1,7 +1,7 @@
 """Which project a checkpoint is from, and its keys in one common form: `backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`.
 
-Layouts: our checkpoints of MAE, SimCLR, Classifier and Backbone, timm's state dicts, facebookresearch/mae's files (encoder, full,
-fine-tuned), and those of foreign.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
+Layouts: our checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state dicts,
+facebookresearch/mae's files (encoder, full, fine-tuned), and those of foreign.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
 """
 
 import argparse
@@ -93,7 +93,13 @@ def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dic
     """
     if any(key.startswith("backbone.model.") for key in state):
         own = {common_key(key, "backbone."): value for key, value in state.items()}
-        marks = {"decoder.": "MAE", "projection.": "SimCLR", "head.": "Classifier"}
+        marks = {
+            "decoder.": "MAE",
+            "projection.": "SimCLR",
+            "pyramid.": "Dense",
+            "auxiliary.": "Dense",
+            "head.": "Classifier",
+        }
         layout = next((name for mark, name in marks.items() if any(k.startswith(mark) for k in own)), "Backbone")
         return own, layout
     if all(key.startswith("model.") for key in state):

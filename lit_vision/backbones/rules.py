@@ -6,6 +6,7 @@ from lit_vision.backbones.layouts import FB
 # (source layout, target): keys of the source that may be dropped, keys of the target that may start anew.
 # "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
 _DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
+_DENSE = ("pyramid.*", "auxiliary.*", "head.*")  # of Detector and Segmenter
 _UNUSED = ("backbone.mask_token",)
 RULES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("MAE", "MAE"): ((), ()),
@@ -17,6 +18,8 @@ RULES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("SimCLR", "Backbone"): (_PROJECTION, ()),
     ("Classifier", "Classifier"): ((), ()),
     ("Classifier", "Backbone"): (_HEAD, ()),
+    ("Dense", "Classifier"): (_DENSE, _HEAD),
+    ("Dense", "Backbone"): (_DENSE, ()),
     ("Backbone", "MAE"): ((), _DECODER),
     ("Backbone", "SimCLR"): ((), _PROJECTION),
     ("Backbone", "Classifier"): ((), _HEAD),
