@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from lit_vision.backbones.weights import load_backbone, load_into, sha256_of
 from lit_vision.callbacks.progress import clock
 from lit_vision.data.views import resize
 from lit_vision.errors import UserError
@@ -19,8 +17,8 @@ from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.evaluation.results import write_json
 from lit_vision.study.cells import Ask, CellStore, Outcome, digest
+from lit_vision.study.encoders import Encoder, Encoders
 from lit_vision.study.images import Images
-from lit_vision.study.pictures import reconstructions
 from lit_vision.study.progress import Reporter
 from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.schedule import (
@@ -36,28 +34,11 @@ from lit_vision.study.schedule import (
 )
 from lit_vision.study.training import (
     classification,
-    features,
-    precision_of,
-    pretraining,
     probabilities,
-    public_weights,
     quiet,
-    save,
     save_classifier,
     train,
 )
-
-
-@dataclass
-class Encoder:
-    """A pre-trained start: where its weights lie, what it cost, and its frozen features of the labelled pool and the test split."""
-
-    weights: Path
-    sha256: str
-    seconds: float
-    images_seen: int
-    pool: np.ndarray
-    test: np.ndarray
 
 
 class Study:
@@ -93,9 +74,8 @@ class Study:
         self.log = folder / "study.log"
         self.base = digest(images.fingerprint, images.size)
         self.optional, self.keep_weights, self.not_tried, self.licences = optional, keep_weights, {}, {}
-        self.encoders: dict[str, Encoder] = {}
+        self.make, self.encoders = Encoders(images, recipe, folder, report), {}
         self.outcomes: list[Outcome] = []
-        (folder / "weights").mkdir(exist_ok=True)
 
     def run(self) -> list[Outcome]:
         """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
@@ -103,7 +83,7 @@ class Study:
         paces = self._plan()
         self._frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
         for start in self.starts:
-            self.encoders[start] = encoder = self._public(start) if start.startswith(TIMM) else self._pretrain(start)
+            self.encoders[start] = encoder = self._encoder(start)
             self._frozen(start, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
         missing = [count for count in self.plan.labels if count not in self.plan.tune]
         if missing:
@@ -118,21 +98,14 @@ class Study:
     def _fetch_public(self) -> None:
         """Public weights first: whether they can be had decides what the plan holds."""
         for start in [start for start in self.starts if start.startswith(TIMM)]:
-            path = self._weights(start)
             try:
-                with quiet(self.log):
-                    if not path.exists():
-                        public_weights(start, path)
-                    self.licences[start] = load_backbone(path)[1].metadata.get("licence", "not stated")
+                self.licences[start] = self.make.fetch(start)
             except UserError as error:
                 if start not in self.optional:
                     raise
                 self.starts = [other for other in self.starts if other != start]
                 self.not_tried[start] = "no network" if "network" in str(error) else str(error)
                 self.report.say(f"{start}: not tried, {self.not_tried[start]}")
-
-    def _weights(self, start: str) -> Path:
-        return self.folder / "weights" / f"{start.replace(':', '_')}.safetensors"
 
     def _plan(self) -> dict:
         inputs = digest(
@@ -165,6 +138,7 @@ class Study:
             plan_pretraining(self.plan, paces, self.images, self.recipe, left * PRETRAIN_SHARE)
             draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
             plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
+            self.plan.seeds, self.plan.fewer, self.plan.cut = draft.seeds, draft.fewer, draft.cut
             self._say_plan(draft)
             self._keep_plan()
         return paces
@@ -176,10 +150,10 @@ class Study:
         say = self.report.say
         say(f"plan for {clock(self.budget)} on {device_name()}, {cores()} cores:")
         for start in self.plan.pretrain:
-            network = self.recipe.network(start).name
+            network, count = self.recipe.network(start).name, self.plan.pool.get(start, len(self.images.pool))
             seconds = self.plan.seconds.get(start)
             took = f", about {clock(seconds)}" if seconds else ""
-            say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {len(self.images.pool)} images{took}")
+            say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {count} images{took}")
         for count in self.plan.labels:
             say(
                 f"  {count} labels, {self.plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
@@ -187,13 +161,20 @@ class Study:
             )
         if "labels" in draft.seconds:
             say(f"  trainings on labels: about {clock(draft.seconds['labels'])}")
+        for cut in self.plan.cut:
+            say(f"  too little time for all: {cut}")
 
     # pieces
 
     def _asks(self, start: str, protocol: str) -> Iterator[Ask]:
         for count in self.plan.labels:
-            for seed in range(self.plan.seeds_of(start, count)):
+            for seed in range(self.plan.seeds[count]):  # cheap: `fewer` is for trainings
                 yield Ask(start, protocol, count, seed)
+
+    def _encoder(self, start: str) -> Encoder:
+        if start.startswith(TIMM):
+            return self.make.public(start)
+        return self.make.pretrain(start, self.plan.pretrain[start], self.plan.pool.get(start))
 
     def _frozen(self, start: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
         """Protocols that train no network: logistic regression (named `logreg` on pixels, `linear` on features) and k-NN."""
@@ -223,54 +204,6 @@ class Study:
         """Logistic regression on the frozen features of an ask's labels."""
         rows = self.images.subset(ask.labels, ask.seed)
         return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=ask.seed)
-
-    def _pretrain(self, start: str) -> Encoder:
-        """Pre-train, or find the weights of an earlier run of the same plan."""
-        epochs = self.plan.pretrain[start]
-        own = getattr(self.recipe, start), getattr(self.recipe, f"{start}_views"), asdict(self.recipe.network(start))
-        inputs = digest(self.base, start, epochs, own)
-        weights, note = self._weights(start), self.folder / "weights" / f"{start}.json"
-        known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
-        with quiet(self.log):
-            module, data = pretraining(start, self.images, self.recipe, seed=0)
-            if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
-                self.report.begin(f"{start} pre-training", data.batch_size)
-                trained = train(module, data, epochs, 0, self.report.tick)
-                save(
-                    module.backbone,
-                    module.mean,
-                    module.std,
-                    weights,
-                    method=start,
-                    data_fingerprint=self.images.fingerprint,
-                )
-                known = {
-                    "inputs": inputs,
-                    "sha256": sha256_of(weights),
-                    "seconds": trained.seconds,
-                    "images_seen": trained.steps * data.batch_size,
-                    "precision": precision_of(module),
-                    "losses": [round(loss, 5) for loss in trained.losses],
-                }
-                if start == "mae":
-                    reconstructions(self.folder / "samples" / "reconstructions.png", module, self.images)
-                write_json(note, known)
-                self.report.say(
-                    f"{start}: {epochs} epochs, {clock(trained.seconds)}, loss {np.mean(trained.losses[-20:]):.3f}"
-                )
-            else:
-                load_into(module.backbone, weights)
-                self.report.say(f"{start}: found, {known['seconds']:.0f} s of training kept")
-            pool, test = features(module.backbone, module.mean, module.std, self.images, self.recipe.side(start))
-        return Encoder(weights, known["sha256"], known["seconds"], known["images_seen"], pool, test)
-
-    def _public(self, start: str) -> Encoder:
-        """Public weights, already fetched."""
-        path = self._weights(start)
-        with quiet(self.log):
-            backbone, report = load_backbone(path)
-            pool, test = features(backbone, report.mean, report.std, self.images, self.recipe.side(start))
-        return Encoder(path, sha256_of(path), 0.0, 0, pool, test)
 
     def _label_trainings(self) -> None:
         """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ class Plan:
         pretrain: epochs by start.
         tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
         seconds: what each part was expected to take.
+        pool: images that a pre-training sees, by start, where the time does not reach for all of them.
+        cut: what was left out because the budget is too short, one sentence each.
         protocols: how networks are trained on labels, out of `recipes.ON_LABELS`.
     """
 
@@ -41,6 +45,8 @@ class Plan:
     scratch: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fewer: dict[str, int] = field(default_factory=dict)
+    pool: dict[str, int] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
     protocols: list[str] = field(default_factory=lambda: ["finetune"])
 
     def seeds_of(self, start: str, count: int) -> int:
@@ -94,14 +100,20 @@ def plan_pretraining(plan: Plan, paces: dict, images: Images, recipe: Recipe, se
     for start in missing:
         batch = min(len(images.pool), getattr(recipe, start)["batch_size"])
         steps = len(images.pool) // batch
-        plan.pretrain[start] = paces[start].epochs(seconds * START_SHARE[start] / whole, steps)
+        share = seconds * START_SHARE[start] / whole
+        if paces[start].seconds(1, steps) > share:  # not even one epoch
+            steps = min(steps, max(1, int((share - paces[start].setup) / paces[start].step)))
+            plan.pool[start] = steps * batch
+            plan.cut.append(f"{start} is pre-trained on {steps * batch} of the {len(images.pool)} images")
+        plan.pretrain[start] = paces[start].epochs(share, steps)
         plan.seconds[start] = paces[start].seconds(plan.pretrain[start], steps)
 
 
 def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seconds: float) -> None:
     """Share `seconds` among the trainings on labels: steps grow slowly with the number of labels.
 
-    A training from scratch gets `scratch_factor` times the steps of a fine-tuning.
+    A training from scratch gets `scratch_factor` times the steps of a fine-tuning. Where the time is too short for trainings that
+    say anything, seeds are cut, the costly networks' first.
     """
     missing = [count for count in plan.labels if count not in plan.tune]
     if not missing:
@@ -119,6 +131,10 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
                 total += trainings * pace.seconds(epochs, per_epoch)
         return total
 
+    for cut in _cuts(plan, recipe, starts):
+        if cost(FEWEST_STEPS) <= seconds:
+            break
+        plan.cut.append(cut())
     low, high = float(FEWEST_STEPS), 1e6
     for _ in range(50):
         middle = (low * high) ** 0.5
@@ -129,6 +145,25 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
         plan.tune[count] = max(1, round(steps / per_epoch))
         plan.scratch[count] = max(1, round(recipe.scratch_factor * steps / per_epoch))
     plan.seconds["labels"] = cost(low)
+
+
+def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[], str]]:
+    """What can be given up when time is short, the least loss first; each does it and says so."""
+    costly = [start for start in (*SCRATCH, *starts) if recipe.network(start).plain_vit]
+
+    def one_seed() -> str:
+        plan.fewer.update(dict.fromkeys(costly, 1))
+        return f"one seed of {', '.join(costly)}"
+
+    def at_most(most: int) -> str:
+        plan.seeds = {count: min(most, seeds) for count, seeds in plan.seeds.items()}
+        return f"at most {most} seeds" if most > 1 else "one seed"
+
+    if any(plan.seeds_of(start, count) > 1 for start in costly for count in plan.labels):
+        yield one_seed
+    for most in (3, 1):
+        if max(plan.seeds.values()) > most:
+            yield partial(at_most, most)
 
 
 def _steps(base: float, count: int, plan: Plan) -> float:

@@ -100,13 +100,16 @@ def quiet(log: Path) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def pretraining(start: str, images: Images, recipe: Recipe, seed: int) -> tuple[L.LightningModule, StudyData]:
-    """The module and the data of a pre-training on the whole pool, labels unseen."""
+def pretraining(
+    start: str, images: Images, recipe: Recipe, seed: int, count: int | None = None
+) -> tuple[L.LightningModule, StudyData]:
+    """The module and the data of a pre-training on the whole pool, or on `count` images drawn from it; labels unseen."""
     network = recipe.network(start)
     options = dict(getattr(recipe, start))
     batch_size = options.pop("batch_size")
     views = getattr(recipe, f"{start}_views")
-    data = StudyData(images, np.arange(len(images.pool)), start, views, batch_size, seed)
+    rows = np.random.default_rng(seed).permutation(len(images.pool))[:count] if count else np.arange(len(images.pool))
+    data = StudyData(images, np.sort(rows), start, views, batch_size, seed)
     with seeded(seed_of(seed, 0)):
         module = METHODS[start](backbone=network.backbone, backbone_args=_pool(start, network), **options)
     return module, data

@@ -48,6 +48,8 @@ def test_cells__hold_one_value_per_seed_in_order() -> None:
 class _Pace:
     """One second a step, nothing else."""
 
+    setup, step = 0.0, 1.0
+
     def seconds(self, epochs: float, steps: int) -> float:
         return epochs * steps
 
@@ -78,6 +80,28 @@ def test_plan__pretraining_shares_its_time(tmp_path) -> None:
     plan.save(tmp_path / "plan.json", "here")
     assert Plan.load(tmp_path / "plan.json", "here") == plan
     assert Plan.load(tmp_path / "plan.json", "elsewhere") is None
+
+
+def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> None:
+    paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
+    whole = 5 * 2 * (1 + 4) * (20 + 39)  # seeds, networks, tuned and scratch, fewest steps at 80 and 800
+    some, little = Plan([80, 800], {80: 5, 800: 5}), Plan([80, 800], {80: 5, 800: 5})
+    plan_labels(some, paces, recipe_for(32), ["mae", "simclr"], seconds=0.7 * whole)
+    assert some.fewer == {"scratch-vit": 1, "mae": 1}
+    assert some.seeds == {80: 5, 800: 5}
+    plan_labels(little, paces, recipe_for(32), ["mae", "simclr"], seconds=1)
+    assert little.seeds == {80: 1, 800: 1}
+    assert len(little.cut) == 3
+
+
+def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images() -> None:
+    class Many:
+        pool = np.zeros((256 * 100, 1))
+
+    plan = Plan([80], {80: 1})
+    plan_pretraining(plan, {"simclr": _Pace()}, Many(), recipe_for(32), seconds=30)
+    assert (plan.pretrain, plan.pool) == ({"simclr": 1}, {"simclr": 256 * 30})
+    assert "7680 of the 25600" in plan.cut[0]
 
 
 def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[dict]:

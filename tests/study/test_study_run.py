@@ -61,7 +61,8 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
     def no_training(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("lit_vision.study.runner.train", no_training)
+    for part in ("runner", "encoders"):
+        monkeypatch.setattr(f"lit_vision.study.{part}.train", no_training)
     assert _study(folder, tmp_path) == 0
     again = read_result(tmp_path / "results.json")
     assert [c["values"] for c in again["cells"]] == [c["values"] for c in result["cells"]]
