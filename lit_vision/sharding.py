@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from lit_vision.checkpoint_files import (
     put_in_place,
     write_beside,
 )
+from lit_vision.distributed import whole_parameters
 from lit_vision.errors import UserError
 
 REST = "rest.ckpt"
@@ -86,6 +88,7 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, activation_checkpointing: bool = False, process_group_backend: str | None = None) -> None:
         super().__init__(process_group_backend=process_group_backend)
         self.activation_checkpointing = activation_checkpointing
+        self._whole = ExitStack()
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -107,6 +110,15 @@ class Sharded(ModelParallelStrategy):
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
+
+    # ranks may have unequally many batches to measure
+    def on_validation_start(self) -> None:
+        self._whole.enter_context(whole_parameters(self.model))
+
+    def on_validation_end(self) -> None:
+        self._whole.close()
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))

@@ -43,6 +43,13 @@ def state(run: soak.Run, name: str = "last.ckpt") -> dict:
     return AtomicIO().load_checkpoint(run.folder / "checkpoints" / name)
 
 
+def measured(run: soak.Run, name: str) -> list[float]:
+    rows = csv.DictReader((run.folder / "metrics.csv").read_text().splitlines())
+    found = [float(row[name]) for row in rows if row.get(name)]
+    assert len(found) == soak.EPOCHS
+    return found
+
+
 def assert_close(a: dict, b: dict, atol: float) -> None:
     assert a["state_dict"].keys() == b["state_dict"].keys()
     for key, value in a["state_dict"].items():
@@ -53,6 +60,8 @@ def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whol
     one = kills.whole(soak.Case(kills.folder, "Plain", accumulate=2))
     assert_close(state(whole), state(one), 1e-5)
     assert state(whole)["global_step"] == state(one)["global_step"]
+    assert measured(whole, "val/top1") == measured(one, "val/top1")  # 9 images: 4 and 5, so 1 and 2 batches
+    assert measured(whole, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-5)
     found = sorted(p.name for p in (whole.folder / "checkpoints" / "last.ckpt").iterdir())
     parts = ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
     assert found == ["manifest.json", *parts, "rest.ckpt"]
@@ -88,10 +97,8 @@ def test_activation_checkpointing_and_knn_of_two_processes(kills: soak.Soak) -> 
     one = kills.whole(soak.Case(kills.folder, "MAE", accumulate=2))
     run = soak.Run(soak.Case(kills.folder, "MAE", world=2, strategy=SHARDED % "true"), "sharded-mae")
     assert not run.go(), run.log.read_text()[-3000:]
-    rows = [list(csv.DictReader((r.folder / "metrics.csv").read_text().splitlines())) for r in (run, one)]
     for name in ("val/knn_top1", "val/loss"):
-        measured = [[float(row[name]) for row in found if row.get(name)] for found in rows]
-        assert measured[0] == pytest.approx(measured[1], abs=1e-4), name
+        assert measured(run, name) == pytest.approx(measured(one, name), abs=1e-4), name
     assert_close(state(run), state(one), 2e-3)  # adamw in float32: the sum over two halves is in another order
 
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_vision.distributed import whole_parameters
 from lit_vision.errors import UserError
 from lit_vision.evaluation.collapse import effective_rank, embedding_std
 from lit_vision.evaluation.features import extract
@@ -141,7 +142,7 @@ class Collapse(Callback):
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
         loader = trainer.datamodule.eval_loader("train", limit=self.limit, unlabeled=True)
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), whole_parameters(pl_module.backbone):
             features = extract(
                 pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
             ).features

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_vision.callbacks.pictures import log_table
+from lit_vision.distributed import whole_parameters
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract
 from lit_vision.evaluation.knn import weighted_knn
@@ -68,7 +69,7 @@ class OnlineKNN(Callback):
         except UserError as error:
             self._off = str(error)
             return None
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), whole_parameters(pl_module.backbone):
             bank, queries = (
                 extract(pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False)
                 for loader in loaders
