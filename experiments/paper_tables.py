@@ -36,7 +36,7 @@ def dry(table: PaperTable) -> None:
     for place, text in table.data.items():
         print(f"#   {text}{'' if (ROOT / place).exists() else '   (not on this machine)'}")
     print(
-        "# on a cluster put `sbatch --nodes=N experiments/cluster/train.sbatch` in the place of `lit-vision fit` (N: the recipe's num_nodes)"
+        "# on SLURM: sbatch --nodes=N experiments/cluster/slurm.sh RECIPE RUN_DIR [flags]; N is the recipe's num_nodes (experiments/cluster/README.md)"
     )
     seen: set[str] = set()
     for line in table.lines:

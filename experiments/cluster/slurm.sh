@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One recipe on SLURM, going on by itself over preemption and time limits.
-#   sbatch experiments/cluster/slurm.sh experiments/mae/vitb16_in1k_800ep.yaml runs/mae-b16 [--KEY VALUE ...]
+#   sbatch experiments/cluster/slurm.sh experiments/mae/vitb16_in1k_1600ep.yaml runs/mae-b16 [--KEY VALUE ...]
 # Each task is one process with one GPU; lit-vision finds the others by SLURM's variables. The same line again goes on with the run.
 #SBATCH --job-name=lit-vision
 #SBATCH --nodes=8

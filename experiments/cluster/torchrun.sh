@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One recipe on one or more machines by torchrun, started again when a process is lost.
-#   experiments/cluster/torchrun.sh experiments/mae/vitb16_in1k_800ep.yaml runs/mae-b16 [--KEY VALUE ...]
+#   experiments/cluster/torchrun.sh experiments/mae/vitb16_in1k_1600ep.yaml runs/mae-b16 [--KEY VALUE ...]
 # Several machines: the same line on each, with NODES=4 and HEAD=<host of the first>:29500.
 # Ctrl-C or SIGTERM: torchrun passes it on, a checkpoint is written within one step; the same line again goes on with the run.
 set -euo pipefail

@@ -52,7 +52,7 @@ def test_dry_prints_commands_and_data_and_runs_nothing(name: str, monkeypatch, c
     said = capsys.readouterr().out
     assert "# data:" in said
     assert all(command in said for command in tables.commands(rows.TABLES[name]))
-    assert "experiments/cluster/train.sbatch" in said
+    assert "experiments/cluster/slurm.sh" in said
 
 
 def test_without_the_data_it_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -94,7 +94,8 @@ PAPER = [r for r in RECIPES if re.match(r"(mae|simclr|classify)/.*(in1k|cifar|tr
 def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
     header = header_of(recipe)
     assert re.search(r"arXiv:\d{4}\.\d{5}|FINETUNE\.md", header[0]), "the first line names the source"
-    assert any(line.startswith("slurm:    sbatch --nodes=") for line in header)
+    script = next(re.search(r"sbatch --nodes=\d+ experiments/(\S+) ", line)[1] for line in header if "slurm:" in line)
+    assert (ROOT / script).is_file()
     assert any(line.startswith("one node:") for line in header)
     assert sum(line.startswith("variant:") for line in header) == len(flags_of(recipe)["variant"])
     whole = images_a_step(parsed(recipe))
