@@ -37,6 +37,10 @@ COMMANDS = {
         "lit_vision.search",
         "images like this one; near duplicates: lit-vision search --index FILE --query IMAGE",
     ),
+    "fewshot": (
+        "lit_vision.fewshot",
+        "how good features are with k labelled images per class: prototypes and logistic regression",
+    ),
     "data": ("lit_vision.data.sources", "make or fetch a data set: lit-vision data fashion --out DIR"),
     "doctor": (
         "lit_vision.data.doctor",

@@ -193,7 +193,7 @@ def embed(argv: Sequence[str]) -> int:
     inputs = find_images(args.images)
     model = load_model(args.model, args.device, args.base, args.trust)
     if "features" not in model.card.outputs:
-        raise UserError(f"{model.path}: gives no features; export it again, or use the run")
+        raise UserError(f"{model.path}: is for {model.card.task} and gives no features; give a classifier or a body")
     about = made_with(model.card)
 
     def lines(batch: Any, outputs: dict[str, Any]) -> dict[str, bytes]:
