@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from lit_vision import distributed
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae import MAE
-from lit_vision.methods.simclr import SimCLR, nt_xent
+from lit_vision.methods.nt_xent import nt_xent
+from lit_vision.methods.segmenter import Segmenter
+from lit_vision.methods.simclr import SimCLR
 
 WORLD, B = 2, 4  # images per process
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -72,6 +74,10 @@ def classifier_resnet() -> nn.Module:
     return Classifier("resnet18", 5, RESNET, head_norm=True, head_init_std=0.1)
 
 
+def segmenter() -> nn.Module:
+    return Segmenter("resnet18", 3, 16, "fcn", width=8, dropout=0.0, backbone_args=RESNET)
+
+
 METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, classifier_vit, classifier_resnet)
 }
@@ -89,7 +95,10 @@ def joined_batch(views: int, dtype: torch.dtype) -> dict[str, Tensor]:
     fine = torch.rand(n, views, 3, 16, 16, generator=generator, dtype=torch.float64)
     images = (0.8 * coarse + 0.2 * fine).to(dtype)
     key = torch.stack((torch.zeros(n), torch.arange(n), torch.zeros(n)), dim=1).long()
-    return {"images": images, "label": torch.arange(n) % 5, "key": key}
+    mask = torch.randint(
+        0, 3, (n, 16, 16), generator=generator
+    )  # every pixel counts: unequal counts would not average to one mean
+    return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask}
 
 
 def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,6 +205,7 @@ def every_check() -> dict[str, dict[str, Tensor]]:
         out[f"batch_norm {label}"] = batch_norm_check(dtype)
         for name, make in METHODS.items():
             out[f"{name} {label}"] = method_check(make, dtype)
+    out["segmenter float64"] = method_check(segmenter, torch.float64)  # its ReLUs have kinks, see RESNET
     return out
 
 

@@ -14,6 +14,7 @@ from lit_vision import distributed
 from lit_vision.errors import UserError
 
 METHODS = ("simclr_resnet", "simclr_vit", "simclr_densenet", "mae", "classifier_vit", "classifier_resnet")
+SCORES_IN_FLOAT32 = ("segmenter",)  # float64 up to the scores, so no kink of a ReLU is crossed, and float32 from there
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 
@@ -54,14 +55,18 @@ def gradient_tolerance(runs: dict, method: str, dtype: str) -> float:
     Batch norm over a few values makes SimCLR's small ResNet and DenseNet ill conditioned: rounding of 1e-16 comes out as 6e-14, so
     rounding of 1e-7 must come out as 3e-5. An error of the exchange would show in float64, whose tolerance is 1e-10.
     """
+    if method in SCORES_IN_FLOAT32:
+        return TOLERANCE["float32"]
     if dtype == "float64":
         return TOLERANCE[dtype]
     rounding = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
     return max(TOLERANCE[dtype], 4 * rounding * max(gradient_errors(runs, f"{method} float64").values()))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [*((method, dtype) for method in METHODS for dtype in TOLERANCE), *((m, "float64") for m in SCORES_IN_FLOAT32)],
+)
 def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method: str, dtype: str) -> None:
     check = f"{method} {dtype}"
     single = runs["single"][check]
@@ -76,7 +81,9 @@ def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method:
             if name.startswith("after") and value.is_floating_point():
                 error = float((got[name].double() - value.double()).norm()) / max(1.0, float(value.double().norm()))
                 assert error <= 30 * tolerance, name  # three steps of momentum multiply it
-        assert relative_error(got["loss"], single["loss"], float(single["loss"])) <= TOLERANCE[dtype]
+        assert relative_error(got["loss"], single["loss"], float(single["loss"])) <= min(
+            tolerance, TOLERANCE["float32"]
+        )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
