@@ -226,6 +226,10 @@ class LastCheckpoint(Checkpoint):
         loop_counters.settle(checkpoint["loops"]["fit_loop"], self._validation_follows, self._epoch_over)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if "training_weights" in checkpoint and not any(type(c).__name__ == "EMA" for c in trainer.callbacks):
+            raise UserError(
+                "--resume: this checkpoint's weights are an average (callback EMA), and the recipe has no EMA; put it back"
+            )
         loop_counters.recount(trainer, checkpoint)
         if trainer.is_global_zero:
             epoch, batch = loop_counters.place(checkpoint["loops"]["fit_loop"])

@@ -108,6 +108,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     fit(tmp_path / "plain", average=False)
     with pytest.raises(UserError, match="written without EMA"):
         fit(tmp_path / "ema", resume=tmp_path / "plain/last.ckpt")
+    fit(tmp_path / "averaged")
+    with pytest.raises(UserError, match="has no EMA"):
+        fit(tmp_path / "none", average=False, resume=tmp_path / "averaged/last.ckpt")
     trainer = L.Trainer(accelerator="cpu", precision="bf16-true", logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match="bf16-mixed"):
         EMA().setup(trainer, toy_run.ToyNet(), "fit")
