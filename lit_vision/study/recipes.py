@@ -13,13 +13,10 @@ from typing import Any
 TIMM = "timm:"  # before the name of public weights
 TIMM_SIDE = 96  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
-ON_LABELS = (
-    "finetune",
-    "lora",
-    "prompt-deep",
-    "bias",
-)  # protocols that train a network on labels; the first is the verdict's
+# protocols that train a network on labels; the first is the verdict's
+ON_LABELS = ("finetune", "lora", "prompt-deep", "bias")
 ADAPTERS = ("lora", "prompt-deep")  # of these, what needs a plain ViT
+FULL_STEPS = 300  # from so many on a fine-tuning gets its full learning rate
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
 
@@ -73,12 +70,17 @@ class Recipe:
             return Network("timm", start.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if start in ("mae", "scratch-vit") else self.cnn
 
-    def options(self, start: str, protocol: str = "finetune") -> dict[str, Any]:
-        """Arguments of Classifier (its backbone apart) for a start and a protocol."""
+    def options(self, start: str, protocol: str = "finetune", steps: int = FULL_STEPS) -> dict[str, Any]:
+        """Arguments of Classifier (its backbone apart) for a start and a protocol.
+
+        A fine-tuning of fewer than 300 steps gets a lower learning rate, down to a third: it begins at the linear probe, and large
+        steps take it from there before there is time to come back.
+        """
         network = self.network(start).name
         if start.startswith("scratch-"):
             return self.scratch[network]
-        return {**self.tune[network], **self.adapt.get(protocol, {})}
+        options = {**self.tune[network], **self.adapt.get(protocol, {})}
+        return {**options, "lr": options["lr"] * min(1.0, max(1 / 3, steps / FULL_STEPS))}
 
     def protocols(self, start: str, asked: Sequence[str]) -> list[str]:
         """Those of `asked` that fit a start: from scratch everything trains, adapters need a plain ViT."""

@@ -223,7 +223,7 @@ class Study:
         network = self.recipe.network(ask.start)
         own = (
             asdict(network),
-            self.recipe.options(ask.start, ask.protocol),
+            self.recipe.options(ask.start, ask.protocol, epochs * -(-ask.labels // self.recipe.batch_size)),
             self.recipe.train_views,
             self.recipe.batch_size,
         )
@@ -237,7 +237,7 @@ class Study:
                 if encoder:
                     weights, probe = encoder.weights, self._probe(encoder.pool, encoder.test, ask)
                 module, data = classification(
-                    ask.start, self.images, rows, self.recipe, ask.seed, weights, probe, ask.protocol
+                    ask.start, self.images, rows, self.recipe, ask.seed, weights, probe, ask.protocol, epochs
                 )
                 self.report.begin(f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
                 trained = train(module, data, epochs, ask.seed, self.report.tick)

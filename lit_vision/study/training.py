@@ -124,6 +124,7 @@ def classification(
     weights: Path | None,
     probe: LinearProbe | None = None,
     protocol: str = "finetune",
+    epochs: int | None = None,
 ) -> tuple[Classifier, StudyData]:
     """The module and the data of a training on the labels of `rows`, from `weights` or as initialised.
 
@@ -131,8 +132,8 @@ def classification(
     bend the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
     """
     network = recipe.network(start)
-    options = recipe.options(start, protocol)
     data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed, recipe.side(start))
+    options = recipe.options(start, protocol, *([epochs * data.batches_per_epoch] if epochs else []))
     statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with seeded(seed_of(seed, 1)):
         module = Classifier(

@@ -180,3 +180,10 @@ def test_study__a_wrong_option_is_one_line(folder, tmp_path, capsys, flag) -> No
 def test_recipe__rotation_reaches_every_training() -> None:
     recipe = recipe_for(32, 180)
     assert all(views["rotation"] == 180 for views in (recipe.simclr_views, recipe.mae_views, recipe.train_views))
+
+
+def test_recipe__a_short_fine_tuning_takes_smaller_steps() -> None:
+    recipe = recipe_for(32)
+    rates = [recipe.options("simclr", "finetune", steps)["lr"] for steps in (10, 150, 300, 3000)]
+    assert rates == pytest.approx([1e-3, 1.5e-3, 3e-3, 3e-3])
+    assert recipe.options("scratch-cnn", "finetune", 10) == recipe.options("scratch-cnn", "finetune", 3000)
