@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -38,7 +40,7 @@ from lit_vision import digests
 from lit_vision.train import main as lit_vision
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
-BATCHES, EPOCHS = 4, 2  # steps of an epoch at accumulation 1; a step has 4 or 8 images
+BATCHES, EPOCHS = 4, 2  # batches of 4 images in an epoch
 VIT = "{img_size: 16, patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2%s}"
 METHODS = {
     "MAE": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ''}, decoder_width: 32, decoder_depth: 1, decoder_heads: 2, "
@@ -135,7 +137,7 @@ class Case:
         """Writes recipe and images if they are not there; returns the recipe."""
         root = self.folder / "images"
         if not root.is_dir():
-            _write_images(root, 4 * BATCHES * max(2, self.world) + 3)
+            _write_images(root, 4 * BATCHES + 3)
         view = VIEWS.get(self.method, "train")
         model = METHODS[self.method]
         method = "Classifier" if self.method == "Plain" else self.method
@@ -267,13 +269,15 @@ def _key(words: list[str]) -> tuple:
 
 def _use_what_was_parsed(words: list[str]) -> None:
     """In the fork: the command goes its usual way, but for the two steps that were done before."""
-    from lit_vision.lightning_cli import RunCLI
+    from lit_vision.lightning_cli import RunCLI, SaveConfig
 
     config, built = _PARSED[_key(words)]
     config.fit.run_dir = words[words.index("--run_dir") + 1]
     config.fit.resume = "auto" if "--resume" in words else None
     RunCLI.setup_parser = lambda self, *args: self.__dict__.update(built)
     RunCLI.parse_arguments = lambda self, *args: setattr(self, "config", config)
+    if (Path(config.fit.run_dir) / "config.yaml").is_file():  # a third of a start
+        SaveConfig.setup = lambda *args: None
 
 
 def _run_here(words: list[str], log: Path, kill: str, sign: str, rank: int, world: int, port: int, writer: int) -> None:
@@ -426,9 +430,19 @@ class Soak:
         folder: for the runs; in memory it is quick.
         seed: of the random kills.
         warm: methods that the forks will need.
+        out: a JSON file for the counts, or None.
+        environment: what goes into it.
     """
 
-    def __init__(self, folder: Path, seed: int = 0, warm: tuple[str, ...] = ("SimCLR", "MAE", "Classifier")) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int = 0,
+        warm: tuple[str, ...] = ("SimCLR", "MAE", "Classifier"),
+        out: Path | None = None,
+        environment: dict[str, Any] | None = None,
+    ) -> None:
+        self.out, self.environment = out, environment or {}
         self.folder, self.random = folder, random.Random(seed)
         self.wholes: dict[tuple, Run] = {}
         self.counts: dict[str, Counter] = {}
@@ -463,10 +477,27 @@ class Soak:
             self.failures.append(str(failure))
             print("FAILED", failure, flush=True)
             counts["failures"] += 1
+        shutil.rmtree(run.folder, ignore_errors=True) if not self.failures else None
         counts["runs"] += 1
         counts["kills"] += run.kills
         counts["steps_repeated_at_most"] = max(counts["steps_repeated_at_most"], run.repeated)
+        self.note(part)
         return run
+
+    def note(self, part: str) -> None:
+        """Keeps what was counted so far: a soak that is killed has not been for nothing."""
+        if self.out is None:
+            return
+        with open(self.out.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            whole = json.loads(self.out.read_text()) if self.out.is_file() else {"made_by": "make soak", "parts": {}}
+            whole["parts"][part] = {"failures": 0, **self.counts[part], "commit": self.environment["commit"]}
+            whole["parts"] = dict(sorted(whole["parts"].items()))
+            whole["failures"] = sum(entry["failures"] for entry in whole["parts"].values())
+            whole["environment"] = self.environment
+            self.out.write_text(json.dumps(whole, indent=2) + "\n")
+        lock_path = self.out.with_suffix(".lock")
+        lock_path.unlink(missing_ok=True)
 
     def every_step(self, methods: list[str], workers: list[int], accumulations: list[int], steps: int = 99) -> None:
         """Kills before the save of each step and after it, in one chain."""
@@ -584,7 +615,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     start, environment = time.perf_counter(), results.environment(args.seed)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        soak = Soak(Path(folder), args.seed)
+        soak = Soak(Path(folder), args.seed, out=args.out, environment=environment)
         for part, run in {
             "every": lambda: soak.every_step(["MAE", "SimCLR", "Classifier"], [0, 2], [1, 2]),
             "random": lambda: soak.random_steps(args.kills),
@@ -594,14 +625,7 @@ def main(argv: list[str] | None = None) -> int:
             if part in args.parts.split(","):
                 run()
                 print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
-    whole = json.loads(args.out.read_text()) if args.out.is_file() else {"made_by": "make soak", "parts": {}}
-    for name, counts in soak.counts.items():
-        whole["parts"][name] = {"failures": 0, **counts, "seed": args.seed, "commit": environment["commit"]}
-    whole["failures"] = sum(part["failures"] for part in whole["parts"].values())
-    whole["failed"] = soak.failures[:10]
-    whole["environment"] = environment
-    args.out.write_text(json.dumps(whole, indent=2) + "\n")
-    print(f"{args.out}: {json.dumps(whole['parts'])}")
+    print(*soak.failures, f"{args.out}: {len(soak.failures)} failures", sep="\n")
     return bool(soak.failures)
 
 
