@@ -19,17 +19,6 @@ from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.command import Words
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")  # in a folder of the Hub
-# (width, depth): timm's name of the size and its heads, which no tensor shows
-VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
-VITS[1280, 32] = ("huge", 16)
-# (block, layers): ResNets by what their shapes show
-RESNETS = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-    ("bottleneck", (3, 8, 36, 3)): "resnet152",
-}
 
 
 def _parser() -> Words:
@@ -126,7 +115,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     Raises:
         UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatch: a key does not fit.
     """
+    from lit_vision.backbones.foreign import SUPPORTED
     from lit_vision.backbones.layouts import FB, read_common
+    from lit_vision.backbones.recognise import model_of
     from lit_vision.backbones.weights import load_common, sha256_of
 
     state, layout, metadata = read_common(path)
@@ -139,7 +130,12 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         config["label_names"] = known["class_names"]
     if args.backbone_only:
         state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
-    name, body = model_of(state, config, args, path)
+    name, body = model_of(state, config, args.backbone, args.backbone_args, args.img_size)
+    if name is None:
+        raise UserError(
+            f"{path}: its shapes do not tell which model it is; name it with --backbone (a timm name), and --backbone_args. "
+            f"A layout other than these is not supported yet: {SUPPORTED}"
+        )
     method, state, layout = build(name, body, state, layout, config, args, path)
     report = load_common(method, state, layout, metadata, path)
     lines = [str(report)]
@@ -162,64 +158,6 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     kind = type(method).__name__
     lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {licence or 'not stated (--licence names it)'}")
     return "\n".join(lines)
-
-
-def model_of(
-    state: Mapping[str, Any], config: Mapping[str, Any], args: argparse.Namespace, path: Path
-) -> tuple[str, dict[str, Any]]:
-    """timm's name and Backbone's arguments, from what the user says, config.json, and the shapes, in this order.
-
-    Raises:
-        UserError: none of them tells.
-    """
-    body: dict[str, Any] = {}
-    name = args.backbone or config.get("architecture")
-    shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
-    if name is None and "layer1.0.conv1.weight" in shapes:
-        name, body = _resnet_of(shapes)
-    vit = "cls_token" in shapes and "pos_embed" in shapes and "patch_embed.proj.weight" in shapes
-    if vit:
-        found, sizes = _vit_of(shapes, config)
-        name, body = (name or found), (sizes if name is None else {k: sizes[k] for k in ("img_size", "pool")})
-    if isinstance(config.get("model_args"), dict):
-        own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
-        body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
-    body |= args.backbone_args
-    if args.img_size is not None and vit:
-        body["img_size"] = args.img_size
-    if name is None:
-        from lit_vision.backbones.foreign import SUPPORTED
-
-        raise UserError(
-            f"{path}: its shapes do not tell which model it is; name it with --backbone (a timm name), and --backbone_args. "
-            f"A layout other than these is not supported yet: {SUPPORTED}"
-        )
-    return name, body
-
-
-def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
-    width, patch = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
-    depth = 1 + max((int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
-    side = round((shapes["pos_embed"][1] - 1) ** 0.5) * patch
-    body = {"img_size": side, "pool": "avg" if "fc_norm.weight" in shapes else "token"}
-    size, heads = VITS.get((width, depth), (None, None))
-    heads = config.get("num_attention_heads", heads)
-    if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
-        return f"vit_{size}_patch{patch}_224", body
-    if heads is None:
-        return None, body
-    return "vit_base_patch16_224", {**body, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
-
-
-def _resnet_of(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
-    layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
-    block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
-    stem = shapes.get("conv1.weight", (0, 0, 0, 0))
-    plain = stem[0] == 64 and tuple(shapes["layer1.0.conv2.weight"])[:2] == (64, 64)
-    body = {"stem": "small"} if stem[-1] == 3 else {}
-    return (RESNETS.get((block, layers)) if plain else None), body
 
 
 def build(

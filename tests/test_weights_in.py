@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lit_vision import cli
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.foreign import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.backbones.recognise import model_of
 from lit_vision.backbones.rules import RULES
 from lit_vision.backbones.weights import load_into
 from lit_vision.methods import MAE, Classifier
 from lit_vision.predict.models import load_method
-from lit_vision.weights_in import model_of
 
 NAME = "vit_base_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -301,7 +301,7 @@ def test_facebookresearch__published_counts_fit_without_rest(size: str, part: st
     assert len(keys) == COUNTS[part][list(SIZES_OF_MAE).index(size)]
     with torch.device("meta"):
         state = {f"backbone.{key}": torch.empty(shape) for key, shape in keys.items()}
-        name, body = model_of(state, {}, argparse.Namespace(backbone=None, backbone_args={}, img_size=None), Path("w"))
+        name, body = model_of(state, {})
         assert name == f"vit_{size}_patch{SIZES_OF_MAE[size][2]}_224"
         module = Classifier(name, 1000, body) if part == "fine-tuned" else MAE(name, body)
     own = {key.removeprefix("backbone.model.") for key in module.state_dict() if key not in ("mean", "std")}
@@ -445,15 +445,13 @@ def test_positions_are_resized_and_it_says_so(tmp_path: Path, capsys) -> None:
 
 
 def test_which_model_it_is_follows_from_shapes() -> None:
-    asked = argparse.Namespace(backbone=None, backbone_args={}, img_size=None)
     with torch.device("meta"):
         for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "resnet18", "resnet50"):
             state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
-            assert model_of(state, {}, asked, Path("w"))[0] == name
+            assert model_of(state, {})[0] == name
         for name in ("wide_resnet50_2", "resnet26d"):
             state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
-            with pytest.raises(Exception, match="--backbone"):
-                model_of(state, {}, asked, Path("w"))
+            assert model_of(state, {})[0] is None
 
 
 def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
@@ -461,7 +459,9 @@ def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
     torch.save(timm.create_model(NAME, **VIT).state_dict(), tmp_path / "t.pth")
     (tmp_path / "empty").mkdir()
     out = str(tmp_path / "o.safetensors")
+    torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "c.pth")
     for words, code, says in (
+        ([str(tmp_path / "c.pth"), "--out", out], 1, "name it with --backbone"),
         ([str(tmp_path / "own.ckpt"), "--out", out], 1, "this project's own"),
         ([str(tmp_path / "none"), "--out", out], 1, "no such file"),
         ([str(tmp_path / "empty"), "--out", out], 1, "model.safetensors"),

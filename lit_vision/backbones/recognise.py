@@ -1,0 +1,79 @@
+"""Which timm model a set of weights is: from the shapes of plain ViTs and ResNets, or from what lies beside them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# (width, depth): timm's name of the size and its heads, which no tensor shows
+VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
+VITS[1280, 32] = ("huge", 16)
+# (block, layers): ResNets by what their shapes show
+RESNETS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+
+
+def model_of(
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    name: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    img_size: int | None = None,
+) -> tuple[str | None, dict[str, Any]]:
+    """timm's name and Backbone's arguments, from what the user says, a config.json, and the shapes, in this order.
+
+    Args:
+        state: tensors in the common form (layouts.py).
+        config: of timm's or transformers' folders; {} without one.
+        name: timm's name, if the user says it.
+        backbone_args: likewise.
+        img_size: pixels, if another size than that of the positions is wanted (ViTs).
+
+    Returns:
+        The name, None if nothing tells it, and the arguments.
+    """
+    body: dict[str, Any] = {}
+    name = name or config.get("architecture")
+    shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
+    if name is None and "layer1.0.conv1.weight" in shapes:
+        name, body = _resnet_of(shapes)
+    vit = "cls_token" in shapes and "pos_embed" in shapes and "patch_embed.proj.weight" in shapes
+    if vit:
+        found, sizes = _vit_of(shapes, config)
+        name, body = (name or found), (sizes if name is None else {k: sizes[k] for k in ("img_size", "pool")})
+    if isinstance(config.get("model_args"), dict):
+        own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
+        body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
+    body |= backbone_args or {}
+    if img_size is not None and vit:
+        body["img_size"] = img_size
+    return name, body
+
+
+def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
+    width, patch = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
+    depth = 1 + max((int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+    side = round((shapes["pos_embed"][1] - 1) ** 0.5) * patch
+    body = {"img_size": side, "pool": "avg" if "fc_norm.weight" in shapes else "token"}
+    size, heads = VITS.get((width, depth), (None, None))
+    heads = config.get("num_attention_heads", heads)
+    if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
+        return f"vit_{size}_patch{patch}_224", body
+    if heads is None:
+        return None, body
+    return "vit_base_patch16_224", {**body, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
+
+
+def _resnet_of(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
+    layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
+    block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
+    stem = shapes.get("conv1.weight", (0, 0, 0, 0))
+    plain = stem[0] == 64 and tuple(shapes["layer1.0.conv2.weight"])[:2] == (64, 64)
+    body = {"stem": "small"} if stem[-1] == 3 else {}
+    return (RESNETS.get((block, layers)) if plain else None), body
