@@ -47,7 +47,7 @@ def _parser() -> Words:
     parser.add_argument(
         "--int8",
         metavar="ROOT",
-        help="quantise after training (onnx, openvino): calibrated on ROOT/train, accuracy from ROOT/test",
+        help="quantise after training (onnx, openvino): calibrated on ROOT's training split, measured before and after on its test split",
     )
     parser.add_argument(
         "--calibration", type=int, default=300, metavar="N", help="images to calibrate on (default 300)"
@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if args.calibration < 1:
         raise UsageError(f"--calibration {args.calibration}: give at least 1 image")
     from lit_vision.predict.inputs import write_target
+    from lit_vision.predict.judges import judge_for
     from lit_vision.predict.models import file_of, load_method
 
     source = file_of(args.model)
@@ -85,13 +86,13 @@ def main(argv: Sequence[str]) -> int:
         export_adapter(source, out)
         print(f"{out}: adapter alone, {_megabytes(out)}")
         return 0
-    data = quantise.data_for(args.int8) if args.int8 else None
+    if args.int8:
+        quantise.need_packages()
     method, card = load_method(source, args.base)
     if args.licence is not None:
         card.licence = args.licence
-    if data is not None:
-        quantise.check_classes(args.int8, data, card)
-    print(export(method, card, form, out, data, args.calibration))
+    judge = judge_for(args.int8, card) if args.int8 else None
+    print(export(method, card, form, out, judge, args.calibration))
     print(f"{out}: {card.task}, {card.size} pixels, licence {card.licence or 'not stated'}, {_megabytes(out)}")
     if form == "onnx":
         shape = f"3x{card.size}x{card.size}"
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calibration: int = 300) -> str:
+def export(method: Any, card: Any, form: str, out: Path, judge: Any = None, calibration: int = 300) -> str:
     """Writes one file (OpenVINO: .xml and .bin) and checks it; it gets its name only when it agrees with torch.
 
     Args:
@@ -110,7 +111,7 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
         card: likewise; goes into the file.
         form: "safetensors", "onnx", "openvino" or "pt2".
         out: the file.
-        data: a scanned folder to quantise with; None keeps float32.
+        judge: of `predict.judges.judge_for`, to quantise with; None keeps float32.
         calibration: images of it to calibrate on.
 
     Returns:
@@ -137,8 +138,8 @@ def export(method: Any, card: Any, form: str, out: Path, data: Any = None, calib
             writer = {"onnx": write_onnx, "openvino": write_openvino, "pt2": write_pt2}[form]
             writer(program, card, beside)
         said = f"largest difference to torch: {check_parity(network, card, load_model(beside, 'cpu', trust=True)):.1e}"
-        if data is not None:
-            said += "\n" + quantise.quantise(beside, card, form, data, calibration)
+        if judge is not None:
+            said += "\n" + quantise.quantise(beside, card, form, judge, calibration)
         for old, new in zip(files_of(beside), files_of(out)):
             os.replace(old, new)
         return said
@@ -257,6 +258,8 @@ def check_parity(network: Any, card: Any, model: Any) -> float:
             wanted = dict(zip(card.outputs, (value.float().numpy() for value in network(images))))
         found = model.run(images)
         for name, value in wanted.items():
+            if not torch.from_numpy(value).isfinite().all():
+                raise UserError(f"--format: the model itself gives {name} that are not finite; check its training")
             if found[name].shape != value.shape:
                 raise UserError(
                     f"--format: {name} is {found[name].shape} in the export, {value.shape} in torch; not written"

@@ -153,7 +153,7 @@ def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str
     assert "on 30 images of test" in said
     model, wanted = load_model(out), load_model(place / run, "cpu")
     assert model.card.precision == "int8"
-    assert set(model.card.options["int8"]) == {"before", "after", "split", "calibrated_on"}
+    assert set(model.card.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
     inputs = find_images([str(tmp_path / "data/test")])
     pixels = next(batches(inputs, prepare_for(model.card), 30)).pixels
     got, want = model(pixels)["logits"], wanted(pixels)["logits"]

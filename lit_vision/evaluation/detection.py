@@ -103,3 +103,23 @@ def to_file_pixels(boxes: Tensor, scale: Tensor, size: Tensor) -> Tensor:
     found = boxes / scale.repeat(2)
     height, width = size.tolist()
     return torch.stack([found[:, 0::2].clamp(0, width), found[:, 1::2].clamp(0, height)], -1).flatten(1)
+
+
+def update_boxes(metric: Any, found: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
+    """Give a batch to a metric of `coco_metric`, in the files' own pixels (masks at the size of the view).
+
+    Args:
+        metric: with masks only if the detections have them.
+        found: per image, `boxes` (n, 4) in pixels of the view, `scores`, `labels`, and `masks` or not.
+        targets: of an evaluation batch of AnnotatedDataModule.
+    """
+    predictions, truths = [], []
+    for one, target in zip(found, targets):
+        boxes = to_file_pixels(one["boxes"].float(), target["scale"], target["size"])
+        prediction = {"boxes": boxes, "scores": one["scores"].float(), "labels": one["labels"]}
+        truth = {"boxes": target["original"], **{key: target[key] for key in ("labels", "iscrowd", "area")}}
+        if "masks" in one:
+            prediction["masks"], truth["masks"] = one["masks"], target["masks"].bool()
+        predictions.append(prediction)
+        truths.append(truth)
+    metric.update(predictions, truths)

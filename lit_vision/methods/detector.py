@@ -20,7 +20,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
-from lit_vision.evaluation.detection import coco_metric, coco_values, to_file_pixels
+from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import dense
 from lit_vision.methods.decoding import Decoder, Detections
 from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head
@@ -231,16 +231,7 @@ class Detector(L.LightningModule):
         return loss
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
-        predictions, targets = [], []
-        for found, target in zip(self(batch["images"][:, 0]), batch["targets"]):
-            boxes = to_file_pixels(found["boxes"].float(), target["scale"], target["size"])
-            prediction = {"boxes": boxes, "scores": found["scores"].float(), "labels": found["labels"]}
-            truth = {"boxes": target["original"], **{key: target[key] for key in ("labels", "iscrowd", "area")}}
-            if "masks" in found:
-                prediction["masks"], truth["masks"] = found["masks"], target["masks"].bool()
-            predictions.append(prediction)
-            targets.append(truth)
-        self.metrics[f"{split}_map"].update(predictions, targets)
+        update_boxes(self.metrics[f"{split}_map"], self(batch["images"][:, 0]), batch["targets"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Gathers detections; val/map, val/map50 and others are logged at the end of the split."""
