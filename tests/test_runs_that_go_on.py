@@ -94,8 +94,14 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     ("change", "says", "batches", "steps"),
     [
         (["--data.n", "28"], "data (folder, labels, shots or split_file): has changed since the checkpoint", 14, 13),
-        (["--seed_everything", "4"], "data.seed: was 3, now 4", 12, 12),
-        (["--data.batch_size", "2"], "global batch (batch_size x devices x accumulation): was 4, now 2", 24, 16),
+        pytest.param(["--seed_everything", "4"], "data.seed: was 3, now 4", 12, 12, marks=pytest.mark.slow),
+        pytest.param(
+            ["--data.batch_size", "2"],
+            "global batch (batch_size x devices x accumulation): was 4, now 2",
+            24,
+            16,
+            marks=pytest.mark.slow,
+        ),
         (["--trainer.accumulate_grad_batches", "2"], "was 4, now 8", 12, 10),
     ],
 )
@@ -119,7 +125,7 @@ def test_resume_anyway_needs_something_to_resume(here: Path, capsys) -> None:
     assert "--resume_anyway" in errors(capsys)[0]
 
 
-@pytest.mark.parametrize("limits", [["4", "2"], ["0.7", "0.5"]])
+@pytest.mark.parametrize("limits", [["4", "2"], pytest.param(["0.7", "0.5"], marks=pytest.mark.slow)])
 def test_limited_epochs_go_on_exactly(here: Path, limits: list[str]) -> None:
     words = ["--trainer.limit_train_batches", limits[0], "--trainer.limit_val_batches", limits[1]]
     assert fit("--run_dir", "whole", *words) == 0
@@ -182,7 +188,7 @@ toy_run.OneRankIsPoisoned = OneRankIsPoisoned
 OneRankIsPoisoned.__module__ = "toy_run"
 
 
-@pytest.mark.parametrize("late", ["true", "false"])
+@pytest.mark.parametrize("late", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_nan_on_one_rank_of_two_moves_no_weight_on_either(late: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         recipe = Path(folder) / "toy.yaml"

@@ -81,6 +81,7 @@ def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
     soak._same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
 
 
+@pytest.mark.slow
 def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) -> None:
     run = soak.Run(two, "sharded-elastic")
     one = soak.Case(kills.folder, "Plain", accumulate=2)
@@ -93,6 +94,7 @@ def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) 
     assert_close(state(run), state(whole), 1e-5)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_and_knn_of_two_processes(kills: soak.Soak) -> None:
     one = kills.whole(soak.Case(kills.folder, "MAE", accumulate=2))
     run = soak.Run(soak.Case(kills.folder, "MAE", world=2, strategy=SHARDED % "true"), "sharded-mae")
@@ -102,6 +104,7 @@ def test_activation_checkpointing_and_knn_of_two_processes(kills: soak.Soak) -> 
     assert_close(state(run), state(one), 2e-3)  # adamw in float32: the sum over two halves is in another order
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
     run = soak.Run(two, "sharded-damaged")
     assert run.go("start:4")
