@@ -214,3 +214,71 @@ def test_two_batches_through_the_command_line(method: str, folder: Path, tmp_pat
             == 1
         )
     assert not Path("no/checkpoints").exists()
+
+
+SMALL_VIT = "img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2"
+SMALL_CNN = "layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]"
+ON_A_DESK = [
+    *(
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "1",
+        "--trainer.num_nodes",
+        "1",
+        "--trainer.logger",
+        "false",
+    ),
+    *("--trainer.precision", "32-true", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+    *("--data.batch_size", "8", "--data.num_workers", "0", "--data.img_size", "32"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", ["mae", "simclr", "supervised"])
+def test_paper_recipes_train_two_batches_of_a_small_model(
+    chain: str, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """All their settings but the sizes: pre-training, then each stage that begins with its encoder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text(
+        "".join(f"{p.relative_to(folder)}\n" for p in sorted(folder.glob("train/*/*.png")))
+    )
+
+    def train(recipe: str, run: str, *words: str) -> None:
+        command = ["fit", "--config", str(ROOT / f"{recipe}.yaml"), "--run_dir", run, "--data.root", str(folder)]
+        assert cli.main([*command, *ON_A_DESK, *words]) == 0, recipe
+
+    def body(text: str) -> tuple[str, str]:
+        return "--model.backbone_args", f"{{{text}}}"
+
+    if chain == "mae":
+        decoder = ("--model.decoder_width", "16", "--model.decoder_depth", "1", "--model.decoder_heads", "2")
+        train("mae/vitb16_in1k_1600ep", "pre", *body(SMALL_VIT), *decoder)
+        begin = ("--model.backbone_checkpoint", "pre/checkpoints/last.ckpt", "--model.num_classes", "10")
+        for recipe in ("vitb16_in1k_100ep_finetune", "vith14_in1k_50ep_finetune_paper"):
+            train(f"mae/{recipe}", recipe, *begin, *body(f"pool: avg, drop_path_rate: 0.1, {SMALL_VIT}"))
+        train("mae/vitb16_in1k_90ep_linear", "probe", *begin, *body(f"pool: token, {SMALL_VIT}"))
+    elif chain == "simclr":
+        train("simclr/resnet50_in1k_1000ep", "pre", *body(SMALL_CNN))
+        begin = (
+            "--model.backbone_checkpoint",
+            "pre/checkpoints/last.ckpt",
+            "--model.num_classes",
+            "10",
+            *body(SMALL_CNN),
+        )
+        train("simclr/resnet50_in1k_90ep_linear", "probe", *begin)
+        train("simclr/resnet50_in1k1pct_60ep_finetune", "few", *begin, "--data.split_file", "list.txt")
+        train("simclr/resnet50_transfer_finetune", "transfer", *begin)
+        train("simclr/resnet50_cifar10_1000ep", "cifar", *body(f"stem: small, {SMALL_CNN}"))
+    else:
+        classes = ("--model.num_classes", "10")
+        train("classify/resnet50_in1k_300ep", "a2", *classes, *body(SMALL_CNN))
+        vit = body(f"drop_path_rate: 0.1, {SMALL_VIT}")
+        train("classify/vitb16_in1k_300ep", "deit", *classes, *vit, "--model.base_lr", "1e-2")  # 8 images a step
+        train("mae/vitb16_in1k_300ep_scratch", "scratch", *classes, *vit)
+        import torch
+
+        kept = torch.load("deit/checkpoints/last.ckpt", weights_only=True)
+        assert not torch.equal(kept["state_dict"]["head.weight"], kept["training_weights"]["head.weight"])  # EMA
