@@ -3,7 +3,6 @@
 B images, K classes, D backbone width, C H W channels and pixels.
 """
 
-import re
 import warnings
 from typing import Any
 
@@ -13,18 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_vision import distributed, optim
+from lit_vision import distributed
 from lit_vision.backbones import adapters, weights
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.card import card_of_data
 from lit_vision.data.batch import normalise
 from lit_vision.data.keyed import seed_of, seeded
 from lit_vision.errors import UserError
+from lit_vision.methods import tuning
+from lit_vision.methods.tuning import ADAPTERS, set_trainable
 
-TUNES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
-ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen, what is added to it trains
 LOSSES = ("ce", "bce")
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -52,38 +50,6 @@ def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce", weigh
     if loss == "ce":
         return F.cross_entropy(logits, targets, weight=weights)
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
-
-
-def set_trainable(backbone: Backbone, tune: str) -> None:
-    """Freeze (requires_grad False) what `tune` leaves out of the backbone; the head is not its matter.
-
-    "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but the biases
-    (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial fine-tuning, arXiv:2111.06377, Figure 9).
-    "lora" and "prompt-*": everything, before `backbones.adapters` adds what trains.
-
-    Raises:
-        UserError: an unknown value, or more blocks than there are.
-    """
-    if tune == "full":
-        return
-    keep: set[str] = set()
-    if tune == "head+norm":
-        norms = [m for m in backbone.modules() if isinstance(m, _NORMS) or "Norm" in type(m).__name__]
-        parameters = {id(p) for m in norms for p in m.parameters(recurse=False)}
-        keep = {name for name, p in backbone.named_parameters() if id(p) in parameters}
-    elif tune == "bias":
-        keep = {name for name, _ in backbone.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
-    elif match := re.fullmatch(r"last-([1-9]\d*)", tune):
-        groups, k = backbone.layer_groups(), int(match[1])
-        if k > len(groups) - 2:
-            raise UserError(f"tune: {tune} asks for {k} blocks, this backbone has {len(groups) - 2}; lower it")
-        keep = {name for group in groups[-k - 1 :] for name in group}
-    elif tune != "linear" and tune not in ADAPTERS:
-        raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNES)}; choose one of these")
-    if not keep and tune != "linear" and tune not in ADAPTERS:
-        raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in keep and parameter.requires_grad)
 
 
 class Classifier(L.LightningModule):
@@ -231,11 +197,7 @@ class Classifier(L.LightningModule):
         """
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            self.backbone.eval()
-            for name, module in self.backbone.named_modules():
-                parameters = list(module.parameters())
-                if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
-                    module.train()
+            tuning.frozen_in_eval(self.backbone)
         return self
 
     def setup(self, stage: str) -> None:
@@ -327,15 +289,7 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
-        if self.card is not None:
-            checkpoint["card"] = self.card
-        parameters = checkpoint.get("hyper_parameters")
-        if parameters is not None:
-            args = dict(parameters["backbone_args"] or {})
-            if args.get("pretrained"):
-                args["pretrained"] = False
-            checkpoint["started_from"] = parameters["backbone_checkpoint"]
-            checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
+        tuning.complete(checkpoint, self.card)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
@@ -343,23 +297,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        h = self.hparams
-        layers: list[list[str]] = []
-        if h.layer_decay != 1:
-            layers = [[f"backbone.{name}" for name in group] for group in self.backbone.layer_groups()]
-        groups = optim.layer_decay_groups(self.named_parameters(), layers, h.weight_decay, h.layer_decay)
-        return optim.configure(
-            self,
-            groups,
-            optimizer=h.optimizer,
-            base_lr=h.base_lr,
-            lr=h.lr,
-            betas=h.betas,
-            momentum=h.momentum,
-            nesterov=h.nesterov,
-            warmup_epochs=h.warmup_epochs,
-            min_lr=h.min_lr,
-        )
+        return tuning.configure(self)
 
 
 def _single_view(batch: dict[str, Tensor]) -> Tensor:

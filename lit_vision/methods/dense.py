@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_vision import distributed, optim
+from lit_vision import distributed
 from lit_vision.backbones import weights
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.card import card_of_data
 from lit_vision.errors import UserError
-from lit_vision.methods.classifier import ADAPTERS, set_trainable
+from lit_vision.methods.tuning import ADAPTERS, set_trainable
 
 
 def build_backbone(
@@ -50,15 +50,6 @@ def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
     return backbone.forward_maps(images)
 
 
-def frozen_in_eval(backbone: Backbone) -> None:
-    """Evaluation mode for the parts of the backbone that do not train: fixed batch-norm statistics, no drop path."""
-    backbone.eval()
-    for module in backbone.modules():
-        parameters = list(module.parameters())
-        if parameters and all(p.requires_grad for p in parameters):
-            module.train()
-
-
 def check_data(module: Any, needs: str) -> None:
     """Refuse data that cannot serve, before any step.
 
@@ -93,39 +84,6 @@ def card_for(task: str, datamodule: Any, options: dict[str, Any]) -> dict[str, A
     """The card of this model's task: evaluation scales the longer side to the size and cuts nothing off."""
     card = card_of_data(task, datamodule)
     return None if card is None else {**card, "crop_pct": 1.0, "options": options}
-
-
-def complete(checkpoint: dict[str, Any], card: dict[str, Any] | None) -> None:
-    """A checkpoint is complete in itself: loading it must not ask for the weights that its run began with."""
-    if card is not None:
-        checkpoint["card"] = card
-    parameters = checkpoint.get("hyper_parameters")
-    if parameters is not None:
-        args = dict(parameters["backbone_args"] or {})
-        if args.get("pretrained"):
-            args["pretrained"] = False
-        checkpoint["started_from"] = parameters["backbone_checkpoint"]
-        checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
-
-
-def configure(module: Any) -> dict[str, Any]:
-    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.configure`."""
-    h = module.hparams
-    layers: list[list[str]] = []
-    if h.layer_decay != 1:
-        layers = [[f"backbone.{name}" for name in group] for group in module.backbone.layer_groups()]
-    groups = optim.layer_decay_groups(module.named_parameters(), layers, h.weight_decay, h.layer_decay)
-    return optim.configure(
-        module,
-        groups,
-        optimizer=h.optimizer,
-        base_lr=h.base_lr,
-        lr=h.lr,
-        betas=h.betas,
-        momentum=h.momentum,
-        warmup_epochs=h.warmup_epochs,
-        min_lr=h.min_lr,
-    )
 
 
 def channels_last(module: nn.Module, backbone: Backbone) -> None:

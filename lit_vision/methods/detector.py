@@ -21,7 +21,7 @@ from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
-from lit_vision.methods import dense
+from lit_vision.methods import dense, tuning
 from lit_vision.methods.decoding import Decoder, Detections
 from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head
 
@@ -130,7 +130,7 @@ class Detector(L.LightningModule):
         """Training mode for what trains, evaluation mode for what is frozen."""
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            dense.frozen_in_eval(self.backbone)
+            tuning.frozen_in_eval(self.backbone)
         return self
 
     # ------------------------------------------------------------------ from images to detections
@@ -268,7 +268,7 @@ class Detector(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself."""
-        dense.complete(checkpoint, self.card)
+        tuning.complete(checkpoint, self.card)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
@@ -276,4 +276,4 @@ class Detector(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return dense.configure(self)
+        return tuning.configure(self)

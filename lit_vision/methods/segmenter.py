@@ -16,7 +16,7 @@ from lit_vision.backbones.pyramid import freeze_unused, make_levels
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import IGNORE, PixelCounts, segmentation_values
-from lit_vision.methods import dense
+from lit_vision.methods import dense, tuning
 from lit_vision.methods.segmentation_heads import HEADS, FCNHead, grown
 from lit_vision.methods.segmentation_losses import LOSSES, pixel_cross_entropy, segmentation_loss, thinned
 
@@ -123,7 +123,7 @@ class Segmenter(L.LightningModule):
         """Training mode for what trains, evaluation mode for what is frozen."""
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            dense.frozen_in_eval(self.backbone)
+            tuning.frozen_in_eval(self.backbone)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Segmenter(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself."""
-        dense.complete(checkpoint, self.card)
+        tuning.complete(checkpoint, self.card)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
@@ -212,4 +212,4 @@ class Segmenter(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return dense.configure(self)
+        return tuning.configure(self)

@@ -1,0 +1,91 @@
+"""What trains of a backbone, in which mode the rest stays, its parameter groups, and a checkpoint that is whole: what all methods on labels share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from lit_vision import optim
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.errors import UserError
+
+TUNES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
+ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen, what is added to it trains
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def set_trainable(backbone: Backbone, tune: str) -> None:
+    """Freeze (requires_grad False) what `tune` leaves out of the backbone; the head is not its matter.
+
+    "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but the biases
+    (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial fine-tuning, arXiv:2111.06377, Figure 9).
+    "lora" and "prompt-*": everything, before `backbones.adapters` adds what trains.
+
+    Raises:
+        UserError: an unknown value, or more blocks than there are.
+    """
+    if tune == "full":
+        return
+    keep: set[str] = set()
+    if tune == "head+norm":
+        norms = [m for m in backbone.modules() if isinstance(m, _NORMS) or "Norm" in type(m).__name__]
+        parameters = {id(p) for m in norms for p in m.parameters(recurse=False)}
+        keep = {name for name, p in backbone.named_parameters() if id(p) in parameters}
+    elif tune == "bias":
+        keep = {name for name, _ in backbone.named_parameters() if name.rsplit(".", 1)[-1] == "bias"}
+    elif match := re.fullmatch(r"last-([1-9]\d*)", tune):
+        groups, k = backbone.layer_groups(), int(match[1])
+        if k > len(groups) - 2:
+            raise UserError(f"tune: {tune} asks for {k} blocks, this backbone has {len(groups) - 2}; lower it")
+        keep = {name for group in groups[-k - 1 :] for name in group}
+    elif tune != "linear" and tune not in ADAPTERS:
+        raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNES)}; choose one of these")
+    if not keep and tune != "linear" and tune not in ADAPTERS:
+        raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(name in keep and parameter.requires_grad)
+
+
+def frozen_in_eval(backbone: Backbone) -> None:
+    """Evaluation mode for the parts of the backbone that do not train: fixed batch-norm statistics, no drop path."""
+    backbone.eval()
+    for name, module in backbone.named_modules():
+        parameters = list(module.parameters())
+        if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
+            module.train()
+
+
+def complete(checkpoint: dict[str, Any], card: dict[str, Any] | None) -> None:
+    """A checkpoint is complete in itself: loading it must not ask for the weights that its run began with."""
+    if card is not None:
+        checkpoint["card"] = card
+    parameters = checkpoint.get("hyper_parameters")
+    if parameters is not None:
+        args = dict(parameters["backbone_args"] or {})
+        if args.get("pretrained"):
+            args["pretrained"] = False
+        checkpoint["started_from"] = parameters["backbone_checkpoint"]
+        checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
+
+
+def configure(module: Any) -> dict[str, Any]:
+    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.configure`."""
+    h = module.hparams
+    layers: list[list[str]] = []
+    if h.layer_decay != 1:
+        layers = [[f"backbone.{name}" for name in group] for group in module.backbone.layer_groups()]
+    groups = optim.layer_decay_groups(module.named_parameters(), layers, h.weight_decay, h.layer_decay)
+    return optim.configure(
+        module,
+        groups,
+        optimizer=h.optimizer,
+        base_lr=h.base_lr,
+        lr=h.lr,
+        betas=h.betas,
+        momentum=h.momentum,
+        nesterov=h.get("nesterov", False),
+        warmup_epochs=h.warmup_epochs,
+        min_lr=h.min_lr,
+    )
