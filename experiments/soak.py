@@ -33,9 +33,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback
 
-from lit_vision import digests
+from lit_vision import digests, runs
 from lit_vision.train import main as lit_vision
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
@@ -261,22 +262,39 @@ def _parse_once(words: list[str]) -> None:
         )
 
 
+_CHANGES = re.compile(
+    r"(?<=every_n_steps: )\d+|(?<=num_workers: )\d+|(?<=root: )[^,}]+|(?<=strategy: )(?:auto|ddp)(?=\n)"
+)
+
+
 def _key(words: list[str]) -> tuple:
-    """The words without those that differ from start to start."""
-    return tuple(word for i, word in enumerate(words) if not {"--run_dir", "--resume"} & {word, words[i - 1]})
+    """What two commands must have in common to be parsed once: the recipe but for what is set anew, and the other flags."""
+    own = {"--config", "--run_dir", "--resume", "--trainer.accumulate_grad_batches", "--trainer.devices"}
+    return (_CHANGES.sub("*", Path(words[2]).read_text()), *runs.without(words, own))
 
 
 def _use_what_was_parsed(words: list[str]) -> None:
-    """In the fork: the command goes its usual way, but for the two steps that were done before."""
+    """In the fork: the command goes its usual way, but for the steps that were done before."""
     from lit_vision.lightning_cli import RunCLI, SaveConfig
 
-    config, built = _PARSED[_key(words)]
-    config.fit.run_dir = words[words.index("--run_dir") + 1]
-    config.fit.resume = "auto" if "--resume" in words else None
+    (config, built), recipe = _PARSED[_key(words)], yaml.safe_load(Path(words[2]).read_text())
+    own, typed = config.fit, dict(zip(words[1::2], words[2::2]))
+    own.run_dir, own.resume = typed["--run_dir"], typed.get("--resume")
+    for name in ("accumulate_grad_batches", "devices"):
+        if f"--trainer.{name}" in typed:
+            own.trainer[name] = int(typed[f"--trainer.{name}"])
+    if recipe["trainer"].get("strategy") in ("auto", "ddp") and "--trainer.strategy" not in typed:
+        own.trainer.strategy = recipe["trainer"]["strategy"]
+    for name in {"num_workers", "root"} & recipe["data"]["init_args"].keys():
+        own.data.init_args[name] = recipe["data"]["init_args"][name]
+    saver = next(c for c in recipe["trainer"]["callbacks"] if c["class_path"].endswith("LastCheckpoint"))
+    for callback in own.trainer.callbacks:
+        if callback.class_path.endswith("LastCheckpoint"):
+            callback.init_args.every_n_steps = saver["init_args"]["every_n_steps"]
     RunCLI.setup_parser = lambda self, *args: self.__dict__.update(built)
     RunCLI.parse_arguments = lambda self, *args: setattr(self, "config", config)
-    if (Path(config.fit.run_dir) / "config.yaml").is_file():  # a third of a start
-        SaveConfig.setup = lambda *args: None
+    if (Path(own.run_dir) / "config.yaml").is_file():  # a third of a start
+        SaveConfig.setup = lambda *args, **kwargs: None
 
 
 def _run_here(words: list[str], log: Path, kill: str, sign: str, rank: int, world: int, port: int, writer: int) -> None:
@@ -429,8 +447,7 @@ class Soak:
         folder: for the runs; in memory it is quick.
         seed: of the random kills.
         warm: methods that the forks will need.
-        out: a JSON file for the counts, or None.
-        environment: what goes into it.
+        out: a JSON file that the counts are added to, or None.
     """
 
     def __init__(
@@ -439,9 +456,8 @@ class Soak:
         seed: int = 0,
         warm: tuple[str, ...] = ("SimCLR", "MAE", "Classifier"),
         out: Path | None = None,
-        environment: dict[str, Any] | None = None,
     ) -> None:
-        self.out, self.environment = out, environment or {}
+        self.out = out
         self.folder, self.random = folder, random.Random(seed)
         self.wholes: dict[tuple, Run] = {}
         self.counts: dict[str, Counter] = {}
@@ -451,6 +467,7 @@ class Soak:
             case = Case(folder, method)
             with contextlib.redirect_stdout(None):
                 lit_vision(case.words(f"warm-{method}", False))
+            _parse_once(case.words("parsed", False))
 
     def whole(self, case: Case) -> Run:
         """The uninterrupted run of this setting, made once (the interval between saves does not matter to it)."""
@@ -462,9 +479,11 @@ class Soak:
             self.wholes[key] = run
         return self.wholes[key]
 
-    def chain(self, part: str, case: Case, name: str, kills: Any, tolerance: float = 0.0) -> Run:
-        """One run through the kills (a function of how many there were), then to its end, then compared."""
-        counts, run = self.counts.setdefault(part, Counter()), Run(case, name)
+    def chain(
+        self, part: str, case: Case, name: str, kills: Any, tolerance: float = 0.0, also: Any = lambda run, whole: None
+    ) -> None:
+        """One run through the kills (a function of how many there were), then to its end, then compared; `also` compares more."""
+        counts, run, failed = self.counts.setdefault(part, Counter()), Run(case, name), True
         try:
             whole = self.whole(case)
             while (kill := kills(run.kills)) and run.go(**kill):
@@ -472,6 +491,8 @@ class Soak:
             if (kill is None) and run.go():
                 raise Failure(f"{name}: killed without a kill")
             run.check(whole, tolerance)
+            also(run, whole)
+            failed = False
         except Failure as failure:
             self.failures.append(str(failure))
             print("FAILED", failure, flush=True)
@@ -479,21 +500,22 @@ class Soak:
         counts["runs"] += 1
         counts["kills"] += run.kills
         counts["steps_repeated_at_most"] = max(counts["steps_repeated_at_most"], run.repeated)
-        self.note(part)
-        return run
+        self.note(part, run, failed)
 
-    def note(self, part: str) -> None:
-        """Keeps what was counted so far: a soak that is killed has not been for nothing."""
+    def note(self, part: str, run: Run, failed: bool) -> None:
+        """Adds a run to the file at once: a soak that is killed has not been for nothing, and parts may run beside each other."""
         if self.out is None:
             return
         folder = os.open(self.out.parent, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # parts may run beside each other
-            whole = json.loads(self.out.read_text()) if self.out.is_file() else {"made_by": "make soak", "parts": {}}
-            whole["parts"][part] = {"failures": 0, **self.counts[part], "commit": self.environment["commit"]}
-            whole["parts"] = dict(sorted(whole["parts"].items()))
-            whole["failures"] = sum(entry["failures"] for entry in whole["parts"].values())
-            whole["environment"] = self.environment
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            whole = json.loads(self.out.read_text())
+            entry = whole["parts"].setdefault(part, {"failures": 0, "runs": 0, "kills": 0, "steps_repeated_at_most": 0})
+            entry["failures"] += failed
+            entry["runs"] += 1
+            entry["kills"] += run.kills
+            entry["steps_repeated_at_most"] = max(entry["steps_repeated_at_most"], run.repeated)
+            whole["failures"] += failed
             self.out.write_text(json.dumps(whole, indent=2) + "\n")
         finally:
             os.close(folder)
@@ -555,12 +577,6 @@ class Soak:
             self._save_seconds = (time.perf_counter() - start) / 5
         return self._save_seconds
 
-    def two_processes(self, kills: int) -> None:
-        """What one process goes through, on two; and two to one to two."""
-        self.random_steps(kills, 2, "two processes, random steps")
-        self.during_saving(kills, 2, "two processes, during saving")
-        self.elastic(3)
-
     def elastic(self, rounds: int = 1) -> None:
         """2 to 1 to 2 processes at a constant global batch of 8."""
         two = Case(self.folder, "Plain", interval=1, world=2)
@@ -572,8 +588,7 @@ class Soak:
                 {"kill": "start:3", "case": WithRecipe(one, two)},  # one step of two batches, then killed
                 None,
             ]
-            run = self.chain("2 to 1 to 2", two, f"elastic-{i}", lambda n, s=sequence: s[min(n, 2)], tolerance=1e-5)
-            _check_samples(run, self.whole(two), self.failures, self.counts["2 to 1 to 2"])
+            self.chain("2 to 1 to 2", two, f"elastic-{i}", lambda n, s=sequence: s[min(n, 2)], 1e-5, _check_samples)
 
 
 class WithRecipe:
@@ -589,22 +604,22 @@ class WithRecipe:
         return words + ["--trainer.strategy", self.case.strategy] * bool(self.case.strategy)
 
 
-def _check_samples(run: Run, whole: Run, failures: list[str], counts: Counter) -> None:
-    """No sample missing, none twice, over all processes of all parts of the run: each was in the step that it belongs to."""
-    seen: Counter = Counter()
-    for line in {(rank, json.dumps(line["keys"])) for rank in range(2) for line in run.journal(rank)}:
-        seen.update(map(tuple, json.loads(line[1])))
-    expected = Counter(tuple(key) for rank in range(2) for line in whole.journal(rank) for key in line["keys"])
-    if seen.keys() != expected.keys():
-        failures.append(f"{run.name}: samples missing or too many")
-        counts["failures"] += 1
+def _check_samples(run: Run, whole: Run) -> None:
+    """No sample missing, none too many, over all processes of all parts of the run; a repeated batch counts once."""
+    batches = [{json.dumps(line["keys"]) for rank in range(2) for line in r.journal(rank)} for r in (run, whole)]
+    seen, expected = ({tuple(key) for batch in part for key in json.loads(batch)} for part in batches)
+    if seen != expected:
+        raise Failure(f"{run.name}: samples missing or too many: {sorted(seen ^ expected)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving")
     parser.add_argument("--gloo-kills", type=int, default=20, help="of two processes, and as many during saving")
-    parser.add_argument("--parts", default="every,random,saving,gloo", help="some of these; the others' results stay")
+    parser.add_argument(
+        "--beside", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: cores)"
+    )
+    parser.add_argument("--only", default="", help="every, random, saving or gloo; the others' counts stay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
@@ -613,19 +628,52 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     start, environment = time.perf_counter(), results.environment(args.seed)
+    shares = [args.kills // args.beside + (i < args.kills % args.beside) for i in range(args.beside)]
+    parts = {
+        "every": [
+            lambda s, m=m, w=w: s.every_step([m], [w], [1, 2]) for m in VIEWS | {"Classifier": ""} for w in (0, 2)
+        ],
+        "random": [lambda s, n=n: s.random_steps(n) for n in shares],
+        "saving": [lambda s, n=n: s.during_saving(n) for n in shares],
+        "gloo": [
+            lambda s: s.random_steps(args.gloo_kills, 2, "two processes, random steps"),
+            lambda s: s.during_saving(args.gloo_kills, 2, "two processes, during saving"),
+            lambda s: s.elastic(3),
+        ],
+    }
+    jobs = [job for name, part in parts.items() if args.only in ("", name) for job in part]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if not args.only or not args.out.is_file():
+        args.out.write_text(
+            json.dumps({"made_by": "make soak", "failures": 0, "parts": {}, "environment": environment})
+        )
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        soak = Soak(Path(folder), args.seed, out=args.out, environment=environment)
-        for part, run in {
-            "every": lambda: soak.every_step(["MAE", "SimCLR", "Classifier"], [0, 2], [1, 2]),
-            "random": lambda: soak.random_steps(args.kills),
-            "saving": lambda: soak.during_saving(args.kills),
-            "gloo": lambda: soak.two_processes(args.gloo_kills),
-        }.items():
-            if part in args.parts.split(","):
-                run()
-                print(soak.counts, f"{time.perf_counter() - start:.0f} s", flush=True)
-    print(*soak.failures, f"{args.out}: {len(soak.failures)} failures", sep="\n")
-    return bool(soak.failures)
+        soak = Soak(Path(folder), warm=("SimCLR", "MAE", "Classifier", "Plain"), out=args.out)
+        running: set[int] = set()
+        for number, job in enumerate(jobs):
+            if len(running) == args.beside:
+                running.discard(os.wait()[0])
+            running.add(_fork(soak, job, number, args.seed))
+        while running:
+            running.discard(os.wait()[0])
+    done = json.loads(args.out.read_text())
+    print(f"{args.out}: {done['failures']} failures, {time.perf_counter() - start:.0f} s: {json.dumps(done['parts'])}")
+    return bool(done["failures"])
+
+
+def _fork(soak: Soak, job: Any, number: int, seed: int) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            soak.folder = soak.folder / str(number)
+            soak.folder.mkdir()
+            soak.random = random.Random(f"{seed}-{number}")
+            job(soak)
+        except BaseException as error:
+            print("FAILED", number, repr(error), flush=True)
+        os._exit(0)
+    return child
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
         self.signals = StopSignals()
         self._agreed = 0  # the signal that all ranks know of
         self._validation_follows = self._epoch_over = False
-        self._saved_at, self._group = -1, None
+        self._saved_at, self._group, self._validation_batches = -1, None, 0
 
     @property
     def path(self) -> Path:
@@ -178,8 +178,19 @@ class LastCheckpoint(Checkpoint):
             if self._agree():  # it may have come while the file was written
                 self._stop(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
+            self._validation_batches = 0
+            return
+        # ranks may have unequally many batches to measure: they can only agree at those that all have
+        count = torch.tensor(sum(trainer.num_val_batches))
+        if self._group is not None:
+            dist.all_reduce(count, dist.ReduceOp.MIN, self._group)
+        self._validation_batches = int(count)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._validation_batches -= 1
+        if self._validation_batches < 0:
             return
         if self._agree() and not trainer.fit_loop._should_accumulate():
             self._save(trainer)
