@@ -67,8 +67,12 @@ def test_latency_section_runs_every_runtime_that_is_there(benchmark, monkeypatch
 
     tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
     monkeypatch.setattr(latency, "MODELS", {"tiny": ("vit_tiny_patch16_224", tiny, 16)})
+    small = {"num_classes": 2, "img_size": 32, "strides": [8], "backbone_args": {"layers": (1, 1, 1, 1)}}
+    dense = {"boxes": ("Detector", {**small, "pyramid_width": 32}), "masks": ("Segmenter", {**small, "width": 16})}
+    monkeypatch.setattr(latency, "DENSE", dense)
     monkeypatch.setattr(latency, "FORMATS", {"pt2": ".pt2"})
     rows = latency.measure(1)
+    assert {"boxes, pt2, batch 8", "masks, pt2, batch 8"} <= {row["what"] for row in rows}
     assert [row["what"] for row in rows[:2]] == ["tiny, eager, batch 1", "tiny, pt2, batch 1"]
     assert {row["unit"] for row in rows} == {"ms/image", "x"}
     assert all(row["value"] > 0 and row["met"] is None for row in rows)

@@ -19,6 +19,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ViT-Ti/16": ("vit_tiny_patch16_224", {}, 224),
     "ResNet-18": ("resnet18", {}, 224),
 }
+# name: class in lit_vision.methods, its arguments; detection and segmentation end at their raw outputs, decoding is the same for all
+DENSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "FCOS on ResNet-18, 256 px": ("Detector", {"num_classes": 20, "img_size": 256, "pyramid_width": 128}),
+    "UPerNet on ResNet-18, 256 px": ("Segmenter", {"num_classes": 21, "img_size": 256, "width": 128}),
+}
 BATCHES = (1, 8)
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 
@@ -27,17 +32,13 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
     """{runtime: normalised images -> outputs} for one model, exported into a folder; and its card."""
     import torch
 
-    from lit_vision.backbones.backbone import Backbone
-    from lit_vision.backbones.weights import save_backbone
     from lit_vision.errors import UserError
     from lit_vision.export import export
     from lit_vision.predict.models import load_method, load_model
 
-    backbone, arguments, size = MODELS[name]
-    made = Backbone(backbone, **{"img_size": size, **arguments})
-    body = save_backbone(folder / "body.safetensors", made, made.data_config["mean"], made.data_config["std"])
-    method, card = load_method(body)
-    found = {"eager": load_model(body, "cpu").run}
+    source = (_body if name in MODELS else _run)(name, folder)
+    method, card = load_method(source)
+    found = {"eager": load_model(source, "cpu").run}
     for form, suffix in FORMATS.items():
         with contextlib.suppress(UserError):  # a package that is not installed; a wrong export has no row either
             export(method, card, form, folder / f"model{suffix}")
@@ -45,12 +46,35 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
     return found, card
 
 
+def _body(name: str, folder: Path) -> Path:
+    """A body without a head, as a file."""
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.backbones.weights import save_backbone
+
+    backbone, arguments, size = MODELS[name]
+    made = Backbone(backbone, **{"img_size": size, **arguments})
+    return save_backbone(folder / "body.safetensors", made, made.data_config["mean"], made.data_config["std"])
+
+
+def _run(name: str, folder: Path) -> Path:
+    """A detector or segmenter, as a checkpoint."""
+    import torch
+
+    from lit_vision import methods
+
+    kind, arguments = DENSE[name]
+    made = getattr(methods, kind)("resnet18", **arguments)
+    path = folder / "model.ckpt"
+    torch.save({"state_dict": made.state_dict(), "hyper_parameters": dict(made.hparams)}, path)
+    return path
+
+
 def measure(repeats: int) -> list[dict[str, Any]]:
     """Milliseconds per image of each runtime, and the ratio to eager PyTorch of the same turn; medians."""
     from lit_vision.predict.tasks import example
 
     rows = []
-    for name in MODELS:
+    for name in (*MODELS, *DENSE):
         with tempfile.TemporaryDirectory() as folder:
             found, card = runtimes(name, Path(folder))
             for n in BATCHES:
