@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +193,8 @@ def load_safely(path: Path, map_location: Any = None) -> dict[str, Any]:
     """torch.load of a file of tensors and plain values; DamagedCheckpoint for anything else, which is not executed."""
     try:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no pickle make the reader stumble in any way
         reason = str(error).strip().split("\n")[0][:150]
         raise DamagedCheckpoint(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error

@@ -211,3 +211,15 @@ def test_nan_on_one_rank_of_two_moves_no_weight_on_either(late: str) -> None:
         last = torch.load(f"{folder}/run/checkpoints/last.ckpt", weights_only=True)
         assert all(v.isfinite().all() for v in last["state_dict"].values())
         assert last["global_step"] == 3
+
+
+def test_kept_steps_are_checkpoints_like_any_other(here: Path) -> None:
+    Path("toy.yaml").write_text(RECIPE.replace("{every_n_steps: 1", "{every_n_steps: 5, keep_every_n_steps: 4"))
+    assert fit("--run_dir", "run") == 0
+    found = {p.name: digests.step_of(p) for p in digests.checkpoints_in("run/checkpoints")}
+    steps = {f"step-{n:08d}.ckpt": n for n in (4, 8, 12)}
+    assert found.items() >= {**steps, "last.ckpt": 12, "previous.ckpt": 10}.items()
+    assert fit("--run_dir", "again", "--resume", "run/checkpoints/step-00000004.ckpt") == 0
+    kept = [torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("run", "again")]
+    for key in ("state_dict", "optimizer_states", "loops"):
+        soak._same(*(k[key] for k in kept), key)
