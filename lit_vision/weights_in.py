@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_vision.card import KEY
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.command import Words
 
@@ -124,8 +125,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
         raise UserError(f"{path}: is this project's own already; name it as it is, or use lit-vision export")
     if not config and "architecture" in metadata:  # an export of ours under timm's names says what it is
-        known = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "class_names")}
+        known = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "size", "class_names")}
         pixels = {"mean": known["mean"], "std": known["std"], "license": metadata["licence"]}
+        pixels |= {"crop_pct": json.loads(metadata[KEY])["crop_pct"], "input_size": [3, known["size"], known["size"]]}
         config = {"architecture": metadata["architecture"], "model_args": known["model_args"], "pretrained_cfg": pixels}
         config["label_names"] = known["class_names"]
     if args.backbone_only:
@@ -154,7 +156,8 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         "source_sha256": sha256_of(path),
     }
     pixels = _statistics(method, report, config, args)
-    write(out, method, pixels, notes | {"licence": licence}, _class_names(args.class_names, config, method))
+    notes |= {"licence": licence}
+    write(out, method, pixels, notes, _class_names(args.class_names, config, method), _crop(layout, config))
     kind = type(method).__name__
     lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {licence or 'not stated (--licence names it)'}")
     return "\n".join(lines)
@@ -201,6 +204,8 @@ def build(
         if weight.ndim == 2 and weight.shape[0] > 1:
             given = {"num_classes": weight.shape[0], **args.args}
             return _made(Classifier, name, body, given), state, layout
+    if unknown := [key for key in args.args if key not in ("mean", "std")]:
+        raise UsageError(f"--args: a backbone alone takes mean and std, not {unknown[0]}; leave it out")
     return backbone, state, layout
 
 
@@ -224,6 +229,12 @@ def _class_names(file: str | None, config: Mapping[str, Any], method: Any) -> li
     return names if len(names) == count else [str(i) for i in range(count)]
 
 
+def _crop(layout: str, config: Mapping[str, Any]) -> float | None:
+    """Share of the resized image that evaluation keeps: what timm's config.json says, 256 to 224 elsewhere, None for timm's default."""
+    told = (config.get("pretrained_cfg") or {}).get("crop_pct")
+    return float(told) if told else None if layout.startswith("timm") else 0.875
+
+
 def _statistics(
     method: Any, report: Any, config: Mapping[str, Any], args: argparse.Namespace
 ) -> dict[str, list[float]]:
@@ -240,14 +251,19 @@ def _statistics(
 
 
 def write(
-    out: Path, method: Any, pixels: Mapping[str, list[float]], notes: Mapping[str, str], class_names: Sequence[str]
+    out: Path,
+    method: Any,
+    pixels: Mapping[str, list[float]],
+    notes: Mapping[str, str],
+    class_names: Sequence[str],
+    crop_pct: float | None = None,
 ) -> None:
     """One safetensors file with what rebuilds the module, its mean and std, and where it is from."""
     from safetensors.torch import save_file
 
     from lit_vision.backbones.backbone import Backbone
     from lit_vision.backbones.weights import save_backbone
-    from lit_vision.card import KEY, Card
+    from lit_vision.card import Card
     from lit_vision.predict.models import weights_digest
 
     if isinstance(method, Backbone):
@@ -263,7 +279,7 @@ def write(
             size=int(config["input_size"][-1]),
             mean=pixels["mean"],
             std=pixels["std"],
-            crop_pct=float(config["crop_pct"]),
+            crop_pct=crop_pct or float(config["crop_pct"]),
             class_names=list(class_names),
             outputs=["logits", "features"],
             weights=weights_digest(method.state_dict()),

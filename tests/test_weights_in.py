@@ -85,7 +85,9 @@ def test_timm__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
     out = imported(tmp_path, tmp_path / "w.pth", *words, "--class_names", str(tmp_path / "names.txt"))
     with torch.no_grad():
         close(logits(out), model(IMAGES))
-    assert load_method(out)[1].class_names == list("abcdefg")
+    card = load_method(out)[1]
+    assert card.class_names == list("abcdefg")
+    assert card.crop_pct == timm.get_pretrained_cfg(NAME if name.startswith("vit") else name).crop_pct
     assert "licence not stated" in capsys.readouterr().out
 
 
@@ -96,12 +98,13 @@ def test_timm__a_folder_of_the_hub_brings_name_licence_and_pixels(tmp_path: Path
     save_file(model.state_dict(), folder / "model.safetensors")
     pretrained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "license": "apache-2.0"}
     (folder / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": pretrained}))
-    out = imported(tmp_path, folder, "--source", "https://example.org/weights")
+    out = imported(tmp_path, folder, "--source", "https://example.org/weights", "--img_size", "160")
     with safe_open(out, "pt") as file:
         about = file.metadata()
     assert json.loads(about["mean"]) == [0.5, 0.4, 0.3]
     assert (about["licence"], about["source"]) == ("apache-2.0", "https://example.org/weights")
     assert len(about["source_sha256"]) == 64
+    assert json.loads(about["backbone"])["img_size"] == 160
     method, _ = load_method(out)
     with torch.no_grad():
         close(method.backbone(IMAGES), model(IMAGES))
@@ -468,6 +471,7 @@ def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
         ([str(tmp_path / "own.ckpt"), "--out", "o.pth"], 2, "safetensors"),
         ([str(tmp_path / "own.ckpt"), "--out", out, "--backbone_args", "[1]"], 2, "JSON object"),
         ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", '{"no": 1}'], 2, "takes no no"),
+        ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--backbone_only", *SIZES], 2, "not decoder_heads"),
     ):
         assert cli.main(["import", *words]) == code
         said = capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_timm__loads_it_strictly_to_the_same_logits(kind: str, tmp_path: Path, c
     back, card = load_method(again)
     with torch.no_grad():
         torch.testing.assert_close(back(IMAGES), method(IMAGES), atol=1e-5, rtol=1e-5)
-    assert (card.class_names, card.licence) == (NAMES, "mit")
+    assert (card.class_names, card.licence, card.crop_pct, card.size) == (NAMES, "mit", 1.0, 32)
     torch.testing.assert_close(back.mean, method.mean)
 
 

@@ -31,7 +31,7 @@ def model_of(
         config: of timm's or transformers' folders; {} without one.
         name: timm's name, if the user says it.
         backbone_args: likewise.
-        img_size: pixels, if another size than that of the positions is wanted (ViTs).
+        img_size: pixels, if another size than that of the positions or of the name is wanted.
 
     Returns:
         The name, None if nothing tells it, and the arguments.
@@ -48,8 +48,10 @@ def model_of(
     if isinstance(config.get("model_args"), dict):
         own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
         body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
+    if not vit and (told := (config.get("pretrained_cfg") or {}).get("input_size")):
+        body["img_size"] = told[-1]
     body |= backbone_args or {}
-    if img_size is not None and vit:
+    if img_size is not None:
         body["img_size"] = img_size
     return name, body
 

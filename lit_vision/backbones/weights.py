@@ -117,7 +117,8 @@ def load_common(
         raise PartialMatch(f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows)
     if rows:
         raise PartialMatch(
-            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with",
+            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with; "
+            "a layout that differs is not supported yet",
             rows,
         )
     module.load_state_dict({own[key][0]: value for key, value in values.items()}, strict=False)
