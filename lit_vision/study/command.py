@@ -190,5 +190,6 @@ def _fix_epochs(plan, text: str, starts: list[str]) -> None:
         else:
             from lit_vision.study.recipes import Recipe
 
+            plan.fixed.append(int(name))
             plan.tune[int(name)] = int(value)
             plan.scratch[int(name)] = int(value) * Recipe.scratch_factor

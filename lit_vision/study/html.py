@@ -36,7 +36,7 @@ ul.facts { padding-left: 1.1em; }
 ul.facts li { overflow-wrap: anywhere; }
 footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 @media (max-width: 520px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
-  table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; } }
+  table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; } td:first-child { overflow-wrap: anywhere; } }
 @media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; } h2 { break-after: avoid; }
   .answers li { background: none; } .scroll { overflow: visible; } }
 """

@@ -103,7 +103,7 @@ def _about(study: Study, result: dict[str, Any]) -> str:
             f"{len(images.pool)} training images, of which {sum(images.per_class)} have labels, {len(images.classes)} classes, "
             f"{len(images.test)} test images, seen at {images.size} pixels.",
             *images.notes,
-            *(f"The budget was too short for all: {cut}." for cut in study.plan.cut),
+            *([f"The budget was too short for all: {'; '.join(study.plan.cut)}."] if study.plan.cut else []),
             f"The whole study took {clock(result['seconds'])} on {device_name()} ({cores()} cores) and "
             f"{result['peak_memory_mb'] / 1000:.1f} GB of memory.",
         ]

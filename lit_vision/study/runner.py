@@ -22,6 +22,7 @@ from lit_vision.study.images import Images
 from lit_vision.study.progress import Reporter
 from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.schedule import (
+    LATE,
     MEASURE_SHARE,
     PRETRAIN_SHARE,
     REPORT_SECONDS,
@@ -210,12 +211,28 @@ class Study:
         for count in self.plan.labels:
             done: list[Outcome] = []
             for seed in range(self.plan.seeds[count]):
+                begin = self.report.elapsed
                 for start in (*SCRATCH, *self.starts):
                     if seed < self.plan.seeds_of(start, count):
                         protocols = self.recipe.protocols(start, self.plan.protocols)
                         done += [self._on_labels(Ask(start, protocol, count, seed)) for protocol in protocols]
+                if self._late(count, self.report.elapsed - begin) and seed + 1 < self.plan.seeds[count]:
+                    self._stop_after(count, seed + 1)
+                    break
             self.outcomes += done
             self._say_scores(done)
+
+    def _late(self, count: int, seconds: float) -> bool:
+        """Whether `seconds` more would take the time of the larger numbers of labels. Epochs that were asked for are never cut."""
+        later = sum(self.plan.seconds.get(str(other), 0.0) for other in self.plan.labels if other > count)
+        left = LATE * self.budget - REPORT_SECONDS - later - self.report.elapsed
+        return count not in self.plan.fixed and seconds > left
+
+    def _stop_after(self, count: int, seeds: int) -> None:
+        self.plan.seeds[count] = seeds
+        self.plan.cut.append(f"{seeds} seeds at {count} labels, since steps took longer than measured")
+        self.report.say(f"too little time for all: {self.plan.cut[-1]}")
+        self._keep_plan()
 
     def _on_labels(self, ask: Ask) -> Outcome:
         encoder = self.encoders.get(ask.start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ PRETRAIN_SHARE = 0.4  # of the time that trainings get
 START_SHARE = {"simclr": 0.7, "mae": 0.3}  # of the time that pre-training gets
 SCRATCH = ("scratch-cnn", "scratch-vit")
 REPORT_SECONDS = 25.0
+LATE = 1.05  # of the budget: beyond it seeds are left out
 FEWEST_STEPS = 20  # a fine-tuning of less says nothing
 GROWTH = 0.25  # steps grow with this power of the number of labels
 
@@ -32,7 +33,8 @@ class Plan:
         labels: numbers of labels; seeds: how many seeds each gets; fewer: at most so many for these (costly) starts.
         pretrain: epochs by start.
         tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
-        seconds: what each part was expected to take.
+        seconds: what each part was expected to take: pre-trainings by start, "labels" and each number of labels.
+        fixed: numbers of labels whose epochs the person gave; these are never cut short.
         pool: images that a pre-training sees, by start, where the time does not reach for all of them.
         cut: what was left out because the budget is too short, one sentence each.
         protocols: how networks are trained on labels, out of `recipes.ON_LABELS`.
@@ -45,6 +47,7 @@ class Plan:
     scratch: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fewer: dict[str, int] = field(default_factory=dict)
+    fixed: list[int] = field(default_factory=list)
     pool: dict[str, int] = field(default_factory=dict)
     cut: list[str] = field(default_factory=list)
     protocols: list[str] = field(default_factory=lambda: ["finetune"])
@@ -119,9 +122,9 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
     if not missing:
         return
 
-    def cost(base: float) -> float:
+    def cost(base: float, counts: Sequence[int] = missing) -> float:
         total = 0.0
-        for count in missing:
+        for count in counts:
             per_epoch = -(-count // recipe.batch_size)
             for start in [*starts, *SCRATCH]:
                 factor = recipe.scratch_factor if start in SCRATCH else 1
@@ -144,6 +147,7 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
         steps = _steps(low, count, plan)
         plan.tune[count] = max(1, round(steps / per_epoch))
         plan.scratch[count] = max(1, round(recipe.scratch_factor * steps / per_epoch))
+        plan.seconds[str(count)] = cost(low, [count])
     plan.seconds["labels"] = cost(low)
 
 

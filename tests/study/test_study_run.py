@@ -11,8 +11,11 @@ import pytest
 
 from lit_vision.cli import main
 from lit_vision.evaluation.results import read_result
+from lit_vision.study import runner
 from lit_vision.study.images import read_images
+from lit_vision.study.progress import Reporter
 from lit_vision.study.recipes import recipe_for
+from lit_vision.study.schedule import Plan
 from lit_vision.study.training import classification, measure
 from lit_vision.study.verify import verify
 
@@ -87,8 +90,6 @@ def _the_model_answers_as_its_cell(folder, run, text) -> None:
 def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, monkeypatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     _study(folder, whole)
-    from lit_vision.study import runner
-
     train, calls = runner.train, []
 
     def stopped(*args, **kwargs):
@@ -139,6 +140,24 @@ def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verif
     checks = list(verify(cells, images, recipe_for(images.size), run / "cells"))
     assert {c.ask.protocol for c in checks} >= {"lora", "bias", "finetune"}
     assert all(check.holds for check in checks)
+
+
+@pytest.mark.parametrize(("fixed", "seeds"), [([], {0}), ([4], {0, 1})])
+def test_study__leaves_out_seeds_when_steps_take_longer_than_measured(
+    folder, tmp_path, monkeypatch, fixed, seeds
+) -> None:
+    report, train = Reporter(), runner.train
+
+    def slow(*args, **kwargs):
+        report.began -= 60  # as if it had taken a minute
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "train", slow)
+    images = read_images(folder)
+    plan = Plan([4], {4: 2}, tune={4: 1}, scratch={4: 1}, fixed=fixed)
+    study = runner.Study(images, recipe_for(images.size), [], plan, 60.0, tmp_path, report)
+    assert {outcome.ask.seed for outcome in study.run() if outcome.ask.protocol == "finetune"} == seeds
+    assert len(study.plan.cut) == (not fixed)
 
 
 def test_measure__keeps_to_its_seconds(folder) -> None:
