@@ -109,9 +109,29 @@ def sentences(results: dict[Any, dict]) -> list[str]:
     return lines
 
 
+def int8_lines(results: dict[Any, dict]) -> list[str]:
+    """What int8 loses, for the runs that were quantised."""
+    rows = []
+    for run, result in results.items():
+        if found := result.get("int8"):
+            lost = 100 * (found["before"] - found["after"])
+            values = (f"{100 * found[key]:.1f} %" for key in ("before", "after"))
+            rows.append(
+                [TASKS[run.task][0], STARTS[run.start], found["metric"], *values, f"{lost:+.1f}", found["format"]]
+            )
+    if not rows:
+        return []
+    columns = ["task", "start (seed 0)", "measure", "float32", "int8", "points lost", "format"]
+    return [
+        "## int8 after training\n",
+        to_markdown(Table(columns, rows, "Test scenes; calibrated on 300 training scenes.")),
+    ]
+
+
 def page(results: dict[Any, dict], table: Table, out: Path) -> None:
     """Write scenes.md with table, sentences, curves and drawn examples into `out`."""
     parts = ["# Detection and segmentation on the scenes\n", to_markdown(table), *sentences(results), ""]
+    parts += int8_lines(results)
     for task, (title, shown, metric, *_) in TASKS.items():
         series = [
             Series(f"{STARTS[run.start]}, seed {run.seed}", *zip(*result["curve"]), baseline=run.start == "scratch")

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +215,16 @@ def test_a_broken_image_is_replaced_with_its_own_boxes_in_training_and_named_in_
     other = batch["key"][:, 1].tolist().index(others[0])
     assert torch.equal(batch["images"][place], batch["images"][other])
     assert "000003.png" in caplog.text
+    run = SimpleNamespace(
+        default_root_dir=str(tmp_path / "run"), global_rank=0, world_size=1, accumulate_grad_batches=1
+    )
+    run.num_devices = 1
+    again = _module(tmp_path, train_view="fit", batch_size=8, img_size=128)
+    again.trainer = run
+    next(iter(again.train_dataloader()))
+    listed = (tmp_path / "run" / "bad_images.csv").read_text().splitlines()
+    assert listed[0] == "epoch,index,path,reason"
+    assert listed[1].startswith("0,3,train/images/000003.png,")
     with pytest.raises(UserError, match=r"000003.png"):
         list(data.eval_loader("train"))
 
