@@ -20,6 +20,7 @@ from lit_vision.study.content import Content, Section, advice_of, answers_of, to
 from lit_vision.study.html import to_html
 from lit_vision.study.recipes import ON_LABELS
 from lit_vision.study.runner import Study
+from lit_vision.study.schedule import SCRATCH
 from lit_vision.study.upload import log_study
 from lit_vision.study.verdict import Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
@@ -79,7 +80,7 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
         advice=advice_of(found, seconds),
         answers=answers_of(found),
         about=_about(study, result),
-        table=_with_not_tried(grid_table(rows, lines, study.plan.labels, note), study.not_tried),
+        table=_with_not_tried(grid_table(rows, lines, study.plan.labels, note), study),
         sections=_sections(study, cells, found),
         facts=_facts(study, result),
         footer=(
@@ -91,7 +92,8 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
     )
 
 
-def _with_not_tried(table: Table, why: dict[str, str]) -> Table:
+def _with_not_tried(table: Table, study: Study) -> Table:
+    why = {**dict.fromkeys((s for s in SCRATCH if study.plan.fewer.get(s) == 0), "no time"), **study.not_tried}
     more = [[start, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for start, reason in why.items()]
     return Table(table.columns, [*table.rows, *more], table.note)
 

@@ -159,12 +159,18 @@ def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[]
         plan.fewer.update(dict.fromkeys(costly, 1))
         return f"one seed of {', '.join(costly)}"
 
+    def none() -> str:
+        plan.fewer.update(dict.fromkeys(costly, 0))
+        return f"no training of {', '.join(costly)} on labels"
+
     def at_most(most: int) -> str:
         plan.seeds = {count: min(most, seeds) for count, seeds in plan.seeds.items()}
         return f"at most {most} seeds" if most > 1 else "one seed"
 
     if any(plan.seeds_of(start, count) > 1 for start in costly for count in plan.labels):
         yield one_seed
+    if any(plan.seeds_of(start, count) for start in costly for count in plan.labels):
+        yield none
     for most in (3, 1):
         if max(plan.seeds.values()) > most:
             yield partial(at_most, most)

@@ -85,13 +85,16 @@ def test_plan__pretraining_shares_its_time(tmp_path) -> None:
 def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> None:
     paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
     whole = 5 * 2 * (1 + 4) * (20 + 39)  # seeds, networks, tuned and scratch, fewest steps at 80 and 800
-    some, little = Plan([80, 800], {80: 5, 800: 5}), Plan([80, 800], {80: 5, 800: 5})
+    some, half, little = (Plan([80, 800], {80: 5, 800: 5}) for _ in range(3))
     plan_labels(some, paces, recipe_for(32), ["mae", "simclr"], seconds=0.7 * whole)
     assert some.fewer == {"scratch-vit": 1, "mae": 1}
     assert some.seeds == {80: 5, 800: 5}
+    plan_labels(half, paces, recipe_for(32), ["mae", "simclr"], seconds=0.5 * whole)
+    assert half.fewer == {"scratch-vit": 0, "mae": 0}
+    assert half.seeds == {80: 5, 800: 5}
     plan_labels(little, paces, recipe_for(32), ["mae", "simclr"], seconds=1)
     assert little.seeds == {80: 1, 800: 1}
-    assert len(little.cut) == 3
+    assert len(little.cut) == 4
 
 
 def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images() -> None:
