@@ -69,6 +69,7 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
     assert _study(folder, tmp_path) == 0
     again = read_result(tmp_path / "results.json")
     assert [c["values"] for c in again["cells"]] == [c["values"] for c in result["cells"]]
+    assert again["seconds"] > sum(c["seconds"] for c in result["cells"])  # not those of the second run alone
     with pytest.raises(AssertionError, match="trained again"):  # another recipe is another study
         _study(folder, tmp_path, "--rotation", "10")
 
