@@ -135,9 +135,10 @@ class Case:
 
     def write(self) -> Path:
         """Writes recipe and images if they are not there; returns the recipe."""
-        root = self.folder / "images"
+        root = self.folder / ("images-even" if self.strategy else "images")
         if not root.is_dir():
-            _write_images(root, 4 * BATCHES + 3)
+            # 9 to measure on: two processes have unequally many batches, which sharded ones may not
+            _write_images(root, 4 * BATCHES + 3, 8 if self.strategy else 9)
         view = VIEWS.get(self.method, "train")
         model = METHODS[self.method]
         method = "Classifier" if self.method == "Plain" else self.method
@@ -163,11 +164,11 @@ class Case:
         return words + ["--resume", "auto"] * resume
 
 
-def _write_images(root: Path, n: int) -> None:
+def _write_images(root: Path, n: int, val: int) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for i in range(n + 9):  # 9 to measure on: two processes have unequally many batches
+    for i in range(n + val):
         kind = rng.integers(0, 128, (20, 20, 3), dtype=np.uint8) + np.uint8(i % 2 * 120)
         path = root / ("val" if i >= n else "train") / ("light" if i % 2 else "dark") / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,6 @@ gradient of *every* rank's loss reaches this rank's part of what was shared: ran
 turns the sum over losses into the mean. The adjoint of "sum over ranks" is therefore "sum the gradients over ranks".
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -51,23 +48,9 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-@contextmanager
-def whole_parameters(module: nn.Module) -> Iterator[None]:
-    """Every process holds all parameters of a sharded (FSDP2) module meanwhile, and its forward exchanges nothing; else nothing happens.
-
-    For evaluation: processes may have unequally many batches, and a forward that waits for the others would wait for ever.
-    All processes must enter and leave together.
-    """
-    parts = [m for m in module.modules() if hasattr(m, "set_reshard_after_forward")]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.reshard()
-            part.set_reshard_after_forward(not hasattr(part, "training_step"), recurse=False)  # the root keeps its own
+def is_sharded(module: nn.Module) -> bool:
+    """True for a module under FSDP2: its forward waits for all processes, which must call it equally often."""
+    return any(hasattr(m, "set_reshard_after_forward") for m in module.modules())
 
 
 class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):

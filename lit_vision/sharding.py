@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ from lit_vision.checkpoint_files import (
     put_in_place,
     write_beside,
 )
-from lit_vision.distributed import whole_parameters
 from lit_vision.errors import UserError
 
 REST = "rest.ckpt"
@@ -88,7 +86,6 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, activation_checkpointing: bool = False, process_group_backend: str | None = None) -> None:
         super().__init__(process_group_backend=process_group_backend)
         self.activation_checkpointing = activation_checkpointing
-        self._whole = ExitStack()
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
@@ -111,14 +108,18 @@ class Sharded(ModelParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
 
-    # ranks may have unequally many batches to measure
     def on_validation_start(self) -> None:
-        self._whole.enter_context(whole_parameters(self.model))
-
-    def on_validation_end(self) -> None:
-        self._whole.close()
-
-    on_test_start, on_test_end = on_validation_start, on_validation_end
+        """UserError where processes have unequally many batches: a forward waits for all of them, for ever."""
+        trainer = self.lightning_module.trainer
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        own = torch.tensor([sum(counts), -sum(counts)], device=self.root_device)
+        dist.all_reduce(own, dist.ReduceOp.MAX)
+        most, least = int(own[0]), -int(own[1])
+        if most != least:
+            raise UserError(
+                f"trainer.strategy: Sharded validates equally many batches on each process, and they have {least} to {most}; "
+                f"set trainer.limit_val_batches to {least} at most, or another data.batch_size"
+            )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_vision.distributed import whole_parameters
+from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.collapse import effective_rank, embedding_std
 from lit_vision.evaluation.features import extract
@@ -141,8 +141,10 @@ class Collapse(Callback):
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
+        if is_sharded(pl_module):
+            raise UserError("Collapse: the model is sharded, and processes have unequally many batches; leave it out")
         loader = trainer.datamodule.eval_loader("train", limit=self.limit, unlabeled=True)
-        with trainer.precision_plugin.forward_context(), whole_parameters(pl_module.backbone):
+        with trainer.precision_plugin.forward_context():
             features = extract(
                 pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
             ).features

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_vision.callbacks.pictures import log_table
-from lit_vision.distributed import whole_parameters
+from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract
 from lit_vision.evaluation.knn import weighted_knn
@@ -61,6 +61,11 @@ class OnlineKNN(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> tuple[torch.Tensor, torch.Tensor] | None:
         data = trainer.datamodule
+        if is_sharded(pl_module):
+            self._off = (
+                "the model is sharded, and processes have unequally many batches; measure a checkpoint afterwards"
+            )
+            return None
         if not getattr(data, "num_classes", 0):
             self._off = "the data has no labels"
             return None
@@ -69,7 +74,7 @@ class OnlineKNN(Callback):
         except UserError as error:
             self._off = str(error)
             return None
-        with trainer.precision_plugin.forward_context(), whole_parameters(pl_module.backbone):
+        with trainer.precision_plugin.forward_context():
             bank, queries = (
                 extract(pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False)
                 for loader in loaders
