@@ -124,7 +124,7 @@ def int8_lines(results: dict[Any, dict]) -> list[str]:
     columns = ["task", "start (seed 0)", "measure", "float32", "int8", "points lost", "format"]
     return [
         "## int8 after training\n",
-        to_markdown(Table(columns, rows, "Test scenes; calibrated on 300 training scenes.")),
+        to_markdown(Table(columns, rows, "Test scenes; calibrated on at most 300 training scenes.")),
     ]
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import DATA, RESULTS, ROOT, WEIGHTS, frozen_features, probe
+from ablation import DATA, RESULTS, ROOT, WEIGHTS
+from ablation_runs import frozen_features, probe
 
 NAME, START, ROTATION = "adaptation", "mae", 180.0
 EPOCHS = 40  # of the pre-training

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import RESULTS, ROOT, frozen_features, probe
+from ablation import RESULTS, ROOT
+from ablation_runs import frozen_features, probe
 
 DESK = {
     "data/fashion": ((), 0.0),
