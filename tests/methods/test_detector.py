@@ -146,7 +146,9 @@ def test_class_bias_gives_one_percent_at_the_start() -> None:
 def test_anchors_scale_with_the_strides_and_images_are_not_resized() -> None:
     model = _detector("retinanet")
     sides = (
-        (model.decoder.anchors((64, 64), torch.zeros(1)) @ torch.tensor([[-1.0, 0], [0, -1], [1, 0], [0, 1]])).prod(1).sqrt()
+        (model.decoder.anchors((64, 64), torch.zeros(1)) @ torch.tensor([[-1.0, 0], [0, -1], [1, 0], [0, 1]]))
+        .prod(1)
+        .sqrt()
     )
     assert len(sides) == (64 + 16 + 4) * 9
     assert sides.min() == pytest.approx(32, abs=1)
