@@ -182,6 +182,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             self._validation_batches = 0
             return
+        # also where a resume begins with it: after a save in it the next resume runs it whole
+        self._validation_follows = True
         # ranks may have unequally many batches to measure: they can only agree at those that all have
         count = torch.tensor(sum(trainer.num_val_batches))
         if self._group is not None:
