@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
         help="public timm weights to try: auto (a small one, Apache-2.0), off, a name",
     )
     add(
+        "--pretrain-on",
+        metavar="FOLDER",
+        help="pre-train on another folder's images (labels unseen) and adapt to ROOT; default: ROOT's own",
+    )
+    add(
         "--rotation",
         type=float,
         default=0.0,
@@ -95,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
     # heavy imports after the words are checked: --help answers at once
     from lit_vision.study.cells import parse_labels
-    from lit_vision.study.images import read_images
+    from lit_vision.study.images import read_images, read_pool
     from lit_vision.study.progress import Reporter
     from lit_vision.study.recipes import PUBLIC, SMALL, TIMM, recipe_for
     from lit_vision.study.report import write_report
@@ -119,6 +124,10 @@ def main(argv: Sequence[str]) -> int:
         )
         for note in images.notes:
             report.say(note)
+        source = read_pool(options.pretrain_on, images.size) if options.pretrain_on else None
+        if source:
+            images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
+            report.say(images.notes[-1])
         labels = parse_labels(options.labels or ("all" if unlabelled > labelled else "1%,10%"), images.per_class)
         plan = Plan(labels, _seeds(options.seeds, labels), fewer=_fewer(options.fewer, starts))
         plan.protocols = _protocols(options.protocols)
@@ -127,7 +136,8 @@ def main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = recipe_for(images.size, options.rotation)
         optional = {public} if options.pretrained == "auto" else ()
-        study = Study(images, recipe, starts, plan, 60 * options.budget, folder, report, optional, options.keep_weights)
+        budget, keep = 60 * options.budget, options.keep_weights
+        study = Study(images, recipe, starts, plan, budget, folder, report, optional, keep, source)
         outcomes = study.run()
         report.say("writing the report")
         written = write_report(study, outcomes, options.wandb)

@@ -37,10 +37,14 @@ class Encoders:
     Args:
         images, recipe, report: of the study.
         folder: the run's; weights go to its weights/, the reconstructions to its samples/.
+        source: the images to pre-train on; None: the study's own.
     """
 
-    def __init__(self, images: Images, recipe: Recipe, folder: Path, report: Reporter):
+    def __init__(
+        self, images: Images, recipe: Recipe, folder: Path, report: Reporter, source: Images | None = None
+    ) -> None:
         self.images, self.recipe, self.folder, self.report = images, recipe, folder, report
+        self.source = source or images
         self.log = folder / "study.log"
         (folder / "weights").mkdir(exist_ok=True)
 
@@ -74,11 +78,11 @@ class Encoders:
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         with quiet(self.log):
-            module, data = pretraining(start, self.images, self.recipe, 0, count)
+            module, data = pretraining(start, self.source, self.recipe, 0, count)
             if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
                 self.report.begin(f"{start} pre-training", data.batch_size)
                 trained = train(module, data, epochs, 0, self.report.tick)
-                about = {"method": start, "data_fingerprint": self.images.fingerprint}
+                about = {"method": start, "data_fingerprint": self.source.fingerprint}
                 save(module.backbone, module.mean, module.std, weights, **about)
                 known = {
                     "inputs": inputs,

@@ -128,6 +128,28 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Ima
     return images
 
 
+def read_pool(root: str | Path, size: int) -> Images:
+    """All images of a folder to pre-train on, labels unseen; its test split is left alone.
+
+    Args:
+        root: see `lit_vision.data.folder.scan`; classes are not needed.
+        size: side of the networks' input.
+
+    Raises:
+        UserError: no image, or more than 1 % unreadable ones.
+    """
+    folder = scan(root)
+    train, notes = folder.need("train", "pre-training"), []
+    paths = [*train.paths, *folder.unlabelled.paths]
+    first = _read(folder, paths[0])
+    store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
+    pool, good = _read_all(folder, paths, store, notes)
+    if (pool[..., :1] == pool).all():
+        pool = np.ascontiguousarray(pool[..., :1])
+    none, names = np.full(len(good), -1), [paths[i] for i in good]
+    return Images(pool, none, names, pool[:0], none[:0], [], [], folder.fingerprint(), size, notes)
+
+
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
     counts = np.bincount(labels[labels >= 0], minlength=len(folder.classes))
     if counts.min() < 2:

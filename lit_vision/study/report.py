@@ -214,7 +214,7 @@ def _facts(study: Study, result: dict[str, Any]) -> list[str]:
     for start in plan.pretrain:
         encoder = study.encoders[start]
         facts.append(
-            f"{start}: {plan.pretrain[start]} epochs on {len(study.images.pool)} images without labels, "
+            f"{start}: {plan.pretrain[start]} epochs on {study.plan.pool.get(start, len(study.make.source.pool))} images without labels, "
             f"{clock(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"
         )
     for count in plan.labels:

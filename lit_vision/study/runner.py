@@ -54,6 +54,7 @@ class Study:
         folder: the run's folder.
         report: what the person sees.
         keep_weights: classifiers of so many seeds are kept, as cells/<cell>.safetensors in half precision.
+        source: images to pre-train on, labels unseen; None: the folder's own.
         optional: those of `starts` that are left out, with the reason in `not_tried`, where their weights cannot be had.
     """
 
@@ -68,6 +69,7 @@ class Study:
         report: Reporter,
         optional: Collection[str] = (),
         keep_weights: int = 0,
+        source: Images | None = None,
     ):
         self.images, self.recipe, self.starts, self.plan = images, recipe, starts, plan
         self.budget, self.folder, self.report = budget, folder, report
@@ -75,7 +77,7 @@ class Study:
         self.log = folder / "study.log"
         self.base = digest(images.fingerprint, images.size)
         self.optional, self.keep_weights, self.not_tried, self.licences = optional, keep_weights, {}, {}
-        self.make, self.encoders = Encoders(images, recipe, folder, report), {}
+        self.make, self.encoders = Encoders(images, recipe, folder, report, source), {}
         self.outcomes: list[Outcome] = []
 
     def run(self) -> list[Outcome]:
@@ -111,6 +113,7 @@ class Study:
     def _plan(self) -> dict:
         inputs = digest(
             self.base,
+            self.make.source.fingerprint,
             self.recipe.as_dict(),
             self.starts,
             self.plan.fewer,
@@ -134,9 +137,9 @@ class Study:
             self.report.say("measuring a step of each training")
             with quiet(self.log):
                 seconds = self.budget * MEASURE_SHARE
-                paces = measure_all(self.images, self.recipe, self.starts, self.plan.labels, seconds)
+                paces = measure_all(self.images, self.make.source, self.recipe, self.starts, self.plan.labels, seconds)
             left = self.budget - self.report.elapsed - REPORT_SECONDS
-            plan_pretraining(self.plan, paces, self.images, self.recipe, left * PRETRAIN_SHARE)
+            plan_pretraining(self.plan, paces, self.make.source, self.recipe, left * PRETRAIN_SHARE)
             draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
             plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
             self.plan.seeds, self.plan.fewer, self.plan.cut = draft.seeds, draft.fewer, draft.cut
@@ -151,7 +154,7 @@ class Study:
         say = self.report.say
         say(f"plan for {clock(self.budget)} on {device_name()}, {cores()} cores:")
         for start in self.plan.pretrain:
-            network, count = self.recipe.network(start).name, self.plan.pool.get(start, len(self.images.pool))
+            network, count = self.recipe.network(start).name, self.plan.pool.get(start, len(self.make.source.pool))
             seconds = self.plan.seconds.get(start)
             took = f", about {clock(seconds)}" if seconds else ""
             say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {count} images{took}")

@@ -74,7 +74,9 @@ class Plan:
         return Plan(**found)
 
 
-def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[int], seconds: float) -> dict:
+def measure_all(
+    images: Images, source: Images, recipe: Recipe, starts: list[str], labels: list[int], seconds: float
+) -> dict:
     """Pace of each pre-training (by start) and of each training on labels (by (network, labels)), from short real ones.
 
     All of them together take about `seconds` at most, unless four steps of each take longer.
@@ -84,8 +86,8 @@ def measure_all(images: Images, recipe: Recipe, starts: list[str], labels: list[
     on_labels = [*SCRATCH, *(start for start in starts if start.startswith(TIMM))]
     limit = seconds / (len(own) + len(labels) * len(on_labels))
     for start in own:
-        module, data = pretraining(start, images, recipe, seed=0)
-        data.rows = np.arange(min(len(images.pool), 3 * data.batch_size))
+        module, data = pretraining(start, source, recipe, seed=0)
+        data.rows = np.arange(min(len(source.pool), 3 * data.batch_size))
         data.batches.n = len(data.rows)
         paces[start] = measure(module, data, limit=limit)
     for count in labels:

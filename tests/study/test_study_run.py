@@ -161,6 +161,22 @@ def test_study__leaves_out_seeds_when_steps_take_longer_than_measured(
     assert len(study.plan.cut) == (not fixed)
 
 
+def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder, tmp_path) -> None:
+    other, rng = tmp_path / "other", np.random.default_rng(1)
+    other.mkdir()
+    for i in range(12):  # flat, no classes
+        cv2.imwrite(str(other / f"{i}.png"), rng.integers(0, 255, (20, 24, 3), np.uint8))
+    words = ["--epochs", "simclr=1,4=1", "--labels", "4", "--seeds", "1", "--starts", "simclr", "--pretrained", "off"]
+    own, far = tmp_path / "own", tmp_path / "far"
+    assert main(["study", str(folder), "--run_dir", str(own), *words]) == 0
+    assert main(["study", str(folder), "--run_dir", str(far), *words, "--pretrain-on", str(other)]) == 0
+    own, far = read_result(own / "results.json"), read_result(far / "results.json")
+    values = lambda r: {c["start"]: c["values"] for c in r["cells"] if c["protocol"] == "finetune"}  # noqa: E731
+    assert own["weights"]["simclr"] != far["weights"]["simclr"]
+    assert values(own)["scratch-cnn"] == values(far)["scratch-cnn"]
+    assert "12 images of another folder" in (tmp_path / "far" / "report.md").read_text()
+
+
 def test_measure__keeps_to_its_seconds(folder) -> None:
     images = read_images(folder)
     module, data = classification("scratch-cnn", images, images.subset(4, 0), recipe_for(images.size), 0, None)
