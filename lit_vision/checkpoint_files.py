@@ -82,10 +82,15 @@ def _write_digests(path: Path, found: list[Digest]) -> None:
 
 def _replace(temporary: Path, path: Path, found: list[Digest]) -> None:
     """The file `temporary`, whose digest is among `found`, takes the place of `path`; at each instant the sidecar fits."""
+    aside = path.with_name(path.name + ".old")
+    if path.is_dir():  # a sharded checkpoint of an earlier part of the run: no rename puts a file over a folder
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
     _write_digests(path, [*found, *digests.read(path)])
     put_in_place(temporary, path)
     temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
     _write_digests(path, found)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _name_too(source: Path, target: Path, found: list[Digest]) -> None:
@@ -99,6 +104,13 @@ def _name_too(source: Path, target: Path, found: list[Digest]) -> None:
         with open(link, "rb+") as file:
             os.fsync(file.fileno())
     _replace(link, target, found)
+
+
+def _keep_folder(source: Path, target: Path) -> None:
+    """A sharded checkpoint gets another name, whatever had it."""
+    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    sidecar(target).unlink(missing_ok=True)
+    put_in_place(source, target)
 
 
 @contextlib.contextmanager
@@ -146,7 +158,10 @@ class AtomicIO(CheckpointIO):
                     _name_too(temporary, path.with_name(name), found)
                 # a damaged file (this run has gone on from an older one) must not push out the one that is whole
                 if (previous := options.get("previous")) and (path in self._whole or is_valid(path)):
-                    _name_too(path, path.with_name(previous), digests.read(path))
+                    if path.is_dir():
+                        _keep_folder(path, path.with_name(previous))
+                    else:
+                        _name_too(path, path.with_name(previous), digests.read(path))
                 _replace(temporary, path, found)
             except OSError:
                 with contextlib.suppress(OSError):

@@ -33,6 +33,29 @@ def choose_attention(module: nn.Module, images: Tensor, tokens: int) -> None:
             part.fused_attn = fused
 
 
+class DecoderBlock(Block):
+    """timm's plain block; with `first` it computes only what the tokens from there on need. No layer scale, dropout, norms on q and k."""
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """x (B, N, d); returns (B, N - first, d), equal to forward(x)[:, first:]."""
+        if first == 0:
+            return super().forward(x)
+        attention, (b, _, width) = self.attn, x.shape
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        h = self.norm1(x)
+        parts = [
+            F.linear(h[:, first:], weight[:width], bias[:width]),
+            *F.linear(h, weight[width:], bias[width:]).chunk(2, -1),
+        ]
+        q, k, v = (part.reshape(b, -1, attention.num_heads, attention.head_dim).transpose(1, 2) for part in parts)
+        if attention.fused_attn:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        x = x[:, first:] + attention.proj(mixed.transpose(1, 2).reshape(b, -1, width))
+        return x + self.mlp(self.norm2(x))
+
+
 class Decoder(nn.Module):
     """Predicts pixels of patches from the latent of the visible ones; thrown away after pre-training.
 
@@ -58,7 +81,9 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], width), requires_grad=False)
         self.pos_embed.data.copy_(sincos_2d(width, grid))
-        self.blocks = nn.Sequential(*(Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(DecoderBlock(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        )
         self.norm = norm(width)
         self.pred = nn.Linear(width, out)
         self.checkpointing = False
@@ -83,34 +108,13 @@ class Decoder(nn.Module):
         x = torch.cat([x, hidden], dim=1) + position
         for block in self.blocks[:-1]:
             x = self._run(block, x)
-        x = self._run(partial(block_from, self.blocks[-1]), x, first)
+        x = self._run(self.blocks[-1], x, first)
         return self.pred(self.norm(x))
 
     def _run(self, block, *inputs) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
-
-
-def block_from(block: Block, x: Tensor, first: int) -> Tensor:
-    """A plain block's output for the tokens from `first` on, which attend to all tokens; equal to block(x)[:, first:].
-
-    x (B, N, d); returns (B, N - first, d). Only for blocks as `Decoder` makes them: no layer scale, dropout or norms on q and k.
-    """
-    attention, (b, _, width) = block.attn, x.shape
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    h = block.norm1(x)
-    parts = [
-        F.linear(h[:, first:], weight[:width], bias[:width]),
-        *F.linear(h, weight[width:], bias[width:]).chunk(2, -1),
-    ]
-    q, k, v = (part.reshape(b, -1, attention.num_heads, attention.head_dim).transpose(1, 2) for part in parts)
-    if attention.fused_attn:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-    else:
-        mixed = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    x = x[:, first:] + attention.proj(mixed.transpose(1, 2).reshape(b, -1, width))
-    return x + block.mlp(block.norm2(x))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from lit_vision.errors import UserError
@@ -17,7 +16,7 @@ from lit_vision.methods.mae import (
     random_masking,
     unpatchify,
 )
-from lit_vision.methods.mae_decoder import block_from, choose_attention
+from lit_vision.methods.mae_decoder import DecoderBlock, choose_attention
 from lit_vision.methods.noise import TRAIN, VALIDATION, keyed_noise
 
 BODY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -334,13 +333,13 @@ def test_checkpointing__keeps_less_for_backward_and_gives_the_same_gradients() -
         torch.testing.assert_close(seen[1][name], expected, msg=name)
 
 
-def test_block_from__is_the_end_of_the_whole_block() -> None:
+def test_block__from_a_token_on_is_the_end_of_the_whole_block() -> None:
     torch.manual_seed(0)
-    block, x = Block(16, 4, qkv_bias=True).double(), torch.randn(2, 7, 16, dtype=torch.float64)
+    block, x = DecoderBlock(16, 4, qkv_bias=True).double(), torch.randn(2, 7, 16, dtype=torch.float64)
     for fused in (True, False):
         block.attn.fused_attn = fused
         for first in (0, 1, 5):
-            torch.testing.assert_close(block_from(block, x, first), block(x)[:, first:])
+            torch.testing.assert_close(block(x, first), block(x)[:, first:])
 
 
 def test_choose_attention__plain_products_on_cpu_for_bfloat16_and_few_tokens() -> None:
