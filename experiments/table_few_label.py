@@ -79,6 +79,7 @@ def make(dry: bool) -> None:
         for command in (data, words):
             if code := main(command):
                 sys.exit(code)
+    for half in HALVES if not dry else ():  # at the end: what is published changes files that git knows
         publish(half.name)
 
 
