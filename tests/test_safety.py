@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 
 from lit_vision import cli, digests
@@ -215,7 +216,9 @@ def test_redact(monkeypatch, text: str, clean: str) -> None:
     }
 
 
-def test_secrets_reach_no_file_and_no_output(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_secrets_reach_no_file_and_no_output(tmp_path: Path, monkeypatch, capsys, request) -> None:
+    # wandb keeps the key that it read first, for every later run of this process
+    request.addfinalizer(lambda: setattr(wandb.setup().settings, "api_key", None))
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
