@@ -70,17 +70,22 @@ class Recipe:
             return Network("timm", start.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if start in ("mae", "scratch-vit") else self.cnn
 
-    def options(self, start: str, protocol: str = "finetune", steps: int = FULL_STEPS) -> dict[str, Any]:
+    def options(self, start: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
         """Arguments of Classifier (its backbone apart) for a start and a protocol.
 
         A fine-tuning of fewer than 300 steps gets a lower learning rate, down to a third: it begins at the linear probe, and large
-        steps take it from there before there is time to come back.
+        steps take it from there before there is time to come back. None: as many as it needs.
         """
         network = self.network(start).name
         if start.startswith("scratch-"):
             return self.scratch[network]
         options = {**self.tune[network], **self.adapt.get(protocol, {})}
-        return {**options, "lr": options["lr"] * min(1.0, max(1 / 3, steps / FULL_STEPS))}
+        share = 1.0 if steps is None else min(1.0, max(1 / 3, steps / FULL_STEPS))
+        return {**options, "lr": options["lr"] * share}
+
+    def steps_per_epoch(self, labels: int) -> int:
+        """Of a training on so many labels."""
+        return -(-labels // self.batch_size)
 
     def protocols(self, start: str, asked: Sequence[str]) -> list[str]:
         """Those of `asked` that fit a start: from scratch everything trains, adapters need a plain ViT."""

@@ -243,7 +243,7 @@ class Study:
         network = self.recipe.network(ask.start)
         own = (
             asdict(network),
-            self.recipe.options(ask.start, ask.protocol, epochs * -(-ask.labels // self.recipe.batch_size)),
+            self.recipe.options(ask.start, ask.protocol, epochs * self.recipe.steps_per_epoch(ask.labels)),
             self.recipe.train_views,
             self.recipe.batch_size,
         )

@@ -127,7 +127,7 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
     def cost(base: float, counts: Sequence[int] = missing) -> float:
         total = 0.0
         for count in counts:
-            per_epoch = -(-count // recipe.batch_size)
+            per_epoch = recipe.steps_per_epoch(count)
             for start in [*starts, *SCRATCH]:
                 factor = recipe.scratch_factor if start in SCRATCH else 1
                 epochs = max(1, round(factor * _steps(base, count, plan) / per_epoch))
@@ -145,7 +145,7 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
         middle = (low * high) ** 0.5
         low, high = (middle, high) if cost(middle) <= seconds else (low, middle)
     for count in missing:
-        per_epoch = -(-count // recipe.batch_size)
+        per_epoch = recipe.steps_per_epoch(count)
         steps = _steps(low, count, plan)
         plan.tune[count] = max(1, round(steps / per_epoch))
         plan.scratch[count] = max(1, round(recipe.scratch_factor * steps / per_epoch))

@@ -133,7 +133,7 @@ def classification(
     """
     network = recipe.network(start)
     data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed, recipe.side(start))
-    options = recipe.options(start, protocol, *([epochs * data.batches_per_epoch] if epochs else []))
+    options = recipe.options(start, protocol, None if epochs is None else epochs * data.batches_per_epoch)
     statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with seeded(seed_of(seed, 1)):
         module = Classifier(
@@ -179,8 +179,6 @@ def train(
     """
     steps = epochs * data.batches_per_epoch
     watch = _Watch(steps, tick, limit)
-    if isinstance(module, SimCLR):
-        module.to(memory_format=torch.channels_last)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="auto",
