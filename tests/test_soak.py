@@ -17,6 +17,13 @@ import soak
 import lit_vision.lightning_cli  # noqa: F401  the forks have it then
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_group() -> None:
+    """pytest-xdist's processes share a process group; what another one starts is none of `processes()`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.setpgid(0, 0)
+
+
 @pytest.fixture(scope="module")
 def kills():
     """One folder and one warm process for all tests here; in memory, where hundreds of fsyncs cost nothing."""
@@ -82,7 +89,7 @@ def test_a_signal__checkpoint_within_a_step_code_and_nothing_left(kills, event: 
 
 
 def processes() -> set[str]:
-    """This process's children and theirs, by id; the zombies that nobody waits for left out."""
+    """All of this process's group, by id: its children, theirs, and orphans among them; zombies that nobody waits for left out."""
     lines = subprocess.run(["ps", "-eo", "pid,ppid,stat,pgid,comm"], capture_output=True, text=True).stdout.splitlines()
     group = str(os.getpgid(0))
     return {
