@@ -7,13 +7,14 @@ frozen features, fine-tuning if the table asks for it. Every finished piece is o
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from table_script import Tally, run_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, WEIGHTS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights"
@@ -177,7 +178,7 @@ def check(table: Ablation, images=None) -> int:
     from lit_vision.study.cells import Ask
     from lit_vision.study.images import read_images
     from lit_vision.study.training import classification, load_classifier, probabilities
-    from lit_vision.study.verify import TOLERANCE, Check
+    from lit_vision.study.verify import TOLERANCE
 
     if not results_of(table).exists():
         print(f"{table.name}: not run yet")
@@ -189,7 +190,7 @@ def check(table: Ablation, images=None) -> int:
     if images.fingerprint != result["data_fingerprint"]:
         print(f"{results_of(table).name}: made from other images (fingerprint differs); make the data again")
         return 1
-    done = moved = 0
+    tally = Tally(TOLERANCE)
     frozen: dict[Path, tuple] = {}
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
@@ -208,36 +209,20 @@ def check(table: Ablation, images=None) -> int:
                 if path not in frozen:
                     frozen[path] = frozen_features(path, images, recipe.side(table.start))
                 answer, _ = probe(ask.protocol, *frozen[path], images, ask)
-            one = Check(ask, value, float((answer.argmax(1) == images.test_labels).mean()))
-            done += 1
-            if not one.holds:
-                moved += 1
-                print(f"MOVED {ask.name}: stands {one.stands:.4f}, measured {one.measured:.4f}")
-    total = sum(len(cell["values"]) for cell in result["cells"])
-    print(f"{done} of {total} values re-evaluated, {moved} moved by more than {TOLERANCE}")
-    return int(moved > 0 or done == 0)
+            tally.add(ask.name, value, float((answer.argmax(1) == images.test_labels).mean()))
+    return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 
 def main(table: Ablation) -> int:
     """The script of a table."""
-    words = argparse.ArgumentParser(description=table.title)
-    words.add_argument("--scale", choices=["desk", "paper"], default="desk")
-    words.add_argument("--dry", action="store_true", help="print the commands and leave")
-    words.add_argument("--show", action="store_true", help="print from the committed results; train nothing")
-    words.add_argument("--verify", action="store_true", help="measure the committed weights again")
-    options = words.parse_args()
-    if options.verify:
-        return check(table)
-    if options.scale == "paper":
-        print("not run yet; on a cluster with ImageNet-1k in data/imagenet (train/ and val/ by class):")
-        print("\n".join(table.paper_scale))
-        return 0
-    if options.dry:
+
+    def dry() -> None:
         print(f"lit-vision data fashion --turned --out {DATA}")
         print(f"python experiments/table_{table.name.replace('-', '_')}.py   # trains {table.seeds} seeds of:")
         print("\n".join(f"  {one.label}: {one.method | one.views or 'as initialised'}" for one in table.variants))
-        return 0
-    if not options.show:
-        make(table)
-    show(table)
-    return 0
+
+    def paper() -> None:
+        print("not run yet; on a cluster with ImageNet-1k in data/imagenet (train/ and val/ by class):")
+        print("\n".join(table.paper_scale))
+
+    return run_table(table.title, lambda: make(table), lambda: show(table), lambda: check(table), dry, paper)

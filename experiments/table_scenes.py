@@ -7,7 +7,6 @@ Run: make table-scenes SCALE=desk        Measure the committed weights again: ma
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import shlex
@@ -16,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from table_script import Tally, run_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, WEIGHTS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights" / "scenes"
@@ -92,14 +93,8 @@ def cut_tiles(source: Path, out: Path) -> int:
     return count
 
 
-def make(dry: bool) -> None:
+def make() -> None:
     """Make the data, train what is not trained yet, measure and publish each run as it ends."""
-    if dry:
-        print("lit-vision " + shlex.join(DATA_WORDS))
-        print(f"tiles of {DATA}/train/images in {TILES}")
-        for words in [PRETRAIN_WORDS, *(words for run in ALL for words in run.words())]:
-            print("lit-vision " + shlex.join(words))
-        return
     _do(DATA_WORDS)
     print(f"{cut_tiles(DATA / 'train' / 'images', TILES)} tiles in {TILES}", flush=True)
     if not (RUNS / "simclr" / "results.json").exists():
@@ -246,42 +241,29 @@ def check() -> int:
 
     if code := main(DATA_WORDS):
         return code
-    done = moved = 0
-    results = found_results()
+    results, tally = found_results(), Tally(TOLERANCE)
     for run, result in results.items():
-        if not (kept := result.get("weights")) or not (ROOT / kept["file"]).exists():
-            continue
-        done += 1
-        again, stands = measure(run.task, ROOT / kept["file"]), result["metric"]["value"]
-        if abs(again - stands) > TOLERANCE:
-            moved += 1
-        print(
-            f"{run.name}: stands {stands:.4f}, measured {again:.4f}{' MOVED' if abs(again - stands) > TOLERANCE else ''}"
-        )
-    print(f"{done} of {len(results)} runs re-evaluated, {moved} moved by more than {TOLERANCE}")
-    return int(moved > 0 or done == 0)
+        if (kept := result.get("weights")) and (ROOT / kept["file"]).exists():
+            tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / kept["file"]))
+    return tally.close(len(results))
+
+
+def dry() -> None:
+    """Print the commands."""
+    print("lit-vision " + shlex.join(DATA_WORDS))
+    print(f"tiles of {DATA}/train/images in {TILES}")
+    for words in [PRETRAIN_WORDS, *(words for run in ALL for words in run.words())]:
+        print("lit-vision " + shlex.join(words))
+
+
+def paper() -> None:
+    """Say what stands for it."""
+    print("scenes has no paper scale: detect/vitb16_coco_100ep.yaml and segment/vitb16_ade20k_127ep.yaml (not run yet)")
 
 
 def main() -> int:
     """The script."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--scale", choices=["desk", "paper"], default="desk")
-    words.add_argument("--dry", action="store_true", help="print the commands and leave")
-    words.add_argument("--show", action="store_true", help="print from the committed results; train nothing")
-    words.add_argument("--verify", action="store_true", help="measure the committed weights again")
-    options = words.parse_args()
-    if options.scale == "paper":
-        print(
-            "scenes has no paper scale: detect/vitb16_coco_100ep.yaml and segment/vitb16_ade20k_127ep.yaml (not run yet)"
-        )
-        return 0
-    if options.verify:
-        return check()
-    if not options.show:
-        make(options.dry)
-    if not options.dry:
-        show()
-    return 0
+    return run_table(str(__doc__), make, show, check, dry, paper)
 
 
 if __name__ == "__main__":
