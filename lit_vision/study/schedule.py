@@ -156,13 +156,15 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
 def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[], str]]:
     """What can be given up when time is short, the least loss first; each does it and says so."""
     costly = [start for start in (*SCRATCH, *starts) if recipe.network(start).plain_vit]
+    one = f"one seed of {', '.join(costly)}"
 
     def one_seed() -> str:
         plan.fewer.update(dict.fromkeys(costly, 1))
-        return f"one seed of {', '.join(costly)}"
+        return one
 
     def none() -> str:
         plan.fewer.update(dict.fromkeys(costly, 0))
+        plan.cut = [sentence for sentence in plan.cut if sentence != one]
         return f"no training of {', '.join(costly)} on labels"
 
     def at_most(most: int) -> str:
