@@ -90,7 +90,7 @@ benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python experiments/benchmark.py
 
 soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)
-	@OMP_NUM_THREADS=1 $(BIN)/python experiments/soak.py
+	@OMP_NUM_THREADS=1 PYTHONPATH=experiments $(BIN)/python -m soak
 
 audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit asks PyPI)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'

@@ -1,4 +1,4 @@
-"""A sample of experiments/soak.py: real runs are killed, go on, and end with the bits of the run that nobody killed. All: make soak."""
+"""A sample of experiments/soak: real runs are killed, go on, and end with the bits of the run that nobody killed. All: make soak."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import soak
 
 import lit_vision.lightning_cli  # noqa: F401  the forks have it then
+from lit_vision import digests
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +83,7 @@ def test_a_signal__checkpoint_within_a_step_code_and_nothing_left(kills, event: 
     run = soak.Run(case, folder)
     run.begun = True
     done = run.journal()[-1]["step"]
-    assert soak.digests.step_of(run.folder / "checkpoints" / "last.ckpt") == done
+    assert digests.step_of(run.folder / "checkpoints" / "last.ckpt") == done
     assert done <= {"start:3": 3, "val:3": 4, "save:2": 4}[event]
     run.go()
     run.check(whole)

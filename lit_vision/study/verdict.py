@@ -102,10 +102,12 @@ def sentence(verdict: Verdict) -> str:
     head = f"With {verdict.labels} labels: "
     if verdict.best is None:
         return f"{head}{verdict.reason}; the best baseline is {name(verdict.rival)} with {percent(verdict.rival)}."
-    both = f"{name(verdict.best)} ({percent(verdict.best)}) against {name(verdict.rival)} ({percent(verdict.rival)})"
     d = verdict.difference
+    same = lambda cell: f"{name(cell)} {100 * sum(cell['values'][: d.n]) / d.n:.1f} %"  # noqa: E731
+    seeds = f"the same {d.n} seeds" if d.n > 1 else "one seed"
+    both = f"{same(verdict.best)} against {same(verdict.rival)} on {seeds}"
     se = "" if d.se is None else f" ± {100 * d.se:.1f}"
-    gap = f"{100 * d.mean:+.1f}{se} points (mean ± standard error over {d.n} paired seeds)"
+    gap = f"{100 * d.mean:+.1f}{se} points{' (± standard error)' if se else ''}"
     if verdict.answer == "wins":
         return f"{head}pre-training wins within this budget. {both}: {gap}."
     if verdict.answer == "loses":
