@@ -86,7 +86,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     assert f"restored step {step} " in capsys.readouterr().out
     assert fit("--run_dir", "whole") == 0
     kept = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (folder, Path("whole"))]
-    soak.same(*kept, "weights after a full disk")
+    soak.assert_same(*kept, "weights after a full disk")
     assert (folder / "metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
 
 
@@ -135,7 +135,7 @@ def test_limited_epochs_go_on_exactly(here: Path, limits: list[str]) -> None:
         assert fit("--run_dir", name, "--resume", "auto", *words) == 0
         files = [torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (Path(name), Path("whole"))]
         for key in ("state_dict", "optimizer_states", "loops", "ToyData"):
-            soak.same(*(f[key] for f in files), f"{stop} {key}")
+            soak.assert_same(*(f[key] for f in files), f"{stop} {key}")
         assert (Path(name) / "metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
 
 
@@ -223,4 +223,4 @@ def test_kept_steps_are_checkpoints_like_any_other(here: Path) -> None:
     assert fit("--run_dir", "again", "--resume", "run/checkpoints/step-00000004.ckpt") == 0
     kept = [torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("run", "again")]
     for key in ("state_dict", "optimizer_states", "loops"):
-        soak.same(*(k[key] for k in kept), key)
+        soak.assert_same(*(k[key] for k in kept), key)

@@ -79,7 +79,7 @@ def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
     assert run.go("start:3")
     assert not run.go()
     assert_close(state(run), state(whole), 0.0)
-    soak.same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
+    soak.assert_same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
 
 
 @pytest.mark.slow

@@ -12,7 +12,18 @@ Writes experiments/results/soak.json.
 
 from soak.forks import launch, parse_once, use_what_was_parsed
 from soak.parts import Soak
-from soak.run import Failure, Run, same
+from soak.run import Failure, Run, assert_same
 from soak.toys import EPOCHS, Case, Deadly
 
-__all__ = ["EPOCHS", "Case", "Deadly", "Failure", "Run", "Soak", "launch", "parse_once", "same", "use_what_was_parsed"]
+__all__ = [
+    "EPOCHS",
+    "Case",
+    "Deadly",
+    "Failure",
+    "Run",
+    "Soak",
+    "assert_same",
+    "launch",
+    "parse_once",
+    "use_what_was_parsed",
+]

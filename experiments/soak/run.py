@@ -104,30 +104,32 @@ class Run:
             "loops",
             "ImageFolderDataModule",
         ):
-            same(ours[key], theirs[key], f"{self.name}: {key}")
+            assert_same(ours[key], theirs[key], f"{self.name}: {key}")
         if (self.folder / "metrics.csv").read_text() != (whole.folder / "metrics.csv").read_text():
             raise Failure(f"{self.name}: metrics.csv differs")
         for rank in range(self.case.world):
             last = [max(r.journal(rank), key=lambda line: (line["epoch"], line["step"])) for r in (self, whole)]
-            same(*(r.journal(rank)[-1] for r in (self, whole)), f"{self.name}: the last batch and the RNG after it")
-            same(last[0]["step"], last[1]["step"], f"{self.name}: steps")
-        same(self.samples(self.case.world), whole.samples(self.case.world), f"{self.name}: samples of the steps")
+            assert_same(
+                *(r.journal(rank)[-1] for r in (self, whole)), f"{self.name}: the last batch and the RNG after it"
+            )
+            assert_same(last[0]["step"], last[1]["step"], f"{self.name}: steps")
+        assert_same(self.samples(self.case.world), whole.samples(self.case.world), f"{self.name}: samples of the steps")
         for path in (self.folder / "checkpoints").glob("*.ckpt"):
             if wrong := digests.fault(path):
                 raise Failure(f"{path} {wrong}")
 
 
-def same(a: Any, b: Any, where: str) -> None:
+def assert_same(a: Any, b: Any, where: str) -> None:
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     elif isinstance(a, dict):
         same = a.keys() == b.keys()
         for key in a if same else ():
-            same(a[key], b[key], f"{where}.{key}")
+            assert_same(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, (list, tuple)):
         same = len(a) == len(b)
         for i, (x, y) in enumerate(zip(a, b) if same else ()):
-            same(x, y, f"{where}[{i}]")
+            assert_same(x, y, f"{where}[{i}]")
     else:
         same = a == b
     if not same:

@@ -17,19 +17,24 @@ from lit_vision.study.images import Images
 from lit_vision.study.recipes import ON_LABELS, TIMM
 from lit_vision.study.runner import Study
 from lit_vision.study.training import classification, load_classifier, quiet
+from lit_vision.study.verdict import PROBED
 
 SHOWN = 6
 
 
 def load_best(study: Study, ask: Ask) -> Classifier | None:
-    """The classifier of a cell; None where its protocol trains no network or its weights were not kept."""
-    path = study.store.folder / f"{ask.name}.safetensors"
-    if ask.protocol not in ON_LABELS or not path.exists():
-        return None
-    rows = study.images.subset(ask.labels, ask.seed)
+    """The classifier of a cell; None where its protocol makes no network or its weights were not kept."""
+    path, images = study.store.folder / f"{ask.name}.safetensors", study.images
+    rows = images.subset(ask.labels, ask.seed)
     with quiet(study.log):
-        module, _ = classification(ask.start, study.images, rows, study.recipe, ask.seed, None, protocol=ask.protocol)
-        load_classifier(path, module)
+        if ask.protocol == PROBED and ask.start in study.encoders:  # the encoder with the probe as its head
+            weights, head = study.encoders[ask.start].weights, study.probe(ask)
+            module, _ = classification(ask.start, images, rows, study.recipe, ask.seed, weights, head)
+        elif ask.protocol in ON_LABELS and path.exists():
+            module, _ = classification(ask.start, images, rows, study.recipe, ask.seed, None, protocol=ask.protocol)
+            load_classifier(path, module)
+        else:
+            return None
     return module.eval()
 
 

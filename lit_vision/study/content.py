@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.callbacks.progress import clock
-from lit_vision.study.verdict import Verdict, sentence
+from lit_vision.study.verdict import PROBED, Verdict, sentence
 from lit_vision.tables import Table, to_markdown
 
 
@@ -59,7 +59,8 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
     last = found[-1]
     costs = f" Its pre-training took {clock(pretrain_seconds.get(last.best['start'], 0))}." if last.best else ""
     if kinds == {"wins"}:
-        return f"Pre-train on your own images and fine-tune: within this budget {last.best['start']} beats every baseline at each number of labels.{costs}"
+        then = "put a linear probe on it" if last.best["protocol"] == PROBED else "fine-tune"
+        return f"Pre-train on your own images and {then}: within this budget {last.best['start']} beats every baseline at each number of labels.{costs}"
     if kinds == {"loses"}:
         return f"Do not pre-train within this budget: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
     if kinds == {"open"}:

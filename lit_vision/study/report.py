@@ -22,7 +22,7 @@ from lit_vision.study.recipes import ON_LABELS
 from lit_vision.study.runner import Study
 from lit_vision.study.schedule import SCRATCH
 from lit_vision.study.upload import log_study
-from lit_vision.study.verdict import Verdict, verdicts
+from lit_vision.study.verdict import FEWEST_SEEDS, PROBED, Verdict, verdicts
 from lit_vision.tables import Table, grid_table, rows_from
 
 MODEL = "model.safetensors"
@@ -86,7 +86,8 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
         facts=_facts(study, result),
         footer=(
             "Seed = labelled subset + initialisation + order, the same for every start. Standard errors are over seeds; all seeds share "
-            "one test split and one pre-training per start. The pre-trained start was chosen inside the labels; the baseline that it is "
+            "one test split and one pre-training per start. The pre-trained start was chosen inside the labels (fine-tuned; as a linear "
+            f"probe where time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline that it is "
             "compared with is the best of all on the test split. A training from scratch gets "
             f"{study.recipe.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change the order."
         ),
@@ -175,7 +176,7 @@ def _errors(study: Study, ask: Ask) -> list[Section]:
 
 def _model(study: Study, ask: Ask, verdict: Verdict) -> list[Section]:
     """The best model as a file, and what its answers rest on; the chosen start's where the best is no network."""
-    if ask.protocol not in ON_LABELS and verdict.best:
+    if ask.protocol not in (*ON_LABELS, PROBED) and verdict.best:
         ask = _ask_of(verdict.best)
     module = load_best(study, ask)
     if module is None:

@@ -209,6 +209,11 @@ class Study:
         rows = self.images.subset(ask.labels, ask.seed)
         return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=ask.seed)
 
+    def probe(self, ask: Ask) -> LinearProbe:
+        """The linear probe on a pre-trained start's frozen features."""
+        encoder = self.encoders[ask.start]
+        return self._probe(encoder.pool, encoder.test, ask)
+
     def _label_trainings(self) -> None:
         """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
         for count in self.plan.labels:
@@ -255,7 +260,7 @@ class Study:
             with quiet(self.log):
                 weights, probe = None, None
                 if encoder:
-                    weights, probe = encoder.weights, self._probe(encoder.pool, encoder.test, ask)
+                    weights, probe = encoder.weights, self.probe(ask)
                 module, data = classification(
                     ask.start, self.images, rows, self.recipe, ask.seed, weights, probe, ask.protocol, epochs
                 )

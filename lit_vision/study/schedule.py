@@ -164,7 +164,7 @@ def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[]
 
     def none() -> str:
         plan.fewer.update(dict.fromkeys(costly, 0))
-        plan.cut = [sentence for sentence in plan.cut if sentence != one]
+        plan.cut[:] = [sentence for sentence in plan.cut if sentence != one]
         return f"no training of {', '.join(costly)} on labels"
 
     def at_most(most: int) -> str:

@@ -9,7 +9,11 @@ from typing import Any
 from lit_vision.evaluation.metrics import Difference, paired_difference
 from lit_vision.tables import BASELINES
 
-PROTOCOL = "finetune"  # of a pre-trained start, by the fixed recipe
+TUNED, PROBED = (
+    "finetune",
+    "linear",
+)  # of a pre-trained start, by the fixed recipe; the second where time left too few of the first
+FEWEST_SEEDS = 3
 FEWEST_TESTS = 100  # with less, no winner is named
 _ANSWERS = {
     "a is better": ("wins", ""),
@@ -50,8 +54,8 @@ def is_baseline(start: str) -> bool:
 def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
     """One per number of labels.
 
-    The pre-trained start is the one whose frozen features do best in k-fold cross-validation inside the labels, with the recipe's
-    fixed protocol: the test split has no say. The rival is picked on the test split, against us.
+    The pre-trained start is the one whose frozen features do best in k-fold cross-validation inside the labels, fine-tuned by the
+    fixed recipe (or probed, where the budget left too few fine-tunings): the test split has no say. The rival is picked on the test split, against us.
 
     Args:
         cells: of results.json.
@@ -64,14 +68,11 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
         if not baselines:
             continue
         rival = max(baselines, key=lambda cell: cell["mean"])
-        candidates = {
-            cell["start"]: cell for cell in here if cell["protocol"] == PROTOCOL and not is_baseline(cell["start"])
-        }
-        held = {
-            cell["start"]: cell["held_out"]
-            for cell in here
-            if cell["protocol"] == "linear" and cell["start"] in candidates and cell.get("held_out") is not None
-        }
+        starts = dict.fromkeys(cell["start"] for cell in here if not is_baseline(cell["start"]))
+        by = {(cell["start"], cell["protocol"]): cell for cell in here}
+        candidates = {start: cell for start in starts if (cell := _fixed(by, start))}
+        probes = {start: by[start, PROBED] for start in candidates if (start, PROBED) in by}
+        held = {start: cell["held_out"] for start, cell in probes.items() if cell.get("held_out") is not None}
         if not candidates:
             found.append(Verdict(labels, None, "", rival, None, "open", "no pre-trained start was run"))
             continue
@@ -84,6 +85,14 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
             )
         found.append(_compare(labels, best, chosen, rival, tests))
     return found
+
+
+def _fixed(by: Mapping[tuple[str, str], Mapping], start: str) -> Mapping | None:
+    """The cell that stands for a start: its fine-tuning, unless that has too few seeds where its probe has more. No accuracy is read."""
+    tuned, probed = by.get((start, TUNED)), by.get((start, PROBED))
+    if tuned and probed and len(tuned["values"]) < min(FEWEST_SEEDS, len(probed["values"])):
+        return probed
+    return tuned or probed
 
 
 def _compare(labels: int, best: Mapping, chosen: str, rival: Mapping, tests: int) -> Verdict:

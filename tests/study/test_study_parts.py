@@ -94,7 +94,7 @@ def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> 
     assert half.seeds == {80: 5, 800: 5}
     plan_labels(little, paces, recipe_for(32), ["mae", "simclr"], seconds=1)
     assert little.seeds == {80: 1, 800: 1}
-    assert len(little.cut) == 4
+    assert little.cut == ["no training of scratch-vit, mae on labels", "at most 3 seeds", "one seed"]
 
 
 def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images() -> None:
@@ -124,6 +124,17 @@ def test_verdict__chooses_the_start_without_the_test_split() -> None:
     assert verdict.answer == "wins"
     assert "pre-training wins" in sentence(verdict)
     assert "+9.7" in sentence(verdict)
+
+
+def test_verdict__a_probe_stands_for_a_start_that_was_hardly_fine_tuned() -> None:
+    """By the number of seeds alone, whatever the probe's accuracy."""
+    cells = _cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41])
+    cells[2] = make_cell("simclr", "finetune", 80, [0.50])
+    (verdict,) = verdicts(cells, tests=1000)
+    assert (verdict.best["protocol"], verdict.answer, verdict.difference.n) == ("linear", "loses", 3)
+    assert "simclr + linear 30.0 % against scratch-cnn + finetune 41.3 % on the same 3 seeds" in sentence(verdict)
+    cells[1] = make_cell("simclr", "linear", 80, [0.30], held_out=0.5)
+    assert verdicts(cells, tests=1000)[0].best["protocol"] == "finetune"
 
 
 @pytest.mark.parametrize(
