@@ -49,6 +49,7 @@ def write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path,
     Beside the target, for a rename is atomic only inside one file system; one fixed name, so that kills leave one file at most.
     """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # a kill's leftover may be a second name of best.ckpt: never write into it
     try:
         with open(temporary, "wb") as file:
             hashed = _HashedFile(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from typing import Any
@@ -105,8 +106,10 @@ class Run:
             "ImageFolderDataModule",
         ):
             assert_same(ours[key], theirs[key], f"{self.name}: {key}")
-        if (self.folder / "metrics.csv").read_text() != (whole.folder / "metrics.csv").read_text():
-            raise Failure(f"{self.name}: metrics.csv differs")
+        ours, theirs = ((r.folder / "metrics.csv").read_text() for r in (self, whole))
+        if ours != theirs:
+            diff = "".join(difflib.unified_diff(theirs.splitlines(True), ours.splitlines(True), "whole", "ours", n=1))
+            raise Failure(f"{self.name}: metrics.csv differs\n{diff}\n{self.log.read_text()[-3000:]}")
         for rank in range(self.case.world):
             last = [max(r.journal(rank), key=lambda line: (line["epoch"], line["step"])) for r in (self, whole)]
             assert_same(

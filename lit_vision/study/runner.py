@@ -142,7 +142,8 @@ class Study:
             plan_pretraining(self.plan, paces, self.make.source, self.recipe, left * PRETRAIN_SHARE)
             draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
             plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
-            self.plan.seeds, self.plan.fewer, self.plan.cut = draft.seeds, draft.fewer, draft.cut
+            self.plan.seeds = {count: draft.most_seeds(count) for count in draft.seeds}
+            self.plan.fewer, self.plan.cut = draft.fewer, draft.cut
             self._say_plan(draft)
             self._keep_plan()
         return paces
@@ -218,13 +219,13 @@ class Study:
         """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
         for count in self.plan.labels:
             done: list[Outcome] = []
-            for seed in range(self.plan.seeds[count]):
+            for seed in range(self.plan.most_seeds(count)):
                 begin = self.report.elapsed
                 for start in (*SCRATCH, *self.starts):
                     if seed < self.plan.seeds_of(start, count):
                         protocols = self.recipe.protocols(start, self.plan.protocols)
                         done += [self._on_labels(Ask(start, protocol, count, seed)) for protocol in protocols]
-                if self._late(count, self.report.elapsed - begin) and seed + 1 < self.plan.seeds[count]:
+                if self._late(count, self.report.elapsed - begin) and seed + 1 < self.plan.most_seeds(count):
                     self._stop_after(count, seed + 1)
                     break
             self.outcomes += done
@@ -237,8 +238,8 @@ class Study:
         return count not in self.plan.fixed and seconds > left
 
     def _stop_after(self, count: int, seeds: int) -> None:
-        self.plan.seeds[count] = seeds
-        self.plan.cut.append(f"{seeds} seeds at {count} labels, since steps took longer than measured")
+        self.plan.trained[count] = seeds
+        self.plan.cut.append(f"{seeds} trainings of a kind at {count} labels, since steps took longer than measured")
         self.report.say(f"too little time for all: {self.plan.cut[-1]}")
         self._keep_plan()
 

@@ -30,7 +30,8 @@ class Plan:
     """Epochs of every training. Kept in plan.json, so that a study that goes on trains as it began.
 
     Attributes:
-        labels: numbers of labels; seeds: how many seeds each gets; fewer: at most so many for these (costly) starts.
+        labels: numbers of labels; seeds: how many seeds each gets; fewer: at most so many trainings for these (costly) starts.
+        trained: at most so many trainings at a number of labels, where time got short; what trains no network keeps its seeds.
         pretrain: epochs by start.
         tune, scratch: epochs by number of labels, from pre-trained weights and from nothing.
         seconds: what each part was expected to take: pre-trainings by start, "labels" and each number of labels.
@@ -51,10 +52,15 @@ class Plan:
     pool: dict[str, int] = field(default_factory=dict)
     cut: list[str] = field(default_factory=list)
     protocols: list[str] = field(default_factory=lambda: ["finetune"])
+    trained: dict[int, int] = field(default_factory=dict)
 
     def seeds_of(self, start: str, count: int) -> int:
-        """Seeds of a start at a number of labels."""
-        return min(self.seeds[count], self.fewer.get(start, self.seeds[count]))
+        """Seeds of a start's trainings at a number of labels."""
+        return min(self.most_seeds(count), self.fewer.get(start, self.seeds[count]))
+
+    def most_seeds(self, count: int) -> int:
+        """Seeds of any training at a number of labels."""
+        return min(self.seeds[count], self.trained.get(count, self.seeds[count]))
 
     def save(self, path: Path, inputs: str) -> None:
         """Write to plan.json, with a hash of what it was made for."""
@@ -69,7 +75,7 @@ class Plan:
             return None
         if found.pop("inputs", None) != inputs:
             return None
-        for key in ("seeds", "tune", "scratch"):  # JSON knows only text keys
+        for key in ("seeds", "tune", "scratch", "trained"):  # JSON knows only text keys
             found[key] = {int(k): v for k, v in found[key].items()}
         return Plan(**found)
 
@@ -156,6 +162,7 @@ def plan_labels(plan: Plan, paces: dict, recipe: Recipe, starts: list[str], seco
 def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[], str]]:
     """What can be given up when time is short, the least loss first; each does it and says so."""
     costly = [start for start in (*SCRATCH, *starts) if recipe.network(start).plain_vit]
+    sentences = {3: "at most 3 trainings of a kind on labels", 1: "one training of a kind on labels"}
     one = f"one seed of {', '.join(costly)}"
 
     def one_seed() -> str:
@@ -164,19 +171,23 @@ def _cuts(plan: Plan, recipe: Recipe, starts: list[str]) -> Iterator[Callable[[]
 
     def none() -> str:
         plan.fewer.update(dict.fromkeys(costly, 0))
-        plan.cut[:] = [sentence for sentence in plan.cut if sentence != one]
+        _forget(one)
         return f"no training of {', '.join(costly)} on labels"
 
     def at_most(most: int) -> str:
-        plan.seeds = {count: min(most, seeds) for count, seeds in plan.seeds.items()}
-        return f"at most {most} seeds" if most > 1 else "one seed"
+        plan.trained = {count: min(most, plan.most_seeds(count)) for count in plan.seeds}
+        _forget(sentences[3])
+        return sentences[most]
+
+    def _forget(sentence: str) -> None:  # what a harder cut includes
+        plan.cut[:] = [other for other in plan.cut if other != sentence]
 
     if any(plan.seeds_of(start, count) > 1 for start in costly for count in plan.labels):
         yield one_seed
     if any(plan.seeds_of(start, count) for start in costly for count in plan.labels):
         yield none
     for most in (3, 1):
-        if max(plan.seeds.values()) > most:
+        if max(map(plan.most_seeds, plan.seeds)) > most:
             yield partial(at_most, most)
 
 

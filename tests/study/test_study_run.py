@@ -155,10 +155,18 @@ def test_study__leaves_out_seeds_when_steps_take_longer_than_measured(
 
     monkeypatch.setattr(runner, "train", slow)
     images = read_images(folder)
-    plan = Plan([4], {4: 2}, tune={4: 1}, scratch={4: 1}, fixed=fixed)
-    study = runner.Study(images, recipe_for(images.size), [], plan, 60.0, tmp_path, report)
-    assert {outcome.ask.seed for outcome in study.run() if outcome.ask.protocol == "finetune"} == seeds
+
+    def run() -> tuple[runner.Study, list]:
+        plan = Plan([4], {4: 2}, tune={4: 1}, scratch={4: 1}, fixed=fixed)
+        study = runner.Study(images, recipe_for(images.size), [], plan, 60.0, tmp_path, report)
+        return study, [(outcome.ask, outcome.top1) for outcome in study.run()]
+
+    study, outcomes = run()
+    assert {ask.seed for ask, _ in outcomes if ask.protocol == "finetune"} == seeds
+    assert {ask.seed for ask, _ in outcomes if ask.protocol == "knn"} == {0, 1}
     assert len(study.plan.cut) == (not fixed)
+    monkeypatch.setattr(runner, "train", train)
+    assert run()[1] == outcomes  # nothing grows or shrinks where the folder's study is run again
 
 
 def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder, tmp_path) -> None:
