@@ -235,7 +235,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            checkpoint["metrics_rows"] = [logger.rows for logger in trainer.loggers if hasattr(logger, "rows")]
+            checkpoint["metrics_rows"] = [logger.rows for logger in _row_files(trainer)]
         loop_counters.settle(checkpoint["loops"]["fit_loop"], self._validation_follows, self._epoch_over)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -247,9 +247,13 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             epoch, batch = loop_counters.place(checkpoint["loops"]["fit_loop"])
             print(f"restored step {checkpoint['global_step']} (epoch {epoch}, batch {batch})", flush=True)
-            files = [logger for logger in trainer.loggers if hasattr(logger, "rows")]
-            for logger, rows in zip(files, checkpoint.get("metrics_rows", [])):
+            for logger, rows in zip(_row_files(trainer), checkpoint.get("metrics_rows", [])):
                 logger.cut(rows)
+
+
+def _row_files(trainer: Trainer) -> list[Any]:
+    """The loggers that count their rows (RunCSVLogger). Only rank 0 may touch their file, and reading `rows` opens it."""
+    return [one for one in trainer.loggers if hasattr(type(one), "rows")] if trainer.is_global_zero else []
 
 
 def _write_row_of_this_step(trainer: Trainer) -> None:
@@ -261,6 +265,5 @@ def _write_row_of_this_step(trainer: Trainer) -> None:
     if connector.should_update_logs:
         row = {name: float(value) for name, value in connector.metrics["log"].items()}
         row.setdefault("epoch", trainer.current_epoch)
-        for logger in trainer.loggers:
-            if row and hasattr(logger, "rows"):
-                logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        for logger in _row_files(trainer) if row else ():
+            logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

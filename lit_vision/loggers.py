@@ -86,7 +86,9 @@ class RunCSVLogger(Logger):
 
     @property
     def file(self) -> CsvFile:
-        """The file metrics.csv, opened when first used."""
+        """The file metrics.csv, opened when first used; on rank 0 only, for opening it mends what a kill left."""
+        if rank_zero_only.rank != 0:
+            raise RuntimeError("metrics.csv belongs to rank 0")
         if self._file is None:
             self._file = CsvFile(self._folder / "metrics.csv")
         return self._file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_vision import cli
-from lit_vision.loggers import CsvFile
+from lit_vision.loggers import CsvFile, RunCSVLogger
 
 RECIPE = """
 seed_everything: 3
@@ -34,6 +34,17 @@ def test_csv_grows_by_columns_drops_a_repeated_row_and_is_cut(tmp_path: Path) ->
     assert again.rows == 2
     again.cut(1)
     assert again.path.read_text().split() == ["step,a", "0,0.1"]
+
+
+def test_csv_is_opened_by_rank_0_only(tmp_path: Path, monkeypatch) -> None:
+    """Opening mends what a kill left, which would race with a row that rank 0 appends."""
+    (tmp_path / "metrics.csv").write_text("step,a\n0,0.1\n1,")
+    monkeypatch.setattr("lit_vision.loggers.rank_zero_only.rank", 1)
+    with pytest.raises(RuntimeError, match="rank 0"):
+        RunCSVLogger(tmp_path).rows  # noqa: B018
+    assert (tmp_path / "metrics.csv").read_text() == "step,a\n0,0.1\n1,"
+    monkeypatch.setattr("lit_vision.loggers.rank_zero_only.rank", 0)
+    assert RunCSVLogger(tmp_path).rows == 2
 
 
 def records(folder: Path) -> list:
