@@ -57,10 +57,11 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
         return "There is nothing to compare yet."
     kinds = {v.answer for v in found}
     last = found[-1]
-    costs = f" Its pre-training took {clock(pretrain_seconds.get(last.best['start'], 0))}." if last.best else ""
     if kinds == {"wins"}:
-        then = "put a linear probe on it" if last.best["protocol"] == PROBED else "fine-tune"
-        return f"Pre-train on your own images and {then}: within this budget {last.best['start']} beats every baseline at each number of labels.{costs}"
+        ways = list(dict.fromkeys(_way(v) for v in found))
+        how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_way(v)}" for v in found)
+        took = [f"{start} {clock(pretrain_seconds.get(start, 0))}" for start in {v.best["start"]: None for v in found}]
+        return f"Pre-train on your own images: within this budget it beats every baseline at each number of labels. Then {how}. Pre-training took: {', '.join(took)}."
     if kinds == {"loses"}:
         return f"Do not pre-train within this budget: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
     if kinds == {"open"}:
@@ -70,6 +71,11 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
         what = {"wins": "pre-training pays", "loses": "it does not", "open": "it is open"}[v.answer]
         parts.append(f"with {v.labels} labels {what}")
     return "It depends on the labels: " + ", ".join(parts) + "."
+
+
+def _way(verdict: Verdict) -> str:
+    start = verdict.best["start"]
+    return f"put a linear probe on {start}" if verdict.best["protocol"] == PROBED else f"fine-tune {start}"
 
 
 def to_text(content: Content, folder: Path) -> str:

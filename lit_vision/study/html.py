@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 from html import escape
 from pathlib import Path
 
-from lit_vision.study.content import Content
+from lit_vision.study.content import Answer, Content
 from lit_vision.tables import Table
+
+_NUMBER = re.compile(r"[+-]?[\d.]+(?: ± [\d.]+)?(?: %)?")  # what no line may break
 
 _STYLE = """
 :root { --ink: #222; --faint: #666; --rule: #ddd; --wins: #0b7a55; --loses: #b3450a; --open: #666; }
@@ -45,7 +48,7 @@ footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 def to_html(content: Content) -> str:
     """The whole page. Everything that comes from the folder (class and file names) is escaped."""
     answers = "\n".join(
-        f'<li class="{answer.answer}"><b>{escape(answer.head)}</b>{escape(answer.text)}</li>'
+        f'<li class="{answer.answer}"><b>{escape(answer.head)}</b>{escape(_after(answer))}</li>'
         for answer in content.answers
     )
     sections = "\n".join(_section(section) for section in content.sections)
@@ -102,4 +105,11 @@ def _table(table: Table) -> str:
 
 def _cell(cell: str) -> str:
     kind = ' class="not"' if cell.startswith("not ") else ""
-    return f"<td{kind}>{escape(cell)}</td>"
+    whole = _NUMBER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    return f"<td{kind}>{escape(whole)}</td>"
+
+
+def _after(answer: Answer) -> str:
+    """The text without its beginning, where the head above it says that already."""
+    text = answer.text.removeprefix(f"{answer.head}: ")
+    return text[:1].upper() + text[1:]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from lit_vision.evaluation.plots import Series, accuracy_against_labels
+from lit_vision.evaluation.results import make_cell
 from lit_vision.study.content import Answer, Content, Section, advice_of, markdown, to_text
 from lit_vision.study.html import to_html
+from lit_vision.study.verdict import verdicts
 from lit_vision.tables import Table
 
 HOSTILE = '<img src=x onerror="alert(1)">|`]('
@@ -42,6 +44,19 @@ def test_markdown__is_inert(tmp_path) -> None:
 
 def test_advice__without_cells() -> None:
     assert advice_of([], {}) == "There is nothing to compare yet."
+
+
+def test_advice__names_each_way_where_they_differ() -> None:
+    cells = [
+        make_cell("scratch-cnn", "finetune", 80, [0.1, 0.2, 0.3]),
+        make_cell("simclr", "finetune", 80, [0.4, 0.6, 0.7]),
+        make_cell("scratch-cnn", "finetune", 800, [0.1, 0.2, 0.3]),
+        make_cell("mae", "linear", 800, [0.4, 0.6, 0.7]),
+    ]
+    advice = advice_of(verdicts(cells, 1000), {"simclr": 60, "mae": 30})
+    assert "with 80 labels fine-tune simclr; with 800 labels put a linear probe on mae" in advice
+    assert advice.endswith("Pre-training took: simclr 1:00, mae 30s.")
+    assert "Then fine-tune simclr." in advice_of(verdicts(cells[:2], 1000), {})
 
 
 @pytest.fixture(scope="module")
