@@ -76,7 +76,7 @@ class Plan:
         if found.pop("inputs", None) != inputs:
             return None
         for key in ("seeds", "tune", "scratch", "trained"):  # JSON knows only text keys
-            found[key] = {int(k): v for k, v in found[key].items()}
+            found[key] = {int(k): v for k, v in found.get(key, {}).items()}
         return Plan(**found)
 
 
