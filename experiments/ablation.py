@@ -178,7 +178,7 @@ def check(table: Ablation, images=None) -> int:
     from lit_vision.study.cells import Ask
     from lit_vision.study.images import read_images
     from lit_vision.study.training import classification, load_classifier, probabilities
-    from lit_vision.study.verify import TOLERANCE
+    from lit_vision.study.verify import tolerance_of
 
     if not results_of(table).exists():
         print(f"{table.name}: not run yet")
@@ -190,7 +190,7 @@ def check(table: Ablation, images=None) -> int:
     if images.fingerprint != result["data_fingerprint"]:
         print(f"{results_of(table).name}: made from other images (fingerprint differs); make the data again")
         return 1
-    tally = Tally(TOLERANCE)
+    tally = Tally()
     frozen: dict[Path, tuple] = {}
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
@@ -209,7 +209,8 @@ def check(table: Ablation, images=None) -> int:
                 if path not in frozen:
                     frozen[path] = frozen_features(path, images, recipe.side(table.start))
                 answer, _ = probe(ask.protocol, *frozen[path], images, ask)
-            tally.add(ask.name, value, float((answer.argmax(1) == images.test_labels).mean()))
+            top1 = float((answer.argmax(1) == images.test_labels).mean())
+            tally.add(ask.name, value, top1, tolerance_of(ask.protocol))
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 

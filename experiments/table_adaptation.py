@@ -306,7 +306,7 @@ def check(images=None) -> int:
     from lit_vision.evaluation.results import read_result
     from lit_vision.study.cells import Ask
     from lit_vision.study.training import classification, load_classifier, probabilities
-    from lit_vision.study.verify import TOLERANCE
+    from lit_vision.study.verify import tolerance_of
 
     if not results_file().exists():
         print(f"{NAME}: not run yet")
@@ -317,7 +317,7 @@ def check(images=None) -> int:
         return 1
     recipe, encoder = recipe_of(images.size), WEIGHTS / NAME / "mae-0.safetensors"
     frozen = frozen_features(encoder, images, recipe.side(START)) if encoder.exists() else None
-    tally = Tally(TOLERANCE)
+    tally = Tally()
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
             ask = Ask(START, cell["protocol"], cell["labels"], seed)
@@ -331,7 +331,8 @@ def check(images=None) -> int:
                 answer = probabilities(module, images, recipe.side(START))
             else:
                 continue
-            tally.add(ask.name, value, float((answer.argmax(1) == images.test_labels).mean()))
+            top1 = float((answer.argmax(1) == images.test_labels).mean())
+            tally.add(ask.name, value, top1, tolerance_of(ask.protocol))
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 

@@ -118,9 +118,9 @@ def check() -> int:
     from lit_vision.evaluation.results import read_result
     from lit_vision.study.images import read_images
     from lit_vision.study.recipes import recipe_for
-    from lit_vision.study.verify import TOLERANCE, verify
+    from lit_vision.study.verify import tolerance_of, verify
 
-    tally, total = Tally(TOLERANCE), 0
+    tally, total = Tally(), 0
     for half in HALVES:
         name = half.name
         file = RESULTS / f"few-label-desk-{name}.json"
@@ -136,7 +136,7 @@ def check() -> int:
         for one in verify(
             result["cells"], images, recipe_for(images.size, half.rotation), WEIGHTS / f"few-label-{name}"
         ):
-            tally.add(f"{name} {one.ask.name}", one.stands, one.measured)
+            tally.add(f"{name} {one.ask.name}", one.stands, one.measured, tolerance_of(one.ask.protocol))
     return tally.close(total)
 
 

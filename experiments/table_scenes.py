@@ -241,10 +241,10 @@ def check() -> int:
 
     if code := main(DATA_WORDS):
         return code
-    results, tally = found_results(), Tally(TOLERANCE)
+    results, tally = found_results(), Tally()
     for run, result in results.items():
         if (kept := result.get("weights")) and (ROOT / kept["file"]).exists():
-            tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / kept["file"]))
+            tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / kept["file"]), TOLERANCE)
     return tally.close(len(results))
 
 

@@ -45,23 +45,22 @@ def run_table(
 
 
 class Tally:
-    """Counts numbers that were measured again, and names those that moved.
+    """Counts numbers that were measured again, and names those that moved."""
 
-    Args:
-        tolerance: largest difference, in the metric's own unit (a fraction of 1).
-    """
+    def __init__(self) -> None:
+        self.done, self.moved, self.farthest = 0, 0, 0.0
 
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance, self.done, self.moved = tolerance, 0, 0
-
-    def add(self, name: str, stands: float, measured: float) -> None:
-        """Count one; a line when it is off by more than the tolerance."""
+    def add(self, name: str, stands: float, measured: float, tolerance: float) -> None:
+        """Count one; a line when it is off by more than `tolerance` (in the metric's own unit, a fraction of 1)."""
         self.done += 1
-        if not abs(stands - measured) <= self.tolerance:
+        self.farthest = max(self.farthest, abs(stands - measured))
+        if not abs(stands - measured) <= tolerance:
             self.moved += 1
-            print(f"MOVED {name}: stands {stands:.4f}, measured {measured:.4f}")
+            print(f"MOVED {name}: stands {stands:.4f}, measured {measured:.4f}, tolerance {tolerance:g}")
 
     def close(self, total: int) -> int:
         """Say "k of n"; returns 1 when one moved or none was measured."""
-        print(f"{self.done} of {total} values re-evaluated, {self.moved} moved by more than {self.tolerance}")
+        print(
+            f"{self.done} of {total} values re-evaluated, {self.moved} moved by more than their tolerance, the farthest by {self.farthest:.4f}"
+        )
         return int(self.moved > 0 or self.done == 0)

@@ -19,6 +19,14 @@ from lit_vision.study.runner import flat_pixels
 from lit_vision.study.training import classification, features, load_classifier, probabilities
 
 TOLERANCE = 0.005  # of a fraction: half precision moves a few of a thousand answers
+# A probe is fitted again. Where cross-validation ties, the last bit of a feature chooses the strength: noise of 1e-7 moved one at 80
+# labels between 0.616 and 0.624.
+REFITTED = 0.01
+
+
+def tolerance_of(protocol: str) -> float:
+    """How far a number may lie from the one that stands: more where a protocol's classifier is fitted again, not loaded."""
+    return REFITTED if protocol in ("linear", "logreg") else TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Within the tolerance."""
-        return abs(self.stands - self.measured) <= TOLERANCE
+        """Within its protocol's tolerance."""
+        return abs(self.stands - self.measured) <= tolerance_of(self.ask.protocol)
 
 
 def verify(cells: list[dict[str, Any]], images: Images, recipe: Recipe, weights: Path) -> Iterator[Check]:
