@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,3 +14,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data that recipes can name
+
+
+@pytest.fixture
+def images():
+    """A study's images: bars, lying or upright, on 16 pixels, with noise; 48 to learn from, 16 to test."""
+    from lit_vision.study.images import Images
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    pixels = rng.integers(0, 60, (64, 16, 16, 1)).astype(np.uint8)
+    for i, label in enumerate(labels):
+        at = rng.integers(2, 12)
+        view = pixels[i, :, :, 0].T if label else pixels[i, :, :, 0]
+        view[at : at + 3] += 150
+    names = [f"{i}.png" for i in range(64)]
+    parts = {"pool": pixels[:48], "labels": labels[:48], "paths": names[:48]}
+    parts |= {"test": pixels[48:], "test_labels": labels[48:], "test_paths": names[48:]}
+    return Images(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)

@@ -7,11 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lit_vision.data.views import make_views
-from lit_vision.study.images import Images
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TABLES = ("table_mae_mask_ratio", "table_simclr_augmentation")
@@ -24,22 +22,6 @@ def scripts(monkeypatch, tmp_path):
     monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(ablation, "WEIGHTS", tmp_path / "weights")
     return ablation, {name: importlib.import_module(name).TABLE for name in TABLES}
-
-
-@pytest.fixture
-def images() -> Images:
-    """Bars, lying or upright, on 16 pixels, with noise: 48 to learn from, 16 to test."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    pixels = rng.integers(0, 60, (64, 16, 16, 1)).astype(np.uint8)
-    for i, label in enumerate(labels):
-        at = rng.integers(2, 12)
-        view = pixels[i, :, :, 0].T if label else pixels[i, :, :, 0]
-        view[at : at + 3] += 150
-    names = [f"{i}.png" for i in range(64)]
-    parts = {"pool": pixels[:48], "labels": labels[:48], "paths": names[:48]}
-    parts |= {"test": pixels[48:], "test_labels": labels[48:], "test_paths": names[48:]}
-    return Images(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)
 
 
 def toy(table, *labels: str):

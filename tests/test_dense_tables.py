@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 import pytest
 
-from lit_vision.study.images import Images
-
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -22,24 +20,8 @@ def adaptation(monkeypatch, tmp_path):
     script = importlib.import_module("table_adaptation")
     monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(script, "WEIGHTS", tmp_path / "weights")
-    monkeypatch.setattr(script, "KEPT", ((0, 24),))
+    monkeypatch.setattr("adaptation_runs.KEPT", ((0, 24),))
     return script
-
-
-@pytest.fixture
-def images() -> Images:
-    """Bars, lying or upright, on 16 pixels, with noise: 48 to learn from, 16 to test."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    pixels = rng.integers(0, 60, (64, 16, 16, 1)).astype(np.uint8)
-    for i, label in enumerate(labels):
-        at = rng.integers(2, 12)
-        view = pixels[i, :, :, 0].T if label else pixels[i, :, :, 0]
-        view[at : at + 3] += 150
-    names = [f"{i}.png" for i in range(64)]
-    parts = {"pool": pixels[:48], "labels": labels[:48], "paths": names[:48]}
-    parts |= {"test": pixels[48:], "test_labels": labels[48:], "test_paths": names[48:]}
-    return Images(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)
 
 
 def test_adaptation__stops_goes_on_prints_and_verifies(adaptation, images, monkeypatch, tmp_path, capsys) -> None:
