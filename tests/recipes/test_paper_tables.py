@@ -1,6 +1,6 @@
 """The papers' tables (that their commands parse is in test_recipes.py): every number is the paper's, nothing is printed that no file holds."""
 
-import importlib.util
+import importlib
 import json
 import re
 import sys
@@ -16,16 +16,8 @@ from lit_vision.evaluation.results import read_result, write_result
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-rows = load("paper_rows")
-tables = load("paper_tables")
+sys.path.insert(0, str(EXPERIMENTS))
+rows, tables = importlib.import_module("paper_rows"), importlib.import_module("paper_tables")
 
 
 def test_a_run_folder_means_one_run() -> None:
@@ -39,7 +31,7 @@ def test_a_run_folder_means_one_run() -> None:
 
 
 def test_batches_of_simclrs_table_are_what_they_say() -> None:
-    for size, (nodes, per_device, lr, _) in rows.BATCHES.items():
+    for size, (nodes, per_device, lr, _) in rows.simclr.BATCHES.items():
         assert nodes * 8 * per_device == size
         assert lr == pytest.approx(0.075 * size**0.5, rel=1e-3)
 
@@ -140,7 +132,7 @@ def test_transfer_by_a_linear_classifier(tmp_path: Path, capsys) -> None:
                 Image.fromarray(rng.integers(0, 60 * k + 60, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
     sizes = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "img_size": 32}
     save_backbone(tmp_path / "w.safetensors", Backbone("resnet18", **sizes), [0.0] * 3, [1.0] * 3)
-    script = load("transfer_linear")
+    script = importlib.import_module("transfer_linear")
     assert script.STRENGTHS[0] == pytest.approx(1e-6)
     assert script.STRENGTHS[-1] == pytest.approx(1e5)
     assert len(script.STRENGTHS) == 45

@@ -1,10 +1,9 @@
 """Every recipe is parsed, no weights built; one per method trains two batches through the command line."""
 
 import functools
-import importlib.util
+import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +111,10 @@ def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
         assert images_a_step(settings) == whole, "one node must not change the global batch"
 
 
-def test_flags_of_the_papers_tables_are_keys_of_their_recipes() -> None:
+def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> None:
     """One parse per recipe; of a flag its key must be there and its value of the key's kind."""
-    spec = importlib.util.spec_from_file_location("paper_rows", ROOT / "paper_rows.py")
-    rows = sys.modules["paper_rows"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rows)
+    monkeypatch.syspath_prepend(str(ROOT))
+    rows = importlib.import_module("paper_rows")
     commands = {c for table in rows.TABLES.values() for line in table.lines for c in line.commands}
     trained = [command for command in commands if command.startswith("lit-vision fit")]
     assert len(trained) > 70
