@@ -17,7 +17,6 @@ the layout of the attention's products 10 %, those products 9 %, softmax 6 %, GE
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import statistics
 import threading
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from benchmarks import _lightly
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -64,7 +63,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 def loss_rows(repeats: int) -> list[dict[str, Any]]:
     """Forward and backward of pairs of vectors, and the most memory above the inputs."""
     contestants = {"ours": lambda a, b: nt_xent(a, b, 0.1)}
-    if _lightly():
+    if _lightly.installed():
         from lightly.loss import NTXentLoss
 
         contestants["lightly"] = NTXentLoss(temperature=0.1)
@@ -139,8 +138,8 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     contestants = {"ours": _step(ours, lambda: ours.batch_loss(batch, 0), dtype)}
     replay, share_of_linear = products(contestants["ours"])
     contestants["products"] = replay
-    if _lightly():
-        theirs = lightly_mae(side)
+    if _lightly.installed():
+        theirs = _lightly.mae(*VIT, DECODER)
         contestants["lightly"] = _step(theirs, lambda: theirs(images), dtype, fused=False)  # as its examples have it
     times = _take_turns(contestants, turns)
     what = f"MAE {NAME}, {precision}, batch {BATCH}"
@@ -181,8 +180,8 @@ def simclr_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     ours = SimCLR(*RESNET, projection_batch_norm=True)
     contestants = {"ours": _step(ours, lambda: ours.loss(views), dtype)}
-    if _lightly():
-        theirs = lightly_simclr(ours.backbone.width)
+    if _lightly.installed():
+        theirs = _lightly.simclr(*RESNET, ours.backbone.width)
         contestants["lightly"] = _step(theirs, lambda: theirs(views), dtype, fused=False)
     times = _take_turns(contestants, max(1, min(repeats, 3)))
     what = f"SimCLR ResNet-50, {precision}, {PAIRS_OF_IMAGES} pairs"
@@ -245,57 +244,6 @@ def products(step: Step) -> tuple[Step, float]:
 
 def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype).normal_()
-
-
-def lightly_mae(side: int) -> nn.Module:
-    """lightly's MAE as its example has it (examples/pytorch/mae.py), on the same timm ViT."""
-    import timm
-    from lightly.models import utils
-    from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
-
-    class Theirs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            vit, width = timm.create_model(VIT[0], num_classes=0, **VIT[1]), DECODER["decoder_width"]
-            self.patch = vit.patch_embed.patch_size[0]
-            self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-            self.embed, self.pred = nn.Linear(vit.embed_dim, width), nn.Linear(width, 3 * self.patch**2)
-            depth, heads = DECODER["decoder_depth"], DECODER["decoder_heads"]
-            self.decoder = MaskedVisionTransformerDecoderTIMM(vit.patch_embed.num_patches, width, depth, heads)
-
-        def forward(self, images: Tensor) -> Tensor:
-            size = (len(images), self.backbone.sequence_length)
-            keep, mask = utils.random_token_mask(size=size, mask_ratio=0.75, device=images.device)
-            latent = self.embed(self.backbone.encode(images=images, idx_keep=keep))
-            tokens = utils.repeat_token(self.decoder.mask_token, size)
-            decoded = self.decoder(utils.set_at_index(tokens, keep, latent.type_as(tokens)))
-            pred = self.pred(utils.get_at_index(decoded, mask))
-            target = utils.get_at_index(utils.patchify(images, self.patch), mask - 1)
-            return F.mse_loss(pred, target)
-
-    return Theirs()
-
-
-def lightly_simclr(width: int) -> nn.Module:
-    """The same body in the default layout, with lightly's head and loss."""
-    import timm
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-
-    class Theirs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = timm.create_model(RESNET[0], num_classes=0, **RESNET[1])
-            self.head, self.criterion = SimCLRProjectionHead(width, width, 128), NTXentLoss(temperature=0.1)
-
-        def forward(self, views: Tensor) -> Tensor:
-            return self.criterion(*(self.head(self.backbone(views[:, i])) for i in range(2)))
-
-    return Theirs()
-
-
-def _lightly() -> bool:
-    return importlib.util.find_spec("lightly") is not None
 
 
 def _take_turns(contestants: dict[str, Step], turns: int) -> dict[str, list[float]]:
