@@ -174,11 +174,13 @@ def weights_and_biases(
         return None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    identity = _wandb_id(folder)
+    _finish_another(identity)
     logger = WandbLogger(
         project=project,
         save_dir=str(folder.resolve()),  # wandb's own process may have been started in another folder
         name=name or "/".join(folder.resolve().parts[-2:]),
-        id=_wandb_id(folder),
+        id=identity,
         config=dict(config or {}),
         mode=os.environ.get("WANDB_MODE", "online"),  # as it is now: wandb keeps what it read at its first use
         settings={"init_timeout": 60, "console": "off"},
@@ -189,6 +191,16 @@ def weights_and_biases(
         _note(re.sub(r"\s+", " ", str(error))[:200])
         return None
     return logger
+
+
+@rank_zero_only
+def _finish_another(identity: str) -> None:
+    """wandb has one run at a time in a process and would log a second one into the first, without a word that anyone reads."""
+    import wandb
+
+    if wandb.run is not None and wandb.run.id != identity:
+        print(f"wandb: finished run {wandb.run.id}, which this process had open", file=sys.stderr)
+        wandb.finish()
 
 
 def _wandb_id(folder: Path) -> str | None:

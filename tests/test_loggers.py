@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_vision import cli
-from lit_vision.loggers import CsvFile, RunCSVLogger
+from lit_vision.loggers import CsvFile, RunCSVLogger, weights_and_biases
 
 RECIPE = """
 seed_everything: 3
@@ -119,6 +119,20 @@ def test_wandb_offline_holds_config_commit_metrics_a_picture_and_a_table(tmp_pat
     assert json.loads(stored.read_text())["columns"] == ["class", "images", "top1"]
     assert Path("run/samples/drawn-e0002.png").is_file()
     assert "knn_per_class.csv" in {p.name for p in Path("run/samples").iterdir()}
+
+
+def test_a_second_run_of_one_process_is_another_run_of_wandb(tmp_path: Path, monkeypatch) -> None:
+    """wandb by itself logs it into the first one, which a fit leaves open until the process ends."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        loggers.append(weights_and_biases("toys", tmp_path / name))
+    try:
+        assert loggers[0].version != loggers[1].version
+        assert all(len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1 for name in ("a", "b"))
+    finally:
+        loggers[1].experiment.finish()
 
 
 @pytest.mark.parametrize("mode", ["online", "disabled"])
