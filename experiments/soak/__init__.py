@@ -11,7 +11,7 @@ Writes experiments/results/soak.json.
 """
 
 from soak.forks import launch, parse_once, use_what_was_parsed
-from soak.parts import Soak
+from soak.parts import Soak, WithRecipe
 from soak.run import Failure, Run, assert_same
 from soak.toys import EPOCHS, Case, Deadly
 
@@ -22,6 +22,7 @@ __all__ = [
     "Failure",
     "Run",
     "Soak",
+    "WithRecipe",
     "assert_same",
     "launch",
     "parse_once",
