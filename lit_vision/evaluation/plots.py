@@ -295,7 +295,8 @@ def draw_table(
     """A table of texts as a picture: header in bold, thin rules, numbers right of names."""
     widths = [max(len(str(row[i])) for row in [columns, *rows]) + 2 for i in range(len(columns))]
     width = max(4.0, 0.088 * sum(widths))
-    height = 0.3 * (len(rows) + 1) + 0.2 + (0.35 if title else 0) + (0.3 if note else 0)
+    notes = textwrap.wrap(note, int(width / 0.07))  # inches a letter of 9 points
+    height = 0.3 * (len(rows) + 1) + 0.2 + (0.35 if title else 0) + (0.14 + 0.16 * len(notes) if note else 0)
     figure, axes = _figure(width, height)
     axes.set_axis_off()
     top, total = len(rows) + 1, sum(widths)
@@ -312,7 +313,7 @@ def draw_table(
     if title:
         axes.set_title(title, fontsize=12.5, color=INK, loc="left", parse_math=False)
     if note:
-        figure.supxlabel(note, fontsize=9, color=FAINT, x=0.01, ha="left", parse_math=False)
+        figure.supxlabel("\n".join(notes), fontsize=9, color=FAINT, x=0.01, ha="left", parse_math=False)
     return _save(figure, path)
 
 
