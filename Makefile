@@ -47,13 +47,13 @@ table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (
 verify-few-label: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_few_label.py --verify
 
-table-mae-mask-ratio: $(STAMP) ## how much MAE should hide (SCALE=desk, about an hour on two cores; SCALE=paper prints commands)
+table-mae-mask-ratio: $(STAMP) ## how much MAE should hide (SCALE=desk, about 85 minutes of one core; SCALE=paper prints commands)
 	@$(BIN)/python experiments/table_mae_mask_ratio.py --scale $(SCALE) $(if $(DRY),--dry)
 
 verify-mae-mask-ratio: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_mae_mask_ratio.py --verify
 
-table-simclr-augmentation: $(STAMP) ## how strong SimCLR's distortion should be (SCALE=desk, about an hour; SCALE=paper prints commands)
+table-simclr-augmentation: $(STAMP) ## how strong SimCLR's distortion should be (SCALE=desk, about 71 minutes of one core; SCALE=paper prints commands)
 	@$(BIN)/python experiments/table_simclr_augmentation.py --scale $(SCALE) $(if $(DRY),--dry)
 
 verify-simclr-augmentation: $(STAMP) ## measure the committed weights of that table again
