@@ -35,12 +35,14 @@ def run_table(
     options = words.parse_args()
     if options.verify:
         return check()
-    if options.scale == "paper" or options.dry:
-        (paper if options.scale == "paper" else dry)()
-        return 0
-    if not options.show:
-        make()
-    show()
+    if options.scale == "paper":
+        paper()
+    elif options.dry:
+        dry()
+    else:
+        if not options.show:
+            make()
+        show()
     return 0
 
 
