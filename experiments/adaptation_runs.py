@@ -4,83 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ablation_runs import frozen_features, probe
+from adaptation_costs import costs
+from adaptation_protocols import NAME, PROTOCOLS, START, recipe_of
 
-NAME, START, ROTATION = "adaptation", "mae", 180.0
 EPOCHS = 40  # of the pre-training
 LABELS, SEEDS = ("1%", "10%", "all"), 5
 STEPS = 320  # of each training on labels, rounded up to whole epochs
 KEPT = ((0, 800),)  # (seed, labels) whose weights are committed
-# protocol: what it changes of the study's fine-tuning; None is the probe itself
-PROTOCOLS: dict[str, dict[str, Any] | None] = {
-    "linear": None,
-    "finetune": {},
-    "last-1": {"tune": "last-1"},
-    "head+norm": {"tune": "head+norm", "lr": 3e-3, "layer_decay": 1.0},
-    "bias": {"tune": "bias", "lr": 3e-3, "layer_decay": 1.0},
-    "lora": {"tune": "lora", "lr": 3e-3, "layer_decay": 1.0, "lora_targets": ["qkv"]},
-    "lora-all": {"tune": "lora", "lr": 3e-3, "layer_decay": 1.0, "lora_targets": ["qkv", "proj", "mlp"]},
-    "prompt-shallow": {"tune": "prompt-shallow", "lr": 3e-3, "layer_decay": 1.0, "prompt_length": 8},
-    "prompt-deep": {"tune": "prompt-deep", "lr": 3e-3, "layer_decay": 1.0, "prompt_length": 8},
-}
-
-
-def recipe_of(size: int) -> Any:
-    """The study's recipe with this table's protocols."""
-    from lit_vision.study.recipes import recipe_for
-
-    changes = {name: options for name, options in PROTOCOLS.items() if options is not None}
-    return replace(recipe_for(size, ROTATION), adapt=changes)
-
-
-def cost_of(protocol: str, images: Any, recipe: Any, weights: Path) -> dict[str, float]:
-    """What a protocol trains and holds: trainable parameters, and bytes of one training step at the full batch.
-
-    Bytes: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept for the backward pass
-    (each storage once, the weights themselves apart). The same on every machine, where a process's peak is not.
-    """
-    import torch
-
-    from lit_vision.study.training import classification
-
-    rows = images.subset(min(800, int((images.labels >= 0).sum())), 0)
-    module, data = classification(START, images, rows, recipe, 0, weights, protocol=protocol_of(protocol))
-    if PROTOCOLS[protocol] is None:
-        for parameter in module.backbone.parameters():
-            parameter.requires_grad_(False)
-    own = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    batch = module.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.log = lambda *args, **kwargs: None
-        loss = module.training_step(batch, 0)
-        activations = sum(kept.values())
-    loss.backward()
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    return {
-        "parameters": trained,
-        "share": trained / sum(p.numel() for p in module.parameters()),
-        "bytes": weights_bytes + 3 * 4 * trained + activations,
-        "activation_bytes": activations,
-    }
-
-
-def protocol_of(name: str) -> str:
-    """The name under which the recipe holds a protocol's changes; the probe is costed as a head on a frozen body."""
-    return name if PROTOCOLS[name] is not None else "finetune"
 
 
 class Runner:
@@ -127,13 +62,13 @@ class Runner:
     def run(self) -> tuple[list, dict[str, dict], float]:
         """Outcomes, the cost of each protocol, and seconds of pre-training; seeds outermost, so that a stop leaves whole pairs."""
         weights, sha256, seconds = self.pretrain()
-        costs = {protocol: cost_of(protocol, self.images, self.recipe, weights) for protocol in PROTOCOLS}
+        found = costs(self.images, self.recipe, weights)
         outcomes = []
         for seed in range(self.seeds):
             for labels in self.labels:
                 for protocol in PROTOCOLS:
                     outcomes.append(self._measure(protocol, labels, seed, weights, sha256))
-        return outcomes, costs, seconds
+        return outcomes, found, seconds
 
     def _measure(self, protocol: str, labels: int, seed: int, weights: Path, sha256: str) -> Any:
         from lit_vision.study.cells import Ask, Outcome, digest
