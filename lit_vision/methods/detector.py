@@ -169,11 +169,23 @@ class Detector(L.LightningModule):
         size = tuple(images.shape[-2:])
         if self.one_stage:
             return self.decode(self.raw(images), size)
+        found = self.regions(images)
+        for one in found:
+            if "mask_probs" in one:
+                one["masks"] = paste_masks_in_image(one.pop("mask_probs")[:, None], one["boxes"], size)[:, 0] > 0.5
+        return found
+
+    def regions(self, images: Tensor) -> Detections:
+        """As `forward` of a two-stage head, but Mask R-CNN's masks as its head gives them, so that they can be drawn at any size.
+
+        Returns:
+            B dictionaries, best first: `boxes`, `scores`, `labels`; Mask R-CNN also `mask_probs` (n, 28, 28), 0 to 1, a grid over each box.
+        """
         found, _ = self._two_stage(images, None)
         for one in found:
             one["labels"] = one["labels"] - 1  # 0 is the background there
             if "masks" in one:
-                one["masks"] = paste_masks_in_image(one["masks"], one["boxes"], size)[:, 0] > 0.5
+                one["mask_probs"] = one.pop("masks")[:, 0]
         return found
 
     def _two_stage(

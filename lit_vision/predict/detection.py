@@ -1,21 +1,23 @@
-"""Detection: the network that runs, how its raw outputs become boxes in the file's pixels, and the lines and pictures of them.
+"""Detection: the network that runs, how its raw outputs become boxes and masks in the file's pixels, and the lines and pictures of them.
 
-B images, A anchors, K classes, n detections of an image.
+B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's grid over a box (28).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from lit_vision.card import Card
 from lit_vision.data.annotations.views import fit_scale
 from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
-from lit_vision.evaluation.drawing import draw_boxes
+from lit_vision.evaluation.drawing import draw_boxes, draw_instances
 from lit_vision.methods.decoding import Decoder
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.lines import (
@@ -49,18 +51,20 @@ class DetectorNetwork(nn.Module):
 
 
 class TwoStageNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100); rows beyond the detections score 0."""
+    """Normalised images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100); rows beyond the detections score 0.
 
-    outputs = ("boxes", "scores", "labels")
+    Mask R-CNN also gives mask_probs (B, 100, M, M): grids, not masks at the size of the view, which would take gigabytes a batch.
+    """
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
-        self.method = method
+        masks = ("mask_probs",) if method.hparams.head == "mask_rcnn" else ()
+        self.method, self.outputs = method, ("boxes", "scores", "labels", *masks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        found = self.method(images)
-        made = (images.new_zeros(len(found), MAX_DETECTIONS, *tail) for tail in ((4,), (), ()))
+        found = self.method.regions(images)
+        made = (images.new_zeros(len(found), MAX_DETECTIONS, *found[0][name].shape[1:]) for name in self.outputs)
         for rows, name in zip(together := tuple(made), self.outputs):
             for row, one in zip(rows, found):
                 row[: len(one[name])] = one[name].to(row.dtype)
@@ -87,14 +91,14 @@ class Boxes:
             self.decoder = Decoder.of(options["head"], len(card.class_names), *(options[name] for name in names))
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> list[dict[str, Tensor]]:
-        """B dictionaries, best first: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,)."""
+        """B dictionaries, best first: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,), or `mask_probs` (n, M, M) besides."""
         tensors = _tensors(outputs)
         if self.decoder is not None:
             return self.decoder(tensors, self.size)
         found = []
-        for boxes, scores, labels in zip(tensors["boxes"], tensors["scores"], tensors["labels"]):
-            seen = scores > 0
-            found.append({"boxes": boxes[seen], "scores": scores[seen], "labels": labels[seen].long()})
+        for i, scores in enumerate(tensors["scores"]):
+            one = {name: value[i][scores > 0] for name, value in tensors.items()}
+            found.append({**one, "labels": one["labels"].long()})
         return found
 
     def everything(self, outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,13 +111,41 @@ def _tensors(outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in outputs.items()}
 
 
+def pasted(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Mask R-CNN's masks: each grid stretched over its box, and cut at one half.
+
+    Source: He et al. 2017, arXiv:1703.06870, section 3.1 (inference).
+    The same pixels as torchvision's paste_masks_in_image, but one mask at a time (100 objects in a photograph of 12 million pixels would
+    take 5 GB), and a box that lies outside of the image, in the view's padding, gives an empty mask instead of an error.
+
+    Args:
+        probs: (n, M, M), 0 to 1.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels, not below 0; they may reach over the right and bottom.
+        size: (height, width) of the image, pixels.
+
+    Yields:
+        n masks (H, W) bool, in columns as COCO's run lengths want them.
+    """
+    height, width = size
+    grids, times = expand_masks(probs[:, None], padding=1)  # (n, 1, M + 2, M + 2)
+    corners = expand_boxes(boxes, times).to(torch.int64).tolist()
+    for grid, (x1, y1, x2, y2) in zip(grids, corners):
+        stretched = nn.functional.interpolate(grid[None], (y2 - y1 + 1, x2 - x1 + 1), mode="bilinear")[0, 0]
+        left, top = max(x1, 0), max(y1, 0)
+        inside = stretched[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)].numpy()
+        mask = np.zeros(size, bool, order="F")
+        mask[top : y2 + 1, left : x2 + 1] = inside > 0.5
+        yield mask
+
+
 class Detection:
-    """What was found in each image, in the pixels of its file.
+    """What was found in each image, in the pixels of its file. Mask R-CNN's masks are written as COCO's packed run lengths, `segmentation`.
 
     Args:
         card: of the model.
         form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
-            "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score).
+            "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score). The last two
+            have the masks.
         score: detections below are left out; the model's own threshold holds too.
         draw: folder of the drawn views, or None.
     """
@@ -140,15 +172,15 @@ class Detection:
             scale = torch.from_numpy(fit_scale(*size, self.card.size))
             boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
             scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
-            rows = list(zip(boxes.tolist(), scores.tolist(), labels))
+            rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
             if self.form == "csv":
-                for box, score, label in rows:
+                for box, score, label, _ in rows:
                     row = [name, self.card.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
                     streams["rows"].append(csv_line(row))
             elif self.form == "jsonl":
                 all_ = [
-                    {"label": self.card.class_names[k], "score": _short(s, 6), "box": [_short(v, 2) for v in b]}
-                    for b, s, k in rows
+                    {"label": self.card.class_names[k], "score": _short(s, 6), "box": [_short(v, 2) for v in b], **mask}
+                    for b, s, k, mask in rows
                 ]
                 record = {"path": name, "height": size[0], "width": size[1], "detections": all_}
                 streams["rows"].append(json_line(record))
@@ -164,12 +196,23 @@ class Detection:
         """Makes COCO's file from the streams; None for the other forms."""
         return (lambda out, paths: coco_file(out, paths, self.card.class_names)) if self.form == "json" else None
 
+    def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+        """{"segmentation": run lengths at the size of the file} per detection; nothing without masks, or in CSV."""
+        if self.form == "csv" or "mask_probs" not in found:
+            return [{} for _ in found["scores"]]
+        # not cut at the file's edges as the boxes are: the grid lies over the whole box
+        masks = pasted(found["mask_probs"], found["boxes"] / scale.repeat(2), size)
+        return [{"segmentation": packed(mask)} for mask in masks]
+
     def _draw(self, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]) -> None:
-        """The view without its padding, with the boxes on it."""
+        """The view without its padding, with the masks and boxes on it."""
         width, height = (fit_scale(*size, self.card.size) * (size[1], size[0])).round().astype(int)
         picture, times = enlarged(pixels[:height, :width])
         names = [self.card.class_names[label] for label in found["labels"].tolist()]
         texts = [f"{n} {100 * s:.0f}" for n, s in zip(names, found["scores"].tolist())]
+        if "mask_probs" in found:
+            masks = pasted(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
+            picture = draw_instances(picture, list(masks), found["labels"])
         drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
         write_picture("--draw", picture_place(Path(self.draw), name), drawn)
 
@@ -178,16 +221,30 @@ def _short(value: float, digits: int) -> float:
     return round(float(value), digits)
 
 
-def _annotation(number: int, place: int, box: list[float], score: float, label: int) -> bytes:
+def packed(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's run lengths of a (H, W) bool mask, packed into text as pycocotools packs them: what its evaluation reads as a result."""
+    from faster_coco_eval.core.mask import encode  # no Detector is built without it
+
+    return {"size": list(mask.shape), "counts": encode(np.asfortranarray(mask).view(np.uint8))["counts"].decode()}
+
+
+def _annotation(number: int, place: int, box: list[float], score: float, label: int, mask: dict[str, Any]) -> bytes:
+    """A line of COCO's; the area is the mask's if there is one."""
     x1, y1, x2, y2 = box
+    area = _short((x2 - x1) * (y2 - y1), 2)
+    if mask:
+        from faster_coco_eval.core.mask import area as pixels_of
+
+        area = int(pixels_of(mask["segmentation"]))
     return json_line(
         {
             "id": number * PER_IMAGE + place + 1,
             "image_id": number + 1,
             "category_id": label + 1,
             "bbox": [_short(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-            "area": _short((x2 - x1) * (y2 - y1), 2),
+            "area": area,
             "score": _short(score, 6),
             "iscrowd": 0,
+            **mask,
         }
     )

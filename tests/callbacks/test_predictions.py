@@ -11,7 +11,7 @@ from lit_vision.callbacks.predictions import Predictions
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.scenes import CLASSES, scenes
 from lit_vision.errors import UserError
-from lit_vision.evaluation.drawing import colour_of, draw_boxes, draw_mask
+from lit_vision.evaluation.drawing import colour_of, draw_boxes, draw_instances, draw_mask
 from lit_vision.methods import Detector, Segmenter
 
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
@@ -29,6 +29,12 @@ def test_what_is_drawn() -> None:
     mask[:4], mask[4:8] = 2, 255
     changed = (draw_mask(image, mask, 0) != image).any(2)
     assert (changed == (mask == 2)).all()
+    masks = [np.zeros((20, 30), bool), np.zeros((20, 30), bool)]
+    masks[0][:4], masks[1][2:8] = True, True
+    drawn = draw_instances(image, masks, np.array([300, 1]))
+    for rows, label in ((slice(0, 4), 300), (slice(4, 8), 1)):  # the first is on top
+        assert (drawn[rows] == (0.45 * 7 + 0.55 * np.array(colour_of(label))).astype(np.uint8)).all()
+    assert (drawn[8:] == 7).all()
     assert len({colour_of(label) for label in range(20)}) == 20
 
 

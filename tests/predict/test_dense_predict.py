@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
@@ -16,16 +18,19 @@ from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.batch import normalise
 from lit_vision.evaluation.detection import to_file_pixels
 from lit_vision.predict import journal
+from lit_vision.predict.detection import Detection, packed, pasted
+from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
 from lit_vision.predict.tasks import example
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Runs of a detector, a two-stage one and a segmenter, and seven pictures."""
+    """Runs of a detector, two two-stage ones and a segmenter, and seven pictures."""
     folder = tmp_path_factory.mktemp("dense")
     write_run(folder / "detector", make_detector())
     write_run(folder / "two-stage", make_detector("faster_rcnn"))
+    write_run(folder / "instances", make_detector("mask_rcnn"))
     write_run(folder / "segmenter", make_segmenter())
     write_pictures(folder / "images")
     return folder
@@ -44,12 +49,15 @@ def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tup
     return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
 
 
-@pytest.mark.parametrize("model", ["detector", "two-stage"])
+HEADS = {"detector": "fcos", "two-stage": "faster_rcnn", "instances": "mask_rcnn"}
+
+
+@pytest.mark.parametrize("model", HEADS)
 def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str) -> None:
     assert predict(place, model, tmp_path / "a.csv") == 0
     assert predict(place, model, tmp_path / "a.jsonl", "--score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
     assert predict(place, model, tmp_path / "a.json") == 0
-    method = make_detector() if model == "detector" else make_detector("faster_rcnn")
+    method = make_detector(HEADS[model])
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     records = {r["path"]: r for r in map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())}
@@ -57,6 +65,8 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
     assert [c["name"] for c in coco["categories"]] == NAMES
     assert len(records) == len(coco["images"]) == 7
     assert len({a["id"] for a in coco["annotations"]}) == len(coco["annotations"]) == len(rows) > 7
+    for one in (*coco["annotations"], *(d for r in records.values() for d in r["detections"])):
+        assert ("segmentation" in one) == (model == "instances")
     for number, name in enumerate(sorted(records)):
         _, tensor, size, scale = _seen(place, name, method)
         with torch.inference_mode():
@@ -75,6 +85,69 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png"))
         assert max(drawn.shape) == 384
         assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.1
+
+
+def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> None:
+    """Against torchvision's own pasting at that size and, where the view is the file, against the detector's masks."""
+    assert predict(place, "instances", tmp_path / "a.json") == 0
+    assert predict(place, "instances", tmp_path / "a.jsonl") == 0
+    method, coco = make_detector("mask_rcnn"), json.loads((tmp_path / "a.json").read_text())
+    lines = list(map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines()))
+    shapes = set()
+    for number, record in enumerate(lines):
+        _, tensor, size, scale = _seen(place, record["path"], method)
+        with torch.inference_mode():
+            (grids,), (found,) = method.regions(tensor), method(tensor)
+        boxes = grids["boxes"] / scale.repeat(2)
+        inside = ((boxes[:, 0] < size[1]) & (boxes[:, 1] < size[0])).numpy()  # torchvision fails on others
+        want = np.zeros((len(boxes), *size), bool)
+        want[inside] = paste_masks_in_image(grids["mask_probs"][inside][:, None], boxes[inside], size)[:, 0] > 0.5
+        own = [a for a in coco["annotations"] if a["image_id"] == number + 1]
+        got = np.stack([coco_mask.decode(a["segmentation"]) for a in own]).astype(bool)
+        assert got.shape == want.shape
+        assert got.any()
+        assert (got != want).mean() < 1e-4  # a batch of three rounds otherwise than one image
+        if size == (SIZE, SIZE):
+            assert (got != found["masks"].numpy()).mean() < 1e-4
+        assert [a["area"] for a in own] == got.sum((1, 2)).tolist()
+        assert [d["segmentation"] for d in record["detections"]] == [a["segmentation"] for a in own]
+        shapes.add(size)
+    assert {(32, 32), (40, 64), (50, 21)} <= shapes
+
+
+def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(40, 2, 2) * torch.tensor([60.0, 45.0])  # over the edges of 50 x 40 too
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    boxes = boxes[(boxes[:, 0] < 50) & (boxes[:, 1] < 40)]
+    probs = torch.rand(len(boxes), 28, 28)
+    want = paste_masks_in_image(probs[:, None], boxes, (40, 50))[:, 0] > 0.5
+    got = list(pasted(probs, boxes, (40, 50)))
+    assert len(got) == len(boxes) > 20
+    for mine, theirs in zip(got, want.numpy()):
+        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(coco_mask.decode(packed(mine)), theirs)
+    (beyond,) = pasted(probs[:1], torch.tensor([[55.0, 3, 90, 9]]), (40, 50))
+    assert beyond.shape == (40, 50)
+    assert not beyond.any()
+    assert list(pasted(probs[:0], boxes[:0], (40, 50))) == []
+
+
+def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
+    model, size = load_model(place / "instances", "cpu"), (SIZE, SIZE)
+    pixels = np.array(Image.open(place / "images" / "000.png").convert("RGB"))[None]
+    batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
+    grids = outputs.pop("mask_probs")
+    for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
+        Detection(model.card, "csv", score=0.3, draw=str(tmp_path / name)).lines(batch, {**outputs, **more})
+    plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png.png")) for name in ("plain", "tinted"))
+    sure = outputs["scores"][0] >= 0.3
+    times = plain.shape[0] // SIZE
+    boxes = torch.from_numpy(outputs["boxes"][0][sure] * times)
+    union = np.any(list(pasted(torch.from_numpy(grids[0][sure]), boxes, plain.shape[:2])), axis=0)
+    changed = (plain != tinted).any(2)
+    assert not changed[~union].any()
+    assert changed.sum() > 0.5 * union.sum() > 0  # the rest lies under lines and texts
 
 
 def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
@@ -106,7 +179,10 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
     assert {a["category_id"] for a in coco["annotations"]} == seen - {0}
 
 
-@pytest.mark.parametrize(("model", "ending"), [("detector", "json"), ("segmenter", "json"), ("detector", "csv")])
+@pytest.mark.parametrize(
+    ("model", "ending"),
+    [("detector", "json"), ("segmenter", "json"), ("detector", "csv"), ("instances", "json"), ("instances", "jsonl")],
+)
 def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
     append, calls = journal.Journal.append, []
@@ -201,8 +277,19 @@ def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, c
     assert not (tmp_path / out).exists()
 
 
-def test_export_of_a_two_stage_head_says_what_can_be_exported(place, tmp_path, capsys) -> None:
-    words = ["export", str(place / "two-stage"), "--format", "onnx", "--out", str(tmp_path / "m.onnx")]
-    assert main(words) == 1
-    assert "the second stage of faster_rcnn" in capsys.readouterr().err
+@pytest.mark.parametrize("model", ["two-stage", "instances"])
+def test_export_of_a_two_stage_head_says_what_can_be_exported(place, tmp_path, model: str, capsys) -> None:
+    for form, ending in (("onnx", "onnx"), ("openvino", "xml"), ("pt2", "pt2")):
+        out = tmp_path / f"m.{ending}"
+        assert main(["export", str(place / model), "--format", form, "--out", str(out)]) == 1
+        said = capsys.readouterr().err.strip()
+        assert f"the second stage of {HEADS[model]} depends on the first one's choice" in said
+        assert "use safetensors, or train with model.head fcos or retinanet" in said
+        assert len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "m.safetensors"
+    assert main(["export", str(place / model), "--format", "safetensors", "--out", str(out)]) == 0
+    assert predict(place, model, tmp_path / "a.json") == 0
+    words = ["predict", str(place / "images"), "--model", str(out), "--out", str(tmp_path / "b.json")]
+    assert main([*words, "--device", "cpu", "--batch_size", "3"]) == 0
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()

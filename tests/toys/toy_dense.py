@@ -23,7 +23,9 @@ def make_detector(head: str = "fcos", **more) -> Detector:
         for name, value in method.head.named_parameters():
             if name.endswith("cls_logits.bias"):
                 value.fill_(-1.0)
-            elif name.endswith(("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight")):
+            elif name.endswith(
+                ("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight", "mask_fcn_logits.weight")
+            ):
                 value.normal_(std=0.3)
     method.card = {"task": "detection", "class_names": NAMES, "size": SIZE, "crop_pct": 1.0, "options": {"head": head}}
     return method.eval()
