@@ -14,7 +14,7 @@ from adaptation_protocols import NAME, PROTOCOLS, START, recipe_of
 
 EPOCHS = 40  # of the pre-training
 LABELS, SEEDS = ("1%", "10%", "all"), 5
-STEPS = 320  # of each training on labels, rounded up to whole epochs
+STEPS = 240  # of each training on labels, rounded up to whole epochs
 KEPT = ((0, 800),)  # (seed, labels) whose weights are committed
 
 
@@ -77,7 +77,7 @@ class Runner:
         own = (
             "frozen"
             if PROTOCOLS[protocol] is None
-            else (self.steps, recipe.options(START, protocol), recipe.train_views)
+            else (self.steps, recipe.options(START, protocol), recipe.train_views["vit"])
         )
         inputs = digest(self.base, sha256, own)
         if (outcome := self.store.get(ask, inputs)) is None:

@@ -43,7 +43,7 @@ class Recipe:
         size: side of the pictures that the networks see, pixels.
         cnn: the network of SimCLR and of the baseline `scratch-cnn`; vit: of MAE and `scratch-vit`.
         simclr, mae: arguments of the method (its backbone apart); their `batch_size` goes to the loader.
-        simclr_views, mae_views, train_views: options of the views of that name.
+        simclr_views, mae_views: options of the views of that name; train_views: of the view `train`, by network.
         tune: arguments of Classifier when it starts from pre-trained weights, by network; scratch: when it does not.
         adapt: what another protocol than fine-tuning changes of them, by protocol.
         batch_size: of every training on labels, at most.
@@ -57,7 +57,7 @@ class Recipe:
     mae: dict[str, Any] = field(default_factory=dict)
     simclr_views: dict[str, Any] = field(default_factory=dict)
     mae_views: dict[str, Any] = field(default_factory=dict)
-    train_views: dict[str, Any] = field(default_factory=dict)
+    train_views: dict[str, dict[str, Any]] = field(default_factory=dict)
     tune: dict[str, dict[str, Any]] = field(default_factory=dict)
     scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
     adapt: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -123,6 +123,7 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         cnn = Network("cnn", "resnet18", {})
         vit = Network("vit", "vit_small_patch16_224", {"img_size": size})
         decoder = {"decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6}
+    light = {"brightness": 0.3, "contrast": 0.3}
     adam = {"optimizer": "adamw", "base_lr": None, "warmup_epochs": 0.0}
     return Recipe(
         size,
@@ -141,7 +142,11 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         mae={"mask_ratio": 0.75, "lr": 2e-3, "weight_decay": 0.05, "batch_size": 256, **decoder, **adam},
         simclr_views={"crop_scale": [0.3, 1.0], **turn},
         mae_views={"crop_scale": [0.5, 1.0], **turn},
-        train_views={"crop_scale": [0.5, 1.0], "brightness": 0.3, "contrast": 0.3, **turn},
+        train_views={
+            "cnn": {"crop_scale": [0.5, 1.0], **light, **turn},
+            "vit": {"crop_scale": [0.9, 1.0], **light, **turn},
+            "timm": {"crop_scale": [0.5, 1.0], **light, **turn},
+        },
         tune={
             "cnn": {"lr": 3e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},
             "vit": {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, "layer_decay": 0.75, **adam},

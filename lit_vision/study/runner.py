@@ -250,10 +250,10 @@ class Study:
         own = (
             asdict(network),
             self.recipe.options(ask.start, ask.protocol, epochs * self.recipe.steps_per_epoch(ask.labels)),
-            self.recipe.train_views,
+            self.recipe.train_views[network.name],
             self.recipe.batch_size,
         )
-        origin = (encoder.sha256, "head from the probe") if encoder else None
+        origin = (encoder.sha256, "the probe's own head") if encoder else None
         inputs = digest(self.base, origin, epochs, own)
         outcome = self.store.get(ask, inputs)
         if outcome is None:

@@ -34,7 +34,7 @@ from lit_vision.study.images import Images, StudyData, eval_batches
 from lit_vision.study.recipes import TIMM, Network, Recipe
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
-NEVER = -10.0  # logit bias of a class that the labels never show, where a probe has minus infinity
+NEVER = -10.0  # logit of a class that the labels never show, where a probe has minus infinity; all other biases are kept as they are
 FEWEST_MEASURED = 4  # steps
 METHODS = {"mae": MAE, "simclr": SimCLR}
 
@@ -132,7 +132,8 @@ def classification(
     bend the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
     """
     network = recipe.network(start)
-    data = StudyData(images, rows, "train", recipe.train_views, recipe.batch_size, seed, recipe.side(start))
+    views = recipe.train_views[network.name]
+    data = StudyData(images, rows, "train", views, recipe.batch_size, seed, recipe.side(start))
     options = recipe.options(start, protocol, None if epochs is None else epochs * data.batches_per_epoch)
     statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with seeded(seed_of(seed, 1)):
@@ -148,7 +149,7 @@ def classification(
         (linear,) = (part for part in module.head.modules() if isinstance(part, nn.Linear))
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(probe.weight))
-            linear.bias.copy_(torch.from_numpy(probe.bias).clamp(min=NEVER))
+            linear.bias.copy_(torch.from_numpy(np.where(np.isneginf(probe.bias), NEVER, probe.bias)))
     return module, data
 
 

@@ -223,7 +223,9 @@ def test_study__a_wrong_option_is_one_line(folder, tmp_path, capsys, flag) -> No
 
 def test_recipe__rotation_reaches_every_training() -> None:
     recipe = recipe_for(32, 180)
-    assert all(views["rotation"] == 180 for views in (recipe.simclr_views, recipe.mae_views, recipe.train_views))
+    assert all(
+        views["rotation"] == 180 for views in (recipe.simclr_views, recipe.mae_views, *recipe.train_views.values())
+    )
 
 
 def test_recipe__a_short_fine_tuning_takes_smaller_steps() -> None:
