@@ -25,7 +25,7 @@ def root(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("recipe", ["detect/resnet10_scenes_10ep", "segment/resnet10_scenes_5ep"])
+@pytest.mark.parametrize("recipe", ["detect/resnet10_scenes_20ep", "segment/resnet10_scenes_16ep"])
 def test_two_batches_through_the_command_line(recipe: str, root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--data.root", str(root), "--data.batch_size", "4", "--data.num_workers", "0"]
