@@ -106,21 +106,29 @@ def test_compute_section_compares_steps_losses_and_products(benchmark, monkeypat
         "NT-Xent, 8 pairs: ours",
         "fp32, batch 2: share of the matrix rate",
         "bf16, batch 2: speed, checkpointing",
+        "SimCLR ResNet-50, bf16, 2 pairs: share of the matrix rate",
     ):
         assert any(words in one for one in what), words
     assert "aten::" in (tmp_path / "profile.txt").read_text()
 
 
 def test_products_are_those_of_the_layers_forward_and_backward(benchmark):
-    from benchmarks import compute
+    from benchmarks._products import Seen
 
     layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
-    with compute._Seen() as seen:
+    with Seen() as seen:
         layer(x).sum().backward()
     shapes = Counter({(a[0], b[0]): count for (a, b), count in seen.layers.items()})
     assert shapes == Counter({((7, 3), (3, 5)): 1, ((7, 5), (5, 3)): 1, ((5, 7), (7, 3)): 1})
     assert seen.attention == 0
     q = torch.randn(1, 2, 4, 8, requires_grad=True)
-    with compute._Seen() as seen:
+    with Seen() as seen:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
     assert seen.attention in (3 * 2 * 2 * 4 * 4 * 8, 6 * 2 * 4 * 4 * 8)
+    convolution, images = torch.nn.Conv2d(4, 6, 3, stride=2, groups=2), torch.randn(2, 4, 9, 9, requires_grad=True)
+    with Seen() as seen:
+        convolution(images).sum().backward()
+    rows, inner, outer = 2 * 4 * 4, 2 * 3 * 3, 3
+    shapes = Counter({(a[0], b[0]): count for (a, b), count in seen.layers.items()})
+    want = [((rows, inner), (inner, outer)), ((rows, outer), (outer, inner)), ((inner, rows), (rows, outer))]
+    assert shapes == Counter(dict.fromkeys(want, 2))

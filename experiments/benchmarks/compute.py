@@ -2,7 +2,7 @@
 
 A step is forward, backward and AdamW. The contestants of a pair are built in one process on the same images and take turns; ratios are taken
 within a turn. The share of the matrix rate is the step's multiply-adds over what the layers' own products (forward, gradient of the input,
-gradient of the weight), run one after another by themselves, do in the same time. Writes where MAE's time goes to runs/benchmark/compute.txt.
+gradient of the weight; a convolution's as the product of its unfolded patches), one after another by themselves, do in the same time. Writes where MAE's time goes to runs/benchmark/compute.txt.
 
 What each measure gave an MAE ViT-B/16 step of 16 images, seconds of CPU on one core of a Xeon with AMX (before: the same eager timm blocks as
 lightly's, lightly's own step in the same minutes 13.1 in fp32 and 8.7 in bf16):
@@ -25,15 +25,14 @@ import statistics
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks import _lightly
+from benchmarks._products import products
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_vision.methods.nt_xent import nt_xent
 
@@ -147,7 +146,7 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     images = torch.randn(BATCH, 3, side, side)
     batch = {"images": images[:, None], "key": torch.arange(3 * BATCH).view(BATCH, 3)}
     contestants = {"ours": _step(ours, lambda: ours.batch_loss(batch, 0), dtype)}
-    replay, share_of_linear = products(contestants["ours"])
+    replay, share_of_layers = products(contestants["ours"])
     contestants["products"] = replay
     if _lightly.installed():
         theirs = _lightly.mae(*VIT, DECODER)
@@ -158,10 +157,7 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     if "lightly" in times:
         least = {"fp32": 1.1, "bf16": 1.25}[precision]
         rows.append(_ratio(f"{what}: speed of ours", times["ours"], times["lightly"], "lightly's eager MAE", least))
-    share = statistics.median(b / a for a, b in zip(times["ours"], times["products"])) / share_of_linear
-    least = {"fp32": 0.8, "bf16": 0.68}[precision]
-    against = "its layers' products by themselves"
-    rows.append(_row(f"{what}: share of the matrix rate", share, "", against, f"at least {least}", share >= least))
+    rows.append(_share(what, times, share_of_layers, {"fp32": 0.8, "bf16": 0.68}[precision]))
     _profile(what, contestants["ours"])
     del contestants
     theirs = None
@@ -178,8 +174,7 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
         times = _take_turns(pair, turns)
         rows.append(_ratio(f"{what}: speed, {name}", times[name], times["ours"], "without"))
         if name == "compiled":
-            share = statistics.median(b / a for a, b in zip(times[name], times["products"])) / share_of_linear
-            rows.append(_row(f"{what}: share of the matrix rate, {name}", share, "", against))
+            rows.append(_share(what, {**times, "ours": times[name]}, share_of_layers, said=f", {name}"))
     return rows
 
 
@@ -191,14 +186,17 @@ def simclr_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     ours = SimCLR(*RESNET, projection_batch_norm=True)
     contestants = {"ours": _step(ours, lambda: ours.loss(views), dtype)}
+    contestants["products"], share_of_layers = products(contestants["ours"])
     if _lightly.installed():
         theirs = _lightly.simclr(*RESNET, ours.backbone.width)
         contestants["lightly"] = _step(theirs, lambda: theirs(views), dtype, fused=False)
     times = _take_turns(contestants, max(1, min(repeats, 3)))
     what = f"SimCLR ResNet-50, {precision}, {PAIRS_OF_IMAGES} pairs"
-    rows = [_rate(f"{what}: {name}", taken, PAIRS_OF_IMAGES, "pairs/s") for name, taken in times.items()]
+    named = [name for name in ("ours", "lightly") if name in times]
+    rows = [_rate(f"{what}: {name}", times[name], PAIRS_OF_IMAGES, "pairs/s") for name in named]
     if "lightly" in times:
         rows.append(_ratio(f"{what}: speed of ours", times["ours"], times["lightly"], "lightly's modules"))
+    rows.append(_share(what, times, share_of_layers))
     return rows
 
 
@@ -214,47 +212,6 @@ def _step(module: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype, fus
         optimizer.zero_grad()
 
     return run
-
-
-class _Seen(TorchDispatchMode):
-    """Counts the matrix products of the layers (two operands' shapes, strides and dtype), and the multiply-adds of attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers: Counter = Counter()
-        self.attention = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("mm", "addmm"):
-            a, b = args[-2:]
-            self.layers[tuple((tuple(x.shape), x.stride(), x.dtype) for x in (a, b))] += 1
-        elif name == "bmm":
-            self.attention += args[0].numel() * args[1].shape[-1]
-        elif name.startswith("_scaled_dot_product") and not name.endswith("backward"):
-            q, k = args[:2]
-            self.attention += 3 * 2 * q.numel() * k.shape[-2]  # two products forward, four backward
-        return func(*args, **(kwargs or {}))
-
-
-def products(step: Step) -> tuple[Step, float]:
-    """What a step's layers multiply, forward and backward, alone one after another; and their share of all its multiply-adds."""
-    with _Seen() as seen:
-        step()
-    operands = {key: [_like(*one) for one in key] for key in seen.layers}
-    adds = sum(count * key[0][0][0] * key[0][0][1] * key[1][0][1] for key, count in seen.layers.items())
-
-    def run() -> None:
-        with torch.no_grad():
-            for key, count in seen.layers.items():
-                for _ in range(count):
-                    torch.mm(*operands[key])
-
-    return run, adds / (adds + seen.attention)
-
-
-def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided(shape, stride, dtype=dtype).normal_()
 
 
 def _take_turns(contestants: dict[str, Step], turns: int) -> dict[str, list[float]]:
@@ -291,6 +248,15 @@ def _ratio(
     if least is None:
         return _row(what, ratio, "x", against)
     return _row(what, ratio, "x", against, f"at least {least} x", ratio >= least)
+
+
+def _share(
+    what: str, times: dict[str, list[float]], share_of_layers: float, least: float | None = None, said: str = ""
+) -> dict[str, Any]:
+    """A step's multiply-adds over what its layers' products do in the same time: that of the products, grown by what they leave out."""
+    share = statistics.median(b / a for a, b in zip(times["ours"], times["products"])) / share_of_layers
+    met, target = (None, "-") if least is None else (share >= least, f"at least {least}")
+    return _row(f"{what}: share of the matrix rate{said}", share, "", "its layers' products by themselves", target, met)
 
 
 def _row(
