@@ -71,15 +71,12 @@ def test_classifiers__published_counts(name: str, args: dict, parameters: int) -
         assert count(Classifier(name, 1000, args)) == parameters
 
 
-@pytest.mark.parametrize(("times", "body"), [(2, 93_907_072), (4, 375_378_176)])
-def test_wider_resnets__differ_from_simclrs_by_their_stem_alone(times: int, body: int) -> None:
+@pytest.mark.parametrize(("times", "body", "total"), [(2, 93_907_072, 98_004_072), (4, 375_378_176, 383_571_176)])
+def test_wider_resnets__are_simclrs(times: int, body: int, total: int) -> None:
+    wide = {"channels": [c * times for c in (64, 128, 256, 512)], "stem": "wide"}
     with torch.device("meta"):
-        ours = count(Backbone("resnet50", channels=[c * times for c in (64, 128, 256, 512)]))
-    wider = (
-        64 * times - 64
-    )  # channels that SimCLR's stem has more: 7x7 convolution, norm, and what reads them in the first block
-    first, out = 64 * times, 256 * times
-    assert body - ours == wider * (3 * 49 + 2 + first + out)
+        assert count(Backbone("resnet50", **wide)) == body
+        assert count(Classifier("resnet50", 1000, wide)) == total
 
 
 def test_mae__cifar_total() -> None:

@@ -19,7 +19,7 @@ from timm.models import VisionTransformer, group_parameters
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_vision.backbones.stems import make_stem_small
+from lit_vision.backbones.stems import make_stem_small, make_stem_wide
 from lit_vision.errors import UserError
 
 
@@ -35,7 +35,8 @@ class Backbone(nn.Module):
         pool: None is the model's own. "avg": mean over patches (ViTs: without cls; the final norm then comes after the mean,
             timm's `fc_norm`) or over positions. "token": the cls token after the final norm, ViTs only.
         stem: "small" is for CNNs on images of about 32 pixels: the first convolution becomes 3x3 with stride 1, and the max-pool
-            after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9).
+            after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9). "wide" is for wide ResNets (`channels` in
+            timm_args): the stem gets the first stage's width, as SimCLR's 2x and 4x have it.
         drop_path_rate: stochastic depth, 0 to 1.
         timm_args: what else timm's constructor of this family takes.
 
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         patch_size: int | None = None,
         in_chans: int = 3,
         pool: Literal["avg", "token"] | None = None,
-        stem: Literal["imagenet", "small"] = "imagenet",
+        stem: Literal["imagenet", "small", "wide"] = "imagenet",
         drop_path_rate: float = 0.0,
         **timm_args: Any,
     ) -> None:
@@ -76,10 +77,10 @@ class Backbone(nn.Module):
         }
         if pool not in (None, "avg", "token"):
             raise UserError(f"pool: {pool!r} is not None, 'avg' or 'token'; choose one of these")
-        if stem not in ("imagenet", "small"):
-            raise UserError(f"stem: {stem!r} is not 'imagenet' or 'small'; choose one of these")
-        if stem == "small" and pretrained:
-            raise UserError("stem: 'small' has no pre-trained weights; use stem='imagenet' or pretrained=False")
+        if stem not in ("imagenet", "small", "wide"):
+            raise UserError(f"stem: {stem!r} is not 'imagenet', 'small' or 'wide'; choose one of these")
+        if stem != "imagenet" and pretrained:
+            raise UserError(f"stem: {stem!r} has no pre-trained weights; use stem='imagenet' or pretrained=False")
         arguments = {key: _tuples(value) for key, value in timm_args.items()}
         arguments.update(in_chans=in_chans, num_classes=0)
         arguments.update({"global_pool": pool} if pool else {}, **({"patch_size": patch_size} if patch_size else {}))
@@ -95,7 +96,9 @@ class Backbone(nn.Module):
         if img_size or patch_size:
             _check_patches(self.model)
         reductions = _reductions(self.model)
-        if stem == "small":
+        if stem == "wide":
+            make_stem_wide(name, self.model)
+        elif stem == "small":
             reductions = make_stem_small(name, self.model, reductions)
         self.strides = reductions[-1:] if self._is_vit else reductions
         if not self._is_vit:

@@ -1,6 +1,6 @@
-"""Stems of CNNs for images of about 32 pixels.
+"""Stems of CNNs: small ones for images of about 32 pixels, and wide ones for wide ResNets.
 
-A ResNet with `stem_type: deep` keeps its three 3x3 convolutions, the first with stride 2, and loses only the max-pool: with
+Small: a ResNet with `stem_type: deep` keeps its three 3x3 convolutions, the first with stride 2, and loses only the max-pool: with
 narrow channels it is 4 to 9 times faster than the plain small stem, whose 64 channels at full resolution take most of the time.
 """
 
@@ -62,3 +62,34 @@ def make_stem_small(name: str, model: nn.Module, reductions: list[int]) -> list[
     if pool_path is not None:
         model.set_submodule(pool_path, nn.Identity())
     return [r // (first if i == 0 else others) for i, r in enumerate(reductions)]
+
+
+def make_stem_wide(name: str, model: nn.Module) -> None:
+    """Gives a ResNet's stem as many channels as its first stage, in place: SimCLR's ResNet-50 (2x) and (4x) multiply every width.
+
+    timm's `channels` widens the stages and leaves the stem at 64. Changed are the first convolution with its norm and what reads them in the
+    first block. Source: Chen et al. 2020, arXiv:2002.05709, section 4.2; total with 1000 classes 98,004,072 (2x) and 383,571,176 (4x).
+
+    Args:
+        name: of the model, for messages.
+        model: a timm ResNet whose first block has a projection (bottleneck blocks) and whose stem is one convolution.
+
+    Raises:
+        UserError: another model.
+    """
+    first = model.layer1[0] if type(model).__name__ == "ResNet" else None
+    if not isinstance(getattr(model, "conv1", None), nn.Conv2d) or getattr(first, "downsample", None) is None:
+        raise UserError(f"stem: {name} has no wide stem (ResNet-50 and deeper, without deep stem, have); leave it out")
+    width = first.conv1.out_channels
+    model.conv1 = _with_channels(model.conv1, model.conv1.in_channels, width)
+    model.bn1 = type(model.bn1)(width)
+    first.conv1 = _with_channels(first.conv1, width, first.conv1.out_channels)
+    first.downsample[0] = _with_channels(first.downsample[0], width, first.downsample[0].out_channels)
+    model.feature_info[0]["num_chs"] = width
+
+
+def _with_channels(conv: nn.Conv2d, inner: int, outer: int) -> nn.Conv2d:
+    """The same convolution with other channels, initialised as timm's ResNet does."""
+    new = nn.Conv2d(inner, outer, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return new

@@ -131,6 +131,7 @@ def test_data_config__notes_the_image_size_for_cnns_too() -> None:
         ("vit_tiny_patch16_224", {"img_size": 30, "patch_size": 4}, "multiple of the patch size"),
         ("vit_tiny_patch16_224", {"stem": "small"}, "patch_size"),
         ("inception_v3", {"stem": "small"}, "no small stem"),
+        ("resnet18", {"stem": "wide"}, "no wide stem"),
         ("convnext_atto_ols", {"stem": "small"}, "several convolutions"),
         ("resnet18", {"stem": "small", "pretrained": True}, "pretrained=False"),
         ("resnet18", {"stem": "tiny"}, "'small'"),
@@ -178,3 +179,12 @@ def test_layer_groups__nothing_matched_is_an_error() -> None:
     backbone.model.group_matcher = lambda coarse=False: {"stem": r"^nothing", "blocks": r"^nobody"}
     with pytest.raises(UserError, match="no layer group"):
         backbone.layer_groups()
+
+
+def test_wide_stem__learns_and_gives_maps() -> None:
+    backbone = Backbone("resnet50", stem="wide", layers=[1, 1, 1, 1], channels=[24, 32, 40, 48])
+    images = torch.randn(2, 3, 64, 64)
+    assert backbone(images).shape == (2, 192)
+    assert [m.shape[1] for m in backbone.forward_maps(images)] == [24, 96, 128, 160, 192]
+    backbone(images).sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())
