@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from lit_vision.data.laws import OPTIONS, make_law
+from lit_vision.data import ImageFolderDataModule
+from lit_vision.data.laws import make_law
 from lit_vision.lars import LARS
 from lit_vision.methods import tuning
 from lit_vision.methods.classifier import Classifier
@@ -44,6 +45,7 @@ SCRATCH |= {"random_erasing": 0.0, "layer_decay": 1.0, "copies": 1}
 # Chen et al. 2020 (arXiv:2002.05709), section 2.3 and App. A
 SIMCLR = {"optimizer": "lars", "momentum": 0.9, "weight_decay": 1e-6, "warmup_epochs": 10, "epochs": 1000}
 SIMCLR |= {"projection_width": 128, "projection_layers": 2, "negatives": "global", "sync_batchnorm": True}
+SIMCLR |= {"exact": True}  # HSV hue, clipped after each operation
 SIMCLR |= {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "train_view": "simclr"}
 # Wightman et al. 2021 (arXiv:2110.00476), Table 2
 RSB = {"optimizer": "lamb", "loss": "bce", "warmup_epochs": 5, "images": 2048, "weight_decay": 0.02, "min_lr": 0.0}
@@ -143,8 +145,9 @@ def effective(recipe: str) -> dict:
     """What a run of the recipe has, flat; of the training view what its law says, `lr` at its peak, `images` of one step."""
     settings = read(recipe)
     trainer, model, data = settings["trainer"], whole(settings["model"]), whole(settings["data"])
-    options = {key: data[key] for key in OPTIONS[data["train_view"]] if data.get(key) is not None}
-    law = make_law(data["train_view"], data["img_size"], **options)
+    law = make_law(
+        data["train_view"], data["img_size"], **ImageFolderDataModule(**settings["data"]["init_args"]).train_options
+    )
     images = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
     averages = [c for c in trainer.get("callbacks", ()) if c["class_path"].endswith(".EMA")]
     body = {"drop_path_rate": 0.0, "stem": "imagenet", **(model["backbone_args"] or {})}
