@@ -30,6 +30,19 @@ def test_a_run_folder_means_one_run() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_the_mask_ratio_at_paper_scale_is_asked_as_the_other_ablations() -> None:
+    """Its 0.75 is table-mae-ablation's default row, command for command; the others change the ratio alone."""
+    asked = importlib.import_module("table_mae_mask_ratio").COMMANDS
+    default = [command for line in rows.TABLES["mae-ablation"].lines[:2] for command in line.commands]
+    assert len(asked) == len(set(asked)) == 4 * 3
+    assert set(default) <= set(asked)
+    for ratio in (0.25, 0.5, 0.9):
+        own = [c for c in asked if f"mask-ratio-{ratio}" in c]
+        same = [c.replace(f" --model.mask_ratio {ratio}", "").replace(f"mask-ratio-{ratio}", "default") for c in own]
+        assert same == list(dict.fromkeys(default))
+    assert all(command.endswith("--resume auto") for command in asked)
+
+
 def test_batches_of_simclrs_table_are_what_they_say() -> None:
     for size, (nodes, per_device, lr, _) in rows.simclr.BATCHES.items():
         assert nodes * 8 * per_device == size
