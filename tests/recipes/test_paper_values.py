@@ -2,17 +2,21 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.laws import make_law
 from lit_vision.lars import LARS
 from lit_vision.methods import tuning
 from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.simclr import SimCLR
 from lit_vision.optim import scaled_lr
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -172,6 +176,42 @@ def test_values_are_the_papers(recipe: str, source: str, values: dict) -> None:
         got = tuple(found[key]) if isinstance(found[key], list) else found[key]
         got = "" if value == "" and got is None else got
         assert got == (pytest.approx(value) if isinstance(value, float) else value), f"{key} ({source})"
+
+
+GIGAS = {  # multiply-adds of one image forward, in 10^9; of MAE encoder and decoder (tests/test_published_facts.py has the formulas)
+    "vit_base_patch16_224": (17.563, 9.781),
+    "vit_large_patch16_224": (61.554, 20.756),
+    "vit_huge_patch14_224": (167.294, 48.562),
+}
+
+
+def counted(model: dict, size: int) -> float:
+    """10^9 multiply-adds of a ResNet-50 and its head, for one image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        if model["class_path"].endswith("SimCLR"):
+            method = SimCLR("resnet50", model["init_args"].get("backbone_args"))
+            method.projection(method.backbone(torch.empty(2, 3, size, size)))
+            return counter.get_total_flops() / 4e9
+        method = Classifier("resnet50", model["init_args"]["num_classes"], model["init_args"].get("backbone_args"))
+        method.eval()(torch.empty(1, 3, size, size))
+    return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe, _, _ in VALUES])
+def test_the_cost_in_the_header_is_its_arithmetic(recipe: str) -> None:
+    """An image's cost x 3 with backward (1 where nothing of the body trains), twice that for two views, x images x epochs."""
+    header = next(row for row in (ROOT / f"{recipe}.yaml").read_text().splitlines() if row.startswith("# cost:"))
+    pattern = r"([\d.]+) G multiply-adds an image x (\d) \(.*?\) x ([\d,]+) images x (\d+) (epochs|steps) = ([\de.]+) "
+    gigas, times, images, rounds, unit, total = re.search(pattern, header).groups()
+    settings = read(recipe)
+    model, size = settings["model"]["init_args"], settings["data"]["init_args"]["img_size"]
+    name = settings["model"]["class_path"].rsplit(".", 1)[-1]
+    vit = GIGAS.get(model["backbone"])
+    assert float(gigas) == pytest.approx(vit[name == "MAE"] if vit else counted(settings["model"], size), abs=0.006)
+    assert int(times) == {"MAE": 3, "SimCLR": 6}.get(name, 1 if model.get("tune") == "linear" else 3)
+    assert unit == "steps" or int(rounds) == settings["trainer"]["max_epochs"]
+    exact = float(gigas) * 1e9 * int(times) * int(images.replace(",", "")) * int(rounds)
+    assert float(total) == pytest.approx(exact, rel=0.06)
 
 
 def test_the_probes_optimizer_has_the_learning_rate_outside_the_momentum_buffer(capsys) -> None:
