@@ -86,7 +86,8 @@ def show(name: str, table: PaperTable) -> str:
         kept = file_of(name, line)
         row = rows_from([kept])[0] if kept.is_file() and read_result(kept) else None
         paper = "-" if line.paper is None else f"{100 * line.paper:.1f} %"
-        gap = f"{100 * (row['values'][0] - line.paper):+.1f}" if row and line.paper is not None else "-"
+        comparable = row and line.paper is not None and line.same_measure
+        gap = f"{100 * (row['values'][0] - line.paper):+.1f}" if comparable else "-"
         recipe = line.stages[-1].recipe + (" + flags" if any(stage.flags for stage in line.stages) else "")
         body.append(
             [

@@ -7,26 +7,12 @@ Run: make table-mae-mask-ratio SCALE=desk        Measure the committed weights a
 import sys
 
 from ablation import Ablation, Claim, Values, Variant, main
+from paper_rows.mae import mask_ratio
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 ALL, FEW = 8000, 800
-RUN = "runs/mae-mask-ratio/{ratio}"
-STAGES = (  # recipe, and what it changes: the ablations of the paper train 800 epochs on raw pixels
-    (
-        "vitl16_in1k_1600ep",
-        "--trainer.max_epochs 800 --model.norm_pix_loss false --model.mask_ratio {ratio} --run_dir {run}",
-    ),
-    ("vitl16_in1k_50ep_finetune", "--model.backbone_checkpoint {run}/checkpoints/last.ckpt --run_dir {run}-finetune"),
-    (
-        "vitb16_in1k_90ep_linear",
-        "--model.backbone vit_large_patch16_224 --model.backbone_checkpoint {run}/checkpoints/last.ckpt --run_dir {run}-linear",
-    ),
-)
-COMMANDS = tuple(
-    f"lit-vision fit --config experiments/mae/{recipe}.yaml {options.format(run=RUN.format(ratio=ratio), ratio=ratio)}"
-    for ratio in RATIOS
-    for recipe, options in STAGES
-)
+# the ablations' own runs: table-mae-ablation has the same commands where it asks the same
+COMMANDS = tuple(dict.fromkeys(command for ratio in RATIOS for line in mask_ratio(ratio) for command in line.commands))
 
 
 def label(ratio: float) -> str:

@@ -28,7 +28,7 @@ COMMANDS = {
         "use a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
     ),
     "import": (
-        "lit_vision.weights_in",
+        "lit_vision.weights_in.command",
         "weights of timm, torchvision, transformers, lightly or facebookresearch/mae as one safetensors file",
     ),
     "export": ("lit_vision.export", "a run as safetensors, ONNX, OpenVINO, pt2 or adapter; int8"),

@@ -208,6 +208,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     momentum: float = 0.9,
     nesterov: bool = False,
+    lr_in_momentum: bool = True,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
     """One of OPTIMIZERS over `groups`; each group's learning rate is lr x its lr_scale.
@@ -219,11 +220,14 @@ def build_optimizer(
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
         nesterov: of sgd.
+        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR) or, if False, outside (MAE's linear probe).
         fused: one kernel per step for adam and adamw where the parameters' device has one.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or lr_in_momentum=False for another optimiser than lars.
     """
+    if not lr_in_momentum and name != "lars":
+        raise UserError(f"lr_in_momentum: false is a form of lars and does nothing for {name}; set it to true")
     groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     parameters = [p for group in groups for p in group["params"]]
     fused = fused and all(
@@ -237,7 +241,7 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     if name == "lars":
-        return LARS(groups, lr=lr, momentum=momentum)
+        return LARS(groups, lr=lr, momentum=momentum, lr_in_momentum=lr_in_momentum)
     if name == "lamb":
         from timm.optim import Lamb  # timm takes seconds to import
 
@@ -276,6 +280,7 @@ def configure(
     min_lr: float = 0.0,
     momentum: float = 0.9,
     nesterov: bool = False,
+    lr_in_momentum: bool = True,
 ) -> dict[str, Any]:
     """What a method's `configure_optimizers` returns: optimiser and per-step warm-up + cosine schedule. Prints the summary once (rank zero).
 
@@ -290,6 +295,7 @@ def configure(
         min_lr: absolute learning rate at the end, for a group with lr_scale 1; other groups end at min_lr x lr_scale.
         momentum: of sgd and lars.
         nesterov: of sgd.
+        lr_in_momentum: of lars, see `build_optimizer`.
 
     Raises:
         UserError: as `plan_of`, `scaled_lr` and `build_optimizer`.
@@ -300,7 +306,8 @@ def configure(
         raise UserError(f"min_lr: {min_lr} is not between 0 and the peak learning rate {peak:.4g}; lower it")
     # A fused optimiser unscales gradients itself, and Lightning then refuses to clip them (fp16 only).
     fused = module.trainer.precision != "16-mixed"
-    built = build_optimizer(groups, optimizer, lr=peak, betas=betas, momentum=momentum, nesterov=nesterov, fused=fused)
+    forms = {"momentum": momentum, "nesterov": nesterov, "lr_in_momentum": lr_in_momentum}
+    built = build_optimizer(groups, optimizer, lr=peak, betas=betas, fused=fused, **forms)
     warmup_steps = round(warmup_epochs * plan.steps_per_epoch)
 
     def factor(step: int) -> float:

@@ -163,6 +163,20 @@ def test_every_optimizer_lowers_a_quadratic_and_restores_its_state(name: str) ->
     assert torch.equal(resumed, whole)
 
 
+def test_build_optimizer__the_two_forms_of_lars_part_when_the_learning_rate_changes() -> None:
+    """By hand, a 1-D parameter (no trust): gradients 1 and 0 at learning rates 1 and 0.5, momentum 0.9."""
+    for inside, moved in ((True, 1.0 + 0.9 * 1.0), (False, 1.0 + 0.5 * 0.9)):
+        w = nn.Parameter(torch.zeros(1))
+        groups = [{"params": [w], "weight_decay": 0.0}]
+        optimizer = optim.build_optimizer(groups, "lars", lr=1.0, lr_in_momentum=inside)
+        for gradient, lr in ((1.0, 1.0), (0.0, 0.5)):
+            w.grad, optimizer.param_groups[0]["lr"] = torch.tensor([gradient]), lr
+            optimizer.step()
+        assert w.item() == pytest.approx(-moved)
+    with pytest.raises(UserError, match="lr_in_momentum: false is a form of lars and does nothing for sgd"):
+        optim.build_optimizer(groups, "sgd", lr=1.0, lr_in_momentum=False)
+
+
 def test_build_optimizer__unknown_name_lists_what_there_is() -> None:
     with pytest.raises(UserError, match="optimizer: 'adamx' is not one of adamw, adam, sgd, lars, lamb"):
         optim.build_optimizer([{"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0}], "adamx", lr=0.1)

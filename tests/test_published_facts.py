@@ -94,14 +94,16 @@ def gigas(run) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "full", "encoder", "step", "tokens_in", "ratio"),
+    ("name", "full", "encoder", "decoder", "step", "tokens_in", "ratio"),
     [
-        ("vit_base_patch16_224", 17.563, 4.408, 9.781, 22.994, 2.35),
-        ("vit_large_patch16_224", 61.554, 15.377, 20.756, 67.010, 3.23),
-        ("vit_huge_patch14_224", 167.294, 41.433, 48.562, 174.548, 3.59),
+        ("vit_base_patch16_224", 17.563, 4.408, 5.373, 9.781, 22.994, 2.35),
+        ("vit_large_patch16_224", 61.554, 15.377, 5.379, 20.756, 67.010, 3.23),
+        ("vit_huge_patch14_224", 167.294, 41.433, 7.129, 48.562, 174.548, 3.59),
     ],
 )
-def test_mae__costs(name: str, full: float, encoder: float, step: float, tokens_in: float, ratio: float) -> None:
+def test_mae__costs(
+    name: str, full: float, encoder: float, decoder: float, step: float, tokens_in: float, ratio: float
+) -> None:
     d, depth, patch, patches = VITS[name]
 
     def stack(n: int, width: int, layers: int) -> float:
@@ -112,7 +114,9 @@ def test_mae__costs(name: str, full: float, encoder: float, step: float, tokens_
     decode = ((visible + 1) * d * 512 + (patches + 1) * 512 * 3 * patch**2) / 1e9 + stack(patches + 1, 512, 8)
     assert stack(patches + 1, d, depth) + embed == pytest.approx(full, abs=6e-4)
     assert stack(visible + 1, d, depth) + embed == pytest.approx(encoder, abs=6e-4)
-    assert encoder + decode == pytest.approx(step, abs=2e-3)
+    assert decode == pytest.approx(decoder, abs=6e-4)
+    assert encoder + decoder == pytest.approx(step, abs=2e-3)
+    assert 3.975 < full / encoder < 4.045  # a quarter of the patches, and the class token: 3.98 to 4.04 times cheaper
     # with mask tokens in the encoder, the decoder embeds all of them
     more = (patches - visible) * d * 512 / 1e9
     assert full + decode + more == pytest.approx(tokens_in, abs=3e-3)
@@ -155,6 +159,15 @@ def test_mae__initial_loss_of_14_pixel_patches() -> None:
     with torch.no_grad():
         loss = mae(torch.randn(1, 3, 224, 224), torch.rand(1, 256))[0].item()
     assert loss == pytest.approx(1 + 2 * 512 / (512 + 3 * 14**2), abs=0.08)
+
+
+def test_mae__initial_loss_of_4_pixel_patches() -> None:
+    """Between 2.5 and 2.8: so small a patch has few values, and the decoder's width weighs more."""
+    torch.manual_seed(0)
+    mae = MAE("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})
+    with torch.no_grad():
+        loss = mae(torch.randn(8, 3, 32, 32), torch.rand(8, 64))[0].item()
+    assert 2.5 < loss < 2.8
 
 
 def test_focal_loss_of_background_at_the_prior() -> None:

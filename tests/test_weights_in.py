@@ -10,36 +10,32 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from toy_foreign import (
+    BODY,
+    NAME,
+    SIZES,
+    VIT,
+    LightlyMAE,
+    LightlySimCLR,
+    fb_keys,
+    foreign_states,
+    hub_names,
+    scrambled,
+    transformers_mae,
+)
 
 from lit_vision import cli
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.foreign import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.backbones.foreign import LIGHTLY_SIMCLR
+from lit_vision.backbones.layouts import FB
 from lit_vision.backbones.recognise import model_of
 from lit_vision.backbones.rules import RULES
 from lit_vision.backbones.weights import load_into
 from lit_vision.methods import MAE, Classifier
 from lit_vision.predict.models import load_method
 
-NAME = "vit_base_patch16_224"
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-BODY = ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
-SIZES = ["--args", '{"decoder_heads": 2}']
-DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
-
-
-def scrambled(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic gets a value of its own: norms and biases too."""
-    torch.manual_seed(7)
-    for p in module.parameters():
-        nn.init.normal_(p, std=0.2)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 2.0)
-        elif name.endswith("running_mean"):
-            buffer.normal_(std=0.1)
-    return module.eval()
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -133,29 +129,6 @@ def test_torchvision__the_same_logits(name: str, tmp_path: Path) -> None:
 # ---- transformers
 
 
-def transformers_mae(**more) -> nn.Module:
-    from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
-    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTraining
-
-    encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
-    config = ViTMAEConfig(image_size=32, patch_size=8, decoder_intermediate_size=64, **encoder, **decoder, **more)
-    return scrambled(ViTMAEForPreTraining(config))
-
-
-def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In-memory names of transformers 5 as the files of the Hub have them."""
-    pairs = [("vit.layers.", "vit.encoder.layer."), (".attention.o_proj.", ".attention.output.dense.")]
-    pairs += [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense.")]
-    pairs += [(f".attention.{a[0]}_proj.", f".attention.attention.{a}.") for a in ("query", "key", "value")]
-    out = {}
-    for key, value in state.items():
-        for new, old in pairs:
-            key = key.replace(new, old)
-        out[key] = value
-    return out
-
-
 @pytest.mark.parametrize("form", ["memory", "saved", "hub"])
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_transformers__the_same_loss_and_features(form: str, norm_pix: bool, tmp_path: Path, capsys) -> None:
@@ -193,25 +166,6 @@ def test_transformers__encoder_alone(tmp_path: Path) -> None:
 # ---- lightly
 
 
-class LightlySimCLR(nn.Module):
-    """As in lightly's examples (Sequential of children) and its benchmarks (fc is Identity)."""
-
-    def __init__(self, whole: bool) -> None:
-        from lightly.models.modules import SimCLRProjectionHead
-        from torchvision.models import resnet18
-
-        super().__init__()
-        resnet = resnet18()
-        self.whole = whole
-        if whole:
-            resnet.fc = nn.Identity()
-            self.backbone = resnet
-            self.online_classifier = nn.Linear(512, 10)
-        else:
-            self.backbone = nn.Sequential(*list(resnet.children())[:-1])
-        self.projection_head = SimCLRProjectionHead(512, 64, 32)
-
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_lightly__simclrs_features(whole: bool, tmp_path: Path) -> None:
     pytest.importorskip("lightly")
@@ -221,17 +175,6 @@ def test_lightly__simclrs_features(whole: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = model.backbone(IMAGES).flatten(1)
         close(backbone(IMAGES) / theirs.abs().max(), theirs / theirs.abs().max())
-
-
-class LightlyMAE(nn.Module):
-    """As in lightly's MAE example."""
-
-    def __init__(self) -> None:
-        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-
-        super().__init__()
-        self.backbone = MaskedVisionTransformerTIMM(vit=timm.create_model(NAME, **VIT))
-        self.decoder = MAEDecoderTIMM(16, 8, 3, 32, 16, decoder_depth=2, decoder_num_heads=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated.*")
@@ -262,35 +205,6 @@ def test_lightly__maes_features_and_prediction(tmp_path: Path) -> None:
 
 
 # ---- facebookresearch/mae, by its published keys
-
-
-def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: tuple[int, int] = (512, 8)) -> dict:
-    """{key: shape} of its files, from the table of its layout."""
-
-    def block(start: str, d: int) -> dict:
-        out = {f"{start}.norm{n}.{p}": (d,) for n in (1, 2) for p in ("weight", "bias")}
-        sizes = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
-        for name, (rows, columns) in sizes.items():
-            out |= {f"{start}.{name}.weight": (rows, columns), f"{start}.{name}.bias": (rows,)}
-        return out
-
-    keys = {"cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width)}
-    keys |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
-    for i in range(depth):
-        keys |= block(f"blocks.{i}", width)
-    if part == "fine-tuned":
-        keys |= {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
-        return keys | {"head.weight": (1000, width), "head.bias": (1000,)}
-    keys |= {"norm.weight": (width,), "norm.bias": (width,)}
-    if part == "full":
-        d, layers = decoder
-        keys |= {"mask_token": (1, 1, d), "decoder_pos_embed": (1, grid * grid + 1, d)}
-        keys |= {"decoder_embed.weight": (d, width), "decoder_embed.bias": (d,)}
-        for i in range(layers):
-            keys |= block(f"decoder_blocks.{i}", d)
-        keys |= {"decoder_norm.weight": (d,), "decoder_norm.bias": (d,)}
-        keys |= {"decoder_pred.weight": (3 * patch**2, d), "decoder_pred.bias": (3 * patch**2,)}
-    return keys
 
 
 SIZES_OF_MAE = {"base": (768, 12, 16, 14), "large": (1024, 24, 16, 14), "huge": (1280, 32, 14, 16)}
@@ -340,104 +254,31 @@ def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str,
         close(ours, reference.eval()(IMAGES))
 
 
-# ---- what is refused
-
-
-def foreign_states(tmp_path: Path) -> dict[str, dict[str, Tensor]]:
-    from torchvision.models import VisionTransformer, resnet18
-
-    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
-    states = {"timm": timm.create_model(NAME, **VIT).state_dict(), "torchvision ResNet": resnet18().state_dict()}
-    states[TORCHVISION] = VisionTransformer(**sizes).state_dict()
-    states[TRANSFORMERS] = transformers_mae().state_dict()
-    states[f"{TRANSFORMERS}, hub"] = hub_names(states[TRANSFORMERS])
-    states["facebookresearch/mae"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, "full", (16, 1)).items()}
-    states[LIGHTLY_SIMCLR] = LightlySimCLR(True).state_dict()
-    states[LIGHTLY_MAE] = LightlyMAE().state_dict()
-    return states
-
-
-@pytest.mark.filterwarnings("ignore:.*deprecated.*")
-def test_one_key_one_shape_one_renamed_block_in_each_layout_is_refused_with_the_table(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("lightly")
-    marks = ("blocks.1.mlp.fc1.weight", "layers.1.mlp.fc1.weight", "layer.1.intermediate.dense.weight")
-    marks += ("encoder_layer_1.mlp.0.weight", "layer2.1.conv1.weight")
-    for layout, whole in foreign_states(tmp_path).items():
-        key = next(k for k in whole if k.endswith(marks) and "decoder" not in k)
-        words = (
-            []
-            if "SimCLR" in layout or "ResNet" in layout
-            else [*BODY, *(SIZES if "MAE" in layout or "/mae" in layout else [])]
-        )
-        for how in ("missing", "reshaped", "renamed"):
-            state = dict(whole)
-            if how == "missing":
-                del state[key]
-            elif how == "reshaped":
-                state[key] = state[key][:-1]
-            else:  # a whole block under a number that does not exist
-                number = ".1." if ".1." in key else "_1."
-                start = key[: key.index(number)]
-                state = {
-                    k.replace(f"{start}{number}", f"{start}{number.replace('1', '7')}", 1)
-                    if k.startswith(f"{start}{number}")
-                    else k: v
-                    for k, v in state.items()
-                }
-            content = {"model": state, "epoch": 1} if "facebook" in layout else {"state_dict": state}
-            torch.save(content, tmp_path / "w.pth")
-            out = tmp_path / "no.safetensors"
-            assert cli.main(["import", str(tmp_path / "w.pth"), "--out", str(out), *words]) == 1, (layout, how)
-            said = capsys.readouterr().err
-            assert "do not fit" in said, (layout, how, said)
-            wanted = {"missing": {"missing"}, "reshaped": {"reshaped"}, "renamed": {"missing", "unexpected"}}[how]
-            assert all(f"  {word}" in said for word in wanted), (layout, how, said)
-            assert not out.exists()
+# ---- rules, sizes and faults; what is refused is in test_weights_refused.py
 
 
 def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
     pytest.importorskip("lightly")
-    states = foreign_states(tmp_path)
+    states = foreign_states()
     targets = {
-        "MAE": lambda: MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
-        "Classifier": lambda: Classifier(NAME, 1000, VIT),
-        "Backbone": lambda: Backbone(NAME, **VIT, pool="token"),
+        "MAE": lambda pool: MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
+        "Classifier": lambda pool: Classifier(NAME, 1000, {**VIT, "pool": pool}),
+        "Backbone": lambda pool: Backbone(NAME, **VIT, pool=pool),
     }
     done = 0
     for layout, kind in RULES:
         if layout not in states or layout == "timm":
             continue
-        torch.save({"state_dict": states[layout]}, tmp_path / "w.pth")
+        torch.save({"model" if layout.startswith(FB) else "state_dict": states[layout]}, tmp_path / "w.pth")
         if layout == LIGHTLY_SIMCLR:
             module = Backbone("resnet18") if kind == "Backbone" else Classifier("resnet18", 5)
         else:
-            module = targets[kind]()
+            module = targets[kind]("avg" if "fine-tuned" in layout else "token")
         report = load_into(module, tmp_path / "w.pth")
         assert (report.source, report.target) == (layout, kind)
         assert report.mean == pytest.approx([0.485, 0.456, 0.406])
         done += 1
-    assert done == 11
-
-
-@pytest.mark.parametrize(
-    ("key", "project"),
-    [
-        ("module.base_encoder.conv1.weight", "MoCo"),
-        ("student.backbone.cls_token", "DINO"),
-        ("backbone.bottom_up.res2.weight", "detectron2"),
-        ("backbone.layers.0.ln1.weight", "mmpretrain"),
-        ("projector.0.weight", "solo-learn"),
-        ("visual.conv1.weight", "CLIP"),
-    ],
-)
-def test_other_layouts_are_not_supported_yet(key: str, project: str, tmp_path: Path, capsys) -> None:
-    torch.save({"state_dict": {key: torch.zeros(2, 2)}}, tmp_path / "w.pth")
-    assert cli.main(["import", str(tmp_path / "w.pth"), "--out", str(tmp_path / "o.safetensors")]) == 1
-    said = capsys.readouterr().err
-    assert project in said
-    assert "not supported yet" in said
-    assert str(tmp_path / "w.pth") in said
-    assert said.count("\n") == 1
+    assert done == 19
 
 
 def test_positions_are_resized_and_it_says_so(tmp_path: Path, capsys) -> None:

@@ -72,9 +72,10 @@ def common_form_of_others(state: State) -> tuple[State, str] | None:
     Raises:
         UserError: a layout that is known and not supported yet.
     """
-    if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
+    # each project by any of its own names: a file that lacks one is still its file, and the table says what it lacks
+    if any(re.search(r"(^|\.)embeddings\.(cls_token$|position_embeddings$|patch_embeddings\.)", key) for key in state):
         return _from_transformers(state), TRANSFORMERS
-    if "conv_proj.weight" in state and "class_token" in state:
+    if any(re.match(r"class_token$|conv_proj\.|encoder\.layers\.encoder_layer_\d", key) for key in state):
         return _renamed(state, _TORCHVISION), TORCHVISION
     if any(key.startswith("backbone.vit.") for key in state):
         return _from_lightly_mae(state), LIGHTLY_MAE

@@ -107,10 +107,15 @@ def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dic
     if metadata.get("lit_vision") == "Backbone":
         own = {f"backbone.{key}": value for key, value in state.items()}
         return {**own, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
-    vit = "cls_token" in state and "blocks.0.attn.qkv.weight" in state
-    full = "decoder_embed.weight" in state
-    fine_tuned = metadata.get("outer") == "model" and "fc_norm.weight" in state
-    if vit and (full or fine_tuned or (metadata.get("outer") == "model" and "head.weight" not in state)):
+
+    def has(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in state)
+
+    # by any key of the decoder: a full file that lacks one of its keys is not an encoder, and the table says what it lacks
+    vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
+    full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
+    fine_tuned = wrapped and has("fc_norm.")
+    if full or (vit and (fine_tuned or (wrapped and not has("head.")))):
         part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
         common = {_mae_key(key): value for key, value in state.items()}
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))

@@ -1,12 +1,14 @@
 """Which timm model a set of weights is: from the shapes of plain ViTs and ResNets, or from what lies beside them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 # (width, depth): timm's name of the size and its heads, which no tensor shows
 VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
 VITS[1280, 32] = ("huge", 16)
+_NORMS = ("patch_embed.proj.bias", "blocks.0.norm1.weight", "blocks.0.norm2.weight")  # others of the same width
 # (block, layers): ResNets by what their shapes show
 RESNETS = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -39,12 +41,14 @@ def model_of(
     body: dict[str, Any] = {}
     name = name or config.get("architecture")
     shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
-    if name is None and "layer1.0.conv1.weight" in shapes:
+    if name is None and any(key.startswith("layer1.") for key in shapes):
         name, body = _resnet_of(shapes)
-    vit = "cls_token" in shapes and "pos_embed" in shapes and "patch_embed.proj.weight" in shapes
-    if vit:
+    parts = sum(key in shapes for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"))
+    vit = parts == 3
+    if vit or (name is None and parts == 2):  # the table of keys names the third
         found, sizes = _vit_of(shapes, config)
-        name, body = (name or found), (sizes if name is None else {k: sizes[k] for k in ("img_size", "pool")})
+        told = {key: value for key, value in sizes.items() if key in ("img_size", "pool")}
+        name, body = (name or found), (sizes if name is None else told)
     if isinstance(config.get("model_args"), dict):
         own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
         body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
@@ -58,10 +62,16 @@ def model_of(
 
 def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
-    width, patch = shapes["cls_token"][-1], shapes["patch_embed.proj.weight"][-1]
-    depth = 1 + max((int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))), default=-1)
-    side = round((shapes["pos_embed"][1] - 1) ** 0.5) * patch
-    body = {"img_size": side, "pool": "avg" if "fc_norm.weight" in shapes else "token"}
+    widths = Counter(shapes[key][-1] for key in ("cls_token", "pos_embed", *_NORMS) if len(shapes.get(key, ())))
+    width = widths.most_common(1)[0][0]
+    patch = shapes.get("patch_embed.proj.weight", (14,) if width == 1280 else (16,))[-1]
+    blocks = {int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))}
+    depth = (
+        len(blocks) if (width, len(blocks)) in VITS else 1 + max(blocks, default=-1)
+    )  # a block may be misnamed, or lack
+    body: dict[str, Any] = {"pool": "avg" if any(key.startswith("fc_norm.") for key in shapes) else "token"}
+    if len(shapes.get("pos_embed", ())) == 3:
+        body["img_size"] = round(max(0, shapes["pos_embed"][1] - 1) ** 0.5) * patch
     size, heads = VITS.get((width, depth), (None, None))
     heads = config.get("num_attention_heads", heads)
     if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
@@ -74,8 +84,10 @@ def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str |
 def _resnet_of(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
     layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
-    block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
-    stem = shapes.get("conv1.weight", (0, 0, 0, 0))
-    plain = stem[0] == 64 and tuple(shapes["layer1.0.conv2.weight"])[:2] == (64, 64)
-    body = {"stem": "small"} if stem[-1] == 3 else {}
+    block = "bottleneck" if any(re.match(r"layer1\.\d+\.conv3\.", key) for key in shapes) else "basic"
+    stem, norm = shapes.get("conv1.weight", ()), shapes.get("bn1.weight", (64,))
+    inner = Counter(tuple(shapes[key])[:2] for key in shapes if re.fullmatch(r"layer1\.\d+\.conv2\.weight", key))
+    deep = any(re.match(r"conv1\.\d", key) for key in shapes)
+    plain = bool(inner) and not deep and 64 in (*stem[:1], *norm) and inner.most_common(1)[0][0] == (64, 64)
+    body = {"stem": "small"} if stem and stem[-1] == 3 else {}
     return (RESNETS.get((block, layers)) if plain else None), body

@@ -38,7 +38,7 @@ class PartialMatch(UserError):
         lines = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
         more = [f"  ... and {len(rows) - shown} more"] if len(rows) > shown else []
         super().__init__("\n".join([head, *lines, *more]))
-        self.rows = rows
+        self.head, self.rows = head, rows
 
 
 @dataclass

@@ -57,8 +57,8 @@ class Classifier(L.LightningModule):
 
     MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr 5e-4, mixup 0.8,
     cutmix 1.0, label_smoothing 0.1, weight_decay 0.05, betas (0.9, 0.999), min_lr 1e-6. Its linear probe: tune linear, head_norm true,
-    optimizer lars, base_lr 0.1, weight_decay 0, warmup_epochs 10. SimCLR's linear evaluation: tune linear, optimizer sgd, nesterov true,
-    base_lr 0.1, weight_decay 0, warmup_epochs 0.
+    optimizer lars, lr_in_momentum false, base_lr 0.1, weight_decay 0, warmup_epochs 10. SimCLR's linear evaluation: tune linear,
+    optimizer sgd, nesterov true, base_lr 0.1, weight_decay 0, warmup_epochs 0.
 
     What is frozen stays in evaluation mode (batch-norm statistics fixed, drop path off); see `train`.
 
@@ -85,6 +85,8 @@ class Classifier(L.LightningModule):
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
         nesterov: of sgd.
+        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR's form) or, if false, outside (MAE's linear probe);
+            they differ while the learning rate changes, as here it does at every step.
         base_lr: learning rate per 256 images.
         lr: absolute learning rate; wins over base_lr.
         min_lr: absolute learning rate at the end.
@@ -122,6 +124,7 @@ class Classifier(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         momentum: float = 0.9,
         nesterov: bool = False,
+        lr_in_momentum: bool = True,
         base_lr: float | None = 1e-3,
         lr: float | None = None,
         min_lr: float = 0.0,

@@ -86,6 +86,7 @@ def configure(module: Any) -> dict[str, Any]:
         betas=h.betas,
         momentum=h.momentum,
         nesterov=h.get("nesterov", False),
+        lr_in_momentum=h.get("lr_in_momentum", True),
         warmup_epochs=h.warmup_epochs,
         min_lr=h.min_lr,
     )

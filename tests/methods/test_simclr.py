@@ -30,6 +30,14 @@ def test_projection_head__sizes() -> None:
         ProjectionHead(8, 4, layers=4)
 
 
+def test_projection_head__lightlys_has_128_parameters_more() -> None:
+    """4,460,800: its last batch norm has a bias, which the authors' has not, and neither has ours."""
+    heads = pytest.importorskip("lightly.models.modules")
+    theirs = sum(p.numel() for p in heads.SimCLRProjectionHead(2048, 2048, 128).parameters())
+    ours = sum(p.numel() for p in ProjectionHead(2048, 128, batch_norm=True).parameters())
+    assert (theirs, ours) == (4_460_800, 4_460_800 - 128)
+
+
 class Pairs(L.LightningDataModule):
     """Eight random images, two noisy views each, the same batch at each step."""
 

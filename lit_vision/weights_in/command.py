@@ -1,16 +1,14 @@
 """`lit-vision import`: another project's checkpoint as one safetensors file that every command here reads.
 
-What the file is follows from its keys: a decoder makes it an MAE (pre-training goes on, reconstructions work), a classifier a Classifier
-(`predict` works), anything else a backbone. Which model it is follows from the shapes, or from a config.json beside it; else it is asked.
+What the file is follows from its keys: any of a decoder makes it an MAE (pre-training goes on, reconstructions work), any of a classifier
+a Classifier (`predict` works), anything else a backbone. Which model it is follows from the shapes, or from a config.json beside it; else it is asked.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +117,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     from lit_vision.backbones.foreign import SUPPORTED
     from lit_vision.backbones.layouts import FB, read_common
     from lit_vision.backbones.recognise import model_of
-    from lit_vision.backbones.weights import load_common, sha256_of
+    from lit_vision.backbones.weights import PartialMatch, load_common, sha256_of
+    from lit_vision.weights_in.file import class_names, crop_of, statistics, write
+    from lit_vision.weights_in.target import build
 
     state, layout, metadata = read_common(path)
     if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
@@ -139,7 +139,12 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
             f"A layout other than these is not supported yet: {SUPPORTED}"
         )
     method, state, layout = build(name, body, state, layout, config, args, path)
-    report = load_common(method, state, layout, metadata, path)
+    try:
+        report = load_common(method, state, layout, metadata, path)
+    except PartialMatch as error:
+        if type(method).__name__ == "Backbone":
+            raise
+        raise PartialMatch(f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows) from error
     lines = [str(report)]
     if report.resized:
         lines.append(
@@ -155,137 +160,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         "source_layout": layout,
         "source_sha256": sha256_of(path),
     }
-    pixels = _statistics(method, report, config, args)
+    pixels = statistics(method, report, config, args)
     notes |= {"licence": licence}
-    write(out, method, pixels, notes, _class_names(args.class_names, config, method), _crop(layout, config))
+    write(out, method, pixels, notes, class_names(args.class_names, config, method), crop_of(layout, config))
     kind = type(method).__name__
     lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {licence or 'not stated (--licence names it)'}")
     return "\n".join(lines)
-
-
-def build(
-    name: str,
-    body: dict[str, Any],
-    state: dict[str, Any],
-    layout: str,
-    config: Mapping[str, Any],
-    args: argparse.Namespace,
-    path: Path,
-) -> tuple[Any, dict[str, Any], str]:
-    """The module that the state is for, the state for it, and its layout."""
-    from lit_vision.backbones.backbone import Backbone
-    from lit_vision.backbones.foreign import LIGHTLY_MAE
-    from lit_vision.backbones.weights import classifiers_of
-
-    if any(key.startswith("decoder.") for key in state) and not args.backbone_only:
-        from lit_vision.methods.mae import MAE
-
-        if "decoder.embed.weight" in state:
-            width = state["decoder.embed.weight"].shape[0]
-            depth = len({key.split(".")[2] for key in state if key.startswith("decoder.blocks.")})
-            heads = config.get("decoder_num_attention_heads", 16 if width == 512 else None)
-            found = {"decoder_width": width, "decoder_depth": depth, "decoder_heads": heads}
-            found |= {key: config[key] for key in ("mask_ratio", "norm_pix_loss") if key in config}
-            found |= {"norm_pix_loss": False} if layout == LIGHTLY_MAE else {}
-            found |= args.args
-            if found["decoder_heads"] is None:
-                raise UserError(f"{path}: no tensor shows the decoder's heads; give --args '{{\"decoder_heads\": N}}'")
-            return _made(MAE, name, body, found), state, layout
-    backbone = Backbone(name, **body)
-    start = next((name for name in ("head", *classifiers_of(backbone)) if f"{name}.weight" in state), None)
-    untrained = layout == LIGHTLY_MAE  # its ViT carries a classifier that no loss reached
-    if start and not args.backbone_only and not untrained:
-        from lit_vision.methods.classifier import Classifier
-
-        weight = state[f"{start}.weight"]
-        if start != "head":
-            state = {re.sub(rf"^{re.escape(start)}\.", "head.", key): value for key, value in state.items()}
-            layout = "timm (classifier)"
-        if weight.ndim == 2 and weight.shape[0] > 1:
-            given = {"num_classes": weight.shape[0], **args.args}
-            return _made(Classifier, name, body, given), state, layout
-    if unknown := [key for key in args.args if key not in ("mean", "std")]:
-        raise UsageError(f"--args: a backbone alone takes mean and std, not {unknown[0]}; leave it out")
-    return backbone, state, layout
-
-
-def _made(method: Any, name: str, body: dict[str, Any], given: dict[str, Any]) -> Any:
-    known = inspect.signature(method.__init__).parameters
-    if unknown := [key for key in given if key not in known]:
-        raise UsageError(f"--args: {method.__name__} takes no {unknown[0]}; leave it out")
-    return method(backbone=name, backbone_args=body, **given)
-
-
-def _class_names(file: str | None, config: Mapping[str, Any], method: Any) -> list[str]:
-    count = method.hparams["num_classes"] if type(method).__name__ == "Classifier" else 0
-    names = list(config.get("label_names") or [])
-    if file is not None:
-        try:
-            names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise UserError(f"--class_names {file}: {error.strerror}; give a text file") from error
-        if len(names) != count:
-            raise UserError(f"--class_names {file}: has {len(names)} names, the weights have {count} classes")
-    return names if len(names) == count else [str(i) for i in range(count)]
-
-
-def _crop(layout: str, config: Mapping[str, Any]) -> float | None:
-    """Share of the resized image that evaluation keeps: what timm's config.json says, 256 to 224 elsewhere, None for timm's default."""
-    told = (config.get("pretrained_cfg") or {}).get("crop_pct")
-    return float(told) if told else None if layout.startswith("timm") else 0.875
-
-
-def _statistics(
-    method: Any, report: Any, config: Mapping[str, Any], args: argparse.Namespace
-) -> dict[str, list[float]]:
-    """mean and std: what the user says, else the layout, else timm's config.json, else timm's defaults for the name."""
-    from lit_vision.backbones.backbone import Backbone
-
-    timm = (method if isinstance(method, Backbone) else method.backbone).data_config | (
-        config.get("pretrained_cfg") or {}
-    )
-    found = {name: args.args.get(name) or getattr(report, name) or timm[name] for name in ("mean", "std")}
-    for name, value in found.items() if not isinstance(method, Backbone) else ():
-        getattr(method, name).copy_(getattr(method, name).new_tensor(value))
-    return {name: [round(float(v), 6) for v in value] for name, value in found.items()}
-
-
-def write(
-    out: Path,
-    method: Any,
-    pixels: Mapping[str, list[float]],
-    notes: Mapping[str, str],
-    class_names: Sequence[str],
-    crop_pct: float | None = None,
-) -> None:
-    """One safetensors file with what rebuilds the module, its mean and std, and where it is from."""
-    from safetensors.torch import save_file
-
-    from lit_vision.backbones.backbone import Backbone
-    from lit_vision.backbones.weights import save_backbone
-    from lit_vision.card import Card
-    from lit_vision.predict.models import weights_digest
-
-    if isinstance(method, Backbone):
-        save_backbone(out, method, pixels["mean"], pixels["std"], **notes)
-        return
-    kind, config = type(method).__name__, method.backbone.data_config
-    about = {"format": "pt", "lit_vision": kind, "backbone": json.dumps(method.backbone.config), **notes}
-    about["hyper_parameters"] = json.dumps(dict(method.hparams))
-    state = {key: value.detach().contiguous() for key, value in method.state_dict().items()}
-    if kind == "Classifier":
-        about[KEY] = Card(
-            task="classification",
-            size=int(config["input_size"][-1]),
-            mean=pixels["mean"],
-            std=pixels["std"],
-            crop_pct=crop_pct or float(config["crop_pct"]),
-            class_names=list(class_names),
-            outputs=["logits", "features"],
-            weights=weights_digest(method.state_dict()),
-            features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
-            licence=notes["licence"],
-        ).to_json()
-    beside = out.with_name(out.name + ".tmp")  # a kill leaves the old file whole
-    save_file(state, beside, metadata=about)
-    os.replace(beside, out)

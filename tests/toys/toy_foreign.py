@@ -1,0 +1,129 @@
+"""Small checkpoints of other projects, built with their own installed code; facebookresearch/mae's from the table of its keys."""
+
+import json
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from lit_vision.backbones.foreign import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.backbones.layouts import FB
+
+NAME = "vit_base_patch16_224"
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+BODY = ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
+SIZES = ["--args", '{"decoder_heads": 2}']
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """Every parameter and statistic gets a value of its own: norms and biases too."""
+    torch.manual_seed(7)
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.2)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        elif name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+    return module.eval()
+
+
+def transformers_mae(**more) -> nn.Module:
+    from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTraining
+
+    encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
+    config = ViTMAEConfig(image_size=32, patch_size=8, decoder_intermediate_size=64, **encoder, **decoder, **more)
+    return scrambled(ViTMAEForPreTraining(config))
+
+
+def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In-memory names of transformers 5 as the files of the Hub have them."""
+    pairs = [("vit.layers.", "vit.encoder.layer."), (".attention.o_proj.", ".attention.output.dense.")]
+    pairs += [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense.")]
+    pairs += [(f".attention.{a[0]}_proj.", f".attention.attention.{a}.") for a in ("query", "key", "value")]
+    out = {}
+    for key, value in state.items():
+        for new, old in pairs:
+            key = key.replace(new, old)
+        out[key] = value
+    return out
+
+
+class LightlySimCLR(nn.Module):
+    """As in lightly's examples (Sequential of children) and its benchmarks (fc is Identity)."""
+
+    def __init__(self, whole: bool) -> None:
+        from lightly.models.modules import SimCLRProjectionHead
+        from torchvision.models import resnet18
+
+        super().__init__()
+        resnet = resnet18()
+        self.whole = whole
+        if whole:
+            resnet.fc = nn.Identity()
+            self.backbone = resnet
+            self.online_classifier = nn.Linear(512, 10)
+        else:
+            self.backbone = nn.Sequential(*list(resnet.children())[:-1])
+        self.projection_head = SimCLRProjectionHead(512, 64, 32)
+
+
+class LightlyMAE(nn.Module):
+    """As in lightly's MAE example."""
+
+    def __init__(self) -> None:
+        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+
+        super().__init__()
+        self.backbone = MaskedVisionTransformerTIMM(vit=timm.create_model(NAME, **VIT))
+        self.decoder = MAEDecoderTIMM(16, 8, 3, 32, 16, decoder_depth=2, decoder_num_heads=2)
+
+
+def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: tuple[int, int] = (512, 8)) -> dict:
+    """{key: shape} of its files, from the table of its layout."""
+
+    def block(start: str, d: int) -> dict:
+        out = {f"{start}.norm{n}.{p}": (d,) for n in (1, 2) for p in ("weight", "bias")}
+        sizes = {"attn.qkv": (3 * d, d), "attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}
+        for name, (rows, columns) in sizes.items():
+            out |= {f"{start}.{name}.weight": (rows, columns), f"{start}.{name}.bias": (rows,)}
+        return out
+
+    keys = {"cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width)}
+    keys |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        keys |= block(f"blocks.{i}", width)
+    if part == "fine-tuned":
+        keys |= {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
+        return keys | {"head.weight": (1000, width), "head.bias": (1000,)}
+    keys |= {"norm.weight": (width,), "norm.bias": (width,)}
+    if part == "full":
+        d, layers = decoder
+        keys |= {"mask_token": (1, 1, d), "decoder_pos_embed": (1, grid * grid + 1, d)}
+        keys |= {"decoder_embed.weight": (d, width), "decoder_embed.bias": (d,)}
+        for i in range(layers):
+            keys |= block(f"decoder_blocks.{i}", d)
+        keys |= {"decoder_norm.weight": (d,), "decoder_norm.bias": (d,)}
+        keys |= {"decoder_pred.weight": (3 * patch**2, d), "decoder_pred.bias": (3 * patch**2,)}
+    return keys
+
+
+def foreign_states() -> dict[str, dict[str, Tensor]]:
+    """A small file of each supported layout; facebookresearch/mae's in its three parts."""
+    from torchvision.models import DenseNet, VisionTransformer, resnet18
+
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
+    states = {"timm": timm.create_model(NAME, **VIT).state_dict(), "torchvision ResNet": resnet18().state_dict()}
+    states["torchvision DenseNet"] = DenseNet(8, (2, 2, 2, 2), 16, num_classes=7).state_dict()
+    states[TORCHVISION] = VisionTransformer(**sizes).state_dict()
+    states[TRANSFORMERS] = transformers_mae().state_dict()
+    states[f"{TRANSFORMERS}, hub"] = hub_names(states[TRANSFORMERS])
+    vit = {k: v for k, v in states[TRANSFORMERS].items() if k.startswith("vit.")}
+    states[f"{TRANSFORMERS}, encoder"] = {k.removeprefix("vit."): v for k, v in vit.items()}
+    for part in ("encoder", "full", "fine-tuned"):
+        states[f"{FB} ({part})"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, part, (16, 2)).items()}
+    states[LIGHTLY_SIMCLR] = LightlySimCLR(True).state_dict()
+    states[LIGHTLY_MAE] = LightlyMAE().state_dict()
+    return states
