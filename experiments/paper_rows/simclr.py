@@ -27,13 +27,12 @@ BATCHES = {
     2048: (2, 128, 3.394, 0.647),
     8192: (8, 128, 6.788, 0.648),
 }
-WIDE = "--model.backbone_args '{{channels: {}}}'"
+WIDE = "--model.backbone_args '{{channels: {}, stem: wide}}'"
 WIDTHS = {"2x": (WIDE.format([128, 256, 512, 1024]), 0.742), "4x": (WIDE.format([256, 512, 1024, 2048]), 0.765)}
 WIDER = {
     width: Stage("simclr/resnet50_in1k_1000ep", flags, name=f"simclr_resnet50_{width}_in1k_1000ep")
     for width, (flags, _) in WIDTHS.items()
 }
-STEM = "The wider networks keep a stem of 64 channels here (2x: 93.86 M instead of 93.91 M parameters)."
 
 
 def _linear(stage: Stage, flags: str = "") -> tuple[Stage, Stage]:
@@ -66,7 +65,6 @@ SIMCLR_LINEAR = PaperTable(
             for width, (flags, top1) in WIDTHS.items()
         ),
     ),
-    note=STEM,
 )
 
 FEW = {"1 %": "simclr/resnet50_in1k1pct_60ep_finetune", "10 %": "simclr/resnet50_in1k10pct_30ep_finetune"}
@@ -96,7 +94,6 @@ SIMCLR_SEMI = PaperTable(
         "data/imagenet-1pct.txt": "data/imagenet-1pct.txt: google-research/simclr's 1percent.txt (12,811 files) as paths; the recipe's header has the command",
         "data/imagenet-10pct.txt": "data/imagenet-10pct.txt: its 10percent.txt (128,116 files), likewise",
     },
-    note=STEM,
 )
 
 # name: (folder, mean per class instead of top-1, linear, fine-tuned, supervised linear, supervised fine-tuned); ResNet-50 (1x)
