@@ -39,6 +39,25 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return _AllReduceSum.apply(x) if world_size() > 1 else x
 
 
+def joined_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Sum of `total` over processes / sum of `count` over processes: the mean of the joined batch, where DDP alone would average means.
+
+    Its value is the same on every process; its gradient, after DDP's averaging, is that of one process on the joined batch. Every process
+    must call it equally often. With one process it is total / count.
+
+    Args:
+        total: any shape, equal on all ranks; the sum over what counts on this process.
+        count: how much counts here, of a shape that broadcasts to that of `total`; a constant.
+
+    Returns:
+        Of `total`'s shape; total itself where nothing counts on any process (a count below 1 is taken as 1).
+    """
+    if world_size() > 1:
+        both = all_reduce_sum(torch.stack((total, count.to(total.dtype).expand_as(total))))
+        total, count = both[0], both[1].detach()
+    return total / count.clamp(min=1)
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, in rank order, without gradients: (B, ...) of equal shape on every rank to (world x B, ...)."""
     if world_size() == 1:

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_vision import distributed
+from lit_vision import distributed, optim
 from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.detector import Detector
 from lit_vision.methods.mae import MAE
 from lit_vision.methods.nt_xent import nt_xent
 from lit_vision.methods.segmenter import Segmenter
@@ -75,15 +76,64 @@ def classifier_resnet() -> nn.Module:
 
 
 def segmenter() -> nn.Module:
-    return Segmenter("resnet18", 3, 16, "fcn", width=8, dropout=0.0, backbone_args=RESNET)
+    return Segmenter("resnet18", 3, 16, "fcn", width=8, dropout=0.0, loss="ce+dice", backbone_args=RESNET)
 
 
+def segmenter_upernet() -> nn.Module:
+    """With its auxiliary loss, and with blocks of which one pixel counts."""
+    sizes = {"strides": [2, 4, 8], "width": 8, "dropout": 0.0, "loss_stride": 2}
+    return Segmenter("resnet18", 3, 16, "upernet", backbone_args=RESNET, **sizes)
+
+
+def detector(head: str, strides: list[int], **more: int) -> nn.Module:
+    return Detector("resnet18", 3, SIDE, head, strides, 32, 1, 16, backbone_args=RESNET, **more)
+
+
+def fcos() -> nn.Module:
+    return detector("fcos", [4, 8])
+
+
+def retinanet() -> nn.Module:
+    return detector("retinanet", [4, 8])
+
+
+def faster_rcnn() -> nn.Module:
+    return detector("faster_rcnn", [2, 4, 8], rois=8)  # 1008 anchors for 256 places, hundreds of proposals for 8
+
+
+def mask_rcnn() -> nn.Module:
+    return detector("mask_rcnn", [2, 4, 8], rois=2000)  # all proposals, whose number differs from image to image
+
+
+SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, classifier_vit, classifier_resnet)
 }
+# In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
+DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}
+OBJECTS = (3, 2, 3, 2, 0, 1, 0, 0)  # of each image: what the losses divide by is far from equal on two processes
+ONE_SIDED = {"fcos one-sided": fcos, "mask_rcnn one-sided": mask_rcnn}  # no object at all on the second process
+OWN_OPTIMIZER = {"simclr_resnet lars": (simclr_resnet, 0.3), "mae adamw": (mae, 1e-3)}  # and its learning rate
 
 
-def joined_batch(views: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def targets_of(objects: tuple[int, ...], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """Boxes of 8 to 16 pixels, their classes, and a filled mask for each."""
+    generator = torch.Generator().manual_seed(4)
+    targets = []
+    for n in objects:
+        corner = torch.randint(0, SIDE - 16, (n, 2), generator=generator)
+        boxes = torch.cat((corner, corner + torch.randint(8, 17, (n, 2), generator=generator)), dim=1)
+        masks = torch.zeros(n, SIDE, SIDE, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist()):
+            mask[y1:y2, x1:x2] = 1
+        labels = torch.randint(0, 3, (n,), generator=generator)
+        targets.append({"boxes": boxes.to(dtype), "labels": labels, "masks": masks})
+    return targets
+
+
+def joined_batch(
+    views: int, dtype: torch.dtype, enlarge: int = 1, objects: tuple[int, ...] = OBJECTS
+) -> dict[str, Tensor | list]:
     generator = torch.Generator().manual_seed(1)
     n = WORLD * B
     # coarse patterns, not noise: images that a random network can tell apart keep the gradients well conditioned in float32
@@ -93,15 +143,17 @@ def joined_batch(views: int, dtype: torch.dtype) -> dict[str, Tensor]:
         .repeat_interleave(4, 4)
     )
     fine = torch.rand(n, views, 3, 16, 16, generator=generator, dtype=torch.float64)
-    images = (0.8 * coarse + 0.2 * fine).to(dtype)
+    images = (0.8 * coarse + 0.2 * fine).to(dtype).repeat_interleave(enlarge, 3).repeat_interleave(enlarge, 4)
     key = torch.stack((torch.zeros(n), torch.arange(n), torch.zeros(n)), dim=1).long()
-    mask = torch.randint(
-        0, 3, (n, 16, 16), generator=generator
-    )  # every pixel counts: unequal counts would not average to one mean
-    return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask}
+    mask = torch.randint(0, 3, (n, 16, 16), generator=generator)
+    mask[0, :8] = 255  # ignored
+    mask[B:, :, 3:] = 255  # on the second process most are,
+    mask[B:][mask[B:] == 2] = 1  # and one class is absent
+    targets = targets_of(objects, dtype)
+    return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask, "targets": targets}
 
 
-def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def share(batch: dict[str, Tensor | list]) -> dict[str, Tensor | list]:
     """This rank's rows, as whole batches follow each other over the ranks; all rows with one process."""
     if distributed.world_size() == 1:
         return batch
@@ -109,8 +161,13 @@ def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[rows] for name, value in batch.items()}
 
 
-def method_check(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Loss, parameter gradients and buffers after one step, and weights after three, through DDP when there are two ranks."""
+def method_check(
+    make: Callable[[], nn.Module], dtype: torch.dtype, own_lr: float | None = None, objects: tuple[int, ...] = OBJECTS
+) -> dict[str, Tensor]:
+    """Loss and parameter gradients of one step, and weights and buffers before and after three, through DDP when there are two ranks.
+
+    With `own_lr` the optimiser is the method's own kind at that rate, else SGD.
+    """
     torch.manual_seed(0)
     method = make().to(dtype).train()
     step: nn.Module = Step(method)
@@ -118,9 +175,15 @@ def method_check(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str,
     if parallel:
         distributed.convert_batch_norm(method)
         step = nn.parallel.DistributedDataParallel(step)
-    batch = share(joined_batch(2 if isinstance(method, SimCLR) else 1, dtype))
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    out: dict[str, Tensor] = {}
+    views, enlarge = 2 if isinstance(method, SimCLR) else 1, 2 if isinstance(method, Detector) else 1
+    batch = share(joined_batch(views, dtype, enlarge, objects))
+    if own_lr is None:
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    else:
+        h = method.hparams
+        groups = optim.decay_groups(method.named_parameters(), h.weight_decay)
+        optimizer = optim.build_optimizer(groups, h.optimizer, lr=own_lr, betas=h.betas, momentum=h.momentum)
+    out = {f"before {name}": p.detach().clone() for name, p in method.named_parameters()}
     for i in range(3):
         optimizer.zero_grad()
         loss = step(batch)
@@ -205,7 +268,12 @@ def every_check() -> dict[str, dict[str, Tensor]]:
         out[f"batch_norm {label}"] = batch_norm_check(dtype)
         for name, make in METHODS.items():
             out[f"{name} {label}"] = method_check(make, dtype)
-    out["segmenter float64"] = method_check(segmenter, torch.float64)  # its ReLUs have kinks, see RESNET
+    for name, make in DENSE.items():
+        out[f"{name} float64"] = method_check(make, torch.float64)
+    for name, make in ONE_SIDED.items():
+        out[f"{name} float64"] = method_check(make, torch.float64, objects=(*OBJECTS[:B], *[0] * B))
+    for name, (make, lr) in OWN_OPTIMIZER.items():
+        out[f"{name} float64"] = method_check(make, torch.float64, lr)
     return out
 
 

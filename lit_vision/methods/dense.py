@@ -50,6 +50,11 @@ def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
     return backbone.forward_maps(images)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """What losses and thresholds are computed in; float64 stays float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def check_data(module: Any, needs: str) -> None:
     """Refuse data that cannot serve, before any step.
 

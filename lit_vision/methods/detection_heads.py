@@ -1,12 +1,18 @@
-"""torchvision's detection heads without its backbones and its image transform, anchors in multiples of the strides."""
+"""torchvision's detection heads without its backbones and its image transform, anchors in multiples of the strides.
+
+Their losses divide by what was found in a batch (positives, sampled regions). With several processes they divide here by what was found in
+all of them, so that DDP's average of gradients is the joined batch's; RetinaNet divides per image and needs nothing.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
@@ -14,8 +20,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from lit_vision import distributed
 from lit_vision.backbones.pyramid import GroupNorm, group_norm
 from lit_vision.evaluation.detection import MAX_DETECTIONS
+from lit_vision.methods.noise import ANCHORS, PROPOSALS, keyed_noise
 
 ONE_STAGE = ("fcos", "retinanet")
 HEADS = (*ONE_STAGE, "faster_rcnn", "mask_rcnn")
@@ -28,6 +36,73 @@ class _Width(nn.Module):
     def __init__(self, out_channels: int):
         super().__init__()
         self.out_channels = out_channels
+
+
+def joined_losses(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses that are a process's sums over its counts, as those of the joined batch; what they were with one process.
+
+    Args:
+        losses: scalars, each a sum over max(1, count).
+        counts: scalars, under the same names.
+    """
+    if distributed.world_size() == 1:
+        return losses
+    count = torch.stack([counts[name] for name in losses])
+    total = torch.stack(list(losses.values())) * count.clamp(min=1)
+    return dict(zip(losses, distributed.joined_mean(total, count)))
+
+
+class JoinedFCOSHead(FCOSHead):
+    """torchvision's, with the number of positives of all processes under its losses."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Arguments and result are torchvision's."""
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return joined_losses(losses, dict.fromkeys(losses, (torch.stack(matched_idxs) >= 0).sum()))
+
+
+class KeyedSampler(BalancedPositiveNegativeSampler):
+    """torchvision's choice of regions that train, drawn from each image's key: the same on any number of processes.
+
+    Without `keys` it draws from torch's global generator, as torchvision does. `positives` and `taken` count the last choice.
+
+    Args:
+        like: the sampler that it replaces.
+        stream: of the noise.
+    """
+
+    def __init__(self, like: BalancedPositiveNegativeSampler, stream: int) -> None:
+        super().__init__(like.batch_size_per_image, like.positive_fraction)
+        self.stream, self.keys = stream, None
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """One label for each region of each image (-1 is out, 0 background) to two lists of uint8 masks: chosen objects, chosen background."""
+        chosen = super().__call__(matched_idxs) if self.keys is None else self._keyed(matched_idxs)
+        self.positives, negatives = (torch.stack([mask.sum() for mask in masks]).sum() for masks in chosen)
+        self.taken = self.positives + negatives
+        return chosen
+
+    def _keyed(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        noise = keyed_noise(self.keys, max(map(len, labels)), 0, self.stream)
+        positives, negatives = [], []
+        for own, ranks in zip(labels, noise):
+            positives.append(_lowest(ranks, own >= 1, int(self.batch_size_per_image * self.positive_fraction)))
+            negatives.append(_lowest(ranks, own == 0, self.batch_size_per_image - int(positives[-1].sum())))
+        return positives, negatives
+
+
+def _lowest(noise: Tensor, among: Tensor, n: int) -> Tensor:
+    """A uint8 mask of the at most n lowest in noise where `among` is true."""
+    places = among.nonzero()[:, 0]
+    mask = torch.zeros_like(among, dtype=torch.uint8)
+    mask[places[noise[places].argsort(stable=True)[:n]]] = 1
+    return mask
 
 
 def build_head(
@@ -64,7 +139,11 @@ def build_head(
     if name == "fcos":
         points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
         made = FCOS(
-            body, num_classes, anchor_generator=points, head=FCOSHead(channels, 1, num_classes, head_convs), **rules
+            body,
+            num_classes,
+            anchor_generator=points,
+            head=JoinedFCOSHead(channels, 1, num_classes, head_convs),
+            **rules,
         )
     elif name == "retinanet":
         anchors = AnchorGenerator(tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in strides), flat)
@@ -86,6 +165,8 @@ def build_head(
             parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
             parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes + 1)
         made = (MaskRCNN if name == "mask_rcnn" else FasterRCNN)(body, **parts)
+        made.rpn.fg_bg_sampler = KeyedSampler(made.rpn.fg_bg_sampler, ANCHORS)
+        made.roi_heads.fg_bg_sampler = KeyedSampler(made.roi_heads.fg_bg_sampler, PROPOSALS)
     made.transform = nn.Identity()
     for part in made.modules():
         if type(part) is nn.GroupNorm:  # torchvision's own, in FCOS's head: ours computes the same, faster on CPUs

@@ -23,7 +23,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import dense, tuning
 from lit_vision.methods.decoding import Decoder, Detections
-from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head
+from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head, joined_losses
 
 
 class Detector(L.LightningModule):
@@ -32,6 +32,9 @@ class Detector(L.LightningModule):
     FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017, arXiv:1708.02002): focal loss
     and L1. Faster and Mask R-CNN (Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870): cross-entropy and smooth L1, and
     binary cross-entropy per mask. A ViT gets ViTDet's simple feature pyramid (arXiv:2203.16527), a CNN gets FPN.
+
+    Two processes learn what one learns from the joined batch: what a loss divides by is counted over all processes, and the regions that
+    an R-CNN draws follow from the images' keys.
 
     Crowd regions do not train. Measures: COCO's average precision in the files' own pixels; mask precision at the evaluation size.
 
@@ -146,14 +149,15 @@ class Detector(L.LightningModule):
             images: (B, 3, S, S) float, normalised.
 
         Returns:
-            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), float32, levels one after another.
+            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), at least float32, levels one after another.
 
         Raises:
             UserError: a two-stage head: its second stage depends on the first one's choice.
         """
         if not self.one_stage:
             raise UserError(f"model.head: {self.hparams.head} has no raw outputs; fcos and retinanet have")
-        return {name: value.float() for name, value in self.head.head(self.features(images)).items()}
+        found = self.head.head(self.features(images))
+        return {name: dense.at_least_float32(value) for name, value in found.items()}
 
     def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
         """Raw outputs, of torch or of an exported model, to detections; see `Decoder`."""
@@ -189,25 +193,32 @@ class Detector(L.LightningModule):
         return found
 
     def _two_stage(
-        self, images: Tensor, targets: list[dict[str, Tensor]] | None
+        self, images: Tensor, targets: list[dict[str, Tensor]] | None, keys: Tensor | None = None
     ) -> tuple[Detections, dict[str, Tensor]]:
         size = tuple(images.shape[-2:])
-        levels = OrderedDict((str(i), level.float()) for i, level in enumerate(self.features(images)))
+        levels = OrderedDict((str(i), dense.at_least_float32(x)) for i, x in enumerate(self.features(images)))
         listed = ImageList(images, [size] * len(images))
+        anchors, regions = self.head.rpn.fg_bg_sampler, self.head.roi_heads.fg_bg_sampler
+        anchors.keys = regions.keys = keys
         # in bfloat16 torchvision would round the proposals themselves, at 512 pixels by up to two
         with torch.autocast(images.device.type, enabled=False):
             proposals, first = self.head.rpn(listed, levels, targets)
             found, second = self.head.roi_heads(levels, proposals, listed.image_sizes, targets)
-        return found, {**first, **second}
+        losses = {**first, **second}
+        if not losses:
+            return found, losses
+        counts = dict.fromkeys(first, anchors.taken) | dict.fromkeys(second, regions.taken)
+        return found, joined_losses(losses, counts | {"loss_mask": regions.positives})
 
     # ------------------------------------------------------------------ learning
 
-    def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The head's losses, whose sum is minimised; in training mode.
+    def losses(self, images: Tensor, targets: list[dict[str, Tensor]], keys: Tensor | None = None) -> dict[str, Tensor]:
+        """The head's losses, whose sum is minimised: those of the joined batch of all processes, on each of them; in training mode.
 
         Args:
             images: (B, 3, S, S) float, normalised.
             targets: B dictionaries: `boxes` (n, 4), `labels` (n,), for Mask R-CNN `masks` (n, S, S); n may be 0.
+            keys: (B, 3) of the images, from which an R-CNN draws the regions that train; None draws from torch's global generator.
 
         Returns:
             Scalars: classification, bbox_regression, bbox_ctrness (FCOS); classification, bbox_regression (RetinaNet); loss_objectness,
@@ -215,7 +226,7 @@ class Detector(L.LightningModule):
         """
         if not self.one_stage:
             shifted = [{**t, "labels": t["labels"] + 1} for t in targets]
-            return self._two_stage(images, shifted)[1]
+            return self._two_stage(images, shifted, keys)[1]
         raw = self.raw(images)
         size = tuple(images.shape[-2:])
         anchors = [self.decoder.anchors(size, images)] * len(images)
@@ -236,7 +247,7 @@ class Detector(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of the losses of one batch; logs train/loss and each part."""
-        parts = self.losses(batch["images"][:, 0], batch["targets"])
+        parts = self.losses(batch["images"][:, 0], batch["targets"], batch["key"])
         loss = sum(parts.values())
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name.removeprefix('loss_')}_loss": value for name, value in parts.items()})

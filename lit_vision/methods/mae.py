@@ -105,7 +105,7 @@ class MAE(lightning.LightningModule):
         mask_ratio: share of patches that is hidden, in (0, 1); see `patches_kept`.
         truncate_keep: count the kept patches as the official code does, by truncation.
         norm_pix_loss: predict pixels normalised per patch.
-        compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step).
+        compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step). Not run on a GPU yet.
         checkpointing: activation checkpointing: a third more work, and only each block's input is kept for backward.
         seed: of the masks; with a sample's key it gives the sample's mask, on any number of processes.
         mean: of the pixels, per channel, in [0, 1]; None is ImageNet's.

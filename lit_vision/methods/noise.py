@@ -1,9 +1,9 @@
-"""Masking noise that is a pure function of a sample's key, on any device."""
+"""Noise, of masks and of sampled regions, that is a pure function of a sample's key, on any device."""
 
 import torch
 from torch import Tensor
 
-TRAIN, VALIDATION, PICTURES = 0, 1, 2  # streams; they share no number
+TRAIN, VALIDATION, PICTURES, ANCHORS, PROPOSALS = range(5)  # streams; they share no number
 
 
 def _signed(x: int) -> int:
@@ -33,7 +33,7 @@ def keyed_noise(keys: Tensor, patches: int, seed: int, stream: int = TRAIN) -> T
         keys: (B, any) int64, the batch's `key`.
         patches: L.
         seed: any whole number.
-        stream: 0 training, 1 validation, 2 pictures.
+        stream: 0 training, 1 validation, 2 pictures, 3 anchors, 4 proposals.
 
     Returns:
         (B, L) float32 in [0, 1), multiples of 2^-24, on the device of the keys.

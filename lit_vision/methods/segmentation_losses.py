@@ -1,5 +1,8 @@
 """What a segmenter minimises: cross-entropy per pixel, soft Dice loss, or their sum.
 
+With `shared` a loss is that of the joined batch of all processes: its sums and counts are added up over them, so that DDP's average of
+gradients is the joined batch's however many pixels count where. Each process must then call it equally often, as in training.
+
 B images, K classes, H W rows and columns of pixels.
 """
 
@@ -9,25 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_vision import distributed
 from lit_vision.evaluation.segmentation import IGNORE
 
 LOSSES = ("ce", "dice", "ce+dice")
 
 
-def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE, shared: bool = False) -> Tensor:
     """Mean cross-entropy over the pixels that count; 0 if none does.
 
     Args:
         logits: (B, K, H, W).
         truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
+        ignore: marks pixels that do not count.
+        shared: over the pixels of all processes.
 
     Returns:
         Scalar in nats, at least float32. With equal logits it is log K.
     """
-    return _cross_entropy(_log_softmax(logits), truth, ignore)
+    return _cross_entropy(_log_softmax(logits), truth, shared, ignore)
 
 
-def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
+def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0, shared: bool = False) -> Tensor:
     """Soft Dice loss: mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
 
     Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear denominator, as
@@ -37,19 +43,21 @@ def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float
     Args:
         logits: (B, K, H, W).
         truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
+        ignore: marks pixels that do not count.
         smooth: s, 0 or more.
+        shared: over the pixels of all processes.
 
     Returns:
         Scalar, 0 (perfect) to 1 (disjoint); 0 if no pixel counts.
     """
-    return _dice(_log_softmax(logits), truth, ignore, smooth)
+    return _dice(_log_softmax(logits), truth, shared, ignore, smooth)
 
 
-def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce") -> Tensor:
+def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce", shared: bool = False) -> Tensor:
     """`pixel_cross_entropy`, `dice_loss` or their sum ("ce+dice"), from one softmax."""
     log_p = _log_softmax(logits)
     parts = {"ce": _cross_entropy, "dice": _dice}
-    return sum(parts[name](log_p, truth) for name in loss.split("+"))
+    return sum(parts[name](log_p, truth, shared) for name in loss.split("+"))
 
 
 def thinned(truth: Tensor, stride: int) -> Tensor:
@@ -72,11 +80,12 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).contiguous().log_softmax(1)
 
 
-def _cross_entropy(log_p: Tensor, truth: Tensor, ignore: int = IGNORE) -> Tensor:
-    return F.nll_loss(log_p, truth, ignore_index=ignore, reduction="sum") / (truth != ignore).sum().clamp(min=1)
+def _cross_entropy(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE) -> Tensor:
+    total, count = F.nll_loss(log_p, truth, ignore_index=ignore, reduction="sum"), (truth != ignore).sum()
+    return distributed.joined_mean(total, count) if shared else total / count.clamp(min=1)
 
 
-def _dice(log_p: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
+def _dice(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
     counted = truth != ignore  # (B, H, W)
     classes, known = log_p.shape[1], torch.where(counted, truth, 0)
     p = log_p.exp()
@@ -84,6 +93,8 @@ def _dice(log_p: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.
     both = p.new_zeros(classes).index_add(0, known.flatten(), at_truth.flatten())
     predicted = (p.flatten(2) @ counted.flatten(1)[..., None].to(p.dtype)).sum((0, 2))  # (K,)
     true = p.new_zeros(classes).index_add(0, known.flatten(), counted.flatten().to(p.dtype))
+    if shared:
+        both, predicted, true = distributed.all_reduce_sum(torch.stack((both, predicted, true)))
     loss = 1 - (2 * both + smooth) / (predicted + true + smooth).clamp(min=1e-7)
     present = true > 0
     return (loss * present).sum() / present.sum().clamp(min=1)

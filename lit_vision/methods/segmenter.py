@@ -127,19 +127,19 @@ class Segmenter(L.LightningModule):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores (B, K, S, S), float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
+        """Scores (B, K, S, S), at least float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
         return grown(self._scores(images)[0], images.shape[-2:])
 
     def _scores(self, images: Tensor) -> list[Tensor]:
-        """The head's scores on its own grid and, in training, the auxiliary head's; float32, laid out plainly."""
+        """The head's scores on its own grid and, in training, the auxiliary head's; at least float32, laid out plainly."""
         levels = self.pyramid(dense.maps_of(self.backbone, images))
         found = [self.head(levels)]
         if self.training and self.auxiliary is not None:
             found.append(self.auxiliary(levels[:-1]))
-        return [scores.float().contiguous() for scores in found]
+        return [dense.at_least_float32(scores).contiguous() for scores in found]
 
     def losses(self, images: Tensor, truth: Tensor) -> Tensor:
-        """The loss that is minimised.
+        """The loss that is minimised: that of the joined batch of all processes, on each of them.
 
         Args:
             images: (B, 3, S, S) float, normalised.
@@ -147,8 +147,10 @@ class Segmenter(L.LightningModule):
         """
         truth = thinned(truth.long(), self.hparams.loss_stride)
         scores, *auxiliary = (grown(scores, truth.shape[-2:]) for scores in self._scores(images))
-        loss = segmentation_loss(scores, truth, self.hparams.loss)
-        return loss + sum(self.hparams.aux_weight * pixel_cross_entropy(extra, truth) for extra in auxiliary)
+        loss = segmentation_loss(scores, truth, self.hparams.loss, shared=True)
+        for extra in auxiliary:
+            loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, shared=True)
+        return loss
 
     def setup(self, stage: str) -> None:
         """Refuse data that cannot serve, before any step."""

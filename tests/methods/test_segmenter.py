@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 
+from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.weights import save_backbone
 from lit_vision.data import AnnotatedDataModule
@@ -102,6 +103,27 @@ def test_closed_forms() -> None:
     for loss in (pixel_cross_entropy, dice_loss):
         assert loss(torch.randn(1, 3, 2, 2), nothing).item() == 0
     assert dice_loss(torch.randn(1, 3, 2, 2).bfloat16(), truth).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["ce", "dice", "ce+dice"])
+def test_shared_losses_are_those_of_the_joined_batch(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By hand, one process after the other: one pixel of six counts on the second. Without processes nothing changes."""
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 2, 3, generator=g, dtype=torch.float64)
+    truth = torch.randint(0, 3, (2, 2, 3), generator=g)
+    truth[0, 0, 0], truth[1] = 255, 255
+    truth[1, 1, 2] = 1
+    wanted, alone = segmentation_loss(logits, truth, name), segmentation_loss(logits[1:], truth[1:], name)
+    assert torch.equal(segmentation_loss(logits, truth, name, shared=True), wanted)
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: sums.append(x) or x)
+    assert torch.equal(segmentation_loss(logits[1:], truth[1:], name), alone)
+    assert not sums  # nothing is exchanged unless asked for: processes may validate unequally many batches
+    segmentation_loss(logits[1:], truth[1:], name, shared=True)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + sums.pop(0))
+    torch.testing.assert_close(segmentation_loss(logits[:1], truth[:1], name, shared=True), wanted)
+    assert not sums
 
 
 def test_ignored_pixels_get_no_gradient() -> None:
