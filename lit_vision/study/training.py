@@ -283,9 +283,14 @@ def public_weights(start: str, path: Path) -> str:
 
 
 def save_classifier(path: Path, module: Classifier) -> None:
-    """All of a classifier in half precision (weights move by at most one part in 2048)."""
+    """A classifier with its body in half precision (weights move by at most one part in 2048) and its head whole.
+
+    A head that began as a probe of features far from zero has biases near -90 that its weights all but cancel: in half precision it
+    answered 5 of 1000 test images differently.
+    """
     state = {
-        name: (value.half() if value.is_floating_point() else value) for name, value in module.state_dict().items()
+        name: value.half() if value.is_floating_point() and name.startswith("backbone.") else value
+        for name, value in module.state_dict().items()
     }
     save_file({name: value.contiguous() for name, value in state.items()}, path)
 
