@@ -224,7 +224,8 @@ def test_pyramids_have_the_papers_parts() -> None:
             "img_size",
         ),
         ({"tune": "some"}, "tune: 'some'"),
-        ({"tune": "lora"}, r"model.tune: lora is for Classifier"),
+        ({"tune": "lora"}, "lora_targets: 'qkv' is no layer of resnet18"),
+        ({"tune": "prompt-deep"}, "resnet18 has none; choose a ViT"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict, says: str) -> None:
