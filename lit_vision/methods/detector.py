@@ -1,7 +1,7 @@
 """Detect objects: any backbone's maps, a feature pyramid, and torchvision's FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
 
 Nothing of torchvision's image transform is used: images come in the size that the data module gives them, so a 128-pixel scene is not
-blown up to 800. Anchors are multiples of the strides, so they scale with the input when the strides do.
+blown up to 800. Anchors are multiples of the strides, whose default follows from the size of the images.
 
 B images, K classes, A anchors, n objects of an image, S side of the image.
 """
@@ -23,7 +23,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import dense, tuning
 from lit_vision.methods.decoding import Decoder, Detections
-from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head, joined_losses
+from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head, default_strides, joined_losses
 
 
 class Detector(L.LightningModule):
@@ -43,7 +43,8 @@ class Detector(L.LightningModule):
         num_classes: K, without background; must be the data's.
         img_size: side of the images, pixels; must be the data's.
         head: fcos, retinanet, faster_rcnn or mask_rcnn (needs data.with_masks).
-        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs).
+        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) without those too coarse for img_size:
+            8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`detection_heads.default_strides`). Checkpoints keep what was taken.
         pyramid_width: channels of the levels, a multiple of 32.
         head_convs: convolutions before FCOS's outputs.
         head_width: of the R-CNNs' linear layers.
@@ -109,7 +110,7 @@ class Detector(L.LightningModule):
             )
         self.save_hyperparameters()
         self.one_stage = head in ONE_STAGE
-        strides = list(strides or ((8, 16, 32, 64, 128) if self.one_stage else (4, 8, 16, 32, 64)))
+        strides = self.hparams.strides = list(strides or default_strides(head, img_size))
         self.backbone, own_mean, own_std = dense.build_backbone(self.hparams)
         self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)
