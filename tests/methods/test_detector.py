@@ -172,9 +172,7 @@ def test_default_anchors_fit_the_image(size: int) -> None:
     for head in ("fcos", "retinanet", "faster_rcnn", "mask_rcnn"):
         model = _detector(head, args=body, strides=None, img_size=size)
         assert model.pyramid.strides == STRIDES[size][not model.one_stage]
-        assert (
-            model.hparams.strides == model.pyramid.strides
-        )  # a checkpoint does not depend on what the default will be
+        assert model.hparams.strides == model.pyramid.strides  # so a checkpoint keeps them
         makes = model.head.anchor_generator if model.one_stage else model.head.rpn.anchor_generator
         assert len(makes.sizes) == len(model.pyramid.strides)
         assert max(map(max, makes.sizes)) <= 1.6 * size
