@@ -63,6 +63,24 @@ def test_adaptation__stops_goes_on_prints_and_verifies(adaptation, images, monke
     assert "10 of 18 values re-evaluated, 0 moved" in capsys.readouterr().out
 
 
+def test_adaptation__protocols_have_the_values_of_the_committed_results(adaptation) -> None:
+    recipe = adaptation.recipe_of(32)
+    slow = {"lr": 3e-3, "layer_decay": 1.0}
+    changes = {
+        "finetune": {},
+        "last-1": {"tune": "last-1"},
+        "head+norm": {"tune": "head+norm", **slow},
+        "bias": {"tune": "bias", **slow},
+        "lora": {"tune": "lora", **slow, "lora_targets": ["qkv"]},
+        "lora-all": {"tune": "lora", **slow, "lora_targets": ["qkv", "proj", "mlp"]},
+        "prompt-shallow": {"tune": "prompt-shallow", **slow, "prompt_length": 8},
+        "prompt-deep": {"tune": "prompt-deep", **slow, "prompt_length": 8},
+    }
+    assert ["linear", *changes] == list(adaptation.PROTOCOLS)
+    for protocol, change in changes.items():
+        assert recipe.options("mae", protocol) == {**recipe.tune["vit"], **change}
+
+
 @pytest.fixture
 def scenes(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))

@@ -20,7 +20,7 @@ from lit_vision.data.batch import normalise
 from lit_vision.data.keyed import seed_of, seeded
 from lit_vision.errors import UserError
 from lit_vision.methods import tuning
-from lit_vision.methods.tuning import ADAPTERS, set_trainable
+from lit_vision.methods.tuning import ADAPTERS
 
 LOSSES = ("ce", "bce")
 
@@ -157,18 +157,7 @@ class Classifier(L.LightningModule):
             report = weights.load_into(self.backbone, backbone_checkpoint)
             print(report, flush=True)
             own_mean, own_std = report.mean or own_mean, report.std or own_std
-        set_trainable(self.backbone, tune)
-        if tune == "lora":
-            adapters.add_lora(
-                self.backbone,
-                rank=lora_rank,
-                alpha=lora_alpha,
-                targets=["qkv"] if lora_targets is None else lora_targets,
-                layers=lora_layers,
-                dropout=lora_dropout,
-            )
-        elif tune in ADAPTERS:
-            adapters.add_prompts(self.backbone, length=prompt_length, deep=tune == "prompt-deep")
+        tuning.adapt(self.backbone, self.hparams)
         self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
         self.head = nn.Linear(self.backbone.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))

@@ -13,33 +13,26 @@ from lit_vision.backbones import weights
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.card import card_of_data
 from lit_vision.errors import UserError
-from lit_vision.methods.tuning import ADAPTERS, set_trainable
+from lit_vision.methods import tuning
 
 
-def build_backbone(
-    name: str, img_size: int, args: dict[str, Any] | None, checkpoint: str | None, tune: str
-) -> tuple[Backbone, list[float], list[float]]:
-    """The backbone with its weights and what trains of it, and the mean and std that these weights want.
+def build_backbone(h: Any) -> tuple[Backbone, list[float], list[float]]:
+    """The backbone with its weights and what trains of it or beside it, and the mean and std that these weights want.
 
     Args:
-        name: a timm model name.
-        img_size: side of the images, pixels.
-        args: further arguments of Backbone.
-        checkpoint: a file whose encoder is loaded; the report is printed.
-        tune: full, linear (nothing of the backbone), head+norm, bias or last-<k>.
+        h: hyper-parameters of Detector or Segmenter: backbone, img_size, backbone_args, backbone_checkpoint (whose report is printed), tune,
+            lora_rank, lora_targets, prompt_length.
 
     Raises:
-        UserError: as Backbone and `set_trainable`. PartialMatch: the checkpoint does not fit.
+        UserError: as Backbone and `tuning.adapt`. PartialMatch: the checkpoint does not fit.
     """
-    if tune in ADAPTERS:  # set_trainable would freeze the backbone for adapters that are not added here
-        raise UserError(f"model.tune: {tune} is for Classifier; choose full, linear, head+norm, bias or last-<k>")
-    backbone = Backbone(name, **{"img_size": img_size, **(args or {})})
+    backbone = Backbone(h.backbone, **{"img_size": h.img_size, **(h.backbone_args or {})})
     mean, std = backbone.data_config["mean"], backbone.data_config["std"]
-    if checkpoint is not None:
-        report = weights.load_into(backbone, checkpoint)
+    if h.backbone_checkpoint is not None:
+        report = weights.load_into(backbone, h.backbone_checkpoint)
         print(report, flush=True)
         mean, std = report.mean or mean, report.std or std
-    set_trainable(backbone, tune)
+    tuning.adapt(backbone, h)
     return backbone, list(mean), list(std)
 
 

@@ -30,6 +30,22 @@ HEADS = (*ONE_STAGE, "faster_rcnn", "mask_rcnn")
 RATIOS = (0.5, 1.0, 2.0)
 
 
+def default_strides(head: str, img_size: int) -> list[int]:
+    """The papers' strides without those whose anchors are too large for the image.
+
+    8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) belong to 512 pixels and more. A smaller image keeps the strides that are no larger a
+    share of it than the coarsest is of 512, a quarter or an eighth, and at least one: at 128 pixels 8, 16, 32 or 4, 8, 16. So from 32
+    pixels on the largest anchor, as the side of a square of its area, is at most 1.6 x the image (RetinaNet) or 1 x (R-CNNs).
+
+    Args:
+        head: one of HEADS.
+        img_size: side of the images, pixels.
+    """
+    first, share = (8, 4) if head in ONE_STAGE else (4, 8)
+    strides = [first * 2**i for i in range(5)]
+    return [stride for stride in strides if stride == first or stride * share <= img_size]
+
+
 class _Width(nn.Module):
     """What torchvision's constructors ask of a backbone: how wide its maps are."""
 
@@ -120,7 +136,7 @@ def build_head(
     """One of torchvision's detectors without backbone and image transform.
 
     Anchors: FCOS one point per position; RetinaNet nine, sides 4 x stride x 2^(0, 1/3, 2/3), ratios 1/2, 1, 2; the R-CNNs three, side
-    8 x stride. At strides 8 to 128 (4 to 64 for the R-CNNs) these are the papers' 32 to 512.
+    8 x stride. At strides 8 to 128 (4 to 64 for the R-CNNs) these are the papers' 32 to 512; see `default_strides`.
     Unlike torchvision's defaults: RetinaNet's convolutions have group norm (as its v2 model) and the R-CNNs' heads follow `head_width`.
 
     Args:

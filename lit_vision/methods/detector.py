@@ -1,7 +1,7 @@
 """Detect objects: any backbone's maps, a feature pyramid, and torchvision's FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
 
 Nothing of torchvision's image transform is used: images come in the size that the data module gives them, so a 128-pixel scene is not
-blown up to 800. Anchors are multiples of the strides, so they scale with the input when the strides do.
+blown up to 800. Anchors are multiples of the strides, whose default follows from the size of the images.
 
 B images, K classes, A anchors, n objects of an image, S side of the image.
 """
@@ -23,7 +23,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import dense, tuning
 from lit_vision.methods.decoding import Decoder, Detections
-from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head, joined_losses
+from lit_vision.methods.detection_heads import HEADS, ONE_STAGE, build_head, default_strides, joined_losses
 
 
 class Detector(L.LightningModule):
@@ -43,7 +43,8 @@ class Detector(L.LightningModule):
         num_classes: K, without background; must be the data's.
         img_size: side of the images, pixels; must be the data's.
         head: fcos, retinanet, faster_rcnn or mask_rcnn (needs data.with_masks).
-        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs).
+        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) without those too coarse for img_size:
+            8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`detection_heads.default_strides`). Checkpoints keep what was taken.
         pyramid_width: channels of the levels, a multiple of 32.
         head_convs: convolutions before FCOS's outputs.
         head_width: of the R-CNNs' linear layers.
@@ -52,7 +53,7 @@ class Detector(L.LightningModule):
         nms_threshold: overlap above which the lower of two detections of one class is dropped; None is 0.6 for FCOS, 0.5 otherwise.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
-        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>.
+        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>; on ViTs also lora, prompt-shallow, prompt-deep.
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
         mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -60,6 +61,8 @@ class Detector(L.LightningModule):
         base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
         weight_decay: of parameters with more than one dimension that are no token or position.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
+        lora_rank: r of tune=lora, whose update is scaled by 8 / r; lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
 
     Raises:
         UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
@@ -92,6 +95,9 @@ class Detector(L.LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 1,
+        lora_rank: int = 8,
+        lora_targets: list[str] | None = None,
+        prompt_length: int = 50,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -104,10 +110,8 @@ class Detector(L.LightningModule):
             )
         self.save_hyperparameters()
         self.one_stage = head in ONE_STAGE
-        strides = list(strides or ((8, 16, 32, 64, 128) if self.one_stage else (4, 8, 16, 32, 64)))
-        self.backbone, own_mean, own_std = dense.build_backbone(
-            backbone, img_size, backbone_args, backbone_checkpoint, tune
-        )
+        strides = self.hparams.strides = list(strides or default_strides(head, img_size))
+        self.backbone, own_mean, own_std = dense.build_backbone(self.hparams)
         self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)
         self.head = build_head(

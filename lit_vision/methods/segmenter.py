@@ -43,7 +43,7 @@ class Segmenter(L.LightningModule):
         background: the class that is no object, kept apart in val/dice; None if there is none.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
-        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>.
+        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>; on ViTs also lora, prompt-shallow, prompt-deep.
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
         mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -51,6 +51,8 @@ class Segmenter(L.LightningModule):
         base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
         weight_decay: of parameters with more than one dimension that are no token or position.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
+        lora_rank: r of tune=lora, whose update is scaled by 8 / r; lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
 
     Raises:
         UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
@@ -83,6 +85,9 @@ class Segmenter(L.LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 1,
+        lora_rank: int = 8,
+        lora_targets: list[str] | None = None,
+        prompt_length: int = 50,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -100,9 +105,7 @@ class Segmenter(L.LightningModule):
         if not 1 <= loss_stride <= 8:
             raise UserError(f"model.loss_stride: {loss_stride}; give 1 (every pixel) to 8")
         self.save_hyperparameters()
-        self.backbone, own_mean, own_std = dense.build_backbone(
-            backbone, img_size, backbone_args, backbone_checkpoint, tune
-        )
+        self.backbone, own_mean, own_std = dense.build_backbone(self.hparams)
         strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
         self.pyramid, channels = make_levels(self.backbone, img_size, width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)

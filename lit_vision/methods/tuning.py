@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lit_vision import optim
+from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 
@@ -46,6 +47,31 @@ def set_trainable(backbone: Backbone, tune: str) -> None:
         raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in keep and parameter.requires_grad)
+
+
+def adapt(backbone: Backbone, h: Any) -> None:
+    """Freeze what `tune` leaves out of the backbone, and add what it adds: LoRA, or prompts.
+
+    Args:
+        backbone: has its weights already.
+        h: the method's hyper-parameters: tune, lora_rank, lora_targets, prompt_length, and lora_alpha (8), lora_layers (all) and
+            lora_dropout (0) where it has them.
+
+    Raises:
+        UserError: as `set_trainable`, `adapters.add_lora` and `adapters.add_prompts`.
+    """
+    set_trainable(backbone, h.tune)
+    if h.tune == "lora":
+        adapters.add_lora(
+            backbone,
+            rank=h.lora_rank,
+            alpha=h.get("lora_alpha", 8.0),
+            targets=["qkv"] if h.lora_targets is None else h.lora_targets,
+            layers=h.get("lora_layers"),
+            dropout=h.get("lora_dropout", 0.0),
+        )
+    elif h.tune in ADAPTERS:
+        adapters.add_prompts(backbone, length=h.prompt_length, deep=h.tune == "prompt-deep")
 
 
 def frozen_in_eval(backbone: Backbone) -> None:

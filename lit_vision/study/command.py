@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "--protocols",
         default="finetune",
         metavar="LIST",
-        help="how networks train on labels: finetune, lora, prompt-deep, bias (default: %(default)s)",
+        help="how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow, prompt-deep (default: %(default)s)",
     )
     add(
         "--pretrained",

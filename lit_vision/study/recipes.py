@@ -14,8 +14,9 @@ TIMM = "timm:"  # before the name of public weights
 TIMM_SIDE = 96  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
 # protocols that train a network on labels; the first is the verdict's
-ON_LABELS = ("finetune", "lora", "prompt-deep", "bias")
-ADAPTERS = ("lora", "prompt-deep")  # of these, what needs a plain ViT
+ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
+ADAPTERS = ("lora", "prompt-deep", "prompt-shallow")  # of these, what needs a plain ViT
+HASHED = ("lora", "prompt-deep", "bias")  # of these, what a recipe's hash has always held; see Recipe.as_dict
 FULL_STEPS = 300  # from so many on a fine-tuning gets its full learning rate
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
@@ -98,8 +99,12 @@ class Recipe:
         return self.network(start).size or self.size
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for hashing and for the record."""
-        return asdict(self)
+        """Plain data, for hashing and for the record.
+
+        Of `adapt` only what was there first: plans and pre-trainings on disk go by this hash, and a protocol that was added later costs
+        nobody a training. Each training on labels goes by its own `options` besides.
+        """
+        return {**asdict(self), "adapt": {name: self.adapt[name] for name in HASHED if name in self.adapt}}
 
 
 def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
@@ -160,5 +165,8 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
             "lora": {"tune": "lora", "lr": 3e-3, "layer_decay": 1.0},
             "prompt-deep": {"tune": "prompt-deep", "lr": 3e-3, "layer_decay": 1.0, "prompt_length": 8},
             "bias": {"tune": "bias", "lr": 3e-3, "layer_decay": 1.0},
+            "prompt-shallow": {"tune": "prompt-shallow", "lr": 3e-3, "layer_decay": 1.0, "prompt_length": 8},
+            "head+norm": {"tune": "head+norm", "lr": 3e-3, "layer_decay": 1.0},
+            "last-1": {"tune": "last-1"},
         },
     )

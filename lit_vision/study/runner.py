@@ -287,7 +287,7 @@ class Study:
             groups.setdefault((outcome.ask.start, outcome.ask.protocol, outcome.ask.labels), []).append(outcome.top1)
         for (start, protocol, labels), values in groups.items():
             self.report.say(
-                f"  {start:<12} {protocol:<9} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+                f"  {start:<12} {protocol:<14} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             )
 
 

@@ -126,8 +126,8 @@ def test_masks_get_pycocotools_numbers() -> None:
     _agree(ours, _reference(predictions, targets, "segm"), "mask_")
 
 
-def _cases():
-    predictions, targets = _random(5, 6)
+def _cases(masks: bool = False):
+    predictions, targets = _random(5, 6, masks=masks)
     nothing = {k: v[:0] for k, v in predictions[0].items()}
     empty = {k: v[:0] for k, v in targets[0].items()}
     full = next(i for i, t in enumerate(targets) if len(t["labels"]) > 2)
@@ -139,6 +139,9 @@ def _cases():
         "labels": torch.zeros(150).long(),
     }
     many["boxes"][:120, 2:] += 60
+    if masks:  # wrong ones first, as the boxes
+        many["masks"] = targets[full]["masks"][:1].repeat(150, 1, 1)
+        many["masks"][:120] = many["masks"][:120].roll(20, dims=1)
     return {
         "an image without ground truth among others": (predictions, [empty, *targets[1:]]),
         "no detection on one image": ([nothing, *predictions[1:]], targets),
@@ -160,10 +163,15 @@ def _cases():
 
 
 @pytest.mark.filterwarnings("ignore:Encountered more than 100 detections")
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("case", list(_cases()))
-def test_odd_cases_get_pycocotools_numbers(case: str) -> None:
-    predictions, targets = _cases()[case]
-    _agree(_measured(predictions, targets), _reference(predictions, targets, "bbox"))
+def test_odd_cases_get_pycocotools_numbers(case: str, kind: str) -> None:
+    masks = kind == "segm"
+    predictions, targets = _cases(masks)[case]
+    ours, theirs = _measured(predictions, targets, masks), _reference(predictions, targets, kind)
+    _agree(ours, theirs, "mask_" if masks else "")
+    if masks:
+        _agree(ours, _reference(predictions, targets, "bbox"))
 
 
 def test_each_class_by_name() -> None:

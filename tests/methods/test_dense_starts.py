@@ -86,5 +86,3 @@ def test_another_body_is_refused(tmp_path: Path) -> None:
         _dense("detector", False, _saved(other, tmp_path / "o.ckpt"))
     with pytest.raises(UserError, match="no such file"):
         _dense("segmenter", False, tmp_path / "none.ckpt")
-    with pytest.raises(UserError, match="tune"):
-        _dense("segmenter", True, tune="lora")

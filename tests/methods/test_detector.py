@@ -156,6 +156,48 @@ def test_anchors_scale_with_the_strides_and_images_are_not_resized() -> None:
     assert [tuple(f.shape[-2:]) for f in model.features(torch.zeros(1, 3, 64, 64))] == [(8, 8), (4, 4), (2, 2)]
 
 
+STRIDES = {  # by default: one-stage, two-stage
+    32: ([8], [4]),
+    64: ([8, 16], [4, 8]),
+    128: ([8, 16, 32], [4, 8, 16]),
+    256: ([8, 16, 32, 64], [4, 8, 16, 32]),
+    512: ([8, 16, 32, 64, 128], [4, 8, 16, 32, 64]),
+    1024: ([8, 16, 32, 64, 128], [4, 8, 16, 32, 64]),
+}
+
+
+@pytest.mark.parametrize("size", STRIDES)
+def test_default_anchors_fit_the_image(size: int) -> None:
+    body = CNN | {"stem": "imagenet"}  # maps of strides 2 to 32
+    for head in ("fcos", "retinanet", "faster_rcnn", "mask_rcnn"):
+        model = _detector(head, args=body, strides=None, img_size=size)
+        assert model.pyramid.strides == STRIDES[size][not model.one_stage]
+        assert model.hparams.strides == model.pyramid.strides  # so a checkpoint keeps them
+        makes = model.head.anchor_generator if model.one_stage else model.head.rpn.anchor_generator
+        assert len(makes.sizes) == len(model.pyramid.strides)
+        assert max(map(max, makes.sizes)) <= 1.6 * size
+        if head == "retinanet":
+            x1, y1, x2, y2 = model.decoder.anchors((size, size), torch.zeros(1)).unbind(1)
+            assert ((x2 - x1) * (y2 - y1)).sqrt().max() <= 1.6 * size
+
+
+@pytest.mark.parametrize("head", ["fcos", "retinanet", "faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("vit", [False, True])
+def test_default_strides_train_at_64_pixels(head: str, vit: bool) -> None:
+    model = _detector(head, *(("vit_tiny_patch16_224", VIT) if vit else ("resnet18", None)), strides=None)
+    images, targets = _batch()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(2):
+        losses = model.losses(images, targets, torch.arange(9).reshape(3, 3))
+        assert all(loss.isfinite() for loss in losses.values())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        assert len(model.eval()(images)) == 3
+
+
 def test_raw_and_decode_are_what_forward_does() -> None:
     model = _detector(score_threshold=0.001).eval()
     images, _ = _batch()
@@ -224,7 +266,8 @@ def test_pyramids_have_the_papers_parts() -> None:
             "img_size",
         ),
         ({"tune": "some"}, "tune: 'some'"),
-        ({"tune": "lora"}, r"model.tune: lora is for Classifier"),
+        ({"tune": "lora"}, "lora_targets: 'qkv' is no layer of resnet18"),
+        ({"tune": "prompt-deep"}, "resnet18 has none; choose a ViT"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict, says: str) -> None:

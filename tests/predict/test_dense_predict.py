@@ -205,14 +205,25 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, 
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino", "safetensors"])
-@pytest.mark.parametrize("model", ["detector", "retinanet", "segmenter"])
+MADE = {  # runs that this test alone needs
+    "retinanet": lambda: make_detector("retinanet"),
+    "vit-detector": lambda: make_detector(vit=True),
+    "vit-segmenter": lambda: make_segmenter(vit=True),
+    "prompted-detector": lambda: make_detector(vit=True, tune="prompt-deep", prompt_length=3),
+}
+RUNTIMES = [(model, form) for model in ("detector", "segmenter", *MADE) for form in ("onnx", "openvino", "safetensors")]
+DEAR = [("prompted-detector", "onnx"), ("prompted-detector", "openvino")]
+
+
+@pytest.mark.parametrize(
+    ("model", "form"), [pytest.param(*one, marks=[pytest.mark.slow] * (one in DEAR)) for one in RUNTIMES]
+)
 def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: str) -> None:
     pytest.importorskip(
         {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "torch"), reason="needs the export extra"
     )
-    if model == "retinanet" and not (place / model).exists():
-        write_run(place / model, make_detector("retinanet"))
+    if model in MADE and not (place / model).exists():
+        write_run(place / model, MADE[model]())
     file = tmp_path / f"m.{ {'onnx': 'onnx', 'openvino': 'xml', 'safetensors': 'safetensors'}[form] }"
     assert main(["export", str(place / model), "--format", form, "--out", str(file)]) == 0
     torch_model, other = load_model(place / model, "cpu"), load_model(file, "cpu")
@@ -228,7 +239,7 @@ def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: s
     words = ["predict", str(place / "images"), "--model", str(file), "--out", str(there), "--device", "cpu"]
     assert main([*words, "--batch_size", "5"]) == 0
     for a, b in zip(map(json.loads, here.read_text().splitlines()), map(json.loads, there.read_text().splitlines())):
-        if model == "segmenter":
+        if model.endswith("segmenter"):
             assert a["shares"] == pytest.approx(b["shares"], abs=0.003)
             continue
         assert len(a["detections"]) == len(b["detections"])

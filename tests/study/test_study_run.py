@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import time
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from lit_vision.evaluation.results import read_result
 from lit_vision.study import runner
 from lit_vision.study.images import read_images
 from lit_vision.study.progress import Reporter
-from lit_vision.study.recipes import recipe_for
+from lit_vision.study.recipes import ON_LABELS, recipe_for
 from lit_vision.study.schedule import Plan
 from lit_vision.study.training import classification, measure
 from lit_vision.study.verify import verify
@@ -109,37 +110,25 @@ def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, mon
 
 
 def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verified(folder, tmp_path) -> None:
-    words = [
-        "--starts",
-        "mae,simclr",
-        "--epochs",
-        "mae=1,simclr=1,4=1",
-        "--labels",
-        "4",
-        "--seeds",
-        "1",
-        "--keep_weights",
-        "1",
-    ]
+    asked = ["lora", "bias", "last-1", "prompt-shallow", "head+norm"]
+    words = ["--starts", "mae,simclr", "--epochs", "mae=1,simclr=1,4=1", "--labels", "4", "--seeds", "1"]
+    words += ["--keep_weights", "1", "--pretrained", "off", "--protocols", ",".join(asked)]
     run = tmp_path / "run"
-    assert (
-        main(["study", str(folder), "--run_dir", str(run), "--pretrained", "off", *words, "--protocols", "lora,bias"])
-        == 0
-    )
+    assert main(["study", str(folder), "--run_dir", str(run), *words]) == 0
     cells = read_result(run / "results.json")["cells"]
-    trained = {(c["start"], c["protocol"]) for c in cells if c["protocol"] in ("finetune", "lora", "bias")}
+    trained = {(c["start"], c["protocol"]) for c in cells if c["protocol"] in ON_LABELS}
     assert trained == {
         ("scratch-cnn", "finetune"),
         ("scratch-vit", "finetune"),
-        *(("mae", protocol) for protocol in ("finetune", "lora", "bias")),
-        *(("simclr", protocol) for protocol in ("finetune", "bias")),
+        *(("mae", protocol) for protocol in ("finetune", *asked)),
+        *(("simclr", protocol) for protocol in ("finetune", "bias", "head+norm", "last-1")),
     }
     assert "lora" in (run / "report.md").read_text()
     images = read_images(folder)
     for encoder in (run / "weights").glob("*.safetensors"):
         encoder.rename(run / "cells" / encoder.name)
     checks = list(verify(cells, images, recipe_for(images.size), run / "cells"))
-    assert {c.ask.protocol for c in checks} >= {"lora", "bias", "finetune"}
+    assert {c.ask.protocol for c in checks} >= {"finetune", *asked}
     assert all(check.holds for check in checks)
 
 
@@ -233,3 +222,12 @@ def test_recipe__a_short_fine_tuning_takes_smaller_steps() -> None:
     rates = [recipe.options("simclr", "finetune", steps)["lr"] for steps in (10, 150, 300, 3000)]
     assert rates == pytest.approx([1e-3, 1.5e-3, 3e-3, 3e-3])
     assert recipe.options("scratch-cnn", "finetune", 10) == recipe.options("scratch-cnn", "finetune", 3000)
+
+
+def test_recipe__every_protocol_has_its_values_and_a_later_one_leaves_the_hash() -> None:
+    for size in (32, 96):
+        recipe = recipe_for(size)
+        assert set(recipe.adapt) == set(ON_LABELS) - {"finetune"}
+        assert all(recipe.options("mae", one)["tune"] == one for one in recipe.adapt)
+        first = {name: recipe.adapt[name] for name in ("lora", "prompt-deep", "bias")}
+        assert recipe.as_dict() == asdict(replace(recipe, adapt=first))

@@ -9,16 +9,22 @@ from PIL import Image
 from lit_vision.methods import Detector, Segmenter
 
 CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
+VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 NAMES = ["cup", "pan", "pot"]
 SIZE = 32
 
 
-def make_detector(head: str = "fcos", **more) -> Detector:
+def _body(vit: bool) -> dict:
+    name, args = ("vit_tiny_patch16_224", VIT) if vit else ("resnet18", CNN)
+    return {"backbone": name, "backbone_args": args, "img_size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def make_detector(head: str = "fcos", vit: bool = False, **more) -> Detector:
     """Random weights whose scores pass the threshold here and there."""
     torch.manual_seed(5)
     strides = [4, 8] if head in ("fcos", "retinanet") else [4, 8, 16]
     settings = {"strides": strides, "pyramid_width": 32, "head_convs": 1, "head_width": 32, "rois": 16, **more}
-    method = Detector("resnet18", len(NAMES), SIZE, head, backbone_args=CNN, mean=[0.5] * 3, std=[0.25] * 3, **settings)
+    method = Detector(num_classes=len(NAMES), head=head, **_body(vit), **settings)
     with torch.no_grad():
         for name, value in method.head.named_parameters():
             if name.endswith("cls_logits.bias"):
@@ -31,13 +37,11 @@ def make_detector(head: str = "fcos", **more) -> Detector:
     return method.eval()
 
 
-def make_segmenter(head: str = "upernet", **more) -> Segmenter:
+def make_segmenter(head: str = "upernet", vit: bool = False, **more) -> Segmenter:
     """Random weights; class 0 is the background."""
     torch.manual_seed(6)
     settings = {"strides": [4, 8, 16] if head == "upernet" else None, "width": 16, **more}
-    method = Segmenter(
-        "resnet18", 1 + len(NAMES), SIZE, head, backbone_args=CNN, mean=[0.5] * 3, std=[0.25] * 3, **settings
-    )
+    method = Segmenter(num_classes=1 + len(NAMES), head=head, **_body(vit), **settings)
     with torch.no_grad():
         scores = method.head.scores[-1] if head != "linear" else method.head
         scores.weight.normal_(std=1.0)
