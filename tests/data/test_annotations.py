@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_vision.data.annotations.coco import decode_masks, read_coco
+from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.masks import IGNORE, read_mask, read_masks
+from lit_vision.data.annotations.segmentation import decode_masks
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.errors import UserError

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lit_vision.data.annotations.segmentation import check_segmentation
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
 from lit_vision.errors import UserError
 
@@ -71,7 +70,7 @@ def read_coco(
             x, y, w, h = _box(annotation, where)
             segmentation = annotation.get("segmentation") if masks else None
             if masks:
-                _check_segmentation(segmentation, builder.sizes[-1], where)
+                check_segmentation(segmentation, builder.sizes[-1], where)
             builder.box(
                 where,
                 (x, y, x + w, y + h),
@@ -100,42 +99,3 @@ def _box(annotation: dict, where: str) -> tuple[float, float, float, float]:
     if not isinstance(box, list) or len(box) != 4:
         raise BadAnnotation(f"{where}: bbox is {box!r}, not [x, y, width, height]; correct or remove it")
     return tuple(float(v) for v in box)
-
-
-def _check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> None:
-    if isinstance(segmentation, dict):
-        claimed = tuple(segmentation.get("size", ()))
-        if claimed != size:
-            raise BadAnnotation(
-                f"{where}: the mask is {claimed} (height, width), the image {size}; correct it, masks must have the size of their image"
-            )
-    elif not isinstance(segmentation, list) or not segmentation or any(len(p) < 6 or len(p) % 2 for p in segmentation):
-        raise BadAnnotation(
-            f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, or set data.with_masks to false"
-        )
-
-
-def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:
-    """COCO's segmentations as pixels.
-
-    Args:
-        segmentations: polygons [[x1, y1, x2, y2, ...], ...], run lengths {"size", "counts"} with counts as list or packed text.
-        height, width: of the image.
-
-    Returns:
-        (n, height, width) uint8 of 0 and 1, as pycocotools rasters them.
-    """
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError:
-        raise UserError("data.with_masks: needs pycocotools; pip install 'lit-vision[detection]'") from None
-    found = np.zeros((len(segmentations), height, width), np.uint8)
-    for place, segmentation in enumerate(segmentations):
-        if isinstance(segmentation, list):
-            packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            packed = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            packed = {**segmentation, "counts": segmentation["counts"].encode()}
-        found[place] = coco_mask.decode(packed)
-    return found
