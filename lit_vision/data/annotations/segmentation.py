@@ -29,10 +29,10 @@ def unpack_lengths(text: str) -> np.ndarray:
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 32) == 0)
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not len(last) or last[-1] != len(codes) - 1:
-        raise ValueError("is no packed text of COCO's")
+        raise ValueError("are no packed text of COCO's")
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > 7:  # over 40 bits
-        raise ValueError("holds a length that no image has")
+        raise ValueError("hold a length that no image has")
     place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
     lengths = np.add.reduceat((codes & 31) << 5 * place, first)
     lengths -= np.where(codes[last] & 16, np.int64(1) << 5 * (last - first + 1), 0)
