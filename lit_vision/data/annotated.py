@@ -52,7 +52,9 @@ class AnnotatedDataModule(ImageFolderDataModule):
         first_value: pixel value of class 0 (masks).
         ignore_values: pixel values that are no class (masks).
         labels: train on part of the images only: a fraction if it is a float up to 1, a count if an int. Parts of one seed are nested.
-        label_seed: which part.
+        label_seed: which part, and which images are held out.
+        hold_out: share of the training split, below 1, that is kept from training and is "val" instead of `val_split`: for sets that have no
+            validation split, so that no choice is made on test data. 0 holds nothing out.
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
         train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation is always under fit.
@@ -80,6 +82,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         ignore_values: list[int] | None = None,
         labels: int | float | None = None,
         label_seed: int = 0,
+        hold_out: float = 0.0,
         img_size: int = 512,
         batch_size: int = 16,
         train_view: str = "flip",
@@ -122,13 +125,15 @@ class AnnotatedDataModule(ImageFolderDataModule):
             raise UserError(f"data.split_list: {format} does not use it; leave it out")
         if on_bad_box not in ("error", "mend"):
             raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or mend")
+        if not 0 <= hold_out < 1:
+            raise UserError(f"data.hold_out: {hold_out} is no share of the training split; give 0 to less than 1")
         if img_size < 8:
             raise UserError(f"data.img_size: {img_size}; give 8 or more")
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
         self.images, self.annotations = images or PLACES[format][0], annotations or PLACES[format][1]
         self.split_list, self.first_value = split_list, first_value
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
-        self.labels, self.on_bad_box, self.train_view = labels, on_bad_box, train_view
+        self.labels, self.hold_out, self.on_bad_box, self.train_view = labels, hold_out, on_bad_box, train_view
         self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
         self._tables: dict[str, Table] = {}
         self._sets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
@@ -148,6 +153,8 @@ class AnnotatedDataModule(ImageFolderDataModule):
             raise UserError(f"{self.root}: no such folder; check data.root")
         table = self._read("train", self.class_names_given)
         self.class_names, self.num_classes = table.class_names, len(table.class_names)
+        if self.hold_out:
+            table, self._tables["val"] = self._held_out(table)
         self._whole = table
         self._tables["train"] = self._part_of(table)
 
@@ -164,6 +171,16 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if self.format == "voc":
             return read_voc(root, annotations, images, listing, class_names=class_names, on_bad_box=self.on_bad_box)
         return read_masks(root, annotations, images, listing, class_names)
+
+    def _held_out(self, table: Table) -> tuple[Table, Table]:
+        """What is left for training, and what is kept from it."""
+        count = round(self.hold_out * len(table))
+        if not 1 <= count < len(table):
+            raise UserError(
+                f"data.hold_out: {self.hold_out} of {len(table)} training images is {count}; at least one must be held out and one left"
+            )
+        order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 6])).permutation(len(table))
+        return table.subset(np.sort(order[count:])), table.subset(np.sort(order[:count]))
 
     def _part_of(self, table: Table) -> Table:
         if self.labels is None:
@@ -187,7 +204,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the training split's files and annotations, whole; the same for every part of it."""
+        """sha256 (hex) over the training split's files and annotations, whole but for what is held out; the same for every part of it."""
         self.setup()
         return hashlib.sha256(self._whole.digest(self.hash_content)).hexdigest()
 

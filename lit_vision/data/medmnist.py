@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_vision.data.begun import begin, finish, is_made, writing
 from lit_vision.errors import UserError
 
 SPLITS = ("train", "val", "test")
+MARK = ".unpacked"  # in a finished folder: of which file, and the names of the classes
 
 
 def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[str, int]:
@@ -17,14 +19,14 @@ def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[
 
     Args:
         file: npz with {train,val,test}_images (N, H, W) or (N, H, W, 3) uint8 and {train,val,test}_labels (N, 1) or (N,).
-        out: missing, empty, or already made of this file (then nothing happens).
+        out: missing, empty, already made of this file (then nothing happens), or begun and cut off (then it is finished).
         class_names: K names, class 0 first; None is class-0, class-1, ...
 
     Returns:
         Images per split.
 
     Raises:
-        UserError: no such file, not of this kind, several labels per image, or a folder that holds something else.
+        UserError: no such file, not of this kind, several labels per image, or a folder that holds something else or cannot be written.
     """
     arrays = _arrays(file)
     classes = 1 + max(int(labels.max()) for _, labels in arrays.values())
@@ -34,12 +36,17 @@ def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[
             f"--class_names: {names} for {classes} classes of {file}; give one name for each, class 0 first"
         )
     counts = {split: len(labels) for split, (_, labels) in arrays.items()}
-    mark = out / ".unpacked"
     note = f"{file.name} {file.stat().st_size} {' '.join(names)}\n"
-    if mark.is_file() and mark.read_text() == note:
-        return counts
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already and was not made of {file.name}; name another folder or remove it")
+    with writing(out):
+        if is_made(out, MARK, note, read=str):
+            return counts
+        begin(out, MARK, note)
+        _write(arrays, out, names)
+        finish(out, MARK, note)
+    return counts
+
+
+def _write(arrays: dict[str, tuple[np.ndarray, np.ndarray]], out: Path, names: list[str]) -> None:
     from PIL import Image
 
     for split, (images, labels) in arrays.items():
@@ -47,8 +54,6 @@ def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[
             (out / split / name).mkdir(parents=True, exist_ok=True)
         for index, (image, label) in enumerate(zip(images, labels.tolist())):
             Image.fromarray(image).save(out / split / names[label] / f"{index:06d}.png")
-    mark.write_text(note)
-    return counts
 
 
 def _arrays(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

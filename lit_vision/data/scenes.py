@@ -12,7 +12,6 @@ A garment of the training split (that of `lit-vision data fashion` with its defa
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.begun import begin, finish, is_made, writing
 from lit_vision.data.sources import CLASSES, NOTE, SPLIT_SIZES, embedded_fashion, stratified_splits
-from lit_vision.errors import UserError
+from lit_vision.predict.command import Words
 
 SIDE = 128
 SIZES = {"train": 2000, "val": 250, "test": 500}
@@ -31,6 +31,7 @@ GROW = (1.1, 2.0)  # of a garment's 28 pixels
 TURN = 25.0  # degrees either way
 VISIBLE = 0.35  # a later garment may hide the rest of an earlier one
 TRIES = 12  # places tried before a garment is left out
+PICTURES = ("images", "semantic", "instances")  # folders of a split
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,8 @@ def write_split(out: Path, split: str, places: np.ndarray, count: int, seed: int
 
     garments, labels = embedded_fashion()
     room = out / split
-    for name in ("images", "semantic", "instances"):
+    for name in PICTURES:
         (room / name).mkdir(parents=True, exist_ok=True)
-    images: list[dict] = []
     annotations: list[dict] = []
     number = list(SIZES).index(split)
     for index in track(range(count), f"scenes: {split}", transient=True):
@@ -200,20 +200,42 @@ def write_split(out: Path, split: str, places: np.ndarray, count: int, seed: int
         _write(room / "images" / name, scene.image)
         _write(room / "semantic" / name, scene.semantic)
         _write(room / "instances" / name, scene.instances)
-        images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})
         annotations += _annotations(scene, index + 1, len(annotations) + 1)
     note = {
         "info": {"description": "Fashion-MNIST garments on textures, made by lit-vision data scenes", "seed": seed},
         "licenses": [{"id": 1, "name": "MIT (Fashion-MNIST, Zalando SE)", "url": ""}],
-        "images": images,
+        "images": _images(count),
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": name, "supercategory": "garment"} for i, name in enumerate(CLASSES)],
     }
     (room / "annotations.json").write_text(json.dumps(note, separators=(",", ":")) + "\n")
 
 
+def _images(count: int) -> list[dict[str, Any]]:
+    return [{"id": i + 1, "file_name": f"{i:06d}.png", "width": SIDE, "height": SIDE} for i in range(count)]
+
+
+def is_whole(room: Path, count: int, seed: int) -> bool:
+    """Whether every file of a split is there: annotations of these images with this seed, pictures that begin and end as a PNG does."""
+    try:
+        note = json.loads((room / "annotations.json").read_bytes())
+        listed, objects = note["images"], [a["image_id"] for a in note["annotations"]]
+        if listed != _images(count) or note["info"]["seed"] != seed or not set(objects) <= {*range(1, count + 1)}:
+            return False
+        return all(_is_png(room / name / image["file_name"]) for image in listed for name in PICTURES)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _is_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(8)
+        file.seek(-12, 2)
+        return head == b"\x89PNG\r\n\x1a\n" and file.read()[4:8] == b"IEND"
+
+
 def scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dict[str, int]:
-    """Make the set in `out`; nothing happens if it is there already.
+    """Make the set in `out`; nothing happens if it is there already, whole. What was cut off, or lacks a file, is made again.
 
     Args:
         out: the folder to make; missing, empty, or one that an earlier call with the same options made.
@@ -224,39 +246,27 @@ def scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dic
         Scenes per split.
 
     Raises:
-        UserError: the folder holds something else, or the embedded images are missing.
+        UserError: the folder holds something else or cannot be written, or the embedded images are missing.
     """
     sizes = {name: count for name, count in (sizes or SIZES).items() if count}
-    note, begun = {"name": "scenes", "seed": seed, "side": SIDE, "images": sizes}, out / (NOTE + ".begun")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file where a folder is expected; name another")
-    if (out / NOTE).exists():
-        if json.loads((out / NOTE).read_text()) != note:
-            raise UserError(f"--out {out}: it holds another set ({NOTE} says which); name another folder")
-        if all(len(list((out / s / "images").glob("*.png"))) == n for s, n in sizes.items()):
+    note = {"name": "scenes", "seed": seed, "side": SIDE, "images": sizes}
+    with writing(out, "--out "):
+        if is_made(out, NOTE, note, "--out ") and all(is_whole(out / s, n, seed) for s, n in sizes.items()):
             return sizes
-    elif begun.exists():
-        if json.loads(begun.read_text()) != note:
-            raise UserError(f"--out {out}: another set was begun there and not finished; name another or remove it")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out}: the folder is not empty and was not made by this command; name another")
-    _, labels = embedded_fashion()
-    parts = stratified_splits(labels, SPLIT_SIZES, seed=0)
-    out.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(note))
-    for split, count in sizes.items():
-        write_split(out, split, parts[split], count, seed)
-    (out / NOTE).write_text(json.dumps(note, indent=1) + "\n")
-    begun.unlink()
+        _, labels = embedded_fashion()
+        parts = stratified_splits(labels, SPLIT_SIZES, seed=0)
+        begin(out, NOTE, json.dumps(note))
+        for split, count in sizes.items():
+            write_split(out, split, parts[split], count, seed)
+        finish(out, NOTE, json.dumps(note, indent=1) + "\n")
     return sizes
 
 
 def main(argv: Sequence[str]) -> int:
     """`lit-vision data scenes --out DIR [--seed N] [--train N] [--val N] [--test N]`."""
-    parser = argparse.ArgumentParser(
+    parser = Words(
         prog="lit-vision data scenes",
         description="Garments on textured backgrounds, 128 x 128, with boxes and masks.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to make: DIR/<split>/images, annotations.json, ..."
@@ -266,8 +276,8 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{split}", type=int, default=count, help=f"how many scenes (default {count}; 0: none)")
     args = parser.parse_args(list(argv))
     sizes = {split: getattr(args, split) for split in SIZES}
-    if args.seed < 0 or min(sizes.values()) < 0 or not any(sizes.values()):
-        parser.error("--seed, --train, --val, --test: give 0 or more, and at least one scene")
+    if not 0 <= args.seed < 2**64 or min(sizes.values()) < 0 or not any(sizes.values()):
+        parser.error("--seed, --train, --val, --test: give 0 or more (a seed below 2**64), and at least one scene")
     made = scenes(args.out, sizes, args.seed)
     print(f"{', '.join(f'{name} {count}' for name, count in made.items())} scenes in {args.out}")
     return 0

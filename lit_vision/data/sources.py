@@ -7,7 +7,6 @@ do: upright, logistic regression on raw pixels does as well as anything learned,
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import math
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_vision.data.begun import begin, finish, is_made, writing
 from lit_vision.errors import UserError
+from lit_vision.predict.command import Words
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
@@ -154,7 +155,7 @@ def write_folder(
                     file.write(png)
                 if done % 500 == 0 or done == len(labels):
                     bar.update(task, advance=500 if done % 500 == 0 else done % 500)
-    (out / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    finish(out, NOTE, json.dumps(note, indent=1) + "\n")
 
 
 def note_of(turned: bool, full: bool, seed: int) -> dict:
@@ -163,6 +164,12 @@ def note_of(turned: bool, full: bool, seed: int) -> dict:
     if turned:
         note["turn"] = {"degrees": TURN, "scale": list(SCALE), "shift": SHIFT, "side": SIDE}
     return note
+
+
+def _identity(text: str) -> object:
+    """A note without the counts, which are known only once the set is made."""
+    made = json.loads(text)
+    return {key: value for key, value in made.items() if key != "images"} if isinstance(made, dict) else made
 
 
 def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) -> dict[str, int]:
@@ -178,30 +185,19 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
         Images per split.
 
     Raises:
-        UserError: the folder holds something else, or the source is missing.
+        UserError: the folder holds something else or cannot be written, or the source is missing.
     """
-    note, begun = note_of(turned, full, seed), out / (NOTE + ".begun")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file where a folder is expected; name another")
-    if (out / NOTE).exists():
-        made = json.loads((out / NOTE).read_text())
-        counts = made.pop("images", {})
-        if made != note:
-            raise UserError(
-                f"--out {out}: it holds the set {json.dumps(made)}, not the one asked for; name another folder"
-            )
-        if counts == {split: sum(1 for _ in (out / split).glob("*/*.png")) for split in counts}:
-            return counts
-    elif begun.exists():
-        if json.loads(begun.read_text()) != note:
-            raise UserError(
-                f"--out {out}: another set was begun there and not finished; name another folder or remove it"
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out}: the folder is not empty and was not made by this command; name another")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / NOTE).unlink(missing_ok=True)
-    begun.write_text(json.dumps(note))
+    note = note_of(turned, full, seed)
+    with writing(out, "--out "):
+        if is_made(out, NOTE, note, "--out ", _identity):
+            counts = json.loads((out / NOTE).read_text()).get("images")
+            if (
+                isinstance(counts, dict)
+                and counts
+                and counts == {split: sum(1 for _ in (out / split).glob("*/*.png")) for split in counts}
+            ):
+                return counts
+        begin(out, NOTE, json.dumps(note))
     if full:
         first = {
             "train": 0,
@@ -214,8 +210,8 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
         sizes = {name: round(size * share) for name, size in SPLIT_SIZES.items()}
         splits = {name: (images[at], labels[at], at) for name, at in stratified_splits(labels, sizes, seed).items()}
     note["images"] = {name: len(part[1]) for name, part in splits.items()}
-    write_folder(out, splits, (lambda image, place: turn(image, seed, place)) if turned else None, note)
-    begun.unlink()
+    with writing(out, "--out "):
+        write_folder(out, splits, (lambda image, place: turn(image, seed, place)) if turned else None, note)
     return note["images"]
 
 
@@ -225,9 +221,7 @@ def main(argv: Sequence[str]) -> int:
         from lit_vision.data.scenes import main as scenes
 
         return scenes(argv[1:])
-    parser = argparse.ArgumentParser(
-        prog="lit-vision data", description="Make a data set as an ImageFolder.", allow_abbrev=False
-    )
+    parser = Words(prog="lit-vision data", description="Make a data set as an ImageFolder.")
     parser.add_argument(
         "name",
         choices=["fashion", "scenes"],
@@ -243,8 +237,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of split and turning (default 0)")
     args = parser.parse_args(list(argv))
-    if args.seed < 0:
-        parser.error("--seed: give 0 or more")
+    if not 0 <= args.seed < 2**64:
+        parser.error("--seed: give 0 or more, below 2**64")
     counts = fashion(args.out, args.turned, args.full, args.seed)
     print(f"{', '.join(f'{name} {count}' for name, count in counts.items())} images in {args.out}")
     return 0

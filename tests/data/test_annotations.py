@@ -7,76 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toy_annotations import BOXES, NAMES, H, W, write_coco, write_images, write_voc, write_yolo
 
-from lit_vision.data.annotations.coco import decode_masks, read_coco
+from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.masks import IGNORE, read_mask, read_masks
+from lit_vision.data.annotations.segmentation import decode_masks
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.errors import UserError
 
-W, H = 40, 30
-NAMES = ["cat", "dog"]
-# per image: (class, x1, y1, x2, y2)
-BOXES = {"a": [(0, 2, 3, 12, 20), (1, 10, 5, 40, 30)], "b": [], "c": [(1, 0, 0, 8, 8)]}
-
-
-def _images(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name in BOXES:
-        Image.fromarray(np.full((H, W, 3), 90, np.uint8)).save(folder / f"{name}.jpg")
-
 
 @pytest.fixture
 def coco(tmp_path: Path) -> tuple[Path, dict]:
-    _images(tmp_path / "images")
-    content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]}
-    for i, (name, boxes) in enumerate(BOXES.items()):
-        content["images"].append({"id": 10 + i, "file_name": f"{name}.jpg", "width": W, "height": H})
-        for label, x1, y1, x2, y2 in boxes:
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": 10 + i,
-                    "category_id": (7, 90)[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": 50.0,
-                    "iscrowd": 0,
-                    "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
-                }
-            )
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    return tmp_path, content
-
-
-def _yolo(root: Path) -> None:
-    _images(root / "images/train")
-    (root / "labels/train").mkdir(parents=True)
-    (root / "data.yaml").write_text("names: {0: cat, 1: dog}\n")
-    for name, boxes in BOXES.items():
-        lines = [f"{c} {(a + x) / 2 / W} {(b + y) / 2 / H} {(x - a) / W} {(y - b) / H}" for c, a, b, x, y in boxes]
-        if name != "b":  # no file, no object
-            (root / f"labels/train/{name}.txt").write_text("\n".join(lines))
-
-
-def _voc(root: Path) -> None:
-    _images(root / "JPEGImages")
-    (root / "Annotations").mkdir()
-    (root / "ImageSets").mkdir()
-    (root / "ImageSets/train.txt").write_text("a\nb\nc\n")
-    for name, boxes in BOXES.items():
-        things = "".join(
-            f"<object><name>{NAMES[c]}</name><difficult>{int(name == 'c')}</difficult><bndbox><xmin>{a + 1}</xmin><ymin>{b + 1}</ymin>"
-            f"<xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
-            for c, a, b, x, y in boxes
-        )
-        size = f"<size><width>{W}</width><height>{H}</height></size>"
-        (root / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{things}</annotation>")
+    return tmp_path, write_coco(tmp_path)
 
 
 def test_three_formats_give_the_same_boxes(coco, tmp_path: Path) -> None:
     root, _ = coco
-    _yolo(tmp_path / "yolo")
-    _voc(tmp_path / "voc")
+    write_yolo(tmp_path / "yolo")
+    write_voc(tmp_path / "voc")
     tables = [
         read_coco(root, "a.json", "images"),
         read_yolo(tmp_path / "yolo", "labels/train", "images/train"),
@@ -186,14 +135,14 @@ def test_a_split_with_a_class_that_training_lacks(coco) -> None:
     ],
 )
 def test_yolo_faults(tmp_path: Path, line: str, says: str) -> None:
-    _yolo(tmp_path)
+    write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(line)
     with pytest.raises(UserError, match=says):
         read_yolo(tmp_path, "labels/train", "images/train")
 
 
 def test_yolo_polygons_and_stray_files(tmp_path: Path) -> None:
-    _yolo(tmp_path)
+    write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text("1 .25 .5 .75 .5 .5 1")
     table = read_yolo(tmp_path, "labels/train", "images/train")
     np.testing.assert_allclose(table.boxes[0], [10, 15, 30, 30])
@@ -212,7 +161,7 @@ def test_yolo_polygons_and_stray_files(tmp_path: Path) -> None:
     ],
 )
 def test_voc_faults(tmp_path: Path, old: str, new: str, says: str) -> None:
-    _voc(tmp_path)
+    write_voc(tmp_path)
     file = tmp_path / "Annotations/a.xml"
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(UserError, match=says):
@@ -242,7 +191,7 @@ def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
     gray.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a mask"):
         read_mask(gray, (H, W), 2, 0, [255])
-    _images(tmp_path / "images")
+    write_images(tmp_path / "images")
     with pytest.raises(UserError, match="no mask of this name"):
         read_masks(tmp_path, "masks", "images", None, NAMES)
     with pytest.raises(UserError, match=r"classes.txt: missing"):

@@ -31,8 +31,40 @@ def test_pixels_and_labels_are_the_files(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
     unpack(file, tmp_path / "out", ["malignant", "normal"])
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
-    with pytest.raises(UserError, match="was not made of"):
+    with pytest.raises(UserError, match="holds another set"):
         unpack(file, tmp_path / "out", ["a", "b"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="was not made by this command"):
+        unpack(file, tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        unpack(file, tmp_path / "mine/thesis.tex/out")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 15])
+def test_an_interrupted_unpacking_is_finished_by_the_next(tmp_path: Path, monkeypatch, after: int) -> None:
+    file, save, done = _file(tmp_path / "breast.npz"), Image.Image.save, []
+
+    def killed_after_some(image: Image.Image, path: Path) -> None:
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append(path)
+        save(image, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", killed_after_some)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(file, tmp_path / "out")
+    with pytest.raises(UserError, match="another set was begun there"):
+        unpack(file, tmp_path / "out", ["a", "b"])
+    assert unpack(file, tmp_path / "out") == {"train": 12, "val": 4, "test": 6}
+    unpack(file, tmp_path / "whole")
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
+def _bytes(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize(

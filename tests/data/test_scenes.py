@@ -112,5 +112,3 @@ def test_a_folder_of_another_kind_is_left_alone(made: Path, tmp_path: Path) -> N
         scenes(tmp_path, SIZES)
     with pytest.raises(UserError, match="a file where"):
         scenes(tmp_path / "mine.txt", SIZES)
-    with pytest.raises(SystemExit):
-        cli.main(["data", "scenes", "--out", str(tmp_path / "none"), "--train", "0", "--val", "0", "--test", "0"])

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lit_vision.data.annotations.segmentation import check_segmentation
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.decode import PIXEL_CAP
 from lit_vision.errors import UserError
+
+Id = int | float | str
+KINDS = {Id: "a number or a text", float: "a number", str: "a text"}
 
 
 def read_coco(
@@ -41,45 +44,34 @@ def read_coco(
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise UserError(f"{path}: no list '{key}', so it is not COCO's instances format; give another file")
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    own = [str(category["name"]) for category in categories]
-    builder = Builder(root, class_names or own, on_bad_box)
+    own = _categories(content["categories"], path)
+    builder = Builder(root, class_names or list(own.values()), on_bad_box)
     number = {name: i for i, name in enumerate(builder.class_names)}
-    if missing := [name for name in own if name not in number]:
+    if missing := [name for name in own.values() if name not in number]:
         raise BadAnnotation(
             f"{path}: category {missing[0]!r} is unknown to the training split; add it there or remove it"
         )
-    label_of = {category["id"]: number[str(category["name"])] for category in categories}
+    label_of = {category: number[name] for category, name in own.items()}
 
-    by_image: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
+    by_image: dict[Id, list[int]] = {}  # places in the list of annotations
+    for place, image in enumerate(content["images"]):
+        by_image[_field(image, "id", Id, f"{path}: image {place} of the list")] = []
     if len(by_image) != len(content["images"]):
         raise BadAnnotation(f"{path}: two images have one id; make the ids unique")
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in by_image:
-            raise BadAnnotation(
-                f"{path}: annotation {annotation.get('id')} is of image_id {annotation['image_id']}, which is not among the images; remove it"
-            )
-        by_image[annotation["image_id"]].append(annotation)
+    for place, annotation in enumerate(content["annotations"]):
+        where = _named("annotation", annotation, place, path)
+        image_id = _field(annotation, "image_id", Id, where)
+        if image_id not in by_image:
+            raise BadAnnotation(f"{where} is of image_id {image_id}, which is not among the images; remove it")
+        by_image[image_id].append(place)
+    for image in content["images"]:
+        _field(image, "file_name", str, f"{path}: image {image['id']}")
     for image in sorted(content["images"], key=lambda image: image["file_name"]):
-        builder.image(f"{images}/{image['file_name']}", (int(image["height"]), int(image["width"])))
-        for annotation in by_image[image["id"]]:
-            where = f"{path}: annotation {annotation.get('id')}"
-            if annotation["category_id"] not in label_of:
-                raise BadAnnotation(
-                    f"{where}: category_id {annotation['category_id']} is not among the {len(own)} categories; correct or add it"
-                )
-            x, y, w, h = _box(annotation, where)
-            segmentation = annotation.get("segmentation") if masks else None
-            if masks:
-                _check_segmentation(segmentation, builder.sizes[-1], where)
-            builder.box(
-                where,
-                (x, y, x + w, y + h),
-                label_of[annotation["category_id"]],
-                bool(annotation.get("iscrowd", 0)),
-                annotation.get("area"),
-                segmentation,
-            )
+        where = f"{path}: image {image['id']}"
+        builder.image(f"{images}/{image['file_name']}", (_side(image, "height", where), _side(image, "width", where)))
+        for place in by_image[image["id"]]:
+            annotation = content["annotations"][place]
+            _add(annotation, builder, label_of, masks, _named("annotation", annotation, place, path))
     return builder.table()
 
 
@@ -88,54 +80,84 @@ def _parsed(path: Path) -> dict:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file; check data.root and data.annotations") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); take another copy") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no object, so it is not COCO's instances format; give another file")
     return content
 
 
+def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
+    """entry[key], which must be there and of this kind; a whole number is a float too, true and false are no numbers."""
+    if not isinstance(entry, dict):
+        raise BadAnnotation(f"{where}: is {_shown(entry)}, not an object with fields; correct or remove it")
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        what = "is missing" if value is None else f"is {_shown(value)}"
+        raise BadAnnotation(f"{where}: {key} {what}, it must be {KINDS[kind]}; correct it")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _named(kind: str, entry: Any, place: int, path: Path) -> str:
+    known = isinstance(entry, dict) and entry.get("id") is not None
+    return f"{path}: {kind} {_shown(entry['id'])}" if known else f"{path}: {kind} {place} of the list"
+
+
+def _categories(categories: list, path: Path) -> dict[Id, str]:
+    """Names by id, in the order of the ids."""
+    found: dict[Id, str] = {}
+    for place, category in enumerate(categories):
+        where = _named("category", category, place, path)
+        number, name = _field(category, "id", Id, where), _field(category, "name", Id, where)
+        if number in found:
+            raise BadAnnotation(f"{where}: its id is that of {found[number]!r} too; make the ids unique")
+        found[number] = str(name)
+    if len({isinstance(number, str) for number in found}) > 1:
+        raise BadAnnotation(f"{path}: some category ids are numbers, some are texts; make them all numbers")
+    return dict(sorted(found.items()))
+
+
+def _side(image: dict, key: str, where: str) -> int:
+    """Height or width: whole, and no more than an image may have in all."""
+    value = _field(image, key, float, where)
+    if not 1 <= value <= PIXEL_CAP or value != int(value):
+        raise BadAnnotation(f"{where}: {key} {value} is no number of pixels; correct it")
+    return int(value)
+
+
+def _add(annotation: dict, builder: Builder, label_of: dict[Id, int], masks: bool, where: str) -> None:
+    category = _field(annotation, "category_id", Id, where)
+    if category not in label_of:
+        raise BadAnnotation(
+            f"{where}: category_id {category} is not among the {len(label_of)} categories; correct or add it"
+        )
+    x, y, w, h = _box(annotation, where)
+    crowd, area = annotation.get("iscrowd", 0), annotation.get("area")
+    if crowd not in (0, 1):
+        raise BadAnnotation(f"{where}: iscrowd is {_shown(crowd)}, not 0 or 1; correct it")
+    if area is not None and not 0 <= _field(annotation, "area", float, where) <= PIXEL_CAP:
+        raise BadAnnotation(f"{where}: area {_shown(area)} is no number of pixels; correct or remove it")
+    segmentation = annotation.get("segmentation") if masks else None
+    if masks and not check_segmentation(segmentation, builder.sizes[-1], where):
+        if builder.mend:
+            builder.dropped += 1
+            return
+        raise BadAnnotation(
+            f"{where}: its mask has no pixel in the image; correct or remove it, or set data.on_bad_box to mend"
+        )
+    builder.box(where, (x, y, x + w, y + h), label_of[category], bool(crowd), area, segmentation)
+
+
 def _box(annotation: dict, where: str) -> tuple[float, float, float, float]:
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        raise BadAnnotation(f"{where}: bbox is {box!r}, not [x, y, width, height]; correct or remove it")
-    return tuple(float(v) for v in box)
-
-
-def _check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> None:
-    if isinstance(segmentation, dict):
-        claimed = tuple(segmentation.get("size", ()))
-        if claimed != size:
-            raise BadAnnotation(
-                f"{where}: the mask is {claimed} (height, width), the image {size}; correct it, masks must have the size of their image"
-            )
-    elif not isinstance(segmentation, list) or not segmentation or any(len(p) < 6 or len(p) % 2 for p in segmentation):
-        raise BadAnnotation(
-            f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, or set data.with_masks to false"
-        )
-
-
-def decode_masks(segmentations: list[Any], height: int, width: int) -> np.ndarray:
-    """COCO's segmentations as pixels.
-
-    Args:
-        segmentations: polygons [[x1, y1, x2, y2, ...], ...], run lengths {"size", "counts"} with counts as list or packed text.
-        height, width: of the image.
-
-    Returns:
-        (n, height, width) uint8 of 0 and 1, as pycocotools rasters them.
-    """
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError:
-        raise UserError("data.with_masks: needs pycocotools; pip install 'lit-vision[detection]'") from None
-    found = np.zeros((len(segmentations), height, width), np.uint8)
-    for place, segmentation in enumerate(segmentations):
-        if isinstance(segmentation, list):
-            packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            packed = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            packed = {**segmentation, "counts": segmentation["counts"].encode()}
-        found[place] = coco_mask.decode(packed)
-    return found
+    if isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}:
+        try:
+            return tuple(map(float, box))
+        except OverflowError:  # a whole number beyond float: no box either
+            pass
+    raise BadAnnotation(f"{where}: bbox is {_shown(box)}, not [x, y, width, height]; correct or remove it")

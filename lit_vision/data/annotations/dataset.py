@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lit_vision.data.annotations.coco import decode_masks
 from lit_vision.data.annotations.masks import read_mask
+from lit_vision.data.annotations.segmentation import decode_masks
 from lit_vision.data.annotations.table import BadAnnotation, Table
 from lit_vision.data.annotations.views import AnnotatedViews
 from lit_vision.data.images import ImageFiles
@@ -100,7 +100,7 @@ class AnnotatedImages(Dataset):
         masks = None
         if self.with_masks:
             segmentations = table.segmentations(taken)
-            masks = decode_masks([segmentations[i] for i in kept], *size)
+            masks = decode_masks([segmentations[i] for i in kept], *size, where=str(table.root / table.paths[taken]))
         view = self.views(image, key, boxes[kept], masks)
         which = kept[view.which]
         target = {

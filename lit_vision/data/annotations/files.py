@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lit_vision.data.annotations.table import BadAnnotation
 from lit_vision.data.decode import PIXEL_CAP
-from lit_vision.data.folder import EXTENSIONS
+from lit_vision.data.folder import EXTENSIONS, stays_inside
 from lit_vision.errors import UserError
 
 SUFFIXES = tuple(f".{ending}" for ending in sorted(EXTENSIONS))
@@ -27,13 +28,36 @@ def image_files(root: Path, folder: str) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in found)
 
 
+def text_of(path: Path, what: str) -> str:
+    """A text file.
+
+    Args:
+        path: the file.
+        what: what it should be ("labels"), and what to do if it is not there, for messages: "list of images; check data.split_list".
+
+    Raises:
+        UserError: it is missing or cannot be read. BadAnnotation: it holds no UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadAnnotation(f"{path}: holds no text (byte {error.start} is not UTF-8); replace it") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such {what}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); replace it") from None
+
+
+def lines_of(path: Path, what: str) -> list[str]:
+    """The lines of a text file that hold something, stripped; errors as `text_of` has them."""
+    return [line.strip() for line in text_of(path, what).splitlines() if line.strip()]
+
+
 def listed(root: Path, file: str) -> list[str]:
     """First words of the lines of a list of images (VOC's ImageSets, Pet's trainval.txt); lines that begin with # are comments."""
     path = root / file
-    try:
-        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    except OSError:
-        raise UserError(f"{path}: no such list of images; check data.root and data.split_list") from None
+    lines = lines_of(path, "list of images; check data.root and data.split_list")
+    names = [line.split()[0] for line in lines if not line.startswith("#")]
     if not names:
         raise UserError(f"{path}: the list is empty; give one with an image per line")
     return names
@@ -41,10 +65,11 @@ def listed(root: Path, file: str) -> list[str]:
 
 def with_suffix(root: Path, folder: str, name: str) -> str:
     """The image root/folder/name with whatever image suffix it has, relative to root."""
+    stays_inside(f"{folder}/{name}")
     for suffix in (".jpg", ".png", *SUFFIXES):
-        if (root / folder / f"{name}{suffix}").is_file():
+        if os.path.isfile(f"{root}/{folder}/{name}{suffix}"):  # pathlib's raises for a name that is too long
             return f"{folder}/{name}{suffix}"
-    raise UserError(f"{root / folder / name}: no image of this name; it is in the list of the split")
+    raise UserError(f"{root / folder / name[:100]}: no image of this name; it is in the list of the split")
 
 
 def size_of(path: Path) -> tuple[int, int]:

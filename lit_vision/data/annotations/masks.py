@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.annotations.files import image_files, listed, with_suffix
+from lit_vision.data.annotations.files import image_files, lines_of, listed, with_suffix
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
 from lit_vision.errors import UserError
 
@@ -33,7 +33,7 @@ def read_masks(root: Path, masks: str, images: str, split_list: str | None, clas
             raise UserError(
                 f"{file}: missing, so the classes have no names; add it (a name per line), or give data.class_names"
             )
-        class_names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        class_names = lines_of(file, "list of classes")
     if len(class_names) > IGNORE:
         raise UserError(f"data.class_names: {len(class_names)} classes, at most {IGNORE} fit an 8-bit mask; merge some")
     builder = Builder(root, class_names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,22 @@ class Builder:
         self.sizes: list[tuple[int, int]] = []
         self.counts: list[int] = []
         self.columns: dict[str, list] = {name: [] for name in ("boxes", "labels", "crowd", "area", "segment")}
+        self._seen: set[str] = set()
         self.cut = self.dropped = 0
 
     def image(self, path: str, size: tuple[int, int] = (0, 0), mask: str | None = None) -> None:
-        """Begin an image: relative path, (height, width) if known, relative path of its semantic mask."""
-        self.paths.append(stays_inside(path))
+        """Begin an image: relative path, (height, width) if known, relative path of its semantic mask.
+
+        Raises:
+            UserError: a path leads out of the root. BadAnnotation: the image is there already: its boxes would be in two places.
+        """
+        plain = os.path.normpath(stays_inside(path))
+        if plain in self._seen:
+            raise BadAnnotation(
+                f"{self.root / path}: the split names this image twice; keep one entry with all its boxes"
+            )
+        self._seen.add(plain)
+        self.paths.append(path)
         self.sizes.append(size)
         self.counts.append(0)
         if mask is not None:

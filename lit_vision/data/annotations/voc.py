@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from lit_vision.data.annotations.files import image_files, listed, with_suffix
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
 CLASSES = (
@@ -49,9 +50,11 @@ def read_voc(
         try:
             tree = ElementTree.parse(file)
             height, width = (int(tree.findtext(f"size/{side}", "")) for side in ("height", "width"))
+            if not (0 < height <= PIXEL_CAP and 0 < width <= PIXEL_CAP):
+                raise ValueError(f"{width} x {height}")
         except OSError:
             raise UserError(f"{file}: no such annotation file; bring it, or remove the image from the split") from None
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
             raise BadAnnotation(f"{file}: no VOC annotation with a size ({error}); correct or remove it") from None
         builder.image(path, (height, width))
         for place, thing in enumerate(tree.iterfind("object"), 1):
@@ -62,8 +65,9 @@ def read_voc(
                 corners = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             except ValueError:
                 raise BadAnnotation(f"{where}: no bndbox with four numbers; correct or remove it") from None
+            difficult = (thing.findtext("difficult") or "0").strip()
+            if difficult not in ("0", "1"):
+                raise BadAnnotation(f"{where}: difficult is {difficult[:60]!r}, not 0 or 1; correct it")
             box = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])
-            builder.box(
-                where, box, builder.class_names.index(name), (thing.findtext("difficult") or "0").strip() == "1"
-            )
+            builder.box(where, box, builder.class_names.index(name), difficult == "1")
     return builder.table()

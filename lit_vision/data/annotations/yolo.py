@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.annotations.files import image_files, size_of
+from lit_vision.data.annotations.files import image_files, lines_of, size_of, text_of
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
 from lit_vision.errors import UserError
 
@@ -18,18 +18,21 @@ def yolo_classes(root: Path) -> list[str]:
         import yaml
 
         try:
-            names = (yaml.safe_load(found[0].read_text()) or {}).get("names")
-        except (yaml.YAMLError, AttributeError) as error:
+            names = (yaml.safe_load(text_of(found[0], "YAML file")) or {}).get("names")
+        except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:  # ValueError: a date that is none
             raise UserError(f"{found[0]}: no YAML mapping ({str(error).splitlines()[0]}); correct it") from None
         if isinstance(names, dict):
-            if sorted(names) != list(range(len(names))):
+            if set(names) != set(range(len(names))):
                 raise UserError(f"{found[0]}: 'names' must number the classes from 0 without gaps; correct it")
             names = [names[i] for i in range(len(names))]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
-        raise UserError(f"{found[0]}: no list 'names'; add it")
+        if not isinstance(names, list) or not names:
+            raise UserError(f"{found[0]}: no list 'names'; add it")
+        for name in names:
+            if isinstance(name, bool) or not isinstance(name, (str, int, float)):  # YAML reads no and off as false
+                raise UserError(f"{found[0]}: class name {str(name)[:60]!r} in 'names' is no text; put it in quotes")
+        return [str(name) for name in names]
     if (root / "classes.txt").is_file():
-        return [line.strip() for line in (root / "classes.txt").read_text().splitlines() if line.strip()]
+        return lines_of(root / "classes.txt", "list of classes")
     raise UserError(f"{root}: neither data.yaml nor classes.txt, so the classes have no names; add one")
 
 
@@ -63,7 +66,7 @@ def read_yolo(
             )
     for path in paths:
         file = root / labels / Path(path).relative_to(images).with_suffix(".txt")
-        lines = file.read_text().splitlines() if file.is_file() else []
+        lines = text_of(file, "labels").splitlines() if file.is_file() else []
         height, width = size_of(root / path)
         builder.image(path, (height, width))
         for place, line in enumerate(lines, 1):

@@ -1,0 +1,143 @@
+"""COCO's segmentations, polygons or run lengths: what cannot be a mask of its image is refused, the rest becomes pixels.
+
+Run lengths are turned into pixels here and not by pycocotools, which reads the lengths on trust: if they do not add up to the image, what
+they leave out is whatever was in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lit_vision.data.annotations.table import BadAnnotation
+from lit_vision.errors import UserError
+
+_NUMBERS = {int, float}  # what JSON's numbers become; not bool
+
+
+def unpack_lengths(text: str) -> np.ndarray:
+    """COCO's packed text as run lengths, (n,) int64.
+
+    A length is one or more characters: 48 + five bits, the lowest first, + 32 on all but the last, whose fifth bit is the sign. From the
+    fourth on it is the difference to the length two places before. Source: cocoapi, common/maskApi.c, rleFrString (BSD).
+
+    Raises:
+        ValueError: no such text.
+    """
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((codes & 32) == 0)
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not len(last) or last[-1] != len(codes) - 1:
+        raise ValueError("are no packed text of COCO's")
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() > 7:  # over 40 bits
+        raise ValueError("hold a length that no image has")
+    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
+    lengths = np.add.reduceat((codes & 31) << 5 * place, first)
+    lengths -= np.where(codes[last] & 16, np.int64(1) << 5 * (last - first + 1), 0)
+    lengths[1::2] = np.cumsum(lengths[1::2])
+    lengths[2::2] = np.cumsum(lengths[2::2])
+    return lengths
+
+
+def run_lengths_of(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
+    """The lengths of a mask of so many pixels, (n,) int64: zeros and ones in turn, column by column.
+
+    Raises:
+        ValueError: `counts` cannot be that; the text goes on from "the mask's counts".
+    """
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        lengths = unpack_lengths(counts)
+        low, total = int(lengths.min()), int(lengths.sum())
+    elif isinstance(counts, list) and counts and set(map(type, counts)) == {int}:
+        low, total = min(counts), sum(counts)
+    else:
+        raise ValueError("are missing" if counts is None else "are neither whole numbers nor packed text")
+    if low < 0:
+        raise ValueError(f"hold {low}, a length below 0")
+    if total != pixels:
+        raise ValueError(f"add up to {total} pixels, not to the image's {pixels}")
+    return np.asarray(counts, np.int64) if isinstance(counts, list) else lengths
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> bool:
+    """Whether a mask has any pixel in its image, as far as it shows without drawing it.
+
+    Args:
+        segmentation: as JSON has it.
+        size: height and width of the image.
+        where: names file and annotation, for messages.
+
+    Returns:
+        False for run lengths without a one, and for polygons that all lie outside.
+
+    Raises:
+        BadAnnotation: it is no mask of an image of this size.
+    """
+    if isinstance(segmentation, dict):
+        claimed = segmentation.get("size")
+        if claimed != list(size):
+            shown = tuple(claimed) if isinstance(claimed, list) else claimed
+            raise BadAnnotation(
+                f"{where}: the mask is {shown} (height, width), the image {size}; correct it, masks must have the size of their image"
+            )
+        return bool(_lengths(segmentation, size, where)[1::2].any())
+    if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
+        raise BadAnnotation(
+            f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, or set data.with_masks to false"
+        )
+    height, width = size
+    return any(
+        max(p[::2]) > 0 and min(p[::2]) < width and max(p[1::2]) > 0 and min(p[1::2]) < height for p in segmentation
+    )
+
+
+def _is_polygon(polygon: Any) -> bool:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not set(map(type, polygon)) <= _NUMBERS:
+        return False
+    try:
+        return math.isfinite(sum(polygon))
+    except OverflowError:  # a whole number beyond float
+        return False
+
+
+def _lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+    try:
+        return run_lengths_of(segmentation, size[0] * size[1])
+    except ValueError as error:
+        raise BadAnnotation(f"{where}: the mask's counts {error}; correct or remove it") from None
+
+
+def decode_masks(segmentations: list[Any], height: int, width: int, where: str = "segmentation") -> np.ndarray:
+    """COCO's segmentations as pixels.
+
+    Args:
+        segmentations: polygons [[x1, y1, x2, y2, ...], ...], run lengths {"size", "counts"} with counts as list or packed text.
+        height, width: of the image.
+        where: names the image, for messages.
+
+    Returns:
+        (n, height, width) uint8 of 0 and 1, as pycocotools rasters them.
+
+    Raises:
+        BadAnnotation: run lengths that do not add up to height x width.
+    """
+    found = np.zeros((len(segmentations), height, width), np.uint8)
+    for place, segmentation in enumerate(segmentations):
+        if isinstance(segmentation, list):
+            found[place] = _drawn(segmentation, height, width)
+        else:
+            lengths = _lengths(segmentation, (height, width), where)
+            ones = (np.arange(len(lengths)) & 1).astype(np.uint8)
+            found[place] = np.repeat(ones, lengths).reshape(width, height).T
+    return found
+
+
+def _drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError:
+        raise UserError("data.with_masks: needs pycocotools; pip install 'lit-vision[detection]'") from None
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
