@@ -67,6 +67,16 @@ SIMCLR_LINEAR = PaperTable(
     ),
 )
 
+
+def strength(value: float, blur: float = 0.0) -> Line:
+    """Section 3.3's question, how strong a distortion: 100 epochs, linear evaluation. The recipe's own views are the 100-epoch row's run."""
+    name = f"strength-{value}{'-blur' if blur else ''}"
+    if (value, blur) == (1.0, 0.5):
+        return Line(name, _linear(SIMCLR[100]))
+    flags = f"--trainer.max_epochs 100 --data.strength {value} --data.blur {blur:g}"
+    return Line(name, _linear(Stage("simclr/resnet50_in1k_1000ep", flags, name=f"simclr_resnet50_in1k_100ep_{name}")))
+
+
 FEW = {"1 %": "simclr/resnet50_in1k1pct_60ep_finetune", "10 %": "simclr/resnet50_in1k10pct_30ep_finetune"}
 # (width, labels): top-1, and others
 SEMI = {

@@ -44,6 +44,18 @@ def test_the_mask_ratio_at_paper_scale_is_asked_as_the_other_ablations() -> None
     assert all(command.endswith("--resume auto") for command in asked)
 
 
+def test_the_strengths_at_paper_scale_change_the_views_alone_and_go_on_where_they_stopped() -> None:
+    asked = importlib.import_module("table_simclr_augmentation").COMMANDS
+    default = rows.simclr.SIMCLR_LINEAR.lines[0].commands  # 100 epochs
+    assert len(asked) == len(set(asked)) == 5 * 2
+    assert set(default) <= set(asked)  # the recipe has strength 1 and blur: the same run
+    for strength in (0.125, 0.25, 0.5, 1.0):
+        own = [c for c in asked if f"_strength-{strength}" in c]
+        changed = f" --data.strength {strength} --data.blur 0"
+        assert [c.replace(changed, "").replace(f"_strength-{strength}", "") for c in own] == default
+    assert all(command.endswith("--resume auto") for command in asked)
+
+
 def test_batches_of_simclrs_table_are_what_they_say() -> None:
     for size, (nodes, per_device, lr, _) in rows.simclr.BATCHES.items():
         assert nodes * 8 * per_device == size
