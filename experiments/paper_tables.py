@@ -84,10 +84,13 @@ def show(name: str, table: PaperTable) -> str:
     body = []
     for line in table.lines:
         kept = file_of(name, line)
-        row = rows_from([kept])[0] if kept.is_file() and read_result(kept) else None
+        result = read_result(kept) if kept.is_file() else None
+        row = rows_from([kept])[0] if result else None
+        if row and line.metric:
+            value = result.get("metrics", {}).get(line.metric)
+            row = None if value is None else row | {"metric": line.metric, "values": [value]}
         paper = "-" if line.paper is None else f"{100 * line.paper:.1f} %"
-        comparable = row and line.paper is not None and line.same_measure
-        gap = f"{100 * (row['values'][0] - line.paper):+.1f}" if comparable else "-"
+        gap = f"{100 * (row['values'][0] - line.paper):+.1f}" if row and line.paper is not None else "-"
         recipe = line.stages[-1].recipe + (" + flags" if any(stage.flags for stage in line.stages) else "")
         body.append(
             [

@@ -7,6 +7,7 @@ Run: make table-simclr-augmentation SCALE=desk        Measure the committed weig
 import sys
 
 from ablation import Ablation, Claim, Values, Variant, main
+from paper_rows.simclr import strength
 
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
 PAPER = {
@@ -18,15 +19,7 @@ PAPER = {
 }
 ALL, FEW = 8000, 800
 BLURRED = "strength-1.0-blur"
-
-
-def command(name: str, options: str) -> tuple[str, str]:
-    run = f"runs/simclr-augmentation/{name}"
-    recipe = "lit-vision fit --config experiments/simclr/resnet50_in1k"
-    return (
-        f"{recipe}_1000ep.yaml --trainer.max_epochs 100 {options} --run_dir {run}",
-        f"{recipe}_90ep_linear.yaml --model.backbone_checkpoint {run}/checkpoints/last.ckpt --run_dir {run}-linear",
-    )
+COMMANDS = tuple(c for line in (*map(strength, STRENGTHS), strength(1.0, blur=0.5)) for c in line.commands)
 
 
 def against(better: str, worse: str):
@@ -56,14 +49,7 @@ TABLE = Ablation(
         Claim("Blur helps at strength 1", "64.5 against 63.2", against(BLURRED, "strength-1.0")),
     ),
     published={(name, "linear"): value for name, value in PAPER.items()},
-    paper_scale=tuple(
-        line
-        for name, options in (
-            *((f"strength-{s}", f"--data.strength {s} --data.blur 0") for s in STRENGTHS),
-            (BLURRED, "--data.strength 1.0 --data.blur 0.5"),
-        )
-        for line in command(name, options)
-    ),
+    paper_scale=COMMANDS,
     epochs=20,
 )
 

@@ -174,6 +174,25 @@ def make(plan: Plan, images: dict[str, Any], folder: Path, out: Path) -> None:
         write_result(result_of(root, out), recipe="transfer", seconds=round(took, 1), cells=cells, **facts)
 
 
+def check_names(roots: tuple[str, str]) -> None:
+    """Pieces, results and starts are named by the last part of a folder's path: two folders must differ in it.
+
+    Raises:
+        UserError: they do not, or one has no name (".", "..", "/").
+    """
+    from lit_vision.errors import UserError
+
+    names = [Path(root).name for root in roots]
+    for root, name in zip(roots, names):
+        if name in ("", ".."):
+            raise UserError(f"{root}: has no name of its own, and results are named by it; give the folder by its name")
+    if names[0] == names[1]:
+        raise UserError(
+            f"{roots[0]} and {roots[1]}: both are named {names[0]}, and so would be their results; "
+            f"rename one, or give a link with another name (ln -s {roots[1]} other-{names[0]})"
+        )
+
+
 def show(roots: tuple[str, str], start: str, out: Path, name: str) -> None:
     """Print a table per target and what it says; write both as Markdown."""
     from lit_vision.evaluation.metrics import paired_difference
@@ -242,6 +261,13 @@ def main() -> int:
     folder = Path(options.run_dir or ROOT / "runs" / ("transfer" if own else "table-transfer"))
     out = folder if own else RESULTS
     plan = Plan(roots, rotation, options.start, options.labels, options.seeds, options.epochs)
+    try:
+        check_names(roots)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--run_dir {folder}: is a file; name a folder")
+    except UserError as error:
+        print(f"transfer: error: {error}", file=sys.stderr)
+        return error.exit_code
     if options.dry:
         print(
             f"{plan.start}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then to each of them from either and from scratch:"
@@ -252,6 +278,7 @@ def main() -> int:
         return 0
     try:
         if not options.show:
+            from lit_vision.study.cells import parse_labels
             from lit_vision.study.images import read_images
 
             for root in () if own else roots:
@@ -259,11 +286,14 @@ def main() -> int:
                     return code
             places = {root: Path(root) if own else ROOT / root for root in roots}
             first = read_images(places[roots[0]])
-            make(plan, {roots[0]: first, roots[1]: read_images(places[roots[1]], first.size)}, folder, out)
+            images = {roots[0]: first, roots[1]: read_images(places[roots[1]], first.size)}
+            for found in images.values():
+                parse_labels(plan.labels, found.per_class)  # a wrong one is said before the pre-training
+            make(plan, images, folder, out)
         show(roots, plan.start, out, "transfer" if own else "transfer-desk")
     except UserError as error:
         print(f"transfer: error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

@@ -266,6 +266,22 @@ class RunCLI(LightningCLI):
         )
 
 
+class ParseOnly(RunCLI):
+    """The settings alone: nothing is built, seeded or run."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+    def _set_seed(self) -> None: ...
+
+    def settings(self) -> dict[str, Any]:
+        """As RUN/config.yaml will hold them."""
+        return plain(self._parser(self.subcommand), self.config[self.subcommand])
+
+
 def _shown(recipe: str | None) -> str:
     """A recipe as results name it: never an absolute path."""
     return "none" if recipe is None else Path(recipe).name if Path(recipe).is_absolute() else str(recipe)

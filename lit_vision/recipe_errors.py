@@ -19,6 +19,8 @@ def one_line(message: str) -> str:
     reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
     of_class = re.search(r"'class_path': '([^']+)'", message)
     if match := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
+        if flag := re.search(r"NestedArg\(key='([^']+)'", message):  # --data.nope 1: the class is not said
+            return f"{key}.{flag[1]}: no such key; lit-vision fit --help_all lists them"
         if not of_class:
             return message  # of a nested parser, which does not know the class; the outer one comes here again
         option, path = match[1], of_class[1]
@@ -31,6 +33,8 @@ def one_line(message: str) -> str:
         return f"{match[1]}: is missing; give class_path and init_args as the recipes in experiments/ do"
     if match := re.search(r"File does not exist: '([^']+)'", message):
         return f"{match[1]}: no such file"
+    if match := re.search(r"argument (--\S+): expected one argument", message):
+        return f"{match[1]}: a flag of it has no value; write one behind it"
     if "Problems parsing config" in message:
         return f"not a YAML file: {' '.join(message.split()).removeprefix('Problems parsing config: ')}"
     given = re.findall(r"Given value: (.+)", message) if not of_class else []
@@ -38,6 +42,8 @@ def one_line(message: str) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     if of_class and (inner := re.match(r"(\w+): (.+)", text)):  # an argument of the class: its own message came through
         return f"{key}.init_args.{inner[1]}: {inner[2]}"
+    if given and given[0].startswith("NestedArg("):  # --data.img_size big: the reason names the argument and the value
+        return f"{key}.{text}"
     return f"{key}: {text}{', not ' + given[0] if given else ''}" if key else text
 
 

@@ -7,6 +7,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_vision import runs
 from lit_vision.errors import UsageError, UserError
@@ -102,6 +103,20 @@ def _check_words(command: str, words: Sequence[str]) -> None:
 def _overrides(words: Sequence[str]) -> list[str]:
     """The words that change the recipe: not where it runs, nor whether it goes on."""
     return runs.without(words, {"--config", "-c", *(f"--{name}" for name in OWN)})
+
+
+def settings_of(argv: Sequence[str]) -> dict[str, Any]:
+    """The complete settings that the words of `fit` make, as RUN/config.yaml will hold them; nothing is built or run.
+
+    Raises:
+        UsageError: a wrong word, key or value, in one line.
+    """
+    command, words = argv[0], list(argv[1:])
+    _check_words(command, words)
+    recipe = _recipe(command, words)
+    from lit_vision.lightning_cli import ParseOnly  # seconds
+
+    return ParseOnly([command, *words], recipe, _overrides(words)).settings()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_vision import distributed, optim
+from lit_vision.evaluation.recalls import MeanPerClass
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.detector import Detector
 from lit_vision.methods.mae import MAE
@@ -260,8 +261,16 @@ def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
+def recalls_check() -> dict[str, Tensor]:
+    """Mean per class where the processes hold other classes; the mean of their means would be 7 / 12."""
+    rows = share({"label": torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), "right": torch.tensor([1, 1, 0, 1, 0, 0, 1, 1]) > 0})
+    metric = MeanPerClass(4)
+    metric.update(rows["right"], rows["label"])
+    return {"mean per class": metric.compute()}
+
+
 def every_check() -> dict[str, dict[str, Tensor]]:
-    out: dict[str, dict[str, Tensor]] = {}
+    out: dict[str, dict[str, Tensor]] = {"recalls float32": recalls_check()}
     for dtype in (torch.float32, torch.float64):
         label = str(dtype).removeprefix("torch.")
         out[f"nt_xent {label}"] = nt_xent_check(dtype)

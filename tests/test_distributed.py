@@ -111,6 +111,11 @@ def test_two_processes_give_the_values_of_one(runs: dict, check: str, dtype: str
             assert relative_error(got[name], value, float(value.abs().max())) <= tolerance, name
 
 
+def test_mean_per_class__counts_are_added_up(runs: dict) -> None:
+    for name in ("rank0", "rank1", "single"):
+        torch.testing.assert_close(runs[name]["recalls float32"]["mean per class"], torch.tensor(11 / 18))
+
+
 GLOBAL_LOSS = ["simclr_resnet", "simclr_vit", "simclr_densenet", "segmenter", "fcos", "mask_rcnn", "fcos one-sided"]
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 RECIPE = Path(__file__).with_name("resnet50_medical_100ep.yaml")
 
@@ -31,13 +33,62 @@ def probabilities(model, loader) -> tuple:
     return torch.cat(found).numpy(), torch.cat(labels).numpy()
 
 
-def measure(run: Path, data, positive: int, sensitivity: float | None) -> str:
-    """The report of a run's best checkpoint; files go to the run's folder."""
+def data_of(settings: dict) -> Any:
+    """The datamodule of a run's settings: the same images, size and crop that its training has."""
+    from lit_vision.data import ImageFolderDataModule
+    from lit_vision.errors import UserError
+
+    if settings["data"]["class_path"].rsplit(".", 1)[-1] != "ImageFolderDataModule":
+        raise UserError(f"data.class_path: {settings['data']['class_path']}; this case reads an ImageFolderDataModule")
+    data = ImageFolderDataModule(**settings["data"]["init_args"])
+    data.setup()
+    return data
+
+
+def check(data: Any) -> None:
+    """Refuse now what would end in an error, or in no number, after the training.
+
+    Raises:
+        UserError: not two classes, a split or a class in a split that is missing, or an image there that cannot be read.
+    """
+    from lit_vision.data.examine import Examine
+    from lit_vision.errors import UserError
+
+    if data.num_classes != 2:
+        raise UserError(
+            f"{data.root}: {data.num_classes} classes ({', '.join(data.class_names[:5])}); this case is about two"
+        )
+    for role in ("train", "val", "test"):
+        split = data.folder.need(data.names[role], "this case")
+        lacking = [name for k, name in enumerate(data.class_names) if not (split.labels == k).any()]
+        if lacking:
+            raise UserError(
+                f"{data.root}: {data.names[role]} has no image of {' and '.join(lacking)}, which this case needs; "
+                f"put some into {data.names[role]}/{lacking[0]}"
+            )
+        if (
+            role != "train" and data.on_bad_image != "skip"
+        ):  # training meets a broken one of its own; those of test would come after it
+            seen = Examine(data.folder)
+            for path in split.paths:
+                if fault := seen(path).fault:
+                    raise UserError(f"{data.root}/{path}: {fault}; replace it, or list it in data.quarantine")
+
+
+def measure(run: Path, positive: int, sensitivity: float | None) -> str:
+    """The report of a run's best checkpoint, on the images as the run's config.yaml has them; files go to the run's folder."""
+    import yaml
+
+    from lit_vision.errors import UserError
     from lit_vision.evaluation import binary, metrics, plots
     from lit_vision.evaluation.results import sha256_of_file, write_result
     from lit_vision.methods import Classifier
 
+    began = time.perf_counter()
     checkpoint = run / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: the training left none; it takes an epoch and its validation")
+    data = data_of(yaml.safe_load((run / "config.yaml").read_text()))
     model = Classifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     threshold = 0.5
     if sensitivity is not None:
@@ -56,7 +107,7 @@ def measure(run: Path, data, positive: int, sensitivity: float | None) -> str:
         recipe=RECIPE.name,
         metric={"name": "test/auroc", "value": report["auroc"]["value"]},
         samples=report["samples"],
-        seconds=0.0,
+        seconds=round(time.perf_counter() - began, 3),
         data_fingerprint=data.fingerprint,
         weights_sha256=sha256_of_file(checkpoint),
         clinical=report,
@@ -81,43 +132,39 @@ def main(argv: list[str] | None = None) -> int:
 
     import numpy as np
 
-    from lit_vision import cli
-    from lit_vision.data import ImageFolderDataModule
+    from lit_vision import cli, train
     from lit_vision.data.medmnist import unpack
     from lit_vision.errors import UserError
     from lit_vision.evaluation.binary import class_weights
 
     try:
+        if args.sensitivity is not None and not 0 < args.sensitivity <= 1:
+            raise UserError(f"--sensitivity {args.sensitivity}: give a share above 0, up to 1")
         folder = args.data
         if folder.suffix == ".npz":
             folder = folder.with_suffix("")
             unpack(args.data, folder, args.class_names)
-        size = int(rest[rest.index("--data.img_size") + 1]) if "--data.img_size" in rest else 224
-        data = ImageFolderDataModule(str(folder), img_size=size, batch_size=32)
-        data.setup()
-        if data.num_classes != 2:
+        elif args.class_names:
             raise UserError(
-                f"{folder}: {data.num_classes} classes ({', '.join(data.class_names[:5])}); this case is about two"
+                "--class_names: names the classes of a MedMNIST file; those of a folder are its folders' names"
             )
+        words = ["fit", "--config", str(RECIPE), "--run_dir", str(args.run_dir), "--data.root", str(folder)]
+        data = data_of(train.settings_of([*words, *rest]))
+        check(data)
         if args.positive and args.positive not in data.class_names:
             raise UserError(
                 f"--positive {args.positive}: the classes are {' and '.join(data.class_names)}; give one of them"
             )
-        if args.sensitivity is not None and not 0 < args.sensitivity <= 1:
-            raise UserError(f"--sensitivity {args.sensitivity}: give a share above 0, up to 1")
         positive = data.class_names.index(args.positive) if args.positive else 1
-        for split in ("val", "test"):
-            data.eval_loader(split, limit=1)  # refuse a folder without one now, not after the training
-        words = ["fit", "--config", str(RECIPE), "--run_dir", str(args.run_dir), "--data.root", str(folder)]
         if not args.no_class_weights:
-            counts = np.bincount(data.folder.splits["train"].labels, minlength=2)
+            counts = np.bincount(data.folder.splits[data.names["train"]].labels, minlength=2)
             words += ["--model.class_weights", str([round(w, 4) for w in class_weights(counts.tolist())])]
         print("lit-vision", *words, *rest, flush=True)
         if args.dry:
             return 0
         if code := cli.main([*words, *rest]):
             return code
-        print(measure(args.run_dir, data, positive, args.sensitivity))
+        print(measure(args.run_dir, positive, args.sensitivity))
     except UserError as error:
         print(f"medical.py: error: {error}", file=sys.stderr)
         return error.exit_code

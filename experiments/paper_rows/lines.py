@@ -41,7 +41,7 @@ class Line:
     peers: str = ""
     after: str = ""  # a command that measures the last stage, or uses its encoder
     result: str = ""  # results.json of the last stage if empty
-    same_measure: bool = True  # ours is the paper's measure: only then is there a gap between them
+    metric: str = ""  # the paper's measure, where it is not the one that the result is named by
 
     @property
     def commands(self) -> list[str]:

@@ -19,6 +19,7 @@ from lit_vision.card import card_of_data
 from lit_vision.data.batch import normalise
 from lit_vision.data.keyed import seed_of, seeded
 from lit_vision.errors import UserError
+from lit_vision.evaluation.recalls import MeanPerClass
 from lit_vision.methods import tuning
 from lit_vision.methods.tuning import ADAPTERS
 
@@ -166,6 +167,7 @@ class Classifier(L.LightningModule):
         self.register_buffer("std", torch.tensor(std or own_std))
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
+        self.metrics["test_mean_per_class"] = MeanPerClass(num_classes)
         self.register_buffer("class_weights", class_weights and torch.tensor(class_weights), persistent=False)
         self.card: dict[str, Any] | None = None
         self.mix = None
@@ -253,12 +255,17 @@ class Classifier(L.LightningModule):
                 metric.update(value, weight=len(labels))  # by images: exact when batches or ranks are unequal
                 self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
 
+        if split == "test":
+            per_class = self.metrics["test_mean_per_class"]
+            per_class.update(hits[:, 0], labels)
+            self.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5: means over all images of all processes, fractions."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As `validation_step`, under test/."""
+        """As `validation_step`, under test/; and test/mean_per_class, the mean recall of the classes that occur."""
         self._evaluate(batch, "test")
 
     def on_fit_start(self) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 DEFAULT_BUDGET = 20.0  # minutes
 
@@ -17,11 +17,13 @@ def parser() -> argparse.ArgumentParser:
         prog="lit-vision study",
         allow_abbrev=False,
         description="Baselines, pre-training on the folder's own images, few labels: one table, pictures, and what they say.",
-        epilog="Run it again to go on after a stop: what is done is kept, and only what a change touches runs again.",
+        epilog="Run it again to go on after a stop: what is done is kept, and only what a change touches runs again. "
+        "Two folders, each pre-trained on and adapted to, in one table: python experiments/transfer.py --pretrain-on A --adapt-to B",
     )
     add = words.add_argument
     add(
         "root",
+        nargs="?",
         metavar="ROOT",
         help="folder: train/<class>/* and test/<class>/*, or <class>/*, with unlabeled/* beside them",
     )
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="pre-train on another folder's images (labels unseen) and adapt to ROOT; default: ROOT's own",
     )
+    add("--adapt-to", metavar="B", help="with --pretrain-on A: another word for ROOT, in this direction alone")
     add(
         "--rotation",
         type=float,
@@ -93,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
     """Run a study and write its report. Returns 0."""
     words = parser()
     options = words.parse_args(argv)
+    options.root = _root(options)
     if options.budget <= 0:
         raise UserError(f"--budget: {options.budget:g} minutes; give more than 0")
     if not 0 <= options.rotation <= 180:
@@ -144,6 +148,19 @@ def main(argv: Sequence[str]) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def _root(options: argparse.Namespace) -> str:
+    """The folder that is adapted to, under its one name or the other."""
+    if options.adapt_to is None:
+        if options.root is None:
+            raise UsageError("ROOT: is missing; name the folder that the study is about")
+        return options.root
+    if options.root is not None:
+        raise UsageError(f"--adapt-to {options.adapt_to}: ROOT is {options.root} already; give one of them")
+    if not options.pretrain_on:
+        raise UsageError(f"--adapt-to {options.adapt_to}: goes with --pretrain-on FOLDER; without one, give it as ROOT")
+    return options.adapt_to
 
 
 def _starts(text: str) -> list[str]:

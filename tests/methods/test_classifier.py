@@ -301,6 +301,8 @@ def test_evaluation__is_exact_under_unequal_batches() -> None:
         nn.functional.cross_entropy(logits, labels).item(), abs=1e-5
     )  # unsmoothed
     assert results["test/top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    recalls = [(logits.argmax(1)[labels == k] == k).float().mean().item() for k in labels.unique()]
+    assert results["test/mean_per_class"] == pytest.approx(np.mean(recalls))
     assert results["test/top5"] == pytest.approx(top5.item())
     few = trainer().validate(Classifier(VIT_NAME, 3, VIT), datamodule=Images(classes=3), verbose=False)[0]
     assert set(few) == {"val/loss", "val/top1"}

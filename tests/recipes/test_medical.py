@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "experiments/classify/medical.py"
 
@@ -34,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 
 NET = "{stem: small, stem_type: deep, stem_width: 8, layers: [1, 1, 1, 1], channels: [8, 16, 16, 16]}"
-TINY = ["--model.backbone", "resnet18", "--model.backbone_args", NET, "--model.lr", "5e-3", "--data.img_size", "32"]
+TINY = ["--model.backbone", "resnet18", "--model.backbone_args", NET, "--model.lr", "5e-3", "--data.img_size=32"]
 TINY += [
     "--data.batch_size",
     "8",
@@ -62,13 +64,22 @@ def test_from_a_medmnist_file_to_the_clinical_report(medical, file: Path, tmp_pa
         "--run_dir",
         "run",
     ]
+    sides, plain = [], medical.probabilities
+
+    def spy(model, loader):
+        sides.append({batch["images"].shape[2:4] for batch in loader})
+        return plain(model, loader)
+
+    monkeypatch.setattr(medical, "probabilities", spy)
     assert medical.main([*words, *TINY]) == 0
+    assert sides == [{(32, 32)}, {(32, 32)}]  # val and test are measured at the size that was trained
     text = Path("run/clinical.txt").read_text()
     for word in ("AUROC", "sensitivity", "specificity", "calibration", "precision", "tumour", "healthy"):
         assert word in text
     result = json.loads(Path("run/results-medical.json").read_text())
     assert result["metric"]["name"] == "test/auroc"
     assert result["metric"]["value"] > 0.9
+    assert result["seconds"] > 0
     assert sum(map(sum, result["confusion"])) == 24
     point = result["clinical"]["operating_point"]
     assert result["confusion"] == [
@@ -77,6 +88,80 @@ def test_from_a_medmnist_file_to_the_clinical_report(medical, file: Path, tmp_pa
     ]
     assert Path("run/confusion.png").is_file()
     assert "--model.class_weights [" in capsys.readouterr().out
+
+
+def folder_of(place: Path) -> Path:
+    """Two classes in three splits, eight images each."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("healthy", "tumour"):
+            (place / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(place / split / name / f"{i}.png")
+    return place
+
+
+def third_class(root: Path) -> None:
+    shutil.copytree(root / "train/tumour", root / "train/unknown")
+
+
+def labels_in_val_and_test_alone(root: Path) -> None:
+    for i, file in enumerate(sorted((root / "train").rglob("*.png"))):
+        file.rename(root / f"train/{i}.png")
+    shutil.rmtree(root / "train/healthy")
+    shutil.rmtree(root / "train/tumour")
+
+
+def cut_image(root: Path) -> None:
+    file = root / "test/tumour/3.png"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+# name: (what is broken in the folder, words, exit code, what is said)
+BROKEN = {
+    "no test split": (lambda root: shutil.rmtree(root / "test"), [], 1, "no test split"),
+    "a test split of one class": (lambda root: shutil.rmtree(root / "test/healthy"), [], 1, "test has no image of hea"),
+    "a val split without findings": (
+        *(lambda root: shutil.rmtree(root / "val/tumour"), ["--sensitivity", "0.9"]),
+        *(1, "val has no image of tumour"),
+    ),
+    "one class": (lambda root: [shutil.rmtree(root / s / "tumour") for s in ("train", "val", "test")], [], 1, "one cl"),
+    "no labels to train on": (labels_in_val_and_test_alone, [], 1, "train has no image of healthy and tumour"),
+    "three classes": (third_class, [], 1, "3 classes (healthy, tumour, unknown)"),
+    "an image of test that cannot be read": (cut_image, [], 1, "test/tumour/3.png"),
+    "a size that is no number": (None, ["--data.img_size", "big"], 2, "data.img_size: Expected a int. Got value: big"),
+    "a size without a value": (None, ["--data.img_size"], 2, "--data: a flag of it has no value"),
+    "a setting that is none": (None, ["--data.nope", "1"], 2, "data.nope: no such key"),
+    "another kind of data": (
+        *(None, ["--data", "lit_vision.data.AnnotatedDataModule"]),
+        *(1, "this case reads an ImageFolderDataModule"),
+    ),
+    "names for a folder's classes": (None, ["--class_names", "a", "b"], 1, "of a folder are its folders' names"),
+    "a finding that is no class": (None, ["--positive", "cyst"], 1, "the classes are healthy and tumour"),
+    "a sensitivity of none": (None, ["--sensitivity", "0"], 1, "--sensitivity 0.0: give a share above 0"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words", "code", "says"), BROKEN.values(), ids=BROKEN)
+def test_it_is_refused_in_one_line_before_the_training(
+    medical, spoil, words: list[str], code: int, says: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lit_vision.cli.main", lambda words: pytest.fail(f"trained: {words}"))
+    root = folder_of(tmp_path / "scans")
+    if spoil:
+        spoil(root)
+    assert medical.main([str(root), *words]) == code
+    said = capsys.readouterr()
+    assert says in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
+
+
+def test_a_training_that_left_no_checkpoint_is_one_line(medical, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("lit_vision.cli.main", lambda words: 0)
+    words = [str(folder_of(tmp_path / "scans")), "--run_dir", str(tmp_path / "run")]
+    assert medical.main([*words, "--trainer.max_epochs", "0"]) == 1
+    assert "best.ckpt: the training left none" in capsys.readouterr().err
 
 
 def test_what_it_refuses(medical, file: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -13,21 +13,11 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from lit_vision import cli
-from lit_vision.lightning_cli import RunCLI
+from lit_vision.lightning_cli import ParseOnly
 
 ROOT = Path(__file__).parents[2] / "experiments"
 ROOMS = ("debug", "mae", "simclr", "classify", "detect", "segment")
 RECIPES = sorted(str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / room).glob("*.yaml"))
-
-
-class ParseOnly(RunCLI):
-    def instantiate_classes(self) -> None: ...
-
-    def before_instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
-
-    def _set_seed(self) -> None: ...
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

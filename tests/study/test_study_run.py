@@ -166,12 +166,36 @@ def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder,
     words = ["--epochs", "simclr=1,4=1", "--labels", "4", "--seeds", "1", "--starts", "simclr", "--pretrained", "off"]
     own, far = tmp_path / "own", tmp_path / "far"
     assert main(["study", str(folder), "--run_dir", str(own), *words]) == 0
-    assert main(["study", str(folder), "--run_dir", str(far), *words, "--pretrain-on", str(other)]) == 0
+    two = ["--pretrain-on", str(other), "--adapt-to", str(folder)]  # as study FOLDER --pretrain-on OTHER
+    assert main(["study", *two, "--run_dir", str(far), *words]) == 0
     own, far = read_result(own / "results.json"), read_result(far / "results.json")
     values = lambda r: {c["start"]: c["values"] for c in r["cells"] if c["protocol"] == "finetune"}  # noqa: E731
     assert own["weights"]["simclr"] != far["weights"]["simclr"]
     assert values(own)["scratch-cnn"] == values(far)["scratch-cnn"]
     assert "12 images of another folder" in (tmp_path / "far" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "ROOT: is missing"),
+        (["--pretrain-on", "A"], "ROOT: is missing"),
+        (["--adapt-to", "B"], "goes with --pretrain-on"),
+        (["ROOT", "--pretrain-on", "A", "--adapt-to", "B"], "--adapt-to B: ROOT is ROOT already"),
+        (["--pretrain-on", "A", "ROOT", "--adapt-to", "B"], "--adapt-to B: ROOT is ROOT already"),
+    ],
+)
+def test_the_folder_is_named_once(words, says, capsys) -> None:
+    assert main(["study", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_help_names_what_runs_both_directions(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    assert "experiments/transfer.py --pretrain-on A --adapt-to B" in " ".join(capsys.readouterr().out.split())
 
 
 def test_measure__keeps_to_its_seconds(folder) -> None:
