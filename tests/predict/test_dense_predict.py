@@ -179,6 +179,25 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
     assert {a["category_id"] for a in coco["annotations"]} == seen - {0}
 
 
+@pytest.mark.parametrize("model", ["detector", "instances", "segmenter"])
+@pytest.mark.parametrize("shape", [(2, 1000), (1000, 2)])
+def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, model: str, shape: tuple) -> None:
+    """500 : 1 on 32 pixels is 0.06 pixels high, which rounded to none."""
+    write_pictures(tmp_path / "images", 1)
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tmp_path / "images" / "thin.png")
+    out = tmp_path / "o.json"
+    more = ["--draw", str(tmp_path / "drawn")]
+    assert predict(tmp_path, str(place / model), out, *more) == 0
+    coco = json.loads(out.read_text())
+    assert [(i["height"], i["width"]) for i in coco["images"]] == [(32, 32), shape]
+    for note in coco["annotations"]:
+        assert np.isfinite(note["bbox"]).all()
+        if note["image_id"] == 2 and model != "detector":
+            assert tuple(note["segmentation"]["size"]) == shape
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert min(np.asarray(Image.open(drawn[1])).shape[:2]) == 384 // SIZE
+
+
 @pytest.mark.parametrize(
     ("model", "ending"),
     [("detector", "json"), ("segmenter", "json"), ("detector", "csv"), ("instances", "json"), ("instances", "jsonl")],
