@@ -146,7 +146,7 @@ class Detection:
         form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
             "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score). The last two
             have the masks.
-        score: detections below are left out; the model's own threshold holds too.
+        score: detections below are left out; the model's own threshold holds too. So are boxes that have no area in the file.
         draw: folder of the drawn views, or None.
     """
 
@@ -171,6 +171,8 @@ class Detection:
             name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
             scale = torch.from_numpy(fit_scale(*size, self.card.size))
             boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
+            left = (boxes[:, 2:] > boxes[:, :2]).all(1)  # others lie in the view's padding
+            boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
             scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
             rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
             if self.form == "csv":

@@ -49,6 +49,11 @@ def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tup
     return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
 
 
+def _with_area(boxes: torch.Tensor) -> torch.Tensor:
+    """(n,) bool: boxes of the file that are more than the padding of the view."""
+    return (boxes[:, 2:] - boxes[:, :2] > 0.01).all(1)
+
+
 HEADS = {"detector": "fcos", "two-stage": "faster_rcnn", "instances": "mask_rcnn"}
 
 
@@ -72,6 +77,8 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         with torch.inference_mode():
             (found,) = method(tensor)
         boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size))
+        left = _with_area(boxes)
+        boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
         own = [row for row in rows if row["path"] == name]
         got = torch.tensor([[float(row[k]) for k in ("x1", "y1", "x2", "y2")] for row in own]).reshape(-1, 4)
         torch.testing.assert_close(got, boxes, rtol=0, atol=0.02)
@@ -98,6 +105,8 @@ def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> 
         _, tensor, size, scale = _seen(place, record["path"], method)
         with torch.inference_mode():
             (grids,), (found,) = method.regions(tensor), method(tensor)
+        left = _with_area(to_file_pixels(grids["boxes"], scale, torch.tensor(size)))
+        grids, found = ({name: value[left] for name, value in one.items()} for one in (grids, found))
         boxes = grids["boxes"] / scale.repeat(2)
         inside = ((boxes[:, 0] < size[1]) & (boxes[:, 1] < size[0])).numpy()  # torchvision fails on others
         want = np.zeros((len(boxes), *size), bool)
@@ -131,6 +140,26 @@ def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
     assert beyond.shape == (40, 50)
     assert not beyond.any()
     assert list(pasted(probs[:0], boxes[:0], (40, 50))) == []
+
+
+def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None:
+    """What the view adds at the right and bottom is not in the file: a box there is cut to nothing, which our own reader refuses."""
+    model, shape = load_model(place / "instances", "cpu"), (8, 64)  # 4 x 32 pixels of the view
+    boxes = np.array([[[2, 1, 20, 4], [2, 6, 20, 30], [2, 4, 9, 9], [5, 2, 5, 3], [4, 3.998, 9, 12]]], np.float32)
+    scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
+    outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
+    batch = Batch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
+    made = {form: Detection(model.card, form).lines(batch, outputs) for form in Detection.forms}
+    assert len(made["csv"]["rows"].splitlines()) == 1
+    (line,) = json.loads(made["jsonl"]["rows"])["detections"]
+    (note,) = map(json.loads, made["json"]["rows"].splitlines())
+    assert line["box"] == [4, 2, 40, 8]
+    assert note["bbox"] == [4, 2, 36, 6]
+    assert coco_mask.area(note["segmentation"]) == note["area"] > 0
+    one = {name: value[:, :1] for name, value in outputs.items()}
+    for name, given in (("all", outputs), ("one", one)):
+        Detection(model.card, "csv", draw=str(tmp_path / name)).lines(batch, given)
+    assert (tmp_path / "all/a.png.png").read_bytes() == (tmp_path / "one/a.png.png").read_bytes()
 
 
 def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
