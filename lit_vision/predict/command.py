@@ -15,6 +15,7 @@ from lit_vision.errors import UsageError, UserError
 
 # what only some tasks take, and what it is if it is not given
 WORDS = {"top": 5, "score": 0.0, "masks": None, "draw": None, "explain": None}
+FOLDERS = ("masks", "draw", "explain")  # of these, the folders that pictures are written to
 
 
 class Words(argparse.ArgumentParser):
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.predict.tasks import TASKS, form_of
 
     out = write_target(args.out)
-    inputs = find_images(args.images)
+    inputs = find_images(args.images, {f"--{name}": place for name in FOLDERS if (place := getattr(args, name))})
     form = form_of(args.out, sorted({f for task in TASKS.values() for f in task.forms}))
     file_of(args.model)
     model = load_model(args.model, args.device, args.base, args.trust)

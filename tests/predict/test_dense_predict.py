@@ -253,6 +253,33 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, 
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
 
 
+def test_folders_of_pictures_inside_the_images_folder_are_no_images(place, tmp_path, monkeypatch, capsys) -> None:
+    """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
+    names = write_pictures(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
+    words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
+    append, calls = journal.Journal.append, []
+
+    def dying(self, texts, done):
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        append(self, texts, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", dying)
+        assert main([*words, "--out", "o.csv"]) == 130
+    assert main([*words, "--out", "o.csv"]) == 0
+    assert "going on after 2 of 7 images" in capsys.readouterr().out
+    assert main([*words, "--out", "again.csv"]) == 0
+    with open("again.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    assert Path("o.csv").read_bytes() == Path("again.csv").read_bytes()
+    for folder in ("out/masks", "drawn"):
+        assert len(list(Path(folder).rglob("*.png"))) == 7
+
+
 @pytest.mark.parametrize("form", ["onnx", "openvino", "safetensors"])
 @pytest.mark.parametrize("model", ["detector", "retinanet", "segmenter"])
 def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: str) -> None:
@@ -295,6 +322,7 @@ BROKEN = {
     "ending": (["segmenter", "o.png"], 2, "end its name in"),
     "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
     "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),
+    "masks on images": (["segmenter", "o.csv", "--masks", "{images}/../images"], 1, "the folder of the images itself"),
     "no run": (["nothing", "o.csv"], 1, "no such run or file"),
     "torn": (["torn.ckpt", "o.csv"], 1, "not a whole checkpoint"),
     "other weights": (["misfit.ckpt", "o.csv"], 1, "do not fit its own settings"),

@@ -220,6 +220,15 @@ def test_explain_draws_every_image(place, tmp_path) -> None:
         assert (picture[:, :224] != picture[:, 228:]).any()
 
 
+def test_explained_into_the_images_folder_is_explained_once(place, tmp_path) -> None:
+    folder = tmp_path / "images"
+    names = write_images(folder, 6)
+    (tmp_path / "link").symlink_to(folder / "why")
+    for out, where in (("a.csv", folder / "why"), ("b.csv", tmp_path / "link")):
+        assert predict(place, tmp_path / out, "--explain", str(where), images=str(folder)) == 0
+        assert [row["path"] for row in rows_of(tmp_path / out)] == names
+
+
 # ten broken commands: one line each, nothing written
 
 
