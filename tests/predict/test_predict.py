@@ -136,8 +136,13 @@ def test_stopped_anywhere_and_gone_on_gives_the_same_bytes(place, tmp_path, monk
 
 
 def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, capsys) -> None:
+    run, calls = models.Model.__call__, []
+
     def broken(self, pixels):
-        raise KeyboardInterrupt
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(self, pixels)
 
     out = tmp_path / "o.csv"
     with monkeypatch.context() as patch:
@@ -152,6 +157,25 @@ def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, cap
     assert out.read_bytes() == before
     assert predict(place, out, "--overwrite") == 0
     assert out.read_bytes() != before
+
+
+def test_a_command_that_did_nothing_does_not_stand_in_the_way(place, tmp_path, monkeypatch, capsys) -> None:
+    """Stopped or failed before the first batch was done, it can be corrected; a record that cannot be read is never thrown away."""
+
+    def broken(self, pixels):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models.Model, "__call__", broken)
+        assert predict(place, tmp_path / "a.csv") == 130
+    assert predict(place, tmp_path / "a.csv", "--top", "1") == 0
+    assert predict(place, tmp_path / "b.csv", "--top", "1") == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "b.csv"}
+    (tmp_path / "c.csv.part.json").write_text("{")
+    capsys.readouterr()
+    assert predict(place, tmp_path / "c.csv") == 1
+    assert "belongs to an unfinished run" in capsys.readouterr().err
 
 
 # where models come from
