@@ -6,7 +6,6 @@ B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,8 @@ from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
 from lit_vision.evaluation.drawing import draw_boxes, draw_instances
 from lit_vision.methods.decoding import Decoder
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import (
-    PER_IMAGE,
-    coco_file,
-    coco_image,
-    csv_line,
-    enlarged,
-    json_line,
-    picture_place,
-    write_picture,
-)
+from lit_vision.predict.lines import PER_IMAGE, coco_file, coco_image, csv_line, json_line
+from lit_vision.predict.pictures import Pictures, enlarged
 
 RAW = {
     "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),
@@ -147,13 +138,13 @@ class Detection:
             "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score). The last two
             have the masks.
         score: detections below are left out; the model's own threshold holds too. So are boxes that have no area in the file.
-        draw: folder of the drawn views, or None.
+        draw: the drawn views, or None.
     """
 
     forms = ("csv", "jsonl", "json")
     words = ("score", "draw")  # of the command
 
-    def __init__(self, card: Card, form: str, score: float = 0.0, draw: str | None = None, **_: Any) -> None:
+    def __init__(self, card: Card, form: str, score: float = 0.0, draw: Pictures | None = None, **_: Any) -> None:
         self.card, self.form, self.score, self.draw = card, form, score, draw
         self.boxes = Boxes(card)
         self.streams = ("images",) if form == "json" else ()
@@ -216,7 +207,7 @@ class Detection:
             masks = pasted(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
             picture = draw_instances(picture, list(masks), found["labels"])
         drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
-        write_picture("--draw", picture_place(Path(self.draw), name), drawn)
+        self.draw.write(name, drawn)
 
 
 def _short(value: float, digits: int) -> float:

@@ -1,4 +1,4 @@
-"""How results are written: CSV lines, COCO's JSON from streamed parts, pictures beside the images' names."""
+"""How results are written: CSV lines, JSON lines, COCO's JSON from streamed parts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from lit_vision.errors import UserError
 
 PER_IMAGE = (
     1000  # COCO ids of an image's annotations follow from the image's own id, so that a resumed run numbers alike
@@ -64,30 +60,3 @@ def _separated(path: Path) -> Iterable[bytes]:
             before = b",\n"
         if before:
             yield b"\n"
-
-
-def picture_place(folder: Path, name: str, ending: str = ".png") -> Path:
-    """Where the picture of an image goes: its name below the folder, never outside, with the ending after its own."""
-    inside = [part for part in Path(name).parts if part not in ("..", "/")]
-    return folder.joinpath(*inside[:-1], inside[-1] + ending)
-
-
-def write_picture(flag: str, path: Path, pixels: np.ndarray) -> None:
-    """A PNG of (H, W, 3) RGB or (H, W) pixels, 8 or 16 bit.
-
-    Raises:
-        UserError: it cannot be written; names the flag.
-    """
-    import cv2
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", pixels[:, :, ::-1] if pixels.ndim == 3 else pixels)[1].tobytes())
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def enlarged(pixels: np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
-    """(H, W, 3) blown up by a whole number so that texts can be read on it, and that number."""
-    times = max(1, -(-least // max(pixels.shape[:2])))
-    return pixels.repeat(times, 0).repeat(times, 1), times

@@ -21,6 +21,7 @@ from lit_vision.predict import journal
 from lit_vision.predict.detection import Detection, packed, pasted
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
+from lit_vision.predict.pictures import Pictures
 from lit_vision.predict.tasks import example
 
 
@@ -89,7 +90,7 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         mine = [a for a in coco["annotations"] if a["image_id"] == number + 1]
         x, y, w, h = mine[0]["bbox"]
         assert [x, y, x + w, y + h] == pytest.approx(boxes[0].tolist(), abs=0.03)
-        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png"))
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / name))
         assert max(drawn.shape) == 384
         assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.1
 
@@ -158,8 +159,8 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None
     assert coco_mask.area(note["segmentation"]) == note["area"] > 0
     one = {name: value[:, :1] for name, value in outputs.items()}
     for name, given in (("all", outputs), ("one", one)):
-        Detection(model.card, "csv", draw=str(tmp_path / name)).lines(batch, given)
-    assert (tmp_path / "all/a.png.png").read_bytes() == (tmp_path / "one/a.png.png").read_bytes()
+        Detection(model.card, "csv", draw=Pictures("--draw", tmp_path / name)).lines(batch, given)
+    assert (tmp_path / "all/a.png").read_bytes() == (tmp_path / "one/a.png").read_bytes()
 
 
 def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
@@ -168,8 +169,10 @@ def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
     batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
-        Detection(model.card, "csv", score=0.3, draw=str(tmp_path / name)).lines(batch, {**outputs, **more})
-    plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png.png")) for name in ("plain", "tinted"))
+        Detection(model.card, "csv", score=0.3, draw=Pictures("--draw", tmp_path / name)).lines(
+            batch, {**outputs, **more}
+        )
+    plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("plain", "tinted"))
     sure = outputs["scores"][0] >= 0.3
     times = plain.shape[0] // SIZE
     boxes = torch.from_numpy(outputs["boxes"][0][sure] * times)
@@ -193,7 +196,7 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
         view, tensor, size, _ = _seen(place, name, method)
         with torch.inference_mode():
             best = method(tensor)[0].argmax(0).numpy()
-        mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+        mask = np.asarray(Image.open(tmp_path / "masks" / name))
         assert mask.shape == size
         if size == view.shape[:2]:
             np.testing.assert_array_equal(mask, best)
@@ -203,7 +206,7 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
             flat = np.repeat(np.arange(len(note["segmentation"]["counts"])) % 2, note["segmentation"]["counts"])
             np.testing.assert_array_equal(flat.reshape(size, order="F") == 1, mask == note["category_id"])
         seen |= set(np.unique(mask).tolist())
-        assert (tmp_path / "drawn" / f"{name}.png").exists()
+        assert (tmp_path / "drawn" / name).exists()
     assert len(seen) > 1
     assert {a["category_id"] for a in coco["annotations"]} == seen - {0}
 
@@ -322,6 +325,7 @@ BROKEN = {
     "ending": (["segmenter", "o.png"], 2, "end its name in"),
     "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
     "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),
+    "two folders in one": (["segmenter", "o.csv", "--masks", "m", "--draw", "./m"], 2, "is the folder of --masks too"),
     "masks on images": (["segmenter", "o.csv", "--masks", "{images}/../images"], 1, "the folder of the images itself"),
     "no run": (["nothing", "o.csv"], 1, "no such run or file"),
     "torn": (["torn.ckpt", "o.csv"], 1, "not a whole checkpoint"),
