@@ -68,7 +68,11 @@ def _parser() -> Words:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (searched with all below), or files")
     add_model_words(parser)
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help=".csv or .jsonl; detection and segmentation also .json (COCO's)"
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list that "
+        "pycocotools' loadRes takes); COCO's category ids are those of the data that the model was trained on",
     )
     parser.add_argument("--top", type=int, metavar="N", help="classification: classes per image (default 5)")
     parser.add_argument("--score", type=float, metavar="S", help="detection: leave out what scores below (0 to 1)")

@@ -31,17 +31,17 @@ def coco_image(number: int, name: str, size: tuple[int, int]) -> bytes:
     return json_line({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
 
 
-def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], first_id: int = 1) -> None:
+def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[int]) -> None:
     """OUT as one COCO file, from the streams `images` and `rows` with a JSON object per line; holds one line at a time.
 
     Args:
         out: the file; it gets its name when it is whole.
         paths: of the streams.
         class_names: the categories, in order.
-        first_id: category id of the first.
+        ids: of the categories.
     """
     beside = out.with_name(out.name + ".tmp")
-    categories = [{"id": first_id + i, "name": name} for i, name in enumerate(class_names)]
+    categories = [{"id": i, "name": name} for i, name in zip(ids, class_names)]
     with open(beside, "wb") as file:
         file.write(b'{"info": {"description": "predictions of lit-vision"},\n"categories": ')
         file.write(json.dumps(categories).encode() + b',\n"images": [\n')
@@ -49,6 +49,16 @@ def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], 
         file.write(b'],\n"annotations": [\n')
         file.writelines(_separated(paths["rows"]))
         file.write(b"]}\n")
+    beside.replace(out)
+
+
+def results_file(out: Path, paths: Mapping[str, Path]) -> None:
+    """OUT as the list of detections that pycocotools' `loadRes` takes, from the stream `rows`; as `coco_file`."""
+    beside = out.with_name(out.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(b"[\n")
+        file.writelines(_separated(paths["rows"]))
+        file.write(b"]\n")
     beside.replace(out)
 
 

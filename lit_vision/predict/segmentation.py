@@ -86,7 +86,8 @@ class Segmentation:
     @property
     def finish(self) -> Any:
         """Makes COCO's file from the streams; None for the other forms."""
-        return (lambda out, paths: coco_file(out, paths, self.card.class_names, 0)) if self.form == "json" else None
+        names = self.card.class_names
+        return (lambda out, paths: coco_file(out, paths, names, range(len(names)))) if self.form == "json" else None
 
     def _annotations(self, number: int, mask: np.ndarray) -> list[bytes]:
         """A line per class that is there; category ids are the class numbers."""

@@ -232,7 +232,14 @@ def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, mo
 
 @pytest.mark.parametrize(
     ("model", "ending"),
-    [("detector", "json"), ("segmenter", "json"), ("detector", "csv"), ("instances", "json"), ("instances", "jsonl")],
+    [
+        ("detector", "json"),
+        ("segmenter", "json"),
+        ("detector", "csv"),
+        ("instances", "json"),
+        ("instances", "jsonl"),
+        ("instances", "results.json"),
+    ],
 )
 def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
