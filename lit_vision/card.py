@@ -25,6 +25,7 @@ class Card:
         mean, std: of the pixels, per channel, in [0, 1].
         crop_pct: share of the resized short side that the evaluation view keeps.
         class_names: in the order of the outputs; empty for features.
+        category_ids: of the classes in the COCO JSON that they were learnt from; empty where there is none, or an older card.
         outputs: names of what the model gives, in order.
         weights: sha256 of the weights' names, shapes and values: what results and exports name a model by.
         features: the same of the backbone alone: what an index of features names it by.
@@ -39,6 +40,7 @@ class Card:
     std: list[float]
     crop_pct: float = 1.0
     class_names: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     weights: str = ""
     features: str = ""
@@ -69,13 +71,15 @@ class Card:
             card = cls(**{key: value for key, value in values.items() if key in known})
             if not (len(card.mean) == len(card.std) == 3 and int(card.size) > 0 and card.outputs):
                 raise ValueError("mean, std, size or outputs")
+            if card.category_ids and len(card.category_ids) != len(card.class_names):
+                raise ValueError(f"{len(card.category_ids)} category_ids for {len(card.class_names)} classes")
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: its card is damaged ({error}); export it again") from error
         return card
 
 
 def card_of_data(task: str, datamodule: Any) -> dict[str, Any] | None:
-    """What a method keeps of its data for later use: {task, class_names, size, crop_pct}; None where the data does not say.
+    """What a method keeps of its data for later use: {task, class_names, size, crop_pct}, and category_ids of COCO JSON; None where the data does not say.
 
     A method calls this when training starts and saves the result in its checkpoint under "card".
     """
@@ -87,5 +91,7 @@ def card_of_data(task: str, datamodule: Any) -> dict[str, Any] | None:
     options: Mapping[str, Any] = getattr(datamodule, "eval_options", None) or {}
     crop = make_law("eval", int(size), **options).crop_pct
     card = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
+    if ids := getattr(datamodule, "category_ids", None):
+        card["category_ids"] = [int(i) for i in ids]
     view = getattr(datamodule, "eval_view", "eval")
     return card if view == "eval" else {**card, "options": {"eval_view": str(view)}}

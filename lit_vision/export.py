@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{out}: adapter alone, {_megabytes(out)}")
         return 0
     if args.int8:
-        quantise.need_packages()
+        quantise.need_packages("--int8", "nncf", "openvino")
     method, card = load_method(source, args.base)
     if args.licence is not None:
         card.licence = args.licence
@@ -196,11 +196,7 @@ def write_onnx(program: Any, card: Any, path: Path) -> None:
 
     from lit_vision.card import KEY
 
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--format onnx: onnx and onnxscript are not installed; {quantise.EXTRA}") from error
+    quantise.need_packages("--format onnx", "onnx", "onnxscript")
     with quiet():
         made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=card.outputs, verbose=False)
         made.model.metadata_props[KEY] = card.to_json()
@@ -215,10 +211,9 @@ def write_onnx(program: Any, card: Any, path: Path) -> None:
 
 def write_openvino(program: Any, card: Any, path: Path) -> None:
     """OpenVINO's .xml and .bin in float32, from the ONNX graph; the card lies in its runtime information."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError(f"--format openvino: openvino is not installed; {quantise.EXTRA}") from error
+    quantise.need_packages("--format openvino", "openvino")
+    import openvino
+
     between = path.with_suffix(".onnx")
     try:
         write_onnx(program, card, between)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -16,14 +18,26 @@ LOSS = 0.01  # an int8 model that loses more accuracy than this is named
 EXTRA = "pip install 'lit-vision[export]'"
 
 
-def need_packages() -> None:
-    """Refuse early what would fail late. UserError: a package is missing."""
-    try:
-        with quiet():
-            import nncf  # noqa: F401
-            import openvino  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--int8: nncf and openvino are not installed; {EXTRA}") from error
+def need_packages(flag: str, *names: str) -> None:
+    """Import them now, and refuse early what would fail late.
+
+    Args:
+        flag: what needs them, for the message.
+        names: of the packages, as they are imported.
+
+    Raises:
+        UserError: names the packages that are missing, or the one that is broken.
+    """
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{flag}: {' and '.join(missing)} {are} not installed; {EXTRA}")
+    for name in names:
+        try:
+            with quiet():
+                importlib.import_module(name)
+        except ImportError as error:
+            said = " ".join(str(error).split())[:150]
+            raise UserError(f"{flag}: {name} cannot be imported ({said}); install it again: {EXTRA}") from error
 
 
 def quantise(path: Path, card: Any, form: str, judge: Any, calibration: int) -> str:

@@ -217,7 +217,12 @@ def _search_parser() -> Words:
         "          lit-vision search --index photos.safetensors --duplicates 0.98 --out pairs.csv",
     )
     parser.add_argument("--index", required=True, metavar="FILE", help="made by lit-vision embed")
-    parser.add_argument("--query", nargs="+", metavar="IMAGE", help="images to look for; needs the model of the index")
+    parser.add_argument(
+        "--query",
+        nargs="+",
+        metavar="IMAGE",
+        help="images to look for, or one folder of them; needs the model of the index",
+    )
     parser.add_argument("--duplicates", type=float, metavar="COSINE", help="pairs of the index above this similarity")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="answers per query (default 10)")
     parser.add_argument("--out", metavar="FILE.csv", help="write all of it there too")
@@ -249,7 +254,8 @@ def search(argv: Sequence[str]) -> int:
     index = read_index(args.index)
     if args.query:
         header, rows = ["query", "rank", "path", "score"], list(_answers(index, args))
-        shown = [f"{score}  {path}" + (f"  ({query})" if len(args.query) > 1 else "") for query, _, path, score in rows]
+        several = sum(rank == 1 for _, rank, *_ in rows) > 1  # one word may be a folder of queries
+        shown = [f"{score}  {path}" + (f"  ({query})" if several else "") for query, _, path, score in rows]
     else:
         pairs = list(Nearest(index.features).pairs(args.duplicates))
         header = ["group", "a", "b", "score"]

@@ -1,6 +1,9 @@
 """export: every format gives torch's outputs and carries its card; a wrong one is refused and nothing is lost."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from lit_vision.errors import UserError
 from lit_vision.predict.inputs import batches, find_images
 from lit_vision.predict.models import load_model
 from lit_vision.predict.tasks import prepare_for
+from lit_vision.quantise import need_packages
 
 NEEDS = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"]}
 
@@ -244,17 +248,27 @@ def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> 
     assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
 
 
-def test_a_missing_package_is_named(place, monkeypatch) -> None:
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.split(".")[0] in ("onnx", "onnxscript", "openvino", "onnxruntime"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    for writer in (exporting.write_onnx, exporting.write_openvino):
-        with pytest.raises(UserError, match=r"pip install 'lit-vision\[export\]'"):
+def test_missing_packages_are_named_and_only_they(place, monkeypatch, capsys) -> None:
+    for name in ("onnx", "onnxscript", "openvino", "onnxruntime", "nncf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for writer, said in (
+        (exporting.write_onnx, "--format onnx: onnx and onnxscript are not installed"),
+        (exporting.write_openvino, "--format openvino: openvino is not installed"),
+    ):
+        with pytest.raises(UserError, match=rf"^{said}; pip install 'lit-vision\[export\]'$"):
             writer(None, None, Path("x.onnx"))
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
+    sys.modules["openvino"].__spec__ = ModuleSpec("openvino", None)
+    words = ["export", str(place / "cnn"), "--format", "openvino", "--out", str(place / "m.xml"), "--int8", "x"]
+    assert main(words) == 1
+    said = capsys.readouterr().err.strip()
+    assert said == "lit-vision: error: --int8: nncf is not installed; pip install 'lit-vision[export]'"
+
+
+def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path, monkeypatch) -> None:
+    (tmp_path / "brokenpackage.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"--int8: brokenpackage cannot be imported .*nothing_of_this_name.*install it again"
+    ):
+        need_packages("--int8", "json", "brokenpackage")

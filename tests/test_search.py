@@ -90,6 +90,17 @@ def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> N
     assert [row["rank"] for row in rows] == list("12345")
 
 
+def test_answers_name_their_query_where_there_are_several(place, tmp_path, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    write_images(tmp_path / "asked", 2)
+    write_images(tmp_path / "one", 1)
+    assert search(place, "--query", str(tmp_path / "asked"), "--top", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["(green/001.png)"] * 2 + ["(red/000.png)"] * 2
+    assert search(place, "--query", str(tmp_path / "one"), "--top", "2") == 0
+    assert "(" not in capsys.readouterr().out
+
+
 def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
     index = read_index(place / "index.safetensors")

@@ -39,7 +39,7 @@ PLACES = {
 class AnnotatedDataModule(ImageFolderDataModule):
     """Batches for detection and segmentation. Its order of samples, resuming and loaders are ImageFolderDataModule's.
 
-    Known after `setup()`: `class_names`, `num_classes`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
+    Known after `setup()`: `class_names`, `num_classes`, `category_ids`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
 
     Args:
         root: folder of the set.
@@ -153,6 +153,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             raise UserError(f"{self.root}: no such folder; check data.root")
         table = self._read("train", self.class_names_given)
         self.class_names, self.num_classes = table.class_names, len(table.class_names)
+        self.category_ids = table.category_ids
         if self.hold_out:
             table, self._tables["val"] = self._held_out(table)
         self._whole = table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from lit_vision.errors import UsageError, UserError
 
 # what only some tasks take, and what it is if it is not given
 WORDS = {"top": 5, "score": 0.0, "masks": None, "draw": None, "explain": None}
+FOLDERS = ("masks", "draw", "explain")  # of these, the folders that pictures are written to
 
 
 class Words(argparse.ArgumentParser):
@@ -66,11 +68,17 @@ def _parser() -> Words:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (searched with all below), or files")
     add_model_words(parser)
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help=".csv or .jsonl; detection and segmentation also .json (COCO's)"
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list that "
+        "pycocotools' loadRes takes); COCO's category ids are those of the data that the model was trained on",
     )
     parser.add_argument("--top", type=int, metavar="N", help="classification: classes per image (default 5)")
     parser.add_argument("--score", type=float, metavar="S", help="detection: leave out what scores below (0 to 1)")
-    parser.add_argument("--masks", metavar="DIR", help="segmentation: a PNG of class numbers per image, in its size")
+    parser.add_argument(
+        "--masks", metavar="DIR", help="segmentation: DIR/NAME.png of class numbers for each image NAME.*, in its size"
+    )
     parser.add_argument("--draw", metavar="DIR", help="detection, segmentation: boxes or tints on each image, as PNG")
     parser.add_argument(
         "--explain", metavar="DIR", help="classification: draw what the model looked at, a PNG per image (torch models)"
@@ -89,10 +97,11 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--score {args.score}: give a number from 0 to 1")
     from lit_vision.predict.inputs import find_images, write_target
     from lit_vision.predict.models import file_of, load_model
+    from lit_vision.predict.pictures import Pictures
     from lit_vision.predict.tasks import TASKS, form_of
 
     out = write_target(args.out)
-    inputs = find_images(args.images)
+    inputs = find_images(args.images, {f"--{name}": place for name in FOLDERS if (place := getattr(args, name))})
     form = form_of(args.out, sorted({f for task in TASKS.values() for f in task.forms}))
     file_of(args.model)
     model = load_model(args.model, args.device, args.base, args.trust)
@@ -106,15 +115,20 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--{name}: has no meaning for {task}; leave it out")
         if getattr(args, name) is None:
             setattr(args, name, default)
+    if args.masks and args.draw and os.path.realpath(args.masks) == os.path.realpath(args.draw):
+        raise UsageError(f"--draw {args.draw}: is the folder of --masks too; name another")
     if args.explain and model.method is None:
         raise UserError(
             f"--explain: needs the torch model, {model.path} is for {model.runtime}; give the run or its .ckpt"
         )
-    writer = TASKS[task](model.card, form, **{name: getattr(args, name) for name in TASKS[task].words})
-    settings = {"form": form, **{name: getattr(args, name) for name in TASKS[task].words}}
+    words = {name: getattr(args, name) for name in TASKS[task].words}
+    pictures = {name: Pictures(f"--{name}", words[name], inputs) for name in FOLDERS if words.get(name)}
+    writer = TASKS[task](model.card, form, **{**words, **pictures})
+    settings = {"form": form, **words}
     finish = writer.finish and (lambda paths: writer.finish(out, paths))
+    explain = pictures.get("explain")
     done, skipped = run_over(
-        model, inputs, out, writer.header(), writer.lines, settings, args, args.explain, writer.streams, finish
+        model, inputs, out, writer.header(), writer.lines, settings, args, explain, writer.streams, finish
     )
     print(f"{out}: {done} images{_skipped(out, skipped)}")
     return 0
@@ -128,7 +142,7 @@ def run_over(
     lines: Any,
     settings: dict,
     args: Any,
-    explain: str | None = None,
+    explain: Any = None,
     streams: tuple[str, ...] = (),
     finish: Any = None,
 ) -> tuple[int, int]:
@@ -142,7 +156,7 @@ def run_over(
         lines: (batch, outputs) -> bytes, or {stream: bytes} with the main stream "rows".
         settings: what else decides the bytes; a run goes on only with the same.
         args: batch_size, workers, overwrite.
-        explain: folder of the drawings, or None.
+        explain: `Pictures` of what the model looked at, or None.
         streams: names of further streams that `lines` fills.
         finish: makes OUT from {stream: path} in the end; None: OUT is the main stream as it is.
 
@@ -182,7 +196,7 @@ def run_over(
                     rows = lines(batch, outputs)
                     texts = rows if isinstance(rows, dict) else {"rows": rows}
                     if explain:
-                        draw(model, batch, outputs, Path(explain))
+                        draw(model, batch, outputs, explain)
                 bad = b"".join(csv_line([name, " ".join(reason.split())]) for name, reason in batch.bad)
                 journal.notes["skipped"] += len(batch.bad)
                 journal.append({**texts, "skipped": bad}, batch.after)
@@ -204,18 +218,17 @@ def run_over(
     return len(inputs) - skipped, skipped
 
 
-def draw(model: Any, batch: Any, outputs: dict, folder: Path) -> None:
-    """FOLDER/<name>.png for each image of a batch: the image, and the map of what speaks for its first class."""
+def draw(model: Any, batch: Any, outputs: dict, pictures: Any) -> None:
+    """A picture for each image of a batch: the image, and the map of what speaks for its first class."""
     import torch
 
     from lit_vision.evaluation.explain import explain, overlay
-    from lit_vision.predict.lines import picture_place, write_picture
 
     classes = torch.from_numpy(outputs["logits"]).argmax(1)
     device = next(model.method.parameters()).device
     heat = explain(model.method, model.normalised(batch.pixels).to(device), classes.to(device)).numpy()
     for name, pixels, values in zip(batch.names, batch.pixels, heat):
-        write_picture("--explain", picture_place(folder, name), overlay(pixels, values))
+        pictures.write(name, overlay(pixels, values))
 
 
 def _skipped(out: Path, skipped: int) -> str:

@@ -6,7 +6,6 @@ B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,8 @@ from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
 from lit_vision.evaluation.drawing import draw_boxes, draw_instances
 from lit_vision.methods.decoding import Decoder
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import (
-    PER_IMAGE,
-    coco_file,
-    coco_image,
-    csv_line,
-    enlarged,
-    json_line,
-    picture_place,
-    write_picture,
-)
+from lit_vision.predict.lines import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
+from lit_vision.predict.pictures import Pictures, enlarged
 
 RAW = {
     "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),
@@ -144,18 +135,20 @@ class Detection:
     Args:
         card: of the model.
         form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
-            "detections": [{"label", "score", "box"}, ...]}) or "json" (COCO: images, categories, annotations with a score). The last two
-            have the masks.
-        score: detections below are left out; the model's own threshold holds too.
-        draw: folder of the drawn views, or None.
+            "detections": [{"label", "score", "box"}, ...]}), "json" (COCO: images, categories, annotations with a score) or
+            "results.json" (the list of detections alone that pycocotools' `loadRes` takes). All but CSV have the masks. Category ids are
+            those of the data that the model was trained on, 1 to K where the card has none; images count from 1 in the order of the list.
+        score: detections below are left out; the model's own threshold holds too. So are boxes that have no area in the file.
+        draw: the drawn views, or None.
     """
 
-    forms = ("csv", "jsonl", "json")
+    forms = ("csv", "jsonl", "json", "results.json")
     words = ("score", "draw")  # of the command
 
-    def __init__(self, card: Card, form: str, score: float = 0.0, draw: str | None = None, **_: Any) -> None:
+    def __init__(self, card: Card, form: str, score: float = 0.0, draw: Pictures | None = None, **_: Any) -> None:
         self.card, self.form, self.score, self.draw = card, form, score, draw
         self.boxes = Boxes(card)
+        self.ids = card.category_ids or list(range(1, len(card.class_names) + 1))
         self.streams = ("images",) if form == "json" else ()
 
     def header(self) -> bytes:
@@ -171,6 +164,8 @@ class Detection:
             name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
             scale = torch.from_numpy(fit_scale(*size, self.card.size))
             boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
+            left = (boxes[:, 2:] > boxes[:, :2]).all(1)  # others lie in the view's padding
+            boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
             scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
             rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
             if self.form == "csv":
@@ -185,16 +180,21 @@ class Detection:
                 record = {"path": name, "height": size[0], "width": size[1], "detections": all_}
                 streams["rows"].append(json_line(record))
             else:
-                streams["images"].append(coco_image(number, name, size))
-                streams["rows"] += [_annotation(number, j, *row) for j, row in enumerate(rows)]
+                if self.form == "json":
+                    streams["images"].append(coco_image(number, name, size))
+                for j, (box, score, label, mask) in enumerate(rows):
+                    note = _annotation(number, j, box, score, self.ids[label], mask)
+                    streams["rows"].append(json_line(note if self.form == "json" else _result(note)))
             if self.draw:
                 self._draw(name, batch.pixels[i], size, found)
         return {stream: b"".join(parts) for stream, parts in streams.items()}
 
     @property
     def finish(self) -> Any:
-        """Makes COCO's file from the streams; None for the other forms."""
-        return (lambda out, paths: coco_file(out, paths, self.card.class_names)) if self.form == "json" else None
+        """Makes COCO's files from the streams; None for the other forms."""
+        if self.form == "json":
+            return lambda out, paths: coco_file(out, paths, self.card.class_names, self.ids)
+        return results_file if self.form == "results.json" else None
 
     def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
         """{"segmentation": run lengths at the size of the file} per detection; nothing without masks, or in CSV."""
@@ -214,7 +214,7 @@ class Detection:
             masks = pasted(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
             picture = draw_instances(picture, list(masks), found["labels"])
         drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
-        write_picture("--draw", picture_place(Path(self.draw), name), drawn)
+        self.draw.write(name, drawn)
 
 
 def _short(value: float, digits: int) -> float:
@@ -228,23 +228,28 @@ def packed(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": encode(np.asfortranarray(mask).view(np.uint8))["counts"].decode()}
 
 
-def _annotation(number: int, place: int, box: list[float], score: float, label: int, mask: dict[str, Any]) -> bytes:
-    """A line of COCO's; the area is the mask's if there is one."""
+def _annotation(
+    number: int, place: int, box: list[float], score: float, category: int, mask: dict[str, Any]
+) -> dict[str, Any]:
+    """An annotation of COCO's; the area is the mask's if there is one."""
     x1, y1, x2, y2 = box
     area = _short((x2 - x1) * (y2 - y1), 2)
     if mask:
         from faster_coco_eval.core.mask import area as pixels_of
 
         area = int(pixels_of(mask["segmentation"]))
-    return json_line(
-        {
-            "id": number * PER_IMAGE + place + 1,
-            "image_id": number + 1,
-            "category_id": label + 1,
-            "bbox": [_short(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-            "area": area,
-            "score": _short(score, 6),
-            "iscrowd": 0,
-            **mask,
-        }
-    )
+    return {
+        "id": number * PER_IMAGE + place + 1,
+        "image_id": number + 1,
+        "category_id": category,
+        "bbox": [_short(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+        "area": area,
+        "score": _short(score, 6),
+        "iscrowd": 0,
+        **mask,
+    }
+
+
+def _result(note: dict[str, Any]) -> dict[str, Any]:
+    """What a result of COCO's keeps of an annotation; pycocotools numbers it and takes its area itself."""
+    return {key: value for key, value in note.items() if key not in ("id", "area", "iscrowd")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,14 +43,16 @@ class Inputs:
         return sha256.hexdigest()
 
 
-def find_images(words: Sequence[str]) -> Inputs:
+def find_images(words: Sequence[str], apart: Mapping[str, str] | None = None) -> Inputs:
     """One folder, searched with all that is below it, or files.
 
     Args:
         words: what was typed. Of a folder, files with an image's ending count, sorted by name; a file is taken whatever it is called.
+        apart: {flag: folder} that the command writes pictures to. They are no images of the folder that is searched, or the list would
+            grow while it is worked on.
 
     Raises:
-        UserError: nothing there, no image in it, or folders mixed with others.
+        UserError: nothing there, no image in it, folders mixed with others, or a folder of `apart` that is the one to be searched.
     """
     if not words:
         raise UserError("images: name a folder or image files")
@@ -62,18 +64,31 @@ def find_images(words: Sequence[str]) -> Inputs:
             if not os.path.exists(word):
                 raise UserError(f"{word}: no such file or folder; check the path")
         return Inputs(Paths(words), "")
-    folder = words[0]
-    names = Paths(sorted(_below(folder, "", ())))
+    folder, own = words[0], set()
+    for flag, place in (apart or {}).items():
+        if os.path.isdir(place):
+            if os.path.samefile(place, folder):
+                raise UserError(
+                    f"{flag} {place}: is the folder of the images itself; name one of its own, such as "
+                    f"{os.path.join(place, flag.lstrip('-'))}"
+                )
+            own.add(_identity(place))
+    names = Paths(sorted(_below(folder, "", (), own)))
     if not len(names):
         raise UserError(f"{folder}: no image in it ({', '.join(sorted(EXTENSIONS))}); name another folder")
     return Inputs(names, folder)
 
 
-def _below(folder: str, prefix: str, above: tuple) -> Iterator[str]:
-    """Relative paths of the images below; links back to a folder above are not followed."""
+def _identity(folder: str) -> tuple[int, int]:
+    """The same for every path to a folder, links too."""
     stat = os.stat(folder)
-    here = (stat.st_dev, stat.st_ino)
-    if here in above:
+    return stat.st_dev, stat.st_ino
+
+
+def _below(folder: str, prefix: str, above: tuple, apart: Set[tuple[int, int]]) -> Iterator[str]:
+    """Relative paths of the images below; neither links back to a folder above are followed nor those `apart` entered."""
+    here = _identity(folder)
+    if here in above or here in apart:
         return
     try:
         entries = list(os.scandir(folder))
@@ -87,7 +102,7 @@ def _below(folder: str, prefix: str, above: tuple) -> Iterator[str]:
         except OSError:  # a link to itself; if it is called like an image, reading it will say so
             is_folder = False
         if is_folder:
-            yield from _below(entry.path, f"{prefix}{entry.name}/", (*above, here))
+            yield from _below(entry.path, f"{prefix}{entry.name}/", (*above, here), apart)
         elif entry.name.rpartition(".")[2].lower() in EXTENSIONS:
             yield prefix + entry.name
 

@@ -28,7 +28,7 @@ class Journal:
         notes: plain values that are kept with the record; change them before `append`.
 
     Raises:
-        UserError: OUT is there already, or a part of another run.
+        UserError: OUT is there already, or a part of another run that had done something.
     """
 
     def __init__(self, out: Path, streams: Sequence[str], identity: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -48,7 +48,7 @@ class Journal:
                 found, here = {}, False
             if here and found["identity"] == self.identity:
                 self.done, self.resumed, self.notes, sizes = found["done"], True, found["notes"], found["bytes"]
-            elif not overwrite:
+            elif found.get("done") != 0 and not overwrite:  # nothing done, nothing lost
                 raise UserError(
                     f"{self.state}: belongs to an unfinished run with another model, images or settings; "
                     "repeat that command to finish it, or give --overwrite"

@@ -1,4 +1,4 @@
-"""How results are written: CSV lines, COCO's JSON from streamed parts, pictures beside the images' names."""
+"""How results are written: CSV lines, JSON lines, COCO's JSON from streamed parts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from lit_vision.errors import UserError
 
 PER_IMAGE = (
     1000  # COCO ids of an image's annotations follow from the image's own id, so that a resumed run numbers alike
@@ -35,17 +31,17 @@ def coco_image(number: int, name: str, size: tuple[int, int]) -> bytes:
     return json_line({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
 
 
-def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], first_id: int = 1) -> None:
+def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[int]) -> None:
     """OUT as one COCO file, from the streams `images` and `rows` with a JSON object per line; holds one line at a time.
 
     Args:
         out: the file; it gets its name when it is whole.
         paths: of the streams.
         class_names: the categories, in order.
-        first_id: category id of the first.
+        ids: of the categories.
     """
     beside = out.with_name(out.name + ".tmp")
-    categories = [{"id": first_id + i, "name": name} for i, name in enumerate(class_names)]
+    categories = [{"id": i, "name": name} for i, name in zip(ids, class_names)]
     with open(beside, "wb") as file:
         file.write(b'{"info": {"description": "predictions of lit-vision"},\n"categories": ')
         file.write(json.dumps(categories).encode() + b',\n"images": [\n')
@@ -53,6 +49,16 @@ def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], 
         file.write(b'],\n"annotations": [\n')
         file.writelines(_separated(paths["rows"]))
         file.write(b"]}\n")
+    beside.replace(out)
+
+
+def results_file(out: Path, paths: Mapping[str, Path]) -> None:
+    """OUT as the list of detections that pycocotools' `loadRes` takes, from the stream `rows`; as `coco_file`."""
+    beside = out.with_name(out.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(b"[\n")
+        file.writelines(_separated(paths["rows"]))
+        file.write(b"]\n")
     beside.replace(out)
 
 
@@ -64,30 +70,3 @@ def _separated(path: Path) -> Iterable[bytes]:
             before = b",\n"
         if before:
             yield b"\n"
-
-
-def picture_place(folder: Path, name: str, ending: str = ".png") -> Path:
-    """Where the picture of an image goes: its name below the folder, never outside, with the ending after its own."""
-    inside = [part for part in Path(name).parts if part not in ("..", "/")]
-    return folder.joinpath(*inside[:-1], inside[-1] + ending)
-
-
-def write_picture(flag: str, path: Path, pixels: np.ndarray) -> None:
-    """A PNG of (H, W, 3) RGB or (H, W) pixels, 8 or 16 bit.
-
-    Raises:
-        UserError: it cannot be written; names the flag.
-    """
-    import cv2
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", pixels[:, :, ::-1] if pixels.ndim == 3 else pixels)[1].tobytes())
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def enlarged(pixels: np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
-    """(H, W, 3) blown up by a whole number so that texts can be read on it, and that number."""
-    times = max(1, -(-least // max(pixels.shape[:2])))
-    return pixels.repeat(times, 0).repeat(times, 1), times

@@ -206,6 +206,7 @@ def card_of(method: nn.Module, task: str, kept: Mapping[str, Any]) -> Card:
         std=[round(float(v), 6) for v in method.std],
         crop_pct=float(kept.get("crop_pct") or (0.875 if size > 64 and task not in DENSE else 1.0)),
         class_names=names,
+        category_ids=[int(i) for i in kept.get("category_ids") or []],
         outputs=list(network_of(method, task).outputs),
         weights=weights_digest(method.state_dict()),
         features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,16 +13,8 @@ from lit_vision.data.annotations.views import fit_scale
 from lit_vision.data.scenes import run_lengths
 from lit_vision.evaluation.drawing import draw_mask
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import (
-    PER_IMAGE,
-    coco_file,
-    coco_image,
-    csv_line,
-    enlarged,
-    json_line,
-    picture_place,
-    write_picture,
-)
+from lit_vision.predict.lines import PER_IMAGE, coco_file, coco_image, csv_line, json_line
+from lit_vision.predict.pictures import Pictures, enlarged
 
 
 class SegmenterNetwork(nn.Module):
@@ -47,14 +38,16 @@ class Segmentation:
         card: of the model.
         form: "csv" (path, then the share of each class), "jsonl" ({"path", "height", "width", "shares": {class: share}}) or "json" (COCO: a
             run-length mask per image and class, the background apart).
-        masks: folder of the masks as PNG (pixel = class number), or None.
-        draw: folder of the tinted views, or None.
+        masks: the masks (pixel = class number), or None.
+        draw: the tinted views, or None.
     """
 
     forms = ("csv", "jsonl", "json")
     words = ("masks", "draw")  # of the command
 
-    def __init__(self, card: Card, form: str, masks: str | None = None, draw: str | None = None, **_: Any) -> None:
+    def __init__(
+        self, card: Card, form: str, masks: Pictures | None = None, draw: Pictures | None = None, **_: Any
+    ) -> None:
         self.card, self.form, self.masks, self.draw = card, form, masks, draw
         self.background = card.options.get("background")
         self.streams = ("images",) if form == "json" else ()
@@ -83,17 +76,18 @@ class Segmentation:
                 streams["images"].append(coco_image(number, name, size))
                 streams["rows"] += self._annotations(number, mask)
             if self.masks:
-                write_picture("--masks", picture_place(Path(self.masks), name), mask)
+                self.masks.write(name, mask)
             if self.draw:
                 picture, times = enlarged(batch.pixels[i][:height, :width])
                 drawn = draw_mask(picture, seen.repeat(times, 0).repeat(times, 1), self.background)
-                write_picture("--draw", picture_place(Path(self.draw), name), drawn)
+                self.draw.write(name, drawn)
         return {stream: b"".join(parts) for stream, parts in streams.items()}
 
     @property
     def finish(self) -> Any:
         """Makes COCO's file from the streams; None for the other forms."""
-        return (lambda out, paths: coco_file(out, paths, self.card.class_names, 0)) if self.form == "json" else None
+        names = self.card.class_names
+        return (lambda out, paths: coco_file(out, paths, names, range(len(names)))) if self.form == "json" else None
 
     def _annotations(self, number: int, mask: np.ndarray) -> list[bytes]:
         """A line per class that is there; category ids are the class numbers."""

@@ -37,10 +37,10 @@ def form_of(out: str, forms: Sequence[str]) -> str:
     Raises:
         UsageError: another ending.
     """
-    form = out.rpartition(".")[2].lower() if "." in out else ""
-    if form not in forms:
+    found = [form for form in forms if out.lower().endswith(f".{form}")]
+    if not found:
         raise UsageError(f"--out {out}: end its name in {' or '.join('.' + f for f in forms)}")
-    return form
+    return max(found, key=len)
 
 
 def prepare_for(card: Card) -> Callable[[np.ndarray], np.ndarray]:

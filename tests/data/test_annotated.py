@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of
+from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of, fit_scale
 from lit_vision.data.decode import BadImage
 from lit_vision.data.scenes import scenes
 from lit_vision.errors import UserError
@@ -62,6 +62,16 @@ def test_boxes_and_masks_stay_on_what_they_mark(name: str) -> None:
             np.testing.assert_allclose(rows[0], box, atol=2)
             seen += 1
     assert seen > 25
+
+
+@pytest.mark.parametrize("shape", [(2, 1000), (1000, 2), (1, 64), (5, 64), (3, 192), (50, 21), (1000, 47)])
+def test_fit_scale__is_what_the_view_does(shape: tuple[int, int]) -> None:
+    """Rounded as the view rounds, and never to nothing: a pixel of the shorter side is left at any aspect ratio."""
+    view = AnnotatedViews("fit", 32, 0, OPTIONS)(np.zeros((*shape, 3), np.uint8), (0, 0, 0))
+    seen = (view.image == 0).all(2)
+    sides = np.array([seen.any(0).sum(), seen.any(1).sum()])
+    np.testing.assert_allclose(fit_scale(*shape, 32) * (shape[1], shape[0]), sides, rtol=1e-6)
+    np.testing.assert_allclose(view.scale, fit_scale(*shape, 32))
 
 
 def test_fit_keeps_everything_and_knows_its_scale() -> None:

@@ -21,6 +21,7 @@ from lit_vision.predict import journal
 from lit_vision.predict.detection import Detection, packed, pasted
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
+from lit_vision.predict.pictures import Pictures
 from lit_vision.predict.tasks import example
 
 
@@ -49,6 +50,11 @@ def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tup
     return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
 
 
+def _with_area(boxes: torch.Tensor) -> torch.Tensor:
+    """(n,) bool: boxes of the file that are more than the padding of the view."""
+    return (boxes[:, 2:] - boxes[:, :2] > 0.01).all(1)
+
+
 HEADS = {"detector": "fcos", "two-stage": "faster_rcnn", "instances": "mask_rcnn"}
 
 
@@ -72,6 +78,8 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         with torch.inference_mode():
             (found,) = method(tensor)
         boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size))
+        left = _with_area(boxes)
+        boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
         own = [row for row in rows if row["path"] == name]
         got = torch.tensor([[float(row[k]) for k in ("x1", "y1", "x2", "y2")] for row in own]).reshape(-1, 4)
         torch.testing.assert_close(got, boxes, rtol=0, atol=0.02)
@@ -82,7 +90,7 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         mine = [a for a in coco["annotations"] if a["image_id"] == number + 1]
         x, y, w, h = mine[0]["bbox"]
         assert [x, y, x + w, y + h] == pytest.approx(boxes[0].tolist(), abs=0.03)
-        drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{name}.png"))
+        drawn = np.asarray(Image.open(tmp_path / "drawn" / name))
         assert max(drawn.shape) == 384
         assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.1
 
@@ -98,6 +106,8 @@ def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> 
         _, tensor, size, scale = _seen(place, record["path"], method)
         with torch.inference_mode():
             (grids,), (found,) = method.regions(tensor), method(tensor)
+        left = _with_area(to_file_pixels(grids["boxes"], scale, torch.tensor(size)))
+        grids, found = ({name: value[left] for name, value in one.items()} for one in (grids, found))
         boxes = grids["boxes"] / scale.repeat(2)
         inside = ((boxes[:, 0] < size[1]) & (boxes[:, 1] < size[0])).numpy()  # torchvision fails on others
         want = np.zeros((len(boxes), *size), bool)
@@ -133,14 +143,36 @@ def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
     assert list(pasted(probs[:0], boxes[:0], (40, 50))) == []
 
 
+def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None:
+    """What the view adds at the right and bottom is not in the file: a box there is cut to nothing, which our own reader refuses."""
+    model, shape = load_model(place / "instances", "cpu"), (8, 64)  # 4 x 32 pixels of the view
+    boxes = np.array([[[2, 1, 20, 4], [2, 6, 20, 30], [2, 4, 9, 9], [5, 2, 5, 3], [4, 3.998, 9, 12]]], np.float32)
+    scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
+    outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
+    batch = Batch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
+    made = {form: Detection(model.card, form).lines(batch, outputs) for form in Detection.forms}
+    assert len(made["csv"]["rows"].splitlines()) == 1
+    (line,) = json.loads(made["jsonl"]["rows"])["detections"]
+    (note,) = map(json.loads, made["json"]["rows"].splitlines())
+    assert line["box"] == [4, 2, 40, 8]
+    assert note["bbox"] == [4, 2, 36, 6]
+    assert coco_mask.area(note["segmentation"]) == note["area"] > 0
+    one = {name: value[:, :1] for name, value in outputs.items()}
+    for name, given in (("all", outputs), ("one", one)):
+        Detection(model.card, "csv", draw=Pictures("--draw", tmp_path / name)).lines(batch, given)
+    assert (tmp_path / "all/a.png").read_bytes() == (tmp_path / "one/a.png").read_bytes()
+
+
 def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
     model, size = load_model(place / "instances", "cpu"), (SIZE, SIZE)
     pixels = np.array(Image.open(place / "images" / "000.png").convert("RGB"))[None]
     batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
-        Detection(model.card, "csv", score=0.3, draw=str(tmp_path / name)).lines(batch, {**outputs, **more})
-    plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png.png")) for name in ("plain", "tinted"))
+        Detection(model.card, "csv", score=0.3, draw=Pictures("--draw", tmp_path / name)).lines(
+            batch, {**outputs, **more}
+        )
+    plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("plain", "tinted"))
     sure = outputs["scores"][0] >= 0.3
     times = plain.shape[0] // SIZE
     boxes = torch.from_numpy(outputs["boxes"][0][sure] * times)
@@ -164,7 +196,7 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
         view, tensor, size, _ = _seen(place, name, method)
         with torch.inference_mode():
             best = method(tensor)[0].argmax(0).numpy()
-        mask = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+        mask = np.asarray(Image.open(tmp_path / "masks" / name))
         assert mask.shape == size
         if size == view.shape[:2]:
             np.testing.assert_array_equal(mask, best)
@@ -174,14 +206,40 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
             flat = np.repeat(np.arange(len(note["segmentation"]["counts"])) % 2, note["segmentation"]["counts"])
             np.testing.assert_array_equal(flat.reshape(size, order="F") == 1, mask == note["category_id"])
         seen |= set(np.unique(mask).tolist())
-        assert (tmp_path / "drawn" / f"{name}.png").exists()
+        assert (tmp_path / "drawn" / name).exists()
     assert len(seen) > 1
     assert {a["category_id"] for a in coco["annotations"]} == seen - {0}
 
 
+@pytest.mark.parametrize("model", ["detector", "instances", "segmenter"])
+@pytest.mark.parametrize("shape", [(2, 1000), (1000, 2)])
+def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, model: str, shape: tuple) -> None:
+    """500 : 1 on 32 pixels is 0.06 pixels high, which rounded to none."""
+    write_pictures(tmp_path / "images", 1)
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tmp_path / "images" / "thin.png")
+    out = tmp_path / "o.json"
+    more = ["--draw", str(tmp_path / "drawn")]
+    assert predict(tmp_path, str(place / model), out, *more) == 0
+    coco = json.loads(out.read_text())
+    assert [(i["height"], i["width"]) for i in coco["images"]] == [(32, 32), shape]
+    for note in coco["annotations"]:
+        assert np.isfinite(note["bbox"]).all()
+        if note["image_id"] == 2 and model != "detector":
+            assert tuple(note["segmentation"]["size"]) == shape
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert min(np.asarray(Image.open(drawn[1])).shape[:2]) == 384 // SIZE
+
+
 @pytest.mark.parametrize(
     ("model", "ending"),
-    [("detector", "json"), ("segmenter", "json"), ("detector", "csv"), ("instances", "json"), ("instances", "jsonl")],
+    [
+        ("detector", "json"),
+        ("segmenter", "json"),
+        ("detector", "csv"),
+        ("instances", "json"),
+        ("instances", "jsonl"),
+        ("instances", "results.json"),
+    ],
 )
 def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
@@ -203,6 +261,33 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, 
     assert predict(place, model, out) == 0
     assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
+
+
+def test_folders_of_pictures_inside_the_images_folder_are_no_images(place, tmp_path, monkeypatch, capsys) -> None:
+    """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
+    names = write_pictures(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
+    words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
+    append, calls = journal.Journal.append, []
+
+    def dying(self, texts, done):
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        append(self, texts, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "append", dying)
+        assert main([*words, "--out", "o.csv"]) == 130
+    assert main([*words, "--out", "o.csv"]) == 0
+    assert "going on after 2 of 7 images" in capsys.readouterr().out
+    assert main([*words, "--out", "again.csv"]) == 0
+    with open("again.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    assert Path("o.csv").read_bytes() == Path("again.csv").read_bytes()
+    for folder in ("out/masks", "drawn"):
+        assert len(list(Path(folder).rglob("*.png"))) == 7
 
 
 MADE = {  # runs that this test alone needs
@@ -258,6 +343,8 @@ BROKEN = {
     "ending": (["segmenter", "o.png"], 2, "end its name in"),
     "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
     "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),
+    "two folders in one": (["segmenter", "o.csv", "--masks", "m", "--draw", "./m"], 2, "is the folder of --masks too"),
+    "masks on images": (["segmenter", "o.csv", "--masks", "{images}/../images"], 1, "the folder of the images itself"),
     "no run": (["nothing", "o.csv"], 1, "no such run or file"),
     "torn": (["torn.ckpt", "o.csv"], 1, "not a whole checkpoint"),
     "other weights": (["misfit.ckpt", "o.csv"], 1, "do not fit its own settings"),

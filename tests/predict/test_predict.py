@@ -136,8 +136,13 @@ def test_stopped_anywhere_and_gone_on_gives_the_same_bytes(place, tmp_path, monk
 
 
 def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, capsys) -> None:
+    run, calls = models.Model.__call__, []
+
     def broken(self, pixels):
-        raise KeyboardInterrupt
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(self, pixels)
 
     out = tmp_path / "o.csv"
     with monkeypatch.context() as patch:
@@ -152,6 +157,25 @@ def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, cap
     assert out.read_bytes() == before
     assert predict(place, out, "--overwrite") == 0
     assert out.read_bytes() != before
+
+
+def test_a_command_that_did_nothing_does_not_stand_in_the_way(place, tmp_path, monkeypatch, capsys) -> None:
+    """Stopped or failed before the first batch was done, it can be corrected; a record that cannot be read is never thrown away."""
+
+    def broken(self, pixels):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models.Model, "__call__", broken)
+        assert predict(place, tmp_path / "a.csv") == 130
+    assert predict(place, tmp_path / "a.csv", "--top", "1") == 0
+    assert predict(place, tmp_path / "b.csv", "--top", "1") == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "b.csv"}
+    (tmp_path / "c.csv.part.json").write_text("{")
+    capsys.readouterr()
+    assert predict(place, tmp_path / "c.csv") == 1
+    assert "belongs to an unfinished run" in capsys.readouterr().err
 
 
 # where models come from
@@ -218,6 +242,15 @@ def test_explain_draws_every_image(place, tmp_path) -> None:
         picture = np.asarray(Image.open(drawn[0]))
         assert picture.shape == (224, 452, 3)
         assert (picture[:, :224] != picture[:, 228:]).any()
+
+
+def test_explained_into_the_images_folder_is_explained_once(place, tmp_path) -> None:
+    folder = tmp_path / "images"
+    names = write_images(folder, 6)
+    (tmp_path / "link").symlink_to(folder / "why")
+    for out, where in (("a.csv", folder / "why"), ("b.csv", tmp_path / "link")):
+        assert predict(place, tmp_path / out, "--explain", str(where), images=str(folder)) == 0
+        assert [row["path"] for row in rows_of(tmp_path / out)] == names
 
 
 # ten broken commands: one line each, nothing written

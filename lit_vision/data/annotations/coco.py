@@ -26,7 +26,8 @@ def read_coco(
 ) -> Table:
     """One COCO annotation file.
 
-    Classes are the file's categories by id; gaps in the ids (COCO has 80 between 1 and 90) are closed. Images without a box are kept.
+    Classes are the file's categories by id; gaps in the ids (COCO has 80 between 1 and 90) are closed, and
+    the ids kept as `category_ids` unless a class of `class_names` is not in the file. Images without a box are kept.
 
     Args:
         root: folder of the set.
@@ -51,6 +52,9 @@ def read_coco(
         raise BadAnnotation(
             f"{path}: category {missing[0]!r} is unknown to the training split; add it there or remove it"
         )
+    id_of = {name: category for category, name in own.items()}
+    ids = [id_of.get(name) for name in builder.class_names]
+    builder.category_ids = ids if all(type(i) is int for i in ids) else []
     label_of = {category: number[name] for category, name in own.items()}
 
     by_image: dict[Id, list[int]] = {}  # places in the list of annotations

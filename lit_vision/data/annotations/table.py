@@ -45,6 +45,7 @@ class Table:
         class_names: K names.
         segments, segment_at: the masks as JSON texts, one after another, and where each begins (M + 1,); empty if there are none.
         masks: N relative paths of semantic masks, or None.
+        category_ids: K ids of the classes in the set's own files (COCO's have gaps); empty where it has none.
     """
 
     root: Path
@@ -59,6 +60,7 @@ class Table:
     segments: bytes = b""
     segment_at: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     masks: Paths | None = None
+    category_ids: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -106,6 +108,7 @@ class Table:
             b"".join(pieces),
             np.cumsum([0, *map(len, pieces)]),
             None if self.masks is None else Paths([self.masks[i] for i in keep]),
+            self.category_ids,
         )
 
 
@@ -124,6 +127,7 @@ class Builder:
             what = f"class {twice!r} is there twice" if twice else "no class"
             raise BadAnnotation(f"{root}: {what}; give every class one name of its own")
         self.root, self.class_names, self.mend = Path(root), class_names, on_bad_box == "mend"
+        self.category_ids: list[int] = []  # a reader whose format has some sets them
         self.paths: list[str] = []
         self.masks: list[str] = []
         self.sizes: list[tuple[int, int]] = []
@@ -226,4 +230,5 @@ class Builder:
             b"".join(columns["segment"]),
             np.cumsum([0, *map(len, columns["segment"])]),
             Paths(self.masks) if self.masks else None,
+            self.category_ids,
         )

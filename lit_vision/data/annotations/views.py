@@ -107,9 +107,9 @@ def lsj(size: int, o: Options, fill_mask: int) -> list:
 
 
 def fit_scale(height: int, width: int, size: int) -> np.ndarray:
-    """(2,) float32 pixels of the `fit` view per pixel of the file, in x and y."""
+    """(2,) float32 pixels of the `fit` view per pixel of the file, in x and y; a very thin image keeps one pixel, as in albumentations."""
     ratio = size / max(height, width)
-    return np.array([round(width * ratio) / width, round(height * ratio) / height], np.float32)
+    return np.array([max(1, round(side * ratio)) / side for side in (width, height)], np.float32)
 
 
 VIEWS: dict[str, Callable[[int, Options, int], list]] = {"fit": fit, "flip": flip, "lsj": lsj}

@@ -1,0 +1,127 @@
+"""COCO's ids: predictions have those of the data that a model was trained on, gaps and all, and pycocotools takes them as results."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
+from toy_models import write_run
+
+from lit_vision.card import Card
+from lit_vision.cli import main
+from lit_vision.data import AnnotatedDataModule
+from lit_vision.errors import UserError
+from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
+from lit_vision.methods.dense import card_for
+from lit_vision.predict.detection import Boxes
+from lit_vision.predict.judges import judge_for
+from lit_vision.predict.models import load_model
+
+IDS = [3, 17, 90]  # of cup, pan, pot
+
+
+def predict(place: Path, model: str, out: Path, *more: str, images: str = "set/test/images") -> int:
+    words = ["predict", str(place / images), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--batch_size", "3", *more])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A set with gaps in its category ids, whose truth is every third box that a detector finds there, and runs trained on it."""
+    folder = tmp_path_factory.mktemp("ids")
+    for i, name in enumerate(write_pictures(folder / "all", 8)):
+        if i % 4 in (0, 3):  # square: the view has no padding
+            (folder / "set/test/images").mkdir(parents=True, exist_ok=True)
+            (folder / "all" / name).rename(folder / "set/test/images" / name)
+    write_run(folder / "old", make_detector())
+    assert predict(folder, "old", folder / "found.json") == 0
+    found = json.loads((folder / "found.json").read_text())
+    assert [c["id"] for c in found["categories"]] == [1, 2, 3]  # a card without ids
+    found["categories"] = [{"id": IDS[i], "name": NAMES[i]} for i in (2, 0, 1)]
+    found["annotations"] = found["annotations"][::3]
+    for note in found["annotations"]:
+        note["category_id"] = IDS[note["category_id"] - 1]
+    (folder / "set/test/annotations.json").write_text(json.dumps(found))
+    (folder / "set/train").symlink_to("test")
+    data = AnnotatedDataModule(str(folder / "set"), img_size=SIZE, num_workers=0)
+    data.setup()
+    for head in ("fcos", "mask_rcnn"):
+        method = make_detector(head)
+        method.card = card_for("detection", data, {"head": head})
+        write_run(folder / head, method)
+    write_run(folder / "segmenter", make_segmenter())
+    return folder
+
+
+def _measured(place: Path) -> float:
+    """torchmetrics' mAP of the model's own detections, without those that have no area."""
+    model, metric = load_model(place / "fcos", "cpu"), coco_metric()
+    judge, boxes = judge_for(str(place / "set"), model.card), Boxes(model.card)
+    for batch, outputs in judge.batches(model):
+        found = boxes(outputs)
+        for i, one in enumerate(found):
+            left = (one["boxes"][:, 2:] - one["boxes"][:, :2] > 0.01).all(1)
+            found[i] = {name: value[left] for name, value in one.items()}
+        update_boxes(metric, found, batch["targets"])
+    return coco_values(metric)["map"]
+
+
+def test_results_load_in_pycocotools_with_the_datas_ids_and_measure_the_same(place, tmp_path) -> None:
+    out = tmp_path / "o.results.json"
+    assert predict(place, "fcos", out) == 0
+    assert predict(place, "fcos", tmp_path / "o.json") == 0
+    whole = json.loads((tmp_path / "o.json").read_text())
+    assert whole["categories"] == [{"id": i, "name": name} for i, name in zip(IDS, NAMES)]
+    assert {note["category_id"] for note in whole["annotations"]} == set(IDS)
+    truth = COCO(str(place / "set/test/annotations.json"))
+    results = truth.loadRes(str(out))
+    assert len(results.anns) == len(whole["annotations"]) > 10
+    for one, note in zip(results.dataset["annotations"], whole["annotations"]):
+        assert {key: one[key] for key in ("image_id", "category_id", "bbox", "score")} == {
+            key: note[key] for key in ("image_id", "category_id", "bbox", "score")
+        }
+    measure = COCOeval(truth, results, "bbox")
+    measure.evaluate()
+    measure.accumulate()
+    measure.summarize()
+    assert measure.stats[0] == pytest.approx(_measured(place), abs=1e-4)
+    assert 0.05 < measure.stats[0] < 1
+
+
+def test_results_of_masks_load_too(place, tmp_path) -> None:
+    out = tmp_path / "o.results.json"
+    assert predict(place, "mask_rcnn", out) == 0
+    results = COCO(str(place / "set/test/annotations.json")).loadRes(str(out))
+    masks = [results.annToMask(note) for note in results.anns.values()]
+    assert len(masks) > 5
+    assert np.any(masks[0])
+
+
+def test_ids_travel_with_every_file_of_the_model(place, tmp_path) -> None:
+    for model in ("fcos", "mask_rcnn"):
+        file = tmp_path / f"{model}.safetensors"
+        assert main(["export", str(place / model), "--format", "safetensors", "--out", str(file)]) == 0
+        assert load_model(place / model, "cpu").card.category_ids == load_model(file, "cpu").card.category_ids == IDS
+    card = load_model(place / "old", "cpu").card
+    assert card.category_ids == []
+    card.category_ids = [1]
+    with pytest.raises(UserError, match=r"its card is damaged \(1 category_ids for 3 classes\)"):
+        Card.from_json(card.to_json(), "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"), [(None, IDS), (["pot", "cup", "pan"], [90, 3, 17]), (["pot", "cup", "pan", "lid"], [])]
+)
+def test_category_ids__follow_the_classes(place, names, ids) -> None:
+    data = AnnotatedDataModule(str(place / "set"), img_size=SIZE, class_names=names, labels=2, num_workers=0)
+    data.setup()
+    assert data.category_ids == ids
+    assert data.table("train").category_ids == ids
+
+
+def test_results_of_a_segmenter_are_refused(place, tmp_path, capsys) -> None:
+    assert predict(place, "segmenter", tmp_path / "o.results.json") == 2
+    assert "segmentation writes csv, jsonl, json" in capsys.readouterr().err
