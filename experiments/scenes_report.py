@@ -134,14 +134,19 @@ def page(results: dict[Any, dict], table: Table, out: Path) -> None:
     parts += int8_lines(results)
     for task, (title, shown, metric, *_) in TASKS.items():
         series = [
-            Series(f"{STARTS[run.start]}, seed {run.seed}", *zip(*result["curve"]), baseline=run.start == "scratch")
+            Series(
+                f"{run.start} {run.seed}",
+                *zip(*result["curve"]),
+                baseline=run.start == "scratch",
+                like=STARTS[run.start],
+            )
             for run, result in results.items()
             if run.task == task and result.get("curve")
         ]
         if not series:
             continue
         file = f"scenes-{task}-curves.png"
-        training_curves(out / file, series, f"{title.capitalize()}, validation", shown, "epoch")
+        training_curves(out / file, series, f"{title.capitalize()}, validation, a line per seed", shown, "epoch")
         parts += [f"## {title.capitalize()}: validation {metric} over the epochs\n", f"![curves]({file})\n"]
         for start, name in STARTS.items():
             if (out / f"scenes-{task}-{start}.png").exists():

@@ -32,6 +32,7 @@ class Series:
     y: Sequence[float]
     error: Sequence[float] | None = None
     baseline: bool = False  # drawn dashed: what has to be beaten
+    like: str | None = None  # repetitions of one thing (seeds) share this name, one colour and one line of the legend
 
 
 def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
@@ -138,9 +139,14 @@ def training_curves(
         log: logarithmic y axis.
     """
     series = [s for s in series if len(s.x)]
-    figure, axes = _figure(height=4.0 + 0.12 * len(series))
-    for i, s in enumerate(series):
-        colour, steps, values = PALETTE[i % len(PALETTE)], np.asarray(s.x, float), np.asarray(s.y, float)
+    names = list(dict.fromkeys(s.like or s.name for s in series))
+    figure, axes = _figure(height=4.0 + 0.12 * len(names))
+    named = set()
+    for s in series:
+        name = s.like or s.name
+        colour, label = PALETTE[names.index(name) % len(PALETTE)], "_" if name in named else name
+        named.add(name)
+        steps, values = np.asarray(s.x, float), np.asarray(s.y, float)
         if len(values) > 400:
             axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
             window = len(values) // 60
@@ -150,12 +156,12 @@ def training_curves(
             values = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
             steps = steps[window // 2 : window // 2 + len(values)]
         dash = "--" if s.baseline else "-"
-        axes.plot(steps, values, color=colour, linewidth=2, linestyle=dash, label=s.name)
+        axes.plot(steps, values, color=colour, linewidth=2, linestyle=dash, label=label)
     _style(axes, title, x, y)
     if log:
         axes.set_yscale("log")
     if series:
-        _legend(axes, len(series))
+        _legend(axes, len(names))
     return _save(figure, path)
 
 
