@@ -1,5 +1,6 @@
 """Shared by all tests: no network, no servers, few threads."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -32,3 +33,27 @@ def images():
     parts = {"pool": pixels[:48], "labels": labels[:48], "paths": names[:48]}
     parts |= {"test": pixels[48:], "test_labels": labels[48:], "test_paths": names[48:]}
     return Images(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)
+
+
+@pytest.fixture
+def stopped_journal(monkeypatch):
+    """`with stopped_journal(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
+    from lit_vision.predict.journal import Journal
+
+    @contextlib.contextmanager
+    def at(call: int):
+        append, calls = Journal.append, []
+
+        def dying(self, texts, done):
+            calls.append(done)
+            if len(calls) == call:
+                for name, text in texts.items():
+                    self.files[name].write(text[: len(text) // 2])
+                raise KeyboardInterrupt
+            append(self, texts, done)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", dying)
+            yield
+
+    return at

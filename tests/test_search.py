@@ -12,7 +12,6 @@ from toy_models import make_classifier, write_images, write_run
 
 from lit_vision.backbones.weights import save_backbone
 from lit_vision.cli import main
-from lit_vision.predict import journal
 from lit_vision.search import groups_of, read_index
 
 
@@ -40,23 +39,14 @@ def search(place: Path, *more: str, model: str = "run", index: str = "index.safe
     return main(["search", "--index", str(place / index), "--model", str(place / model), "--device", "cpu", *more])
 
 
-def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, monkeypatch) -> None:
+def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_journal) -> None:
     index = read_index(place / "index.safetensors")
     assert len(index.names) == 14
     assert index.features.shape == (14, 32)
     assert sorted(index.names) == index.names
     assert "torn.png" not in index.names
     assert "torn.png" in (place / "index.safetensors.skipped.csv").read_text()
-    append, calls = journal.Journal.append, []
-
-    def dying(self, texts, done):
-        calls.append(done)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        append(self, texts, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "append", dying)
+    with stopped_journal(3):
         assert embed(place, tmp_path / "i.safetensors") == 130
     assert embed(place, tmp_path / "i.safetensors") == 0
     assert (tmp_path / "i.safetensors").read_bytes() == (place / "index.safetensors").read_bytes()

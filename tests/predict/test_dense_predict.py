@@ -17,7 +17,6 @@ from lit_vision.cli import main
 from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.batch import normalise
 from lit_vision.evaluation.detection import to_file_pixels
-from lit_vision.predict import journal
 from lit_vision.predict.detection import Detection, packed, pasted
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
@@ -241,21 +240,10 @@ def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, mo
         ("instances", "results.json"),
     ],
 )
-def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, model: str, ending: str) -> None:
+def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journal, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
-    append, calls = journal.Journal.append, []
-
-    def dying(self, texts, done):
-        calls.append(done)
-        if len(calls) == 3:
-            for name, text in texts.items():
-                self.files[name].write(text[: len(text) // 2])
-            raise KeyboardInterrupt
-        append(self, texts, done)
-
     out = tmp_path / f"part.{ending}"
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "append", dying)
+    with stopped_journal(3):
         assert predict(place, model, out) == 130
     assert not out.exists()
     assert predict(place, model, out) == 0
@@ -263,22 +251,15 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, 
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
 
 
-def test_folders_of_pictures_inside_the_images_folder_are_no_images(place, tmp_path, monkeypatch, capsys) -> None:
+def test_folders_of_pictures_inside_the_images_folder_are_no_images(
+    place, tmp_path, stopped_journal, monkeypatch, capsys
+) -> None:
     """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
     names = write_pictures(tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
     words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
     words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
-    append, calls = journal.Journal.append, []
-
-    def dying(self, texts, done):
-        calls.append(done)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        append(self, texts, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "append", dying)
+    with stopped_journal(3):
         assert main([*words, "--out", "o.csv"]) == 130
     assert main([*words, "--out", "o.csv"]) == 0
     assert "going on after 2 of 7 images" in capsys.readouterr().out

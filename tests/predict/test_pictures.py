@@ -11,7 +11,6 @@ from toy_models import write_run
 from lit_vision.cli import main
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
-from lit_vision.predict import journal
 from lit_vision.predict.inputs import Inputs
 from lit_vision.predict.pictures import Pictures
 
@@ -41,19 +40,10 @@ def test_masks_are_a_set_that_trains(run, tmp_path) -> None:
     np.testing.assert_array_equal(batch["mask"][0].numpy(), square)
 
 
-def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, monkeypatch) -> None:
+def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, stopped_journal) -> None:
     write_pictures(tmp_path / "images", 5)
     Image.open(tmp_path / "images/004.png").convert("RGB").save(tmp_path / "images/001.jpg")
-    append, calls = journal.Journal.append, []
-
-    def dying(self, texts, done):
-        calls.append(done)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        append(self, texts, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.Journal, "append", dying)
+    with stopped_journal(3):
         assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 130
     assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 0
     assert predict(run, tmp_path / "images", tmp_path / "p.csv", "--masks", str(tmp_path / "n")) == 0

@@ -23,7 +23,7 @@ from lit_vision.cli import main
 from lit_vision.data.decode import decode
 from lit_vision.data.views import resize_and_crop
 from lit_vision.errors import UserError
-from lit_vision.predict import inputs, journal, models
+from lit_vision.predict import inputs, models
 from lit_vision.predict.models import load_model
 
 
@@ -103,27 +103,14 @@ def test_broken_images_are_listed_and_skipped(place, tmp_path, capsys) -> None:
     assert (tmp_path / "bad.csv.skipped.csv").exists()
 
 
-def test_stopped_anywhere_and_gone_on_gives_the_same_bytes(place, tmp_path, monkeypatch, capsys) -> None:
+def test_stopped_anywhere_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journal, capsys) -> None:
     folder = tmp_path / "images"
     write_images(folder, 12)
     (folder / "blue" / "0_bad.png").touch()
     assert predict(place, tmp_path / "whole.csv", images=str(folder)) == 0
-    append = journal.Journal.append
-
     for stop in (1, 2, 3, 4):
-        calls = []
-
-        def dying(self, texts, done, stop=stop, calls=calls):
-            calls.append(done)
-            if len(calls) == stop:
-                for name, text in texts.items():  # as a kill leaves it: bytes written, nothing recorded
-                    self.files[name].write(text[: len(text) // 2])
-                raise KeyboardInterrupt
-            append(self, texts, done)
-
         out = tmp_path / f"part{stop}.csv"
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.Journal, "append", dying)
+        with stopped_journal(stop):
             assert predict(place, out, images=str(folder)) == 130
         assert not out.exists()
         assert predict(place, out, images=str(folder)) == 0
