@@ -1,7 +1,7 @@
 """predict on 20,000 images: peak memory against a tenth of them, and the same bytes after a kill in the middle.
 
 A classifier and a detector with random weights (memory and bytes do not depend on them) on links to the embedded garments and the scenes.
-Writes experiments/results/predict-many/measured.json. Run: python experiments/predict_many.py [classification] [detection]     about ten minutes on one core
+A row a task, with its commit, in experiments/results/predict-many/measured.json. Run: python experiments/predict_many.py [classification] [detection]     about ten minutes on one core
 """
 
 from __future__ import annotations
@@ -113,12 +113,14 @@ def main() -> int:
         work = Path(place)
         links(work / "few", FEW)
         links(work / "many", MANY)
-        rows = []
-        for task in sys.argv[1:] or TASKS:
-            rows.append(measure(work, task))
-            print(json.dumps(rows[-1]), flush=True)
-            write_json(RESULT, {"rows": rows, **environment(0)})
-    return int(any(row["peak_mb"] - row[f"peak_mb_of_{FEW}"] > 60 or not row["same_bytes_after_kill"] for row in rows))
+        rows = {row["task"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
+        asked = sys.argv[1:] or list(TASKS)
+        for task in asked:
+            rows[task] = {**measure(work, task), **environment(0)}
+            print(json.dumps(rows[task]), flush=True)
+            write_json(RESULT, {"rows": [rows[name] for name in TASKS if name in rows]})
+    found = [rows[task] for task in asked]
+    return int(any(row["peak_mb"] - row[f"peak_mb_of_{FEW}"] > 60 or not row["same_bytes_after_kill"] for row in found))
 
 
 if __name__ == "__main__":
