@@ -15,7 +15,7 @@ LABELS = 800  # labels of the step's batch; only its size matters
 TURNS = 15  # of the timing, after one that warms up
 
 
-def costs(images: Any, recipe: Any, weights: Path, turns: int = TURNS) -> dict[str, dict[str, float]]:
+def costs(images: Any, recipe: Any, weights: Path) -> dict[str, dict[str, float]]:
     """By protocol: `parameters` that train and their `share`, `bytes` of a step, `activation_bytes`, `step_time` (1 is full fine-tuning).
 
     Bytes: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept for the backward pass (each
@@ -26,11 +26,10 @@ def costs(images: Any, recipe: Any, weights: Path, turns: int = TURNS) -> dict[s
         images: from `lit_vision.study.images.read_images`.
         recipe: the study's, with this table's protocols.
         weights: the encoder that all begin from.
-        turns: how often each is timed.
     """
     built = {protocol: _build(protocol, images, recipe, weights) for protocol in PROTOCOLS}
     steps = {protocol: _step(*one) for protocol, one in built.items()}
-    times = step_times(steps, turns)
+    times = step_times(steps, TURNS)
     return {protocol: {**_bytes(*built[protocol]), "step_time": times[protocol]} for protocol in PROTOCOLS}
 
 

@@ -21,6 +21,7 @@ def adaptation(monkeypatch, tmp_path):
     monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(script, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr("adaptation_runs.KEPT", ((0, 24),))
+    monkeypatch.setattr("adaptation_costs.TURNS", 1)
     return script
 
 
