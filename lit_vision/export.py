@@ -14,9 +14,9 @@ from typing import Any
 
 from lit_vision import quantise
 from lit_vision.errors import UsageError, UserError
-from lit_vision.predict.command import Words
 from lit_vision.quantise import files_of, quiet, save_openvino
 from lit_vision.weights_out import FORMATS as OTHERS
+from lit_vision.words import Words
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "adapter": ".safetensors"}
 PIXELS = 0.5  # largest difference of boxes

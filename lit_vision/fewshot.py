@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UsageError, UserError
-from lit_vision.predict.command import Words, add_model_words
+from lit_vision.predict.command import add_model_words
+from lit_vision.words import Words
 
 ENDINGS = (".csv", ".md")
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UsageError, UserError
-from lit_vision.predict.command import Words, add_batch_words, add_model_words, check_batch_words
+from lit_vision.predict.command import add_batch_words, add_model_words, check_batch_words
+from lit_vision.words import Words
 
 ROWS = 1024  # queries looked up at once
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.weights_out.whole import save_whole
+from lit_vision.whole import save_whole
 
 
 def is_made(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from lit_vision.data.begun import begin, finish, is_made, writing
 from lit_vision.data.sources import CLASSES, NOTE, SPLIT_SIZES, embedded_fashion, stratified_splits
-from lit_vision.predict.command import Words
+from lit_vision.words import Words
 
 SIDE = 128
 SIZES = {"train": 2000, "val": 250, "test": 500}

@@ -18,7 +18,7 @@ import numpy as np
 
 from lit_vision.data.begun import begin, finish, is_made, writing
 from lit_vision.errors import UserError
-from lit_vision.predict.command import Words
+from lit_vision.words import Words
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_vision import distributed
 from lit_vision.evaluation.segmentation import IGNORE
+from lit_vision.methods.dense import at_least_float32
 
 LOSSES = ("ce", "dice", "ce+dice")
 
@@ -77,7 +78,7 @@ def thinned(truth: Tensor, stride: int) -> Tensor:
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """(B, K, H, W) in at least float32, laid out plainly: one class's pixels side by side."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).contiguous().log_softmax(1)
+    return at_least_float32(logits).contiguous().log_softmax(1)
 
 
 def _cross_entropy(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE) -> Tensor:

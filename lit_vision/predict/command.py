@@ -13,21 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UsageError, UserError
+from lit_vision.words import Words
 
 # what only some tasks take, and what it is if it is not given
 WORDS = {"top": 5, "score": 0.0, "masks": None, "draw": None, "explain": None}
 FOLDERS = ("masks", "draw", "explain")  # of these, the folders that pictures are written to
-
-
-class Words(argparse.ArgumentParser):
-    """A parser whose faults are one line and exit code 2, and that never guesses a flag from its beginning."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message: str) -> None:
-        """Raises UsageError."""
-        raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
 
 
 def add_model_words(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_vision.card import KEY
 from lit_vision.errors import UsageError, UserError
-from lit_vision.predict.command import Words
+from lit_vision.words import Words
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")  # in a folder of the Hub
 

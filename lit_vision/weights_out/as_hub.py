@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.weights_out.as_timm import check_timm, notes_of, timm_form
-from lit_vision.weights_out.whole import save_whole
+from lit_vision.whole import save_whole
 
 
 def write_hub(method: Any, card: Any, out: Path, run: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.weights_out.whole import save_whole
+from lit_vision.whole import save_whole
 
 TOLERANCE = 1e-5  # largest difference to timm's model, relative to the largest logit or feature
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.weights_out.whole import save_whole
+from lit_vision.whole import save_whole
 
 # our names of an MAE as the files of transformers' Hub have them; q, k and v are one matrix here and three there
 _TO_TRANSFORMERS = (
