@@ -9,7 +9,7 @@ from torch import nn
 
 from lit_vision import optim
 from lit_vision.errors import UserError
-from lit_vision.lars import LARS
+from lit_vision.optim.lars import LARS
 
 
 @pytest.mark.parametrize(("epoch", "lr"), [(0, 0.0), (20, 1.2e-3), (40, 2.4e-3), (420, 1.2e-3), (800, 0.0), (900, 0.0)])

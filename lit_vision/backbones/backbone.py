@@ -7,10 +7,8 @@ Small bodies for 32-pixel images, cheap enough for two CPU cores (lists from a Y
     Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)                # 0.68 M parameters
 """
 
-import difflib
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
@@ -19,6 +17,7 @@ from timm.models import VisionTransformer, group_parameters
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_vision.backbones.create import check_patches, create, reductions_of, tuples
 from lit_vision.backbones.stems import make_stem_small, make_stem_wide
 from lit_vision.errors import UserError
 
@@ -81,7 +80,7 @@ class Backbone(nn.Module):
             raise UserError(f"stem: {stem!r} is not 'imagenet', 'small' or 'wide'; choose one of these")
         if stem != "imagenet" and pretrained:
             raise UserError(f"stem: {stem!r} has no pre-trained weights; use stem='imagenet' or pretrained=False")
-        arguments = {key: _tuples(value) for key, value in timm_args.items()}
+        arguments = {key: tuples(value) for key, value in timm_args.items()}
         arguments.update(in_chans=in_chans, num_classes=0)
         arguments.update({"global_pool": pool} if pool else {}, **({"patch_size": patch_size} if patch_size else {}))
         if drop_path_rate:
@@ -90,12 +89,12 @@ class Backbone(nn.Module):
             arguments["mlp_ratio"] = (
                 1 / 4096
             )  # its 100 M fully connected weights are left out; do not spend 7 s to draw them
-        self.model = _create(name, pretrained, img_size, arguments)
+        self.model = create(name, pretrained, img_size, arguments)
         if pool == "token" and not isinstance(self.model, VisionTransformer):
             raise UserError(f"pool: 'token' needs a ViT with a cls token, {name} has none; use 'avg' or None")
         if img_size or patch_size:
-            _check_patches(self.model)
-        reductions = _reductions(self.model)
+            check_patches(self.model)
+        reductions = reductions_of(self.model)
         if stem == "wide":
             make_stem_wide(name, self.model)
         elif stem == "small":
@@ -262,54 +261,3 @@ def is_plain_vit(model: nn.Module) -> bool:
         and model.pos_embed is not None
         and not model.dynamic_img_size
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _create(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
-    """timm.create_model with faults that a user can mend."""
-    remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    base = name.split(".")[0]
-    if not remote and not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
-        raise UserError(f"backbone: timm {timm.__version__} has no model {name!r}; {hint}")
-    if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
-        arguments = {**arguments, "img_size": img_size}
-    try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        unknown = str(error).split("'")[1] if "unexpected keyword" in str(error) else None
-        if unknown is None:
-            raise
-        unknown = {"global_pool": "pool"}.get(unknown, unknown)
-        raise UserError(f"backbone_args.{unknown}: {name} takes no such argument; leave it out") from error
-    except AssertionError as error:
-        raise UserError(f"backbone_args: {name} refuses them: {error}; change the value") from error
-    except OSError as error:
-        if not pretrained:
-            raise
-        raise UserError(
-            f"pretrained: the weights of {name} are not on this machine and cannot be fetched (no network?); "
-            "connect once, or use pretrained=false"
-        ) from error
-    except RuntimeError as error:
-        if pretrained and "pretrained" in str(error).lower():
-            tags = ", ".join(timm.list_pretrained(f"{base}.*")[:4]) or "none"
-            raise UserError(f"pretrained: {error} (has: {tags}); choose one of these or pretrained=false") from error
-        raise
-
-
-def _check_patches(model: nn.Module) -> None:
-    embed = getattr(model, "patch_embed", None)
-    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
-    if size and patch and any(s % p for s, p in zip(size, patch)):  # timm would leave out the last rows silently
-        raise UserError(f"img_size: {size[0]} pixels are no multiple of the patch size {patch[0]}; change one of them")
-
-
-def _reductions(model: nn.Module) -> list[int]:
-    info = getattr(model, "feature_info", None)
-    info = getattr(info, "info", info) or []
-    return [int(entry["reduction"]) for entry in info]

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.laws import make_law
-from lit_vision.lars import LARS
 from lit_vision.methods import tuning
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.simclr import SimCLR
 from lit_vision.optim import scaled_lr
+from lit_vision.optim.lars import LARS
 
 ROOT = Path(__file__).parents[2] / "experiments"
 

@@ -1,0 +1,62 @@
+"""timm's constructors, with faults that a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from lit_vision.errors import UserError
+
+
+def tuples(value: Any) -> Any:
+    return tuple(tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def create(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+    """timm.create_model with faults that a user can mend."""
+    remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    base = name.split(".")[0]
+    if not remote and not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
+        raise UserError(f"backbone: timm {timm.__version__} has no model {name!r}; {hint}")
+    if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
+        arguments = {**arguments, "img_size": img_size}
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        unknown = str(error).split("'")[1] if "unexpected keyword" in str(error) else None
+        if unknown is None:
+            raise
+        unknown = {"global_pool": "pool"}.get(unknown, unknown)
+        raise UserError(f"backbone_args.{unknown}: {name} takes no such argument; leave it out") from error
+    except AssertionError as error:
+        raise UserError(f"backbone_args: {name} refuses them: {error}; change the value") from error
+    except OSError as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"pretrained: the weights of {name} are not on this machine and cannot be fetched (no network?); "
+            "connect once, or use pretrained=false"
+        ) from error
+    except RuntimeError as error:
+        if pretrained and "pretrained" in str(error).lower():
+            tags = ", ".join(timm.list_pretrained(f"{base}.*")[:4]) or "none"
+            raise UserError(f"pretrained: {error} (has: {tags}); choose one of these or pretrained=false") from error
+        raise
+
+
+def check_patches(model: nn.Module) -> None:
+    embed = getattr(model, "patch_embed", None)
+    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    if size and patch and any(s % p for s, p in zip(size, patch)):  # timm would leave out the last rows silently
+        raise UserError(f"img_size: {size[0]} pixels are no multiple of the patch size {patch[0]}; change one of them")
+
+
+def reductions_of(model: nn.Module) -> list[int]:
+    info = getattr(model, "feature_info", None)
+    info = getattr(info, "info", info) or []
+    return [int(entry["reduction"]) for entry in info]

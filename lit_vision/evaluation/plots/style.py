@@ -1,0 +1,50 @@
+"""What all plots share: colours, marks, a figure without pyplot, axes, the legend, the file."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito 2008, "Color Universal Design"; their yellow is left out, it is too pale for lines on white
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"  # colour is never the only difference
+INK, FAINT, GRID = "#222222", "#666666", "#E3E3E3"
+DPI = 160  # 6.4 inches make 1024 pixels: sharp on a phone, fits a page
+
+
+def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)  # inches of air at the edges
+    return figure, figure.add_subplot()
+
+
+def style(axes: Any, title: str = "", x: str = "", y: str = "", grid: str | None = "y") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=11, length=3)
+    if grid:
+        axes.grid(axis=grid, color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+    axes.set_title("\n".join(textwrap.wrap(title, 52)), fontsize=13, color=INK, loc="left", pad=10, parse_math=False)
+    axes.set_xlabel(x, fontsize=11.5, color=INK)
+    axes.set_ylabel(y, fontsize=11.5, color=INK)
+
+
+def legend_below(axes: Any, count: int) -> None:
+    """Below the axes, where no line can be hidden."""
+    legend = axes.figure.legend(loc="outside lower center", ncols=2 if count > 1 else 1, frameon=False, fontsize=11)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def save(figure: Any, path: str | os.PathLike) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
+    return path

@@ -1,0 +1,151 @@
+"""What a method's `configure_optimizers` needs: parameter groups, learning-rate schedule, optimiser, and one printed summary.
+
+Words: `base_lr` is per 256 images, `lr` is what the optimiser gets; `global_batch_size` is per-device batch x devices x accumulation.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_vision.errors import UserError
+from lit_vision.optim.groups import NO_DECAY, decay_groups, is_no_decay, layer_decay_groups
+from lit_vision.optim.lars import LARS
+from lit_vision.optim.schedule import Plan, plan_of, scaled_lr, warmup_cosine
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
+__all__ = [
+    "LARS",
+    "NO_DECAY",
+    "OPTIMIZERS",
+    "Plan",
+    "build_optimizer",
+    "configure",
+    "decay_groups",
+    "describe",
+    "is_no_decay",
+    "layer_decay_groups",
+    "plan_of",
+    "scaled_lr",
+    "warmup_cosine",
+]
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    name: str,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    lr_in_momentum: bool = True,
+    fused: bool = True,
+) -> torch.optim.Optimizer:
+    """One of OPTIMIZERS over `groups`; each group's learning rate is lr x its lr_scale.
+
+    Args:
+        groups: from `decay_groups` or `layer_decay_groups`; not changed.
+        name: adamw, adam (L2 decay), sgd, lars (ours), lamb (timm's, which also clips the global gradient norm at 1).
+        lr: peak learning rate.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        nesterov: of sgd.
+        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR) or, if False, outside (MAE's linear probe).
+        fused: one kernel per step for adam and adamw where the parameters' device has one.
+
+    Raises:
+        UserError: unknown name, or lr_in_momentum=False for another optimiser than lars.
+    """
+    if not lr_in_momentum and name != "lars":
+        raise UserError(f"lr_in_momentum: false is a form of lars and does nothing for {name}; set it to true")
+    groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
+    parameters = [p for group in groups for p in group["params"]]
+    fused = fused and all(
+        type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters
+    )
+    betas = tuple(betas)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, betas=betas, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum, lr_in_momentum=lr_in_momentum)
+    if name == "lamb":
+        from timm.optim import Lamb  # timm takes seconds to import
+
+        return Lamb(groups, lr=lr, betas=betas)
+    raise UserError(f"optimizer: {name!r} is not one of {', '.join(OPTIMIZERS)}; choose one of these")
+
+
+def describe(optimizer: torch.optim.Optimizer, plan: Plan, lr: float, scaling: str, warmup_steps: int) -> str:
+    """The lines that `configure` prints: the learning rate and where it comes from, the schedule, then each group's count, lr and decay."""
+    lines = [
+        f"{type(optimizer).__name__}: lr {lr:.4g} = {scaling}",
+        f"schedule: {plan.total_steps} steps ({plan.epochs} epochs x {plan.steps_per_epoch}), warm-up {warmup_steps}, then cosine",
+    ]
+    if warmup_steps >= plan.total_steps:
+        lines.append(
+            f"note: the warm-up does not end within this run; the learning rate stops at {lr * plan.total_steps / warmup_steps:.4g}"
+        )
+    for group in optimizer.param_groups:
+        count = sum(p.numel() for p in group["params"])
+        lines.append(
+            f"  {group.get('name', 'parameters'):20} {len(group['params']):4d} tensors {count:13,d} parameters"
+            f"  lr {group['initial_lr']:.4g}  decay {group['weight_decay']:.4g}"
+        )
+    return "\n".join(lines)
+
+
+def configure(
+    module,
+    groups: list[dict[str, Any]],
+    *,
+    optimizer: str,
+    base_lr: float | None,
+    lr: float | None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    warmup_epochs: float = 0.0,
+    min_lr: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    lr_in_momentum: bool = True,
+) -> dict[str, Any]:
+    """What a method's `configure_optimizers` returns: optimiser and per-step warm-up + cosine schedule. Prints the summary once (rank zero).
+
+    Args:
+        module: a LightningModule attached to a trainer with our datamodule.
+        groups: from `decay_groups` or `layer_decay_groups`.
+        optimizer: one of OPTIMIZERS.
+        base_lr: learning rate per 256 images; world size and accumulation are counted.
+        lr: absolute peak learning rate; wins over base_lr.
+        betas: of adam, adamw, lamb.
+        warmup_epochs: linear part, may be fractional.
+        min_lr: absolute learning rate at the end, for a group with lr_scale 1; other groups end at min_lr x lr_scale.
+        momentum: of sgd and lars.
+        nesterov: of sgd.
+        lr_in_momentum: of lars, see `build_optimizer`.
+
+    Raises:
+        UserError: as `plan_of`, `scaled_lr` and `build_optimizer`.
+    """
+    plan = plan_of(module)
+    peak = scaled_lr(base_lr, lr, plan.global_batch_size)
+    if not 0 <= min_lr <= peak:
+        raise UserError(f"min_lr: {min_lr} is not between 0 and the peak learning rate {peak:.4g}; lower it")
+    # A fused optimiser unscales gradients itself, and Lightning then refuses to clip them (fp16 only).
+    fused = module.trainer.precision != "16-mixed"
+    forms = {"momentum": momentum, "nesterov": nesterov, "lr_in_momentum": lr_in_momentum}
+    built = build_optimizer(groups, optimizer, lr=peak, betas=betas, fused=fused, **forms)
+    warmup_steps = round(warmup_epochs * plan.steps_per_epoch)
+
+    def factor(step: int) -> float:
+        return warmup_cosine(step, total_steps=plan.total_steps, warmup_steps=warmup_steps, min_ratio=min_lr / peak)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(built, factor)
+    if module.trainer.is_global_zero:
+        scaling = "given" if lr is not None else f"base_lr {base_lr:.4g} x {plan.global_batch_size} images a step / 256"
+        print(describe(built, plan, peak, scaling, warmup_steps), flush=True)
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
