@@ -47,7 +47,7 @@ table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (
 verify-few-label: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_few_label.py --verify
 
-table-mae-mask-ratio: $(STAMP) ## how much MAE should hide (SCALE=desk, about 90 minutes of one core; SCALE=paper prints commands)
+table-mae-mask-ratio: $(STAMP) ## how much MAE should hide (SCALE=desk, about 100 minutes of one core; SCALE=paper prints commands)
 	@$(BIN)/python experiments/table_mae_mask_ratio.py --scale $(SCALE) $(if $(DRY),--dry)
 
 verify-mae-mask-ratio: $(STAMP) ## measure the committed weights of that table again

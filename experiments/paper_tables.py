@@ -1,21 +1,24 @@
 """The papers' tables at paper scale: what the paper and others report beside what was run here ("not run yet").
 
 Run: make table-mae-finetune SCALE=paper DRY=1     the exact commands behind each row and the data they need
-     make table-mae-finetune SCALE=paper           runs them in order, each resumable, on a machine that has the data
+     make table-mae-finetune SCALE=paper           runs them in order, each resumable, on a machine that has the data; a stage that
+                                                   needs several nodes is named with its sbatch line, and passed over once it is done
      make table-mae-finetune                       prints the table from experiments/results/paper/ and runs nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from paper_rows import TABLES, Line, PaperTable
+from paper_rows.lines import Stage
 
-ROOT = Path(__file__).parents[1]
+ROOT = HERE = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "paper"
 
 
@@ -30,25 +33,34 @@ def commands(table: PaperTable) -> list[str]:
     return list(dict.fromkeys(command for line in table.lines for command in line.commands))
 
 
+def nodes_of(stage: Stage) -> int:
+    """Machines that a stage is written for: its flags', else its recipe's."""
+    told = re.search(r"num_nodes (\d+)", stage.flags) or re.search(r"num_nodes: (\d+)", (HERE / stage.file).read_text())
+    return int(told[1])
+
+
 def dry(table: PaperTable) -> None:
     """What would be run, row by row; a stage that an earlier row has is named, not repeated."""
     print(f"# {table.title}\n#\n# data:")
     for place, text in table.data.items():
         print(f"#   {text}{'' if (ROOT / place).exists() else '   (not on this machine)'}")
     print(
-        "# on SLURM: sbatch --nodes=N experiments/cluster/slurm.sh RECIPE RUN_DIR [flags]; N is the recipe's num_nodes (experiments/cluster/README.md)"
+        "# on SLURM: the sbatch line under a command (experiments/cluster/README.md); for several nodes it is the only way"
     )
     seen: set[str] = set()
     for line in table.lines:
         paper = "no number in the paper" if line.paper is None else f"paper {100 * line.paper:.1f} %"
         print(f"\n# {line.name}: {paper}{f'; {line.peers}' if line.peers else ''}")
+        slurm = {stage.command: stage.sbatch(nodes_of(stage)) for stage in line.stages}
         for command in line.commands:
             print(f"# as above: {command}" if command in seen else command)
+            if command in slurm and command not in seen:
+                print(f"#   {slurm[command]}")
             seen.add(command)
 
 
 def run(name: str, table: PaperTable) -> int:
-    """All commands, and each row's result into its place; 1 when the data is missing or a command fails."""
+    """All commands, and each row's result into its place; 1 when the data is missing, a command fails or one needs several nodes."""
     missing = [text for place, text in table.data.items() if not (ROOT / place).exists()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -60,8 +72,21 @@ def run(name: str, table: PaperTable) -> int:
     own = {"lit-vision": f"{sys.executable} -m lit_vision", "python": sys.executable}
     done: set[str] = set()
     for line in table.lines:
+        many = {stage.command: stage for stage in line.stages if nodes_of(stage) > 1}
         for command in line.commands:
             if command in done:
+                continue
+            if command in many:
+                stage = many[command]
+                if not (ROOT / stage.folder / "results.json").is_file():
+                    submit = stage.sbatch(nodes_of(stage))
+                    print(
+                        f"table-{name}: {line.name}: needs {nodes_of(stage)} nodes; `{submit}`, or its recipe's `one node` "
+                        f"flags with --run_dir {stage.folder}; once it is done the same make command goes on",
+                        file=sys.stderr,
+                    )
+                    return 1
+                done.add(command)
                 continue
             print(command, flush=True)
             first, rest = command.split(" ", 1)

@@ -68,7 +68,7 @@ def _recipe(command: str, words: list[str]) -> str | None:
         beside = Path(_values(words, "--ckpt_path")[0]).parent.parent / "config.yaml"
         if not beside.is_file():
             raise UsageError(f"--config: there is no {beside}; name the recipe of this checkpoint")
-        words += ["--config", str(beside)]
+        words[:0] = ["--config", str(beside)]  # first, so that what was typed changes it
         configs = [str(beside)]
     if not configs or not configs[0]:
         raise UsageError("--config: name a recipe, such as experiments/debug/mae.yaml")

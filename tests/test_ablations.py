@@ -60,7 +60,7 @@ def test_tables__paper_scale_names_recipes_that_are_there(scripts, capsys, monke
             assert (EXPERIMENTS.parent / words[3]).is_file()
         monkeypatch.setattr(sys, "argv", ["table", "--dry"])
         assert ablation.main(table) == 0
-        assert "trains 3 seeds of:" in capsys.readouterr().out
+        assert f"trains {table.seeds} seeds of:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

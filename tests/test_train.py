@@ -72,6 +72,10 @@ def test_a_run_leaves_what_the_design_says(recipe: Path, capsys) -> None:
     again = json.loads((run / "results-validate.json").read_text())
     assert again["weights_sha256"] == result["weights_sha256"]
     assert again["samples"] == 16
+    # what is typed changes the run's own settings, wherever it stands
+    words = ["validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--run_dir", "other"]
+    assert cli.main([*words, "--data.batch_size", "4", "--trainer.limit_val_batches", "1"]) == 0
+    assert json.loads(Path("other/results-validate.json").read_text())["samples"] == 4
     assert cli.main(["test", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--run_dir", "measured"]) == 0
     assert "test/top1" in capsys.readouterr().out
     assert (Path("measured") / "results-test.json").is_file()

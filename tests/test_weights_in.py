@@ -231,7 +231,7 @@ def test_facebookresearch__published_counts_fit_without_rest(size: str, part: st
 def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, part, (16, 1)).items()}
-    arguments = argparse.Namespace(blr=1.5e-4, norm_pix_loss=True)
+    arguments = argparse.Namespace(blr=1.5e-4, norm_pix_loss=False, mask_ratio=0.5)  # neither is MAE's own default here
     torch.save({"model": state, "epoch": 1599, "args": arguments}, tmp_path / "w.pth")
     out = imported(tmp_path, tmp_path / "w.pth", *BODY, *SIZES if part == "full" else ())
     assert "CC-BY-NC-4.0" in capsys.readouterr().out
@@ -242,6 +242,7 @@ def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str,
     )
     if part == "full":
         assert torch.equal(our_mae(out).decoder.mask_token.detach(), state["mask_token"])
+        assert (our_mae(out).hparams.norm_pix_loss, our_mae(out).hparams.mask_ratio) == (False, 0.5)
     reference = timm.create_model(
         NAME,
         num_classes=1000 if part == "fine-tuned" else 0,
@@ -252,6 +253,32 @@ def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str,
     with torch.no_grad():
         ours = logits(out) if part == "fine-tuned" else load_method(out)[0].backbone(IMAGES)
         close(ours, reference.eval()(IMAGES))
+
+
+def test_facebookresearch__pixels_that_no_file_names_are_said(tmp_path: Path, capsys) -> None:
+    """Without the script's arguments nobody knows the loss: the import says what it assumes, and heeds --args."""
+    state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, "full", (16, 1)).items()}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    imported(tmp_path, tmp_path / "w.pth", *BODY, *SIZES)
+    assert "norm_pix_loss true is assumed" in capsys.readouterr().out
+    sizes = json.dumps(json.loads(SIZES[1]) | {"norm_pix_loss": False})
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--args", sizes, "--overwrite")
+    assert "assumed" not in capsys.readouterr().out
+    assert our_mae(out).hparams.norm_pix_loss is False
+
+
+def test_timm__pixels_are_named_with_their_source(tmp_path: Path, capsys) -> None:
+    """Of a bare state dict mean and std are timm's default for the name: said to be a guess."""
+    torch.save(timm.create_model(NAME, num_classes=0, **VIT).state_dict(), tmp_path / "w.pth")
+    imported(tmp_path, tmp_path / "w.pth", *BODY)
+    said = capsys.readouterr().out
+    assert "pixels: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]" in said
+    assert "GUESS" in said
+    told = '{"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}'
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--args", told, "--overwrite")
+    assert "std [1.0, 1.0, 1.0]: --args" in capsys.readouterr().out
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["mean"]) == [0.1, 0.2, 0.3]
 
 
 # ---- rules, sizes and faults; what is refused is in test_weights_refused.py
@@ -313,6 +340,24 @@ def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
         ([str(tmp_path / "own.ckpt"), "--out", out, "--backbone_args", "[1]"], 2, "JSON object"),
         ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", '{"no": 1}'], 2, "takes no no"),
         ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--backbone_only", *SIZES], 2, "not decoder_heads"),
+        *(
+            ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", given], 2, f"--args: {key}")
+            for key, given in (
+                ("mean", '{"mean": 5}'),
+                ("mean", '{"mean": [0.5]}'),
+                ("std", '{"std": [0.5, 0.5, 0]}'),
+                ("decoder_heads", '{"decoder_heads": "x"}'),
+                ("decoder_heads", '{"decoder_heads": 0}'),
+                ("norm_pix_loss", '{"norm_pix_loss": "no"}'),
+                ("mask_ratio", '{"mask_ratio": 2}'),
+                ("backbone", '{"backbone": "resnet18"}'),
+            )
+        ),
+        (
+            [str(tmp_path / "t.pth"), "--out", out, "--backbone", NAME, "--backbone_args", '{"depth": "a"}'],
+            2,
+            "--backbone_args: ",
+        ),
     ):
         assert cli.main(["import", *words]) == code
         said = capsys.readouterr().err

@@ -162,6 +162,24 @@ def test_transformers__the_same_loss(norm_pix: bool, tmp_path: Path, capsys) -> 
     assert processor["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
 
 
+def test_transformers__licence_and_source_travel(tmp_path: Path) -> None:
+    from lit_vision.weights_out.as_transformers import transformers_config, transformers_state
+
+    mae, folder = scrambled(MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2)), tmp_path / "hf"
+    folder.mkdir()
+    save_file(transformers_state(mae), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(transformers_config(mae)))
+    ours, words = tmp_path / "mae.safetensors", ["--licence", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
+    assert cli.main(["import", str(folder), "--out", str(ours), *words]) == 0
+    for more, licence in (((), "CC-BY-NC-4.0"), (("--licence", "mit"), "mit")):
+        out = tmp_path / licence
+        assert export(ours, "--format", "transformers", "--out", out, *more) == 0
+        with safe_open(out / "model.safetensors", "pt") as file:
+            about = file.metadata()
+        assert (about["licence"], about["source"]) == (licence, "https://example.org/w")
+        assert f"license: {licence.lower()}\n" in (out / "README.md").read_text()
+
+
 def test_round_trips__the_same_tensors(tmp_path: Path) -> None:
     """Import, then export in the form it came in: every tensor as it was."""
     from torchvision.models import resnet18

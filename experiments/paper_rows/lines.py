@@ -26,9 +26,21 @@ class Stage:
     @property
     def command(self) -> str:
         """What a person would type; repeated, it goes on where it stopped."""
+        return f"lit-vision fit --config {self.file}{self._changes} --run_dir {self.folder} --resume auto"
+
+    @property
+    def file(self) -> str:
+        """The recipe's."""
+        return f"experiments/{self.recipe}.yaml"
+
+    @property
+    def _changes(self) -> str:
         begin = f" --model.backbone_checkpoint {self.start.folder}/checkpoints/last.ckpt" if self.start else ""
-        flags = f" {self.flags}" if self.flags else ""
-        return f"lit-vision fit --config experiments/{self.recipe}.yaml{flags}{begin} --run_dir {self.folder} --resume auto"
+        return (f" {self.flags}" if self.flags else "") + begin
+
+    def sbatch(self, nodes: int) -> str:
+        """The same run on SLURM; one command on one machine would wait for the other nodes for ever."""
+        return f"sbatch --nodes={nodes} experiments/cluster/slurm.sh {self.file} {self.folder}{self._changes}"
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _transfers() -> tuple[Line, ...]:
     for name, (folder, per_class, linear, tuned, other_linear, other_tuned) in TRANSFER.items():
         out = f"{encoder.folder}--linear-{folder}/results.json"
         words = f"--root data/{folder}{' --per_class' if per_class else ''} --out {out}"
-        command = f"python experiments/transfer_linear.py {encoder.folder} {words}"
+        command = f"python experiments/transfer_linear.py {encoder.folder}/checkpoints/last.ckpt {words}"
         peers = f"supervised {other_linear} (paper)"
         lines.append(Line(f"{name}: linear", (encoder,), linear, peers, command, out))
         count = f"$(ls data/{folder}/train | wc -l)"

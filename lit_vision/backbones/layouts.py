@@ -55,7 +55,8 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
-            content, metadata = content[outer], {"outer": outer}
+            metadata = {"outer": outer, **_told(content.get("args"))}
+            content = content[outer]
             break
     state = {}
     if isinstance(content, dict):
@@ -65,6 +66,13 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
             f"{path}: holds no tensors by name, or in a layout that is not supported yet; give a state dict or a checkpoint"
         )
     return state, metadata
+
+
+def _told(arguments: object) -> dict[str, str]:
+    """What a training script's argparse.Namespace says that no tensor shows, as JSON: whether pixels are normalised, the mask ratio."""
+    known = {"norm_pix_loss": bool, "mask_ratio": float}
+    given = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    return {name: json.dumps(given[name]) for name, kind in known.items() if isinstance(given.get(name), kind)}
 
 
 def _plain(key: str) -> str:

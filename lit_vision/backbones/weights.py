@@ -73,6 +73,8 @@ class LoadReport:
         for name in ("dropped", "new", "resized"):
             if keys := getattr(self, name):
                 parts.append(f"{len(keys)} {name} ({_summary(keys)})")
+        if self.mean is None:  # timm's for the name are then used, which other weights of that shape may not want
+            parts.append("no mean and std in it")
         return f"weights: {self.path} ({self.source}) into {self.target}: {', '.join(parts)}"
 
 

@@ -57,7 +57,8 @@ def _policy(text: str, size: int):
     try:
         if not text.startswith("rand"):
             raise ValueError("it must start with rand")
-        return rand_augment_transform(text, {"translate_const": int(size * 0.45), "img_mean": fill})
+        options = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        return rand_augment_transform(text, options)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(

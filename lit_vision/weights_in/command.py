@@ -67,6 +67,7 @@ def _mapping(text: str) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """One import; returns 0. Raises UserError with one line, or PartialMatch with the table of keys."""
     args = _parser().parse_args(list(argv))
+    check_args(args.args)
     if not args.out.endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: weights are written as safetensors; end the name in .safetensors")
     if args.img_size is not None and args.img_size < 1:
@@ -79,6 +80,30 @@ def main(argv: Sequence[str]) -> int:
     out = write_target(args.out)
     print(import_weights(path, out, config, args))
     return 0
+
+
+def check_args(given: Mapping[str, Any]) -> None:
+    """UsageError where a value of --args is of the wrong kind; its constructor would fail with a traceback, or take it for another."""
+    for key, value in given.items():
+        if key in ("backbone", "backbone_args"):
+            raise UsageError(f"--args: {key} has an option of its own; give --{key}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in ("mean", "std"):
+            right = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
+            right, wanted = (
+                right and (key == "mean" or min(value) > 0),
+                "three numbers, one a channel; those of std above 0",
+            )
+        elif key in ("decoder_width", "decoder_depth", "decoder_heads"):
+            right, wanted = type(value) is int and value > 0, "a whole number from 1"
+        elif key == "norm_pix_loss":
+            right, wanted = isinstance(value, bool), "true or false"
+        elif key == "mask_ratio":
+            right, wanted = number and 0 <= value < 1, "a number from 0 to below 1"
+        else:
+            continue
+        if not right:
+            raise UsageError(f"--args: {key} {json.dumps(value)}; give {wanted}")
 
 
 def find(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
@@ -114,7 +139,7 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     Raises:
         UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatch: a key does not fit.
     """
-    from lit_vision.backbones.foreign import SUPPORTED
+    from lit_vision.backbones.foreign import LIGHTLY_MAE, SUPPORTED
     from lit_vision.backbones.layouts import FB, read_common
     from lit_vision.backbones.recognise import model_of
     from lit_vision.backbones.weights import PartialMatch, load_common, sha256_of
@@ -130,6 +155,8 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         pixels |= {"crop_pct": json.loads(metadata[KEY])["crop_pct"], "input_size": [3, known["size"], known["size"]]}
         config = {"architecture": metadata["architecture"], "model_args": known["model_args"], "pretrained_cfg": pixels}
         config["label_names"] = known["class_names"]
+    told = {key: json.loads(metadata[key]) for key in ("norm_pix_loss", "mask_ratio") if key in metadata}
+    config = {**told, **config}
     if args.backbone_only:
         state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
     name, body = model_of(state, config, args.backbone, args.backbone_args, args.img_size)
@@ -152,7 +179,11 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         )
     if (eps := float(config.get("layer_norm_eps", 1e-6))) != 1e-6:
         lines.append(f"note: config.json says layer_norm_eps {eps:g}; here it is 1e-6, as in the official MAE")
-    licence = args.licence or (config.get("pretrained_cfg") or {}).get("license") or ""
+    if type(method).__name__ == "MAE" and layout != LIGHTLY_MAE and "norm_pix_loss" not in {*config, *args.args}:
+        lines.append(
+            "note: the file does not say whether the loss was on normalised pixels; norm_pix_loss true is assumed (--args)"
+        )
+    licence = args.licence or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("licence") or ""
     if layout.startswith(FB):
         licence = args.licence or "CC-BY-NC-4.0"
     notes = {
@@ -160,7 +191,8 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         "source_layout": layout,
         "source_sha256": sha256_of(path),
     }
-    pixels = statistics(method, report, config, args)
+    pixels, whose = statistics(method, report, config, args)
+    lines.append(f"pixels: mean {pixels['mean']}, std {pixels['std']}: {whose}")
     notes |= {"licence": licence}
     write(out, method, pixels, notes, class_names(args.class_names, config, method), crop_of(layout, config))
     kind = type(method).__name__

@@ -32,17 +32,29 @@ def crop_of(layout: str, config: Mapping[str, Any]) -> float | None:
     return float(told) if told else None if layout.startswith("timm") else 0.875
 
 
-def statistics(method: Any, report: Any, config: Mapping[str, Any], args: argparse.Namespace) -> dict[str, list[float]]:
-    """mean and std: what the user says, else the layout, else timm's config.json, else timm's defaults for the name."""
+def statistics(
+    method: Any, report: Any, config: Mapping[str, Any], args: argparse.Namespace
+) -> tuple[dict[str, list[float]], str]:
+    """mean and std, and where they are from: what the user says, else the layout, else timm's config.json, else timm's defaults for the name."""
     from lit_vision.backbones.backbone import Backbone
 
-    timm = (method if isinstance(method, Backbone) else method.backbone).data_config | (
-        config.get("pretrained_cfg") or {}
+    guess = (
+        f"timm's default for {(method if isinstance(method, Backbone) else method.backbone).config['name']}, a GUESS: "
     )
-    found = {name: args.args.get(name) or getattr(report, name) or timm[name] for name in ("mean", "std")}
+    guess += 'other weights of this shape want other pixels, such as ImageNet\'s (--args \'{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}\')'
+    places = {
+        "--args": args.args,
+        f"of the layout, {report.source}": {"mean": report.mean, "std": report.std},
+        "of config.json": config.get("pretrained_cfg") or {},
+        guess: (method if isinstance(method, Backbone) else method.backbone).data_config,
+    }
+    found, whose = {}, {}
+    for name in ("mean", "std"):
+        whose[name], found[name] = next((place, told[name]) for place, told in places.items() if told.get(name))
     for name, value in found.items() if not isinstance(method, Backbone) else ():
         getattr(method, name).copy_(getattr(method, name).new_tensor(value))
-    return {name: [round(float(v), 6) for v in value] for name, value in found.items()}
+    pixels = {name: [round(float(v), 6) for v in value] for name, value in found.items()}
+    return pixels, " and ".join(dict.fromkeys(whose.values()))
 
 
 def write(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def build(
         if found["decoder_heads"] is None:
             raise UserError(f"{path}: no tensor shows the decoder's heads; give --args '{{\"decoder_heads\": N}}'")
         return _made(MAE, name, body, found), state, layout
-    backbone = Backbone(name, **body)
+    with _told_in_one_line("--backbone_args", body):
+        backbone = Backbone(name, **body)
     untrained = layout == LIGHTLY_MAE  # its ViT carries a classifier that no loss reached
     start = None if args.backbone_only or untrained else _classifier_in(state, backbone)
     if start is not None:
@@ -94,4 +97,15 @@ def _made(method: Any, name: str, body: dict[str, Any], given: dict[str, Any]) -
     known = inspect.signature(method.__init__).parameters
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"--args: {method.__name__} takes no {unknown[0]}; leave it out")
-    return method(backbone=name, backbone_args=body, **given)
+    with _told_in_one_line("--args or --backbone_args", {**body, **given}):
+        return method(backbone=name, backbone_args=body, **given)
+
+
+@contextmanager
+def _told_in_one_line(option: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """A constructor's complaint about a value that the user typed."""
+    try:
+        yield
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{option}: {json.dumps(given)}: {reason}; change the value") from error

@@ -67,15 +67,20 @@ def hub_config(method: Any, card: Any, name: str, arguments: Mapping[str, Any]) 
 _LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0")
 
 
+def licence_lines(licence: str) -> list[str]:
+    """The head lines of a model card that name a licence as the Hub does."""
+    known = licence.lower() if licence.lower() in _LICENCES else "other"
+    return [f"license: {known}", *([f"license_name: {json.dumps(licence)}"] if known == "other" and licence else [])]
+
+
 def model_card(
     card: Any, name: str, arguments: Mapping[str, Any], results: list[Mapping[str, Any]], folder: str
 ) -> str:
     """README.md of a model: what it is, what was measured (from results files alone), how it was made, how to use it."""
-    known = card.licence.lower() if card.licence.lower() in _LICENCES else "other"
     task = "image-classification" if card.task == "classification" else "image-feature-extraction"
-    lines = ["---", f"license: {known}"]
-    lines += [f"license_name: {json.dumps(card.licence)}"] if known == "other" and card.licence else []
-    lines += [
+    lines = [
+        "---",
+        *licence_lines(card.licence),
         "library_name: timm",
         f"pipeline_tag: {task}",
         "tags:",

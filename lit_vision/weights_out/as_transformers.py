@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
+from lit_vision.weights_out.as_hub import licence_lines
 from lit_vision.whole import save_whole
 
 # our names of an MAE as the files of transformers' Hub have them; q, k and v are one matrix here and three there
@@ -28,8 +29,8 @@ _TO_TRANSFORMERS = (
 )
 
 
-def load_mae(path: Path) -> Any:
-    """An MAE from a run's checkpoint or an imported file.
+def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
+    """An MAE from a run's checkpoint or an imported file, and what the file says of its licence and source ("" if nothing).
 
     Raises:
         UserError: the file is of another method.
@@ -48,7 +49,7 @@ def load_mae(path: Path) -> Any:
         raise UserError(f"--format transformers: {path} is no MAE run, and only ViT-MAE is written; use timm or hub")
     mae = MAE(**{**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
     load_into(mae, path)
-    return mae.eval()
+    return mae.eval(), {name: metadata.get(name, "") for name in ("licence", "source")}
 
 
 def transformers_state(mae: Any) -> dict[str, Any]:
@@ -96,8 +97,13 @@ def transformers_config(mae: Any) -> dict[str, Any]:
     }
 
 
-def write_transformers(mae: Any, out: Path) -> str:
-    """A folder that `ViTMAEForPreTraining.from_pretrained` loads: config.json, preprocessor_config.json, model.safetensors.
+def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "") -> str:
+    """A folder that `ViTMAEForPreTraining.from_pretrained` loads: config.json, preprocessor_config.json, model.safetensors, README.md.
+
+    Args:
+        mae: from `load_mae`.
+        out: the folder.
+        licence, source: of the weights; they go into the file's metadata and the README.
 
     Returns:
         The call that loads it, and a note where transformers would mask another number of patches.
@@ -130,9 +136,24 @@ def write_transformers(mae: Any, out: Path) -> str:
     processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3}
     processor |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **pixels}
 
+    notes = {name: text for name, text in (("licence", licence), ("source", source)) if text}
+    readme = [
+        "---",
+        *licence_lines(licence),
+        "library_name: transformers",
+        "tags:",
+        "- vit_mae",
+        "- lit-vision",
+        "---",
+        "",
+    ]
+    readme += [f"# {out.name}", "", f"ViT-MAE for pre-training, {config['image_size']} pixels."]
+    readme += [f"Licence: {licence or 'not stated'}. Source: {source or 'trained with lit_vision'}."]
+
     def write(beside: Path) -> None:
         beside.mkdir()
-        save_file(state, beside / "model.safetensors", metadata={"format": "pt"})
+        save_file(state, beside / "model.safetensors", metadata={"format": "pt", **notes})
+        (beside / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (beside / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 

@@ -28,7 +28,9 @@ def main(args: argparse.Namespace) -> int:
     if args.format == "transformers":
         from lit_vision.weights_out.as_transformers import load_mae, write_transformers
 
-        said = write_transformers(load_mae(source), out)
+        mae, notes = load_mae(source)
+        notes |= {"licence": args.licence} if args.licence is not None else {}
+        said = write_transformers(mae, out, **notes)
     else:
         method, card = load_method(source)
         card.licence = args.licence if args.licence is not None else card.licence

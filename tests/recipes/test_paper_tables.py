@@ -70,7 +70,10 @@ def test_dry_prints_commands_and_data_and_runs_nothing(name: str, monkeypatch, c
     said = capsys.readouterr().out
     assert "# data:" in said
     assert all(command in said for command in tables.commands(rows.TABLES[name]))
-    assert "experiments/cluster/slurm.sh" in said
+    for stage in (stage for line in rows.TABLES[name].lines for stage in line.stages):
+        nodes = tables.nodes_of(stage)
+        words = f"experiments/cluster/slurm.sh {stage.file} {stage.folder}"
+        assert f"#   sbatch --nodes={nodes} {words}" in said
 
 
 def test_without_the_data_it_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -135,7 +138,7 @@ def test_what_is_run_is_copied_to_where_the_table_reads(tmp_path: Path, monkeypa
     def fake(words, cwd, check):
         ran.append(words[2])
         folder = Path(re.search(r"--run_dir (\S+)", words[2])[1])
-        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "results.json").write_text("{}")
         return SimpleNamespace(returncode=0)
 
@@ -144,8 +147,20 @@ def test_what_is_run_is_copied_to_where_the_table_reads(tmp_path: Path, monkeypa
     monkeypatch.setattr(tables, "subprocess", SimpleNamespace(run=fake))
     for place in rows.TABLES["simclr-semi"].data:
         (tmp_path / place).mkdir(parents=True)
+    pretrained = {line.stages[0].folder: line.stages[0] for line in rows.TABLES["simclr-semi"].lines}
+    assert len(pretrained) == 3
+    for count, (folder, stage) in enumerate(pretrained.items()):  # of several nodes: submitted one after the other
+        assert tables.nodes_of(stage) == 4
+        assert tables.run("simclr-semi", rows.TABLES["simclr-semi"]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"sbatch --nodes=4 experiments/cluster/slurm.sh {stage.file} {folder}" in said
+        assert len({re.search(r"--run_dir (\S+)", command)[1] for command in ran}) == 2 * count
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "results.json").write_text("{}")
+    ran.clear()
     assert tables.run("simclr-semi", rows.TABLES["simclr-semi"]) == 0
-    assert len(ran) == 9  # each of three pre-trainings once
+    assert len(ran) == 6  # what was submitted is not begun again
     assert all(" -m lit_vision fit " in command and command.endswith("--resume auto") for command in ran)
     assert len(list((tmp_path / "kept").rglob("*.json"))) == 6
 

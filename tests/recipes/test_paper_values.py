@@ -54,7 +54,7 @@ SIMCLR |= {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "grayscale": 0
 # Wightman et al. 2021 (arXiv:2110.00476), Table 2
 RSB = {"optimizer": "lamb", "loss": "bce", "warmup_epochs": 5, "images": 2048, "weight_decay": 0.02, "min_lr": 0.0}
 RSB |= {"mixup": 0.1, "cutmix": 1.0, "label_smoothing": 0.0, "random_erasing": 0.0, "jitter": 0.0, "ema": None}
-RSB |= {"crop_pct": 0.95}
+RSB |= {"crop_pct": 0.95, "head_init_std": 0.01}  # near PyTorch's 1 / sqrt(3 x 2048), which timm's ResNets have
 
 VALUES = [
     ("mae/vitb16_in1k_1600ep", "MAE, Table 8", {**MAE, "backbone": "vit_base_patch16_224"}),
