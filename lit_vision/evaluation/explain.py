@@ -12,10 +12,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.models import ResNet
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+
+PLACES = 4  # positions a side that Grad-CAM's maps have at least: of 2 x 2 every picture showed the same corner; 8 x 8 knew less of the class
 
 
 def attention_rollout(backbone: Backbone, images: Tensor) -> Tensor:
@@ -72,9 +75,10 @@ def _attention(attn: nn.Module, x: Tensor) -> Tensor:
 
 
 def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Where the last maps raise a class's logit: relu(sum over c of w_c A_c), w_c = mean over positions of d logit / d A_c.
+    """Where a stage's maps raise a class's logit: relu(sum over c of w_c A_c), w_c = mean over positions of d logit / d A_c.
 
-    Source: Selvaraju et al. 2017, arXiv:1610.02391, Eq. 1 and 2.
+    The stage is the last one; of a ResNet on small images the last whose maps have 4 positions a side (of 32 pixels the last stage keeps
+    2 x 2, which say nothing of where). Source: Selvaraju et al. 2017, arXiv:1610.02391, Eq. 1 and 2.
 
     Args:
         backbone: a CNN; put it in evaluation mode.
@@ -88,18 +92,50 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
     Raises:
         UserError: this model has no maps before its pooling.
     """
-    model = backbone.model
-    with torch.no_grad():
-        maps = model.forward_features(backbone._laid_out(images))
-    if maps.ndim != 4:
-        raise UserError(f"explain: {backbone.config['name']} has no maps for Grad-CAM; attention rollout is for ViTs")
-    maps = maps.clone().requires_grad_()  # (B, C, H, W), or channels last in Swin
-    with torch.enable_grad():
-        logits = head(model.forward_head(maps, pre_logits=True))
-        (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
-    last = maps.shape[1] != model.num_features and maps.shape[3] == model.num_features
+    model, kept = backbone.model, []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        """The graph begins at the stage's maps."""
+        if kept or not isinstance(output, Tensor):  # used twice, or a stage of several outputs
+            return None
+        kept.append(output.detach().clone().requires_grad_())
+        return kept[0]
+
+    stage = _stage(backbone, min(images.shape[-2:]))
+    hook = stage.register_forward_hook(keep) if stage is not None else None
+    try:
+        with torch.enable_grad():
+            maps = model.forward_features(backbone._laid_out(images))
+            if hook is None:
+                maps = maps.detach().clone().requires_grad_()
+                kept.append(maps)
+            if maps.ndim != 4 or not kept:
+                raise UserError(
+                    f"explain: {backbone.config['name']} has no maps for Grad-CAM; attention rollout is for ViTs"
+                )
+            logits = head(model.forward_head(maps, pre_logits=True))
+            (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+    finally:
+        if hook is not None:
+            hook.remove()
+    (maps,) = kept  # (B, C, H, W), or channels last in Swin
+    last = hook is None and maps.shape[1] != model.num_features and maps.shape[3] == model.num_features
     channel, places = (3, (1, 2)) if last else (1, (2, 3))
     return (slope.mean(places, keepdim=True) * maps.detach()).sum(channel).relu().float().cpu()
+
+
+def _stage(backbone: Backbone, side: int) -> nn.Module | None:
+    """The module whose output has PLACES positions a side, as late as possible; None is the end of the body."""
+    info = getattr(backbone.model, "feature_info", None)
+    info = getattr(info, "info", info) or []
+    fine = [i for i, stride in enumerate(backbone.strides) if side // stride >= PLACES]
+    if len(info) != len(backbone.strides) or not fine or fine[-1] == len(info) - 1:
+        return None
+    if not isinstance(
+        backbone.model, ResNet
+    ):  # elsewhere a stage's output may be channels last, or not what the next one reads
+        return None
+    return backbone.model.get_submodule(info[fine[-1]]["module"])
 
 
 def explain(method: Any, images: Tensor, classes: Tensor) -> Tensor:

@@ -57,13 +57,36 @@ def test_rollout__sees_through_lora_and_prompts() -> None:
 
 def test_grad_cam__is_the_class_activation_map_of_an_average_pooled_net() -> None:
     method = make_classifier("cnn")
-    x, classes = images(3), torch.tensor([0, 2, 1])
+    x, classes = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1])
     with torch.no_grad():
-        maps = method.backbone.model.forward_features(x)  # (3, 16, 2, 2): the last stage
+        maps = method.backbone.model.forward_features(x)  # (3, 16, 4, 4): the last stage
     weight = method.head.weight[classes] / maps[0, 0].numel()  # d logit / d map, for a mean and a linear layer
     want = torch.einsum("bc,bchw->bhw", weight, maps).relu().detach()
     torch.testing.assert_close(grad_cam(method.backbone, method.head, x, classes), want)
     assert all(p.grad is None for p in method.parameters())
+
+
+def test_grad_cam__of_small_images_reads_a_stage_that_still_says_where() -> None:
+    """The stage before the last, by hand: its maps weighted by their mean slope."""
+    torch.manual_seed(0)
+    small = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
+    body, head = Backbone("resnet18", **small).eval(), torch.nn.Linear(16, 3)
+    x, classes = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0])
+    m = body.model
+    with torch.no_grad():
+        maps = m.layer3(m.layer2(m.layer1(m.maxpool(m.act1(m.bn1(m.conv1(x)))))))
+        assert m.layer4(maps).shape[-1] == 2
+    maps.requires_grad_()
+    head(m.layer4(maps).mean((2, 3))).gather(1, classes[:, None]).sum().backward()
+    want = torch.einsum("bc,bchw->bhw", maps.grad.mean((2, 3)), maps).relu().detach()
+    for p in [*body.parameters(), *head.parameters()]:
+        p.grad = None
+    got = grad_cam(body, head, x, classes)
+    assert got.shape == (2, 4, 4)
+    assert got.max() > 0
+    torch.testing.assert_close(got, want)
+    assert all(p.grad is None for p in [*body.parameters(), *head.parameters()])
+    assert not any(module._forward_hooks for module in body.modules())
 
 
 def test_explain__is_scaled_and_draws() -> None:

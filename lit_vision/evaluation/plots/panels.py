@@ -79,8 +79,9 @@ def image_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     cell = 6.4 / columns
+    tall = max(image.shape[0] / image.shape[1] for image in images)  # of the tallest: wide pictures leave no gaps
     text_height = 0.42 if any(captions) else 0.06
-    figure, axes = new_figure(6.4, rows * (cell + text_height) + (0.4 if title else 0))
+    figure, axes = new_figure(6.4, rows * (cell * min(tall, 1) + text_height) + (0.4 if title else 0))
     axes.remove()
     if title:
         figure.suptitle(title, fontsize=13, color=INK, x=0.01, ha="left", parse_math=False)
@@ -91,7 +92,9 @@ def image_grid(
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
         place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
+        lines = textwrap.wrap(
+            str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …", break_on_hyphens=False
+        )
         place.text(0.5, -0.04, "\n".join(lines), transform=place.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return save(figure, path)
