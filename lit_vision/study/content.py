@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.callbacks.progress import clock
-from lit_vision.study.verdict import PROBED, Verdict, sentence
+from lit_vision.study.verdict import PROBED, TOO_FEW_TESTS, Verdict, sentence
 from lit_vision.tables import Table, to_markdown
 
 
@@ -65,7 +65,9 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
     if kinds == {"loses"}:
         return f"Do not pre-train within this budget: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
     if kinds == {"open"}:
-        return f"No claim can be made: {last.reason}. Label more images, or give the study more seeds and time."
+        few = last.reason.endswith(TOO_FEW_TESTS)
+        mend = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
+        return f"No claim can be made: {last.reason}. {mend}."
     parts = []
     for v in found:
         what = {"wins": "pre-training pays", "loses": "it does not", "open": "it is open"}[v.answer]

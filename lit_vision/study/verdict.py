@@ -15,6 +15,7 @@ TUNED, PROBED = (
 )  # of a pre-trained start, by the fixed recipe; the second where time left too few of the first
 FEWEST_SEEDS = 3
 FEWEST_TESTS = 100  # with less, no winner is named
+TOO_FEW_TESTS = "test images are too few for a claim"
 _ANSWERS = {
     "a is better": ("wins", ""),
     "b is better": ("loses", ""),
@@ -99,8 +100,8 @@ def _compare(labels: int, best: Mapping, chosen: str, rival: Mapping, tests: int
     pairs = min(len(best["values"]), len(rival["values"]))  # a costly start may have fewer seeds, always the first ones
     difference = paired_difference(best["values"][:pairs], rival["values"][:pairs])
     answer, reason = _ANSWERS[difference.supports]
-    if answer != "open" and tests < FEWEST_TESTS:
-        answer, reason = "open", f"{tests} test images are too few for a claim"
+    if tests < FEWEST_TESTS:  # also where seeds agree: what they share is the few images
+        answer, reason = "open", f"{tests} {TOO_FEW_TESTS}"
     return Verdict(labels, best, chosen, rival, difference, answer, reason)
 
 

@@ -143,6 +143,7 @@ def test_verdict__a_probe_stands_for_a_start_that_was_hardly_fine_tuned() -> Non
         ([0.5, 0.3, 0.4], [0.4, 0.4, 0.35], 1000, "open", "two standard errors"),
         ([0.5, 0.5], [0.4, 0.4], 1000, "open", "too few seeds"),
         ([0.51, 0.5, 0.5], [0.4, 0.4, 0.4], 10, "open", "10 test images"),
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 10, "open", "10 test images"),
         ([0.41, 0.4, 0.4], [0.5, 0.5, 0.5], 1000, "loses", "does not pay"),
     ],
 )

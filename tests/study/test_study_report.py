@@ -44,6 +44,11 @@ def test_markdown__is_inert(tmp_path) -> None:
 
 def test_advice__without_cells() -> None:
     assert advice_of([], {}) == "There is nothing to compare yet."
+    open_ = [make_cell("scratch-cnn", "finetune", 80, [0.5] * 3), make_cell("simclr", "finetune", 80, [0.5] * 3)]
+    assert "more seeds and time" in advice_of(verdicts(open_, 1000), {})
+    assert advice_of(verdicts(open_, 10), {}).endswith(
+        "10 test images are too few for a claim. Label more images to test on."
+    )
 
 
 def test_advice__names_each_way_where_they_differ() -> None:
