@@ -45,7 +45,8 @@ def dry(table: PaperTable) -> None:
     for place, text in table.data.items():
         print(f"#   {text}{'' if (ROOT / place).exists() else '   (not on this machine)'}")
     print(
-        "# on SLURM: the sbatch line under a command (experiments/cluster/README.md); for several nodes it is the only way"
+        "# on SLURM: the sbatch line under a command (experiments/cluster/README.md). Where it has several nodes, that line instead of the "
+        "command, or the flags for one node that the recipe's header gives"
     )
     seen: set[str] = set()
     for line in table.lines:

@@ -19,6 +19,8 @@ from lit_vision.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FB = "facebookresearch/mae"
+SCRIPT = "script_arguments"  # in the metadata
+_TOLD = {"norm_pix_loss": bool, "mask_ratio": float}
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -55,7 +57,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
-            metadata = {"outer": outer, **_told(content.get("args"))}
+            metadata = {"outer": outer, SCRIPT: _arguments(content.get("args"))}
             content = content[outer]
             break
     state = {}
@@ -68,11 +70,20 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
     return state, metadata
 
 
-def _told(arguments: object) -> dict[str, str]:
-    """What a training script's argparse.Namespace says that no tensor shows, as JSON: whether pixels are normalised, the mask ratio."""
-    known = {"norm_pix_loss": bool, "mask_ratio": float}
+def _arguments(arguments: object) -> str:
+    """What a training script's argparse.Namespace says that no tensor shows, as JSON."""
     given = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
-    return {name: json.dumps(given[name]) for name, kind in known.items() if isinstance(given.get(name), kind)}
+    return json.dumps({name: given[name] for name, kind in _TOLD.items() if isinstance(given.get(name), kind)})
+
+
+def told_by_script(metadata: dict[str, str]) -> dict[str, bool | float]:
+    """`norm_pix_loss` and `mask_ratio` of an official MAE file, where the script's arguments are in it; {} elsewhere."""
+    try:
+        given = json.loads(metadata.get(SCRIPT, "{}"))
+    except ValueError:  # of a safetensors file, anybody's words
+        return {}
+    known = given if isinstance(given, dict) else {}
+    return {name: known[name] for name, kind in _TOLD.items() if isinstance(known.get(name), kind)}
 
 
 def _plain(key: str) -> str:

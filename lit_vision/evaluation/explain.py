@@ -94,30 +94,26 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
     """
     model, kept = backbone.model, []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """The graph begins at the stage's maps."""
-        if kept or not isinstance(output, Tensor):  # used twice, or a stage of several outputs
-            return None
         kept.append(output.detach().clone().requires_grad_())
         return kept[0]
 
     stage = _stage(backbone, min(images.shape[-2:]))
     hook = stage.register_forward_hook(keep) if stage is not None else None
     try:
-        with torch.enable_grad():
+        with torch.set_grad_enabled(hook is not None):
             maps = model.forward_features(backbone._laid_out(images))
-            if hook is None:
-                maps = maps.detach().clone().requires_grad_()
-                kept.append(maps)
-            if maps.ndim != 4 or not kept:
-                raise UserError(
-                    f"explain: {backbone.config['name']} has no maps for Grad-CAM; attention rollout is for ViTs"
-                )
-            logits = head(model.forward_head(maps, pre_logits=True))
-            (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
     finally:
         if hook is not None:
             hook.remove()
+    if maps.ndim != 4:
+        raise UserError(f"explain: {backbone.config['name']} has no maps for Grad-CAM; attention rollout is for ViTs")
+    if hook is None:
+        maps = keep(model, None, maps)
+    with torch.enable_grad():
+        logits = head(model.forward_head(maps, pre_logits=True))
+        (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
     (maps,) = kept  # (B, C, H, W), or channels last in Swin
     last = hook is None and maps.shape[1] != model.num_features and maps.shape[3] == model.num_features
     channel, places = (3, (1, 2)) if last else (1, (2, 3))
@@ -129,11 +125,9 @@ def _stage(backbone: Backbone, side: int) -> nn.Module | None:
     info = getattr(backbone.model, "feature_info", None)
     info = getattr(info, "info", info) or []
     fine = [i for i, stride in enumerate(backbone.strides) if side // stride >= PLACES]
-    if len(info) != len(backbone.strides) or not fine or fine[-1] == len(info) - 1:
+    if not fine or fine[-1] == len(backbone.strides) - 1:
         return None
-    if not isinstance(
-        backbone.model, ResNet
-    ):  # elsewhere a stage's output may be channels last, or not what the next one reads
+    if not isinstance(backbone.model, ResNet):  # elsewhere a stage may be channels last, or not what the next one reads
         return None
     return backbone.model.get_submodule(info[fine[-1]]["module"])
 

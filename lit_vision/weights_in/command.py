@@ -87,19 +87,16 @@ def check_args(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key in ("backbone", "backbone_args"):
             raise UsageError(f"--args: {key} has an option of its own; give --{key}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
         if key in ("mean", "std"):
             right = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
-            right, wanted = (
-                right and (key == "mean" or min(value) > 0),
-                "three numbers, one a channel; those of std above 0",
-            )
+            right = right and (key == "mean" or min(value) > 0)
+            wanted = "three numbers, one a channel; those of std above 0"
         elif key in ("decoder_width", "decoder_depth", "decoder_heads"):
             right, wanted = type(value) is int and value > 0, "a whole number from 1"
         elif key == "norm_pix_loss":
             right, wanted = isinstance(value, bool), "true or false"
         elif key == "mask_ratio":
-            right, wanted = number and 0 <= value < 1, "a number from 0 to below 1"
+            right, wanted = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to below 1"
         else:
             continue
         if not right:
@@ -140,7 +137,7 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatch: a key does not fit.
     """
     from lit_vision.backbones.foreign import LIGHTLY_MAE, SUPPORTED
-    from lit_vision.backbones.layouts import FB, read_common
+    from lit_vision.backbones.layouts import FB, read_common, told_by_script
     from lit_vision.backbones.recognise import model_of
     from lit_vision.backbones.weights import PartialMatch, load_common, sha256_of
     from lit_vision.weights_in.file import class_names, crop_of, statistics, write
@@ -155,8 +152,7 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         pixels |= {"crop_pct": json.loads(metadata[KEY])["crop_pct"], "input_size": [3, known["size"], known["size"]]}
         config = {"architecture": metadata["architecture"], "model_args": known["model_args"], "pretrained_cfg": pixels}
         config["label_names"] = known["class_names"]
-    told = {key: json.loads(metadata[key]) for key in ("norm_pix_loss", "mask_ratio") if key in metadata}
-    config = {**told, **config}
+    config = {**told_by_script(metadata), **config}
     if args.backbone_only:
         state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
     name, body = model_of(state, config, args.backbone, args.backbone_args, args.img_size)
