@@ -68,6 +68,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         charts["500x375, normalised floats"] = rates
         rows += _rate_rows("to normalised floats, 500x375", rates)
         rows += _exact_rows(small, repeats)
+        rows += _quick_rows(small, repeats)
         rows += _loader_rows(small, repeats)
         rows.append(_keying_row())
         chart(charts, CHART)
@@ -183,6 +184,21 @@ def _exact_rows(images: list[bytes], repeats: int) -> list[dict]:
         _row("colour matrix: share of pixel values within 1", near, "", "exact"),
         _ratio("colour matrix: rate of the whole path", rates, "matrix", "exact", None),
     ]
+
+
+def _quick_rows(images: list[bytes], repeats: int) -> list[dict]:
+    """The quick path against whole decodes and Pillow's filter: the rate, for the view of each paper that has photographs."""
+    rows = []
+    for name, options in (("mae", {}), ("simclr", {}), ("simclr", {"exact": True})):
+        made = {f"quick {q}": _pipelines.ours(name, quick=q, **options) for q in (True, False)}
+        what = f"{name}{' exact' if options else ''} view"
+        rows.append(
+            _ratio(
+                f"quick path, {what}: rate", take_turns(made, images, 2 * repeats), "quick True", "quick False", None
+            )
+        )
+        rows += _rate_rows(f"{what}, whole decode", take_turns({"quick false": made["quick False"]}, images, repeats))
+    return rows
 
 
 def _loader_rows(images: list[bytes], repeats: int) -> list[dict]:

@@ -38,7 +38,7 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: samples per device and batch.
         train_view: `simclr`, `mae`, `train`, `eval` or `albumentations:<name>`; eval_view likewise.
         crop_scale, crop_aspect, flip, rotation, scale, strength, brightness, contrast, saturation, hue, grayscale, blur, exact,
-            rand_augment, random_erasing: options of the training view (`laws.Law`); None is the view's default, and one that the view lacks is refused.
+            quick, rand_augment, random_erasing: options of the training view (`laws.Law`); None is the view's default, and one that the view lacks is refused.
         crop_pct: of the evaluation view.
         train_split, val_split, test_split: names of the folders.
         labels: keep the labels of a stratified part only: a fraction if it is a float up to 1, a count if an int.
@@ -82,6 +82,7 @@ class ImageFolderDataModule(LightningDataModule):
         grayscale: float | None = None,
         blur: float | None = None,
         exact: bool | None = None,
+        quick: bool | None = None,
         rand_augment: str | None = None,
         random_erasing: float | None = None,
         crop_pct: float | None = None,

@@ -42,6 +42,8 @@ class Law:
         rand_augment: timm's string (`rand-m9-mstd0.5-inc1`), applied after crop and flip; "" for none.
         random_erasing: probability of timm's erasing, filled with noise per pixel.
         exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; a SimCLR view then takes 3 times as long.
+        quick: training crops of files above 96 pixels come from JPEGs decoded at a scale and the fastest resize that keeps 37 dB (views.py);
+            false decodes them whole and resizes as Pillow's antialiased bicubic does, as the papers' code.
         crop_pct: share of the resized short side that evaluation keeps; 1 for sizes up to 64.
     """
 
@@ -63,6 +65,7 @@ class Law:
     rand_augment: str = ""
     random_erasing: float = 0.0
     exact: bool = False
+    quick: bool = True
     crop_pct: float = 1.0
 
     @property
@@ -95,7 +98,7 @@ class Draw(NamedTuple):
         return self.gray or self[8:12] != (1.0, 1.0, 1.0, 0.0)
 
 
-_COMMON = ("crop_scale", "crop_aspect", "flip", "rotation", "scale")
+_COMMON = ("crop_scale", "crop_aspect", "flip", "rotation", "scale", "quick")
 OPTIONS = {  # what each view may be told; anything else is refused, never ignored
     "simclr": (*_COMMON, "strength", "grayscale", "blur", "exact"),
     "mae": _COMMON,

@@ -51,7 +51,7 @@ class Views:
     """Views of one image under a law; see `make_views`.
 
     Training views of a JPEG are decoded at 1/2, 1/4 or 1/8 where every crop keeps at least its target size; a crop then lies on the grid of
-    the decoded pixels, so that slicing cuts it exactly. Evaluation never decodes at a scale. A view that is turned or zoomed is sampled
+    the decoded pixels, so that slicing cuts it exactly. Evaluation never decodes at a scale, nor does a law without `quick`. A view that is turned or zoomed is sampled
     bilinearly, after an antialiased shrink to the scale of the result.
 
     Args:
@@ -70,7 +70,7 @@ class Views:
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """The views of one file under one key: uint8 (V, size, size, 3)."""
-        if self.law.name == "eval":
+        if self.law.name == "eval" or not self.law.quick:
             return self.of_pixels(decode(image_bytes), epoch, index, copy)
         header = read_header(image_bytes)
         if not header.scalable:
@@ -113,7 +113,7 @@ class Views:
         out = np.empty((size, size, 3), np.uint8) if out is None else out
         if drawn.angle == 0 and drawn.zoom == 1:
             view = image[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
-            view = resize(view, size, size) if size <= SMALL else quick_resize(view, size)
+            view = quick_resize(view, size) if self.law.quick and size > SMALL else resize(view, size, size)
         else:
             view = turn(image, drawn, size)
         colour, sigma = drawn.has_colour, drawn.sigma if drawn.sigma >= FAINT else 0.0

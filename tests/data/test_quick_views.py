@@ -155,6 +155,25 @@ def test_exact_colour__equals_torchvision_on_floats(order: int) -> None:
         assert (np.abs(got - expected) <= 1).mean() >= 0.99
 
 
+@pytest.mark.parametrize("name", ["mae", "train", "simclr"])
+def test_without_quick__a_crop_is_pillows_of_the_whole_image(name: str) -> None:
+    """Full decode, then the crop as Pillow resizes it (antialiased bicubic), from every kind of crop; the quick path has other pixels."""
+    plain = {"grayscale": 0.0, "blur": 0.0, "strength": 0.0} if name == "simclr" else {}
+    data = _jpeg(_photo(900, 1200), quality=92)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    slow, quick = (make_views(name, 112, 0, quick=q, **plain) for q in (False, True))
+    differ = 0
+    for index in range(12):
+        views = slow(data, 0, index)
+        for drawn, got, fast in zip(slow.draws(900, 1200, 0, index, 0), views, quick(data, 0, index)):
+            box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
+            want = np.asarray(whole.crop(box).resize((112, 112), Image.Resampling.BICUBIC)).astype(int)
+            want = want[:, ::-1] if drawn.flip else want
+            assert np.abs(got - want).max() <= 2
+            differ += int((got != fast).any())
+    assert differ
+
+
 def test_exact__is_an_option_of_both_paths_and_differs_from_the_matrix() -> None:
     images, keys = np.stack([_photo(48, 48, seed=i) for i in range(6)]), [(0, i, 0) for i in range(6)]
     one, exact = (make_views("simclr", 48, 0, exact=e) for e in (False, True))
