@@ -86,8 +86,6 @@ def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
     assert (ROOT / script).is_file()
     assert any(line.startswith("one node:") for line in header)
     assert sum(line.startswith("variant:") for line in header) == len(flags_of(recipe)["variant"])
-    if "in1k" in recipe:
-        assert "data/README.md" in " ".join(header), "photographs are decoded and resized by the quick path"
     whole = images_a_step(parsed(recipe))
     nodes = next(re.search(r"--nodes=(\d+)", line)[1] for line in header if line.startswith("slurm:"))
     assert int(nodes) == parsed(recipe).trainer.num_nodes
