@@ -346,6 +346,7 @@ def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
                 ("mean", '{"mean": 5}'),
                 ("mean", '{"mean": [0.5]}'),
                 ("std", '{"std": [0.5, 0.5, 0]}'),
+                ("mean", '{"mean": [NaN, 0, 0]}'),
                 ("decoder_heads", '{"decoder_heads": "x"}'),
                 ("decoder_heads", '{"decoder_heads": 0}'),
                 ("norm_pix_loss", '{"norm_pix_loss": "no"}'),
@@ -353,13 +354,42 @@ def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
                 ("backbone", '{"backbone": "resnet18"}'),
             )
         ),
-        (
-            [str(tmp_path / "t.pth"), "--out", out, "--backbone", NAME, "--backbone_args", '{"depth": "a"}'],
-            2,
-            "--backbone_args: ",
+        *(
+            (
+                [str(tmp_path / "t.pth"), "--out", out, "--backbone", name, "--backbone_args", given],
+                2,
+                "--backbone_args",
+            )
+            for name, given in (
+                (NAME, '{"depth": "a"}'),
+                (NAME, '{"act_layer": "foo"}'),
+                ("resnet18", '{"block": "basic"}'),
+            )
         ),
     ):
         assert cli.main(["import", *words]) == code
         said = capsys.readouterr().err
         assert says in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_pix_loss", "no"),
+        ("mask_ratio", "x"),
+        ("decoder_num_attention_heads", 0),
+        ("layer_norm_eps", "x"),
+        ("label_names", 3),
+        ("pretrained_cfg", 5),
+        ("pretrained_cfg", {"mean": 1}),
+    ],
+)
+def test_a_config_of_the_wrong_kinds_is_one_line_that_names_it(key: str, value, tmp_path: Path, capsys) -> None:
+    save_file(timm.create_model(NAME, **VIT).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    assert cli.main(["import", str(tmp_path), "--out", str(tmp_path / "o.safetensors"), *BODY]) == 1
+    said = capsys.readouterr().err
+    assert "config.json" in said
+    assert ("mean" if isinstance(value, dict) else key) in said
+    assert said.count("\n") == 1

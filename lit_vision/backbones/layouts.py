@@ -83,7 +83,8 @@ def told_by_script(metadata: dict[str, str]) -> dict[str, bool | float]:
     except ValueError:  # of a safetensors file, anybody's words
         return {}
     known = given if isinstance(given, dict) else {}
-    return {name: known[name] for name, kind in _TOLD.items() if isinstance(known.get(name), kind)}
+    told = {name: known[name] for name, kind in _TOLD.items() if isinstance(known.get(name), kind)}
+    return {name: value for name, value in told.items() if 0 <= value <= 1}  # not NaN
 
 
 def _plain(key: str) -> str:

@@ -42,7 +42,7 @@ class Law:
         rand_augment: timm's string (`rand-m9-mstd0.5-inc1`), applied after crop and flip; "" for none.
         random_erasing: probability of timm's erasing, filled with noise per pixel.
         exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; a SimCLR view then takes 3 times as long.
-        quick: training crops of files above 96 pixels come from JPEGs decoded at a scale and the fastest resize that keeps 37 dB (views.py);
+        quick: training crops come from JPEGs decoded at a scale and, above 96 pixels, by the fastest resize that keeps 37 dB (views.py);
             false decodes them whole and resizes as Pillow's antialiased bicubic does, as the papers' code.
         crop_pct: share of the resized short side that evaluation keeps; 1 for sizes up to 64.
     """
@@ -113,7 +113,7 @@ OPTIONS = {  # what each view may be told; anything else is refused, never ignor
         "rand_augment",
         "random_erasing",
     ),
-    "eval": ("crop_pct",),
+    "eval": ("crop_pct", "quick"),  # it decodes whole in any case; a recipe may say so
 }
 
 

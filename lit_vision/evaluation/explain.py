@@ -124,7 +124,7 @@ def _stage(backbone: Backbone, side: int) -> nn.Module | None:
     """The module whose output has PLACES positions a side, as late as possible; None is the end of the body."""
     info = getattr(backbone.model, "feature_info", None)
     info = getattr(info, "info", info) or []
-    fine = [i for i, stride in enumerate(backbone.strides) if side // stride >= PLACES]
+    fine = [i for i, stride in enumerate(backbone.strides) if -(-side // stride) >= PLACES]
     if not fine or fine[-1] == len(backbone.strides) - 1:
         return None
     if not isinstance(backbone.model, ResNet):  # elsewhere a stage may be channels last, or not what the next one reads

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,25 +83,39 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _wanted(key: str, value: Any) -> str:
+    """What a value should be, or "" if it is; its constructor would fail with a traceback, or take it for another."""
+    if key in ("mean", "std"):
+        right = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
+        right = right and all(map(math.isfinite, value)) and (key == "mean" or min(value) > 0)
+        return "" if right else "three numbers, one a channel; those of std above 0"
+    if key in ("decoder_width", "decoder_depth", "decoder_heads", "decoder_num_attention_heads"):
+        return "" if type(value) is int and value > 0 else "a whole number from 1"
+    if key == "norm_pix_loss":
+        return "" if isinstance(value, bool) else "true or false"
+    if key == "mask_ratio":
+        return "" if type(value) in (int, float) and 0 <= value < 1 else "a number from 0 to below 1"
+    if key == "layer_norm_eps":
+        return "" if type(value) in (int, float) and value > 0 else "a number above 0"
+    kind = {"pretrained_cfg": dict, "model_args": dict, "label_names": list}.get(key)
+    return "" if kind is None or isinstance(value, kind) else f"a {'list' if kind is list else 'mapping'}"
+
+
 def check_args(given: Mapping[str, Any]) -> None:
-    """UsageError where a value of --args is of the wrong kind; its constructor would fail with a traceback, or take it for another."""
+    """UsageError where a value of --args is of the wrong kind."""
     for key, value in given.items():
         if key in ("backbone", "backbone_args"):
             raise UsageError(f"--args: {key} has an option of its own; give --{key}")
-        if key in ("mean", "std"):
-            right = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
-            right = right and (key == "mean" or min(value) > 0)
-            wanted = "three numbers, one a channel; those of std above 0"
-        elif key in ("decoder_width", "decoder_depth", "decoder_heads"):
-            right, wanted = type(value) is int and value > 0, "a whole number from 1"
-        elif key == "norm_pix_loss":
-            right, wanted = isinstance(value, bool), "true or false"
-        elif key == "mask_ratio":
-            right, wanted = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to below 1"
-        else:
-            continue
-        if not right:
+        if wanted := _wanted(key, value):
             raise UsageError(f"--args: {key} {json.dumps(value)}; give {wanted}")
+
+
+def check_config(file: Path, config: Mapping[str, Any]) -> None:
+    """UserError where a config.json says something of the wrong kind that is read here; null is nothing said."""
+    pixels = config.get("pretrained_cfg")
+    for key, value in (*config.items(), *(pixels.items() if isinstance(pixels, dict) else ())):
+        if value is not None and (wanted := _wanted(key, value)):
+            raise UserError(f"{file}: {key} is {json.dumps(value)}, not {wanted}; take another copy, or mend it")
 
 
 def find(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
@@ -124,7 +139,9 @@ def find(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
         config = json.loads(beside.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{beside}: is no JSON ({error}); take another copy, or remove it") from error
-    return path, config if isinstance(config, dict) else {}
+    config = {key: value for key, value in config.items() if value is not None} if isinstance(config, dict) else {}
+    check_config(beside, config)
+    return path, config
 
 
 def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argparse.Namespace) -> str:

@@ -106,6 +106,6 @@ def _told_in_one_line(option: str, given: Mapping[str, Any]) -> Iterator[None]:
     """A constructor's complaint about a value that the user typed."""
     try:
         yield
-    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{option}: {json.dumps(given)}: {reason}; change the value") from error

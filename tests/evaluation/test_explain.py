@@ -89,6 +89,15 @@ def test_grad_cam__of_small_images_reads_a_stage_that_still_says_where() -> None
     assert not any(module._forward_hooks for module in body.modules())
 
 
+@pytest.mark.parametrize(("side", "places"), [(100, 4), (112, 4), (96, 6), (224, 7)])
+def test_grad_cam__reads_the_last_stage_where_it_has_four_positions(side: int, places: int) -> None:
+    """A map has as many positions as the side holds strides, rounded up."""
+    torch.manual_seed(0)
+    body = Backbone("resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)).eval()
+    heat = grad_cam(body, torch.nn.Linear(8, 3), torch.randn(1, 3, side, side), torch.tensor([1]))
+    assert heat.shape == (1, places, places)
+
+
 def test_explain__is_scaled_and_draws() -> None:
     for kind in ("vit", "cnn"):
         heat = explain(make_classifier(kind), images(), torch.tensor([0, 1]))

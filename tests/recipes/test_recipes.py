@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from lit_vision import cli
+from lit_vision.data import ImageFolderDataModule
 from lit_vision.lightning_cli import ParseOnly
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -112,6 +113,11 @@ def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> No
         words = shlex.split(re.sub(r"\$\(.*?\)+(?= )", "7", command))[4:]
         recipe = Path(shlex.split(command)[3]).relative_to("experiments")
         settings = parsed(str(recipe))
+        flags = dict(zip(words[::2], words[1::2]))
+        own = {
+            flag.removeprefix("--data."): yaml.safe_load(v) for flag, v in flags.items() if flag.startswith("--data.")
+        }
+        ImageFolderDataModule(**{**vars(settings.data.init_args), **own})  # refuses an option that the view lacks
         for flag, value in zip(words[::2], words[1::2]):
             if flag in ("--run_dir", "--resume"):
                 continue
