@@ -9,16 +9,14 @@ Run: make table-mae-finetune SCALE=paper DRY=1     the exact commands behind eac
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from paper_rows import TABLES, Line, PaperTable
-from paper_rows.lines import Stage
 
-ROOT = HERE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "paper"
 
 
@@ -31,12 +29,6 @@ def file_of(table: str, line: Line) -> Path:
 def commands(table: PaperTable) -> list[str]:
     """All commands in order, each once."""
     return list(dict.fromkeys(command for line in table.lines for command in line.commands))
-
-
-def nodes_of(stage: Stage) -> int:
-    """Machines that a stage is written for: its flags', else its recipe's."""
-    told = re.search(r"num_nodes (\d+)", stage.flags) or re.search(r"num_nodes: (\d+)", (HERE / stage.file).read_text())
-    return int(told[1])
 
 
 def dry(table: PaperTable) -> None:
@@ -52,7 +44,7 @@ def dry(table: PaperTable) -> None:
     for line in table.lines:
         paper = "no number in the paper" if line.paper is None else f"paper {100 * line.paper:.1f} %"
         print(f"\n# {line.name}: {paper}{f'; {line.peers}' if line.peers else ''}")
-        slurm = {stage.command: stage.sbatch(nodes_of(stage)) for stage in line.stages}
+        slurm = {stage.command: stage.sbatch for stage in line.stages}
         for command in line.commands:
             print(f"# as above: {command}" if command in seen else command)
             if command in slurm and command not in seen:
@@ -73,28 +65,28 @@ def run(name: str, table: PaperTable) -> int:
     own = {"lit-vision": f"{sys.executable} -m lit_vision", "python": sys.executable}
     done: set[str] = set()
     for line in table.lines:
-        many = {stage.command: stage for stage in line.stages if nodes_of(stage) > 1}
+        stages = {stage.command: stage for stage in line.stages}
         for command in line.commands:
             if command in done:
                 continue
-            if command in many:
-                stage = many[command]
+            stage = stages.get(command)
+            if stage is not None and stage.nodes > 1:
                 if not (ROOT / stage.folder / "results.json").is_file():
-                    submit = stage.sbatch(nodes_of(stage))
                     print(
-                        f"table-{name}: {line.name}: needs {nodes_of(stage)} nodes; `{submit}`, or its recipe's `one node` "
+                        f"table-{name}: {line.name}: needs {stage.nodes} nodes; `{stage.sbatch}`, or its recipe's `one node` "
                         f"flags with --run_dir {stage.folder}; once it is done the same make command goes on",
                         file=sys.stderr,
                     )
                     return 1
-                done.add(command)
-                continue
-            print(command, flush=True)
-            first, rest = command.split(" ", 1)
-            code = subprocess.run(["bash", "-c", f"{own[first]} {rest}"], cwd=ROOT, check=False).returncode
-            if code:
-                print(f"table-{name}: {line.name}: ended with {code}; the same make command goes on", file=sys.stderr)
-                return code
+            else:
+                print(command, flush=True)
+                first, rest = command.split(" ", 1)
+                code = subprocess.run(["bash", "-c", f"{own[first]} {rest}"], cwd=ROOT, check=False).returncode
+                if code:
+                    print(
+                        f"table-{name}: {line.name}: ended with {code}; the same make command goes on", file=sys.stderr
+                    )
+                    return code
             done.add(command)
         kept = file_of(name, line)
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 RUNS = "runs/paper"
 IMAGENET = "data/imagenet: ImageNet-1k as train/<1000 classes>/ (1,281,167 images) and val/<1000 classes>/ (50,000)"
 
@@ -38,9 +41,18 @@ class Stage:
         begin = f" --model.backbone_checkpoint {self.start.folder}/checkpoints/last.ckpt" if self.start else ""
         return (f" {self.flags}" if self.flags else "") + begin
 
-    def sbatch(self, nodes: int) -> str:
-        """The same run on SLURM; one command on one machine would wait for the other nodes for ever."""
-        return f"sbatch --nodes={nodes} experiments/cluster/slurm.sh {self.file} {self.folder}{self._changes}"
+    @property
+    def nodes(self) -> int:
+        """Machines that it is written for: its flags', else its recipe's."""
+        told = re.search(r"num_nodes (\d+)", self.flags) or re.search(
+            r"num_nodes: (\d+)", (ROOT / self.file).read_text()
+        )
+        return int(told[1])
+
+    @property
+    def sbatch(self) -> str:
+        """The same run on SLURM; of several nodes, one command on one machine would wait for the others for ever."""
+        return f"sbatch --nodes={self.nodes} experiments/cluster/slurm.sh {self.file} {self.folder}{self._changes}"
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def _arguments(arguments: object) -> str:
-    """What a training script's argparse.Namespace says that no tensor shows, as JSON."""
+    """What a training script's argparse.Namespace says that no tensor shows, as JSON; `told_by_script` checks it."""
     given = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
-    return json.dumps({name: given[name] for name, kind in _TOLD.items() if isinstance(given.get(name), kind)})
+    return json.dumps({name: given.get(name) for name in _TOLD}, default=str)
 
 
 def told_by_script(metadata: dict[str, str]) -> dict[str, bool | float]:

@@ -122,14 +122,12 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
 
 def _stage(backbone: Backbone, side: int) -> nn.Module | None:
     """The module whose output has PLACES positions a side, as late as possible; None is the end of the body."""
-    info = getattr(backbone.model, "feature_info", None)
-    info = getattr(info, "info", info) or []
+    if not isinstance(backbone.model, ResNet):  # elsewhere a stage may be channels last, or not what the next one reads
+        return None
     fine = [i for i, stride in enumerate(backbone.strides) if -(-side // stride) >= PLACES]
     if not fine or fine[-1] == len(backbone.strides) - 1:
         return None
-    if not isinstance(backbone.model, ResNet):  # elsewhere a stage may be channels last, or not what the next one reads
-        return None
-    return backbone.model.get_submodule(info[fine[-1]]["module"])
+    return backbone.model.get_submodule(backbone.model.feature_info[fine[-1]]["module"])
 
 
 def explain(method: Any, images: Tensor, classes: Tensor) -> Tensor:

@@ -38,20 +38,19 @@ def statistics(
     """mean and std, and where they are from: what the user says, else the layout, else timm's config.json, else timm's defaults for the name."""
     from lit_vision.backbones.backbone import Backbone
 
-    guess = (
-        f"timm's default for {(method if isinstance(method, Backbone) else method.backbone).config['name']}, a GUESS: "
-    )
+    backbone = method if isinstance(method, Backbone) else method.backbone
+    guess = f"timm's default for {backbone.config['name']}, a GUESS: "
     guess += 'other weights of this shape want other pixels, such as ImageNet\'s (--args \'{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}\')'
     places = {
         "--args": args.args,
         f"of the layout, {report.source}": {"mean": report.mean, "std": report.std},
         "of config.json": config.get("pretrained_cfg") or {},
-        guess: (method if isinstance(method, Backbone) else method.backbone).data_config,
+        guess: backbone.data_config,
     }
     found, whose = {}, {}
     for name in ("mean", "std"):
         whose[name], found[name] = next((place, told[name]) for place, told in places.items() if told.get(name))
-    for name, value in found.items() if not isinstance(method, Backbone) else ():
+    for name, value in found.items() if backbone is not method else ():
         getattr(method, name).copy_(getattr(method, name).new_tensor(value))
     pixels = {name: [round(float(v), 6) for v in value] for name, value in found.items()}
     return pixels, " and ".join(dict.fromkeys(whose.values()))

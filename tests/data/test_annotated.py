@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_annotations import marked
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of, fit_scale
@@ -33,20 +34,9 @@ def _module(root: Path, **changes) -> AnnotatedDataModule:
     return AnnotatedDataModule(str(root), **settings)
 
 
-def _marked() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image in which three boxes are painted in colours of their own, their boxes and masks."""
-    image = np.zeros((60, 90, 3), np.uint8)
-    boxes = np.array([[5, 8, 30, 40], [50, 10, 85, 30], [40, 35, 60, 58]], np.float32)
-    masks = np.zeros((3, 60, 90), np.uint8)
-    for i, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
-        image[y1:y2, x1:x2, i] = 255
-        masks[i, y1:y2, x1:x2] = 1
-    return image, boxes, masks
-
-
 @pytest.mark.parametrize("name", ["flip", "lsj"])
 def test_boxes_and_masks_stay_on_what_they_mark(name: str) -> None:
-    image, boxes, masks = _marked()
+    image, boxes, masks = marked()
     views = AnnotatedViews(name, 64, 0, Options(jitter=(0.4, 1.8)))
     seen = 0
     for index in range(25):
@@ -75,7 +65,7 @@ def test_fit_scale__is_what_the_view_does(shape: tuple[int, int]) -> None:
 
 
 def test_fit_keeps_everything_and_knows_its_scale() -> None:
-    image, boxes, masks = _marked()
+    image, boxes, masks = marked()
     boxes = np.concatenate([boxes, [[10, 10, 10.5, 10.5]]]).astype(np.float32)  # smaller than a pixel of the view
     masks = np.concatenate([masks, np.zeros((1, 60, 90), np.uint8)])
     view = AnnotatedViews("fit", 45, 0, OPTIONS)(image, (0, 0, 0), boxes, masks)
@@ -89,7 +79,7 @@ def test_fit_keeps_everything_and_knows_its_scale() -> None:
 
 
 def test_views_are_functions_of_the_key_alone() -> None:
-    image, boxes, _ = _marked()
+    image, boxes, _ = marked()
     views = AnnotatedViews("lsj", 64, 7, OPTIONS)
     keys = [(e, i, c) for e in range(2) for i in range(3) for c in range(2)]
     first = {key: views(image, key, boxes) for key in keys}
@@ -103,7 +93,7 @@ def test_views_are_functions_of_the_key_alone() -> None:
 
 
 def test_a_semantic_mask_moves_with_its_pixels_and_is_ignored_in_the_padding() -> None:
-    image, _, masks = _marked()
+    image, _, masks = marked()
     mask = np.zeros((60, 90), np.uint8)
     for i in range(3):
         mask[masks[i] > 0] = i + 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_annotations import marked
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations import views as home
@@ -35,19 +36,8 @@ def registered(monkeypatch) -> None:
     register("tilted", tilted)
 
 
-def _marked() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image with three painted boxes, each in a colour of its own, their boxes and masks."""
-    image = np.zeros((60, 90, 3), np.uint8)
-    boxes = np.array([[5, 8, 30, 40], [50, 10, 85, 30], [40, 35, 60, 58]], np.float32)
-    masks = np.zeros((3, 60, 90), np.uint8)
-    for i, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
-        image[y1:y2, x1:x2, i] = 255
-        masks[i, y1:y2, x1:x2] = 1
-    return image, boxes, masks
-
-
 def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> None:
-    image, boxes, masks = _marked()
+    image, boxes, masks = marked()
     views = AnnotatedViews("tilted", SIZE, 3, Options())
     first = {key: views(image, key, boxes, masks) for key in KEYS}
     again = pickle.loads(pickle.dumps(views))  # as a worker gets it
@@ -62,7 +52,7 @@ def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> N
 
 
 def test_other_draws_between_two_calls_change_nothing() -> None:
-    image, boxes, _ = _marked()
+    image, boxes, _ = marked()
     views = AnnotatedViews("tilted", SIZE, 3, Options())
     first = views(image, (1, 2, 0), boxes)
     np.random.random(7)
@@ -74,7 +64,7 @@ def test_other_draws_between_two_calls_change_nothing() -> None:
 
 
 def test_boxes_and_masks_move_with_the_pixels() -> None:
-    image, boxes, masks = _marked()
+    image, boxes, masks = marked()
     views = AnnotatedViews("tilted", SIZE, 0, Options())
     semantic = np.max(masks * np.arange(1, 4, dtype=np.uint8)[:, None, None], 0)
     seen = 0

@@ -71,9 +71,8 @@ def test_dry_prints_commands_and_data_and_runs_nothing(name: str, monkeypatch, c
     assert "# data:" in said
     assert all(command in said for command in tables.commands(rows.TABLES[name]))
     for stage in (stage for line in rows.TABLES[name].lines for stage in line.stages):
-        nodes = tables.nodes_of(stage)
         words = f"experiments/cluster/slurm.sh {stage.file} {stage.folder}"
-        assert f"#   sbatch --nodes={nodes} {words}" in said
+        assert f"#   sbatch --nodes={stage.nodes} {words}" in said
 
 
 def test_without_the_data_it_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -150,7 +149,7 @@ def test_what_is_run_is_copied_to_where_the_table_reads(tmp_path: Path, monkeypa
     pretrained = {line.stages[0].folder: line.stages[0] for line in rows.TABLES["simclr-semi"].lines}
     assert len(pretrained) == 3
     for count, (folder, stage) in enumerate(pretrained.items()):  # of several nodes: submitted one after the other
-        assert tables.nodes_of(stage) == 4
+        assert stage.nodes == 4
         assert tables.run("simclr-semi", rows.TABLES["simclr-semi"]) == 1
         said = capsys.readouterr().err
         assert said.count("\n") == 1

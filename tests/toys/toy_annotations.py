@@ -1,4 +1,4 @@
-"""Three images with three boxes, in COCO's, YOLO's and VOC's format and with semantic masks: for tests of what reads them."""
+"""Three images with three boxes, in COCO's, YOLO's and VOC's format and with semantic masks, and one with painted boxes: for tests of what reads them."""
 
 import json
 from pathlib import Path
@@ -72,3 +72,14 @@ def write_semantic(root: Path) -> None:
     (root / "train.txt").write_text("a\nb\nc\n")
     for name in BOXES:
         Image.fromarray(np.zeros((H, W), np.uint8)).save(root / f"masks/{name}.png")
+
+
+def marked() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image in which three boxes are painted in colours of their own, their boxes and masks."""
+    image = np.zeros((60, 90, 3), np.uint8)
+    boxes = np.array([[5, 8, 30, 40], [50, 10, 85, 30], [40, 35, 60, 58]], np.float32)
+    masks = np.zeros((3, 60, 90), np.uint8)
+    for i, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
+        image[y1:y2, x1:x2, i] = 255
+        masks[i, y1:y2, x1:x2] = 1
+    return image, boxes, masks
