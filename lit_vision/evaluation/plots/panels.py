@@ -92,9 +92,7 @@ def image_grid(
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
         place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        lines = textwrap.wrap(
-            str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …", break_on_hyphens=False
-        )
+        lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         place.text(0.5, -0.04, "\n".join(lines), transform=place.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return save(figure, path)
