@@ -33,12 +33,11 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 test-all: $(STAMP) ## the tests and the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 
-lint: $(STAMP) ## ruff: style and format
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+lint: $(STAMP) ## ruff, mypy, codespell and file checks (.pre-commit-config.yaml)
+	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
 
-format: $(STAMP) ## mend what ruff can mend
-	@$(BIN)/ruff check --fix .
+format: $(STAMP) ## fix and format what ruff can
+	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
 table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (SCALE=desk, DRY=1 prints the commands)
@@ -97,5 +96,5 @@ audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit asks Py
 	@$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 clean: ## remove caches and build leftovers (not runs, not data, not .venv)
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage coverage.xml
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
