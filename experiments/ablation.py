@@ -71,7 +71,7 @@ class Ablation:
 
     def recipe(self, size: int, variant: Variant):
         """The study's recipe with the variant's changes."""
-        from lit_vision.study.recipes import recipe_for
+        from lit_vision.study.presets import recipe_for
 
         base, views = recipe_for(size, self.rotation), f"{self.start}_views"
         changes = {
@@ -91,7 +91,7 @@ def make(table: Ablation, images=None, folder: Path | None = None) -> None:
     from ablation_runs import Runner
 
     from lit_vision.cli import main
-    from lit_vision.evaluation.results import write_result
+    from lit_vision.results.schema import write_result
     from lit_vision.study.cells import to_cells
     from lit_vision.study.images import read_images
     from lit_vision.study.progress import Reporter
@@ -144,7 +144,7 @@ def verdict(claim: Claim, values: Values) -> str:
 
 def show(table: Ablation) -> None:
     """Print the table and what it says about the paper's directions; write it as Markdown, CSV and PNG."""
-    from lit_vision.tables import Table, rows_from, score, to_csv, to_markdown, to_png
+    from lit_vision.results.tables import Table, rows_from, score, to_csv, to_markdown, to_png
 
     file = results_of(table)
     rows = rows_from([file]) if file.exists() else []
@@ -174,7 +174,7 @@ def check(table: Ablation, images=None) -> int:
     from ablation_runs import frozen_features, probe
 
     from lit_vision.cli import main
-    from lit_vision.evaluation.results import read_result
+    from lit_vision.results.schema import read_result
     from lit_vision.study.cells import Ask
     from lit_vision.study.images import read_images
     from lit_vision.study.training import classification, load_classifier, probabilities

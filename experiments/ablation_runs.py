@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_vision.backbones.weights import load_backbone, save_backbone, sha256_of
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
-from lit_vision.evaluation.results import write_json
+from lit_vision.io.atomic import write_json
 from lit_vision.study import training
 from lit_vision.study.cells import Ask, CellStore, Outcome, digest
 from lit_vision.study.images import Images
 from lit_vision.study.progress import Reporter
+from lit_vision.weights.load import load_backbone, save_backbone, sha256_of
 
 if TYPE_CHECKING:
     from ablation import Ablation, Variant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lit_vision.study.recipes import Recipe, recipe_for
+from lit_vision.study.presets import Recipe, recipe_for
 
 NAME, START, ROTATION = "adaptation", "mae", 180.0
 _STUDY = recipe_for(32).adapt  # the same for every size

@@ -39,10 +39,10 @@ class Runner:
 
     def pretrain(self) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds): trained now, or found from an earlier run of the same recipe."""
-        from lit_vision.backbones.weights import save_backbone, sha256_of
-        from lit_vision.evaluation.results import write_json
+        from lit_vision.io.atomic import write_json
         from lit_vision.study.cells import digest
         from lit_vision.study.training import pretraining, quiet, train
+        from lit_vision.weights.load import save_backbone, sha256_of
 
         recipe = self.recipe
         inputs = digest(self.base, self.epochs, recipe.mae, recipe.mae_views, recipe.network(START).args)

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is no package: its scripts are run, not imported
 
-from lit_vision.evaluation.environment import environment
-from lit_vision.evaluation.results import write_json
-from lit_vision.tables import Table, to_markdown
+from lit_vision.io.atomic import write_json
+from lit_vision.results.environment import environment
+from lit_vision.results.tables import Table, to_markdown
 
 HERE = Path(__file__).resolve().parent / "benchmarks"
 

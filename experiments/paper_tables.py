@@ -96,8 +96,8 @@ def run(name: str, table: PaperTable) -> int:
 
 def show(name: str, table: PaperTable) -> str:
     """The table as Markdown, from results files alone."""
-    from lit_vision.evaluation.results import read_result
-    from lit_vision.tables import NOT_RUN, Table, commit_of, rows_from, score, to_markdown
+    from lit_vision.results.schema import read_result
+    from lit_vision.results.tables import NOT_RUN, Table, commit_of, rows_from, score, to_markdown
 
     body = []
     for line in table.lines:

@@ -104,7 +104,8 @@ def measure(work: Path, task: str) -> dict:
 def main() -> int:
     """The script; 1 if memory grew by more than 60 MB or bytes differ."""
     from lit_vision.cli import main as command
-    from lit_vision.evaluation.results import environment, write_json
+    from lit_vision.io.atomic import write_json
+    from lit_vision.results.schema import environment
 
     for name in ("fashion", "scenes"):
         if code := command(["data", name, "--out", str(ROOT / "data" / name)]):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.evaluation.metrics import format_percent, paired_difference
-from lit_vision.evaluation.plots import Series, training_curves
-from lit_vision.evaluation.results import summarise
-from lit_vision.tables import NOT_RUN, Table, commit_of, to_markdown
+from lit_vision.results.plots import Series, training_curves
+from lit_vision.results.schema import summarise
+from lit_vision.results.tables import NOT_RUN, Table, commit_of, to_markdown
 
 TASKS = {
     "detect": ("detection", "mAP@[.5:.95]", "map", 0.45, ("map50", "map75")),

@@ -27,7 +27,7 @@ def results_file() -> Path:
 
 def make(images=None, folder: Path | None = None, **smaller: Any) -> None:
     """Make the data, run, and put results and small weights where the table reads them."""
-    from lit_vision.evaluation.results import write_result
+    from lit_vision.results.schema import write_result
     from lit_vision.study.cells import to_cells
     from lit_vision.study.progress import Reporter
 
@@ -60,8 +60,8 @@ def read() -> Any:
 
 def show() -> None:
     """Print the table and what it says; write it as Markdown, CSV and PNG."""
-    from lit_vision.evaluation.results import read_result
-    from lit_vision.tables import NOT_RUN, Table, rows_from, score, to_csv, to_markdown, to_png
+    from lit_vision.results.schema import read_result
+    from lit_vision.results.tables import NOT_RUN, Table, rows_from, score, to_csv, to_markdown, to_png
 
     file = results_file()
     rows = rows_from([file]) if file.exists() else []
@@ -132,7 +132,7 @@ def sentences(values: dict[tuple[str, int], list[float]], counts: list[int]) -> 
 
 def check(images=None) -> int:
     """Measure again what weights are committed for; 1 when a number moved, the data differ or nothing could be measured."""
-    from lit_vision.evaluation.results import read_result
+    from lit_vision.results.schema import read_result
     from lit_vision.study.cells import Ask
     from lit_vision.study.training import classification, load_classifier, probabilities
     from lit_vision.study.verify import tolerance_of

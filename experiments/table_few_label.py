@@ -93,8 +93,8 @@ def publish(name: str) -> None:
 
 def show() -> None:
     """Print the table, write it as Markdown, CSV and PNG, and say what it supports."""
+    from lit_vision.results.tables import comparison_table, rows_from, to_csv, to_markdown, to_png
     from lit_vision.study.verdict import sentence, verdicts
-    from lit_vision.tables import comparison_table, rows_from, to_csv, to_markdown, to_png
 
     for name in (half.name for half in HALVES):
         file = RESULTS / f"few-label-desk-{name}.json"
@@ -115,9 +115,9 @@ def show() -> None:
 def check() -> int:
     """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
     from lit_vision.cli import main
-    from lit_vision.evaluation.results import read_result
+    from lit_vision.results.schema import read_result
     from lit_vision.study.images import read_images
-    from lit_vision.study.recipes import recipe_for
+    from lit_vision.study.presets import recipe_for
     from lit_vision.study.verify import tolerance_of, verify
 
     tally, total = Tally(), 0

@@ -123,7 +123,8 @@ def _do(words: list[str]) -> None:
 
 def publish(run: Run) -> None:
     """Write what the table prints of a run, its picture, and for the first seed its weights, where they are committed."""
-    from lit_vision.evaluation.results import read_result, write_json
+    from lit_vision.io.atomic import write_json
+    from lit_vision.results.schema import read_result
 
     if run.result.exists() and run.result.stat().st_mtime >= (run.folder / "results-test.json").stat().st_mtime:
         return
@@ -159,7 +160,7 @@ def curve(path: Path, name: str) -> list[list[float]]:
 
 def save_half(checkpoint: Path, file: Path) -> None:
     """A run's weights as a safetensors export in half precision."""
-    from lit_vision.export import write_safetensors
+    from lit_vision.convert.export import write_safetensors
     from lit_vision.predict.models import load_method
 
     method, card = load_method(checkpoint)
@@ -169,12 +170,12 @@ def save_half(checkpoint: Path, file: Path) -> None:
 
 def add_int8(run: Run) -> None:
     """Note in a run's result what an int8 OpenVINO export of it loses on the test scenes."""
+    from lit_vision.convert.accuracy import judge_for
+    from lit_vision.convert.export import export
+    from lit_vision.convert.quantize import need_packages
     from lit_vision.errors import UserError
-    from lit_vision.evaluation.results import write_json
-    from lit_vision.export import export
-    from lit_vision.predict.judges import judge_for
+    from lit_vision.io.atomic import write_json
     from lit_vision.predict.models import load_method
-    from lit_vision.quantise import need_packages
 
     result = json.loads(run.result.read_text())
     if "int8" in result:
@@ -214,7 +215,7 @@ def measure(task: str, file: Path) -> float:
 
 def found_results() -> dict[Run, dict[str, Any]]:
     """The committed results, by run."""
-    from lit_vision.evaluation.results import read_result
+    from lit_vision.results.schema import read_result
 
     return {run: read_result(run.result) for run in ALL if run.result.exists()}
 
@@ -223,7 +224,7 @@ def show(quiet: bool = False) -> None:
     """Write the table, the curves and the page that shows them; print table and sentences."""
     from scenes_report import page, table_of
 
-    from lit_vision.tables import to_csv, to_markdown
+    from lit_vision.results.tables import to_csv, to_markdown
 
     results = found_results()
     table = table_of(results)

@@ -59,7 +59,7 @@ class Transfer:
 
     def __init__(self, plan: Plan, images: dict[str, Any], folder: Path, report: Any) -> None:
         from lit_vision.study.cells import CellStore
-        from lit_vision.study.recipes import recipe_for
+        from lit_vision.study.presets import recipe_for
 
         self.plan, self.images, self.folder, self.report = plan, images, folder, report
         self.recipes = {root: recipe_for(images[root].size, plan.rotation[root]) for root in plan.roots}
@@ -68,10 +68,10 @@ class Transfer:
 
     def pretrain(self, root: str) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds) of the encoder of a folder."""
-        from lit_vision.backbones.weights import save_backbone, sha256_of
-        from lit_vision.evaluation.results import write_json
+        from lit_vision.io.atomic import write_json
         from lit_vision.study.cells import digest
         from lit_vision.study.training import pretraining, quiet, train
+        from lit_vision.weights.load import save_backbone, sha256_of
 
         plan, recipe, images = self.plan, self.recipes[root], self.images[root]
         inputs = digest(images.fingerprint, images.size, plan.start, plan.epochs, recipe.as_dict())
@@ -159,7 +159,7 @@ def result_of(target: str, out: Path) -> Path:
 
 def make(plan: Plan, images: dict[str, Any], folder: Path, out: Path) -> None:
     """Run, and write one results file per target."""
-    from lit_vision.evaluation.results import write_result
+    from lit_vision.results.schema import write_result
     from lit_vision.study.cells import to_cells
     from lit_vision.study.progress import Reporter
 
@@ -196,7 +196,7 @@ def check_names(roots: tuple[str, str]) -> None:
 def show(roots: tuple[str, str], start: str, out: Path, name: str) -> None:
     """Print a table per target and what it says; write both as Markdown."""
     from lit_vision.evaluation.metrics import paired_difference
-    from lit_vision.tables import Table, rows_from, score, to_markdown
+    from lit_vision.results.tables import Table, rows_from, score, to_markdown
 
     text = "# Transfer between two domains\n\n"
     for root in roots:

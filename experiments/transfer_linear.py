@@ -45,8 +45,8 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
     from lit_vision.evaluation.features import extract
     from lit_vision.evaluation.linear import logistic_regression
     from lit_vision.evaluation.metrics import confusion_matrix, per_class_accuracy
-    from lit_vision.evaluation.results import write_result
     from lit_vision.predict.models import file_of, load_method
+    from lit_vision.results.schema import write_result
 
     began = time.perf_counter()
     method, card = load_method(file_of(args.model))

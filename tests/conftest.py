@@ -38,7 +38,7 @@ def images():
 @pytest.fixture
 def stopped_journal(monkeypatch):
     """`with stopped_journal(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
-    from lit_vision.predict.journal import Journal
+    from lit_vision.predict.resumable_writer import Journal
 
     @contextlib.contextmanager
     def at(call: int):

@@ -18,13 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_vision import distributed, optim
-from lit_vision.evaluation.recalls import MeanPerClass
+from lit_vision.evaluation.mean_recall import MeanPerClass
 from lit_vision.methods.classifier import Classifier
-from lit_vision.methods.detector import Detector
-from lit_vision.methods.mae import MAE
-from lit_vision.methods.nt_xent import nt_xent
-from lit_vision.methods.segmenter import Segmenter
-from lit_vision.methods.simclr import SimCLR
+from lit_vision.methods.detection.detector import Detector
+from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.segmentation.segmenter import Segmenter
+from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.simclr import SimCLR
 
 WORLD, B = 2, 4  # images per process
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

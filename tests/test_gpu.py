@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_vision.methods import MAE, SimCLR
-from lit_vision.methods.noise import TRAIN, keyed_noise
-from lit_vision.methods.nt_xent import nt_xent
+from lit_vision.methods.keyed_noise import TRAIN, keyed_noise
+from lit_vision.methods.simclr.nt_xent import nt_xent
 from lit_vision.optim import build_optimizer, decay_groups
 
 pytestmark = [

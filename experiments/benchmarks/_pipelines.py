@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from lit_vision.data.batch import normalise
-from lit_vision.data.transforms import albumentations
-from lit_vision.data.views import make_views
+from lit_vision.data.views.albumentations_views import albumentations
+from lit_vision.data.views.views import make_views
 
 SIZE = 224
 Pipeline = Callable[[bytes, int], object]  # (JPEG, number of the call)

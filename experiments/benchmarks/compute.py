@@ -36,7 +36,7 @@ from benchmarks import _lightly
 from benchmarks._products import products
 from torch import Tensor, nn
 
-from lit_vision.methods.nt_xent import nt_xent
+from lit_vision.methods.simclr.nt_xent import nt_xent
 
 PAIRS, WIDTH = (1024, 2048, 4096, 8192, 16384), 128
 MOST_LIGHTLY = 8192  # pairs; beyond, its matrices need 17 GB
@@ -139,7 +139,7 @@ def _resident() -> float:
 
 def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     """MAE's step against lightly's and against the matrix rate, and what its options do."""
-    from lit_vision.methods.mae import MAE
+    from lit_vision.methods.mae.mae import MAE
 
     dtype, turns = DTYPES[precision], max(1, min(repeats, 3))
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
 
 def simclr_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     """SimCLR's step with a ResNet-50 and a head of 2 layers with batch norm, against the modules of lightly's example."""
-    from lit_vision.methods.simclr import SimCLR
+    from lit_vision.methods.simclr.simclr import SimCLR
 
     views, dtype = torch.rand(PAIRS_OF_IMAGES, 2, 3, SIDE, SIDE), DTYPES[precision]
     torch.manual_seed(0)

@@ -21,12 +21,12 @@ import torch
 from benchmarks import _photos, _pipelines
 from PIL import Image
 
-from lit_vision.data.decode import quick_decode, read_header
+from lit_vision.data.datasets import FileImages, ImageFiles, make_loader
 from lit_vision.data.folder import scan
-from lit_vision.data.images import FileImages, ImageFiles, make_loader
-from lit_vision.data.laws import make_law
 from lit_vision.data.pack import shrink
-from lit_vision.data.views import Views, make_views, on_grid
+from lit_vision.data.views.decode import quick_decode, read_header
+from lit_vision.data.views.params import make_law
+from lit_vision.data.views.views import Views, make_views, on_grid
 
 OURS, DECODE, ALBUMENTATIONS, PIL = "ours", "cv2 decode only", "cv2 + albumentations", "torchvision v1 + PIL"
 LEAN = "cv2 + albumentations, bilinear and small kernels"

@@ -32,8 +32,8 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
     """{runtime: normalised images -> outputs} for one model, exported into a folder; and its card."""
     import torch
 
+    from lit_vision.convert.export import export
     from lit_vision.errors import UserError
-    from lit_vision.export import export
     from lit_vision.predict.models import load_method, load_model
 
     source = (_body if name in MODELS else _run)(name, folder)
@@ -49,7 +49,7 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
 def _body(name: str, folder: Path) -> Path:
     """A body without a head, as a file."""
     from lit_vision.backbones.backbone import Backbone
-    from lit_vision.backbones.weights import save_backbone
+    from lit_vision.weights.load import save_backbone
 
     backbone, arguments, size = MODELS[name]
     made = Backbone(backbone, **{"img_size": size, **arguments})

@@ -51,7 +51,7 @@ def check(data: Any) -> None:
     Raises:
         UserError: not two classes, a split or a class in a split that is missing, or an image there that cannot be read.
     """
-    from lit_vision.data.examine import Examine
+    from lit_vision.data.check.image_check import Examine
     from lit_vision.errors import UserError
 
     if data.num_classes != 2:
@@ -80,9 +80,11 @@ def measure(run: Path, positive: int, sensitivity: float | None) -> str:
     import yaml
 
     from lit_vision.errors import UserError
-    from lit_vision.evaluation import binary, metrics, plots
-    from lit_vision.evaluation.results import sha256_of_file, write_result
+    from lit_vision.evaluation import clinical, metrics
+    from lit_vision.io.hashing import sha256_of_file
     from lit_vision.methods import Classifier
+    from lit_vision.results import plots
+    from lit_vision.results.schema import write_result
 
     began = time.perf_counter()
     checkpoint = run / "checkpoints" / "best.ckpt"
@@ -93,13 +95,13 @@ def measure(run: Path, positive: int, sensitivity: float | None) -> str:
     threshold = 0.5
     if sensitivity is not None:
         scores, labels = probabilities(model, data.eval_loader("val"))
-        threshold = binary.threshold_for(scores[:, positive], labels == positive, sensitivity)
+        threshold = clinical.threshold_for(scores[:, positive], labels == positive, sensitivity)
     scores, labels = probabilities(model, data.eval_loader("test"))
-    report = binary.clinical_report(scores[:, positive], labels == positive, threshold)
+    report = clinical.clinical_report(scores[:, positive], labels == positive, threshold)
     names = data.class_names
     matrix = metrics.confusion_matrix((scores[:, positive] >= threshold) ^ (positive == 0), labels, 2)
     classes = metrics.classification_report(matrix, names)
-    text = binary.clinical_text(report, names[positive], names[1 - positive]) + "\n\n" + metrics.report_text(classes)
+    text = clinical.clinical_text(report, names[positive], names[1 - positive]) + "\n\n" + metrics.report_text(classes)
     (run / "clinical.txt").write_text(text + "\n")
     plots.confusion_heat_map(run / "confusion.png", matrix, names)
     write_result(
@@ -132,10 +134,11 @@ def main(argv: list[str] | None = None) -> int:
 
     import numpy as np
 
-    from lit_vision import cli, train
-    from lit_vision.data.medmnist import unpack
+    from lit_vision.cli import fit
+    from lit_vision.cli import main as cli
+    from lit_vision.data.make.medmnist import unpack
     from lit_vision.errors import UserError
-    from lit_vision.evaluation.binary import class_weights
+    from lit_vision.evaluation.clinical import class_weights
 
     try:
         if args.sensitivity is not None and not 0 < args.sensitivity <= 1:
@@ -149,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--class_names: names the classes of a MedMNIST file; those of a folder are its folders' names"
             )
         words = ["fit", "--config", str(RECIPE), "--run_dir", str(args.run_dir), "--data.root", str(folder)]
-        data = data_of(train.settings_of([*words, *rest]))
+        data = data_of(fit.settings_of([*words, *rest]))
         check(data)
         if args.positive and args.positive not in data.class_names:
             raise UserError(

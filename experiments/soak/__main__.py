@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
-    import lit_vision.lightning_cli  # noqa: F401  the forks have it then
-    from lit_vision.evaluation import results
+    import lit_vision.cli.lightning_cli  # noqa: F401  the forks have it then
+    from lit_vision.results import schema
 
     torch.set_num_threads(1)
-    start, environment = time.perf_counter(), results.environment(args.seed)
+    start, environment = time.perf_counter(), schema.environment(args.seed)
     shares = [args.kills // args.beside + (i < args.kills % args.beside) for i in range(args.beside)]
     parts = {
         "every": [

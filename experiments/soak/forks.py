@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import yaml
 
-from lit_vision import runs
-from lit_vision.train import main as lit_vision
+from lit_vision.cli.fit import run_command
+from lit_vision.runs import run_dir
 
 
 def _free_port() -> int:
@@ -88,7 +88,7 @@ _PARSED: dict[tuple, tuple] = {}
 
 def parse_once(words: list[str]) -> None:
     """Builds the parser and reads the recipe in this process, once for each recipe and layout: most of what a start costs."""
-    from lit_vision import lightning_cli
+    from lit_vision.cli import lightning_cli
 
     class Read(Exception):
         pass
@@ -117,12 +117,12 @@ _CHANGES = re.compile(
 def _key(words: list[str]) -> tuple:
     """What two commands must have in common to be parsed once: the recipe but for what is set anew, and the other flags."""
     own = {"--config", "--run_dir", "--resume", "--trainer.accumulate_grad_batches", "--trainer.devices"}
-    return (_CHANGES.sub("*", Path(words[2]).read_text()), *runs.without(words, own))
+    return (_CHANGES.sub("*", Path(words[2]).read_text()), *run_dir.without(words, own))
 
 
 def use_what_was_parsed(words: list[str]) -> None:
     """In the fork: the command goes its usual way, but for the steps that were done before."""
-    from lit_vision.lightning_cli import RunCLI, SaveConfig
+    from lit_vision.cli.lightning_cli import RunCLI, SaveConfig
 
     (config, built), recipe = _PARSED[_key(words)], yaml.safe_load(Path(words[2]).read_text())
     own, typed = config.fit, dict(zip(words[1::2], words[2::2]))
@@ -159,7 +159,7 @@ def _run_here(words: list[str], log: Path, kill: str, sign: str, rank: int, worl
         torch.set_num_threads(1)
         try:
             use_what_was_parsed(words)
-            code = lit_vision(words)
+            code = run_command(words[0], words[1:])
         except BaseException as error:
             print("soak:", type(error).__name__, error)
             raise

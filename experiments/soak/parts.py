@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lit_vision.train import main as lit_vision
+from lit_vision.cli.fit import run_command
 from soak.forks import parse_once
 from soak.run import Failure, Run
 from soak.toys import Case
@@ -46,7 +46,7 @@ class Soak:
         for method in warm:
             case = Case(folder, method)
             with contextlib.redirect_stdout(None):
-                lit_vision(case.words(f"warm-{method}", False))
+                run_command("fit", case.words(f"warm-{method}", False)[1:])
             parse_once(case.words("parsed", False))
 
     def whole(self, case: Case) -> Run:
@@ -148,7 +148,7 @@ class Soak:
     def save_seconds(self) -> float:
         """About how long one save of a toy takes here."""
         if not hasattr(self, "_save_seconds"):
-            from lit_vision.checkpoint_files import AtomicIO
+            from lit_vision.runs.checkpoint_io import AtomicIO
 
             state = torch.load(self.whole(Case(self.folder)).folder / "checkpoints" / "last.ckpt", weights_only=True)
             start = time.perf_counter()

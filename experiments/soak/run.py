@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_vision import digests
+from lit_vision.io import checkpoint_digest
 from soak.forks import launch
 from soak.toys import Case
 
@@ -118,7 +118,7 @@ class Run:
             assert_same(last[0]["step"], last[1]["step"], f"{self.name}: steps")
         assert_same(self.samples(self.case.world), whole.samples(self.case.world), f"{self.name}: samples of the steps")
         for path in (self.folder / "checkpoints").glob("*.ckpt"):
-            if wrong := digests.fault(path):
+            if wrong := checkpoint_digest.fault(path):
                 raise Failure(f"{path} {wrong}")
 
 

@@ -40,7 +40,7 @@ trainer:
   enable_model_summary: false
   enable_progress_bar: false
   callbacks:
-    - {{class_path: lit_vision.checkpointing.LastCheckpoint, init_args: {{every_n_steps: {interval}}}}}
+    - {{class_path: lit_vision.callbacks.checkpoint.LastCheckpoint, init_args: {{every_n_steps: {interval}}}}}
     - {{class_path: soak.Deadly}}
 {knn}model: {{class_path: lit_vision.methods.{method}, init_args: {model}}}
 data:

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_vision import digests
 from lit_vision.errors import UserError
+from lit_vision.io import checkpoint_digest
 
 POLICIES = ("stop", "skip", "rollback")
 
@@ -169,10 +169,10 @@ def _report(step: _Step, trainer: Trainer) -> str:
 
 def _roll_back(trainer: Trainer, pl_module: LightningModule) -> str:
     """Weights and optimiser of the newest whole checkpoint; says which."""
-    from lit_vision.checkpointing import LastCheckpoint
+    from lit_vision.callbacks.checkpoint import LastCheckpoint
 
     saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-    found = digests.newest_valid(saver.path.parent)[0] if saver and trainer.is_global_zero else None
+    found = checkpoint_digest.newest_valid(saver.path.parent)[0] if saver and trainer.is_global_zero else None
     path = trainer.strategy.broadcast(found)
     if path is None:
         return "there is no checkpoint to go back to yet, so the run goes on without it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_vision.callbacks.pictures import log_table
+from lit_vision.callbacks.log_samples import log_table
 from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_vision.callbacks.pictures import grid, log_picture
+from lit_vision.callbacks.log_samples import grid, log_picture
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
-from lit_vision.evaluation.drawing import draw_boxes, draw_mask
+from lit_vision.results.overlays import draw_boxes, draw_mask
 
 
 class Predictions(Callback):

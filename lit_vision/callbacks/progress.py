@@ -10,20 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lit_vision.loggers import CsvFile
-
-
-def clock(seconds: float) -> str:
-    """Seconds as a person reads them: 42s, 3:07, 2:05:09, 3d 02:00."""
-    seconds = int(seconds + 0.5)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, s = divmod(seconds, 60)
-    hours, m = divmod(minutes, 60)
-    if hours == 0:
-        return f"{m}:{s:02d}"
-    days, h = divmod(hours, 24)
-    return f"{days}d {h:02d}:{m:02d}" if days else f"{h}:{m:02d}:{s:02d}"
+from lit_vision.io.text import clock
+from lit_vision.runs.loggers import CsvFile
 
 
 class Pace:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_vision.callbacks.pictures import grid, log_picture
+from lit_vision.callbacks.log_samples import grid, log_picture
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
 

@@ -11,10 +11,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_vision import digests
-from lit_vision.checkpointing import MONITORS, LastCheckpoint
-from lit_vision.evaluation import results
-from lit_vision.redact import redact
+from lit_vision.callbacks.checkpoint import MONITORS, LastCheckpoint
+from lit_vision.io import checkpoint_digest
+from lit_vision.io.atomic import write_json
+from lit_vision.io.redact import redact
+from lit_vision.results import schema
+from lit_vision.results.environment import environment
 
 
 def _without_place(word: str) -> str:
@@ -87,7 +89,7 @@ class RunRecord(CountSamples):
         self._started = time.perf_counter()
         now = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **results.environment(self.seed),
+            **environment(self.seed),
             "recipe": self.recipe,
             "recipe_sha256": self.recipe_sha256,
             "overrides": self.overrides,
@@ -100,7 +102,7 @@ class RunRecord(CountSamples):
         if path.is_file():
             first = json.loads(path.read_text())
             now = {**first, "resumed": [*first.get("resumed", []), now]}
-        results.write_json(path, now)
+        write_json(path, now)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update({"environment": now, "commit": now["commit"]}, allow_val_change=True)
@@ -132,7 +134,7 @@ class RunRecord(CountSamples):
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         weights = checkpoint.path if checkpoint else None
-        results.write_result(
+        schema.write_result(
             folder / "results.json",
             recipe=self.recipe,
             recipe_sha256=self.recipe_sha256,
@@ -145,7 +147,7 @@ class RunRecord(CountSamples):
             seconds=self._earlier + time.perf_counter() - self._started,
             images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
             data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
-            weights_sha256=digests.identity(weights) if weights else None,
+            weights_sha256=checkpoint_digest.identity(weights) if weights else None,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
         )

@@ -3,9 +3,9 @@
 from importlib import import_module
 
 _HOMES = {
-    "AnnotatedDataModule": "lit_vision.data.annotated",
+    "AnnotatedDataModule": "lit_vision.data.annotations.datamodule",
     "ImageFolderDataModule": "lit_vision.data.datamodule",
-    "make_views": "lit_vision.data.views",
+    "make_views": "lit_vision.data.views.views",
 }
 __all__ = list(_HOMES)
 

@@ -11,14 +11,15 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.batch_views import make_batch_views
-from lit_vision.data.folder import Folder, Paths, scan
-from lit_vision.data.images import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
-from lit_vision.data.laws import VIEW_OPTIONS
-from lit_vision.data.position import position, restore
+from lit_vision.data.datasets import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
+from lit_vision.data.folder import Folder, Paths
+from lit_vision.data.loader_state import position, restore
+from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import choose_or_read, read_list
-from lit_vision.data.views import make_views
+from lit_vision.data.views.batch_views import make_batch_views
+from lit_vision.data.views.params import VIEW_OPTIONS
+from lit_vision.data.views.views import make_views
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class ImageFolderDataModule(LightningDataModule):
         """
         if self.folder is not None:
             return
-        folder = scan(self.root, *self.names.values())
+        folder = open_images(self.root, *self.names.values())
         if self.quarantine:
             listed = read_list(self.quarantine)
             if not folder.without(listed) and listed:

@@ -139,7 +139,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
     Links to folders are followed, except back into a folder that holds them.
 
     Args:
-        root: the folder, or a file that `lit-vision pack` made (*.pack).
+        root: the folder.
         train: name of the training split's folder; so are `val` and `test`. A missing one is an error only when it is needed.
 
     Raises:
@@ -147,10 +147,6 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
             has classes in another split that the training split lacks.
     """
     root = Path(root)
-    if root.is_file() and root.suffix == ".pack":
-        from lit_vision.data.pack import Pack
-
-        return Pack(root)
     if not root.exists():
         raise UserError(f"{root}: no such folder; check data.root (lit-vision data --help makes data sets)")
     if not root.is_dir():

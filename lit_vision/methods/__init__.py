@@ -3,11 +3,11 @@
 from importlib import import_module
 
 _HOMES = {
-    "MAE": "lit_vision.methods.mae",
-    "SimCLR": "lit_vision.methods.simclr",
+    "MAE": "lit_vision.methods.mae.mae",
+    "SimCLR": "lit_vision.methods.simclr.simclr",
     "Classifier": "lit_vision.methods.classifier",
-    "Detector": "lit_vision.methods.detector",
-    "Segmenter": "lit_vision.methods.segmenter",
+    "Detector": "lit_vision.methods.detection.detector",
+    "Segmenter": "lit_vision.methods.segmentation.segmenter",
 }
 __all__ = list(_HOMES)
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_vision import distributed
-from lit_vision.backbones import adapters, weights
+from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.card import card_of_data
 from lit_vision.data.batch import normalise
-from lit_vision.data.keyed import seed_of, seeded
+from lit_vision.data.views.keyed_rng import seed_of, seeded
 from lit_vision.errors import UserError
-from lit_vision.evaluation.recalls import MeanPerClass
-from lit_vision.methods import tuning
-from lit_vision.methods.tuning import ADAPTERS
+from lit_vision.evaluation.mean_recall import MeanPerClass
+from lit_vision.methods import fine_tuning
+from lit_vision.methods.fine_tuning import ADAPTERS
+from lit_vision.weights import load
+from lit_vision.weights.model_metadata import card_of_data
 
 LOSSES = ("ce", "bce")
 
@@ -67,7 +68,7 @@ class Classifier(L.LightningModule):
         backbone: a timm model name.
         num_classes: K, 2 or more; must be the data's.
         backbone_args: further arguments of Backbone.
-        backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.backbones.weights`); the report is printed.
+        backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.weights.load`); the report is printed.
         tune: what trains beside the head: full, linear (nothing), head+norm, bias, last-<k> (blocks), lora, prompt-shallow, prompt-deep
             (see `lit_vision.backbones.adapters`; `lit-vision export RUN --format adapter` writes what was added without the backbone).
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
@@ -155,10 +156,10 @@ class Classifier(L.LightningModule):
         self.backbone = Backbone(backbone, **(backbone_args or {}))
         own_mean, own_std = self.backbone.data_config["mean"], self.backbone.data_config["std"]
         if backbone_checkpoint is not None:
-            report = weights.load_into(self.backbone, backbone_checkpoint)
+            report = load.load_into(self.backbone, backbone_checkpoint)
             print(report, flush=True)
             own_mean, own_std = report.mean or own_mean, report.std or own_std
-        tuning.adapt(self.backbone, self.hparams)
+        fine_tuning.adapt(self.backbone, self.hparams)
         self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
         self.head = nn.Linear(self.backbone.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))
@@ -191,7 +192,7 @@ class Classifier(L.LightningModule):
         """
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            tuning.frozen_in_eval(self.backbone)
+            fine_tuning.frozen_in_eval(self.backbone)
         return self
 
     def setup(self, stage: str) -> None:
@@ -288,7 +289,7 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
-        tuning.complete(checkpoint, self.card)
+        fine_tuning.complete(checkpoint, self.card)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
@@ -296,7 +297,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return tuning.configure(self)
+        return fine_tuning.configure(self)
 
 
 def _single_view(batch: dict[str, Tensor]) -> Tensor:

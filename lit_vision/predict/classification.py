@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lit_vision.card import Card
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import csv_line
+from lit_vision.predict.writers import csv_line
+from lit_vision.weights.model_metadata import Card
 
 
 class ClassifierNetwork(nn.Module):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from lit_vision.card import Card
 from lit_vision.data.annotations.views import fit_scale
 from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
-from lit_vision.evaluation.drawing import draw_boxes, draw_instances
-from lit_vision.methods.decoding import Decoder
+from lit_vision.methods.detection.decoding import Decoder
+from lit_vision.predict.image_writer import Pictures, enlarged
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
-from lit_vision.predict.pictures import Pictures, enlarged
+from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
+from lit_vision.results.overlays import draw_boxes, draw_instances
+from lit_vision.weights.model_metadata import Card
 
 RAW = {
     "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),

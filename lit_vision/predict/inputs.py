@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.decode import BadImage, decode
 from lit_vision.data.folder import EXTENSIONS, Paths
+from lit_vision.data.views.decode import BadImage, decode
 from lit_vision.errors import UserError
 
 

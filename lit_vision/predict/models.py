@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_vision.backbones import adapters
-from lit_vision.backbones.adapter_files import load_adapter, read_adapter
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.layouts import common_form, read_file
-from lit_vision.backbones.weights import load_into
-from lit_vision.card import KEY, Card
 from lit_vision.errors import UserError
-from lit_vision.methods.decoding import options_of
+from lit_vision.methods.detection.decoding import options_of
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import DENSE, network_of
+from lit_vision.weights.adapter_io import load_adapter, read_adapter
+from lit_vision.weights.checkpoint_layouts import common_form, read_file
+from lit_vision.weights.load import load_into
+from lit_vision.weights.model_metadata import KEY, Card
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
 METHODS = {

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_vision.card import KEY, Card
 from lit_vision.data.batch import normalise
 from lit_vision.errors import UserError
+from lit_vision.weights.model_metadata import KEY, Card
 
 
 class Model:

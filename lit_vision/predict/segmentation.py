@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 from torch import Tensor, nn
 
-from lit_vision.card import Card
 from lit_vision.data.annotations.views import fit_scale
-from lit_vision.data.scenes import run_lengths
-from lit_vision.evaluation.drawing import draw_mask
+from lit_vision.data.make.scenes import run_lengths
+from lit_vision.predict.image_writer import Pictures, enlarged
 from lit_vision.predict.inputs import Batch
-from lit_vision.predict.lines import PER_IMAGE, coco_file, coco_image, csv_line, json_line
-from lit_vision.predict.pictures import Pictures, enlarged
+from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
+from lit_vision.results.overlays import draw_mask
+from lit_vision.weights.model_metadata import Card
 
 
 class SegmenterNetwork(nn.Module):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_vision.card import Card
 from lit_vision.errors import UsageError
 from lit_vision.predict.classification import Classification, ClassifierNetwork, FeatureNetwork, softmax
 from lit_vision.predict.detection import Boxes, Detection, detector_network
 from lit_vision.predict.segmentation import Segmentation, SegmenterNetwork
+from lit_vision.weights.model_metadata import Card
 
 __all__ = ["NETWORKS", "TASKS", "differences", "example", "form_of", "network_of", "prepare_for", "softmax"]
 
@@ -47,7 +47,7 @@ def prepare_for(card: Card) -> Callable[[np.ndarray], np.ndarray]:
     """The evaluation view of this model: (H, W, 3) uint8 -> (S, S, 3) uint8. It can be called in threads."""
     size, crop_pct = card.size, card.crop_pct
     if card.task not in DENSE:
-        from lit_vision.data.views import resize_and_crop
+        from lit_vision.data.views.views import resize_and_crop
 
         return lambda image: resize_and_crop(image, size, crop_pct)
     from lit_vision.data.annotations.views import AnnotatedViews, Options

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation.results import make_cell, write_json
+from lit_vision.io.atomic import write_json
+from lit_vision.results.schema import make_cell
 
 
 @dataclass(frozen=True)

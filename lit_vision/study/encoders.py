@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.backbones.weights import load_backbone, load_into, sha256_of
-from lit_vision.callbacks.progress import clock
-from lit_vision.evaluation.results import write_json
+from lit_vision.io.atomic import write_json
+from lit_vision.io.text import clock
 from lit_vision.study.cells import digest
+from lit_vision.study.figures import reconstructions
 from lit_vision.study.images import Images
-from lit_vision.study.pictures import reconstructions
+from lit_vision.study.presets import Recipe
 from lit_vision.study.progress import Reporter
-from lit_vision.study.recipes import Recipe
 from lit_vision.study.training import features, precision_of, pretraining, public_weights, quiet, save, train
+from lit_vision.weights.load import load_backbone, load_into, sha256_of
 
 
 @dataclass

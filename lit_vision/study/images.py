@@ -15,15 +15,16 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from lit_vision.data.batch_views import make_batch_views
-from lit_vision.data.decode import BadImage, decode
-from lit_vision.data.folder import Folder, scan
-from lit_vision.data.images import MemoryImages
+from lit_vision.data.datasets import MemoryImages
+from lit_vision.data.folder import Folder
+from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import stratified
-from lit_vision.data.views import resize_and_crop
+from lit_vision.data.views.batch_views import make_batch_views
+from lit_vision.data.views.decode import BadImage, decode
+from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
-from lit_vision.evaluation.environment import cores
+from lit_vision.io.processes import cores
 
 HELD_OUT = 0.25  # share of the labelled images that becomes the test split where the folder has none
 MARGIN = (
@@ -75,14 +76,14 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Ima
     A validation split is left alone: a study's choices come from a fixed recipe or from inside the labels.
 
     Args:
-        root: see `lit_vision.data.folder.scan`.
+        root: see `lit_vision.data.open_images.open_images`.
         size: side of the networks' input; None: that of the images up to 64 pixels, else 64.
         seed: of the held-out quarter.
 
     Raises:
         UserError: fewer than two labelled classes, a class with one image and no test split, or more than 1 % unreadable images.
     """
-    folder = scan(root)
+    folder = open_images(root)
     folder.need_classes("a study")
     train = folder.need("train", "a study")
     notes: list[str] = []
@@ -132,13 +133,13 @@ def read_pool(root: str | Path, size: int) -> Images:
     """All images of a folder to pre-train on, labels unseen; its test split is left alone.
 
     Args:
-        root: see `lit_vision.data.folder.scan`; classes are not needed.
+        root: see `lit_vision.data.open_images.open_images`; classes are not needed.
         size: side of the networks' input.
 
     Raises:
         UserError: no image, or more than 1 % unreadable ones.
     """
-    folder = scan(root)
+    folder = open_images(root)
     train, notes = folder.need("train", "pre-training"), []
     paths = [*train.paths, *folder.unlabelled.paths]
     first = _read(folder, paths[0])

@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from lit_vision.callbacks.progress import clock
+from lit_vision.io.text import clock
 
 
 class Reporter:

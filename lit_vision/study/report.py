@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.callbacks.progress import clock
-from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.metrics import classification_report, confusion_matrix, report_text
-from lit_vision.evaluation.results import read_result, write_result
-from lit_vision.study import pictures
-from lit_vision.study.best import SHOWN, load_best, reasons, write_model
+from lit_vision.io.processes import cores
+from lit_vision.io.text import clock
+from lit_vision.results.environment import device_name
+from lit_vision.results.schema import read_result, write_result
+from lit_vision.results.tables import Table, grid_table, rows_from
+from lit_vision.study import figures
+from lit_vision.study.best_model import SHOWN, load_best, reasons, write_model
 from lit_vision.study.cells import Ask, Outcome, digest, to_cells
-from lit_vision.study.content import Content, Section, advice_of, answers_of, to_text
-from lit_vision.study.html import to_html
-from lit_vision.study.recipes import ON_LABELS
+from lit_vision.study.presets import ON_LABELS
+from lit_vision.study.report_content import Content, Section, advice_of, answers_of, to_text
+from lit_vision.study.report_html import to_html
 from lit_vision.study.runner import Study
 from lit_vision.study.schedule import SCRATCH
-from lit_vision.study.upload import log_study
 from lit_vision.study.verdict import FEWEST_SEEDS, PROBED, Verdict, verdicts
-from lit_vision.tables import Table, grid_table, rows_from
+from lit_vision.study.wandb_upload import log_study
 
 MODEL = "model.safetensors"
 PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # the order of the table's lines within a start
@@ -116,27 +117,27 @@ def _about(study: Study, result: dict[str, Any]) -> str:
 
 def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list[Section]:
     samples, images = study.folder / "samples", study.images
-    sections = [Section("Accuracy against labels", picture=pictures.accuracy(samples / "accuracy.png", cells))]
+    sections = [Section("Accuracy against labels", picture=figures.accuracy(samples / "accuracy.png", cells))]
     sections.append(
         Section(
             "Accuracy against cost",
             "Seconds of all training that one model needs, its pre-training included.",
-            pictures.cost(samples / "cost.png", cells, max(study.plan.labels)),
+            figures.cost(samples / "cost.png", cells, max(study.plan.labels)),
         )
     )
     if study.plan.pretrain:
         notes = {start: study.folder / "weights" / f"{start}.json" for start in study.plan.pretrain}
         curves = {start: json.loads(note.read_text())["losses"] for start, note in notes.items()}
-        sections.append(Section("Pre-training", picture=pictures.curves(samples / "pretraining.png", curves)))
+        sections.append(Section("Pre-training", picture=figures.curves(samples / "pretraining.png", curves)))
     if (samples / "reconstructions.png").exists():
         text = "Test images; three quarters of each are hidden. Original, what the encoder sees, what it makes of it."
         sections.append(Section("MAE's reconstructions", text, samples / "reconstructions.png"))
     for start, encoder in study.encoders.items():
         text = f"Frozen features of {start} on test images, projected by t-SNE. Labels only colour the points."
-        picture = pictures.embedding(samples / f"embedding-{start.replace(':', '_')}.png", encoder.test, images, start)
+        picture = figures.embedding(samples / f"embedding-{start.replace(':', '_')}.png", encoder.test, images, start)
         sections.append(Section(f"Embedding map: {start}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = pictures.neighbours(samples / f"neighbours-{start.replace(':', '_')}.png", encoder, images, start)
+        picture = figures.neighbours(samples / f"neighbours-{start.replace(':', '_')}.png", encoder, images, start)
         sections.append(Section(f"Nearest neighbours: {start}", text, picture))
     best = _best_ask(found)
     (study.folder / MODEL).unlink(missing_ok=True)
@@ -164,12 +165,12 @@ def _errors(study: Study, ask: Ask) -> list[Section]:
     answer = study.store.probabilities(ask)
     matrix = confusion_matrix(answer.argmax(1), images.test_labels, len(images.classes))
     which = f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}"
-    picture = pictures.confusion(samples / "confusion.png", matrix, images.classes, "Confusion, % of each true class")
+    picture = figures.confusion(samples / "confusion.png", matrix, images.classes, "Confusion, % of each true class")
     text = report_text(classification_report(matrix, images.classes))
     sections = [Section("Confusion", which, picture, plain=text)]
-    rows = worst(answer, images.test_labels, pictures.MISTAKES)
+    rows = worst(answer, images.test_labels, figures.MISTAKES)
     if len(rows):
-        picture = pictures.mistakes(samples / "mistakes.png", images, answer, rows, "")
+        picture = figures.mistakes(samples / "mistakes.png", images, answer, rows, "")
         sections.append(Section("The most certain mistakes", which, picture))
     return sections
 
@@ -186,7 +187,7 @@ def _model(study: Study, ask: Ask, verdict: Verdict) -> list[Section]:
         study.folder / "samples" / "reasons.png",
         module,
         study.images,
-        pictures.spread(len(study.images.test), SHOWN).tolist(),
+        figures.spread(len(study.images.test), SHOWN).tolist(),
         study.recipe.side(ask.start),
     )
     text = (

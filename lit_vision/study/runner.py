@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.callbacks.progress import clock
-from lit_vision.data.views import resize
+from lit_vision.data.views.views import resize
 from lit_vision.errors import UserError
-from lit_vision.evaluation.environment import cores, device_name
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
-from lit_vision.evaluation.results import write_json
+from lit_vision.io.atomic import write_json
+from lit_vision.io.processes import cores
+from lit_vision.io.text import clock
+from lit_vision.results.environment import device_name
 from lit_vision.study.cells import Ask, CellStore, Outcome, digest
 from lit_vision.study.encoders import Encoder, Encoders
 from lit_vision.study.images import Images
+from lit_vision.study.presets import TIMM, Recipe
 from lit_vision.study.progress import Reporter
-from lit_vision.study.recipes import TIMM, Recipe
 from lit_vision.study.schedule import (
     LATE,
     MEASURE_SHARE,

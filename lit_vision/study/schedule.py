@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.evaluation.results import write_json
+from lit_vision.io.atomic import write_json
 from lit_vision.study.images import Images
-from lit_vision.study.recipes import TIMM, Recipe
+from lit_vision.study.presets import TIMM, Recipe
 from lit_vision.study.training import Pace, classification, measure, pretraining
 
 MEASURE_SHARE = 0.1  # of the budget, for measuring steps

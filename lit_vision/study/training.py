@@ -21,17 +21,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.weights import save_backbone
+from lit_vision.callbacks.checkpoint import KeyedRandomness
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
-from lit_vision.checkpointing import KeyedRandomness
-from lit_vision.data.keyed import seed_of, seeded
+from lit_vision.data.views.keyed_rng import seed_of, seeded
 from lit_vision.evaluation.features import extract
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.methods.classifier import Classifier
-from lit_vision.methods.mae import MAE
-from lit_vision.methods.simclr import SimCLR
+from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.study.images import Images, StudyData, eval_batches
-from lit_vision.study.recipes import TIMM, Network, Recipe
+from lit_vision.study.presets import TIMM, Network, Recipe
+from lit_vision.weights.load import save_backbone
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
 NEVER = -10.0  # logit of a class that the labels never show, where a probe has minus infinity; all other biases are kept as they are

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_vision.evaluation.metrics import Difference, paired_difference
-from lit_vision.tables import BASELINES
+from lit_vision.results.tables import BASELINES
 
 TUNED, PROBED = (
     "finetune",

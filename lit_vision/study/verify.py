@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.backbones.weights import load_backbone
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.study.cells import Ask
 from lit_vision.study.images import Images
-from lit_vision.study.recipes import ON_LABELS, Recipe
+from lit_vision.study.presets import ON_LABELS, Recipe
 from lit_vision.study.runner import flat_pixels
 from lit_vision.study.training import classification, features, load_classifier, probabilities
+from lit_vision.weights.load import load_backbone
 
 TOLERANCE = 0.005  # of a fraction: half precision moves a few of a thousand answers
 # A probe is fitted again. Where cross-validation ties, the last bit of a feature chooses the strength: noise of 1e-7 moved one at 80

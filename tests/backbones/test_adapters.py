@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lit_vision.backbones import adapters
-from lit_vision.backbones.adapter_files import load_adapter, save_adapter
 from lit_vision.backbones.adapters import add_lora, add_prompts, merge, use_adapter
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+from lit_vision.weights.adapter_io import load_adapter, save_adapter
 
 VIT_NAME = "vit_tiny_patch16_224"
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -9,8 +9,8 @@ import torch
 import toy_run
 from torch import nn
 
+from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.callbacks.ema import EMA, KEY
-from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_run import ToyData, ToyNet
 
+from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.callbacks.nonfinite import NonFinite, StopOnNonFinite
-from lit_vision.checkpointing import AtomicIO, KeyedRandomness, LastCheckpoint
 from lit_vision.errors import UserError
 
 

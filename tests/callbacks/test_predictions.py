@@ -9,10 +9,10 @@ from PIL import Image
 
 from lit_vision.callbacks.predictions import Predictions
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import CLASSES, scenes
 from lit_vision.errors import UserError
-from lit_vision.evaluation.drawing import colour_of, draw_boxes, draw_instances, draw_mask
 from lit_vision.methods import Detector, Segmenter
+from lit_vision.results.overlays import colour_of, draw_boxes, draw_instances, draw_mask
 
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lit_vision.callbacks.pictures import grid
-from lit_vision.callbacks.progress import Pace, clock
+from lit_vision.callbacks.log_samples import grid
+from lit_vision.callbacks.progress import Pace
+from lit_vision.io.text import clock
 
 
 @pytest.mark.parametrize(

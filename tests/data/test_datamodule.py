@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.decode import BadImage
+from lit_vision.data.views.decode import BadImage
 from lit_vision.errors import UserError
 
 

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.scenes import scenes
+from lit_vision.data.make.scenes import scenes
 from lit_vision.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -11,10 +11,10 @@ from zoo_of_files import picture, saved, zoo
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data import pack as pack_command
-from lit_vision.data.decode import decode
-from lit_vision.data.folder import scan
-from lit_vision.data.images import _as_it_is
+from lit_vision.data.datasets import _as_it_is
+from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack, shrink
+from lit_vision.data.views.decode import decode
 from lit_vision.errors import UserError
 
 
@@ -52,7 +52,7 @@ def _same(a: list[dict], b: list[dict]) -> bool:
 
 
 def test_lossless_pack__is_the_folder(root, lossless) -> None:
-    folder, pack = scan(root), scan(lossless)
+    folder, pack = open_images(root), open_images(lossless)
     assert isinstance(pack, Pack)
     assert pack.fingerprint() == folder.fingerprint()
     assert pack.fingerprint(hash_content=True) == folder.fingerprint(hash_content=True)
@@ -94,7 +94,7 @@ def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
         pack_command.main([str(root), "--out", str(out), "--short-side", "128", "--quality", "90", "--workers", "1"])
         == 0
     )
-    pack = scan(out)
+    pack = open_images(out)
     for path in pack.splits["train"].paths:
         image = decode(pack.read(path))
         assert min(image.shape[:2]) == 128
@@ -169,4 +169,4 @@ def test_command__refuses_wrong_words_and_names_broken_files(root, tmp_path) -> 
     assert (
         pack_command.main([str(tmp_path / "data"), "--out", str(out), "--quarantine", str(tmp_path / "list.txt")]) == 0
     )
-    assert scan(out).count() == 1
+    assert open_images(out).count() == 1

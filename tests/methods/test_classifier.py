@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.weights import PartialMatch, save_backbone
 from lit_vision.errors import UserError
 from lit_vision.methods.classifier import Classifier, classification_loss, soft_targets
-from lit_vision.methods.tuning import set_trainable
+from lit_vision.methods.fine_tuning import set_trainable
+from lit_vision.weights.load import PartialMatch, save_backbone
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 # without timm's zero start of residual branches, which would leave some biases without a gradient

@@ -8,13 +8,13 @@ import pytest
 import torch
 from toy_models import write_run
 
-from lit_vision.backbones.weights import save_backbone
 from lit_vision.cli import main
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import CLASSES, scenes
 from lit_vision.errors import UserError
 from lit_vision.methods import Detector, Segmenter
 from lit_vision.predict.models import load_method, load_model
+from lit_vision.weights.load import save_backbone
 
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_vision.backbones.weights import PartialMatch, load_into
 from lit_vision.errors import UserError
 from lit_vision.methods import MAE, Classifier, Detector, Segmenter, SimCLR
+from lit_vision.weights.load import PartialMatch, load_into
 
 CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

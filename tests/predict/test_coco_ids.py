@@ -10,15 +10,15 @@ from pycocotools.cocoeval import COCOeval
 from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
-from lit_vision.card import Card
 from lit_vision.cli import main
+from lit_vision.convert.accuracy import judge_for
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
-from lit_vision.methods.dense import card_for
+from lit_vision.methods.fine_tuning import card_for
 from lit_vision.predict.detection import Boxes
-from lit_vision.predict.judges import judge_for
 from lit_vision.predict.models import load_model
+from lit_vision.weights.model_metadata import Card
 
 IDS = [3, 17, 90]  # of cup, pan, pot
 

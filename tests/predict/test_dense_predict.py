@@ -18,9 +18,9 @@ from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.batch import normalise
 from lit_vision.evaluation.detection import to_file_pixels
 from lit_vision.predict.detection import Detection, packed, pasted
+from lit_vision.predict.image_writer import Pictures
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
-from lit_vision.predict.pictures import Pictures
 from lit_vision.predict.tasks import example
 
 

@@ -16,15 +16,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from toy_models import NAMES, make_classifier, write_images, write_run
 
-from lit_vision.backbones import adapter_files, adapters
-from lit_vision.backbones.weights import save_backbone
-from lit_vision.card import card_of_data
+from lit_vision.backbones import adapters
 from lit_vision.cli import main
-from lit_vision.data.decode import decode
-from lit_vision.data.views import resize_and_crop
+from lit_vision.data.views.decode import decode
+from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.predict import inputs, models
 from lit_vision.predict.models import load_model
+from lit_vision.weights import adapter_io
+from lit_vision.weights.load import save_backbone
+from lit_vision.weights.model_metadata import card_of_data
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_models__adapters_are_applied_and_lora_is_merged(place, tune: str, tmp_p
     assert digest == adapters.base_digest(base.backbone)
     start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
     hyper = {**dict(method.hparams), "backbone_checkpoint": None}
-    path = adapter_files.save_adapter(tmp_path / "a.safetensors", method, hyper_parameters=hyper, card=method.card)
+    path = adapter_io.save_adapter(tmp_path / "a.safetensors", method, hyper_parameters=hyper, card=method.card)
     again = load_model(path, "cpu", base=str(start))
     np.testing.assert_allclose(again(pixels)["logits"], model(pixels)["logits"], atol=1e-5)
     assert again.card.class_names == NAMES

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation.results import make_cell
+from lit_vision.results.schema import make_cell
 from lit_vision.study.cells import Ask, CellStore, Outcome, parse_labels, to_cells
-from lit_vision.study.recipes import recipe_for
+from lit_vision.study.presets import recipe_for
 from lit_vision.study.schedule import Plan, plan_labels, plan_pretraining
 from lit_vision.study.verdict import sentence, verdicts
 

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from lit_vision.evaluation.plots import Series, accuracy_against_labels
-from lit_vision.evaluation.results import make_cell
-from lit_vision.study.content import Answer, Content, Section, advice_of, markdown, to_text
-from lit_vision.study.html import to_html
+from lit_vision.results.plots import Series, accuracy_against_labels
+from lit_vision.results.schema import make_cell
+from lit_vision.results.tables import Table
+from lit_vision.study.report_content import Answer, Content, Section, advice_of, markdown, to_text
+from lit_vision.study.report_html import to_html
 from lit_vision.study.verdict import verdicts
-from lit_vision.tables import Table
 
 HOSTILE = '<img src=x onerror="alert(1)">|`]('
 
@@ -112,7 +112,7 @@ def test_report__goes_to_wandb_with_its_table_and_pictures(study) -> None:
 
 def test_verify__measures_every_kept_number_again_and_sees_a_moved_one(study) -> None:
     from lit_vision.study.images import read_images
-    from lit_vision.study.recipes import recipe_for
+    from lit_vision.study.presets import recipe_for
     from lit_vision.study.verify import verify
 
     run, weights = study / "run", study / "weights"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from lit_vision.cli import main
-from lit_vision.evaluation.results import read_result
+from lit_vision.results.schema import read_result
 from lit_vision.study import runner
 from lit_vision.study.images import read_images
+from lit_vision.study.presets import ON_LABELS, recipe_for
 from lit_vision.study.progress import Reporter
-from lit_vision.study.recipes import ON_LABELS, recipe_for
 from lit_vision.study.schedule import Plan
 from lit_vision.study.training import classification, measure
 from lit_vision.study.verify import verify

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lit_vision.backbones.weights import save_backbone
 from lit_vision.evaluation.linear import LinearProbe
-from lit_vision.study.recipes import recipe_for
+from lit_vision.study.presets import recipe_for
 from lit_vision.study.training import classification, features, pretraining, probabilities
+from lit_vision.weights.load import save_backbone
 
 
 @pytest.mark.parametrize("start", ["mae", "simclr"])

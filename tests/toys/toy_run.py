@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.callbacks.pictures import log_picture
+from lit_vision.callbacks.log_samples import log_picture
 from lit_vision.data.batch import normalise
-from lit_vision.data.images import _start_worker
-from lit_vision.data.position import position, restore
+from lit_vision.data.datasets import _start_worker
+from lit_vision.data.loader_state import position, restore
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.errors import UserError
 from lit_vision.optim import configure, decay_groups

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_vision.data.annotations.segmentation import check_segmentation
+from lit_vision.data.annotations.coco_masks import check_segmentation
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
-from lit_vision.data.decode import PIXEL_CAP
+from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
 Id = int | float | str

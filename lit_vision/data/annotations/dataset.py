@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lit_vision.data.annotations.coco_masks import decode_masks
 from lit_vision.data.annotations.masks import read_mask
-from lit_vision.data.annotations.segmentation import decode_masks
 from lit_vision.data.annotations.table import BadAnnotation, Table
 from lit_vision.data.annotations.views import AnnotatedViews
-from lit_vision.data.images import ImageFiles
+from lit_vision.data.datasets import ImageFiles
 from lit_vision.data.sampler import Key
 
 

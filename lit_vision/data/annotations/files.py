@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from lit_vision.data.annotations.table import BadAnnotation
-from lit_vision.data.decode import PIXEL_CAP
 from lit_vision.data.folder import EXTENSIONS, stays_inside
+from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
 SUFFIXES = tuple(f".{ending}" for ending in sorted(EXTENSIONS))

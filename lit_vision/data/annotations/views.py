@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.transforms import albumentations, rekey
+from lit_vision.data.views.albumentations_views import albumentations, rekey
 from lit_vision.errors import UserError
 
 PAD = (124, 116, 104)  # ImageNet's mean colour: near 0 once normalised

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from lit_vision.data.annotations.files import image_files, listed, with_suffix
 from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
-from lit_vision.data.decode import PIXEL_CAP
+from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
 CLASSES = (

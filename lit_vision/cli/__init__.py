@@ -1,0 +1,1 @@
+"""The `lit-vision` commands: one file a command. Only this room parses command lines."""

@@ -1,0 +1,106 @@
+"""The `lit-vision` command: a table of commands, each imported only when it is called.
+
+Nothing heavy is imported here, so that `--help` answers at once (importing lightning alone takes seconds).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_vision import __version__
+from lit_vision.errors import UserError
+from lit_vision.io.redact import redact
+
+# name: (module, function that takes the arguments after the name, one line of help)
+COMMANDS = {
+    "fit": ("lit_vision.cli.fit", "main_fit", "train: lit-vision fit --config RECIPE.yaml [--resume auto]"),
+    "validate": ("lit_vision.cli.fit", "main_validate", "measure a checkpoint on the validation split"),
+    "test": ("lit_vision.cli.fit", "main_test", "measure a checkpoint on the test split"),
+    "study": (
+        "lit_vision.cli.study",
+        "main",
+        "what should I do with this folder? baselines, pre-training, few labels, one report",
+    ),
+    "predict": (
+        "lit_vision.cli.predict",
+        "main",
+        "use a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
+    ),
+    "import": (
+        "lit_vision.cli.import_weights",
+        "main",
+        "weights of timm, torchvision, transformers, lightly or facebookresearch/mae as one safetensors file",
+    ),
+    "export": ("lit_vision.cli.export", "main", "a run as safetensors, ONNX, OpenVINO, pt2 or adapter; int8"),
+    "embed": (
+        "lit_vision.cli.search",
+        "main_embed",
+        "features of images as an index: lit-vision embed --model M IMAGES --out FILE",
+    ),
+    "search": (
+        "lit_vision.cli.search",
+        "main_search",
+        "images like this one; near duplicates: lit-vision search --index FILE --query IMAGE",
+    ),
+    "fewshot": (
+        "lit_vision.cli.few_shot",
+        "main",
+        "how good features are with k labeled images per class: prototypes and logistic regression",
+    ),
+    "data": ("lit_vision.cli.make_data", "main", "make or fetch a data set: lit-vision data fashion --out DIR"),
+    "doctor": (
+        "lit_vision.cli.doctor",
+        "main",
+        "is this folder fit to train on? broken files, duplicates, imbalance, loader speed",
+    ),
+    "pack": ("lit_vision.cli.pack", "main", "one fast file of a folder: lit-vision pack ROOT --out FILE.pack"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (*_, text) in COMMANDS.items())
+    return (
+        "usage: lit-vision COMMAND [options]\n\n"
+        f"commands:\n{lines}\n\n"
+        "lit-vision COMMAND --help says more. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after `lit-vision`; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C (143 after SIGTERM leaves as SystemExit).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"lit-vision {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"lit-vision: error: no command {name!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server at import otherwise
+    try:
+        module, function, _ = COMMANDS[name]
+        return getattr(importlib.import_module(module), function)(rest) or 0
+    except UserError as error:
+        print(f"lit-vision: error: {redact(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lit-vision: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""An MAE as transformers' ViTMAEForPreTraining."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lit_vision.convert.to_hub import licence_lines
+from lit_vision.errors import UserError
+from lit_vision.io.atomic import save_whole
+
+# our names of an MAE as the files of transformers' Hub have them; q, k and v are one matrix here and three there
+_TO_TRANSFORMERS = (
+    (r"^backbone\.model\.(cls_token)$", r"vit.embeddings.\1"),
+    (r"^backbone\.model\.pos_embed$", "vit.embeddings.position_embeddings"),
+    (r"^backbone\.model\.patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
+    (r"^backbone\.model\.blocks\.", "vit.encoder.layer."),
+    (r"^backbone\.model\.norm\.", "vit.layernorm."),
+    (r"^decoder\.blocks\.", "decoder.decoder_layers."),
+    (r"^decoder\.(embed|norm|pred|pos_embed)", r"decoder.decoder_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.qkv\.", ".attention.attention.qkv."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
+    """An MAE from a run's checkpoint or an imported file, and what the file says of its licence and source ("" if nothing).
+
+    Raises:
+        UserError: the file is of another method.
+    """
+    import torch
+
+    from lit_vision.methods.mae.mae import MAE
+    from lit_vision.weights.checkpoint_layouts import read_file
+    from lit_vision.weights.load import load_into
+
+    state, metadata = read_file(path)
+    hyper = json.loads(metadata["hyper_parameters"]) if "hyper_parameters" in metadata else None
+    if hyper is None and path.suffix.lower() != ".safetensors":
+        hyper = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters")
+    if hyper is None or "decoder.mask_token" not in state:
+        raise UserError(f"--format transformers: {path} is no MAE run, and only ViT-MAE is written; use timm or hub")
+    mae = MAE(**{**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
+    load_into(mae, path)
+    return mae.eval(), {name: metadata.get(name, "") for name in ("licence", "source")}
+
+
+def transformers_state(mae: Any) -> dict[str, Any]:
+    """The tensors of an MAE under the names of transformers' ViTMAEForPreTraining, as the Hub's files have them."""
+    out = {}
+    for key, value in mae.state_dict().items():
+        if key in ("mean", "std"):
+            continue
+        for pattern, new in _TO_TRANSFORMERS:
+            key = re.sub(pattern, new, key)
+        if ".qkv." in key:
+            for name, third in zip(("query", "key", "value"), value.detach().chunk(3)):
+                out[key.replace(".qkv.", f".{name}.")] = third.contiguous()
+        else:
+            out[key] = value.detach().contiguous()
+    return out
+
+
+def transformers_config(mae: Any) -> dict[str, Any]:
+    """config.json of transformers' ViTMAEForPreTraining; layer_norm_eps is 1e-6 as in the official code (its own default is 1e-12)."""
+    vit, h = mae.backbone.model, mae.hparams
+    return {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "hidden_size": mae.backbone.width,
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": vit.blocks[0].attn.num_heads,
+        "intermediate_size": vit.blocks[0].mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-6,
+        "image_size": mae.grid[0] * mae.patch,
+        "patch_size": mae.patch,
+        "num_channels": mae.backbone.config["in_chans"],
+        "qkv_bias": True,
+        "decoder_hidden_size": h.decoder_width,
+        "decoder_num_hidden_layers": h.decoder_depth,
+        "decoder_num_attention_heads": h.decoder_heads,
+        "decoder_intermediate_size": 4 * h.decoder_width,
+        "mask_ratio": h.mask_ratio,
+        "norm_pix_loss": h.norm_pix_loss,
+        "dtype": "float32",
+    }
+
+
+def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "") -> str:
+    """A folder that `ViTMAEForPreTraining.from_pretrained` loads: config.json, preprocessor_config.json, model.safetensors, README.md.
+
+    Args:
+        mae: from `load_mae`.
+        out: the folder.
+        licence, source: of the weights; they go into the file's metadata and the README.
+
+    Returns:
+        The call that loads it, and a note where transformers would mask another number of patches.
+
+    Raises:
+        UserError: a ViT that transformers' ViT-MAE cannot hold.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from lit_vision.weights.key_maps import common_form_of_others
+
+    vit = mae.backbone.model
+    if mae.grid[0] != mae.grid[1] or vit.no_embed_class or hasattr(vit.blocks[0].ls1, "gamma"):
+        raise UserError(
+            "--format transformers: its ViT-MAE is square, with a position for cls and no layer scale; use timm"
+        )
+    state = transformers_state(mae)
+    back, _ = common_form_of_others(state)
+    own = {
+        key.replace("backbone.model.", "backbone."): v
+        for key, v in mae.state_dict().items()
+        if key not in ("mean", "std")
+    }
+    if back.keys() != own.keys() or not all(torch.equal(back[key], value) for key, value in own.items()):
+        raise UserError("--format transformers: this ViT has parts that transformers' ViT-MAE has not; use timm")
+    config = transformers_config(mae)
+    pixels = {"image_mean": [float(v) for v in mae.mean], "image_std": [float(v) for v in mae.std]}
+    size = {"height": config["image_size"], "width": config["image_size"]}
+    processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3}
+    processor |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **pixels}
+
+    notes = {name: text for name, text in (("licence", licence), ("source", source)) if text}
+    readme = [
+        "---",
+        *licence_lines(licence),
+        "library_name: transformers",
+        "tags:",
+        "- vit_mae",
+        "- lit-vision",
+        "---",
+        "",
+    ]
+    readme += [f"# {out.name}", "", f"ViT-MAE for pre-training, {config['image_size']} pixels."]
+    readme += [f"Licence: {licence or 'not stated'}. Source: {source or 'trained with lit_vision'}."]
+
+    def write(beside: Path) -> None:
+        beside.mkdir()
+        save_file(state, beside / "model.safetensors", metadata={"format": "pt", **notes})
+        (beside / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
+        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (beside / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
+    save_whole(out, write)
+    said = f"transformers.ViTMAEForPreTraining.from_pretrained({out.name!r})"
+    theirs = int(mae.patches * (1 - config["mask_ratio"]))
+    return said + (
+        f"\nnote: transformers keeps {theirs} patches at this mask_ratio, here {mae.keep}" if theirs != mae.keep else ""
+    )

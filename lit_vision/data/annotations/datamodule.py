@@ -1,0 +1,272 @@
+"""AnnotatedDataModule: images with boxes, instance masks or semantic masks as loaders of keyed batches, resumable at any step.
+
+A batch has `images`, `label` (all -1) and `key` as in batch.py, and beside them
+- for boxes `targets`: a list of B dictionaries of tensors: `boxes` (n, 4) float32 x1, y1, x2, y2 in pixels of the view, `labels` (n,) int64,
+  `iscrowd` (n,) bool, `masks` (n, S, S) uint8 if asked for. In evaluation also `scale` (2,): pixels of the view per pixel of the file in x
+  and y, `size` (2,): height and width of the file, `original` (n, 4): the boxes in the file's pixels, `area` (n,): as annotated;
+- for semantic masks `mask` (B, S, S) uint8, 255 where a pixel does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from lit_vision.data.annotations.coco import read_coco
+from lit_vision.data.annotations.dataset import AnnotatedImages
+from lit_vision.data.annotations.masks import IGNORE, read_masks
+from lit_vision.data.annotations.table import Table
+from lit_vision.data.annotations.views import AnnotatedViews, Options
+from lit_vision.data.annotations.voc import read_voc
+from lit_vision.data.annotations.yolo import read_yolo
+from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
+from lit_vision.data.datasets import MEMORY_BYTES, ImageFiles
+from lit_vision.errors import UserError
+
+# format: where images and annotations lie, below the root, {split} being the split's name
+PLACES = {
+    "coco": ("{split}/images", "{split}/annotations.json"),
+    "yolo": ("images/{split}", "labels/{split}"),
+    "voc": ("JPEGImages", "Annotations"),
+    "masks": ("{split}/images", "{split}/semantic"),
+}
+
+
+class AnnotatedDataModule(ImageFolderDataModule):
+    """Batches for detection and segmentation. Its order of samples, resuming and loaders are ImageFolderDataModule's.
+
+    Known after `setup()`: `class_names`, `num_classes`, `category_ids`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
+
+    Args:
+        root: folder of the set.
+        format: coco, yolo, voc (boxes) or masks (semantic).
+        images: folder of the images, below the root; `{split}` stands for the split's name. None is the format's usual place, see PLACES.
+        annotations: file (coco) or folder of the annotations, likewise.
+        split_list: file with an image name per line, likewise (voc and masks); None takes all images of the folder.
+        with_masks: instance masks beside the boxes (coco).
+        class_names: None takes the set's own.
+        first_value: pixel value of class 0 (masks).
+        ignore_values: pixel values that are no class (masks).
+        labels: train on part of the images only: a fraction if it is a float up to 1, a count if an int. Parts of one seed are nested.
+        label_seed: which part, and which images are held out.
+        hold_out: share of the training split, below 1, that is kept from training and is "val" instead of `val_split`: for sets that have no
+            validation split, so that no choice is made on test data. 0 holds nothing out.
+        img_size: side of the views, pixels.
+        batch_size: samples per device and batch.
+        train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation is always under fit.
+        jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.Options`.
+        train_split, val_split, test_split: names that stand for {split}.
+        seed: of order and views, in [0, 2**64).
+        num_workers: per process and loader; "auto": the cores of this process, 8 at most.
+        in_memory: keep decoded images: "auto" as many as fit in 1 GiB, shared among the workers; true all; false none.
+        on_bad_image: as in ImageFolderDataModule.
+        on_bad_box: "error", or "mend": cut boxes at the edge, drop those without area, and say how many.
+        hash_content: the fingerprint covers the images' bytes too.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        format: str = "coco",
+        images: str | None = None,
+        annotations: str | None = None,
+        split_list: str | None = None,
+        with_masks: bool = False,
+        class_names: list[str] | None = None,
+        first_value: int = 0,
+        ignore_values: list[int] | None = None,
+        labels: int | float | None = None,
+        label_seed: int = 0,
+        hold_out: float = 0.0,
+        img_size: int = 512,
+        batch_size: int = 16,
+        train_view: str = "flip",
+        jitter: list[float] | None = None,
+        flip: float = 0.5,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        min_visibility: float = 0.1,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "test",
+        seed: int = 0,
+        num_workers: int | str = "auto",
+        in_memory: bool | str = "auto",
+        on_bad_image: str = "auto",
+        on_bad_box: str = "error",
+        hash_content: bool = False,
+    ):
+        super().__init__(
+            root,
+            img_size=img_size,
+            batch_size=batch_size,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            seed=seed,
+            label_seed=label_seed,
+            num_workers=num_workers,
+            in_memory=in_memory,
+            on_bad_image=on_bad_image,
+            hash_content=hash_content,
+        )
+        if format not in PLACES:
+            raise UserError(f"data.format: {format!r}; choose from {', '.join(PLACES)}")
+        if with_masks and format != "coco":
+            raise UserError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
+        if split_list and format not in ("voc", "masks"):
+            raise UserError(f"data.split_list: {format} does not use it; leave it out")
+        if on_bad_box not in ("error", "mend"):
+            raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or mend")
+        if not 0 <= hold_out < 1:
+            raise UserError(f"data.hold_out: {hold_out} is no share of the training split; give 0 to less than 1")
+        if img_size < 8:
+            raise UserError(f"data.img_size: {img_size}; give 8 or more")
+        self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
+        self.images, self.annotations = images or PLACES[format][0], annotations or PLACES[format][1]
+        self.split_list, self.first_value = split_list, first_value
+        self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
+        self.labels, self.hold_out, self.on_bad_box, self.train_view = labels, hold_out, on_bad_box, train_view
+        self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
+        self._tables: dict[str, Table] = {}
+        self._sets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
+        AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
+
+    # ------------------------------------------------------------------ what is there
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the training split's annotations, once; the other splits are read when they are needed.
+
+        Raises:
+            UserError: a file is missing, an annotation cannot be right, or `labels` asks for more than there is.
+        """
+        if self._tables:
+            return
+        if not Path(self.root).is_dir():
+            raise UserError(f"{self.root}: no such folder; check data.root")
+        table = self._read("train", self.class_names_given)
+        self.class_names, self.num_classes = table.class_names, len(table.class_names)
+        self.category_ids = table.category_ids
+        if self.hold_out:
+            table, self._tables["val"] = self._held_out(table)
+        self._whole = table
+        self._tables["train"] = self._part_of(table)
+
+    def _read(self, role: str, class_names: list[str] | None) -> Table:
+        root, name = Path(self.root), self.names[role]
+        images, annotations = (text.format(split=name) for text in (self.images, self.annotations))
+        listing = self.split_list and self.split_list.format(split=name)
+        if self.format == "coco":
+            return read_coco(
+                root, annotations, images, class_names=class_names, masks=self.with_masks, on_bad_box=self.on_bad_box
+            )
+        if self.format == "yolo":
+            return read_yolo(root, annotations, images, class_names=class_names, on_bad_box=self.on_bad_box)
+        if self.format == "voc":
+            return read_voc(root, annotations, images, listing, class_names=class_names, on_bad_box=self.on_bad_box)
+        return read_masks(root, annotations, images, listing, class_names)
+
+    def _held_out(self, table: Table) -> tuple[Table, Table]:
+        """What is left for training, and what is kept from it."""
+        count = round(self.hold_out * len(table))
+        if not 1 <= count < len(table):
+            raise UserError(
+                f"data.hold_out: {self.hold_out} of {len(table)} training images is {count}; at least one must be held out and one left"
+            )
+        order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 6])).permutation(len(table))
+        return table.subset(np.sort(order[count:])), table.subset(np.sort(order[:count]))
+
+    def _part_of(self, table: Table) -> Table:
+        if self.labels is None:
+            return table
+        count = (
+            round(self.labels * len(table)) if isinstance(self.labels, float) and self.labels <= 1 else int(self.labels)
+        )
+        if not 1 <= count <= len(table):
+            raise UserError(
+                f"data.labels: {self.labels} of {len(table)} training images; give 1 to {len(table)}, or a fraction"
+            )
+        order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 5])).permutation(len(table))
+        return table.subset(np.sort(order[:count]))
+
+    def table(self, role: str) -> Table:
+        """The annotations of "train" (the chosen part), "val" or "test"."""
+        self.setup()
+        if role not in self._tables:
+            self._tables[role] = self._read(role, self.class_names)
+        return self._tables[role]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the training split's files and annotations, whole but for what is held out; the same for every part of it."""
+        self.setup()
+        return hashlib.sha256(self._whole.digest(self.hash_content)).hexdigest()
+
+    @property
+    def num_train(self) -> int:
+        """Images that training draws from."""
+        return len(self.table("train"))
+
+    def _identity(self) -> str:
+        whole = f"{self.fingerprint} {self.num_train} {self.label_seed if self.labels is not None else None}"
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    # ------------------------------------------------------------------ loaders
+
+    def test_dataloader(self) -> DataLoader:
+        """The test split, each image once."""
+        return self._measured("test")
+
+    def _measured(self, role: str) -> DataLoader:
+        return self._each_once(role, len(self.table(role)))
+
+    def eval_loader(self, split: str, limit: int | None = None, unlabeled: bool = False) -> DataLoader:
+        """A split under the evaluation view, in order, each image once, in this process alone.
+
+        Args:
+            split: "train" (the chosen part), "val" or "test".
+            limit: at most so many images, evenly spaced over the split.
+            unlabeled: has no meaning here.
+        """
+        if split not in self.names:
+            raise UserError(f"split {split!r}: choose from {', '.join(self.names)}")
+        n = len(self.table(split))
+        wanted = np.arange(n) if limit is None or limit >= n else np.linspace(0, n - 1, limit).round().astype(int)
+        parts = np.split(wanted, range(self.batch_size, len(wanted), self.batch_size))
+        batches = [[(0, i, 0) for i in part.tolist()] for part in parts]
+        return self._loader(self._dataset(split, train=False), batches, persistent=False)
+
+    def _dataset(self, role: str, train: bool) -> Dataset:
+        on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
+        table = self.table(role)
+        if (role, on_bad) not in self._sets:
+            run = getattr(self.trainer, "default_root_dir", None) if train else None
+            listing = Path(run) / BAD_LIST if run else None
+            files = ImageFiles(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
+            self._sets[role, on_bad] = files, {}
+        files, made = self._sets[role, on_bad]
+        if train not in made:
+            made[train] = AnnotatedImages(
+                table,
+                files,
+                AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
+                self.with_masks,
+                (self.first_value, self.ignore_values) if self.format == "masks" else None,
+                evaluate=not train,
+                memory=self._memory(),
+            )
+        return made[train]
+
+    def _memory(self) -> int:
+        """Bytes of decoded images that each process of a loader may keep."""
+        if self.in_memory != "auto":
+            return 1 << 62 if self.in_memory else 0
+        workers = self.num_workers if self.num_workers != "auto" else 8
+        return MEMORY_BYTES // max(1, workers)

@@ -1,0 +1,1 @@
+"""Check a data set: broken files, duplicates, leaks between splits, loader speed."""

@@ -1,0 +1,143 @@
+"""One image file, looked at closely: is it whole, what is odd about it, and what it looks like in 16 x 16 (for finding copies)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from lit_vision.data.folder import Folder
+from lit_vision.data.views.decode import BadImage, Header, decode, read_header
+
+TINY, HUGE = 32, 25_000_000  # a side in pixels; pixels in all
+THUMB = 16
+_ENDINGS = {
+    "JPEG": {"jpg", "jpeg", "jpe"}, "PNG": {"png"}, "WEBP": {"webp"}, "TIFF": {"tif", "tiff"}, "BMP": {"bmp"}, "GIF": {"gif"},
+    "PPM": {"ppm", "pgm", "pbm"},
+}  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """What was found in one file.
+
+    Attributes:
+        fault: why it cannot be read; "" if it can.
+        kind: of fault: empty, forged header, truncated, no image, unreadable; "" without one.
+        marks: what is odd but readable: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha, exif-rotated, animated, tiny, huge.
+        width, height: pixels as shown; 0 if unknown.
+        digest: of the bytes, 16 of them.
+        thumb: the picture as 16 x 16 gray bytes; b"" if it cannot be read.
+    """
+
+    fault: str
+    kind: str
+    marks: tuple[str, ...]
+    width: int
+    height: int
+    digest: bytes
+    thumb: bytes
+
+
+class Examine:
+    """`Examine(folder)(path) -> Seen`; never raises for what is in a file."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    def __call__(self, path: str) -> Seen:
+        try:
+            data = self.folder.read(path)
+        except OSError as error:
+            return Seen(f"{error.strerror}", "unreadable", (), 0, 0, b"", b"")
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        width = height = 0
+        try:
+            header = read_header(data)
+            width, height = header.width, header.height
+            marks = [*_marks(data, header), *_size_marks(width, height)]
+            gray, damaged = _gray(data, header)
+        except BadImage as error:
+            return Seen(str(error), _kind(data, str(error)), (), width, height, digest, b"")
+        if damaged:
+            marks.append("damaged")
+        if path.rpartition(".")[2].lower() not in _ENDINGS.get(_format(data, header), ()):
+            marks.append("wrong extension")
+        thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+        return Seen("", "", tuple(marks), width, height, digest, thumb)
+
+
+def _gray(data: bytes, header: Header) -> tuple[np.ndarray, bool]:
+    """(h, w) gray pixels, and whether only the second decoder could read them. A large JPEG is decoded at 1/8: all its bytes are read,
+    most of the arithmetic is not done."""
+    if header.scalable:
+        stored = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
+        scale = 8 if min(stored) >= 8 * THUMB else 1
+        try:
+            small = simplejpeg.decode_jpeg(
+                data, "GRAY", min_height=-(-stored[1] // scale), min_width=-(-stored[0] // scale)
+            )
+            return np.ascontiguousarray(small[..., 0]), False
+        except ValueError:
+            pass
+    return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY), header.scalable
+
+
+def _format(data: bytes, header: Header) -> str:
+    return "JPEG" if header.image is None else header.image.format or ""
+
+
+def _marks(data: bytes, header: Header) -> list[str]:
+    marks = ["exif-rotated"] if header.orientation != 1 else []
+    if header.image is None:
+        return [*marks, "grayscale"] if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else marks
+    image = header.image
+    mode = image.mode
+    deep = image.format == "PNG" and len(data) > 24 and data[24] == 16  # Pillow shows RGB of 16 bits as 8
+    if mode.startswith("I") or mode == "F" or deep:
+        marks.append("16-bit")
+    if mode == "CMYK":
+        marks.append("cmyk")
+    if mode in ("L", "1", "LA", "F") or mode.startswith("I"):
+        marks.append("grayscale")
+    if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        marks.append("alpha")
+    if getattr(image, "is_animated", False):
+        marks.append("animated")
+    return marks
+
+
+def _size_marks(width: int, height: int) -> list[str]:
+    return ["tiny"] if min(width, height) < TINY else ["huge"] if width * height > HUGE else []
+
+
+def _kind(data: bytes, fault: str) -> str:
+    if not data:
+        return "empty"
+    if "claims" in fault or "exceeds limit" in fault:
+        return "forged header"
+    if "no image format" in fault:
+        return "no image"
+    return "truncated" if "truncated" in fault or _cut(data) else "unreadable"
+
+
+def _cut(data: bytes) -> bool:
+    """Whether the file's end is missing, by its format's own end mark."""
+    if data[:3] == b"\xff\xd8\xff":
+        return b"\xff\xd9" not in data[-64:]
+    if data[:4] == b"\x89PNG":
+        return b"IEND" not in data[-64:]
+    if data[:4] == b"GIF8":
+        return data[-1:] != b";"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data)).verify()
+    except Exception:
+        return True
+    return False

@@ -1,0 +1,91 @@
+"""How fast a recipe's images come, against how fast its training step takes them; and how many workers that asks for."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_vision.errors import UserError
+from lit_vision.io.processes import cores
+
+
+def against_step(recipe: Path, root: Path, batches: int = 4) -> dict[str, Any]:
+    """Time a recipe's batches made in this process, and its training step (forward and backward, no optimizer) on its device.
+
+    Args:
+        recipe: the YAML file; its `data.root` is replaced.
+        root: the folder.
+        batches: how many are timed; the median counts.
+
+    Returns:
+        {recipe, images_per_second_per_worker, images_per_second_step, device, workers, words}.
+
+    Raises:
+        UserError: the recipe lacks a model or data, or cannot be built.
+    """
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    data = _build(recipe, settings, "data", root=str(root), num_workers=0)
+    model = _build(recipe, settings, "model")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).train()
+    loader = iter(data.train_dataloader())
+    waits, steps = [], []
+    for _ in range(batches + 1):
+        start = time.perf_counter()
+        batch = next(loader, None)
+        if batch is None:
+            break
+        waits.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        batch = model.on_after_batch_transfer({k: v.to(device) for k, v in batch.items()}, 0)
+        loss = model.training_step(batch, 0)
+        (loss["loss"] if isinstance(loss, dict) else loss).backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        steps.append(time.perf_counter() - start)
+    wait, step = (statistics.median(times[1:] or times) for times in (waits, steps))  # the first one warms up
+    rate, wanted = data.batch_size / wait, data.batch_size / step
+    workers = suggested_workers(rate, wanted, cores())
+    words = (
+        f"{recipe.name}: one worker makes {rate:.0f} images/s, a training step on {device} takes {wanted:.0f}/s: "
+        f"data.num_workers {workers}"
+    )
+    if rate * max(1, workers) < wanted:
+        words += f"; with {cores()} cores it will wait for images: lit-vision pack makes them come faster"
+    return {
+        "recipe": recipe.name,
+        "images_per_second_per_worker": round(rate, 1),
+        "images_per_second_step": round(wanted, 1),
+        "device": device,
+        "workers": workers,
+        "words": words,
+    }
+
+
+def suggested_workers(rate: float, wanted: float, cores: int) -> int:
+    """Workers that keep the step busy with a tenth to spare, at least 1, at most the cores.
+
+    Args:
+        rate: images per second of one worker.
+        wanted: images per second that the step takes.
+        cores: of this process.
+    """
+    return max(1, min(cores, math.ceil(1.1 * wanted / rate)))
+
+
+def _build(recipe: Path, settings: Any, part: str, **changes) -> Any:
+    """The object that a part of a recipe describes."""
+    try:
+        home, _, name = settings[part]["class_path"].rpartition(".")
+        return getattr(import_module(home), name)(**{**settings[part].get("init_args", {}), **changes})
+    except (KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(
+            f"--recipe {recipe}: its {part} cannot be built ({error}); does lit-vision fit take it?"
+        ) from None

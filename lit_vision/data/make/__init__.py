@@ -1,0 +1,1 @@
+"""Make or fetch data sets: garments, scenes, MedMNIST."""

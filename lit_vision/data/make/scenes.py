@@ -1,0 +1,260 @@
+"""`lit-vision data scenes`: garments on textured backgrounds, with boxes, instance masks and semantic masks that are exact.
+
+Each 128 x 128 picture holds two to seven Fashion-MNIST garments, tinted, turned, scaled and partly hidden by one another, on a background
+made of noise, stripes or checks. Colour and texture say nothing about the class. A scene is a pure function of (seed, split, index).
+A garment of the training split (that of `lit-vision data fashion` with its default seed) is only in training scenes, and so on.
+
+    DIR/<split>/images/000000.png        RGB
+    DIR/<split>/annotations.json         COCO: boxes of what is visible, masks as run lengths, "item" = place in the embedded file
+    DIR/<split>/semantic/000000.png      8-bit: 0 background, 1 to 10 the garment
+    DIR/<split>/instances/000000.png     8-bit: 0 background, 1 to n the n-th annotation of this image
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_vision.data.make.fashion import CLASSES, NOTE, SPLIT_SIZES, embedded_fashion, stratified_splits
+from lit_vision.io.completion_marker import begin, finish, is_made, writing
+
+SIDE = 128
+SIZES = {"train": 2000, "val": 250, "test": 500}
+ITEMS = (2, 7)  # garments in a scene, both included
+GROW = (1.1, 2.0)  # of a garment's 28 pixels
+TURN = 25.0  # degrees either way
+VISIBLE = 0.35  # a later garment may hide the rest of an earlier one
+TRIES = 12  # places tried before a garment is left out
+PICTURES = ("images", "semantic", "instances")  # folders of a split
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture.
+
+    Attributes:
+        image: (128, 128, 3) uint8, RGB.
+        instances: (128, 128) uint8; 0 background, i + 1 garment i.
+        labels: (n,) class numbers, 0 to 9.
+        items: (n,) their places in the embedded file.
+    """
+
+    image: np.ndarray
+    instances: np.ndarray
+    labels: list[int]
+    items: list[int]
+
+    @property
+    def semantic(self) -> np.ndarray:
+        """(128, 128) uint8; 0 background, class + 1 a garment."""
+        return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.instances]
+
+
+def _colour(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    return rng.uniform(low, high, 3)
+
+
+def background(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
+    """A texture between two colours, (side, side, 3) float in [0, 255]: smooth noise, stripes, checks or all of them mixed."""
+    import cv2
+
+    weight = np.zeros((side, side), np.float32)
+    for cells, strength in ((4, 1.0), (12, 0.5), (36, 0.3)):
+        noise = rng.random((cells, cells), dtype=np.float32) - 0.5
+        weight += strength * cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
+    angle, period, kind = rng.uniform(0, np.pi), rng.uniform(6, 28), int(rng.integers(0, 4))
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    if kind in (1, 3):
+        weight += 0.4 * np.sin(2 * np.pi * along / period).astype(np.float32)
+    if kind in (2, 3):
+        weight += 0.4 * np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
+    weight = np.clip(weight + 0.5, 0, 1)[..., None]
+    picture = weight * _colour(rng, 20, 235) + (1 - weight) * _colour(rng, 20, 235)
+    return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255)
+
+
+def silhouette(garment: np.ndarray) -> np.ndarray:
+    """Which pixels belong to a garment: (H, W) uint8 to (H, W) uint8 of 0 and 1; small gaps and holes are closed, loose specks dropped."""
+    import cv2
+
+    solid = cv2.morphologyEx((garment > 12).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    outlines, _ = cv2.findContours(solid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest = max(outlines, key=cv2.contourArea, default=None)
+    filled = np.zeros_like(solid)
+    if largest is not None:
+        cv2.drawContours(filled, [largest], -1, 1, cv2.FILLED)
+    return filled
+
+
+def _posed(garment: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A garment turned and grown: gray (h, w) float, and its mask (h, w) bool, cut to the mask's box."""
+    import cv2
+
+    grow, angle = rng.uniform(*GROW), rng.uniform(-TURN, TURN)
+    if rng.random() < 0.5:
+        garment = garment[:, ::-1]
+    side = int(np.ceil(garment.shape[0] * grow * 1.5))
+    middle = (garment.shape[0] - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), angle, grow)
+    matrix[:, 2] += (side - 1) / 2 - middle
+    solid = np.ascontiguousarray(silhouette(garment).astype(np.float32))
+    mask = cv2.warpAffine(solid, matrix, (side, side), flags=cv2.INTER_LINEAR) > 0.5
+    gray = cv2.warpAffine(np.ascontiguousarray(garment), matrix, (side, side), flags=cv2.INTER_LINEAR)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    cut = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return gray[cut].astype(np.float64), mask[cut]
+
+
+def compose(garments: np.ndarray, labels: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> Scene:
+    """One scene.
+
+    Args:
+        garments: (N, 28, 28) uint8, gray on 0.
+        labels: (N,) class numbers.
+        places: (M,) which of the N may be used.
+        rng: all that is random comes from here.
+    """
+    picture = background(rng)
+    owner = np.zeros((SIDE, SIDE), np.uint8)
+    chosen: list[int] = []
+    whole: list[int] = []  # pixels of each garment before anything covered it
+    for item in rng.choice(places, int(rng.integers(ITEMS[0], ITEMS[1] + 1)), replace=False).tolist():
+        gray, mask = _posed(garments[item], rng)
+        tint = _colour(rng, 0.45, 1.0)
+        h, w = mask.shape
+        for _ in range(TRIES):
+            top, left = int(rng.integers(0, SIDE - h + 1)), int(rng.integers(0, SIDE - w + 1))
+            trial = owner.copy()
+            trial[top : top + h, left : left + w][mask] = len(chosen) + 1
+            seen = np.bincount(trial.ravel(), minlength=len(chosen) + 2)[1:]
+            if (seen[:-1] >= VISIBLE * np.array(whole)).all() and _in_sight(trial, len(chosen)):
+                owner = trial
+                patch = picture[top : top + h, left : left + w]
+                patch[mask] = (gray[..., None] * tint + 10)[mask]
+                chosen.append(item)
+                whole.append(int(mask.sum()))
+                break
+    image = np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).round().astype(np.uint8)
+    return Scene(image, owner, [int(labels[i]) for i in chosen], chosen)
+
+
+def _in_sight(owner: np.ndarray, earlier: int) -> bool:
+    """What is visible of each earlier garment is more than a sliver: its box has three pixels each way at least."""
+    for number in range(1, earlier + 1):
+        rows, columns = np.nonzero(owner == number)
+        if len(rows) == 0 or np.ptp(rows) < 2 or np.ptp(columns) < 2:
+            return False
+    return True
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's uncompressed run lengths of a (H, W) mask: column by column, beginning with the count of zeros."""
+    flat = np.concatenate([[0], mask.astype(np.uint8).ravel(order="F"), [0]])
+    edges = np.flatnonzero(np.diff(flat))  # where runs of ones begin and end, in turn
+    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
+    if len(edges) and edges[-1] == mask.size:
+        counts = counts[:-1]
+    return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
+def _annotations(scene: Scene, image_id: int, first: int) -> list[dict[str, Any]]:
+    found = []
+    for number, (label, item) in enumerate(zip(scene.labels, scene.items)):
+        mask = scene.instances == number + 1
+        rows, columns = np.nonzero(mask)
+        x, y = int(columns.min()), int(rows.min())
+        box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
+        common = {"id": first + number, "image_id": image_id, "category_id": label + 1, "iscrowd": 0, "item": item}
+        found.append({**common, "bbox": box, "area": int(mask.sum()), "segmentation": run_lengths(mask)})
+    return found
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    import cv2
+
+    good, png = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
+    assert good
+    path.write_bytes(png)
+
+
+def write_split(out: Path, split: str, places: np.ndarray, count: int, seed: int) -> None:
+    """The folder `out/<split>` with `count` scenes of these places of the embedded file."""
+    from rich.progress import track
+
+    garments, labels = embedded_fashion()
+    room = out / split
+    for name in PICTURES:
+        (room / name).mkdir(parents=True, exist_ok=True)
+    annotations: list[dict] = []
+    number = list(SIZES).index(split)
+    for index in track(range(count), f"scenes: {split}", transient=True):
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, index, 4]))
+        scene, name = compose(garments, labels, places, rng), f"{index:06d}.png"
+        _write(room / "images" / name, scene.image)
+        _write(room / "semantic" / name, scene.semantic)
+        _write(room / "instances" / name, scene.instances)
+        annotations += _annotations(scene, index + 1, len(annotations) + 1)
+    note = {
+        "info": {"description": "Fashion-MNIST garments on textures, made by lit-vision data scenes", "seed": seed},
+        "licenses": [{"id": 1, "name": "MIT (Fashion-MNIST, Zalando SE)", "url": ""}],
+        "images": _images(count),
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name, "supercategory": "garment"} for i, name in enumerate(CLASSES)],
+    }
+    (room / "annotations.json").write_text(json.dumps(note, separators=(",", ":")) + "\n")
+
+
+def _images(count: int) -> list[dict[str, Any]]:
+    return [{"id": i + 1, "file_name": f"{i:06d}.png", "width": SIDE, "height": SIDE} for i in range(count)]
+
+
+def is_whole(room: Path, count: int, seed: int) -> bool:
+    """Whether every file of a split is there: annotations of these images with this seed, pictures that begin and end as a PNG does."""
+    try:
+        note = json.loads((room / "annotations.json").read_bytes())
+        listed, objects = note["images"], [a["image_id"] for a in note["annotations"]]
+        if listed != _images(count) or note["info"]["seed"] != seed or not set(objects) <= {*range(1, count + 1)}:
+            return False
+        return all(_is_png(room / name / image["file_name"]) for image in listed for name in PICTURES)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _is_png(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(8)
+        file.seek(-12, 2)
+        return head == b"\x89PNG\r\n\x1a\n" and file.read()[4:8] == b"IEND"
+
+
+def scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dict[str, int]:
+    """Make the set in `out`; nothing happens if it is there already, whole. What was cut off, or lacks a file, is made again.
+
+    Args:
+        out: the folder to make; missing, empty, or one that an earlier call with the same options made.
+        sizes: scenes per split; SIZES if None. A split with 0 is left out.
+        seed: of everything but the split of the garments, in [0, 2**64).
+
+    Returns:
+        Scenes per split.
+
+    Raises:
+        UserError: the folder holds something else or cannot be written, or the embedded images are missing.
+    """
+    sizes = {name: count for name, count in (sizes or SIZES).items() if count}
+    note = {"name": "scenes", "seed": seed, "side": SIDE, "images": sizes}
+    with writing(out, "--out "):
+        if is_made(out, NOTE, note, "--out ") and all(is_whole(out / s, n, seed) for s, n in sizes.items()):
+            return sizes
+        _, labels = embedded_fashion()
+        parts = stratified_splits(labels, SPLIT_SIZES, seed=0)
+        begin(out, NOTE, json.dumps(note))
+        for split, count in sizes.items():
+            write_split(out, split, parts[split], count, seed)
+        finish(out, NOTE, json.dumps(note, indent=1) + "\n")
+    return sizes

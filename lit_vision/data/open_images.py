@@ -1,0 +1,22 @@
+"""Open a folder of images, or a pack made of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_vision.data.folder import Folder, scan
+from lit_vision.data.pack import Pack
+
+
+def open_images(root: str | Path, train: str = "train", val: str = "val", test: str = "test") -> Folder:
+    """Return the splits, classes and paths below a root; no image is opened.
+
+    Args:
+        root: the folder, or a file that `lit-vision pack` made (*.pack).
+        train: name of the training split's folder; so are `val` and `test`. A pack keeps the names that it was made with.
+
+    Raises:
+        UserError: as `lit_vision.data.folder.scan` and `lit_vision.data.pack.Pack`.
+    """
+    root = Path(root)
+    return Pack(root) if root.is_file() and root.suffix == ".pack" else scan(root, train, val, test)

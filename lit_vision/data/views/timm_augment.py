@@ -1,0 +1,66 @@
+"""timm's RandAugment and random erasing on uint8 pixels, keyed: both draw from the global generators, which are seeded per view and put back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lit_vision.data.views.keyed_rng import seed_of, seeded
+from lit_vision.data.views.params import Law
+from lit_vision.errors import UserError
+
+# ImageNet's. RandAugment fills with the mean; erasing's noise is normal in units normalised by these, and clipped to what a pixel can be.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Augment:
+    """The part of a law that timm does: `augment(image, epoch, index, copy, view) -> image`.
+
+    Args:
+        law: its `rand_augment` string and `random_erasing` probability.
+        seed: in [0, 2**64).
+
+    Raises:
+        UserError: timm does not understand the string.
+    """
+
+    def __init__(self, law: Law, seed: int):
+        self.seed, self.policy, self.erase = seed, None, None
+        if law.rand_augment:
+            self.policy = _policy(law.rand_augment, law.size)
+        if law.random_erasing:
+            from timm.data.random_erasing import RandomErasing
+
+            self.erase = RandomErasing(law.random_erasing, mode="pixel", device="cpu")
+
+    def __bool__(self) -> bool:
+        return self.policy is not None or self.erase is not None
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int, copy: int, view: int) -> np.ndarray:
+        """(H, W, 3) uint8 in and out."""
+        with seeded(seed_of(self.seed, epoch, index, copy, view)):
+            if self.policy is not None:
+                image = np.array(self.policy(Image.fromarray(image)))
+            if self.erase is not None:
+                mean, std = torch.tensor(_MEAN)[:, None, None], torch.tensor(_STD)[:, None, None]
+                pixels = torch.from_numpy(image).permute(2, 0, 1).div(255)  # (3, H, W)
+                pixels = self.erase((pixels - mean) / std) * std + mean
+                image = pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        return image
+
+
+def _policy(text: str, size: int):
+    from timm.data.auto_augment import rand_augment_transform
+
+    fill = tuple(round(255 * m) for m in _MEAN)
+    try:
+        if not text.startswith("rand"):
+            raise ValueError("it must start with rand")
+        options = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        return rand_augment_transform(text, options)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"view option rand_augment: timm cannot read {text!r} ({reason}); write it like rand-m9-mstd0.5-inc1"
+        ) from None

@@ -1,0 +1,1 @@
+"""Files, processes and texts: atomic writes, hashing, completion markers, parallel map."""

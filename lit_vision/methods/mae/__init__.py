@@ -1,0 +1,18 @@
+"""Masked autoencoder (He et al. 2022). Names are imported when first used."""
+
+from importlib import import_module
+
+_HOMES = {
+    "MAE": "lit_vision.methods.mae.mae",
+    "masked_patch_loss": "lit_vision.methods.mae.mae",
+    "patchify": "lit_vision.methods.mae.mae",
+    "random_masking": "lit_vision.methods.mae.mae",
+    "unpatchify": "lit_vision.methods.mae.mae",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

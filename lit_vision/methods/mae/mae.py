@@ -1,0 +1,286 @@
+"""MAE: hide most patches of an image and predict their pixels. He et al. 2022, arXiv:2111.06377.
+
+B images, C H W channels and pixels, P patch side, L patches, D encoder width, d decoder width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from lit_vision import optim
+from lit_vision.backbones.backbone import Backbone, is_plain_vit
+from lit_vision.backbones.pos_embed import sincos_2d
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+from lit_vision.methods.keyed_noise import PICTURES, TRAIN, VALIDATION, keyed_noise
+from lit_vision.methods.mae.decoder import Decoder, choose_attention, init_weights
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) to (B, L, P*P*C): patches row-major; inside a patch row, column, channel, the channel fastest."""
+    b, c, h, w = images.shape
+    x = images.reshape(b, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """(B, L, P*P*C) to (B, C, H, W), the exact inverse of `patchify`; grid is (H / P, W / P)."""
+    b, _, n = patches.shape
+    x = patches.reshape(b, *grid, patch, patch, n // patch**2)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, n // patch**2, grid[0] * patch, grid[1] * patch)
+
+
+def patches_kept(patches: int, mask_ratio: float, truncate: bool = False) -> int:
+    """L_keep, the patches that the encoder sees.
+
+    The number of *masked* patches is L * mask_ratio rounded to the nearest (half up), so 100 patches at 0.9 keep 10.
+    The official code truncates L * (1 - mask_ratio) instead: the same at 0.75 for all grids of the paper, but 9 for 100 at 0.9
+    (floating point) and 0 for 10 at 0.9; `truncate` gives that.
+
+    Raises:
+        UserError: no patch would be kept, or none masked.
+    """
+    keep = int(patches * (1 - mask_ratio)) if truncate else patches - int(patches * mask_ratio + 0.5)
+    if not 0 < keep < patches:
+        raise UserError(f"mask_ratio: {mask_ratio} keeps {keep} of {patches} patches; keep and mask at least one")
+    return keep
+
+
+def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The patches with the lowest noise are kept. Source: He et al. 2022, section 3 ("Simple implementation").
+
+    Args:
+        noise: (B, L) any real numbers; equal ones rank in order.
+        keep: L_keep.
+
+    Returns:
+        ids_keep (B, L_keep) indices, ids_restore (B, L) that undoes the shuffle, mask (B, L) float: 1 = removed, in the image's order.
+    """
+    shuffle = noise.argsort(dim=1, stable=True)
+    ids_restore = shuffle.argsort(dim=1)
+    return shuffle[:, :keep], ids_restore, (ids_restore >= keep).float()
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(variance + 1e-6) of each patch over its P*P*C values, (B, L, 1) each; the variance is unbiased (n - 1)."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def masked_patch_loss(patches: Tensor, pred: Tensor, mask: Tensor, norm_pix: bool = True) -> Tensor:
+    """Mean squared error over the masked patches of the batch; visible ones have no part in it.
+
+    Args:
+        patches: (B, L, P*P*C) true pixels, in the encoder's normalisation.
+        pred: (B, L, P*P*C).
+        mask: (B, L), 1 = removed.
+        norm_pix: compare with each patch normalised by its own statistics (Table 1d).
+
+    Returns:
+        Scalar, at least float32. A prediction of zeros gives (n-1)/n * var/(var + 1e-6) with norm_pix, n = P*P*C.
+    """
+    dtype = torch.promote_types(patches.dtype, torch.float32)
+    patches, pred, mask = patches.to(dtype), pred.to(dtype), mask.to(dtype)
+    if norm_pix:
+        mean, scale = patch_statistics(patches)
+        patches = (patches - mean) / scale
+    return (mask * (pred - patches).square().mean(dim=-1)).sum() / mask.sum()
+
+
+class MAE(lightning.LightningModule):
+    """Pre-train a plain ViT by predicting masked patches.
+
+    The paper's recipe: mask 0.75, batch 4096, AdamW (0.9, 0.95), 800 to 1600 epochs, 40 of warm-up; released encoders have norm_pix_loss.
+    At the start the loss is about 1 + 2d / (d + P*P*3), 1.80 for the paper's decoder and 16-pixel patches.
+
+    Args:
+        backbone: timm name of a plain ViT (a cls token, no registers).
+        backbone_args: further arguments of Backbone; img_size and patch_size set the grid.
+        decoder_width: d.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: its attention heads.
+        mask_ratio: share of patches that is hidden, in (0, 1); see `patches_kept`.
+        truncate_keep: count the kept patches as the official code does, by truncation.
+        norm_pix_loss: predict pixels normalised per patch.
+        compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step). Not run on a GPU yet.
+        checkpointing: activation checkpointing: a third more work, and only each block's input is kept for backward.
+        seed: of the masks; with a sample's key it gives the sample's mask, on any number of processes.
+        mean: of the pixels, per channel, in [0, 1]; None is ImageNet's.
+        std: of the pixels, per channel; None is ImageNet's.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        base_lr: learning rate per 256 images.
+        lr: absolute learning rate; wins over base_lr.
+        min_lr: absolute learning rate at the end.
+        weight_decay: of parameters with more than one dimension. As in the official pre-training (not as in fine-tuning), cls_token
+            and mask_token are decayed too; positions are fixed and in no group.
+        warmup_epochs: linear warm-up, then a cosine to min_lr.
+
+    Raises:
+        UserError: a backbone without tokens to drop, or a value that cannot work, named with its mend.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "vit_base_patch16_224",
+        backbone_args: dict[str, Any] | None = None,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        mask_ratio: float = 0.75,
+        truncate_keep: bool = False,
+        norm_pix_loss: bool = True,
+        compile: bool = False,
+        checkpointing: bool = False,
+        seed: int = 0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        momentum: float = 0.9,
+        base_lr: float | None = 1.5e-4,
+        lr: float | None = None,
+        min_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 40,
+    ) -> None:
+        super().__init__()
+        if decoder_width % 4 or decoder_width % decoder_heads:
+            raise UserError(
+                f"decoder_width: {decoder_width} is no multiple of 4 and of decoder_heads {decoder_heads}; change one of them"
+            )
+        self.save_hyperparameters()
+        arguments = {"pool": "token", **(backbone_args or {})}
+        self.backbone = Backbone(backbone, **arguments)
+        vit = self.backbone.model
+        if not is_plain_vit(vit) or not isinstance(vit.norm, nn.LayerNorm):
+            raise UserError(
+                f"backbone: MAE needs a plain ViT with a final norm (pool token), not {backbone}; take vit_base_patch16_224 or the like"
+            )
+        self.patch, self.grid = vit.patch_embed.patch_size[0], tuple(vit.patch_embed.grid_size)
+        self.patches = self.grid[0] * self.grid[1]
+        self.keep = patches_kept(self.patches, mask_ratio, truncate_keep)
+        out = self.patch**2 * self.backbone.config["in_chans"]
+        self.decoder = Decoder(self.backbone.width, decoder_width, decoder_depth, decoder_heads, self.grid, out)
+        self.decoder.apply(init_weights)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        if not arguments.get("pretrained"):
+            vit.apply(init_weights)
+            nn.init.normal_(vit.cls_token, std=0.02)
+            vit.pos_embed.data.copy_(sincos_2d(self.backbone.width, self.grid, cls_token=not vit.no_embed_class))
+        vit.pos_embed.requires_grad_(False)
+        vit.set_grad_checkpointing(checkpointing)
+        self.decoder.checkpointing = checkpointing
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.register_buffer("mean", torch.tensor(mean or [0.485, 0.456, 0.406]))
+        self.register_buffer("std", torch.tensor(std or [0.229, 0.224, 0.225]))
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, prediction and mask of one batch.
+
+        Args:
+            images: (B, C, H, W) float, normalised by `mean` and `std`.
+            noise: (B, L), ranks the patches: the lowest are kept. None draws from torch's global generator.
+
+        Returns:
+            loss (scalar), pred (B, L, P*P*C) of all patches, mask (B, L) with 1 = removed.
+        """
+        if noise is None:
+            noise = torch.rand(len(images), self.patches, device=images.device)
+        ids_keep, ids_restore, mask = random_masking(noise, self.keep)
+        self._choose_attention(images)
+        latent = self.backbone.forward_tokens(images, ids_keep)  # (B, 1 + L_keep, D)
+        pred = self.decoder(latent, ids_restore.argsort(dim=1))  # (B, L, P*P*C), shuffled
+        pred = pred.gather(1, ids_restore.unsqueeze(-1).expand_as(pred))
+        loss = masked_patch_loss(patchify(images, self.patch), pred, mask, self.hparams.norm_pix_loss)
+        return loss, pred, mask
+
+    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The loss of `forward` without what it does not need: nothing is predicted for visible patches. Arguments as there."""
+        ids_keep, ids_restore, _ = random_masking(noise, self.keep)
+        shuffle = ids_restore.argsort(dim=1)
+        latent = self.backbone.forward_tokens(images, ids_keep)
+        pred = self.decoder(latent, shuffle, hidden_only=True)  # (B, L - L_keep, P*P*C)
+        patches = patchify(images, self.patch).gather(1, shuffle[:, self.keep :, None].expand_as(pred))
+        return masked_patch_loss(patches, pred, torch.ones_like(pred[..., 0]), self.hparams.norm_pix_loss)
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def batch_loss(self, batch: dict[str, Tensor], stream: int) -> Tensor:
+        """Loss of a batch with masks from its keys; each of its V views is masked on its own."""
+        images, keys = batch["images"], batch["key"]  # (B, V, C, H, W), (B, 3)
+        views = torch.arange(images.shape[1], device=keys.device).repeat(len(keys))[:, None]
+        keys = torch.cat([keys.repeat_interleave(images.shape[1], dim=0), views], dim=1)  # (B*V, 4)
+        images = images.flatten(0, 1)
+        self._choose_attention(images)
+        return self._step()(images, keyed_noise(keys, self.patches, self.hparams.seed, stream))
+
+    def _choose_attention(self, images: Tensor) -> None:
+        choose_attention(self.backbone, images, 1 + self.keep)
+        choose_attention(self.decoder, images, 1 + self.patches)
+
+    def _step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`loss`, compiled at first use if asked for; a function and no module, so that state keys stay as they are."""
+        if not self.hparams.compile:
+            return self.loss
+        if self._compiled is None:
+            self._compiled = torch.compile(self.loss)
+        return self._compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and worker processes: compiled code stays here."""
+        return {**super().__getstate__(), "_compiled": None}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch; logs train/loss (of this process: gathering it would wait at each step)."""
+        loss = self.batch_loss(batch, TRAIN)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """val/loss, with the same mask for a sample in every epoch."""
+        self.log("val/loss", self.batch_loss(batch, VALIDATION), batch_size=len(batch["images"]), sync_dist=True)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures for people: the original, what the encoder saw (hidden patches gray), and the prediction in the hidden places.
+
+        With norm_pix_loss the prediction has no brightness or contrast of its own: the true patch's are put back.
+
+        Args:
+            images: (B, C, H, W) float, normalised.
+            noise: (B, L) as in `forward`; None gives row i the same mask at every call.
+
+        Returns:
+            Three (B, H, W, C) uint8 tensors.
+        """
+        if noise is None:
+            noise = keyed_noise(torch.arange(len(images), device=images.device)[:, None], self.patches, 0, PICTURES)
+        _, pred, mask = self(images, noise)
+        patches, mask = patchify(images, self.patch), mask.unsqueeze(-1).bool()
+        pred = pred.to(patches.dtype)
+        if self.hparams.norm_pix_loss:
+            mean, scale = patch_statistics(patches)
+            pred = pred * scale + mean
+        gray = patchify(((0.5 - self.mean) / self.std)[:, None, None].expand_as(images), self.patch)
+        panels = (patches, gray.where(mask, patches), pred.where(mask, patches))
+        return tuple(self._to_uint8(unpatchify(panel, self.patch, self.grid)) for panel in panels)
+
+    def _to_uint8(self, images: Tensor) -> Tensor:
+        pixels = images * self.std[:, None, None] + self.mean[:, None, None]
+        return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        h = self.hparams
+        groups = optim.decay_groups(self.named_parameters(), h.weight_decay, no_decay=lambda name, p: p.ndim <= 1)
+        options = {
+            name: h[name] for name in ("optimizer", "base_lr", "lr", "min_lr", "betas", "momentum", "warmup_epochs")
+        }
+        return optim.configure(self, groups, **options)

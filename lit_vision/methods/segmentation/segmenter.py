@@ -1,0 +1,220 @@
+"""Give every pixel a class: any backbone's maps, a linear, FCN or UPerNet head; cross-entropy, Dice loss or their sum.
+
+B images, K classes, S side of the image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_vision.backbones.pyramid import freeze_unused, make_levels
+from lit_vision.data.batch import normalise
+from lit_vision.errors import UserError
+from lit_vision.evaluation.segmentation import IGNORE, PixelCounts, segmentation_values
+from lit_vision.methods import fine_tuning
+from lit_vision.methods.segmentation.heads import HEADS, FCNHead, grown
+from lit_vision.methods.segmentation.losses import LOSSES, pixel_cross_entropy, segmentation_loss, thinned
+
+
+class Segmenter(L.LightningModule):
+    """Semantic segmentation on any backbone with feature maps.
+
+    Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in training). Unlike
+    mmsegmentation's UPerNet on ViT: the levels come from the last map (ViTDet's simple pyramid), not from four blocks.
+
+    Measures are at the size of the evaluation view (longer side scaled to img_size; padding does not count).
+
+    Args:
+        backbone: a timm model name.
+        num_classes: K, with the background if there is one; must be the data's.
+        img_size: side of the images, pixels; must be the data's.
+        head: linear, fcn or upernet.
+        strides: of the maps used, fine to coarse. None: the last map (linear, fcn), or 4 to 32 (upernet).
+        width: D of fcn and upernet; papers take 512.
+        dropout: before the scores.
+        aux_weight: of upernet's auxiliary loss; 0 is none.
+        loss: ce, dice or ce+dice.
+        loss_stride: the training loss takes one pixel of each block of this side; 2 costs a quarter of 1.
+        background: the class that is no object, kept apart in val/dice; None if there is none.
+        backbone_args: further arguments of Backbone.
+        backbone_checkpoint: a file whose encoder is loaded; the report is printed.
+        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>; on ViTs also lora, prompt-shallow, prompt-deep.
+        layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
+        mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
+        optimizer: adamw, adam, sgd, lars or lamb.
+        betas: of adam, adamw and lamb; momentum: of sgd and lars.
+        base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
+        weight_decay: of parameters with more than one dimension that are no token or position.
+        warmup_epochs: linear warm-up, then a cosine to min_lr.
+        lora_rank: r of tune=lora, whose update is scaled by 8 / r; lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
+
+    Raises:
+        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        img_size: int,
+        head: str = "upernet",
+        strides: list[int] | None = None,
+        width: int = 256,
+        dropout: float = 0.1,
+        aux_weight: float = 0.4,
+        loss: str = "ce",
+        loss_stride: int = 1,
+        background: int | None = 0,
+        backbone_args: dict[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        tune: str = "full",
+        layer_decay: float = 1.0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        optimizer: str = "adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        base_lr: float | None = None,
+        lr: float | None = 1e-4,
+        min_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 1,
+        lora_rank: int = 8,
+        lora_targets: list[str] | None = None,
+        prompt_length: int = 50,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise UserError(f"model.head: {head!r} is not one of {', '.join(HEADS)}; choose one of these")
+        if loss not in LOSSES:
+            raise UserError(f"model.loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
+        if num_classes < 2 or (background is not None and not 0 <= background < num_classes):
+            raise UserError(
+                f"model.num_classes, model.background: {num_classes}, {background}; give 2 or more, and one of them (or null)"
+            )
+        if not 0 <= dropout < 1 or aux_weight < 0:
+            raise UserError(
+                f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; give a share below 1, and 0 or more"
+            )
+        if not 1 <= loss_stride <= 8:
+            raise UserError(f"model.loss_stride: {loss_stride}; give 1 (every pixel) to 8")
+        self.save_hyperparameters()
+        self.backbone, own_mean, own_std = fine_tuning.build_backbone(self.hparams)
+        strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
+        self.pyramid, channels = make_levels(self.backbone, img_size, width, strides)
+        freeze_unused(self.backbone, self.pyramid, img_size)
+        self.head = HEADS[head](channels, width, num_classes, dropout)
+        self.auxiliary = None
+        if head == "upernet" and aux_weight and len(channels) > 1:
+            self.auxiliary = FCNHead(channels[:-1], width, num_classes, dropout, convs=1)  # on the last level but one
+        for part in (self.pyramid, self.head, self.auxiliary or nn.Identity()):
+            fine_tuning.channels_last(part, self.backbone)
+        self.register_buffer("mean", torch.tensor(mean or own_mean))
+        self.register_buffer("std", torch.tensor(std or own_std))
+        self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.card: dict[str, Any] | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Training mode for what trains, evaluation mode for what is frozen."""
+        super().train(mode)
+        if mode and self.hparams.tune != "full":
+            fine_tuning.frozen_in_eval(self.backbone)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (B, K, S, S), at least float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
+        return grown(self._scores(images)[0], images.shape[-2:])
+
+    def _scores(self, images: Tensor) -> list[Tensor]:
+        """The head's scores on its own grid and, in training, the auxiliary head's; at least float32, laid out plainly."""
+        levels = self.pyramid(fine_tuning.maps_of(self.backbone, images))
+        found = [self.head(levels)]
+        if self.training and self.auxiliary is not None:
+            found.append(self.auxiliary(levels[:-1]))
+        return [fine_tuning.at_least_float32(scores).contiguous() for scores in found]
+
+    def losses(self, images: Tensor, truth: Tensor) -> Tensor:
+        """The loss that is minimised: that of the joined batch of all processes, on each of them.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+            truth: (B, S, S) class numbers, 255 where a pixel does not count.
+        """
+        truth = thinned(truth.long(), self.hparams.loss_stride)
+        scores, *auxiliary = (grown(scores, truth.shape[-2:]) for scores in self._scores(images))
+        loss = segmentation_loss(scores, truth, self.hparams.loss, shared=True)
+        for extra in auxiliary:
+            loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, shared=True)
+        return loss
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that cannot serve, before any step."""
+        fine_tuning.check_data(self, "mask")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
+        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch; logs train/loss."""
+        loss = self.losses(batch["images"][:, 0], batch["mask"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        scores, truth = self(batch["images"][:, 0]), batch["mask"].long()
+        self.counts[split].update(scores.argmax(1), truth)
+        weight = int((truth != IGNORE).sum())
+        self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Counts pixels; val/dice, val/miou and others are logged at the end of the split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As `validation_step`, under test/."""
+        self._evaluate(batch, "test")
+
+    def _finish(self, split: str) -> None:
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) if split == "test" else None
+        values = segmentation_values(self.counts[split].compute().cpu(), self.hparams.background, names)
+        values["loss"] = float(self.mean_loss[split].compute())
+        self.counts[split].reset()
+        self.mean_loss[split].reset()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "dice", sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/dice (mean over classes, background apart), val/miou, val/pixel_accuracy, val/loss, ...; fractions but for the loss."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation, under test/, and test/dice/<class>."""
+        self._finish("test")
+
+    def on_fit_start(self) -> None:
+        """Keep what using the model takes."""
+        self.card = (
+            fine_tuning.card_for("segmentation", self.trainer.datamodule, {"background": self.hparams.background})
+            or self.card
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is complete in itself."""
+        fine_tuning.complete(checkpoint, self.card)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The other half of `on_save_checkpoint`."""
+        self.card = checkpoint.get("card", self.card)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        return fine_tuning.configure(self)

@@ -1,0 +1,14 @@
+"""SimCLR (Chen et al. 2020). Names are imported when first used."""
+
+from importlib import import_module
+
+_HOMES = {
+    "SimCLR": "lit_vision.methods.simclr.simclr",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

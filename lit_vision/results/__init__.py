@@ -1,0 +1,1 @@
+"""What a number is made of: result files, environment, tables and plots."""

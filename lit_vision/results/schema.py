@@ -1,0 +1,221 @@
+"""What a run or a study writes down, and how it is read back: one `results.json`, checked on both sides.
+
+A run's result holds `metric` (name, value), a study's holds `cells`; both hold what is needed to make the number again
+(design: recipe, commit, seed, data fingerprint, weights). Files never hold an absolute path or a user's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_vision.errors import UserError
+from lit_vision.evaluation.metrics import mean_sd
+from lit_vision.io.atomic import write_json
+from lit_vision.io.hashing import sha256_of_file
+from lit_vision.results.environment import environment, peak_memory_mb
+
+_TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
+_NONE = (type(None),)
+# key: the types that JSON may hold there. Missing keys are an error, so that "unknown" is always written down as null.
+COMMON = {
+    "recipe": _TEXT,  # name or relative path
+    "recipe_sha256": _TEXT + _NONE,
+    "commit": _TEXT + _NONE,
+    "dirty": (bool, type(None)),
+    "seed": _COUNT + _NONE,
+    "data_fingerprint": _TEXT + _NONE,
+    "weights_sha256": _TEXT + _NONE,
+    "seconds": _NUMBER,
+    "peak_memory_mb": _NUMBER,
+    "device": _TEXT,
+    "versions": (dict,),
+}
+RUN = {"metric": (dict,), "samples": _COUNT, "images_seen": _COUNT + _NONE}
+CELL = {
+    "start": _TEXT,
+    "protocol": _TEXT,
+    "labels": _COUNT,
+    "values": (list,),
+    "mean": _NUMBER + _NONE,
+    "std": _NUMBER + _NONE,
+    "seconds": _NUMBER,
+    "pretrain_seconds": _NUMBER,
+    "chosen_on": _TEXT,
+}
+
+
+class ResultError(UserError):
+    """A results file that cannot be read, or does not hold what design 4.5 asks for."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of one cell: `mean`, `sd` (sample standard deviation; None for one value), `n` values."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def summarise(values: Iterable[float]) -> Summary | None:
+    """Mean, sample standard deviation (n - 1) and count; None for no values; sd is None for a single value."""
+    values = list(values)
+    return Summary(*mean_sd(values), len(values)) if values else None
+
+
+def make_cell(start: str, protocol: str, labels: int, values: Iterable[float], **rest: Any) -> dict[str, Any]:
+    """One cell of a study, with mean and std computed from its values.
+
+    Args:
+        start: pixels, scratch-cnn, scratch-<backbone>, mae, simclr or timm:<name>.
+        protocol: logreg, knn, linear, finetune, lora, ...
+        labels: number of labelled images used in all, those that chose anything included.
+        values: one number per seed, fractions 0 to 1; may be empty (then mean and std are None: not run yet).
+        rest: seconds, pretrain_seconds, chosen_on, and anything else worth keeping.
+    """
+    values = [float(value) for value in values]
+    summary = summarise(values)
+    cell = {"start": start, "protocol": protocol, "labels": int(labels), "values": values}
+    cell |= {"mean": summary and summary.mean, "std": summary and summary.sd}
+    return cell | {"seconds": 0.0, "pretrain_seconds": 0.0, "chosen_on": "fixed recipe"} | rest
+
+
+def _check_keys(holder: Mapping, wanted: Mapping[str, tuple], where: str) -> None:
+    for key, types in wanted.items():
+        if key not in holder:
+            raise ResultError(f"{where}: key '{key}' is missing; write it as null if it is unknown and may be")
+        value = holder[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            raise ResultError(f"{where}: '{key}' is {value!r}; expected {names}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ResultError(f"{where}: '{key}' is {value}; a result must be finite")
+
+
+def _check_fraction(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, _NUMBER) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise ResultError(f"{where} is {value!r}; expected a fraction from 0 to 1 (write 0.915, not 91.5)")
+
+
+def _check_no_paths(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_no_paths(inner, f"{where}: '{key}'")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_no_paths(inner, where)
+    elif isinstance(value, str) and (value.startswith(("/", "~/", "\\\\")) or value[1:3] in (":\\", ":/")):
+        raise ResultError(f"{where} is the absolute path {value!r}; write it relative, results are published")
+
+
+def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
+    """Check one result against the schema.
+
+    Args:
+        result: the dict; with `cells` it is a study's, else a run's.
+        where: named in errors, usually the file.
+
+    Raises:
+        ResultError: a key is missing, of the wrong type, not finite, not a fraction, an absolute path, or a cell's
+            mean or std is not that of its values.
+    """
+    if not isinstance(result, Mapping):
+        raise ResultError(f"{where}: holds a {type(result).__name__}; expected one JSON object")
+    _check_keys(result, COMMON, where)
+    _check_no_paths(result, where)
+    if "cells" not in result:
+        _check_keys(result, RUN, where)
+        name = result["metric"].get("name")
+        if not isinstance(name, str) or "value" not in result["metric"]:
+            raise ResultError(f"{where}: 'metric' is {result['metric']!r}; expected {{name: text, value: fraction}}")
+        value = result["metric"]["value"]
+        if name.endswith("loss"):  # no fraction; a run without labels has nothing else
+            _check_keys({name: value}, {name: _NUMBER}, where)
+        else:
+            _check_fraction(value, f"{where}: metric '{name}'")
+        return
+    if not isinstance(result["cells"], list):
+        raise ResultError(f"{where}: 'cells' is a {type(result['cells']).__name__}; expected a list")
+    for number, cell in enumerate(result["cells"]):
+        at = f"{where}: cell {number}"
+        if not isinstance(cell, Mapping):
+            raise ResultError(f"{at} is {cell!r}; expected an object")
+        _check_keys(cell, CELL, at)
+        for value in cell["values"]:
+            _check_fraction(value, f"{at}: a value")
+        summary = summarise(cell["values"]) or Summary(None, None, 0)
+        for key, true in (("mean", summary.mean), ("std", summary.sd)):
+            same = cell[key] == true if None in (cell[key], true) else math.isclose(cell[key], true, abs_tol=1e-9)
+            if not same:
+                raise ResultError(f"{at}: '{key}' is {cell[key]}, but its values give {true}; never type one in")
+
+
+def write_result(path: str | os.PathLike, *, recipe: str, seed: int | None = None, **fields: Any) -> Path:
+    """Complete a result with what is known here, check it, and write it atomically.
+
+    Filled in unless given: commit, dirty, device, versions, cores, system, peak_memory_mb; and null for recipe_sha256,
+    data_fingerprint, weights_sha256 and (for a run) images_seen.
+
+    Args:
+        path: the file, usually <run folder>/results.json; its folder is made.
+        recipe: name or relative path of the recipe; if a file of this name is at hand its sha256 is noted.
+        seed: the run's seed; None for a study, whose cells hold several.
+        fields: for a run metric={name, value}, samples, seconds, images_seen; for a study cells=[make_cell(...)],
+            seconds; data_fingerprint, weights_sha256, and anything else worth keeping.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ResultError: the result does not fit the schema; nothing is written.
+    """
+    unknown = dict.fromkeys(("recipe_sha256", "data_fingerprint", "weights_sha256"))
+    if "cells" not in fields:
+        unknown["images_seen"] = None
+    result = {"recipe": str(recipe)} | unknown | environment(seed) | {"peak_memory_mb": peak_memory_mb()} | fields
+    if result["recipe_sha256"] is None and Path(recipe).is_file():
+        result["recipe_sha256"] = sha256_of_file(recipe)
+    validate_result(result, Path(path).name)
+    return write_json(path, result)
+
+
+def read_result(path: str | os.PathLike) -> dict[str, Any]:
+    """Read and check one results file.
+
+    Raises:
+        ResultError: missing, not JSON, or not a valid result; the message names the file.
+    """
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path}: no such results file; run its recipe first") from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be read as JSON ({error}); run its recipe again") from None
+    validate_result(result, str(path))
+    return result
+
+
+def read_results(place: str | os.PathLike) -> list[tuple[Path, dict[str, Any]]]:
+    """All results at a place: one file, or the *.json of a folder and the results*.json below it.
+
+    Args:
+        place: a results file, a folder of them (experiments/results), or a folder of runs.
+
+    Returns:
+        [(path, result)] sorted by path; empty if there is nothing yet (a table then says "not run yet").
+
+    Raises:
+        ResultError: a file is there but is not a valid result. It is never passed over in silence.
+    """
+    place = Path(place)
+    if place.is_file():
+        return [(place, read_result(place))]
+    direct = [] if (place / "results.json").exists() else place.glob("*.json")  # a run's folder holds other JSON too
+    paths = sorted({*direct, *place.rglob("results*.json")}) if place.is_dir() else []
+    return [(path, read_result(path)) for path in paths]

@@ -1,0 +1,1 @@
+"""A run's folder: naming, checkpoints, resume, preemption, loggers, sharded training."""

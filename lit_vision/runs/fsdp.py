@@ -1,0 +1,296 @@
+"""Models too large for one device: FSDP2 through Lightning's ModelParallelStrategy, and checkpoints that load on any number of processes.
+
+    trainer: {strategy: {class_path: lit_vision.runs.fsdp.Sharded, init_args: {activation_checkpointing: true}}, precision: bf16-mixed}
+
+A sharded checkpoint is a folder: rank-<r>-of-<n>.safetensors with each process's part of the tensors, rest.ckpt with the plain values,
+and manifest.json with the size and sha256 of each file. It is written to NAME.tmp/ and the folder renamed when all is on the disk.
+torch.distributed.checkpoint is not used for the files: its reader unpickles what it finds (filesystem.py `pickle.load(metadata_file)`,
+default_planner.py `weights_only=False`, torch 2.14), which can run code; safetensors cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+
+from lit_vision.errors import UserError
+from lit_vision.io import checkpoint_digest
+from lit_vision.io.atomic import full_disk_in_one_line, put_in_place, write_beside
+from lit_vision.io.safe_load import DamagedCheckpoint, load_safely
+
+REST = "rest.ckpt"
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of encoder and decoder: the members of every list called `blocks`."""
+    lists = [m for name, m in module.named_modules() if name.split(".")[-1] == "blocks"]
+    return [block for found in lists if isinstance(found, nn.ModuleList | nn.Sequential) for block in found]
+
+
+def shard(module: LightningModule, mesh: Any) -> None:
+    """Shards a method's parameters over the mesh: each block by itself, then what is left of the backbone, then the rest.
+
+    Raises:
+        UserError: the model has no transformer blocks.
+    """
+    blocks = blocks_of(module)
+    if not blocks:
+        raise UserError("trainer.strategy: Sharded splits transformer blocks and this model has none; use ddp")
+    for part in (*blocks, module.backbone, module):
+        fully_shard(part, mesh=mesh)
+    # FSDP2 gathers parameters around forward(); these are called instead of it
+    for part, names in (
+        (module.backbone, ("forward_tokens", "forward_maps")),
+        (module, ("training_step", "validation_step", "test_step")),
+    ):
+        for name in names:
+            if callable(getattr(part, name, None)):
+                register_fsdp_forward_method(part, name)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 over all processes, for ViTs: parameters, gradients and optimiser state are split, and gathered block by block.
+
+    Args:
+        activation_checkpointing: recompute each block in the backward pass instead of keeping what it computed.
+        process_group_backend: nccl on GPUs, gloo on CPUs if None.
+    """
+
+    def __init__(self, activation_checkpointing: bool = False, process_group_backend: str | None = None) -> None:
+        super().__init__(process_group_backend=process_group_backend)
+        self.activation_checkpointing = activation_checkpointing
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        # as ModelParallelStrategy does, but for its demand of a configure_model in every method
+        self.accelerator.setup(trainer)
+        if self.activation_checkpointing:
+            self.model.backbone.model.set_grad_checkpointing(True)
+            if hasattr(self.model, "decoder"):
+                self.model.decoder.checkpointing = True
+        self.model_to_device()
+        shard(self.model, self.device_mesh["data_parallel"])
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+        if trainer.state.fn == TrainerFn.FITTING:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    def on_validation_start(self) -> None:
+        """UserError where processes have unequally many batches: a forward waits for all of them, for ever."""
+        trainer = self.lightning_module.trainer
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        own = torch.tensor([sum(counts), -sum(counts)], device=self.root_device)
+        dist.all_reduce(own, dist.ReduceOp.MAX)
+        most, least = int(own[0]), -int(own[1])
+        if most != least:
+            raise UserError(
+                f"trainer.strategy: Sharded validates equally many batches on each process, and they have {least} to {most}; "
+                f"set trainer.limit_val_batches to {least} at most, or another data.batch_size"
+            )
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        return get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions(cpu_offload=True))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Writes this process's part; see the module's text. storage_options as in `AtomicIO.save_checkpoint`."""
+        path = Path(self.broadcast(str(filepath)))
+        with full_disk_in_one_line(path):
+            _save(checkpoint, path, self.global_rank, self.world_size, storage_options or {}, self.barrier)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a sharded checkpoint of any number of processes into model and optimisers; returns the rest.
+
+        Raises:
+            DamagedCheckpoint: a file is not what was written.
+            UserError: it is no sharded checkpoint.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: is no sharded checkpoint; go on without strategy Sharded, which writes and reads its own"
+            )
+        if wrong := self.broadcast(checkpoint_digest.fault(path) if self.is_global_zero else None):
+            raise DamagedCheckpoint(f"{path} {wrong}; use another checkpoint")
+        checkpoint, parts = load_safely(path / REST), _Parts(path)
+        mesh = self.device_mesh["data_parallel"]
+
+        def filled(value: Any) -> Any:
+            return parts.sharded(value["tensor"], mesh) if _is_mark(value) else value
+
+        set_model_state_dict(self.model, _walk(checkpoint["state_dict"], filled))
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
+            set_optimizer_state_dict(self.model, optimizer, _walk(state, filled))
+        return checkpoint
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"tensor"}
+
+
+def _walk(value: Any, change: Any, path: str = "") -> Any:
+    """A copy of nested dicts and lists with `change` applied to every leaf and mark."""
+    if isinstance(value, dict) and not _is_mark(value):
+        return {key: _walk(inner, change, f"{path}/{key}") for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_walk(inner, change, f"{path}/{i}") for i, inner in enumerate(value)]
+    return change(value)
+
+
+def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options: dict[str, Any], barrier: Any) -> None:
+    folder = path.with_name(path.name + ".tmp")
+    if rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    barrier()
+    own: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        if any(not isinstance(p, Shard) or p.dim != 0 for p in value.placements):
+            raise ValueError(f"a tensor is not split along its first dimension: {value.placements}")
+        name = f"t{len(shapes):06d}"
+        shapes[name] = list(value.shape)
+        own[name] = value.to_local().contiguous()
+        return {"tensor": name}
+
+    rest = {**checkpoint, "state_dict": _walk(dict(checkpoint["state_dict"]), take)}
+    rest["optimizer_states"] = [_walk(state, take) for state in checkpoint.get("optimizer_states", [])]
+    written = {}
+    names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(own)))]
+    for name, fill in names + [(REST, lambda file: torch.save(rest, file))] * (rank == 0):
+        temporary, digest = write_beside(folder / name, fill)
+        put_in_place(temporary, folder / name)
+        written[name] = {"size": digest.size, "sha256": digest.sha256}
+    all_written: list[Any] = [None] * world
+    dist.all_gather_object(all_written, written) if world > 1 else all_written.__setitem__(0, written)
+    if rank == 0:
+        files = {name: entry for part in all_written for name, entry in part.items()}
+        manifest = {"step": checkpoint.get("global_step", -1), "world": world, "shapes": shapes, "files": files}
+        temporary, _ = write_beside(
+            folder / checkpoint_digest.MANIFEST, lambda file: file.write(json.dumps(manifest).encode())
+        )
+        put_in_place(temporary, folder / checkpoint_digest.MANIFEST)
+        for name in options.get("also", ()):
+            _put_folder(_linked(folder, path.with_name(name)), path.with_name(name))
+        keep = path.with_name(options["previous"]) if options.get("previous") else None
+        if keep is not None and path.is_dir() and checkpoint_digest.is_valid(path):
+            _put_folder(path, keep)
+        _put_folder(folder, path)
+    barrier()
+
+
+def _linked(folder: Path, target: Path) -> Path:
+    """The same files under a second folder."""
+    second = target.with_name(target.name + ".tmp")
+    shutil.rmtree(second, ignore_errors=True)
+    shutil.copytree(folder, second, copy_function=os.link)
+    return second
+
+
+def _put_folder(source: Path, target: Path) -> None:
+    """Renames a folder onto another: a rename cannot replace a folder that is not empty, so the old one steps aside first."""
+    aside = target.with_name(target.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.is_dir():
+        os.replace(target, aside)
+    elif target.exists():
+        target.unlink()
+    put_in_place(source, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Parts:
+    """The tensors of a sharded checkpoint, read where they are asked for.
+
+    Args:
+        folder: the checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = json.loads((folder / checkpoint_digest.MANIFEST).read_text())
+        self.shapes = manifest["shapes"]
+        names = sorted(name for name in manifest["files"] if name.startswith("rank-"))
+        self.files = [safe_open(folder / name, "pt") for name in names]
+
+    def rows(self, name: str, start: int, end: int) -> Tensor:
+        """Rows start to end of a tensor, over the parts that hold them."""
+        found, at = [], 0
+        for file in self.files:
+            part = file.get_slice(name)
+            size = part.get_shape()[0]
+            first, last = max(start, at), min(end, at + size)
+            if first < last:
+                found.append(part[first - at : last - at])
+            at += size
+        if not found:
+            return self.files[0].get_slice(name)[0:0]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor with all its rows."""
+        return self.rows(name, 0, self.shapes[name][0])
+
+    def sharded(self, name: str, mesh: Any) -> DTensor:
+        """This process's part of a tensor, as FSDP2 splits it over the mesh: ceil(n / world) rows each."""
+        shape = self.shapes[name]
+        each = -(-shape[0] // mesh.size())
+        start = min(mesh.get_local_rank() * each, shape[0])
+        local = self.rows(name, start, min(start + each, shape[0])).to(mesh.device_type)
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
+
+
+def load_whole(folder: Path) -> dict[str, Any]:
+    """A sharded checkpoint as a plain one, on the CPU: for one process, other strategies, validate, predict and export.
+
+    Raises:
+        DamagedCheckpoint: a file is not what was written.
+    """
+    if wrong := checkpoint_digest.fault(folder):
+        raise DamagedCheckpoint(f"{folder} {wrong}; use another checkpoint")
+    parts = _Parts(folder)
+    checkpoint = _walk(load_safely(folder / REST), lambda v: parts.whole(v["tensor"]) if _is_mark(v) else v)
+    checkpoint["optimizer_states"] = [_numbered(state) for state in checkpoint.get("optimizer_states", [])]
+    return checkpoint
+
+
+def _numbered(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state by the parameters' numbers, as torch keeps it, instead of their names."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: i for i, name in enumerate(names)}
+    groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {number[name]: s for name, s in state["state"].items()}, "param_groups": groups}

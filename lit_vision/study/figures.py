@@ -1,0 +1,112 @@
+"""The pictures of a study's report; each is drawn by lit_vision.results.plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_vision.data.batch import normalise
+from lit_vision.data.views.views import resize
+from lit_vision.results import plots
+from lit_vision.results.plots import Series, series_from_cells
+from lit_vision.study.images import Images
+
+MISTAKES, EXAMPLES, QUERIES, NEIGHBOURS, POINTS = 10, 8, 5, 7, 1000
+
+
+def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
+    """Accuracy against labels with error bars; k-NN is left to the table."""
+    series = series_from_cells([cell for cell in cells if cell["protocol"] != "knn"])
+    return plots.accuracy_against_labels(path, series, title="Mean ± sd over seeds")
+
+
+def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
+    """Accuracy at `labels` labels against the seconds that one such model takes to train, pre-training included."""
+    series = [
+        Series(f"{cell['start']}, {cell['protocol']}", [max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))],
+               [cell["mean"]], [cell["std"] or 0.0], cell["start"].startswith(("pixels", "scratch")))
+        for cell in cells
+        if cell["labels"] == labels and cell["protocol"] != "knn" and cell["values"]
+    ]  # fmt: skip
+    return plots.accuracy_against_labels(path, series, title=f"At {labels} labels", x="seconds of training")
+
+
+def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
+    """Loss of each pre-training over the share of its steps; losses differ in unit, so each is divided by its first hundredth."""
+    series = []
+    for name, values in losses.items():
+        first = float(np.mean(values[: max(1, len(values) // 100)]))
+        x = (np.arange(1, len(values) + 1) / len(values) * 100).tolist()
+        series.append(Series(name, x, [value / first for value in values]))
+    return plots.training_curves(
+        path, series, title="Loss, divided by its start", y="loss / first loss", x="% of steps"
+    )
+
+
+def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str) -> Path:
+    """Confusion matrix, rows in percent."""
+    return plots.confusion_heat_map(path, matrix, classes, title)
+
+
+def mistakes(path: Path, images: Images, answer: np.ndarray, rows: Sequence[int], title: str) -> Path:
+    """Test images with what they were taken for."""
+    captions = [
+        f"{images.classes[images.test_labels[i]]}\nseen as {images.classes[answer[i].argmax()]} ({answer[i].max():.0%})"
+        for i in rows
+    ]
+    return plots.image_grid(path, [as_rgb(images.test[i]) for i in rows], captions, columns=5, title=title)
+
+
+@torch.inference_mode()
+def reconstructions(path: Path, module: Any, images: Images) -> Path:
+    """Picture, masked picture and reconstruction of test images spread over the classes."""
+    rows = spread(len(images.test), EXAMPLES)
+    pixels = torch.from_numpy(np.stack([as_rgb(images.test[i]) for i in rows]))[:, None]
+    module.eval()
+    panels = module.reconstruct(normalise(pixels, module.mean, module.std)[:, 0])
+    shown = [np.asarray(panel[i]) for panel in panels for i in range(len(rows))]
+    if (
+        images.pool.shape[-1] == 1
+    ):  # three channels were reconstructed one by one: their mean is the gray that was asked for
+        shown = [panel.mean(axis=-1).round().astype(np.uint8) for panel in shown]
+    return plots.image_grid(path, shown, None, columns=len(rows))
+
+
+def embedding(path: Path, features: np.ndarray, images: Images, start: str) -> Path:
+    """t-SNE of at most 1000 test images (van der Maaten and Hinton 2008), coloured by class."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    rows = spread(len(features), POINTS)
+    x = features[rows] - features[rows].mean(0)
+    x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
+    perplexity = min(30.0, max(1.0, (len(x) - 1) / 3))
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(x)
+    return plots.embedding_scatter(path, points, images.test_labels[rows], images.classes, title=start)
+
+
+def neighbours(path: Path, encoder: Any, images: Images, start: str) -> Path:
+    """Test images, each with the labelled training images that are most similar to it."""
+    rows = spread(len(images.test), QUERIES)
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
+    near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBOURS]
+    shown, captions = [], []
+    for row, found in zip(rows, near):
+        shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
+        captions += [f"? {images.classes[images.test_labels[row]]}", *(images.classes[images.labels[i]] for i in found)]
+    return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """At most `most` of n rows, evenly spaced, so over all classes."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(int)
+
+
+def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:
+    """(S, S, 3) uint8 of a gray or RGB image, enlarged to `side` where that is given."""
+    image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+    return image if side in (None, image.shape[0]) else resize(image, side, side)

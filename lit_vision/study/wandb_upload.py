@@ -1,0 +1,37 @@
+"""The report's tables and pictures, sent to Weights & Biases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_vision.runs.loggers import weights_and_biases
+from lit_vision.study.report_content import Content
+
+
+def log_study(project: str, folder: Path, content: Content, result: dict[str, Any]) -> None:
+    """One W&B run per study: its settings, cells and accuracy table, and each picture. Says so and goes on where there is no account.
+
+    Args:
+        project: W&B's project.
+        folder: the study's folder; the run's name is its own.
+        content: the report.
+        result: results.json.
+    """
+    config = {
+        key: result[key] for key in ("recipe", "commit", "dirty", "data_fingerprint", "plan", "versions", "device")
+    }
+    logger = weights_and_biases(project, folder, name=folder.name, config=config)
+    if logger is None:
+        return
+    import wandb
+
+    logged: dict[str, Any] = {"accuracy": wandb.Table(columns=content.table.columns, data=content.table.rows)}
+    columns = ["start", "protocol", "labels", "mean", "std", "seconds", "pretrain_seconds"]
+    logged["cells"] = wandb.Table(columns=columns, data=[[cell[key] for key in columns] for cell in result["cells"]])
+    for section in content.sections:
+        if section.picture:
+            logged[f"report/{section.picture.stem}"] = wandb.Image(str(section.picture), caption=section.title)
+    logger.experiment.log(logged)
+    logger.experiment.summary["advice"] = content.advice
+    logger.experiment.finish()

@@ -1,0 +1,93 @@
+"""lit-vision fewshot: the table is that of the functions behind it, and broken commands cost one line."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_dense import make_detector
+from toy_models import make_classifier, write_images, write_run
+
+from lit_vision.cli import main
+from lit_vision.data.splits import shots
+from lit_vision.data.views.decode import decode
+from lit_vision.data.views.views import resize_and_crop
+from lit_vision.evaluation.few_shot import class_prototypes, nearest_prototype
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    write_run(folder / "run", make_classifier())
+    write_run(folder / "detector", make_detector())
+    write_images(folder / "data" / "train", 18)
+    write_images(folder / "data" / "test", 9, seed=1)
+    return folder
+
+
+def _run(place: Path, *more: str, root: str = "data", model: str = "run") -> int:
+    return main(["fewshot", str(place / root), "--model", str(place / model), "--device", "cpu", *more])
+
+
+def test_fewshot__is_the_nearest_prototype_of_the_same_draw(place, tmp_path, capsys) -> None:
+    assert _run(place, "--shots", "1,3", "--seeds", "2", "--out", str(tmp_path / "o.csv")) == 0
+    printed = capsys.readouterr().out
+    assert "| prototypes |" in printed
+    assert "Top-1 on 9 images of test, mean ± sd (2 draws)" in printed
+    rows = list(csv.DictReader((tmp_path / "o.csv").open()))
+    assert len(rows) == 2 * 2 * 2
+    method = make_classifier()
+
+    def features(split: str) -> tuple[torch.Tensor, np.ndarray]:
+        paths = sorted((place / "data" / split).rglob("*.png"))
+        names = sorted({p.parent.name for p in paths})
+        pixels = np.stack([resize_and_crop(decode(p.read_bytes()), 16, 1.0) for p in paths])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        images = (images - method.mean[:, None, None]) / method.std[:, None, None]
+        with torch.inference_mode():
+            return method.backbone(images), np.array([names.index(p.parent.name) for p in paths])
+
+    (train, labels), (test, truth) = features("train"), features("test")
+    for seed in range(2):
+        chosen = shots(labels, 3, seed)
+        answer = nearest_prototype(class_prototypes(train[chosen], labels[chosen], 3), test).argmax(1).numpy()
+        (row,) = [r for r in rows if (r["method"], r["shots"], r["seed"]) == ("prototypes", "3", str(seed))]
+        assert float(row["top1"]) == pytest.approx((answer == truth).mean(), abs=1e-6)
+    assert _run(place, "--out", str(tmp_path / "t.md"), "--shots", "2", "--seeds", "1") == 0
+    assert "2 per class" in (tmp_path / "t.md").read_text()
+
+
+BROKEN = {
+    "no folder": (["--shots", "1"], {"root": "nowhere"}, 1, "nowhere"),
+    "no model": ([], {"model": "nothing"}, 1, "no such run or file"),
+    "no classes": ([], {"root": "data/train/red"}, 1, "class"),
+    "no test split": ([], {"root": "alone"}, 1, "no test or val split"),
+    "words as shots": (["--shots", "many"], {}, 2, "whole numbers"),
+    "no shot": (["--shots", "0,1"], {}, 2, "at least 1"),
+    "too many shots": (["--shots", "50"], {}, 1, "ask for fewer shots"),
+    "no seed": (["--seeds", "0"], {}, 2, "at least 1"),
+    "unknown ending": (["--out", "o.xlsx"], {}, 2, "end its name in"),
+    "out is there": (["--out", "{place}/taken.csv"], {}, 1, "exists already"),
+    "a detector": ([], {"model": "detector"}, 1, "gives no features"),
+    "a broken image": (["--shots", "1", "--seeds", "1"], {"root": "broken"}, 1, "bad.png"),
+    "unknown flag": (["--shot", "1"], {}, 2, "--shot"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(place, name: str, capsys) -> None:
+    more, where, code, text = BROKEN[name]
+    if name == "no test split" and not (place / "alone").exists():
+        write_images(place / "alone" / "train", 6)
+    if name == "a broken image" and not (place / "broken").exists():
+        write_images(place / "broken" / "train", 6)
+        write_images(place / "broken" / "test", 6)
+        (place / "broken" / "test" / "red" / "bad.png").touch()
+    (place / "taken.csv").write_text("mine")
+    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
+    assert _run(place, *(word.format(place=place) for word in more), **where) == code
+    said = capsys.readouterr().err.strip()
+    assert text in said
+    assert len(said.splitlines()) == 1
+    assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before

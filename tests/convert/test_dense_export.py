@@ -1,0 +1,166 @@
+"""export of detectors and segmenters: int8 with the task's measure before and after, half weights, and broken commands."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_dense import make_detector, make_segmenter
+from toy_models import write_run
+
+from lit_vision.cli import main
+from lit_vision.convert.accuracy import judge_for
+from lit_vision.convert.export import check_parity, write_safetensors
+from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.methods import Detector, Segmenter
+from lit_vision.predict.models import load_method, load_model
+
+CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Scenes, a detector and a segmenter for them, untrained."""
+    folder = tmp_path_factory.mktemp("dense-export")
+    scenes(folder / "scenes", {"train": 6, "val": 2, "test": 4})
+    torch.manual_seed(0)
+    detector = Detector("resnet18", 10, 64, strides=[8, 16], pyramid_width=32, head_convs=1, backbone_args=CNN)
+    detector.card = {"task": "detection", "class_names": list(CLASSES), "size": 64, "crop_pct": 1.0}
+    segmenter = Segmenter("resnet18", 11, 64, strides=[4, 8], width=16, backbone_args=CNN)
+    segmenter.card = {"task": "segmentation", "class_names": ["background", *CLASSES], "size": 64, "crop_pct": 1.0}
+    with torch.no_grad():
+        for name, value in (*detector.head.named_parameters(), *segmenter.head.named_parameters()):
+            if "cls_logits.bias" in name:
+                value.fill_(-2.0)
+            elif "cls_logits.weight" in name or name.startswith("scores"):
+                value.normal_(std=0.2)
+    write_run(folder / "detector", detector.eval())
+    write_run(folder / "segmenter", segmenter.eval())
+    return folder
+
+
+@pytest.mark.parametrize("task", ["detector", "segmenter"])
+def test_judges__measure_what_the_method_measures(place, task: str) -> None:
+    import lightning as L
+
+    model = load_model(place / task, "cpu")
+    judge = judge_for(str(place / "scenes"), model.card)
+    assert (judge.split, judge.images) == ("test", 4)
+    assert sum(1 for _ in judge.calibration(5)) == 5
+    assert next(judge.calibration(1)).shape == (1, 64, 64, 3)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    (found,) = trainer.test(model.method, datamodule=judge.data, verbose=False)
+    name = "test/map" if task == "detector" else "test/dice"
+    assert judge.measure(model) == pytest.approx(found[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
+@pytest.mark.parametrize("task", ["detector", "segmenter"])
+def test_int8__says_what_it_lost(place, task: str, form: str, tmp_path, capsys) -> None:
+    pytest.importorskip("nncf", reason="needs the export extra")
+    pytest.importorskip({"onnx": "onnxruntime"}.get(form, "openvino"), reason="needs the export extra")
+    out = tmp_path / ("q.onnx" if form == "onnx" else "q.xml")
+    words = ["export", str(place / task), "--format", form, "--out", str(out), "--int8", str(place / "scenes")]
+    assert main([*words, "--calibration", "4"]) == 0
+    metric = "mAP" if task == "detector" else "mean Dice"
+    assert f"int8: {metric} " in (said := capsys.readouterr().out)
+    assert "on 4 images of test" in said
+    model = load_model(out)
+    assert model.card.precision == "int8"
+    assert model.card.options["int8"]["metric"] == metric
+    wanted = load_model(place / task, "cpu")
+    pixels = np.concatenate(list(judge_for(str(place / "scenes"), wanted.card).calibration(3)))
+    for name, value in wanted(pixels).items():
+        got = model(pixels)[name]
+        assert np.corrcoef(got.ravel(), value.ravel())[0, 1] > 0.9
+        assert not np.allclose(got, value, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [make_detector, make_segmenter])
+def test_half_weights_come_back(make, tmp_path) -> None:
+    write_run(tmp_path / "run", make())
+    method, card = load_method(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    write_safetensors(method, card, tmp_path / "whole.safetensors")
+    write_safetensors(method, card, tmp_path / "half.safetensors", half=True)
+    whole, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.65 * whole
+    again, _ = load_method(tmp_path / "half.safetensors")
+    for name, value in method.state_dict().items():
+        assert torch.allclose(again.state_dict()[name].float(), value.float(), rtol=1e-3, atol=1e-5), name
+
+
+def test_parity__a_shifted_box_is_refused(place) -> None:
+    from lit_vision.errors import UserError
+    from lit_vision.predict.tasks import network_of
+
+    model = load_model(place / "detector", "cpu")
+    network = network_of(model.method, "detection")
+    assert check_parity(network, model.card, model) < 1e-5
+    run = model._run
+
+    def shifted(images):
+        return {name: value + (0.2 if name == "bbox_regression" else 0) for name, value in run(images).items()}
+
+    model._run = shifted
+    with pytest.raises(UserError, match="pixels from torch's"):
+        check_parity(network, model.card, model)
+    model._run = lambda images: {k: v + (0.01 if k == "cls_logits" else 0) for k, v in run(images).items()}
+    with pytest.raises(UserError, match="differs from torch by"):
+        check_parity(network, model.card, model)
+
+
+BROKEN = {
+    "two stages as onnx": (["two-stage", "onnx"], "the second stage of faster_rcnn"),
+    "two stages as openvino": (["two-stage", "openvino"], "the second stage of faster_rcnn"),
+    "adapter of a detector": (["detector", "adapter"], "was not trained with tune lora"),
+    "no run": (["nothing", "onnx"], "no such run or file"),
+    "torn": (["torn.ckpt", "onnx"], "not a whole checkpoint"),
+    "other weights": (["misfit.ckpt", "onnx"], "do not fit its own settings"),
+    "int8 without a set": (["detector", "openvino", "--int8", "{place}/none"], "no such folder"),
+    "int8 of a folder by class": (["detector", "openvino", "--int8", "{place}/bare"], "give a set with boxes"),
+    "int8 of masks not there": (["segmenter", "openvino", "--int8", "{place}/bare"], "{place}/bare"),
+    "int8 of strange classes": (["toy", "openvino", "--int8", "{place}/scenes"], "t-shirt"),
+    "int8 as safetensors": (
+        ["segmenter", "safetensors", "--int8", "{place}/scenes"],
+        "is for --format onnx or openvino",
+    ),
+    "base of a whole": (["segmenter", "onnx", "--base", "{place}/x.ckpt"], "is for adapters"),
+    "not finite": (["nan", "safetensors"], "that are not finite; check its training"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, capsys) -> None:
+    (model, form, *more), text = BROKEN[name]
+    if form in ("onnx", "openvino"):
+        pytest.importorskip("nncf", reason="needs the export extra")
+    (place / "bare" / "train" / "red").mkdir(parents=True, exist_ok=True)
+    for other, method in (("two-stage", lambda: make_detector("faster_rcnn")), ("toy", make_detector)):
+        if model == other and not (place / other).exists():
+            write_run(place / other, method())
+    checkpoint = place / "detector" / "checkpoints" / "last.ckpt"
+    if model == "torn.ckpt":
+        (place / model).write_bytes(checkpoint.read_bytes()[:5000])
+    if model == "misfit.ckpt":
+        content = torch.load(checkpoint, weights_only=True)
+        content["state_dict"].popitem()
+        torch.save(content, place / model)
+    if model == "nan" and not (place / "nan").exists():
+        method = make_detector()
+        next(method.backbone.parameters()).data.fill_(float("nan"))
+        write_run(place / "nan", method)
+    ending = {"onnx": "onnx", "openvino": "xml"}.get(form, "safetensors")
+    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
+    words = ["export", str(place / model), "--format", form, "--out", str(tmp_path / f"o.{ending}")]
+    assert main([*words, *(word.format(place=place) for word in more)]) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert text.format(place=place) in said
+    assert len(said.splitlines()) == 1
+    assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
+    assert list(tmp_path.iterdir()) == []

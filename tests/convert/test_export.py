@@ -1,0 +1,274 @@
+"""export: every format gives torch's outputs and carries its card; a wrong one is refused and nothing is lost."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from toy_models import NAMES, make_classifier, write_images, write_run
+
+from lit_vision.cli import main
+from lit_vision.convert import export as exporting
+from lit_vision.convert.quantize import need_packages
+from lit_vision.errors import UserError
+from lit_vision.predict.inputs import batches, find_images
+from lit_vision.predict.models import load_model
+from lit_vision.predict.tasks import prepare_for
+from lit_vision.weights.load import load_into, save_backbone
+
+NEEDS = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"]}
+
+
+def need(form: str) -> None:
+    for name in NEEDS.get(form, []):
+        pytest.importorskip(name, reason="needs the export extra")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A ViT's and a CNN's run, a ViT with LoRA and one with prompts, and images."""
+    folder = tmp_path_factory.mktemp("export")
+    write_run(folder / "vit", make_classifier())
+    write_run(folder / "cnn", make_classifier("cnn"))
+    write_images(folder / "images")
+    for tune in ("lora", "prompt-deep"):
+        method = make_classifier(tune=tune, prompt_length=2)
+        with torch.no_grad():
+            for p in method.backbone.parameters():
+                if p.requires_grad:
+                    p.normal_(std=0.3)
+        write_run(folder / tune, method)
+    return folder
+
+
+def agree(place: Path, run: str, form: str, *more: str) -> Path:
+    """Exports, and compares through the model that predict would load."""
+    need(form)
+    out = place / f"{run}-{form}{exporting.FORMATS[form]}"
+    assert (
+        main(["export", str(place / run), "--format", form, "--out", str(out), "--licence", "CC0", "--overwrite"]) == 0
+    )
+    model, wanted = load_model(out, "cpu", trust=True), load_model(place / run, "cpu")
+    assert model.card.licence == "CC0"
+    card, own = vars(model.card).copy(), vars(wanted.card).copy()
+    card.pop("licence"), own.pop("licence")
+    assert card == own  # names, mean, std, size and the weights' digest travel
+    assert model.card.class_names == NAMES
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    for n in (1, 5):
+        for name, value in wanted(pixels[:n]).items():
+            np.testing.assert_allclose(model(pixels[:n])[name], value, atol=1e-4)
+    return out
+
+
+CHEAP = [
+    ("vit", "safetensors"),
+    ("lora", "safetensors"),
+    ("prompt-deep", "safetensors"),
+    ("vit", "onnx"),
+    ("cnn", "openvino"),
+]
+DEAR = [("vit", "pt2"), ("cnn", "onnx"), ("vit", "openvino"), ("lora", "onnx"), ("prompt-deep", "onnx")]
+
+
+@pytest.mark.parametrize(("run", "form"), [*CHEAP, *(pytest.param(*p, marks=pytest.mark.slow) for p in DEAR)])
+def test_formats__give_torchs_outputs_and_carry_the_card(place, run: str, form: str, capsys) -> None:
+    out = agree(place, run, form)
+    said = capsys.readouterr().out
+    assert "largest difference to torch" in said
+    assert "licence CC0" in said
+    assert ("trtexec --onnx=" in said) == (form == "onnx")
+    assert not list(place.glob(".*tmp*"))
+    if form in ("onnx", "openvino"):  # predict says the same from the file as from the run
+        words = ["predict", str(place / "images"), "--batch_size", "5", "--device", "cpu"]
+        for name, model in (("a", place / run), ("b", out)):
+            assert main([*words, "--model", str(model), "--out", str(place / f"{name}.csv"), "--overwrite"]) == 0
+        rows = [(place / f"{name}.csv").read_text().splitlines()[1:] for name in "ab"]
+        for ours, theirs in zip(*rows):
+            assert ours.split(",")[:2] == theirs.split(",")[:2]
+            assert float(ours.split(",")[2]) == pytest.approx(float(theirs.split(",")[2]), abs=1e-4)
+
+
+def test_safetensors__begins_another_run(place) -> None:
+    out = agree(place, "vit", "safetensors")
+    fresh = make_classifier()
+    torch.nn.init.zeros_(fresh.head.weight)
+    load_into(fresh, out)
+    torch.testing.assert_close(fresh.state_dict(), make_classifier().state_dict())
+
+
+def test_features__of_a_body_without_a_head(tmp_path) -> None:
+    method = make_classifier()
+    body = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std)
+    assert main(["export", str(body), "--format", "safetensors", "--out", str(tmp_path / "again.safetensors")]) == 0
+    a, b = load_model(body, "cpu"), load_model(tmp_path / "again.safetensors", "cpu")
+    assert a.card.task == b.card.task == "features"
+    assert a.card == b.card
+
+
+def test_adapter__is_small_and_comes_back(place, tmp_path) -> None:
+    base = make_classifier(tune="linear")
+    start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
+    for run in ("lora", "prompt-deep"):
+        out = tmp_path / f"{run}.safetensors"
+        assert main(["export", str(place / run), "--format", "adapter", "--out", str(out)]) == 0
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+        got, want = load_model(out, "cpu", base=str(start)), load_model(place / run, "cpu")
+        np.testing.assert_allclose(got(pixels)["logits"], want(pixels)["logits"], atol=1e-5)
+    assert main(["export", str(place / "vit"), "--format", "adapter", "--out", str(tmp_path / "v.safetensors")]) == 1
+
+
+def test_parity__a_wrong_export_is_refused_and_the_old_one_stays(place, monkeypatch, capsys) -> None:
+    out = place / "kept.safetensors"
+    assert main(["export", str(place / "vit"), "--format", "safetensors", "--out", str(out)]) == 0
+    before = out.read_bytes()
+    write = exporting.write_safetensors
+
+    def wrong(method, card, path):
+        with torch.no_grad():
+            head = method.head.weight.clone()
+            method.head.weight *= 1.01
+            write(method, card, path)
+            method.head.weight.copy_(head)
+
+    monkeypatch.setattr(exporting, "write_safetensors", wrong)
+    assert main(["export", str(place / "vit"), "--format", "safetensors", "--out", str(out), "--overwrite"]) == 1
+    assert "differs from torch by" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert not list(place.glob(".*tmp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@pytest.mark.parametrize("run", ["vit", "cnn"])
+def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str, tmp_path, capsys) -> None:
+    need(form)
+    pytest.importorskip("nncf", reason="needs the export extra")
+    write_images(tmp_path / "data/train", 30)
+    write_images(tmp_path / "data/test", 30, seed=4)
+    out = tmp_path / f"q{exporting.FORMATS[form]}"
+    words = ["export", str(place / run), "--format", form, "--out", str(out), "--int8", str(tmp_path / "data")]
+    assert main([*words, "--calibration", "20"]) == 0
+    said = capsys.readouterr().out
+    assert "int8: top-1 " in said
+    assert "on 30 images of test" in said
+    model, wanted = load_model(out), load_model(place / run, "cpu")
+    assert model.card.precision == "int8"
+    assert set(model.card.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
+    inputs = find_images([str(tmp_path / "data/test")])
+    pixels = next(batches(inputs, prepare_for(model.card), 30)).pixels
+    got, want = model(pixels)["logits"], wanted(pixels)["logits"]
+    assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.95
+    assert not np.allclose(got, want, atol=1e-4)  # it is quantised
+
+
+# broken commands
+
+
+def words_of(place: Path, name: str) -> list[str]:
+    run, work = str(place / "vit"), place / "spoilt"
+    work.mkdir(exist_ok=True)
+    out = str(work / "o.safetensors")
+    base = ["export", run, "--format", "safetensors", "--out", out]
+    if name == "no checkpoint inside":
+        (work / "empty").mkdir(exist_ok=True)
+        return ["export", str(work / "empty"), "--format", "onnx"]
+    if name == "out is there":
+        (work / "there.safetensors").write_text("keep")
+        return [*base[:-1], str(work / "there.safetensors")]
+    if name == "torn checkpoint":
+        (work / "torn.ckpt").write_bytes((place / "vit/checkpoints/last.ckpt").read_bytes()[:5000])
+        return ["export", str(work / "torn.ckpt"), "--format", "onnx", "--out", str(work / "o.onnx")]
+    if name == "strange classes":
+        write_images(work / "data" / "train", 6)
+        (work / "data/train/red").rename(work / "data/train/violet") if (work / "data/train/red").exists() else None
+        return ["export", run, "--format", "openvino", "--out", str(work / "o.xml"), "--int8", str(work / "data")]
+    return {
+        "no such run": ["export", str(work / "none"), "--format", "onnx"],
+        "no format": ["export", run, "--out", out],
+        "unknown format": ["export", run, "--format", "tflite"],
+        "ending of another": ["export", run, "--format", "onnx", "--out", out],
+        "an export of an export": ["export", str(work / "x.onnx"), "--format", "openvino"],
+        "adapter of a whole": ["export", run, "--format", "adapter", "--out", out],
+        "int8 as safetensors": [*base, "--int8", str(place / "images")],
+        "int8 of nothing": [
+            "export",
+            run,
+            "--format",
+            "openvino",
+            "--out",
+            str(work / "o.xml"),
+            "--int8",
+            str(work / "none"),
+        ],
+        "calibrate on none": [*base, "--calibration", "0"],
+        "base of a whole": [*base, "--base", str(place / "cnn/checkpoints/last.ckpt")],
+        "out is a folder": ["export", run, "--format", "safetensors", "--out", str(work / "folder.safetensors")],
+        "two models": ["export", run, run, "--format", "onnx"],
+    }[name]
+
+
+BROKEN = {
+    "no checkpoint inside": "holds no checkpoints",
+    "out is there": "exists already",
+    "torn checkpoint": "not a whole checkpoint",
+    "strange classes": "class violet is none of the model's",
+    "no such run": "no such run or file",
+    "no format": "--format",
+    "unknown format": "tflite",
+    "ending of another": "--format onnx ends in .onnx",
+    "an export of an export": "is an export already",
+    "adapter of a whole": "was not trained with tune lora",
+    "int8 as safetensors": "is for --format onnx or openvino",
+    "int8 of nothing": "no such folder",
+    "calibrate on none": "give at least 1 image",
+    "base of a whole": "is for adapters",
+    "out is a folder": "is a folder",
+    "two models": "unrecognized arguments",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> None:
+    if name in ("strange classes", "int8 of nothing"):
+        pytest.importorskip("nncf", reason="needs the export extra")
+        need("openvino")
+    words = words_of(place, name)
+    (place / "spoilt" / "folder.safetensors").mkdir(exist_ok=True)
+    (place / "spoilt" / "x.onnx").touch()
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(words) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert BROKEN[name] in said
+    assert len(said.splitlines()) == 1
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_missing_packages_are_named_and_only_they(place, monkeypatch, capsys) -> None:
+    for name in ("onnx", "onnxscript", "openvino", "onnxruntime", "nncf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for writer, said in (
+        (exporting.write_onnx, "--format onnx: onnx and onnxscript are not installed"),
+        (exporting.write_openvino, "--format openvino: openvino is not installed"),
+    ):
+        with pytest.raises(UserError, match=rf"^{said}; pip install 'lit-vision\[export\]'$"):
+            writer(None, None, Path("x.onnx"))
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
+    sys.modules["openvino"].__spec__ = ModuleSpec("openvino", None)
+    words = ["export", str(place / "cnn"), "--format", "openvino", "--out", str(place / "m.xml"), "--int8", "x"]
+    assert main(words) == 1
+    said = capsys.readouterr().err.strip()
+    assert said == "lit-vision: error: --int8: nncf is not installed; pip install 'lit-vision[export]'"
+
+
+def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path, monkeypatch) -> None:
+    (tmp_path / "brokenpackage.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"--int8: brokenpackage cannot be imported .*nothing_of_this_name.*install it again"
+    ):
+        need_packages("--int8", "json", "brokenpackage")

@@ -1,0 +1,395 @@
+"""`lit-vision import`: each layout is built with the other project's installed code, imported, and gives the same outputs to 1e-5."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from toy_foreign import (
+    BODY,
+    NAME,
+    SIZES,
+    VIT,
+    LightlyMAE,
+    LightlySimCLR,
+    fb_keys,
+    foreign_states,
+    hub_names,
+    scrambled,
+    transformers_mae,
+)
+
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.cli import main as cli
+from lit_vision.methods import MAE, Classifier
+from lit_vision.predict.models import load_method
+from lit_vision.weights.checkpoint_layouts import FB
+from lit_vision.weights.compatibility import RULES
+from lit_vision.weights.detect_architecture import model_of
+from lit_vision.weights.key_maps import LIGHTLY_SIMCLR
+from lit_vision.weights.load import load_into
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NOISE = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def imported(tmp_path: Path, source: Path, *words: str) -> Path:
+    out = tmp_path / "out.safetensors"
+    assert cli.main(["import", str(source), "--out", str(out), "--overwrite", *words]) == 0
+    return out
+
+
+def our_mae(path: Path) -> MAE:
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert about["lit_vision"] == "MAE"
+    mae = MAE(**json.loads(about["hyper_parameters"]))
+    assert load_into(mae, path).new == []
+    return mae.eval()
+
+
+def logits(path: Path) -> Tensor:
+    method, _ = load_method(path)
+    assert isinstance(method, Classifier)
+    with torch.no_grad():
+        return method(IMAGES)
+
+
+# ---- timm and torchvision
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-avg", "convnext_atto"])
+def test_timm__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
+    words, model = [], None
+    if name.startswith("vit"):
+        pool = {"global_pool": "avg"} if name == "vit-avg" else {}
+        model, words = timm.create_model(NAME, num_classes=7, **VIT, **pool), BODY
+    else:
+        model = timm.create_model(name, num_classes=7)
+        words = ["--backbone", name]
+    torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
+    out = imported(tmp_path, tmp_path / "w.pth", *words, "--class_names", str(tmp_path / "names.txt"))
+    with torch.no_grad():
+        close(logits(out), model(IMAGES))
+    card = load_method(out)[1]
+    assert card.class_names == list("abcdefg")
+    assert card.crop_pct == timm.get_pretrained_cfg(NAME if name.startswith("vit") else name).crop_pct
+    assert "licence not stated" in capsys.readouterr().out
+
+
+def test_timm__a_folder_of_the_hub_brings_name_licence_and_pixels(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    model = scrambled(timm.create_model("resnet18", num_classes=0))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    pretrained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "license": "apache-2.0"}
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": pretrained}))
+    out = imported(tmp_path, folder, "--source", "https://example.org/weights", "--img_size", "160")
+    with safe_open(out, "pt") as file:
+        about = file.metadata()
+    assert json.loads(about["mean"]) == [0.5, 0.4, 0.3]
+    assert (about["licence"], about["source"]) == ("apache-2.0", "https://example.org/weights")
+    assert len(about["source_sha256"]) == 64
+    assert json.loads(about["backbone"])["img_size"] == 160
+    method, _ = load_method(out)
+    with torch.no_grad():
+        close(method.backbone(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "densenet", "vit"])
+def test_torchvision__the_same_logits(name: str, tmp_path: Path) -> None:
+    from torchvision import models
+
+    words: list[str] = []
+    if name == "vit":
+        sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
+        model, words = models.VisionTransformer(**sizes, num_classes=7), BODY
+    elif name == "densenet":
+        model = models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=7)
+        words = ["--backbone", "densenet121", "--backbone_args", '{"growth_rate": 8, "block_config": [2, 2, 2, 2]}']
+    else:
+        model = getattr(models, name)(num_classes=7)
+    torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *words)
+    with torch.no_grad():
+        theirs = model(IMAGES)
+    close(logits(out) / theirs.abs().max(), theirs / theirs.abs().max())
+
+
+# ---- transformers
+
+
+@pytest.mark.parametrize("form", ["memory", "saved", "hub"])
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_transformers__the_same_loss_and_features(form: str, norm_pix: bool, tmp_path: Path, capsys) -> None:
+    model = transformers_mae(norm_pix_loss=norm_pix)
+    model.save_pretrained(tmp_path / "hf")
+    if form == "memory":
+        save_file(model.state_dict(), tmp_path / "hf/model.safetensors")
+    if form == "hub":
+        state = hub_names(model.state_dict())
+        assert "vit.encoder.layer.0.attention.attention.query.weight" in state
+        save_file(state, tmp_path / "hf/model.safetensors")
+    out = imported(tmp_path, tmp_path / "hf")
+    assert "layer_norm_eps 1e-12" in capsys.readouterr().out
+    mae = our_mae(out)
+    assert mae.hparams.norm_pix_loss is norm_pix
+    with torch.no_grad():
+        theirs = model(IMAGES, noise=NOISE)
+        loss, pred, _ = mae(IMAGES, NOISE)
+        close(loss, theirs.loss)
+        close(pred, theirs.logits)
+        model.vit.config.mask_ratio = model.vit.embeddings.config.mask_ratio = 0.0
+        order = torch.arange(16.0).expand(3, -1)
+        close(load_method(out)[0].backbone(IMAGES), model.vit(IMAGES, noise=order).last_hidden_state[:, 0])
+
+
+def test_transformers__encoder_alone(tmp_path: Path) -> None:
+    model = transformers_mae().vit
+    model.save_pretrained(tmp_path / "hf")
+    backbone = load_method(imported(tmp_path, tmp_path / "hf"))[0].backbone
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        close(backbone(IMAGES), model(IMAGES, noise=torch.arange(16.0).expand(3, -1)).last_hidden_state[:, 0])
+
+
+# ---- lightly
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_lightly__simclrs_features(whole: bool, tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    model = scrambled(LightlySimCLR(whole))
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+    backbone = load_method(imported(tmp_path, tmp_path / "last.ckpt"))[0].backbone
+    with torch.no_grad():
+        theirs = model.backbone(IMAGES).flatten(1)
+        close(backbone(IMAGES) / theirs.abs().max(), theirs / theirs.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated.*")
+def test_lightly__maes_features_and_prediction(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    from lightly.models import utils
+
+    from lit_vision.methods.mae.mae import random_masking
+
+    model = scrambled(LightlyMAE())
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
+    mae = our_mae(imported(tmp_path, tmp_path / "last.ckpt", *BODY, *SIZES))
+    assert mae.hparams.norm_pix_loss is False
+    keep, restore, _ = random_masking(NOISE, 4)
+    hide = restore.argsort(1)[:, 4:]
+    with torch.no_grad():
+        tokens = model.backbone.encode(IMAGES, idx_keep=torch.cat([torch.zeros(3, 1, dtype=torch.long), keep + 1], 1))
+        close(mae.backbone.forward_tokens(IMAGES, keep), tokens)
+        x = utils.repeat_token(model.decoder.mask_token, (3, 17))
+        x = utils.set_at_index(
+            x, torch.cat([torch.zeros(3, 1, dtype=torch.long), keep + 1], 1), model.decoder.embed(tokens)
+        )
+        theirs = utils.get_at_index(model.decoder.predict(model.decoder.decode(x)), hide + 1)
+        target = utils.get_at_index(utils.patchify(IMAGES, 8), hide)
+        loss, pred, _ = mae(IMAGES, NOISE)
+        close(utils.get_at_index(pred, hide), theirs)
+        close(loss, nn.functional.mse_loss(theirs, target))
+
+
+# ---- facebookresearch/mae, by its published keys
+
+
+SIZES_OF_MAE = {"base": (768, 12, 16, 14), "large": (1024, 24, 16, 14), "huge": (1280, 32, 14, 16)}
+COUNTS = {"encoder": (150, 294, 390), "full": (254, 398, 494), "fine-tuned": (152, 296, 392)}
+
+
+@pytest.mark.parametrize("part", list(COUNTS))
+@pytest.mark.parametrize("size", list(SIZES_OF_MAE))
+def test_facebookresearch__published_counts_fit_without_rest(size: str, part: str) -> None:
+    keys = fb_keys(*SIZES_OF_MAE[size], part)
+    assert len(keys) == COUNTS[part][list(SIZES_OF_MAE).index(size)]
+    with torch.device("meta"):
+        state = {f"backbone.{key}": torch.empty(shape) for key, shape in keys.items()}
+        name, body = model_of(state, {})
+        assert name == f"vit_{size}_patch{SIZES_OF_MAE[size][2]}_224"
+        module = Classifier(name, 1000, body) if part == "fine-tuned" else MAE(name, body)
+    own = {key.removeprefix("backbone.model.") for key in module.state_dict() if key not in ("mean", "std")}
+    theirs = {key.replace("decoder_", "decoder.").replace("mask_token", "decoder.mask_token") for key in keys}
+    assert theirs <= own
+    assert own - theirs == ({key for key in own if key.startswith("decoder.")} if part == "encoder" else set())
+
+
+@pytest.mark.parametrize("part", ["encoder", "full", "fine-tuned"])
+def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str, tmp_path: Path, capsys) -> None:
+    torch.manual_seed(0)
+    state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, part, (16, 1)).items()}
+    arguments = argparse.Namespace(blr=1.5e-4, norm_pix_loss=False, mask_ratio=0.5)  # neither is MAE's own default here
+    torch.save({"model": state, "epoch": 1599, "args": arguments}, tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, *SIZES if part == "full" else ())
+    assert "CC-BY-NC-4.0" in capsys.readouterr().out
+    found = load_file(out)
+    assert torch.equal(
+        found["blocks.1.attn.qkv.weight" if part == "encoder" else "backbone.model.blocks.1.attn.qkv.weight"],
+        state["blocks.1.attn.qkv.weight"],
+    )
+    if part == "full":
+        assert torch.equal(our_mae(out).decoder.mask_token.detach(), state["mask_token"])
+        assert (our_mae(out).hparams.norm_pix_loss, our_mae(out).hparams.mask_ratio) == (False, 0.5)
+    reference = timm.create_model(
+        NAME,
+        num_classes=1000 if part == "fine-tuned" else 0,
+        global_pool="avg" if part == "fine-tuned" else "token",
+        **VIT,
+    )
+    reference.load_state_dict({k: v for k, v in state.items() if not k.startswith(("decoder", "mask"))})
+    with torch.no_grad():
+        ours = logits(out) if part == "fine-tuned" else load_method(out)[0].backbone(IMAGES)
+        close(ours, reference.eval()(IMAGES))
+
+
+def test_facebookresearch__pixels_that_no_file_names_are_said(tmp_path: Path, capsys) -> None:
+    """Without the script's arguments nobody knows the loss: the import says what it assumes, and heeds --args."""
+    state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, "full", (16, 1)).items()}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    imported(tmp_path, tmp_path / "w.pth", *BODY, *SIZES)
+    assert "norm_pix_loss true is assumed" in capsys.readouterr().out
+    sizes = json.dumps(json.loads(SIZES[1]) | {"norm_pix_loss": False})
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--args", sizes, "--overwrite")
+    assert "assumed" not in capsys.readouterr().out
+    assert our_mae(out).hparams.norm_pix_loss is False
+
+
+def test_timm__pixels_are_named_with_their_source(tmp_path: Path, capsys) -> None:
+    """Of a bare state dict mean and std are timm's default for the name: said to be a guess."""
+    torch.save(timm.create_model(NAME, num_classes=0, **VIT).state_dict(), tmp_path / "w.pth")
+    imported(tmp_path, tmp_path / "w.pth", *BODY)
+    said = capsys.readouterr().out
+    assert "pixels: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]" in said
+    assert "GUESS" in said
+    told = '{"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}'
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--args", told, "--overwrite")
+    assert "std [1.0, 1.0, 1.0]: --args" in capsys.readouterr().out
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["mean"]) == [0.1, 0.2, 0.3]
+
+
+# ---- rules, sizes and faults; what is refused is in test_weights_refused.py
+
+
+def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    states = foreign_states()
+    targets = {
+        "MAE": lambda pool: MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
+        "Classifier": lambda pool: Classifier(NAME, 1000, {**VIT, "pool": pool}),
+        "Backbone": lambda pool: Backbone(NAME, **VIT, pool=pool),
+    }
+    done = 0
+    for layout, kind in RULES:
+        if layout not in states or layout == "timm":
+            continue
+        torch.save({"model" if layout.startswith(FB) else "state_dict": states[layout]}, tmp_path / "w.pth")
+        if layout == LIGHTLY_SIMCLR:
+            module = Backbone("resnet18") if kind == "Backbone" else Classifier("resnet18", 5)
+        else:
+            module = targets[kind]("avg" if "fine-tuned" in layout else "token")
+        report = load_into(module, tmp_path / "w.pth")
+        assert (report.source, report.target) == (layout, kind)
+        assert report.mean == pytest.approx([0.485, 0.456, 0.406])
+        done += 1
+    assert done == 19
+
+
+def test_positions_are_resized_and_it_says_so(tmp_path: Path, capsys) -> None:
+    torch.save(timm.create_model(NAME, num_classes=0, **VIT).state_dict(), tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth", *BODY, "--img_size", "48")
+    assert "resized: backbone.pos_embed to the grid of 48 pixels" in capsys.readouterr().out
+    assert load_file(out)["pos_embed"].shape == (1, 37, 32)
+
+
+def test_which_model_it_is_follows_from_shapes() -> None:
+    with torch.device("meta"):
+        for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "resnet18", "resnet50"):
+            state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
+            assert model_of(state, {})[0] == name
+        for name in ("wide_resnet50_2", "resnet26d"):
+            state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
+            assert model_of(state, {})[0] is None
+
+
+def test_faults_are_one_line(tmp_path: Path, capsys) -> None:
+    torch.save(Backbone(NAME, **VIT).state_dict(), tmp_path / "own.ckpt")
+    torch.save(timm.create_model(NAME, **VIT).state_dict(), tmp_path / "t.pth")
+    (tmp_path / "empty").mkdir()
+    out = str(tmp_path / "o.safetensors")
+    torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "c.pth")
+    for words, code, says in (
+        ([str(tmp_path / "c.pth"), "--out", out], 1, "name it with --backbone"),
+        ([str(tmp_path / "own.ckpt"), "--out", out], 1, "this project's own"),
+        ([str(tmp_path / "none"), "--out", out], 1, "no such file"),
+        ([str(tmp_path / "empty"), "--out", out], 1, "model.safetensors"),
+        ([str(tmp_path / "own.ckpt"), "--out", "o.pth"], 2, "safetensors"),
+        ([str(tmp_path / "own.ckpt"), "--out", out, "--backbone_args", "[1]"], 2, "JSON object"),
+        ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", '{"no": 1}'], 2, "takes no no"),
+        ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--backbone_only", *SIZES], 2, "not decoder_heads"),
+        *(
+            ([str(tmp_path / "t.pth"), "--out", out, *BODY, "--args", given], 2, f"--args: {key}")
+            for key, given in (
+                ("mean", '{"mean": 5}'),
+                ("mean", '{"mean": [0.5]}'),
+                ("std", '{"std": [0.5, 0.5, 0]}'),
+                ("mean", '{"mean": [NaN, 0, 0]}'),
+                ("decoder_heads", '{"decoder_heads": "x"}'),
+                ("decoder_heads", '{"decoder_heads": 0}'),
+                ("norm_pix_loss", '{"norm_pix_loss": "no"}'),
+                ("mask_ratio", '{"mask_ratio": 2}'),
+                ("backbone", '{"backbone": "resnet18"}'),
+            )
+        ),
+        *(
+            (
+                [str(tmp_path / "t.pth"), "--out", out, "--backbone", name, "--backbone_args", given],
+                2,
+                "--backbone_args",
+            )
+            for name, given in (
+                (NAME, '{"depth": "a"}'),
+                (NAME, '{"act_layer": "foo"}'),
+                ("resnet18", '{"block": "basic"}'),
+            )
+        ),
+    ):
+        assert cli.main(["import", *words]) == code
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_pix_loss", "no"),
+        ("mask_ratio", "x"),
+        ("decoder_num_attention_heads", 0),
+        ("layer_norm_eps", "x"),
+        ("label_names", 3),
+        ("pretrained_cfg", 5),
+        ("pretrained_cfg", {"mean": 1}),
+    ],
+)
+def test_a_config_of_the_wrong_kinds_is_one_line_that_names_it(key: str, value, tmp_path: Path, capsys) -> None:
+    save_file(timm.create_model(NAME, **VIT).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    assert cli.main(["import", str(tmp_path), "--out", str(tmp_path / "o.safetensors"), *BODY]) == 1
+    said = capsys.readouterr().err
+    assert "config.json" in said
+    assert ("mean" if isinstance(value, dict) else key) in said
+    assert said.count("\n") == 1

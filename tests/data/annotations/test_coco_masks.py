@@ -1,0 +1,85 @@
+"""COCO's run lengths: pycocotools' pixels where they are right, one line where they are wrong; never what was in memory before."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_vision.data.annotations.coco import read_coco
+from lit_vision.data.annotations.coco_masks import decode_masks, unpack_lengths
+from lit_vision.data.annotations.table import BadAnnotation
+
+H, W = 30, 40
+
+
+def _masks() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    block = np.zeros((H, W), np.uint8)
+    block[3:9, 4:11] = 1
+    return [
+        block,
+        block * 0,
+        1 - block * 0,
+        1 - block,
+        *((rng.random((H, W)) < p).astype(np.uint8) for p in (0.02, 0.5, 0.98)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_run_lengths_become_the_mask_that_they_came_from(number: int) -> None:
+    from pycocotools import mask as coco_mask
+
+    mask = _masks()[number]
+    packed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    lengths = unpack_lengths(packed)
+    assert lengths.sum() == H * W
+    found = decode_masks([{"size": [H, W], "counts": c} for c in (packed, lengths.tolist())], H, W)
+    assert (found == mask).all()
+
+
+def test_long_runs_are_packed_in_many_characters() -> None:
+    from pycocotools import mask as coco_mask
+
+    mask = np.zeros((3000, 2000), np.uint8)
+    mask[1500:, 700:] = 1
+    mask[:, 1999] = 0
+    packed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    assert (decode_masks([{"counts": packed}], 3000, 2000)[0] == mask).all()
+
+
+BROKEN = [
+    ([5, 5], "add up to 10 pixels, not to the image's 1200"),
+    ([H * W - 3], "add up to 1197"),
+    ([5, 500_000], "add up to 500005"),
+    ([-5, H * W + 5], "hold -5, a length below 0"),
+    ([5, 1195.0], "neither whole numbers nor packed text"),
+    ([True, 1199], "neither whole numbers nor packed text"),
+    ([5, None], "neither whole numbers nor packed text"),
+    ([], "neither whole numbers nor packed text"),
+    (None, "are missing"),
+    (7, "neither whole numbers nor packed text"),
+    ("zzz~~", "no packed text"),
+    ("", "no packed text"),
+    ("\u00e9", "cannot be|codec|no packed text"),
+    ("o", "no packed text"),  # another character must follow
+    ("55", "add up to 10"),
+    ("oooooooooo0", "a length that no image has"),
+    ("@5", "below 0"),
+]
+
+
+@pytest.mark.parametrize(("counts", "says"), BROKEN)
+def test_wrong_run_lengths_are_refused_before_and_at_decoding(counts, says: str, tmp_path: Path) -> None:
+    segmentation = {"size": [H, W], "counts": counts}
+    with pytest.raises(BadAnnotation, match=says):
+        decode_masks([segmentation], H, W)
+    annotation = {"id": 3, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": segmentation}
+    image = {"id": 1, "file_name": "a.jpg", "height": H, "width": W}
+    content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(BadAnnotation, match=says) as caught:
+        read_coco(tmp_path, "a.json", ".", masks=True)
+    assert "annotation 3: the mask's counts" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(read_coco(tmp_path, "a.json", ".")) == 1  # boxes alone do not need them

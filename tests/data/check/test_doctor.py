@@ -1,0 +1,136 @@
+"""lit-vision doctor: what it finds in folders made for it, its exit code, its lists, and the suggested workers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from zoo_of_files import picture, saved
+
+from lit_vision.cli.doctor import main
+from lit_vision.data.check.duplicates import exact_groups, groups_of, near_pairs
+from lit_vision.data.check.folder_check import examine
+from lit_vision.data.check.loader_speed import suggested_workers
+from lit_vision.errors import UserError
+
+NAMES = ("train", "val", "test")
+
+
+def _folder(root: Path, files: dict[str, bytes]) -> Path:
+    for path, data in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return root
+
+
+def _jpeg(seed: int) -> bytes:
+    return saved(picture(seed), "JPEG", quality=90)
+
+
+def _sound() -> dict[str, bytes]:
+    return {
+        f"{split}/{label}/{i}.jpg": _jpeg(1000 * a + 100 * b + i)
+        for a, (split, count) in enumerate((("train", 10), ("val", 3), ("test", 3)))
+        for b, label in enumerate(("ant", "bee"))
+        for i in range(count)
+    }
+
+
+def _whats(report: dict, level: str) -> str:
+    return "\n".join(f["what"] for f in report["findings"] if f["level"] == level)
+
+
+def test_sound_folder__passes_with_nothing_to_report(tmp_path, capsys) -> None:
+    root = _folder(tmp_path / "data", _sound())
+    assert main([str(root), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    report = json.loads((tmp_path / "out/doctor.json").read_text())
+    assert report["fit"]
+    assert report["findings"] == report["quarantine"] == []
+    assert report["classes"]["train"] == {"ant": 10, "bee": 10}
+    assert "fit to train on" in capsys.readouterr().out
+
+
+def test_copies_leaks_and_clashing_labels__are_found(tmp_path) -> None:
+    files = _sound()
+    files["train/ant/exact.jpg"] = files["train/ant/0.jpg"]
+    files["train/bee/near.png"] = saved(picture(101), "PNG")  # train/bee/1.jpg before its compression
+    files["test/bee/leak.jpg"] = files["train/ant/5.jpg"]  # under another label, too
+    report = examine(_folder(tmp_path, files), NAMES)
+    found = {f["what"].split(":")[0].split(" (")[0]: f for f in report["findings"]}
+    assert found["exact copies of another file"]["count"] == 2
+    assert found["near copies"]["files"] == ["train/bee/1.jpg = train/bee/near.png"]
+    assert found["the same picture in train and an evaluation split"]["files"] == [
+        "train/ant/5.jpg = test/bee/leak.jpg"
+    ]
+    assert found["the same picture under different labels"]["count"] == 1
+    assert [path for path, _ in report["quarantine"]] == ["train/ant/5.jpg"]
+    assert report["fit"]
+
+
+def test_classes__empty_unequal_and_missing_ones(tmp_path) -> None:
+    files = _sound() | {f"train/ant/more{i}.jpg": _jpeg(5000 + i) for i in range(95)}
+    files = {path: data for path, data in files.items() if not path.startswith("val/bee")}
+    root = _folder(tmp_path, files)
+    (root / "train/cat").mkdir()
+    report = examine(root, NAMES)
+    words = _whats(report, "warn")
+    assert "imbalance: ant has 105 images, bee 10" in words
+    assert "classes of train that val lacks" in words
+    assert "class folders without an image" in words
+    assert report["fit"]
+
+
+def test_what_stops_training__is_a_failure(tmp_path) -> None:
+    strange = examine(_folder(tmp_path / "a", _sound() | {"val/wasp/0.jpg": _jpeg(1)}), NAMES)
+    assert "wasp" in _whats(strange, "FAIL")
+    broken = examine(_folder(tmp_path / "b", _sound() | {"test/ant/x.jpg": _jpeg(1)[:300]}), NAMES)
+    assert "test: 1 of 7 broken: evaluation stops" in _whats(broken, "FAIL")
+    one = examine(_folder(tmp_path / "c", _sound() | {"train/ant/x.jpg": b""}), NAMES)
+    assert one["fit"]  # replaced by another image
+    assert one["quarantine"][0][0] == "train/ant/x.jpg"
+    loop = _folder(tmp_path / "d", _sound())
+    (loop / "train/ant/again").symlink_to(loop / "train")
+    assert "loop" in _whats(examine(loop, NAMES), "FAIL")
+    with pytest.raises(UserError, match="no such folder"):
+        examine(tmp_path / "none", NAMES)
+    (tmp_path / "e").mkdir()
+    assert "no image" in _whats(examine(tmp_path / "e", NAMES), "FAIL")
+
+
+def test_near_pairs__equal_a_loop_over_all_pairs_and_leave_flat_pictures_out() -> None:
+    rng = np.random.default_rng(0)
+    thumbs = np.stack([np.asarray(picture(i, 16, 16)).mean(2) for i in range(60)]).astype(np.uint8)
+    brighter = np.clip(thumbs[:10] * 0.8 + 30 + rng.normal(0, 1, (10, 16, 16)), 0, 255).astype(np.uint8)
+    flat = np.full((5, 16, 16), 90, np.uint8)
+    assert near_pairs(np.concatenate([thumbs, brighter, flat])) == [(i, 60 + i) for i in range(10)]
+    assert near_pairs(thumbs[:1]) == []
+
+
+def test_groups__join_what_is_equal() -> None:
+    assert exact_groups([b"a", b"b", b"a", b"", b"", b"a"]) == [[0, 2, 5]]
+    assert groups_of([(0, 1), (4, 5), (1, 2)], 6) == [[0, 1, 2], [4, 5]]
+
+
+@pytest.mark.parametrize(("rate", "wanted", "cores", "workers"), [(100, 50, 8, 1), (100, 400, 8, 5), (100, 4000, 8, 8)])
+def test_suggested_workers__keep_the_step_busy(rate: float, wanted: float, cores: int, workers: int) -> None:
+    assert suggested_workers(rate, wanted, cores) == workers
+
+
+RECIPE = """
+model: {class_path: lit_vision.methods.SimCLR, init_args: {backbone: resnet10t, base_lr: 0.1, backbone_args: {channels: [8, 8, 8, 8], stem_width: 8}}}
+data: {class_path: lit_vision.data.ImageFolderDataModule, init_args: {root: elsewhere, img_size: 32, train_view: simclr, batch_size: 8}}
+"""
+
+
+@pytest.mark.slow
+def test_recipe__its_loader_is_timed_against_its_step(tmp_path) -> None:
+    root = _folder(tmp_path / "data", _sound())
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    assert main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")]) == 0
+    loader = json.loads((tmp_path / "doctor.json").read_text())["loader"]
+    assert loader["images_per_second_step"] > 0
+    assert loader["images_per_second_per_worker"] > 0
+    assert loader["workers"] >= 1
+    (tmp_path / "r.yaml").write_text("model: {}")
+    with pytest.raises(UserError, match="its data cannot be built"):
+        main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")])

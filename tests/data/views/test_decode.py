@@ -1,0 +1,90 @@
+"""Bytes to RGB: formats, orientation, depth, and a named fault for what is no whole image."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_vision.data.views.decode import BadImage, decode
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def _bytes(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PPM", {})]
+)
+def test_decode__lossless_formats_keep_every_pixel(kind: str, options: dict) -> None:
+    assert (decode(_bytes(Image.fromarray(RGB), kind, **options)) == RGB).all()
+
+
+def test_decode__jpeg_gray_cmyk_palette_alpha_and_gif() -> None:
+    smooth = np.fromfunction(lambda y, x, c: 2 * y + x + 10 * c, (40, 50, 3)).astype(np.uint8)
+    image = Image.fromarray(smooth)
+    for data in (_bytes(image, "JPEG", quality=95), _bytes(image, "JPEG", quality=95, progressive=True)):
+        assert np.abs(decode(data).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() <= 2
+    gray = decode(_bytes(image.convert("L"), "JPEG"))
+    assert gray.shape == (40, 50, 3)
+    assert (gray[..., 0] == gray[..., 2]).all()
+    assert decode(_bytes(image.convert("CMYK"), "JPEG")).shape == (40, 50, 3)
+    assert decode(_bytes(image.convert("P"), "PNG")).shape == (40, 50, 3)
+    assert decode(_bytes(image.convert("1"), "PNG")).max() == 255
+    assert decode(_bytes(image, "GIF")).shape == (40, 50, 3)
+    alpha = np.dstack([RGB, np.zeros((6, 9), np.uint8)])
+    assert (decode(_bytes(Image.fromarray(alpha, "RGBA"), "PNG")) == RGB).all()
+
+
+def test_decode__sixteen_bit_gray_keeps_its_upper_byte() -> None:
+    deep = (np.arange(54).reshape(6, 9) * 1213).astype(np.uint16)
+    assert (decode(_bytes(Image.fromarray(deep), "PNG"))[..., 1] == deep >> 8).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode__applies_exif_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[:8, :8] = 255  # top left, as stored
+    shown = decode(_bytes(Image.fromarray(image), "JPEG", exif=exif, quality=95))
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
+        orientation
+    ]
+    assert shown.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
+    assert shown[corner].min() > 200
+    assert (shown > 128).mean() == pytest.approx(0.125, abs=0.02)
+
+
+def _forged_png(width: int, height: int) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+
+
+JPEG = _bytes(Image.fromarray(np.tile(RGB, (20, 20, 1))), "JPEG")
+PNG = _bytes(Image.fromarray(np.tile(RGB, (20, 20, 1))), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"hello, world", "no image format"),
+        (JPEG[: len(JPEG) // 2], "cannot be decoded"),
+        (JPEG[:30], "."),
+        (PNG[: len(PNG) // 2], "cannot be decoded"),
+        (_forged_png(100_000, 100_000), "over the cap|exceeds limit"),
+        (_forged_png(4, 4), "cannot be decoded"),
+    ],
+)
+def test_decode__names_what_is_wrong(data: bytes, words: str) -> None:
+    with pytest.raises(BadImage, match=words) as caught:
+        decode(data)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,133 @@
+"""The desk tables about masking and augmentation at toy size: run, stop and go on, publish, print, verify; no accuracy is judged here."""
+
+import importlib
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lit_vision.data.views.views import make_views
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TABLES = ("table_mae_mask_ratio", "table_simclr_augmentation")
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    ablation = importlib.import_module("ablation")
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(ablation, "WEIGHTS", tmp_path / "weights")
+    return ablation, {name: importlib.import_module(name).TABLE for name in TABLES}
+
+
+def toy(table, *labels: str):
+    """Two variants, two seeds, one epoch."""
+    variants = tuple(one for one in table.variants if one.label in labels)
+    asks = tuple(dict.fromkeys((protocol, 20 if protocol == "finetune" else 40) for protocol, _ in table.asks))
+    return replace(table, variants=variants, asks=asks, seeds=2, epochs=1, tune_epochs=1)
+
+
+def test_tables__every_variant_is_a_recipe_that_can_be_built(scripts) -> None:
+    from lit_vision.study.training import METHODS
+
+    for table in scripts[1].values():
+        labels = [one.label for one in table.variants]
+        assert len(set(labels)) == len(labels)
+        assert {label for label, _ in table.published} <= set(labels)
+        assert table.seeds >= 3
+        recipes = [table.recipe(32, one) for one in table.variants]
+        for recipe in recipes:
+            make_views(table.start, 32, 0, **getattr(recipe, f"{table.start}_views"))
+            options = {key: value for key, value in getattr(recipe, table.start).items() if key != "batch_size"}
+            METHODS[table.start](recipe.network(table.start).backbone, recipe.network(table.start).args, **options)
+        assert len({json.dumps(recipe.as_dict(), sort_keys=True) for recipe in recipes[1:]}) == len(recipes) - 1
+
+
+def test_tables__paper_scale_names_recipes_that_are_there(scripts, capsys, monkeypatch) -> None:
+    ablation, tables = scripts
+    for table in tables.values():
+        monkeypatch.setattr(sys, "argv", ["table", "--scale", "paper", "--dry"])
+        assert ablation.main(table) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("not run yet")
+        for line in printed.splitlines()[1:]:
+            words = shlex.split(line)
+            assert words[:3] == ["lit-vision", "fit", "--config"]
+            assert (EXPERIMENTS.parent / words[3]).is_file()
+        monkeypatch.setattr(sys, "argv", ["table", "--dry"])
+        assert ablation.main(table) == 0
+        assert f"trains {table.seeds} seeds of:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        (TABLES[0], ("untrained", "mask-0.5")),
+        pytest.param(TABLES[1], ("strength-0.5", "strength-1.0-blur"), marks=pytest.mark.slow),
+    ],
+)
+def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, capsys, monkeypatch, name, labels) -> None:
+    ablation, tables = scripts
+    table, folder = toy(tables[name], *labels), tmp_path / "run"
+    from lit_vision.study import training
+
+    trained, whole = [], training.train
+
+    def stopped(module, data, epochs, seed, *rest):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(type(module).__name__)
+        return whole(module, data, epochs, seed, *rest)
+
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.make(table, images, folder)
+    assert not ablation.results_of(table).exists()
+
+    monkeypatch.setattr(training, "train", lambda *a: trained.append(type(a[0]).__name__) or whole(*a))
+    ablation.make(table, images, folder)
+    pretrainings = 2 * sum(one.trained for one in table.variants)
+    tunings = 2 * len(table.variants) * sum(protocol == "finetune" for protocol, _ in table.asks)
+    assert len(trained) == pretrainings + tunings  # nothing twice, though it was stopped
+    before = json.loads(ablation.results_of(table).read_text())
+    ablation.make(table, images, folder)
+    assert len(trained) == pretrainings + tunings
+    after = json.loads(ablation.results_of(table).read_text())
+    assert [cell["values"] for cell in before["cells"]] == [cell["values"] for cell in after["cells"]]
+    assert {len(cell["values"]) for cell in after["cells"]} == {2}
+    assert len(after["cells"]) == 2 * len(table.asks)
+
+    capsys.readouterr()
+    ablation.show(table)
+    printed = capsys.readouterr().out
+    assert all(f"| {label}" in printed for label in labels)
+    assert "not run yet" in printed  # claims about variants that the toy leaves out
+
+    assert ablation.check(table, images) == 0
+    assert f"{2 * len(table.asks)} of {4 * len(table.asks)} values re-evaluated, 0 moved" in capsys.readouterr().out
+    after["cells"][0]["values"][0] = abs(after["cells"][0]["values"][0] - 0.5)
+    values = after["cells"][0]["values"]
+    after["cells"][0]["mean"] = sum(values) / 2
+    after["cells"][0]["std"] = abs(values[0] - values[1]) / 2**0.5
+    ablation.results_of(table).write_text(json.dumps(after))
+    assert ablation.check(table, images) == 1
+    assert "MOVED" in capsys.readouterr().out
+
+
+def test_verdict__says_what_two_standard_errors_support(scripts) -> None:
+    ablation, _ = scripts
+    claim = ablation.Claim("High is better", "70 against 50", lambda values: (values["high"], values["low"]))
+    says = {
+        (0.7, 0.71, 0.72): "confirmed at this scale (+20.0 points",
+        (0.3, 0.31, 0.32): "the opposite at this scale (-20.0 points",
+        (0.4, 0.51, 0.62): "neither confirmed nor contradicted",
+        (0.9,): "too few seeds to say",
+    }
+    for high, words in says.items():
+        low = (0.5, 0.51, 0.52)[: len(high)]
+        assert words in ablation.verdict(claim, {"high": high, "low": low})
+    assert ablation.verdict(claim, {"high": (0.5,)}).endswith("not run yet.")

@@ -1,0 +1,134 @@
+"""The benchmark script: sections are found, rows are complete, a missed target is an exit code; no speed is judged here."""
+
+import importlib.util
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmark.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_start_section_measures_whole_processes_and_writes_json(benchmark, tmp_path, capsys, monkeypatch):
+    from benchmarks import start
+
+    slow = {
+        "lit-vision --help": 0.0,
+        "lit-vision fit --help": 0.0,
+        "lit-vision fit --help_all": 0.3,
+        "import lightning, timm": 0.1,
+    }
+    commands = {name: ["-S", "-c", f"import time; time.sleep({wait})"] for name, wait in slow.items()}
+    monkeypatch.setattr(start, "COMMANDS", commands)
+    assert (
+        benchmark.main(["start", "--repeats", "1", "--out", str(tmp_path / "b.json")]) == 1
+    )  # 0.3 s is over 1.15 x 0.1 s
+    written = json.loads((tmp_path / "b.json").read_text())
+    ratio = written["sections"]["start"][-1]
+    assert ratio["met"] is False
+    assert ratio["value"] > 1.15
+    assert {"what", "value", "unit", "against", "target", "met"} == set(ratio)
+    assert written["cores"] >= 1
+    assert "| NO " in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_not_a_fast_one(benchmark):
+    from benchmarks import start
+
+    with pytest.raises(RuntimeError, match="ended with code 3"):
+        start.seconds(["-S", "-c", "raise SystemExit(3)"])
+
+
+def test_unknown_section_is_wrong_usage(benchmark, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["nothing"])
+    assert "sections: " in capsys.readouterr().err
+
+
+def test_every_section_has_a_measure(benchmark):
+    for name in benchmark.sections():
+        assert "def measure(repeats: int)" in (SCRIPT.parent / "benchmarks" / f"{name}.py").read_text()
+
+
+def test_latency_section_runs_every_runtime_that_is_there(benchmark, monkeypatch):
+    from benchmarks import latency
+
+    tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    monkeypatch.setattr(latency, "MODELS", {"tiny": ("vit_tiny_patch16_224", tiny, 16)})
+    small = {"num_classes": 2, "img_size": 32, "strides": [8], "backbone_args": {"layers": (1, 1, 1, 1)}}
+    dense = {"boxes": ("Detector", {**small, "pyramid_width": 32}), "masks": ("Segmenter", {**small, "width": 16})}
+    monkeypatch.setattr(latency, "DENSE", dense)
+    monkeypatch.setattr(latency, "FORMATS", {"pt2": ".pt2"})
+    rows = latency.measure(1)
+    assert {"boxes, pt2, batch 8", "masks, pt2, batch 8"} <= {row["what"] for row in rows}
+    assert [row["what"] for row in rows[:2]] == ["tiny, eager, batch 1", "tiny, pt2, batch 1"]
+    assert {row["unit"] for row in rows} == {"ms/image", "x"}
+    assert all(row["value"] > 0 and row["met"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_compute_section_compares_steps_losses_and_products(benchmark, monkeypatch, tmp_path):
+    from benchmarks import compute
+
+    tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    small = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+    sizes = {
+        "PAIRS": (8, 16384 // 64),
+        "MEMORY": {8: 200},
+        "WIDTH": 4,
+        "BATCH": 2,
+        "VIT": ("vit_tiny_patch16_224", tiny),
+        "DECODER": {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2},
+        "PAIRS_OF_IMAGES": 2,
+        "SIDE": 32,
+        "RESNET": ("resnet18", small),
+        "COMPILED": False,
+        "PROFILE": tmp_path / "profile.txt",
+    }
+    for name, value in sizes.items():
+        monkeypatch.setattr(compute, name, value)
+    rows = compute.measure(1)
+    assert all({"what", "value", "unit", "against", "target", "met"} == set(row) and row["value"] >= 0 for row in rows)
+    what = [row["what"] for row in rows]
+    for words in (
+        "NT-Xent, 8 pairs: ours",
+        "fp32, batch 2: share of the matrix rate",
+        "bf16, batch 2: speed, checkpointing",
+        "SimCLR ResNet-50, bf16, 2 pairs: share of the matrix rate",
+    ):
+        assert any(words in one for one in what), words
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
+
+
+def test_products_are_those_of_the_layers_forward_and_backward(benchmark):
+    from benchmarks._products import Seen
+
+    layer, x = torch.nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
+    with Seen() as seen:
+        layer(x).sum().backward()
+    shapes = Counter({(a[0], b[0]): count for (a, b), count in seen.layers.items()})
+    assert shapes == Counter({((7, 3), (3, 5)): 1, ((7, 5), (5, 3)): 1, ((5, 7), (7, 3)): 1})
+    assert seen.attention == 0
+    q = torch.randn(1, 2, 4, 8, requires_grad=True)
+    with Seen() as seen:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert seen.attention in (3 * 2 * 2 * 4 * 4 * 8, 6 * 2 * 4 * 4 * 8)
+    convolution, images = torch.nn.Conv2d(4, 6, 3, stride=2, groups=2), torch.randn(2, 4, 9, 9, requires_grad=True)
+    with Seen() as seen:
+        convolution(images).sum().backward()
+    rows, inner, outer = 2 * 4 * 4, 2 * 3 * 3, 3
+    shapes = Counter({(a[0], b[0]): count for (a, b), count in seen.layers.items()})
+    want = [((rows, inner), (inner, outer)), ((rows, outer), (outer, inner)), ((inner, rows), (rows, outer))]
+    assert shapes == Counter(dict.fromkeys(want, 2))

@@ -1,0 +1,54 @@
+"""experiments/own_folders.py: folders that nobody prepared, from fetched packages."""
+
+import io
+import json
+import runpy
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_vision.data.folder import scan
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "own_folders.py"))
+
+
+def _png(colour: tuple[int, int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (64, 64), colour).save(file, "png")
+    return file.getvalue()
+
+
+def test_emoji__go_into_their_category_on_white(tmp_path) -> None:
+    table = [{"image": "a.png", "category": "Food & Drink"}, {"image": "b.png", "category": "<b>Flags"}]
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as tar:
+        for name, data in (
+            ("package/emoji.json", json.dumps([*table, {"image": "c.png", "category": "Component"}]).encode()),
+            ("package/img/t/64/a.png", _png((255, 0, 0, 255))),
+            ("package/img/t/64/b.png", _png((0, 0, 0, 0))),
+            ("package/img/t/64/c.png", _png((0, 0, 0, 255))),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    SCRIPT["emoji"](tmp_path / "p.tgz", tmp_path / "out")
+    assert scan(tmp_path / "out").classes == ["<b>Flags", "Food & Drink"]
+    pixels = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").rglob("*.png"))]
+    assert sorted(p[0, 0].tolist() for p in pixels) == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_patches__of_training_and_test_never_share_a_pixel(tmp_path) -> None:
+    data = pytest.importorskip("skimage.data")
+    SCRIPT["patches"](tmp_path)
+    folder, side = scan(tmp_path), SCRIPT["PATCH"]
+    assert len(folder.classes) > 10
+    for name in folder.classes:
+        columns = {
+            split: [int(path.stem.split("-")[0]) for path in (tmp_path / split / name).glob("*.png")]
+            for split in ("train", "test")
+        }
+        assert max(columns["train"]) + side <= min(columns["test"])
+        (photograph,) = Path(data.__file__).parent.glob(f"{name}.*")
+        assert max(columns["test"]) + side <= Image.open(photograph).width

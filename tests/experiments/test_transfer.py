@@ -1,0 +1,77 @@
+"""experiments/transfer.py refuses in one line, before any training, what it cannot compare. What it trains: test_dense_tables.py."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+transfer = importlib.import_module("transfer")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    """Two folders of two classes, A and B; beside them what is broken."""
+    rng = np.random.default_rng(0)
+    for root, side, classes in (
+        ("A", 16, "xy"),
+        ("B", 16, "xy"),
+        ("other/A", 16, "xy"),
+        ("one", 16, "x"),
+    ):
+        for split in ("train", "test"):
+            for name in classes:
+                (tmp_path / root / split / name).mkdir(parents=True)
+                for i in range(4):
+                    pixels = rng.integers(0, 255, (side, side), dtype=np.uint8)
+                    Image.fromarray(pixels).save(tmp_path / root / split / name / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transfer, "make", lambda *args: pytest.fail("trained"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("--pretrain-on A --adapt-to other/A", 1, "A and other/A: both are named A"),
+        ("--pretrain-on A --adapt-to other/A --dry", 1, "give a link with another name (ln -s other/A other-A)"),
+        ("--pretrain-on A --adapt-to A/", 1, "both are named A"),
+        ("--pretrain-on . --adapt-to B", 1, ".: has no name of its own"),
+        ("--pretrain-on A", 2, "--pretrain-on and --adapt-to go together"),
+        ("--pretrain-on A --adapt-to none", 1, "none: no such folder"),
+        ("--pretrain-on empty --adapt-to B", 1, "empty: no image in it"),
+        ("--pretrain-on A --adapt-to file", 1, "file: a file where a folder of images is expected"),
+        ("--pretrain-on A --adapt-to one", 1, "one: it has one class (x)"),
+        ("--pretrain-on A --adapt-to B --labels some", 1, "--labels: 'some' is not"),
+        ("--pretrain-on A --adapt-to B --labels 0", 1, "--labels: '0' leaves no label"),
+        ("--pretrain-on A --adapt-to B --run_dir file", 1, "--run_dir file: is a file"),
+        ("--pretrain-on A --adapt-to B --seeds 0", 2, "--seeds, --epochs: give 1 or more"),
+        ("--pretrain-on A --adapt-to B --start moco", 2, "invalid choice: 'moco'"),
+    ],
+)
+def test_it_is_refused_before_any_training(words: str, code: int, says: str, place: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *words.split()])
+    try:
+        found = transfer.main()
+    except SystemExit as stop:  # argparse, which prints how it is used before its line
+        found = stop.code
+    assert found == code
+    error = capsys.readouterr().err
+    assert says in error.splitlines()[-1]
+    assert code == 2 or error.count("\n") == 1
+    assert not (place / "runs").exists()
+
+
+def test_a_link_with_another_name_is_another_folder(place: Path, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(transfer, "make", lambda plan, images, *args: made.append(list(images)))
+    (place / "other-A").symlink_to(place / "other/A")
+    monkeypatch.setattr(transfer, "show", lambda *args: None)
+    monkeypatch.setattr(sys, "argv", ["transfer.py", "--pretrain-on", "A", "--adapt-to", "other-A", "--labels", "4"])
+    assert transfer.main() == 0
+    assert made == [["A", "other-A"]]

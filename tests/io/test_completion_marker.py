@@ -1,0 +1,173 @@
+"""`lit-vision data` on what kills, slips and damage leave: one line, or the same bytes after repeating the command."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_vision.cli import main as cli
+from lit_vision.data.make import fashion, scenes
+from lit_vision.data.make.fashion import NOTE
+from lit_vision.io import completion_marker
+
+WORDS = ["data", "scenes", "--train", "3", "--val", "1", "--test", "0", "--seed", "2", "--out"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scenes") / "set"
+    assert cli.main([*WORDS, str(out)]) == 0
+    return out
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def _changed(file: str, old: str, new: str) -> Callable[[Path], object]:
+    return lambda out: (out / file).write_text((out / file).read_text().replace(old, new))
+
+
+MENDED = {
+    "a deleted picture": lambda out: (out / "train/images/000001.png").unlink(),
+    "a deleted semantic mask": lambda out: (out / "train/semantic/000001.png").unlink(),
+    "a deleted instance mask": lambda out: (out / "val/instances/000000.png").unlink(),
+    "an empty picture": lambda out: (out / "train/images/000000.png").write_bytes(b""),
+    "a cut-off mask": lambda out: (out / "train/semantic/000002.png").write_bytes(b"\x89PNG\r\n\x1a\n and so on"),
+    "a deleted split": lambda out: shutil.rmtree(out / "val"),
+    "no annotations": lambda out: (out / "train/annotations.json").unlink(),
+    "annotations that are garbage": lambda out: (out / "train/annotations.json").write_bytes(b"\xff\xfe garbage"),
+    "annotations that are cut off": lambda out: (out / "train/annotations.json").write_text('{"images": ['),
+    "annotations that are a list": lambda out: (out / "train/annotations.json").write_text("[1]"),
+    "annotations without objects": lambda out: (out / "train/annotations.json").write_text('{"images": [], "info": 3}'),
+    "annotations of another seed": _changed("train/annotations.json", '"seed":2', '"seed":3'),
+    "annotations of no image": _changed("val/annotations.json", '"image_id":1', '"image_id":7'),
+    "killed between the splits": lambda out: (out / NOTE).rename(out / f"{NOTE}.begun"),
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_scenes_are_made_again_where_a_file_is_missing_or_damaged(name: str, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "set")
+    MENDED[name](tmp_path / "set")
+    assert _files(tmp_path / "set") != _files(whole)
+    assert cli.main([*WORDS, str(tmp_path / "set")]) == 0
+    assert _files(tmp_path / "set") == _files(whole)
+
+
+def test_a_whole_set_is_left_as_it_is(whole: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    assert cli.main([*WORDS, str(whole)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+@pytest.mark.parametrize("left", [f"{NOTE}.begun", f".{NOTE}.begun.tmp"])
+@pytest.mark.parametrize("command", [WORDS, ["data", "fashion", "--out"]])
+def test_a_kill_during_the_first_note_is_no_end(left: str, command: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        fashion, "write_folder", lambda out, splits, alter, note: completion_marker.finish(out, NOTE, "{}")
+    )
+    (tmp_path / left).write_text("")
+    assert cli.main([*command, str(tmp_path)]) == 0
+    assert (tmp_path / NOTE).exists()
+    assert not (tmp_path / f"{NOTE}.begun").exists()
+
+
+def test_a_kill_at_any_time_leaves_what_can_be_repeated(whole: Path, tmp_path: Path, monkeypatch) -> None:
+    class Killed(BaseException): ...
+
+    def killed(*args):
+        raise Killed
+
+    for name in ("_write", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(scenes, name, killed)
+            with pytest.raises(Killed):
+                cli.main([*WORDS, str(tmp_path / name)])
+        assert cli.main([*WORDS, str(tmp_path / name)]) == 0
+        assert _files(tmp_path / name) == _files(whole)
+
+
+def _in(out: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (out / name.replace("NOTE", NOTE).replace("__", ".")).write_text(text)
+    return out
+
+
+REFUSED = {
+    "no place for a folder": (lambda tmp: Path("/proc/x"), "--out /proc/x: cannot be written"),
+    "inside a file": (lambda tmp: _in(tmp, file="") / "file/set", "cannot be written"),
+    "a file": (lambda tmp: _in(tmp, file="") / "file", "a file where a folder is expected"),
+    "a name that is too long": (lambda tmp: tmp / ("x" * 300), "cannot be written"),
+    "a damaged note": (lambda tmp: _in(tmp, NOTE="{", train=""), f"its note {NOTE} is damaged"),
+    "a note of bytes": (lambda tmp: (_in(tmp) / NOTE).write_bytes(b"\xff") and tmp, "is damaged"),
+    "a note that is a list": (lambda tmp: _in(tmp, NOTE="[1]"), "it holds another set"),
+    "another set": (lambda tmp: _in(tmp, NOTE='{"name": "fashion"}'), "it holds another set"),
+    "another set, begun": (lambda tmp: _in(tmp, NOTE__begun='{"seed": 9}'), "another set was begun there"),
+    "a begun note, damaged, and pictures": (lambda tmp: _in(tmp, NOTE__begun="", mine="x"), "is damaged"),
+    "somebody's folder": (lambda tmp: _in(tmp, mine="x"), "is not empty and was not made by this command"),
+}
+
+
+@pytest.mark.parametrize("command", [WORDS, ["data", "fashion", "--turned", "--out"]])
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_folders_are_one_line(name: str, command: list[str], tmp_path: Path, capsys) -> None:
+    prepare, says = REFUSED[name]
+    out = prepare(tmp_path)
+    before = _files(tmp_path)
+    assert cli.main([*command, str(out)]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert f"--out {out}: " in lines[0]
+    assert says in lines[0]
+    assert _files(tmp_path) == before
+
+
+def test_a_split_that_is_a_file_and_a_folder_in_place_of_a_note(whole: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(whole, tmp_path / "set")
+    shutil.rmtree(tmp_path / "set/train")
+    (tmp_path / "set/train").write_text("")
+    assert cli.main([*WORDS, str(tmp_path / "set")]) == 1
+    assert "cannot be written (" in capsys.readouterr().err
+    (tmp_path / "other" / NOTE).mkdir(parents=True)
+    assert cli.main([*WORDS, str(tmp_path / "other")]) == 1
+    assert "cannot be written (Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "scenes"],
+        ["data", "scenes", "--out"],
+        ["data", "scenes", "--out", "x", "--seed", "two"],
+        ["data", "scenes", "--out", "x", "--seed", "-1"],
+        ["data", "scenes", "--out", "x", "--seed", str(2**64)],
+        ["data", "scenes", "--out", "x", "--train", "1.5"],
+        ["data", "scenes", "--out", "x", "--train", "-3"],
+        ["data", "scenes", "--out", "x", "--train", "0", "--val", "0", "--test", "0"],
+        ["data", "scenes", "--out", "x", "--trane", "5"],
+        ["data", "scenes", "--out", "x", "more"],
+        ["data"],
+        ["data", "shoes", "--out", "x"],
+        ["data", "fashion", "--out", "x", "--seed", str(2**64)],
+        ["data", "fashion"],
+    ],
+)
+def test_wrong_usage_is_one_line(words: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "see lit-vision data" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_notes_are_what_earlier_versions_wrote(whole: Path) -> None:
+    assert json.loads((whole / NOTE).read_text()) == {
+        "name": "scenes",
+        "seed": 2,
+        "side": 128,
+        "images": {"train": 3, "val": 1},
+    }

@@ -1,0 +1,207 @@
+"""embed and search: exact neighbours, refused strangers, near duplicates, broken commands."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from toy_models import make_classifier, write_images, write_run
+
+from lit_vision.cli import main
+from lit_vision.predict.search import groups_of, read_index
+from lit_vision.weights.load import save_backbone
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A run, images with two near copies, and their index."""
+    folder = tmp_path_factory.mktemp("search")
+    write_run(folder / "run", make_classifier())
+    write_images(folder / "images")
+    for source, copy in (("red/000.png", "red/000_copy.png"), ("green/001.png", "blue/001_copy.png")):
+        pixels = np.asarray(Image.open(folder / "images" / source)).copy()
+        pixels[0, 0] ^= 1
+        Image.fromarray(pixels).save(folder / "images" / copy)
+    (folder / "images" / "torn.png").touch()
+    assert embed(folder, folder / "index.safetensors") == 0
+    return folder
+
+
+def embed(place: Path, out: Path, *more: str, model: str = "run", images: str = "images") -> int:
+    words = ["embed", str(place / images), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--batch_size", "4", *more])
+
+
+def search(place: Path, *more: str, model: str = "run", index: str = "index.safetensors") -> int:
+    return main(["search", "--index", str(place / index), "--model", str(place / model), "--device", "cpu", *more])
+
+
+def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_journal) -> None:
+    index = read_index(place / "index.safetensors")
+    assert len(index.names) == 14
+    assert index.features.shape == (14, 32)
+    assert sorted(index.names) == index.names
+    assert "torn.png" not in index.names
+    assert "torn.png" in (place / "index.safetensors.skipped.csv").read_text()
+    with stopped_journal(3):
+        assert embed(place, tmp_path / "i.safetensors") == 130
+    assert embed(place, tmp_path / "i.safetensors") == 0
+    assert (tmp_path / "i.safetensors").read_bytes() == (place / "index.safetensors").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_embed__takes_a_body_without_a_head_and_agrees(place, tmp_path) -> None:
+    method = make_classifier()
+    path = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std)
+    assert embed(place, tmp_path / "i.safetensors", model=str(path)) == 0
+    a, b = read_index(tmp_path / "i.safetensors"), read_index(place / "index.safetensors")
+    np.testing.assert_allclose(a.features, b.features, atol=1e-6)
+    assert a.made_with == b.made_with  # one backbone, one index
+
+
+def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    query = place / "images/red/000.png"
+    assert search(place, "--query", str(query), "--top", "5", "--out", str(tmp_path / "o.csv")) == 0
+    said = capsys.readouterr().out.splitlines()
+    index = read_index(place / "index.safetensors")
+    unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
+    cosine = unit @ unit[index.names.index("red/000.png")]
+    order = np.argsort(-cosine, kind="stable")[:5]
+    assert {said[0].split("  ")[1], said[1].split("  ")[1]} == {"red/000.png", "red/000_copy.png"}
+    assert said[0].startswith("1.0000")
+    with open(tmp_path / "o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows][2:] == [index.names[i] for i in order][2:]
+    np.testing.assert_allclose([float(row["score"]) for row in rows], cosine[order], atol=1e-4)
+    assert [row["rank"] for row in rows] == list("12345")
+
+
+def test_answers_name_their_query_where_there_are_several(place, tmp_path, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    write_images(tmp_path / "asked", 2)
+    write_images(tmp_path / "one", 1)
+    assert search(place, "--query", str(tmp_path / "asked"), "--top", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["(green/001.png)"] * 2 + ["(red/000.png)"] * 2
+    assert search(place, "--query", str(tmp_path / "one"), "--top", "2") == 0
+    assert "(" not in capsys.readouterr().out
+
+
+def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    index = read_index(place / "index.safetensors")
+    unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    threshold = 0.99999
+    want = {(index.names[i], index.names[j]) for i in range(14) for j in range(i + 1, 14) if cosine[i, j] > threshold}
+    assert ("red/000.png", "red/000_copy.png") in want
+    out = tmp_path / "pairs.csv"
+    assert (
+        main(["search", "--index", str(place / "index.safetensors"), "--duplicates", str(threshold), "--out", str(out)])
+        == 0
+    )
+    with open(out, newline="") as file:
+        assert {(row["a"], row["b"]) for row in csv.DictReader(file)} == want
+    assert f"{len(want)} pairs above 0.99999" in capsys.readouterr().out
+
+
+def test_groups_are_what_pairs_link() -> None:
+    assert groups_of([(0, 3, 1.0), (5, 6, 1.0), (3, 4, 1.0), (4, 6, 1.0)]) == [[0, 3, 4, 5, 6]]
+    assert groups_of([(7, 8, 1.0), (1, 2, 1.0)]) == [[1, 2], [7, 8]]
+    assert groups_of([]) == []
+
+
+def words_of(place: Path, name: str) -> list[str]:
+    """A command with one thing wrong."""
+    index, query = str(place / "index.safetensors"), str(place / "images/red/000.png")
+    base = ["search", "--index", index, "--model", str(place / "run")]
+    work = place / "spoilt"
+    work.mkdir(exist_ok=True)
+    if name == "another model":
+        (work / "other").exists() or write_run(work / "other", make_classifier(mean=[0.1] * 3))
+        return ["search", "--index", index, "--model", str(work / "other"), "--query", query]
+    if name == "another backbone":
+        (work / "cnn").exists() or write_run(work / "cnn", make_classifier("cnn"))
+        return ["search", "--index", index, "--model", str(work / "cnn"), "--query", query]
+    if name == "no such index":
+        return ["search", "--index", str(work / "none.safetensors"), "--duplicates", "0.9"]
+    if name == "not an index":
+        save_file({"x": torch.zeros(1)}, work / "x.safetensors")
+        return ["search", "--index", str(work / "x.safetensors"), "--duplicates", "0.9"]
+    if name == "torn index":
+        (work / "torn.safetensors").write_bytes(Path(index).read_bytes()[:300])
+        return ["search", "--index", str(work / "torn.safetensors"), "--duplicates", "0.9"]
+    if name == "images as index":
+        return ["search", "--index", query, "--duplicates", "0.9"]
+    if name == "broken query":
+        return [*base, "--query", str(place / "images/torn.png")]
+    if name == "no such query":
+        return [*base, "--query", str(work / "none.png")]
+    if name == "out is there":
+        (work / "o.csv").write_text("keep")
+        return [*base, "--query", query, "--out", str(work / "o.csv")]
+    return {
+        "neither": base,
+        "both": [*base, "--query", query, "--duplicates", "0.9"],
+        "query without model": ["search", "--index", index, "--query", query],
+        "cosine above one": ["search", "--index", index, "--duplicates", "1.5"],
+        "no such model": ["search", "--index", index, "--model", str(work / "none"), "--query", query],
+        "embed into csv": ["embed", query, "--model", str(place / "run"), "--out", str(work / "o.csv")],
+        "embed nothing": ["embed", str(work / "none"), "--model", str(place / "run"), "--out", str(work / "a.safetensors")],
+        "embed over it": ["embed", query, "--model", str(place / "run"), "--out", index],
+        "embed broken": ["embed", str(place / "images/torn.png"), "--model", str(place / "run"), "--out", str(work / "a.safetensors")],
+        "embed without model": ["embed", query, "--out", str(work / "a.safetensors")],
+        "embed onto a folder": ["embed", query, "--model", str(place / "run"), "--out", str(work / "folder.safetensors")],
+        "embed a text model": ["embed", query, "--model", str(place / "images/torn.png"), "--out", str(work / "a.safetensors")],
+        "embed batch": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--batch_size", "-1"],
+        "embed workers": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--workers", "-1"],
+        "embed device": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--device", "tpu"],
+        "embed base": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--base", index],
+    }[name]  # fmt: skip
+
+
+BROKEN = {
+    "another model": "its features are of another mean than --model",
+    "another backbone": "its features are of another model than --model",
+    "no such index": "no such file",
+    "not an index": "is no index; make one with lit-vision embed",
+    "torn index": "no whole safetensors file",
+    "images as index": "an index is a .safetensors file",
+    "broken query": "torn.png: the file is empty",
+    "no such query": "no such file or folder",
+    "out is there": "exists already",
+    "neither": "give --query IMAGE or --duplicates COSINE",
+    "both": "give --query IMAGE or --duplicates COSINE",
+    "query without model": "--query needs --model",
+    "cosine above one": "a cosine of -1 up to 1",
+    "no such model": "no such run or file",
+    "embed into csv": "end its name in .safetensors",
+    "embed nothing": "no such file or folder",
+    "embed over it": "exists already",
+    "embed broken": "none could be read",
+    "embed without model": "--model",
+    "embed onto a folder": "is a folder",
+    "embed a text model": "no model that can be read here",
+    "embed batch": "give at least 1",
+    "embed workers": "give 0 (the cores) or more",
+    "embed device": "--device",
+    "embed base": "is for adapters",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> None:
+    words = words_of(place, name)
+    (place / "spoilt" / "folder.safetensors").mkdir(exist_ok=True)
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(words) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert BROKEN[name] in said
+    assert len(said.splitlines()) == 1
+    assert {p: p.read_bytes() for p in before} == before
+    assert not (place / "spoilt" / "a.safetensors").exists()

@@ -1,0 +1,126 @@
+"""FSDP2 on two gloo processes: the run of one process, checkpoints that load on another number of them, damage, kills."""
+
+import csv
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+import soak
+
+import lit_vision.cli.lightning_cli
+import lit_vision.runs.fsdp  # noqa: F401
+from lit_vision.io import checkpoint_digest
+from lit_vision.io.safe_load import DamagedCheckpoint
+from lit_vision.runs.checkpoint_io import AtomicIO
+
+SHARDED = "{class_path: lit_vision.runs.fsdp.Sharded, init_args: {activation_checkpointing: %s}}"
+
+
+@pytest.fixture(scope="module")
+def kills():
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="shard-") as folder:
+        yield soak.Soak(Path(folder), warm=("Plain",))
+
+
+@pytest.fixture(scope="module")
+def two(kills: soak.Soak) -> soak.Case:
+    return soak.Case(kills.folder, "Plain", world=2, strategy=SHARDED % "false")
+
+
+@pytest.fixture(scope="module")
+def whole(two: soak.Case) -> soak.Run:
+    run = soak.Run(two, "sharded-whole")
+    assert not run.go(), run.log.read_text()
+    return run
+
+
+def state(run: soak.Run, name: str = "last.ckpt") -> dict:
+    return AtomicIO().load_checkpoint(run.folder / "checkpoints" / name)
+
+
+def measured(run: soak.Run, name: str) -> list[float]:
+    rows = csv.DictReader((run.folder / "metrics.csv").read_text().splitlines())
+    found = [float(row[name]) for row in rows if row.get(name)]
+    assert len(found) == soak.EPOCHS
+    return found
+
+
+def assert_close(a: dict, b: dict, atol: float) -> None:
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    for key, value in a["state_dict"].items():
+        torch.testing.assert_close(value, b["state_dict"][key], rtol=0, atol=atol, msg=key)
+
+
+def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whole: soak.Run) -> None:
+    one = soak.Run(soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto"), "plain-whole")
+    assert not one.go(), one.log.read_text()
+    assert_close(state(whole), state(one), 1e-5)
+    assert state(whole)["global_step"] == state(one)["global_step"]
+    assert measured(whole, "val/top1") == measured(one, "val/top1")
+    assert measured(whole, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-5)
+    found = sorted(p.name for p in (whole.folder / "checkpoints" / "last.ckpt").iterdir())
+    parts = ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
+    assert found == ["manifest.json", *parts, "rest.ckpt"]
+    sizes = [(whole.folder / "checkpoints" / "last.ckpt" / p).stat().st_size for p in parts]
+    assert max(sizes) < 1.3 * min(sizes)  # split, not copied
+    names = sorted(p.name for p in (whole.folder / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert [checkpoint_digest.fault(p) for p in (whole.folder / "checkpoints").iterdir()] == [None] * 3
+
+
+def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
+    run = soak.Run(two, "sharded-killed")
+    assert run.go("end:2")
+    assert run.go("start:3")
+    assert not run.go()
+    assert_close(state(run), state(whole), 0.0)
+    soak.assert_same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
+
+
+@pytest.mark.slow
+def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) -> None:
+    run = soak.Run(two, "sharded-elastic")
+    one = soak.Case(kills.folder, "Plain", accumulate=2)
+    plain = soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto")
+    assert run.go("start:3")
+    assert run.go("start:3", case=soak.WithRecipe(one, two))
+    assert len(list((run.folder / "checkpoints" / "last.ckpt").glob("rank-*"))) == 1
+    assert not run.go(case=soak.WithRecipe(plain, two)), run.log.read_text()[-2000:]
+    assert (run.folder / "checkpoints" / "last.ckpt").is_file()
+    assert_close(state(run), state(whole), 1e-5)
+
+
+@pytest.mark.slow
+def test_activation_checkpointing_of_two_processes(kills: soak.Soak) -> None:
+    one = soak.Run(soak.Case(kills.folder, "MAE", accumulate=2, strategy="auto"), "plain-mae")
+    assert not one.go(), one.log.read_text()[-3000:]
+    run = soak.Run(soak.Case(kills.folder, "MAE", world=2, strategy=SHARDED % "true"), "sharded-mae")
+    assert not run.go(), run.log.read_text()[-3000:]
+    assert measured(run, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-4)
+    assert "OnlineKNN: nothing to do: the model is sharded" in run.log.read_text()
+    assert_close(state(run), state(one), 2e-3)  # adamw in float32: the sum over two halves is in another order
+
+
+@pytest.mark.slow
+def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
+    run = soak.Run(two, "sharded-damaged")
+    assert run.go("start:4")
+    part = run.folder / "checkpoints" / "last.ckpt" / "rank-00001-of-00002.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-5] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(DamagedCheckpoint, match=r"is altered: rank-00001-of-00002.safetensors has another sha256"):
+        AtomicIO().load_checkpoint(part.parent)
+    assert run.go("start:2")
+    said = run.log.read_text()
+    assert "passed over:" in said
+    assert "going on from" in said.split("passed over:")[1]
+    assert "previous.ckpt" in said.split("going on from")[-1]
+    manifest = json.loads((run.folder / "checkpoints" / "last.ckpt" / "manifest.json").read_text())
+    assert manifest["world"] == 2
