@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# constraints.txt names versions that Python 3.10 is too old for; CONSTRAINTS=constraints-lowest.txt tests the lowest, /dev/null the newest
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "/dev/null")')
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
@@ -20,7 +22,7 @@ $(STAMP): setup.cfg constraints.txt Makefile
 	  || { echo "make: $(PYTHON) is not Python 3.10 to 3.13; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing lit_vision into $(VENV) (PyTorch is large: a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft,detection,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peft,detection,bench]'
 	@touch $@
 
 demo: $(STAMP) ## the study at desk scale on the embedded real images: report with table and plots (about 10 minutes)
