@@ -119,7 +119,7 @@ def zip_folders(target: Path, *roots: str) -> None:
 
 def command(*words: Any, code: int = 0) -> str:
     """One command of lit-vision in this process; what it printed. Its exit code must be `code`."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -267,10 +267,10 @@ def make_exports() -> None:
     words = ["--index", "index.safetensors", "--model", "exports/mae.safetensors", "--device", "cpu"]
     command("search", *words, "--query", query, "--top", "4", "--out", "answers/search.csv")
     command("search", "--index", "index.safetensors", "--duplicates", "0.98", "--out", "answers/duplicates.csv")
-    for name, command_of in (("mae", "validate"), ("classifier", "test")):
-        last = f"runs/{name}/stopped/checkpoints/last.ckpt"
-        command(command_of, "--ckpt_path", last, "--data.num_workers", "0")
-        shutil.copy(f"runs/{name}/stopped/results-{command_of}.json", f"answers/{name}-{command_of}.json")
+    for name, measure in (("mae", "validate"), ("classifier", "test")):  # the checkpoints that are kept
+        shutil.copytree(FILES / "fits" / name, f"kept/{name}")
+        command(measure, "--ckpt_path", f"kept/{name}/checkpoints/last.ckpt")
+        shutil.copy(f"kept/{name}/results-{measure}.json", f"answers/{name}-{measure}.json")
     for name in RUNS:
         shutil.copy(f"runs/{name}/stopped/results.json", f"answers/{name}-fit.json")
     for folder in ("exports", "answers"):

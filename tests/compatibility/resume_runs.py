@@ -35,7 +35,7 @@ def main(folder: Path, out: Path, names: list[str]) -> int:
     """Resumes one run after the other."""
     import torch
 
-    from lit_vision.cli import main as lit_vision
+    from lit_vision.cli.main import main as lit_vision
 
     torch.set_num_threads(1)
     prepare(folder)
