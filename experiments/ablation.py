@@ -90,7 +90,7 @@ def make(table: Ablation, images=None, folder: Path | None = None) -> None:
     """Make the data, run, and put results and small weights where the table reads them."""
     from ablation_runs import Runner
 
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
     from lit_vision.results.schema import write_result
     from lit_vision.study.cells import to_cells
     from lit_vision.study.images import read_images
@@ -173,7 +173,7 @@ def check(table: Ablation, images=None) -> int:
     """Measure again what weights are committed for; 1 when a number moved, the data differ or nothing could be measured."""
     from ablation_runs import frozen_features, probe
 
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
     from lit_vision.results.schema import read_result
     from lit_vision.study.cells import Ask
     from lit_vision.study.images import read_images

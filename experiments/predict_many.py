@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "experiments" / "results" / "predict-many" / "measured.json"
 MANY, FEW = 20_000, 2_000
 CODE = (
-    "import sys, resource; from lit_vision.cli import main; code = main(sys.argv[1:]);"
+    "import sys, resource; from lit_vision.cli.main import main; code = main(sys.argv[1:]);"
     "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
 )
 BODY = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
@@ -103,7 +103,7 @@ def measure(work: Path, task: str) -> dict:
 
 def main() -> int:
     """The script; 1 if memory grew by more than 60 MB or bytes differ."""
-    from lit_vision.cli import main as command
+    from lit_vision.cli.main import main as command
     from lit_vision.io.atomic import write_json
     from lit_vision.results.schema import environment
 

@@ -50,7 +50,7 @@ def make(images=None, folder: Path | None = None, **smaller: Any) -> None:
 
 def read() -> Any:
     """The turned garments, made if they are not there."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
     from lit_vision.study.images import read_images
 
     if code := main(["data", "fashion", "--turned", "--out", DATA]):

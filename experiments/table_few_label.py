@@ -70,7 +70,7 @@ def study_words(half: Half) -> list[str]:
 
 def make() -> None:
     """Make the data, run the studies, put results and small weights where the table reads them."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
 
     for half in HALVES:
         for command in (data_words(half), study_words(half)):
@@ -114,7 +114,7 @@ def show() -> None:
 
 def check() -> int:
     """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
     from lit_vision.results.schema import read_result
     from lit_vision.study.images import read_images
     from lit_vision.study.presets import recipe_for

@@ -115,7 +115,7 @@ def make() -> None:
 
 
 def _do(words: list[str]) -> None:
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
 
     if code := main(words):
         sys.exit(code)
@@ -238,7 +238,7 @@ def show(quiet: bool = False) -> None:
 
 def check() -> int:
     """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
 
     if code := main(DATA_WORDS):
         return code

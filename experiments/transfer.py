@@ -245,7 +245,7 @@ def main() -> int:
     words.add_argument("--dry", action="store_true", help="print what would be trained and leave")
     words.add_argument("--show", action="store_true", help="print from the results; train nothing")
     options = words.parse_args()
-    from lit_vision.cli import main as run
+    from lit_vision.cli.main import main as run
     from lit_vision.errors import UserError
 
     if bool(options.pretrain_on) != bool(options.adapt_to):

@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

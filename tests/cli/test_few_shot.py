@@ -9,7 +9,7 @@ import torch
 from toy_dense import make_detector
 from toy_models import make_classifier, write_images, write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data.splits import shots
 from lit_vision.data.views.decode import decode
 from lit_vision.data.views.views import resize_and_crop

@@ -8,7 +8,7 @@ import torch
 from toy_dense import make_detector, make_segmenter
 from toy_models import write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.convert.accuracy import judge_for
 from lit_vision.convert.export import check_parity, write_safetensors
 from lit_vision.data.make.scenes import CLASSES, scenes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_models import NAMES, make_classifier, write_images, write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.convert import export as exporting
 from lit_vision.convert.quantize import need_packages
 from lit_vision.errors import UserError

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from broken_files import picture, saved, zoo
 from torch.utils.data import DataLoader
-from zoo_of_files import picture, saved, zoo
 
+from lit_vision.cli import pack as pack_command
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data import pack as pack_command
 from lit_vision.data.datasets import _as_it_is
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack, shrink
@@ -137,7 +137,7 @@ def test_truncated_or_altered__is_refused(lossless, tmp_path) -> None:
 
 
 def test_large_packs__are_checked_image_by_image(lossless, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pack_command, "VERIFY_AT_ONCE", 0)
+    monkeypatch.setattr("lit_vision.data.pack.VERIFY_AT_ONCE", 0)
     data = lossless.read_bytes()
     file = tmp_path / "a.pack"
     file.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])

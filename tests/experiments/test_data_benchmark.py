@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_files import picture
 from PIL import Image
-from zoo_of_files import picture
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 

@@ -147,7 +147,7 @@ def test_it_is_refused_in_one_line_before_the_training(
     medical, spoil, words: list[str], code: int, says: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lit_vision.cli.main", lambda words: pytest.fail(f"trained: {words}"))
+    monkeypatch.setattr("lit_vision.cli.main.main", lambda words: pytest.fail(f"trained: {words}"))
     root = folder_of(tmp_path / "scans")
     if spoil:
         spoil(root)
@@ -158,7 +158,7 @@ def test_it_is_refused_in_one_line_before_the_training(
 
 
 def test_a_training_that_left_no_checkpoint_is_one_line(medical, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("lit_vision.cli.main", lambda words: 0)
+    monkeypatch.setattr("lit_vision.cli.main.main", lambda words: 0)
     words = [str(folder_of(tmp_path / "scans")), "--run_dir", str(tmp_path / "run")]
     assert medical.main([*words, "--trainer.max_epochs", "0"]) == 1
     assert "best.ckpt: the training left none" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """experiments/throttle.py: timetables, exit codes, signals, and that every descendant is stopped and continued.
 
-Nothing here judges a speed: states are waited for. The throttles of these tests use a cycle of their own (--cycle_ms), so that
-the tests also pass under `python experiments/throttle.py 0.2 -- make test`.
+Nothing here judges a speed: states are waited for. The throttles of these tests use a cycle of their own (--cycle_ms),
+so that the tests also pass under `python experiments/throttle.py 0.2 -- make test`.
 """
 
 import contextlib
@@ -10,27 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import throttle
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
-SLEEPING_FAMILY = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(100)"], start_new_session=True)
-print(child.pid, flush=True)
-time.sleep(100)
-"""
 
 
 def start(share: str, *command: str) -> subprocess.Popen[str]:
     """Start the script; SIGINT has its default action even if the tests run in the background of a shell."""
-    script = [sys.executable, "-I", str(EXPERIMENTS / "throttle.py"), "--cycle_ms", "30", share, "--", *command]
+    script = [sys.executable, "-I", throttle.__file__, "--cycle_ms", "30", share, "--", *command]
     return subprocess.Popen(
         script,
         stdout=subprocess.PIPE,
@@ -42,27 +35,26 @@ def start(share: str, *command: str) -> subprocess.Popen[str]:
 
 def state(process: int) -> str:
     """Return the letter in /proc, Z if the process is gone."""
-    return throttle.read_processes().get(process, (0, "Z"))[1]
+    return (throttle.read_process(process) or (0, "Z"))[1]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait as long as it takes; the tests' own time limit, if there is one, ends a test that hangs."""
-    while not condition():
+def wait_for(process: int, states: str) -> None:
+    """Wait, as long as it takes on a slow machine, until the process has one of these states; it must not end."""
+    while (now := state(process)) not in states:
+        assert now not in "ZX", f"process {process} has ended"
         time.sleep(0.002)
 
 
 @contextlib.contextmanager
-def family(share: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Yield the throttle of a command that sleeps, and the id of the command's child in a session of its own."""
-    process = start(share, sys.executable, "-I", "-S", "-c", SLEEPING_FAMILY)
+def running(share: str, script: str) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """Yield the throttle of a shell script, the script's id, and the id of the child that it prints; end all three."""
+    process = start(share, "sh", "-c", f"echo $$\n{script}\nexec sleep 100")
     assert process.stdout
-    lines = [process.stdout.readline().strip() for _ in range(2)]
-    child = next(int(line) for line in lines if line != "up")
+    parent, child = int(process.stdout.readline()), int(process.stdout.readline())
     try:
-        yield process, child
+        yield process, parent, child
     finally:
-        below = throttle.descendants(process.pid, throttle.read_processes())
-        throttle.send([*below, child, process.pid], signal.SIGKILL)
+        throttle.send([parent, child, process.pid], signal.SIGKILL)
         process.communicate()
 
 
@@ -93,7 +85,7 @@ def test_the_share_changes_at_its_second() -> None:
 
 
 def test_phases_stay_on_the_grid() -> None:
-    """Whenever the throttle wakes, it finds the cycle's own times: after n cycles it ran n times the share, to the ns."""
+    """The ends of the phases are the same however late the throttle wakes."""
     timetable, cycle = throttle.parse_timetable("0:0.25,1:1.0,2:0.5"), 100
     assert throttle.phase_at(timetable, 0, cycle) == (True, 25)
     assert throttle.phase_at(timetable, 24, cycle) == (True, 25)
@@ -150,55 +142,51 @@ def test_signals_reach_the_command(number: signal.Signals) -> None:
 
 @needs_proc
 def test_a_grandchild_in_its_own_session_is_stopped_and_continued() -> None:
-    with family("0.3") as (_, child):
+    with running("0.3", "setsid sh -c 'echo $$; exec sleep 100' &") as (_, parent, child):
+        assert os.getsid(child) == child != parent
         for _ in range(2):
-            wait_for(lambda: state(child) == "T")
-            wait_for(lambda: state(child) != "T")
-        assert os.getsid(child) == child
+            wait_for(child, "T")
+            wait_for(child, "RSD")
 
 
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_stopped_when_the_throttle_ends(number: signal.Signals) -> None:
-    """SIGTERM ends the command and with it the throttle; SIGKILL the throttle alone. The grandchild lives on, and runs."""
-    with family("0.05") as (process, child):
-        wait_for(lambda: state(child) == "T")
+    """SIGTERM ends command and throttle, SIGKILL the throttle alone. The grandchild lives on, and runs."""
+    with running("0.05", "setsid sh -c 'echo $$; exec sleep 100' &") as (process, _, child):
+        wait_for(child, "T")
         process.send_signal(number)
         assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL)
-        wait_for(lambda: state(child) == "S")
+        wait_for(child, "RSD")
 
 
 @needs_proc
 def test_an_orphan_in_its_own_session_is_stopped() -> None:
-    orphan = "setsid sh -c 'echo $$; exec sleep 100' & "  # the shell between ends at once
-    process = start("0.3", "sh", "-c", f'sh -c "{orphan}"; sleep 100')
-    assert process.stdout
-    child = int(process.stdout.readline())
-    try:
-        wait_for(lambda: state(child) == "T")
+    with running("0.3", "(setsid sh -c 'echo $$; exec sleep 100' &)") as (process, parent, child):
+        wait_for(child, "T")
+        assert throttle.read_process(child) == (process.pid, "T")  # the shell between has ended
+        assert os.getsid(child) == child != parent
         process.terminate()
         assert process.wait() == 143
-        wait_for(lambda: state(child) == "S")
-    finally:
-        throttle.send([child], signal.SIGKILL)
-        process.kill()
-        process.wait()
+        wait_for(child, "RSD")
 
 
 @needs_proc
-def test_a_process_that_the_command_stopped_stays_stopped() -> None:
-    script = "sleep 100 & kill -STOP $!; echo $!; exec sleep 100"
-    process = start("0.5", "sh", "-c", script)
-    assert process.stdout
-    child = int(process.stdout.readline())
-    try:
-        parent = throttle.read_processes()[child][0]
-        for _ in range(3):
-            wait_for(lambda: state(parent) == "T")
-            wait_for(lambda: state(parent) != "T")
-            assert state(child) == "T"
+def test_a_process_that_someone_else_stopped_stays_stopped() -> None:
+    with running("0.5", "sleep 100 & echo $!") as (process, parent, child):
+
+        def stays_stopped() -> bool:
+            """Stop the child while it runs, and look at it in three cycles."""
+            wait_for(child, "RSD")
+            os.kill(child, signal.SIGSTOP)
+            for _ in range(3):
+                wait_for(parent, "T")
+                wait_for(parent, "RSD")
+                if state(child) != "T":
+                    return False  # the throttle was about to stop it, too: try again
+            return True
+
+        assert any(stays_stopped() for _ in range(10))
         process.terminate()
-        process.wait()
-        wait_for(lambda: state(child) == "S")
-    finally:
-        throttle.send([child], signal.SIGKILL)
+        assert process.wait() == 143
+        wait_for(child, "RSD")

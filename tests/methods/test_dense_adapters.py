@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_models import write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.make.scenes import CLASSES, scenes
 from lit_vision.errors import UserError

@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.convert.accuracy import judge_for
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError

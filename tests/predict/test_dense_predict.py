@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data.annotations.views import AnnotatedViews, Options
 from lit_vision.data.batch import normalise
 from lit_vision.evaluation.detection import to_file_pixels

@@ -8,7 +8,7 @@ from PIL import Image
 from toy_dense import NAMES, SIZE, make_segmenter, write_pictures
 from toy_models import write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
 from lit_vision.predict.image_writer import Pictures

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from toy_models import NAMES, make_classifier, write_images, write_run
 
 from lit_vision.backbones import adapters
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data.views.decode import decode
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
@@ -371,7 +371,7 @@ def test_killed_for_real_and_memory_stays_flat(place, tmp_path) -> None:
     for i in range(3000):
         (folder / f"{i:05d}.png").write_bytes(data)
     code = (
-        "import sys, resource; from lit_vision.cli import main; code = main(sys.argv[1:]);"
+        "import sys, resource; from lit_vision.cli.main import main; code = main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
 

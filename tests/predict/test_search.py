@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from toy_models import make_classifier, write_images, write_run
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.predict.search import groups_of, read_index
 from lit_vision.weights.load import save_backbone
 

@@ -67,7 +67,7 @@ def test_advice__names_each_way_where_they_differ() -> None:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study of two hostile class names with kept weights; W&B offline."""
-    from lit_vision.cli import main
+    from lit_vision.cli.main import main
 
     root, rng = tmp_path_factory.mktemp("hostile"), np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 6)):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.results.schema import read_result
 from lit_vision.study import runner
 from lit_vision.study.images import read_images

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from broken_files import forged_jpeg, picture, saved, turned, zoo
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from zoo_of_files import forged_jpeg, picture, saved, turned, zoo
 
 from lit_vision.cli import doctor as doctor_command
 from lit_vision.data import ImageFolderDataModule

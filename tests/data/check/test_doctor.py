@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from zoo_of_files import picture, saved
+from broken_files import picture, saved
 
 from lit_vision.cli.doctor import main
 from lit_vision.data.check.duplicates import exact_groups, groups_of, near_pairs

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lit_vision.cli import main
+from lit_vision.cli.main import main
 from lit_vision.data.make import fashion
 
 
