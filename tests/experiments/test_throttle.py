@@ -153,7 +153,7 @@ def test_a_grandchild_in_its_own_session_is_stopped_and_continued() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_stays_stopped_when_the_throttle_ends(number: signal.Signals) -> None:
     """SIGTERM ends command and throttle, SIGKILL the throttle alone. The grandchild lives on, and runs."""
-    with running("0.05", "setsid sh -c 'echo $$; exec sleep 100' &") as (process, _, child):
+    with running("0.2", "setsid sh -c 'echo $$; exec sleep 100' &") as (process, _, child):
         wait_for(child, "T")
         process.send_signal(number)
         assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL)
