@@ -48,7 +48,7 @@ class Ablation:
     Attributes:
         name: of its files, its folder under runs/ and its make target.
         title: what it asks, with the source. note: what differs from the source, printed under the table.
-        start: "mae" or "simclr".   asks: (protocol, labels) of its columns; protocols linear, knn, finetune.
+        init: "mae" or "simclr".   columns: (protocol, labels) of its columns; protocols linear, knn, finetune.
         published: (variant, protocol) -> the source's number as text.
         paper_scale: commands of the same question at the source's scale.
         epochs: of pre-training; tune_epochs: of fine-tuning; kept: seeds whose weights are published.
@@ -57,9 +57,9 @@ class Ablation:
     name: str
     title: str
     note: str
-    start: str
+    init: str
     variants: tuple[Variant, ...]
-    asks: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, int], ...]
     claims: tuple[Claim, ...]
     published: Mapping[tuple[str, str], str]
     paper_scale: tuple[str, ...]
@@ -69,13 +69,13 @@ class Ablation:
     kept: int = 1
     rotation: float = 180.0
 
-    def recipe(self, size: int, variant: Variant):
+    def preset(self, size: int, variant: Variant):
         """The study's recipe with the variant's changes."""
-        from lit_vision.study.presets import recipe_for
+        from lit_vision.study.presets import preset_for
 
-        base, views = recipe_for(size, self.rotation), f"{self.start}_views"
+        base, views = preset_for(size, self.rotation), f"{self.init}_views"
         changes = {
-            self.start: getattr(base, self.start) | variant.method,
+            self.init: getattr(base, self.init) | variant.method,
             views: getattr(base, views) | variant.views,
         }
         return replace(base, **changes)
@@ -119,7 +119,7 @@ def make(table: Ablation, images=None, folder: Path | None = None) -> None:
 
 def values_of(table: Ablation, cells: Sequence[Mapping[str, Any]]) -> Values:
     """(variant, protocol, labels) -> values, one per seed in their order."""
-    prefix = f"{table.start}-"
+    prefix = f"{table.init}-"
     return {(cell["start"].removeprefix(prefix), cell["protocol"], cell["labels"]): cell["values"] for cell in cells}
 
 
@@ -149,12 +149,12 @@ def show(table: Ablation) -> None:
     file = results_of(table)
     rows = rows_from([file]) if file.exists() else []
     cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
-    columns = ["variant"] + [f"{protocol}, {labels} labels" for protocol, labels in table.asks]
+    columns = ["variant"] + [f"{protocol}, {labels} labels" for protocol, labels in table.columns]
     papers = list(dict.fromkeys(protocol for _, protocol in table.published))
     lines = []
     for variant in table.variants:
-        start = f"{table.start}-{variant.label}"
-        line = [variant.label, *(score(cells.get((start, *ask))) for ask in table.asks)]
+        init = f"{table.init}-{variant.label}"
+        line = [variant.label, *(score(cells.get((init, *key))) for key in table.columns)]
         lines.append(line + [table.published.get((variant.label, protocol), "-") for protocol in papers])
     note = f"Test top-1, mean ± sd (seeds), {table.epochs} epochs of pre-training. {table.note}"
     printed = Table(columns + [f"paper, {protocol}" for protocol in papers], lines, note)
@@ -175,10 +175,10 @@ def check(table: Ablation, images=None) -> int:
 
     from lit_vision.cli.main import main
     from lit_vision.results.schema import read_result
-    from lit_vision.study.cells import Ask
+    from lit_vision.study.cells import CellKey
     from lit_vision.study.images import read_images
     from lit_vision.study.training import classification, load_classifier, probabilities
-    from lit_vision.study.verify import tolerance_of
+    from lit_vision.study.verify import tolerance
 
     if not results_of(table).exists():
         print(f"{table.name}: not run yet")
@@ -186,7 +186,7 @@ def check(table: Ablation, images=None) -> int:
     if images is None:
         main(["data", "fashion", "--turned", "--out", DATA])
         images = read_images(ROOT / DATA)
-    result, recipe = read_result(results_of(table)), table.recipe(images.size, table.variants[-1])
+    result, preset = read_result(results_of(table)), table.preset(images.size, table.variants[-1])
     if images.fingerprint != result["data_fingerprint"]:
         print(f"{results_of(table).name}: made from other images (fingerprint differs); make the data again")
         return 1
@@ -194,23 +194,23 @@ def check(table: Ablation, images=None) -> int:
     frozen: dict[Path, tuple] = {}
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
-            ask = Ask(cell["start"], cell["protocol"], cell["labels"], seed)
-            label = ask.start.removeprefix(f"{table.start}-")
-            tuned = ask.protocol == "finetune"
-            path = WEIGHTS / table.name / f"{ask.name if tuned else f'{label}-{seed}'}.safetensors"
+            key = CellKey(cell["start"], cell["protocol"], cell["labels"], seed)
+            label = key.init.removeprefix(f"{table.init}-")
+            tuned = key.protocol == "finetune"
+            path = WEIGHTS / table.name / f"{key.name if tuned else f'{label}-{seed}'}.safetensors"
             if not path.exists():
                 continue
             if tuned:
-                rows = images.subset(ask.labels, seed)
-                module, _ = classification(table.start, images, rows, recipe, seed, None)
+                rows = images.subset(key.labels, seed)
+                module, _ = classification(table.init, images, rows, preset, seed, None)
                 load_classifier(path, module)
-                answer = probabilities(module, images, recipe.side(table.start))
+                answer = probabilities(module, images, preset.side(table.init))
             else:
                 if path not in frozen:
-                    frozen[path] = frozen_features(path, images, recipe.side(table.start))
-                answer, _ = probe(ask.protocol, *frozen[path], images, ask)
+                    frozen[path] = frozen_features(path, images, preset.side(table.init))
+                answer, _ = probe(key.protocol, *frozen[path], images, key)
             top1 = float((answer.argmax(1) == images.test_labels).mean())
-            tally.add(ask.name, value, top1, tolerance_of(ask.protocol))
+            tally.add(key.name, value, top1, tolerance(key.protocol))
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 

@@ -13,8 +13,8 @@ from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.study import training
-from lit_vision.study.cells import Ask, CellStore, Outcome, digest
-from lit_vision.study.images import Images
+from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs
+from lit_vision.study.images import StudyImages
 from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone, sha256_of
 
@@ -32,9 +32,9 @@ class Runner:
         report: `lit_vision.study.progress.Reporter`.
     """
 
-    def __init__(self, table: Ablation, images: Images, folder: Path, report: Reporter) -> None:
+    def __init__(self, table: Ablation, images: StudyImages, folder: Path, report: Reporter) -> None:
         self.table, self.images, self.folder, self.report = table, images, folder, report
-        self.store, self.base = CellStore(folder / "cells"), digest(images.fingerprint, images.size)
+        self.store, self.base = CellStore(folder / "cells"), hash_inputs(images.fingerprint, images.size)
         self.seconds: dict[str, float] = {}
         (folder / "weights").mkdir(exist_ok=True)
 
@@ -50,70 +50,70 @@ class Runner:
 
     def _pretrain(self, variant: Variant, seed: int) -> tuple[Path, str]:
         """(weights, their sha256): trained now, or found from an earlier run of the same recipe."""
-        table, recipe = self.table, self.table.recipe(self.images.size, variant)
+        table, preset = self.table, self.table.preset(self.images.size, variant)
         epochs = table.epochs if variant.trained else 0
-        inputs = digest(self.base, table.start, epochs, recipe.as_dict(), seed)
+        inputs = hash_inputs(self.base, table.init, epochs, preset.as_dict(), seed)
         weights = self.folder / "weights" / f"{variant.label}-{seed}.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
-            with training.quiet(self.folder / "table.log"):
-                module, data = training.pretraining(table.start, self.images, recipe, seed)
+            with training.redirect_output(self.folder / "table.log"):
+                module, data = training.pretraining(table.init, self.images, preset, seed)
                 seconds, losses = 0.0, []
                 if epochs:
                     self.report.begin(f"{variant.label}, seed {seed}", data.batch_size)
                     trained = training.train(module, data, epochs, seed, self.report.tick)
                     seconds, losses = trained.seconds, [round(loss, 5) for loss in trained.losses]
-                origin = {"method": table.start, "table": table.name, "data_fingerprint": self.images.fingerprint}
+                origin = {"method": table.init, "table": table.name, "data_fingerprint": self.images.fingerprint}
                 save_backbone(weights, module.backbone, module.mean, module.std, half=True, **origin)
             known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": seconds, "losses": losses}
             write_json(note, known)
-        start = self._start(variant)
-        self.seconds[start] = self.seconds.get(start, 0.0) + known["seconds"]
+        init = self._init(variant)
+        self.seconds[init] = self.seconds.get(init, 0.0) + known["seconds"]
         return weights, known["sha256"]
 
-    def _start(self, variant: Variant) -> str:
-        return f"{self.table.start}-{variant.label}"
+    def _init(self, variant: Variant) -> str:
+        return f"{self.table.init}-{variant.label}"
 
     def _measure(self, variant: Variant, seed: int, encoder: tuple[Path, str]) -> list:
         weights, sha256 = encoder
-        recipe, found, frozen = self.table.recipe(self.images.size, variant), [], None
-        for protocol, labels in self.table.asks:
-            ask = Ask(self._start(variant), protocol, labels, seed)
-            own = self.table.tune_epochs, recipe.tune, recipe.train_views
-            inputs = digest(self.base, sha256, own if protocol == "finetune" else "frozen")
-            outcome = self.store.get(ask, inputs)
+        preset, found, frozen = self.table.preset(self.images.size, variant), [], None
+        for protocol, labels in self.table.columns:
+            key = CellKey(self._init(variant), protocol, labels, seed)
+            own = self.table.tune_epochs, preset.tune, preset.train_views
+            inputs = hash_inputs(self.base, sha256, own if protocol == "finetune" else "frozen")
+            outcome = self.store.get(key, inputs)
             if outcome is None:
-                frozen = frozen or frozen_features(weights, self.images, recipe.side(self.table.start))
+                frozen = frozen or frozen_features(weights, self.images, preset.side(self.table.init))
                 begin = time.perf_counter()
                 if protocol == "finetune":
-                    answer, steps = self._finetune(ask, recipe, weights, frozen)
-                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, steps, "fixed recipe")
+                    answer, steps = self._finetune(key, preset, weights, frozen)
+                    outcome = self._outcome(key, answer, time.perf_counter() - begin, steps, "fixed recipe")
                 else:
-                    answer, chosen = probe(protocol, *frozen, self.images, ask)
-                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, 0, chosen)
+                    answer, chosen = probe(protocol, *frozen, self.images, key)
+                    outcome = self._outcome(key, answer, time.perf_counter() - begin, 0, chosen)
                 self.store.put(outcome, inputs, answer)
             self.report.say(f"  {protocol:<9} {labels:>6} labels: {100 * outcome.top1:5.1f} %")
             found.append(outcome)
         return found
 
-    def _finetune(self, ask, recipe, weights: Path, frozen: tuple) -> tuple[np.ndarray, int]:
-        images, start = self.images, self.table.start
-        rows = images.subset(ask.labels, ask.seed)
-        with training.quiet(self.folder / "table.log"):
+    def _finetune(self, key, preset, weights: Path, frozen: tuple) -> tuple[np.ndarray, int]:
+        images, init = self.images, self.table.init
+        rows = images.subset(key.labels, key.seed)
+        with training.redirect_output(self.folder / "table.log"):
             known = frozen[0][rows], images.labels[rows], frozen[1], len(images.classes)
-            head = logistic_regression(*known, seed=ask.seed)
-            module, data = training.classification(start, images, rows, recipe, ask.seed, weights, head)
-            self.report.begin(ask.name, data.batch_size)
-            trained = training.train(module, data, self.table.tune_epochs, ask.seed, self.report.tick)
-            answer = training.probabilities(module, images, recipe.side(start))
-        if ask.seed < self.table.kept:
-            training.save_classifier(self.store.folder / f"{ask.name}.safetensors", module)
+            head = logistic_regression(*known, seed=key.seed)
+            module, data = training.classification(init, images, rows, preset, key.seed, weights, head)
+            self.report.begin(key.name, data.batch_size)
+            trained = training.train(module, data, self.table.tune_epochs, key.seed, self.report.tick)
+            answer = training.probabilities(module, images, preset.side(init))
+        if key.seed < self.table.kept:
+            training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
         return answer, trained.steps
 
-    def _outcome(self, ask, answer: np.ndarray, seconds: float, steps: int, chosen: str):
+    def _outcome(self, key, answer: np.ndarray, seconds: float, steps: int, chosen: str):
         top1 = float((answer.argmax(1) == self.images.test_labels).mean())
-        return Outcome(ask, top1, round(seconds, 3), steps, chosen, None)
+        return CellResult(key, top1, round(seconds, 3), steps, chosen, None)
 
 
 def frozen_features(weights: Path, images, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +122,11 @@ def frozen_features(weights: Path, images, size: int) -> tuple[np.ndarray, np.nd
     return training.features(backbone, report.mean, report.std, images, size)
 
 
-def probe(protocol: str, pool: np.ndarray, test: np.ndarray, images, ask) -> tuple[np.ndarray, str]:
+def probe(protocol: str, pool: np.ndarray, test: np.ndarray, images, key) -> tuple[np.ndarray, str]:
     """Class probabilities (M, K) of the test split by a linear probe or k-NN on an ask's labels, and how its strength was chosen."""
-    rows = images.subset(ask.labels, ask.seed)
+    rows = images.subset(key.labels, key.seed)
     known = pool[rows], images.labels[rows], test, len(images.classes)
     if protocol == "knn":
         return weighted_knn(*known).numpy(), "fixed recipe"
-    fitted = logistic_regression(*known, seed=ask.seed)
+    fitted = logistic_regression(*known, seed=key.seed)
     return fitted.probabilities, fitted.chosen_on

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adaptation_protocols import PROTOCOLS, START
+from adaptation_protocols import INIT, PROTOCOLS
 
 LABELS = 800  # labels of the step's batch; only its size matters
 TURNS = 15  # of the timing, after one that warms up
 
 
-def costs(images: Any, recipe: Any, weights: Path) -> dict[str, dict[str, float]]:
+def costs(images: Any, preset: Any, weights: Path) -> dict[str, dict[str, float]]:
     """By protocol: `parameters` that train and their `share`, `bytes` of a step, `activation_bytes`, `step_time` (1 is full fine-tuning).
 
     Bytes: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept for the backward pass (each
@@ -24,10 +24,10 @@ def costs(images: Any, recipe: Any, weights: Path) -> dict[str, dict[str, float]
 
     Args:
         images: from `lit_vision.study.images.read_images`.
-        recipe: the study's, with this table's protocols.
+        preset: the study's, with this table's protocols.
         weights: the encoder that all begin from.
     """
-    built = {protocol: _build(protocol, images, recipe, weights) for protocol in PROTOCOLS}
+    built = {protocol: _build(protocol, images, preset, weights) for protocol in PROTOCOLS}
     steps = {protocol: _step(*one) for protocol, one in built.items()}
     times = step_times(steps, TURNS)
     return {protocol: {**_bytes(*built[protocol]), "step_time": times[protocol]} for protocol in PROTOCOLS}
@@ -54,12 +54,12 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def _build(protocol: str, images: Any, recipe: Any, weights: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+def _build(protocol: str, images: Any, preset: Any, weights: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """The protocol's module in training mode, and a full batch on it."""
     from lit_vision.study.training import classification
 
     rows = images.subset(min(LABELS, int((images.labels >= 0).sum())), 0)
-    module, data = classification(START, images, rows, recipe, 0, weights, protocol=protocol_of(protocol))
+    module, data = classification(INIT, images, rows, preset, 0, weights, protocol=protocol_of(protocol))
     if PROTOCOLS[protocol] is None:
         for parameter in module.backbone.parameters():
             parameter.requires_grad_(False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lit_vision.study.presets import Recipe, recipe_for
+from lit_vision.study.presets import StudyPreset, preset_for
 
-NAME, START, ROTATION = "adaptation", "mae", 180.0
-_STUDY = recipe_for(32).adapt  # the same for every size
+NAME, INIT, ROTATION = "adaptation", "mae", 180.0
+_STUDY = preset_for(32).adapt  # the same for every size
 # protocol: what it changes of the study's fine-tuning; None is the probe itself
 PROTOCOLS: dict[str, dict[str, Any] | None] = {
     "linear": None,
@@ -20,7 +20,7 @@ PROTOCOLS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def recipe_of(size: int) -> Recipe:
+def preset_of(size: int) -> StudyPreset:
     """The study's recipe with this table's protocols."""
     changes = {name: options for name, options in PROTOCOLS.items() if options is not None}
-    return replace(recipe_for(size, ROTATION), adapt=changes)
+    return replace(preset_for(size, ROTATION), adapt=changes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ablation_runs import frozen_features, probe
 from adaptation_costs import costs
-from adaptation_protocols import NAME, PROTOCOLS, START, recipe_of
+from adaptation_protocols import INIT, NAME, PROTOCOLS, preset_of
 
 EPOCHS = 40  # of the pre-training
 LABELS, SEEDS = ("1%", "10%", "all"), 5
@@ -29,29 +29,29 @@ class Runner:
     """
 
     def __init__(self, images, folder: Path, report, epochs=EPOCHS, steps=STEPS, seeds=SEEDS, labels=LABELS) -> None:
-        from lit_vision.study.cells import CellStore, digest, parse_labels
+        from lit_vision.study.cells import CellStore, hash_inputs, parse_labels
 
         self.images, self.folder, self.report = images, folder, report
         self.epochs, self.steps, self.seeds = epochs, steps, seeds
         self.labels = parse_labels(",".join(labels), images.per_class)
-        self.recipe = recipe_of(images.size)
-        self.store, self.base = CellStore(folder / "cells"), digest(images.fingerprint, images.size)
+        self.preset = preset_of(images.size)
+        self.store, self.base = CellStore(folder / "cells"), hash_inputs(images.fingerprint, images.size)
 
     def pretrain(self) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds): trained now, or found from an earlier run of the same recipe."""
         from lit_vision.io.atomic import write_json
-        from lit_vision.study.cells import digest
-        from lit_vision.study.training import pretraining, quiet, train
+        from lit_vision.study.cells import hash_inputs
+        from lit_vision.study.training import pretraining, redirect_output, train
         from lit_vision.weights.load import save_backbone, sha256_of
 
-        recipe = self.recipe
-        inputs = digest(self.base, self.epochs, recipe.mae, recipe.mae_views, recipe.network(START).args)
+        preset = self.preset
+        inputs = hash_inputs(self.base, self.epochs, preset.mae, preset.mae_views, preset.network(INIT).args)
         weights = self.folder / "weights" / "mae-0.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
-            with quiet(self.folder / "table.log"):
-                module, data = pretraining(START, self.images, recipe, 0)
+            with redirect_output(self.folder / "table.log"):
+                module, data = pretraining(INIT, self.images, preset, 0)
                 self.report.begin("pre-training", data.batch_size)
                 trained = train(module, data, self.epochs, 0, self.report.tick)
                 save_backbone(weights, module.backbone, module.mean, module.std, half=True, table=NAME)
@@ -62,7 +62,7 @@ class Runner:
     def run(self) -> tuple[list, dict[str, dict], float]:
         """Outcomes, the cost of each protocol, and seconds of pre-training; seeds outermost, so that a stop leaves whole pairs."""
         weights, sha256, seconds = self.pretrain()
-        found = costs(self.images, self.recipe, weights)
+        found = costs(self.images, self.preset, weights)
         outcomes = []
         for seed in range(self.seeds):
             for labels in self.labels:
@@ -71,45 +71,45 @@ class Runner:
         return outcomes, found, seconds
 
     def _measure(self, protocol: str, labels: int, seed: int, weights: Path, sha256: str) -> Any:
-        from lit_vision.study.cells import Ask, Outcome, digest
+        from lit_vision.study.cells import CellKey, CellResult, hash_inputs
 
-        recipe, ask = self.recipe, Ask(START, protocol, labels, seed)
+        preset, key = self.preset, CellKey(INIT, protocol, labels, seed)
         own = (
             "frozen"
             if PROTOCOLS[protocol] is None
-            else (self.steps, recipe.options(START, protocol), recipe.train_views["vit"])
+            else (self.steps, preset.options(INIT, protocol), preset.train_views["vit"])
         )
-        inputs = digest(self.base, sha256, own)
-        if (outcome := self.store.get(ask, inputs)) is None:
+        inputs = hash_inputs(self.base, sha256, own)
+        if (outcome := self.store.get(key, inputs)) is None:
             if not hasattr(self, "_frozen"):
-                self._frozen = frozen_features(weights, self.images, recipe.side(START))
+                self._frozen = frozen_features(weights, self.images, preset.side(INIT))
             begin = time.perf_counter()
             if PROTOCOLS[protocol] is None:
-                (answer, chosen), steps = probe("linear", *self._frozen, self.images, ask), 0
+                (answer, chosen), steps = probe("linear", *self._frozen, self.images, key), 0
             else:
-                (answer, steps), chosen = self._train(ask, weights), "fixed recipe"
+                (answer, steps), chosen = self._train(key, weights), "fixed recipe"
             top1 = float((answer.argmax(1) == self.images.test_labels).mean())
-            outcome = Outcome(ask, top1, round(time.perf_counter() - begin, 3), steps, chosen, None)
+            outcome = CellResult(key, top1, round(time.perf_counter() - begin, 3), steps, chosen, None)
             self.store.put(outcome, inputs, answer)
         self.report.say(
             f"seed {seed}, {labels:>5} labels, {protocol:<14} {100 * outcome.top1:5.1f} %  {outcome.seconds:5.1f} s"
         )
         return outcome
 
-    def _train(self, ask: Any, weights: Path) -> tuple[np.ndarray, int]:
+    def _train(self, key: Any, weights: Path) -> tuple[np.ndarray, int]:
         from lit_vision.evaluation.linear import logistic_regression
-        from lit_vision.study.training import classification, probabilities, quiet, save_classifier, train
+        from lit_vision.study.training import classification, probabilities, redirect_output, save_classifier, train
 
-        images, rows = self.images, self.images.subset(ask.labels, ask.seed)
-        with quiet(self.folder / "table.log"):
+        images, rows = self.images, self.images.subset(key.labels, key.seed)
+        with redirect_output(self.folder / "table.log"):
             known = self._frozen[0][rows], images.labels[rows], self._frozen[1], len(images.classes)
-            head = logistic_regression(*known, seed=ask.seed)
+            head = logistic_regression(*known, seed=key.seed)
             module, data = classification(
-                START, images, rows, self.recipe, ask.seed, weights, head, protocol=ask.protocol
+                INIT, images, rows, self.preset, key.seed, weights, head, protocol=key.protocol
             )
-            self.report.begin(ask.name, data.batch_size)
-            trained = train(module, data, -(-self.steps // data.batches_per_epoch), ask.seed, self.report.tick)
-            answer = probabilities(module, images, self.recipe.side(START))
-        if (ask.seed, ask.labels) in KEPT:
-            save_classifier(self.store.folder / f"{ask.name}.safetensors", module)
+            self.report.begin(key.name, data.batch_size)
+            trained = train(module, data, -(-self.steps // data.batches_per_epoch), key.seed, self.report.tick)
+            answer = probabilities(module, images, self.preset.side(INIT))
+        if (key.seed, key.labels) in KEPT:
+            save_classifier(self.store.folder / f"{key.name}.safetensors", module)
         return answer, trained.steps

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is no package: its scripts are run, not imported
 
 from lit_vision.io.atomic import write_json
-from lit_vision.results.environment import environment
+from lit_vision.results.environment import collect_environment
 from lit_vision.results.tables import Table, to_markdown
 
 HERE = Path(__file__).resolve().parent / "benchmarks"
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(args.sections) - set(sections()))
     if unknown:
         parser.error(f"no section {unknown[0]!r}; sections: {', '.join(sections())}")
-    machine = environment()
+    machine = collect_environment()
     machine["load_before"] = round(os.getloadavg()[0], 2)  # a busy machine explains a slow number
     versions = ", ".join(
         f"{name} {machine['versions'].get(name, '-')}" for name in ("python", "torch", "lightning", "timm")

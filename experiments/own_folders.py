@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PATCH, STEP = 48, 24  # pixels: side of a patch, and from one to the next
 TEST_SHARE = 0.3  # of a photograph's width, on its right: the test region
 SKIP = ("logo", "multipage", "chessboard", "phantom", "motorcycle_right")  # drawings, and a photograph's second eye
-LABELLED, UNLABELLED = 20, 50
+LABELED, UNLABELLED = 20, 50
 
 
 def emoji(package: Path, out: Path) -> None:
@@ -68,7 +68,7 @@ def stamps(package: Path, out: Path) -> None:
         root = next(Path(folder).rglob("stamps"))
         photographs = [path for path in sorted(root.rglob("*.png")) if "cartoon" not in path.parts]
         for name, kind in (("birds", "animals/birds"), ("fruits", "food/fruit")):
-            for path in [path for path in photographs if path.parent == root / kind][:LABELLED]:
+            for path in [path for path in photographs if path.parent == root / kind][:LABELED]:
                 _write(out / name / path.name, path.read_bytes())
         others = [path for path in photographs if path.parent.name not in ("birds", "fruit")]
         living = [path for path in others if path.relative_to(root).parts[0] in ("animals", "plants", "food")]

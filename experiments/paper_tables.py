@@ -97,7 +97,7 @@ def run(name: str, table: PaperTable) -> int:
 def show(name: str, table: PaperTable) -> str:
     """The table as Markdown, from results files alone."""
     from lit_vision.results.schema import read_result
-    from lit_vision.results.tables import NOT_RUN, Table, commit_of, rows_from, score, to_markdown
+    from lit_vision.results.tables import NOT_RUN, Table, commits, rows_from, score, to_markdown
 
     body = []
     for line in table.lines:
@@ -118,7 +118,7 @@ def show(name: str, table: PaperTable) -> str:
                 score(row) if row else NOT_RUN,
                 gap,
                 recipe,
-                commit_of(row) if row else "-",
+                commits(row) if row else "-",
             ]
         )
     columns = ["row", "paper", "peers (source)", "ours", "gap", "recipe", "commit"]

@@ -48,9 +48,9 @@ def model(folder: Path, task: str) -> Path:
     else:
         method = Detector("resnet18", 10, 128, strides=[8, 16], pyramid_width=64, head_convs=2, backbone_args=BODY)
     size = 28 if task == "classification" else 128
-    card = {"task": task, "class_names": [str(i) for i in range(10)], "size": size, "crop_pct": 1.0}
+    metadata = {"task": task, "class_names": [str(i) for i in range(10)], "size": size, "crop_pct": 1.0}
     path = folder / f"{task}.ckpt"
-    torch.save({"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams), "card": card}, path)
+    torch.save({"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams), "card": metadata}, path)
     return path
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     """The script; 1 if memory grew by more than 60 MB or bytes differ."""
     from lit_vision.cli.main import main as command
     from lit_vision.io.atomic import write_json
-    from lit_vision.results.schema import environment
+    from lit_vision.results.schema import collect_environment
 
     for name in ("fashion", "scenes"):
         if code := command(["data", name, "--out", str(ROOT / "data" / name)]):
@@ -117,7 +117,7 @@ def main() -> int:
         rows = {row["task"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
         asked = sys.argv[1:] or list(TASKS)
         for task in asked:
-            rows[task] = {**measure(work, task), **environment(0)}
+            rows[task] = {**measure(work, task), **collect_environment(0)}
             print(json.dumps(rows[task]), flush=True)
             write_json(RESULT, {"rows": [rows[name] for name in TASKS if name in rows]})
     found = [rows[task] for task in asked]

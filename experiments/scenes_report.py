@@ -7,14 +7,14 @@ from typing import Any
 
 from lit_vision.evaluation.metrics import format_percent, paired_difference
 from lit_vision.results.plots import Series, training_curves
-from lit_vision.results.schema import summarise
-from lit_vision.results.tables import NOT_RUN, Table, commit_of, to_markdown
+from lit_vision.results.schema import summarize
+from lit_vision.results.tables import NOT_RUN, Table, commits, to_markdown
 
 TASKS = {
     "detect": ("detection", "mAP@[.5:.95]", "map", 0.45, ("map50", "map75")),
     "segment": ("segmentation", "mean Dice, ten garments", "dice", 0.85, ("miou", "pixel_accuracy")),
 }
-STARTS = {"scratch": "from scratch", "simclr": "SimCLR on the training scenes' tiles"}
+INITS = {"scratch": "from scratch", "simclr": "SimCLR on the training scenes' tiles"}
 COLUMNS = [
     "task",
     "start",
@@ -28,19 +28,19 @@ COLUMNS = [
 ]
 
 
-def values(results: dict[Any, dict], task: str, start: str, metric: str) -> dict[int, float]:
+def values(results: dict[Any, dict], task: str, init: str, metric: str) -> dict[int, float]:
     """{seed: value} of one measure on the test split."""
     return {
         run.seed: result["metrics"][f"test/{metric}"]
         for run, result in results.items()
-        if (run.task, run.start) == (task, start)
+        if (run.task, run.init) == (task, init)
     }
 
 
 def gap(results: dict[Any, dict], task: str) -> Any:
     """Difference between the pre-trained start and scratch over the seeds that both have; None without any."""
     metric = TASKS[task][2]
-    ours, theirs = (values(results, task, start, metric) for start in ("simclr", "scratch"))
+    ours, theirs = (values(results, task, init, metric) for init in ("simclr", "scratch"))
     both = sorted(ours.keys() & theirs.keys())
     return paired_difference([ours[s] for s in both], [theirs[s] for s in both]) if both else None
 
@@ -49,22 +49,22 @@ def table_of(results: dict[Any, dict]) -> Table:
     """A row per task and start."""
     rows = []
     for task, (title, shown, metric, _, others) in TASKS.items():
-        for start, name in STARTS.items():
-            found = [result for run, result in results.items() if (run.task, run.start) == (task, start)]
-            summary = summarise(values(results, task, start, metric).values())
+        for init, name in INITS.items():
+            found = [result for run, result in results.items() if (run.task, run.init) == (task, init)]
+            summary = summarize(values(results, task, init, metric).values())
             if summary is None:
                 rows.append([title, name, shown, NOT_RUN, *[""] * 5])
                 continue
             also = []
             for other in others:
-                mean = summarise(values(results, task, start, other).values()).mean
+                mean = summarize(values(results, task, init, other).values()).mean
                 also.append(f"{other} {100 * mean:.1f} %")
-            difference = gap(results, task) if start != "scratch" else None
+            difference = gap(results, task) if init != "scratch" else None
             said = "-" if difference is None else f"{100 * difference.mean:+.1f}"
             if difference is not None and difference.se is not None:
                 said += f" ± {100 * difference.se:.1f}"
-            minutes = summarise([r["trained"]["seconds"] / 60 for r in found]).mean
-            before = summarise([r["pretrain_seconds"] / 60 for r in found]).mean
+            minutes = summarize([r["trained"]["seconds"] / 60 for r in found]).mean
+            before = summarize([r["pretrain_seconds"] / 60 for r in found]).mean
             rows.append(
                 [
                     title,
@@ -75,7 +75,7 @@ def table_of(results: dict[Any, dict]) -> Table:
                     ", ".join(also),
                     f"{minutes:.1f}",
                     f"{before:.1f}" if before else "-",
-                    commit_of(found[0]),
+                    commits(found[0]),
                 ]
             )
     note = "Gap: to the same seeds from scratch, in points. Same network, schedule and augmentation; the pre-training is shared by all runs."
@@ -86,7 +86,7 @@ def sentences(results: dict[Any, dict]) -> list[str]:
     """What the table supports, a line per task."""
     lines = []
     for task, (title, shown, metric, aim, _) in TASKS.items():
-        best = [(summarise(v.values()).mean, STARTS[s]) for s in STARTS if (v := values(results, task, s, metric))]
+        best = [(summarize(v.values()).mean, INITS[s]) for s in INITS if (v := values(results, task, s, metric))]
         if not best:
             continue
         mean, name = max(best)
@@ -117,7 +117,7 @@ def int8_lines(results: dict[Any, dict]) -> list[str]:
             lost = 100 * (found["before"] - found["after"])
             values = (f"{100 * found[key]:.1f} %" for key in ("before", "after"))
             rows.append(
-                [TASKS[run.task][0], STARTS[run.start], found["metric"], *values, f"{lost:+.1f}", found["format"]]
+                [TASKS[run.task][0], INITS[run.init], found["metric"], *values, f"{lost:+.1f}", found["format"]]
             )
     if not rows:
         return []
@@ -135,10 +135,10 @@ def page(results: dict[Any, dict], table: Table, out: Path) -> None:
     for task, (title, shown, metric, *_) in TASKS.items():
         series = [
             Series(
-                f"{run.start} {run.seed}",
+                f"{run.init} {run.seed}",
                 *zip(*result["curve"]),
-                baseline=run.start == "scratch",
-                like=STARTS[run.start],
+                baseline=run.init == "scratch",
+                like=INITS[run.init],
             )
             for run, result in results.items()
             if run.task == task and result.get("curve")
@@ -148,10 +148,10 @@ def page(results: dict[Any, dict], table: Table, out: Path) -> None:
         file = f"scenes-{task}-curves.png"
         training_curves(out / file, series, f"{title.capitalize()}, validation, a line per seed", shown, "epoch")
         parts += [f"## {title.capitalize()}: validation {metric} over the epochs\n", f"![curves]({file})\n"]
-        for start, name in STARTS.items():
-            if (out / f"scenes-{task}-{start}.png").exists():
+        for init, name in INITS.items():
+            if (out / f"scenes-{task}-{init}.png").exists():
                 parts += [
                     f"{name} (seed 0), validation scenes: above the truth, below what the model says.\n",
-                    f"![{name}](scenes-{task}-{start}.png)\n",
+                    f"![{name}](scenes-{task}-{init}.png)\n",
                 ]
     (out / "scenes.md").write_text("\n".join(parts), encoding="utf-8")

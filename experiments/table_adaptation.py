@@ -15,7 +15,7 @@ from typing import Any
 
 from ablation import DATA, RESULTS, ROOT, WEIGHTS
 from ablation_runs import frozen_features, probe
-from adaptation_protocols import NAME, PROTOCOLS, START, recipe_of
+from adaptation_protocols import INIT, NAME, PROTOCOLS, preset_of
 from adaptation_runs import EPOCHS, LABELS, SEEDS, Runner
 from table_script import Tally, run_table
 
@@ -40,7 +40,7 @@ def make(images=None, folder: Path | None = None, **smaller: Any) -> None:
     took = seconds + sum(outcome.seconds for outcome in outcomes)
     facts = {"data_fingerprint": images.fingerprint, "test_images": len(images.test), "pool_images": len(images.pool)}
     facts |= {"epochs": runner.epochs, "steps": runner.steps, "costs": costs}
-    cells = to_cells(outcomes, {START: seconds})
+    cells = to_cells(outcomes, {INIT: seconds})
     write_result(results_file(), recipe=f"table-{NAME}", seconds=round(took, 1), cells=cells, **facts)
     target = WEIGHTS / NAME
     target.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ def sentences(values: dict[tuple[str, int], list[float]], counts: list[int]) -> 
 def check(images=None) -> int:
     """Measure again what weights are committed for; 1 when a number moved, the data differ or nothing could be measured."""
     from lit_vision.results.schema import read_result
-    from lit_vision.study.cells import Ask
+    from lit_vision.study.cells import CellKey
     from lit_vision.study.training import classification, load_classifier, probabilities
-    from lit_vision.study.verify import tolerance_of
+    from lit_vision.study.verify import tolerance
 
     if not results_file().exists():
         print(f"{NAME}: not run yet")
@@ -144,24 +144,24 @@ def check(images=None) -> int:
     if images.fingerprint != result["data_fingerprint"]:
         print(f"{results_file().name}: made from other images (fingerprint differs); make the data again")
         return 1
-    recipe, encoder = recipe_of(images.size), WEIGHTS / NAME / "mae-0.safetensors"
-    frozen = frozen_features(encoder, images, recipe.side(START)) if encoder.exists() else None
+    preset, encoder = preset_of(images.size), WEIGHTS / NAME / "mae-0.safetensors"
+    frozen = frozen_features(encoder, images, preset.side(INIT)) if encoder.exists() else None
     tally = Tally()
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
-            ask = Ask(START, cell["protocol"], cell["labels"], seed)
-            path = WEIGHTS / NAME / f"{ask.name}.safetensors"
-            if PROTOCOLS[ask.protocol] is None and frozen is not None:
-                answer, _ = probe("linear", *frozen, images, ask)
+            key = CellKey(INIT, cell["protocol"], cell["labels"], seed)
+            path = WEIGHTS / NAME / f"{key.name}.safetensors"
+            if PROTOCOLS[key.protocol] is None and frozen is not None:
+                answer, _ = probe("linear", *frozen, images, key)
             elif path.exists():
-                rows = images.subset(ask.labels, seed)
-                module, _ = classification(START, images, rows, recipe, seed, encoder, protocol=ask.protocol)
+                rows = images.subset(key.labels, seed)
+                module, _ = classification(INIT, images, rows, preset, seed, encoder, protocol=key.protocol)
                 load_classifier(path, module)
-                answer = probabilities(module, images, recipe.side(START))
+                answer = probabilities(module, images, preset.side(INIT))
             else:
                 continue
             top1 = float((answer.argmax(1) == images.test_labels).mean())
-            tally.add(ask.name, value, top1, tolerance_of(ask.protocol))
+            tally.add(key.name, value, top1, tolerance(key.protocol))
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 

@@ -117,8 +117,8 @@ def check() -> int:
     from lit_vision.cli.main import main
     from lit_vision.results.schema import read_result
     from lit_vision.study.images import read_images
-    from lit_vision.study.presets import recipe_for
-    from lit_vision.study.verify import tolerance_of, verify
+    from lit_vision.study.presets import preset_for
+    from lit_vision.study.verify import tolerance, verify
 
     tally, total = Tally(), 0
     for half in HALVES:
@@ -134,9 +134,9 @@ def check() -> int:
             return 1
         total += sum(len(cell["values"]) for cell in result["cells"])
         for one in verify(
-            result["cells"], images, recipe_for(images.size, half.rotation), WEIGHTS / f"few-label-{name}"
+            result["cells"], images, preset_for(images.size, half.rotation), WEIGHTS / f"few-label-{name}"
         ):
-            tally.add(f"{name} {one.ask.name}", one.stands, one.measured, tolerance_of(one.ask.protocol))
+            tally.add(f"{name} {one.key.name}", one.stands, one.measured, tolerance(one.key.protocol))
     return tally.close(total)
 
 

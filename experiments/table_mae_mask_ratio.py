@@ -40,12 +40,12 @@ TABLE = Ablation(
     title="MAE: how much to hide (figure 5's question)",
     note="The paper: ViT-L/16, ImageNet-1k, 800 epochs, all labels; here a ViT of 0.16 M parameters, 64 patches, 8,000 turned garments, "
     "32 pixels. untrained: the encoder as initialised. One seed's weights are committed.",
-    start="mae",
+    init="mae",
     variants=(
         Variant("untrained", trained=False),
         *(Variant(label(ratio), {"mask_ratio": ratio}) for ratio in RATIOS),
     ),
-    asks=(("linear", ALL), ("linear", FEW), ("finetune", FEW)),
+    columns=(("linear", ALL), ("linear", FEW), ("finetune", FEW)),
     claims=(
         Claim(
             "A probe gains from hiding 75 % rather than 25 %",

@@ -28,7 +28,7 @@ RECIPES = {
 }
 METRICS = {"detect": "map", "segment": "dice"}
 AIMS = {"detect": 0.45, "segment": 0.85}  # what the table is meant to reach; printed beside what it does
-STARTS, SEEDS = ("scratch", "simclr"), (0, 1, 2)
+INITS, SEEDS = ("scratch", "simclr"), (0, 1, 2)
 SIDE, STRIDE = 64, 32  # of a tile, pixels
 TOLERANCE = 0.005  # committed weights are halves, measured in float32 where the run measured in bfloat16
 
@@ -38,12 +38,12 @@ class Run:
     """One training of the table."""
 
     task: str
-    start: str
+    init: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.start}-{self.seed}"
+        return f"{self.task}-{self.init}-{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -57,14 +57,14 @@ class Run:
         """The commands that make it: train, then measure the last weights on the test split."""
         recipe = RECIPES[self.task]
         fit = ["fit", "--config", recipe, "--seed_everything", str(self.seed)]
-        if self.start != "scratch":
-            fit += ["--model.backbone_checkpoint", str(RUNS / self.start / "checkpoints" / "last.ckpt")]
+        if self.init != "scratch":
+            fit += ["--model.backbone_checkpoint", str(RUNS / self.init / "checkpoints" / "last.ckpt")]
         fit += ["--run_dir", str(self.folder), "--resume", "auto"]
         last = str(self.folder / "checkpoints" / "last.ckpt")
         return [fit, ["test", "--config", recipe, "--seed_everything", str(self.seed), "--ckpt_path", last]]
 
 
-ALL = [Run(task, start, seed) for seed in SEEDS for task in RECIPES for start in STARTS]
+ALL = [Run(task, init, seed) for seed in SEEDS for task in RECIPES for init in INITS]
 PRETRAIN_WORDS = ["fit", "--config", PRETRAIN, "--run_dir", str(RUNS / "simclr"), "--resume", "auto"]
 DATA_WORDS = ["data", "scenes", "--out", str(DATA)]
 
@@ -132,9 +132,9 @@ def publish(run: Run) -> None:
     keys = ("commit", "dirty", "seconds", "images_seen", "epochs", "steps", "overrides", "recipe_sha256")
     result["trained"] = {key: trained.get(key) for key in keys}
     result["recipe_sha256"], result["images_seen"] = trained["recipe_sha256"], trained["images_seen"]
-    result |= {"task": run.task, "start": run.start, "pretrain_seconds": 0.0}
-    if run.start != "scratch":
-        before = json.loads((RUNS / run.start / "results.json").read_text())
+    result |= {"task": run.task, "start": run.init, "pretrain_seconds": 0.0}
+    if run.init != "scratch":
+        before = json.loads((RUNS / run.init / "results.json").read_text())
         keys = ("recipe", "recipe_sha256", "commit", "dirty", "seconds", "images_seen", "weights_sha256")
         result["pretrained"] = {key: before.get(key) for key in keys}
         result["pretrain_seconds"] = before["seconds"]
@@ -145,7 +145,7 @@ def publish(run: Run) -> None:
         result["weights"] = {"file": file.relative_to(ROOT).as_posix(), "value": measure(run.task, file)}
         pictures = sorted((run.folder / "samples").glob("predictions-e*.png"))
         if pictures:
-            shutil.copy(pictures[-1], RESULTS / f"scenes-{run.task}-{run.start}.png")
+            shutil.copy(pictures[-1], RESULTS / f"scenes-{run.task}-{run.init}.png")
     run.result.parent.mkdir(parents=True, exist_ok=True)
     write_json(run.result, result)
     read_result(run.result)  # a file that the table could not read is found now
@@ -163,16 +163,16 @@ def save_half(checkpoint: Path, file: Path) -> None:
     from lit_vision.convert.export import write_safetensors
     from lit_vision.predict.models import load_method
 
-    method, card = load_method(checkpoint)
+    method, metadata = load_method(checkpoint)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(method, card, file, half=True)
+    write_safetensors(method, metadata, file, half=True)
 
 
 def add_int8(run: Run) -> None:
     """Note in a run's result what an int8 OpenVINO export of it loses on the test scenes."""
-    from lit_vision.convert.accuracy import judge_for
+    from lit_vision.convert.accuracy import accuracy_check_for
     from lit_vision.convert.export import export
-    from lit_vision.convert.quantize import need_packages
+    from lit_vision.convert.quantize import require_packages
     from lit_vision.errors import UserError
     from lit_vision.io.atomic import write_json
     from lit_vision.predict.models import load_method
@@ -181,14 +181,16 @@ def add_int8(run: Run) -> None:
     if "int8" in result:
         return
     try:
-        need_packages()
-        method, card = load_method(run.folder / "checkpoints" / "last.ckpt")
-        said = export(method, card, "openvino", run.folder / "model-int8.xml", judge_for(str(DATA), card))
+        require_packages()
+        method, metadata = load_method(run.folder / "checkpoints" / "last.ckpt")
+        said = export(
+            method, metadata, "openvino", run.folder / "model-int8.xml", accuracy_check_for(str(DATA), metadata)
+        )
     except UserError as error:
         print(f"{run.name}: no int8 figure: {error}", flush=True)
         return
     print(f"{run.name}: {said}", flush=True)
-    write_json(run.result, {**result, "int8": {**card.options["int8"], "format": "openvino"}})
+    write_json(run.result, {**result, "int8": {**metadata.options["int8"], "format": "openvino"}})
 
 
 def measure(task: str, file: Path) -> float:

@@ -35,14 +35,14 @@ TABLE = Ablation(
     note="The paper: ResNet-50, ImageNet-1k, 100 epochs, linear evaluation. Here a ResNet of 0.3 M parameters and 8,000 turned garments of 32 "
     "pixels, which are gray: of the paper's colour distortion only brightness and contrast act on them. crop-and-turn: crop, flip and rotation "
     "alone, which all rows have. untrained: the encoder as initialised. One seed's weights are committed.",
-    start="simclr",
+    init="simclr",
     variants=(
         Variant("untrained", trained=False),
         Variant("crop-and-turn", views={"strength": 0.0, "grayscale": 0.0, "blur": 0.0}),
         *(Variant(f"strength-{s}", views={"strength": s, "blur": 0.0}) for s in STRENGTHS),
         Variant(BLURRED, views={"strength": 1.0, "blur": 0.5}),
     ),
-    asks=(("linear", ALL), ("linear", FEW), ("knn", ALL)),
+    columns=(("linear", ALL), ("linear", FEW), ("knn", ALL)),
     claims=(
         Claim("Strength 1 is better than 1/8", "63.2 against 59.6", against("strength-1.0", "strength-0.125")),
         Claim("Strength 1 is better than 1/2", "63.2 against 62.6", against("strength-1.0", "strength-0.5")),

@@ -34,13 +34,13 @@ class Plan:
     Attributes:
         roots: the two folders.
         rotation: by folder, how far pictures turn in training on it, degrees.
-        start: simclr or mae.   labels: as the study's --labels.   seeds: label subsets, initialisations and orders.
+        init: simclr or mae.   labels: as the study's --labels.   seeds: label subsets, initialisations and orders.
         epochs: of pre-training.   steps: of fine-tuning; from scratch takes the recipe's `scratch_factor` times as many.
     """
 
     roots: tuple[str, str]
     rotation: dict[str, float]
-    start: str = "simclr"
+    init: str = "simclr"
     labels: str = "1%,10%"
     seeds: int = 3
     epochs: int = 20
@@ -59,31 +59,31 @@ class Transfer:
 
     def __init__(self, plan: Plan, images: dict[str, Any], folder: Path, report: Any) -> None:
         from lit_vision.study.cells import CellStore
-        from lit_vision.study.presets import recipe_for
+        from lit_vision.study.presets import preset_for
 
         self.plan, self.images, self.folder, self.report = plan, images, folder, report
-        self.recipes = {root: recipe_for(images[root].size, plan.rotation[root]) for root in plan.roots}
+        self.presets = {root: preset_for(images[root].size, plan.rotation[root]) for root in plan.roots}
         self.store = CellStore(folder / "cells")
         (folder / "weights").mkdir(exist_ok=True)
 
     def pretrain(self, root: str) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds) of the encoder of a folder."""
         from lit_vision.io.atomic import write_json
-        from lit_vision.study.cells import digest
-        from lit_vision.study.training import pretraining, quiet, train
+        from lit_vision.study.cells import hash_inputs
+        from lit_vision.study.training import pretraining, redirect_output, train
         from lit_vision.weights.load import save_backbone, sha256_of
 
-        plan, recipe, images = self.plan, self.recipes[root], self.images[root]
-        inputs = digest(images.fingerprint, images.size, plan.start, plan.epochs, recipe.as_dict())
-        weights = self.folder / "weights" / f"{plan.start}-{Path(root).name}.safetensors"
+        plan, preset, images = self.plan, self.presets[root], self.images[root]
+        inputs = hash_inputs(images.fingerprint, images.size, plan.init, plan.epochs, preset.as_dict())
+        weights = self.folder / "weights" / f"{plan.init}-{Path(root).name}.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
-            with quiet(self.folder / "transfer.log"):
-                module, data = pretraining(plan.start, images, recipe, 0)
+            with redirect_output(self.folder / "transfer.log"):
+                module, data = pretraining(plan.init, images, preset, 0)
                 self.report.begin(f"pre-training on {root}", data.batch_size)
                 trained = train(module, data, plan.epochs, 0, self.report.tick)
-                save_backbone(weights, module.backbone, module.mean, module.std, half=True, method=plan.start)
+                save_backbone(weights, module.backbone, module.mean, module.std, half=True, method=plan.init)
             known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": trained.seconds}
             write_json(note, known)
         return weights, known["sha256"], known["seconds"]
@@ -94,62 +94,62 @@ class Transfer:
         return {root: self._adapt(root, encoders) for root in self.plan.roots}
 
     def _adapt(self, target: str, encoders: dict[str, tuple[Path, str, float]]) -> tuple[list, dict[str, float]]:
-        from lit_vision.study.cells import Ask, parse_labels
+        from lit_vision.study.cells import CellKey, parse_labels
 
         plan, images = self.plan, self.images[target]
         outcomes = []
-        frozen = {s: frozen_features(e[0], images, self.recipes[target].side(plan.start)) for s, e in encoders.items()}
+        frozen = {s: frozen_features(e[0], images, self.presets[target].side(plan.init)) for s, e in encoders.items()}
         for seed in range(plan.seeds):
             for labels in parse_labels(plan.labels, images.per_class):
                 for source in (*plan.roots, None):
-                    start = f"{plan.start}@{Path(source).name}" if source else SCRATCH
+                    init = f"{plan.init}@{Path(source).name}" if source else SCRATCH
                     for protocol in ("linear", "finetune") if source else ("finetune",):
-                        ask = Ask(start, protocol, labels, seed)
+                        key = CellKey(init, protocol, labels, seed)
                         outcomes.append(
-                            self._measure(target, ask, encoders[source] if source else None, frozen.get(source))
+                            self._measure(target, key, encoders[source] if source else None, frozen.get(source))
                         )
-        seconds = {f"{plan.start}@{Path(source).name}": encoder[2] for source, encoder in encoders.items()}
+        seconds = {f"{plan.init}@{Path(source).name}": encoder[2] for source, encoder in encoders.items()}
         return outcomes, seconds
 
-    def _measure(self, target: str, ask: Any, encoder: Any, frozen: Any) -> Any:
-        from lit_vision.study.cells import Ask, Outcome, digest
+    def _measure(self, target: str, key: Any, encoder: Any, frozen: Any) -> Any:
+        from lit_vision.study.cells import CellKey, CellResult, hash_inputs
 
-        plan, images, recipe = self.plan, self.images[target], self.recipes[target]
-        kept = Ask(f"{Path(target).name}-from-{ask.start}", ask.protocol, ask.labels, ask.seed)
+        plan, images, preset = self.plan, self.images[target], self.presets[target]
+        kept = CellKey(f"{Path(target).name}-from-{key.init}", key.protocol, key.labels, key.seed)
         sha256 = encoder[1] if encoder else ""
-        own = "frozen" if ask.protocol == "linear" else (plan.start, plan.steps, plan.epochs, recipe.as_dict())
-        inputs = digest(images.fingerprint, images.size, sha256, own)
+        own = "frozen" if key.protocol == "linear" else (plan.init, plan.steps, plan.epochs, preset.as_dict())
+        inputs = hash_inputs(images.fingerprint, images.size, sha256, own)
         if (found := self.store.get(kept, inputs)) is None:
             begin = time.perf_counter()
-            if ask.protocol == "linear":
-                (answer, chosen), steps = probe("linear", *frozen, images, ask), 0
+            if key.protocol == "linear":
+                (answer, chosen), steps = probe("linear", *frozen, images, key), 0
             else:
-                (answer, steps), chosen = self._train(target, ask, encoder, frozen), "fixed recipe"
+                (answer, steps), chosen = self._train(target, key, encoder, frozen), "fixed recipe"
             top1 = float((answer.argmax(1) == images.test_labels).mean())
-            found = Outcome(kept, top1, round(time.perf_counter() - begin, 3), steps, chosen, None)
+            found = CellResult(kept, top1, round(time.perf_counter() - begin, 3), steps, chosen, None)
             self.store.put(found, inputs, answer)
         self.report.say(
-            f"to {Path(target).name}, {ask.labels:>5} labels, seed {ask.seed}, {ask.start:<24} {ask.protocol:<8} {100 * found.top1:5.1f} %"
+            f"to {Path(target).name}, {key.labels:>5} labels, seed {key.seed}, {key.init:<24} {key.protocol:<8} {100 * found.top1:5.1f} %"
         )
-        return Outcome(ask, found.top1, found.seconds, found.steps, found.chosen_on, None)
+        return CellResult(key, found.top1, found.seconds, found.steps, found.chosen_on, None)
 
-    def _train(self, target: str, ask: Any, encoder: Any, frozen: Any) -> tuple[np.ndarray, int]:
+    def _train(self, target: str, key: Any, encoder: Any, frozen: Any) -> tuple[np.ndarray, int]:
         from lit_vision.evaluation.linear import logistic_regression
-        from lit_vision.study.training import classification, probabilities, quiet, train
+        from lit_vision.study.training import classification, probabilities, redirect_output, train
 
-        plan, images, recipe = self.plan, self.images[target], self.recipes[target]
-        rows, head, steps = images.subset(ask.labels, ask.seed), None, plan.steps
-        start = plan.start if encoder else {"simclr": "scratch-cnn", "mae": "scratch-vit"}[plan.start]
-        with quiet(self.folder / "transfer.log"):
+        plan, images, preset = self.plan, self.images[target], self.presets[target]
+        rows, head, steps = images.subset(key.labels, key.seed), None, plan.steps
+        init = plan.init if encoder else {"simclr": "scratch-cnn", "mae": "scratch-vit"}[plan.init]
+        with redirect_output(self.folder / "transfer.log"):
             if encoder:
                 known = frozen[0][rows], images.labels[rows], frozen[1], len(images.classes)
-                head = logistic_regression(*known, seed=ask.seed)
+                head = logistic_regression(*known, seed=key.seed)
             else:
-                steps *= recipe.scratch_factor
-            module, data = classification(start, images, rows, recipe, ask.seed, encoder[0] if encoder else None, head)
-            self.report.begin(ask.name, data.batch_size)
-            trained = train(module, data, -(-steps // data.batches_per_epoch), ask.seed, self.report.tick)
-            return probabilities(module, images, recipe.side(start)), trained.steps
+                steps *= preset.scratch_factor
+            module, data = classification(init, images, rows, preset, key.seed, encoder[0] if encoder else None, head)
+            self.report.begin(key.name, data.batch_size)
+            trained = train(module, data, -(-steps // data.batches_per_epoch), key.seed, self.report.tick)
+            return probabilities(module, images, preset.side(init)), trained.steps
 
 
 def result_of(target: str, out: Path) -> Path:
@@ -193,7 +193,7 @@ def check_names(roots: tuple[str, str]) -> None:
         )
 
 
-def show(roots: tuple[str, str], start: str, out: Path, name: str) -> None:
+def show(roots: tuple[str, str], init: str, out: Path, name: str) -> None:
     """Print a table per target and what it says; write both as Markdown."""
     from lit_vision.evaluation.metrics import paired_difference
     from lit_vision.results.tables import Table, rows_from, score, to_markdown
@@ -205,15 +205,15 @@ def show(roots: tuple[str, str], start: str, out: Path, name: str) -> None:
         cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
         counts, other = sorted({row["labels"] for row in rows}), next(r for r in roots if r != root)
         lines = []
-        starts = {f"{start}@{Path(root).name}": "the same folder", f"{start}@{Path(other).name}": "the other folder"}
-        for one, says in {**starts, SCRATCH: "nothing"}.items():
+        inits = {f"{init}@{Path(root).name}": "the same folder", f"{init}@{Path(other).name}": "the other folder"}
+        for one, says in {**inits, SCRATCH: "nothing"}.items():
             for protocol in ("linear", "finetune") if one != SCRATCH else ("finetune",):
                 lines.append([says, protocol, *(score(cells.get((one, protocol, n))) for n in counts)])
         table = Table(
             ["pre-trained on", "protocol", *(f"{n} labels" for n in counts)], lines, "Test top-1, mean ± sd (seeds)."
         )
         text += f"## Adapted to {Path(root).name}\n\n{to_markdown(table)}\n"
-        same, far = starts
+        same, far = inits
         for n in counts:
             for against, what in ((same, "pre-training on the folder itself"), (SCRATCH, "training from scratch")):
                 pair = [cells.get((s, "finetune", n)) for s in (far, against)]
@@ -270,7 +270,7 @@ def main() -> int:
         return error.exit_code
     if options.dry:
         print(
-            f"{plan.start}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then to each of them from either and from scratch:"
+            f"{plan.init}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then to each of them from either and from scratch:"
         )
         print(
             f"  labels {plan.labels}, {plan.seeds} seeds, linear probe and {plan.steps} steps of fine-tuning; pieces in {folder}"
@@ -290,7 +290,7 @@ def main() -> int:
             for found in images.values():
                 parse_labels(plan.labels, found.per_class)  # a wrong one is said before the pre-training
             make(plan, images, folder, out)
-        show(roots, plan.start, out, "transfer" if own else "transfer-desk")
+        show(roots, plan.init, out, "transfer" if own else "transfer-desk")
     except UserError as error:
         print(f"transfer: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -42,19 +42,21 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
     import torch
 
     from lit_vision.data import ImageFolderDataModule
-    from lit_vision.evaluation.features import extract
+    from lit_vision.evaluation.features import extract_features
     from lit_vision.evaluation.linear import logistic_regression
     from lit_vision.evaluation.metrics import confusion_matrix, per_class_accuracy
-    from lit_vision.predict.models import file_of, load_method
+    from lit_vision.predict.models import load_method, resolve_model_file
     from lit_vision.results.schema import write_result
 
     began = time.perf_counter()
-    method, card = load_method(file_of(args.model))
-    data = ImageFolderDataModule(args.root, img_size=card.size, crop_pct=card.crop_pct, batch_size=args.batch_size)
+    method, metadata = load_method(resolve_model_file(args.model))
+    data = ImageFolderDataModule(
+        args.root, img_size=metadata.size, crop_pct=metadata.crop_pct, batch_size=args.batch_size
+    )
     data.setup()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, val, test = (
-        extract(method.backbone, data.eval_loader(split), method.mean, method.std, device)
+        extract_features(method.backbone, data.eval_loader(split), method.mean, method.std, device)
         for split in ("train", "val", "test")
     )
     held = (val.features, val.labels)
@@ -74,7 +76,7 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
         samples=len(test),
         seconds=time.perf_counter() - began,
         data_fingerprint=data.fingerprint,
-        weights_sha256=card.features,
+        weights_sha256=metadata.features,
         strength=chosen.strength,
         chosen_on=chosen.chosen_on,
     )

@@ -39,7 +39,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return _AllReduceSum.apply(x) if world_size() > 1 else x
 
 
-def joined_mean(total: Tensor, count: Tensor) -> Tensor:
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """Sum of `total` over processes / sum of `count` over processes: the mean of the joined batch, where DDP alone would average means.
 
     Its value is the same on every process; its gradient, after DDP's averaging, is that of one process on the joined batch. Every process
@@ -114,11 +114,11 @@ class AllReduceBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"expected more than 1 value per channel when training, got input size {tuple(x.shape)} on every process"
             )
         mean = packed[:-1] / total
-        centred = wide - mean.view(shape)
-        var = all_reduce_sum(centred.square().sum(dims)) / total
+        centered = wide - mean.view(shape)
+        var = all_reduce_sum(centered.square().sum(dims)) / total
         if self.track_running_stats:
             self._update(mean.detach(), (var * (total / (total - 1))).detach())
-        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        y = centered * torch.rsqrt(var + self.eps).view(shape)
         if self.weight is not None:
             y = y * self.weight.view(shape)
         if self.bias is not None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data
 @pytest.fixture
 def images():
     """A study's images: bars, lying or upright, on 16 pixels, with noise; 48 to learn from, 16 to test."""
-    from lit_vision.study.images import Images
+    from lit_vision.study.images import StudyImages
 
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2
@@ -32,17 +32,17 @@ def images():
     names = [f"{i}.png" for i in range(64)]
     parts = {"pool": pixels[:48], "labels": labels[:48], "paths": names[:48]}
     parts |= {"test": pixels[48:], "test_labels": labels[48:], "test_paths": names[48:]}
-    return Images(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)
+    return StudyImages(**parts, classes=["lying", "upright"], fingerprint="f" * 64, size=16)
 
 
 @pytest.fixture
 def stopped_journal(monkeypatch):
     """`with stopped_journal(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
-    from lit_vision.predict.resumable_writer import Journal
+    from lit_vision.predict.resumable_writer import ResumableWriter
 
     @contextlib.contextmanager
     def at(call: int):
-        append, calls = Journal.append, []
+        append, calls = ResumableWriter.append, []
 
         def dying(self, texts, done):
             calls.append(done)
@@ -53,7 +53,7 @@ def stopped_journal(monkeypatch):
             append(self, texts, done)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "append", dying)
+            patch.setattr(ResumableWriter, "append", dying)
             yield
 
     return at

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_vision import distributed, optim
-from lit_vision.evaluation.mean_recall import MeanPerClass
+from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
 from lit_vision.methods.mae.mae import MAE
@@ -264,7 +264,7 @@ def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:
 def recalls_check() -> dict[str, Tensor]:
     """Mean per class where the processes hold other classes; the mean of their means would be 7 / 12."""
     rows = share({"label": torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), "right": torch.tensor([1, 1, 0, 1, 0, 0, 1, 1]) > 0})
-    metric = MeanPerClass(4)
+    metric = MeanClassRecall(4)
     metric.update(rows["right"], rows["label"])
     return {"mean per class": metric.compute()}
 

@@ -130,10 +130,10 @@ def test_joined_mean__closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of this process' sums 1, 7, 0 over 4, 0, 0 things and another's 3, 5, 2 over 2, 0, 1."""
     other = torch.tensor([[3.0, 5.0, 2.0], [2.0, 0.0, 1.0]])
     total, count = torch.tensor([1.0, 7.0, 0.0], requires_grad=True), torch.tensor([4, 0, 0])
-    torch.testing.assert_close(distributed.joined_mean(total, count), torch.tensor([0.25, 7.0, 0.0]))
+    torch.testing.assert_close(distributed.global_mean(total, count), torch.tensor([0.25, 7.0, 0.0]))
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + other)
-    joined = distributed.joined_mean(total, count)
+    joined = distributed.global_mean(total, count)
     torch.testing.assert_close(joined, torch.tensor([4 / 6, 12.0, 2.0]))
     joined.sum().backward()
     torch.testing.assert_close(total.grad, torch.tensor([1 / 6, 1.0, 1.0]))

@@ -14,7 +14,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.data.views.albumentations_views import albumentations
 from lit_vision.data.views.views import make_views
 
@@ -117,7 +117,7 @@ def as_floats(pipeline: Pipeline) -> Pipeline:
         views = torch.as_tensor(pipeline(data, i))
         if views.shape[-1] != 3:
             views = views.permute(0, 2, 3, 1)
-        return normalise(views[None], mean, std)
+        return normalize(views[None], mean, std)
 
     return run
 

@@ -144,7 +144,7 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     dtype, turns = DTYPES[precision], max(1, min(repeats, 3))
     torch.manual_seed(0)
     ours = MAE(*VIT, **DECODER)
-    side = ours.grid[0] * ours.patch
+    side = ours.grid[0] * ours.patch_size
     images = torch.randn(BATCH, 3, side, side)
     batch = {"images": images[:, None], "key": torch.arange(3 * BATCH).view(BATCH, 3)}
     contestants = {"ours": _step(ours, lambda: ours.batch_loss(batch, 0), dtype)}

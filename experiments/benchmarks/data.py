@@ -21,12 +21,12 @@ import torch
 from benchmarks import _photos, _pipelines
 from PIL import Image
 
-from lit_vision.data.datasets import FileImages, ImageFiles, make_loader
+from lit_vision.data.datasets import ImageFileDataset, ImageReader, make_loader
 from lit_vision.data.folder import scan
-from lit_vision.data.pack import shrink
-from lit_vision.data.views.decode import quick_decode, read_header
-from lit_vision.data.views.params import make_law
-from lit_vision.data.views.views import Views, make_views, on_grid
+from lit_vision.data.pack import downscale
+from lit_vision.data.views.decode import decode_scaled, read_header
+from lit_vision.data.views.params import make_view_spec
+from lit_vision.data.views.views import Views, make_views, snap_to_decoded_grid
 
 OURS, DECODE, ALBUMENTATIONS, PIL = "ours", "cv2 decode only", "cv2 + albumentations", "torchvision v1 + PIL"
 LEAN = "cv2 + albumentations, bilinear and small kernels"
@@ -45,7 +45,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
             print(_photos.MISSING)
             return []
         small, large = _photos.cut(photos, 500, 375, 26), _photos.cut(photos, 1600, 1200, 13, seed=1)
-        packed = [shrink(data, 256, 92) for data in small]
+        packed = [downscale(data, 256, 92) for data in small]
         kilobytes = {
             name: sum(map(len, part)) / len(part) / 1e3 for name, part in (("500x375", small), ("1600x1200", large))
         }
@@ -144,20 +144,20 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 def _psnr_rows(what: str, images: list[bytes], keys: int = 8) -> list[dict]:
     """Each crop as it is timed, without its colours and blur, against Pillow's antialiased bicubic of the full decode."""
     views = make_views("simclr", _pipelines.SIZE, 0)
-    assert views.law == make_law("simclr", _pipelines.SIZE)  # nothing is switched off in what is timed
+    assert views.spec == make_view_spec("simclr", _pipelines.SIZE)  # nothing is switched off in what is timed
     found = []
     for i, data in enumerate(images):
         header, full = read_header(data), Image.open(io.BytesIO(data))
         for index in range(i, i + keys * len(images), len(images)):
             draws = views.draws(header.height, header.width, 0, index, 0)
             scale = views.scale_of(header, draws)
-            image, scale = quick_decode(data, header, scale)
+            image, scale = decode_scaled(data, header, scale)
             for drawn in draws:
-                d = (drawn if scale == 1 else on_grid(drawn, scale))._replace(
+                d = (drawn if scale == 1 else snap_to_decoded_grid(drawn, scale))._replace(
                     flip=False, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, gray=False, sigma=0.0
                 )
                 box = [scale * x for x in (d.left, d.top, d.left + d.width, d.top + d.height)]
-                expected = full.crop(box).resize((views.law.size,) * 2, Image.Resampling.BICUBIC)
+                expected = full.crop(box).resize((views.spec.size,) * 2, Image.Resampling.BICUBIC)
                 found.append(psnr(views.render(image, d), np.asarray(expected)))
     middle, low = np.median(found), np.percentile(found, 5)
     against = "Pillow's antialiased bicubic crop"
@@ -209,8 +209,8 @@ def _loader_rows(images: list[bytes], repeats: int) -> list[dict]:
             Path(folder, f"{i}.jpg").write_bytes(data)
         scanned = scan(folder)
         split = scanned.splits["train"]
-        files = ImageFiles(scanned, split.paths, "error", 0)
-        dataset = FileImages(files, split.labels, Views(make_law("simclr", _pipelines.SIZE), 0))
+        files = ImageReader(scanned, split.paths, "error", 0)
+        dataset = ImageFileDataset(files, split.labels, Views(make_view_spec("simclr", _pipelines.SIZE), 0))
         batches = [[(e, i, 0) for i in range(len(files))] for e in range(16)]
         clock, cpu = [], []
         for _ in range(repeats):

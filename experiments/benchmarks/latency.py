@@ -37,13 +37,13 @@ def runtimes(name: str, folder: Path) -> tuple[dict[str, Callable[[Any], Any]], 
     from lit_vision.predict.models import load_method, load_model
 
     source = (_body if name in MODELS else _run)(name, folder)
-    method, card = load_method(source)
+    method, metadata = load_method(source)
     found = {"eager": load_model(source, "cpu").run}
     for form, suffix in FORMATS.items():
         with contextlib.suppress(UserError):  # a package that is not installed; a wrong export has no row either
-            export(method, card, form, folder / f"model{suffix}")
+            export(method, metadata, form, folder / f"model{suffix}")
             found[form] = load_model(folder / f"model{suffix}", "cpu", trust=True, threads=torch.get_num_threads()).run
-    return found, card
+    return found, metadata
 
 
 def _body(name: str, folder: Path) -> Path:
@@ -71,14 +71,14 @@ def _run(name: str, folder: Path) -> Path:
 
 def measure(repeats: int) -> list[dict[str, Any]]:
     """Milliseconds per image of each runtime, and the ratio to eager PyTorch of the same turn; medians."""
-    from lit_vision.predict.tasks import example
+    from lit_vision.predict.tasks import example_input
 
     rows = []
     for name in (*MODELS, *DENSE):
         with tempfile.TemporaryDirectory() as folder:
-            found, card = runtimes(name, Path(folder))
+            found, metadata = runtimes(name, Path(folder))
             for n in BATCHES:
-                images = example(card, n)
+                images = example_input(metadata, n)
                 times: dict[str, list[float]] = {key: [] for key in found}
                 for turn in range(max(3, repeats) + 1):
                     for key, run in found.items():  # taking turns: a busy moment hits all of them

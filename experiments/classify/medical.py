@@ -22,12 +22,12 @@ def probabilities(model, loader) -> tuple:
     """Softmax probabilities (N, K) and labels (N,) of a loader's images."""
     import torch
 
-    from lit_vision.data.batch import normalise
+    from lit_vision.data.batch import normalize
 
     found, labels = [], []
     with torch.inference_mode():
         for batch in loader:
-            images = normalise(batch["images"].to(model.device), model.mean, model.std)[:, 0]
+            images = normalize(batch["images"].to(model.device), model.mean, model.std)[:, 0]
             found.append(model(images).float().softmax(1).cpu())
             labels.append(batch["label"])
     return torch.cat(found).numpy(), torch.cat(labels).numpy()
@@ -51,7 +51,7 @@ def check(data: Any) -> None:
     Raises:
         UserError: not two classes, a split or a class in a split that is missing, or an image there that cannot be read.
     """
-    from lit_vision.data.check.image_check import Examine
+    from lit_vision.data.check.image_check import ImageCheck
     from lit_vision.errors import UserError
 
     if data.num_classes != 2:
@@ -69,7 +69,7 @@ def check(data: Any) -> None:
         if (
             role != "train" and data.on_bad_image != "skip"
         ):  # training meets a broken one of its own; those of test would come after it
-            seen = Examine(data.folder)
+            seen = ImageCheck(data.folder)
             for path in split.paths:
                 if fault := seen(path).fault:
                     raise UserError(f"{data.root}/{path}: {fault}; replace it, or list it in data.quarantine")
@@ -101,7 +101,11 @@ def measure(run: Path, positive: int, sensitivity: float | None) -> str:
     names = data.class_names
     matrix = metrics.confusion_matrix((scores[:, positive] >= threshold) ^ (positive == 0), labels, 2)
     classes = metrics.classification_report(matrix, names)
-    text = clinical.clinical_text(report, names[positive], names[1 - positive]) + "\n\n" + metrics.report_text(classes)
+    text = (
+        clinical.format_clinical_report(report, names[positive], names[1 - positive])
+        + "\n\n"
+        + metrics.format_classification_report(classes)
+    )
     (run / "clinical.txt").write_text(text + "\n")
     plots.confusion_heat_map(run / "confusion.png", matrix, names)
     write_result(
@@ -152,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--class_names: names the classes of a MedMNIST file; those of a folder are its folders' names"
             )
         words = ["fit", "--config", str(RECIPE), "--run_dir", str(args.run_dir), "--data.root", str(folder)]
-        data = data_of(fit.settings_of([*words, *rest]))
+        data = data_of(fit.resolve_config([*words, *rest]))
         check(data)
         if args.positive and args.positive not in data.class_names:
             raise UserError(

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from lit_vision.results import schema
 
     torch.set_num_threads(1)
-    start, environment = time.perf_counter(), schema.environment(args.seed)
+    start, environment = time.perf_counter(), schema.collect_environment(args.seed)
     shares = [args.kills // args.beside + (i < args.kills % args.beside) for i in range(args.beside)]
     parts = {
         "every": [

@@ -117,7 +117,7 @@ _CHANGES = re.compile(
 def _key(words: list[str]) -> tuple:
     """What two commands must have in common to be parsed once: the recipe but for what is set anew, and the other flags."""
     own = {"--config", "--run_dir", "--resume", "--trainer.accumulate_grad_batches", "--trainer.devices"}
-    return (_CHANGES.sub("*", Path(words[2]).read_text()), *run_dir.without(words, own))
+    return (_CHANGES.sub("*", Path(words[2]).read_text()), *run_dir.drop_flags(words, own))
 
 
 def use_what_was_parsed(words: list[str]) -> None:

@@ -148,12 +148,14 @@ class Soak:
     def save_seconds(self) -> float:
         """About how long one save of a toy takes here."""
         if not hasattr(self, "_save_seconds"):
-            from lit_vision.runs.checkpoint_io import AtomicIO
+            from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 
             state = torch.load(self.whole(Case(self.folder)).folder / "checkpoints" / "last.ckpt", weights_only=True)
             start = time.perf_counter()
             for _ in range(5):
-                AtomicIO().save_checkpoint(state, self.folder / "probe" / "last.ckpt", {"previous": "previous.ckpt"})
+                AtomicCheckpointIO().save_checkpoint(
+                    state, self.folder / "probe" / "last.ckpt", {"previous": "previous.ckpt"}
+                )
             self._save_seconds = (time.perf_counter() - start) / 5
         return self._save_seconds
 

@@ -118,7 +118,7 @@ class Run:
             assert_same(last[0]["step"], last[1]["step"], f"{self.name}: steps")
         assert_same(self.samples(self.case.world), whole.samples(self.case.world), f"{self.name}: samples of the steps")
         for path in (self.folder / "checkpoints").glob("*.ckpt"):
-            if wrong := checkpoint_digest.fault(path):
+            if wrong := checkpoint_digest.integrity_error(path):
                 raise Failure(f"{path} {wrong}")
 
 

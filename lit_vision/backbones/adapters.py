@@ -1,4 +1,4 @@
-"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name. Their files: adapter_files.py.
+"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name. Their files: adapter_io.py.
 
 Letters: B images, L tokens, D width, r rank, p prompt tokens.
 
@@ -67,7 +67,7 @@ def add_lora(
     inject_adapter_in_model(config, backbone.model, adapter_name=name)
     vars(backbone.model).pop("peft_config", None)  # peft's note to itself; it warns when it finds one
     settings = {"kind": "lora", "rank": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
-    settings_of(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
+    adapter_config(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
     use_adapter(backbone, name)
     return found
 
@@ -141,7 +141,7 @@ def add_prompts(backbone: Backbone, *, length: int = 50, deep: bool = False, nam
             parameter.requires_grad_(False)
         backbone.prompts = Prompts(backbone.model)
     backbone.prompts.add(name, length, deep, backbone.model)
-    settings_of(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
+    adapter_config(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
     use_adapter(backbone, name)
     return backbone.prompts
 
@@ -152,7 +152,7 @@ def use_adapter(backbone: Backbone, name: str | None) -> None:
     Raises:
         UserError: there is no adapter of that name.
     """
-    known = settings_of(backbone)
+    known = adapter_config(backbone)
     if name is not None and name not in known:
         raise UserError(f"adapter {name!r}: this backbone has {', '.join(known) or 'none'}; load or add it first")
     kind = known[name]["kind"] if name else None
@@ -195,7 +195,7 @@ def merge(backbone: Backbone, name: str | None = None) -> int:
                 ) from error
         parent, _, last = key.rpartition(".")
         setattr(backbone.model.get_submodule(parent), last, layer.get_base_layer())
-    backbone.adapters = {key: value for key, value in settings_of(backbone).items() if value["kind"] != "lora"}
+    backbone.adapters = {key: value for key, value in adapter_config(backbone).items() if value["kind"] != "lora"}
     return len(names)
 
 
@@ -211,7 +211,7 @@ def describe_trainable(module: nn.Module) -> str:
     return f"parameters: {trained:,} of {total:,} are trained ({trained / max(total, 1):.2%})"
 
 
-def base_digest(backbone: Backbone) -> str:
+def base_weights_sha256(backbone: Backbone) -> str:
     """sha256 (hex) of the frozen weights' names, shapes and values: the same with and without adapters on them."""
     digest = hashlib.sha256()
     state = {k.replace(".base_layer.", "."): v for k, v in backbone.model.state_dict().items() if "lora_" not in k}
@@ -222,9 +222,9 @@ def base_digest(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-def own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
+def adapter_state_dict(backbone: Backbone, name: str) -> dict[str, Tensor]:
     """The adapter's tensors, under names that do not hold the adapter's own."""
-    if settings_of(backbone)[name]["kind"] == "prompts":
+    if adapter_config(backbone)[name]["kind"] == "prompts":
         return {"prompts": backbone.prompts.sets[name].data}
     state = {}
     for key, value in backbone.model.state_dict().items():
@@ -234,7 +234,7 @@ def own_state(backbone: Backbone, name: str) -> dict[str, Tensor]:
     return state
 
 
-def settings_of(backbone: Backbone) -> dict[str, dict[str, Any]]:
+def adapter_config(backbone: Backbone) -> dict[str, dict[str, Any]]:
     """{name: what it was added with} of the adapters on a backbone."""
     if not hasattr(backbone, "adapters"):
         backbone.adapters = {}
@@ -244,7 +244,7 @@ def settings_of(backbone: Backbone) -> dict[str, dict[str, Any]]:
 def _check_name(backbone: Backbone, name: str) -> None:
     if not name or "." in name:
         raise UserError(f"adapter {name!r}: a name must not be empty and has no dots; rename it")
-    if name in settings_of(backbone):
+    if name in adapter_config(backbone):
         raise UserError(f"adapter {name!r}: is on this backbone already; give another name")
 
 

@@ -17,7 +17,7 @@ from timm.models import VisionTransformer, group_parameters
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_vision.backbones.create import check_patches, create, reductions_of, tuples
+from lit_vision.backbones.create import check_patches, create_timm_model, feature_strides, lists_to_tuples
 from lit_vision.backbones.stems import make_stem_small, make_stem_wide
 from lit_vision.errors import UserError
 
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
             raise UserError(f"stem: {stem!r} is not 'imagenet', 'small' or 'wide'; choose one of these")
         if stem != "imagenet" and pretrained:
             raise UserError(f"stem: {stem!r} has no pre-trained weights; use stem='imagenet' or pretrained=False")
-        arguments = {key: tuples(value) for key, value in timm_args.items()}
+        arguments = {key: lists_to_tuples(value) for key, value in timm_args.items()}
         arguments.update(in_chans=in_chans, num_classes=0)
         arguments.update({"global_pool": pool} if pool else {}, **({"patch_size": patch_size} if patch_size else {}))
         if drop_path_rate:
@@ -89,12 +89,12 @@ class Backbone(nn.Module):
             arguments["mlp_ratio"] = (
                 1 / 4096
             )  # its 100 M fully connected weights are left out; do not spend 7 s to draw them
-        self.model = create(name, pretrained, img_size, arguments)
+        self.model = create_timm_model(name, pretrained, img_size, arguments)
         if pool == "token" and not isinstance(self.model, VisionTransformer):
             raise UserError(f"pool: 'token' needs a ViT with a cls token, {name} has none; use 'avg' or None")
         if img_size or patch_size:
             check_patches(self.model)
-        reductions = reductions_of(self.model)
+        reductions = feature_strides(self.model)
         if stem == "wide":
             make_stem_wide(name, self.model)
         elif stem == "small":

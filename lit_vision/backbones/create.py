@@ -11,11 +11,11 @@ from torch import nn
 from lit_vision.errors import UserError
 
 
-def tuples(value: Any) -> Any:
-    return tuple(tuples(item) for item in value) if isinstance(value, list | tuple) else value
+def lists_to_tuples(value: Any) -> Any:
+    return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def create(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+def create_timm_model(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
     """timm.create_model with faults that a user can mend."""
     remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     base = name.split(".")[0]
@@ -56,7 +56,7 @@ def check_patches(model: nn.Module) -> None:
         raise UserError(f"img_size: {size[0]} pixels are no multiple of the patch size {patch[0]}; change one of them")
 
 
-def reductions_of(model: nn.Module) -> list[int]:
+def feature_strides(model: nn.Module) -> list[int]:
     info = getattr(model, "feature_info", None)
     info = getattr(info, "info", info) or []
     return [int(entry["reduction"]) for entry in info]

@@ -81,7 +81,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """[(B, D, H, W)] to [(B, out_channels, H_i, W_i)], fine to coarse."""
-        return _with_pooled([level(maps[-1]) for level in self.levels], self.pooled)
+        return _append_pooled_levels([level(maps[-1]) for level in self.levels], self.pooled)
 
 
 class FPN(nn.Module):
@@ -106,7 +106,7 @@ class FPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """`forward_maps` of the backbone to [(B, out_channels, H_i, W_i)], fine to coarse."""
         named = OrderedDict((str(i), maps[place]) for i, place in enumerate(self.places))
-        return _with_pooled(list(self.fpn(named).values()), self.pooled)
+        return _append_pooled_levels(list(self.fpn(named).values()), self.pooled)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -121,7 +121,7 @@ def group_norm(channels: int) -> GroupNorm:
     return GroupNorm(math.gcd(32, channels), channels)
 
 
-def _with_pooled(levels: list[Tensor], count: int) -> list[Tensor]:
+def _append_pooled_levels(levels: list[Tensor], count: int) -> list[Tensor]:
     for _ in range(count):
         levels.append(
             nn.functional.max_pool2d(levels[-1], 1, 2)
@@ -143,14 +143,14 @@ def make_pyramid(
     Raises:
         UserError: strides that are no such series, that do not divide the image, or of which the backbone has no map to begin with.
     """
-    strides, shapes = checked(backbone, img_size, strides)
+    strides, shapes = validate_strides(backbone, img_size, strides)
     if len(shapes) == 1:
         return SimpleFeaturePyramid(*shapes[0], out_channels, strides)
-    places = _places(backbone, shapes, strides)
+    places = _map_indices(backbone, shapes, strides)
     return FPN([shapes[place][0] for place in places], places, out_channels, strides)
 
 
-class Chosen(nn.Module):
+class SelectMaps(nn.Module):
     """Some of a backbone's maps as they are.
 
     Args:
@@ -167,7 +167,7 @@ class Chosen(nn.Module):
         return [maps[place] for place in self.places]
 
 
-def make_levels(
+def make_feature_levels(
     backbone: Backbone, img_size: int, width: int, strides: Sequence[int] | None
 ) -> tuple[nn.Module, list[int]]:
     """Maps of a backbone at these strides without mixing them: a CNN's own, or a ViT's simple feature pyramid.
@@ -186,20 +186,22 @@ def make_levels(
     """
     if strides is None:
         shapes = map_shapes(backbone, img_size)
-        return Chosen([shapes[-1][0]], [len(shapes) - 1]), [shapes[-1][0]]
-    strides, shapes = checked(backbone, img_size, strides)
+        return SelectMaps([shapes[-1][0]], [len(shapes) - 1]), [shapes[-1][0]]
+    strides, shapes = validate_strides(backbone, img_size, strides)
     if len(shapes) == 1:
         return SimpleFeaturePyramid(*shapes[0], width, strides), [width] * len(strides)
-    places = _places(backbone, shapes, strides)
+    places = _map_indices(backbone, shapes, strides)
     if len(places) < len(strides):
         raise UserError(
             f"model.strides: {backbone.config['name']} has no map of stride {strides[len(places)]}; leave it out"
         )
     channels = [shapes[place][0] for place in places]
-    return Chosen(channels, places), channels
+    return SelectMaps(channels, places), channels
 
 
-def checked(backbone: Backbone, img_size: int, strides: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+def validate_strides(
+    backbone: Backbone, img_size: int, strides: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Strides that fit image and backbone, and `map_shapes`.
 
     Raises:
@@ -223,7 +225,7 @@ def checked(backbone: Backbone, img_size: int, strides: Sequence[int]) -> tuple[
     return strides, shapes
 
 
-def _places(backbone: Backbone, shapes: list[tuple[int, int]], strides: list[int]) -> list[int]:
+def _map_indices(backbone: Backbone, shapes: list[tuple[int, int]], strides: list[int]) -> list[int]:
     """Which maps have these strides; of several with one stride the deepest. Strides may go on beyond the last map."""
     last = {stride: place for place, (_, stride) in enumerate(shapes)}
     covered = [s for s in strides if s in last]
@@ -242,7 +244,7 @@ def freeze_unused(backbone: Backbone, pyramid: nn.Module, img_size: int) -> list
 
     Args:
         backbone: what trains of it has been chosen.
-        pyramid: from `make_pyramid` or `make_levels`.
+        pyramid: from `make_pyramid` or `make_feature_levels`.
         img_size: side of the images, pixels.
 
     Returns:

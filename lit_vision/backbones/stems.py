@@ -81,14 +81,14 @@ def make_stem_wide(name: str, model: nn.Module) -> None:
     if not isinstance(getattr(model, "conv1", None), nn.Conv2d) or getattr(first, "downsample", None) is None:
         raise UserError(f"stem: {name} has no wide stem (ResNet-50 and deeper, without deep stem, have); leave it out")
     width = first.conv1.out_channels
-    model.conv1 = _with_channels(model.conv1, model.conv1.in_channels, width)
+    model.conv1 = _conv_like(model.conv1, model.conv1.in_channels, width)
     model.bn1 = type(model.bn1)(width)
-    first.conv1 = _with_channels(first.conv1, width, first.conv1.out_channels)
-    first.downsample[0] = _with_channels(first.downsample[0], width, first.downsample[0].out_channels)
+    first.conv1 = _conv_like(first.conv1, width, first.conv1.out_channels)
+    first.downsample[0] = _conv_like(first.downsample[0], width, first.downsample[0].out_channels)
     model.feature_info[0]["num_chs"] = width
 
 
-def _with_channels(conv: nn.Conv2d, inner: int, outer: int) -> nn.Conv2d:
+def _conv_like(conv: nn.Conv2d, inner: int, outer: int) -> nn.Conv2d:
     """The same convolution with other channels, initialised as timm's ResNet does."""
     new = nn.Conv2d(inner, outer, conv.kernel_size, conv.stride, conv.padding, bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")

@@ -12,14 +12,14 @@ from torch import Tensor
 from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.collapse import effective_rank, embedding_std
-from lit_vision.evaluation.features import extract
+from lit_vision.evaluation.features import extract_features
 
 
-class Spike(UserError):
+class LossSpikeError(UserError):
     """The training loss has jumped."""
 
 
-class Collapsed(UserError):
+class CollapseError(UserError):
     """The encoder gives nearly the same features for all images."""
 
 
@@ -59,7 +59,7 @@ class LossSpike(Callback):
         if self._state is None:
             start = self._loaded or [0.0, 0.0, 0.0, -math.inf, -1.0, 0.0]
             self._state = torch.tensor(start, dtype=torch.float64, device=loss.device)
-        self._state = _after(self._state, loss, trainer.global_step - 1, self.sigmas, self.memory)
+        self._state = _update_statistics(self._state, loss, trainer.global_step - 1, self.sigmas, self.memory)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             self._look(trainer)
 
@@ -79,7 +79,9 @@ class LossSpike(Callback):
             f"(deviation {variance**0.5:.2g})"
         )
         if self.action == "stop":
-            raise Spike(f"{text}; lower base_lr, warm up for longer or clip gradients, and go on with --resume auto")
+            raise LossSpikeError(
+                f"{text}; lower base_lr, warm up for longer or clip gradients, and go on with --resume auto"
+            )
         if trainer.is_global_zero:
             print(text, flush=True)
 
@@ -90,7 +92,7 @@ class LossSpike(Callback):
         self._loaded, self.spikes = state_dict["state"], state_dict["spikes"]
 
 
-def _after(state: Tensor, loss: Tensor, step: int, sigmas: float, memory: int) -> Tensor:
+def _update_statistics(state: Tensor, loss: Tensor, step: int, sigmas: float, memory: int) -> Tensor:
     """The moving numbers after one more loss; all on its device."""
     mean, variance, seen, worst, at, value = state
     share = torch.clamp(1 / (seen + 1), min=1 / memory)
@@ -145,7 +147,7 @@ class Collapse(Callback):
             raise UserError("Collapse: the model is sharded, and processes have unequally many batches; leave it out")
         loader = trainer.datamodule.eval_loader("train", limit=self.limit, unlabeled=True)
         with trainer.precision_plugin.forward_context():
-            features = extract(
+            features = extract_features(
                 pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
             ).features
         measured = {"val/embedding_std": embedding_std(features), "val/effective_rank": effective_rank(features)}
@@ -163,6 +165,6 @@ class Collapse(Callback):
             f"(of {features.shape[1]})"
         )
         if self.action == "stop":
-            raise Collapsed(f"{text}; lower base_lr, raise the temperature or use a larger batch")
+            raise CollapseError(f"{text}; lower base_lr, raise the temperature or use a larger batch")
         if trainer.is_global_zero:
             print(text, flush=True)

@@ -1,12 +1,12 @@
 """Checkpoints from which a run goes on to the same bits, written so that a kill or a full disk never tears one.
 
 Three parts, each used alone or together (lit_vision.cli.fit puts all three into every run):
-- `AtomicIO` (checkpoint_files.py): how a checkpoint file is written (temporary file, fsync, rename) and read (sha256 checked, no code executed);
-- `KeyedRandomness`: the model's random numbers as a function of (seed, rank, number of the batch);
+- `AtomicCheckpointIO` (checkpoint_io.py): how a checkpoint file is written (temporary file, fsync, rename) and read (sha256 checked, no code executed);
+- `SeedEachBatch`: the model's random numbers as a function of (seed, rank, number of the batch);
 - `LastCheckpoint`: writes last.ckpt where a resume is exact, keeps the one before and the best, and answers signals (preemption.py).
 
 Lightning 2.6.6 replays batches after a resume inside an epoch, stores no random state, and leaves with code 0 and no file
-on SIGTERM. The cures here and in loop_counters.py lean on private names of its loops (`_should_check_val_fx`, `_data_fetcher`,
+on SIGTERM. The cures here and in loop_state.py lean on private names of its loops (`_should_check_val_fx`, `_data_fetcher`,
 `_should_accumulate`, `_signal_connector`, the layout of checkpoint["loops"]): tests/test_checkpointing_resume.py kills real runs,
 and must run on every version of Lightning that setup.cfg admits.
 """
@@ -27,13 +27,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_vision.errors import UserError
-from lit_vision.io.safe_load import DamagedCheckpoint
+from lit_vision.io.safe_load import DamagedCheckpointError
 from lit_vision.runs import loop_state
-from lit_vision.runs.checkpoint_io import AtomicIO, is_valid, sidecar
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path, is_valid
 from lit_vision.runs.preemption import EXIT_CODES, StopSignals, requeue
 from lit_vision.runs.retention import Retention
 
-__all__ = ["AtomicIO", "DamagedCheckpoint", "KeyedRandomness", "LastCheckpoint", "is_valid", "sidecar"]
+__all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "LastCheckpoint", "SeedEachBatch", "digest_path", "is_valid"]
 
 # what best.ckpt is chosen by: the first of these that the run measures; True = larger is better
 MONITORS = (
@@ -45,7 +45,7 @@ MONITORS = (
 )
 
 
-class KeyedRandomness(Callback):
+class SeedEachBatch(Callback):
     """Sets torch's, numpy's and Python's generators at the start of each batch from (seed, rank, number of the batch).
 
     So there is nothing to store, and neither validation, callbacks nor `iter(loader)` (which draws once from torch's generator)
@@ -174,7 +174,7 @@ class LastCheckpoint(Checkpoint):
         ):  # gradients are not in the file: never inside a window
             return
         if self._validation_follows or not loop.batch_progress.is_last_batch:
-            _write_row_of_this_step(trainer)
+            _flush_metrics_row(trainer)
             self._save(trainer)
             if self._agree():  # it may have come while the file was written
                 self._stop(trainer)
@@ -236,28 +236,28 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            checkpoint["metrics_rows"] = [logger.rows for logger in _row_files(trainer)]
-        loop_state.settle(checkpoint["loops"]["fit_loop"], self._validation_follows, self._epoch_over)
+            checkpoint["metrics_rows"] = [logger.rows for logger in _row_counting_loggers(trainer)]
+        loop_state.complete_loop_counters(checkpoint["loops"]["fit_loop"], self._validation_follows, self._epoch_over)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "training_weights" in checkpoint and not any(type(c).__name__ == "EMA" for c in trainer.callbacks):
             raise UserError(
                 "--resume: this checkpoint's weights are an average (callback EMA), and the recipe has no EMA; put it back"
             )
-        loop_state.recount(trainer, checkpoint)
+        loop_state.rescale_batch_counters(trainer, checkpoint)
         if trainer.is_global_zero:
-            epoch, batch = loop_state.place(checkpoint["loops"]["fit_loop"])
+            epoch, batch = loop_state.next_position(checkpoint["loops"]["fit_loop"])
             print(f"restored step {checkpoint['global_step']} (epoch {epoch}, batch {batch})", flush=True)
-            for logger, rows in zip(_row_files(trainer), checkpoint.get("metrics_rows", [])):
+            for logger, rows in zip(_row_counting_loggers(trainer), checkpoint.get("metrics_rows", [])):
                 logger.cut(rows)
 
 
-def _row_files(trainer: Trainer) -> list[Any]:
+def _row_counting_loggers(trainer: Trainer) -> list[Any]:
     """The loggers that count their rows (RunCSVLogger). Only rank 0 may touch their file, and reading `rows` opens it."""
     return [one for one in trainer.loggers if hasattr(type(one), "rows")] if trainer.is_global_zero else []
 
 
-def _write_row_of_this_step(trainer: Trainer) -> None:
+def _flush_metrics_row(trainer: Trainer) -> None:
     """Lightning logs a step's row after this hook; a run killed between the save and the row would lack it for ever.
 
     Only loggers that drop the repeated row (RunCSVLogger) get it early.
@@ -266,5 +266,5 @@ def _write_row_of_this_step(trainer: Trainer) -> None:
     if connector.should_update_logs:
         row = {name: float(value) for name, value in connector.metrics["log"].items()}
         row.setdefault("epoch", trainer.current_epoch)
-        for logger in _row_files(trainer) if row else ():
+        for logger in _row_counting_loggers(trainer) if row else ():
             logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

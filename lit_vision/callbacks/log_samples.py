@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
 
-def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+def tile_images(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
     """Tiles images row by row on white.
 
     Args:
@@ -38,7 +38,7 @@ def _step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that Lightning gives its own rows
 
 
-def _series(name: str) -> str:
+def _series_name(name: str) -> str:
     return "samples/" + re.sub(r"-e\d+$", "", name)
 
 
@@ -61,7 +61,7 @@ def log_picture(trainer: Trainer, name: str, image: np.ndarray, caption: str | N
     path = Path(trainer.default_root_dir) / "samples" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
-    series = _series(name)
+    series = _series_name(name)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(series, image, _step(trainer), dataformats="HWC")
@@ -92,5 +92,5 @@ def log_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequenc
         writer.writerows(rows)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(_series(name), columns=list(columns), data=[list(row) for row in rows])
+            logger.log_table(_series_name(name), columns=list(columns), data=[list(row) for row in rows])
     return path

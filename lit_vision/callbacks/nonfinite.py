@@ -17,7 +17,7 @@ from lit_vision.io import checkpoint_digest
 POLICIES = ("stop", "skip", "rollback")
 
 
-class NonFinite(UserError):
+class NonFiniteError(UserError):
     """The loss or a gradient became NaN or infinite."""
 
 
@@ -79,7 +79,7 @@ class StopOnNonFinite(Callback):
         norms: list[Tensor] = []
         finite = torch.stack(self._losses).isfinite().all()
         if trainer.precision != "16-mixed" and named:
-            norms = torch._foreach_norm([_local(p.grad) for _, p in named])
+            norms = torch._foreach_norm([_local_shard(p.grad) for _, p in named])
             finite = finite & torch.stack(norms).isfinite().all().to(finite.device)
         if trainer.world_size > 1:  # on the device: a rank whose own gradients are fine must hold still too
             flag = finite.to(torch.int32)
@@ -127,7 +127,7 @@ class StopOnNonFinite(Callback):
         in_a_row = len(last) > self.patience and last == list(range(last[0], last[0] + len(last)))
         if self.policy == "stop" or in_a_row or len(self.bad_steps) > 10 * self.patience:
             many = f" ({len(self.bad_steps)} such steps in this run)" if self.policy != "stop" else ""
-            raise NonFinite(
+            raise NonFiniteError(
                 f"{text}{many}. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or leave fp16 for bf16"
             )
         done = "the run goes on without it"
@@ -137,7 +137,7 @@ class StopOnNonFinite(Callback):
             print(f"{text}; {done}", flush=True)
 
 
-def _local(grad: Tensor) -> Tensor:
+def _local_shard(grad: Tensor) -> Tensor:
     """Of a sharded gradient this rank's part."""
     return grad.to_local() if hasattr(grad, "to_local") else grad
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_vision.callbacks.log_samples import log_table
 from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
-from lit_vision.evaluation.features import extract
+from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.knn import weighted_knn
 
 
@@ -76,7 +76,9 @@ class OnlineKNN(Callback):
             return None
         with trainer.precision_plugin.forward_context():
             bank, queries = (
-                extract(pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False)
+                extract_features(
+                    pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
+                )
                 for loader in loaders
             )
         bank, queries = bank.select(bank.labels >= 0), queries.select(queries.labels >= 0)

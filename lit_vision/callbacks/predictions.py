@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_vision.callbacks.log_samples import grid, log_picture
-from lit_vision.data.batch import normalise
+from lit_vision.callbacks.log_samples import log_picture, tile_images
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.results.overlays import draw_boxes, draw_mask
 
@@ -47,7 +47,7 @@ class Predictions(Callback):
             for batch in trainer.datamodule.eval_loader("val", limit=self.images):
                 pixels = batch["images"].to(module.device)
                 with trainer.precision_plugin.forward_context():
-                    found = module(normalise(pixels, module.mean, module.std)[:, 0])
+                    found = module(normalize(pixels, module.mean, module.std)[:, 0])
                 for i, image in enumerate(batch["images"][:, 0].numpy()):
                     if "mask" in batch:
                         background = module.hparams.background
@@ -62,4 +62,4 @@ class Predictions(Callback):
             for part, training in modes:
                 part.training = training
         truth, said = truth[: self.images], said[: self.images]
-        return grid(np.stack(truth + said), columns=len(truth))
+        return tile_images(np.stack(truth + said), columns=len(truth))

@@ -10,11 +10,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from lit_vision.io.text import clock
+from lit_vision.io.text import format_duration
 from lit_vision.runs.loggers import CsvFile
 
 
-class Pace:
+class Throughput:
     """Images per second, share of the time spent waiting for data, seconds per batch; measured since `reset`.
 
     Validation and the writing of checkpoints count neither as waiting nor as training.
@@ -78,7 +78,7 @@ class Progress(ProgressBar):
     def __init__(self, every: float = 60.0, terminal: bool | None = None) -> None:
         super().__init__()
         self.every, self.terminal = every, terminal
-        self._pace, self._wait = Pace(), 5.0
+        self._throughput, self._wait = Throughput(), 5.0
         self._written = self._last_line = 0.0
         self._bar: Any = None
         self._task: Any = None
@@ -96,13 +96,13 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._timings = CsvFile(Path(trainer.default_root_dir) / "timings.csv") if trainer.is_global_zero else None
-        self._pace.reset()
+        self._throughput.reset()
         self._written, self._last_line = self._seconds_writing(trainer), time.perf_counter()
         self._begin(trainer, "epoch", self._total(trainer), trainer.fit_loop.total_batch_idx + 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         written = self._seconds_writing(trainer)
-        self._pace.batch_came(written - self._written)
+        self._throughput.batch_came(written - self._written)
         self._written = written
         if trainer.optimizers:
             lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
@@ -111,7 +111,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._pace.batch_done(_images_in(batch) * trainer.world_size)
+        self._throughput.batch_done(_images_in(batch) * trainer.world_size)
         if self._bar is not None:
             self._bar.update(self._task, advance=1, text=self._text(trainer))
         if time.perf_counter() - self._last_line >= self._wait:
@@ -119,7 +119,7 @@ class Progress(ProgressBar):
             self._report(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._pace.batches:
+        if self._throughput.batches:
             self._report(trainer)
         measured = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
         if measured:
@@ -127,25 +127,29 @@ class Progress(ProgressBar):
             self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}")
 
     def _report(self, trainer: Trainer) -> None:
-        pace, self._last_line = self._pace, time.perf_counter()
-        self._seconds_per_batch = pace.seconds / pace.batches
+        throughput, self._last_line = self._throughput, time.perf_counter()
+        self._seconds_per_batch = throughput.seconds / throughput.batches
         if self._bar is None:
             self._say(trainer, self._text(trainer))
         if self._timings is not None:
             row = {
                 "step": trainer.global_step,
                 "epoch": trainer.current_epoch,
-                "images": pace.images,
-                "seconds": pace.seconds,
+                "images": throughput.images,
+                "seconds": throughput.seconds,
             }
-            self._timings.append(row | {"images_per_second": pace.images_per_second, "waiting_for_data": pace.waiting})
-        pace.reset()
+            self._timings.append(
+                row | {"images_per_second": throughput.images_per_second, "waiting_for_data": throughput.waiting}
+            )
+        throughput.reset()
 
     def _text(self, trainer: Trainer) -> str:
-        pace, loop = self._pace, trainer.fit_loop
+        throughput, loop = self._throughput, trainer.fit_loop
         total, done = self._total(trainer), loop.total_batch_idx + 1
         per_batch = (
-            pace.seconds / pace.batches if pace.batches >= 5 or not self._seconds_per_batch else self._seconds_per_batch
+            throughput.seconds / throughput.batches
+            if throughput.batches >= 5 or not self._seconds_per_batch
+            else self._seconds_per_batch
         )
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"step {trainer.global_step}"]
         loss = trainer.callback_metrics.get("train/loss")
@@ -154,9 +158,9 @@ class Progress(ProgressBar):
         lr = trainer.callback_metrics.get("train/lr")
         if lr is not None:
             parts.append(f"lr {float(lr):.2e}")
-        parts += [f"{pace.images_per_second:.0f} images/s", f"{pace.waiting:.0%} waiting for data"]
+        parts += [f"{throughput.images_per_second:.0f} images/s", f"{throughput.waiting:.0%} waiting for data"]
         if total:
-            parts.append(f"{clock(max(0, total - done) * per_batch)} left")
+            parts.append(f"{format_duration(max(0, total - done) * per_batch)} left")
         return "  ".join(parts)
 
     @staticmethod
@@ -172,19 +176,19 @@ class Progress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
-            self._begin(trainer, "validate", _count(trainer.num_val_batches), 0)
+            self._begin(trainer, "validate", _total_batches(trainer.num_val_batches), 0)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn != "fit" and self._bar is not None:
             self._bar.update(self._task, advance=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pace.skip()
+        self._throughput.skip()
         if trainer.state.fn != "fit":
             self._end()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, "test", _count(trainer.num_test_batches), 0)
+        self._begin(trainer, "test", _total_batches(trainer.num_test_batches), 0)
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -238,6 +242,6 @@ def _images_in(batch: Any) -> int:
     return len(images) if images is not None else 0
 
 
-def _count(batches: Any) -> int | None:
+def _total_batches(batches: Any) -> int | None:
     total = sum(batches) if isinstance(batches, list) else batches
     return None if total == float("inf") else int(total)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_vision.callbacks.log_samples import grid, log_picture
-from lit_vision.data.batch import normalise
+from lit_vision.callbacks.log_samples import log_picture, tile_images
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 
 
@@ -49,8 +49,8 @@ class Reconstructions(Callback):
         pl_module.eval()
         try:
             with trainer.precision_plugin.forward_context():
-                panels = pl_module.reconstruct(normalise(pixels, pl_module.mean, pl_module.std)[:, 0])
+                panels = pl_module.reconstruct(normalize(pixels, pl_module.mean, pl_module.std)[:, 0])
         finally:
             for module, training in modes:
                 module.training = training
-        return grid(torch.cat([panel.cpu() for panel in panels]).numpy(), columns=len(pixels))
+        return tile_images(torch.cat([panel.cpu() for panel in panels]).numpy(), columns=len(pixels))

@@ -16,16 +16,16 @@ from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import write_json
 from lit_vision.io.redact import redact
 from lit_vision.results import schema
-from lit_vision.results.environment import environment
+from lit_vision.results.environment import collect_environment
 
 
-def _without_place(word: str) -> str:
+def _strip_paths(word: str) -> str:
     """A word of the command line as results may hold it: of an absolute path the last part."""
     head, sign, value = word.rpartition("=")
     return head + sign + (Path(value).name if Path(value).is_absolute() else value)
 
 
-class CountSamples(Callback):
+class SampleCounter(Callback):
     """Counts the samples, on all processes, and the seconds of the last validation or test."""
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class CountSamples(Callback):
     on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
 
 
-class RunRecord(CountSamples):
+class RunRecord(SampleCounter):
     """Writes RUN/environment.json (commit, versions, data fingerprint; a resume adds to its `resumed`) and RUN/results.json.
 
-    The metric of results.json is that of the last weights: the first of `checkpointing.MONITORS` that was measured, else
+    The metric of results.json is that of the last weights: the first of `checkpoint.MONITORS` that was measured, else
     train/loss. What best.ckpt was chosen by is under `best`, since choosing by a split makes its number too good.
 
     Args:
@@ -89,7 +89,7 @@ class RunRecord(CountSamples):
         self._started = time.perf_counter()
         now = {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **environment(self.seed),
+            **collect_environment(self.seed),
             "recipe": self.recipe,
             "recipe_sha256": self.recipe_sha256,
             "overrides": self.overrides,
@@ -139,7 +139,7 @@ class RunRecord(CountSamples):
             recipe=self.recipe,
             recipe_sha256=self.recipe_sha256,
             seed=self.seed,
-            overrides=[_without_place(word) for word in self.overrides],
+            overrides=[_strip_paths(word) for word in self.overrides],
             metric={"name": name, "value": measured[name]},
             metrics=dict(sorted(measured.items())),
             best=checkpoint.best if checkpoint else None,
@@ -147,7 +147,7 @@ class RunRecord(CountSamples):
             seconds=self._earlier + time.perf_counter() - self._started,
             images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
             data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
-            weights_sha256=checkpoint_digest.identity(weights) if weights else None,
+            weights_sha256=checkpoint_digest.checkpoint_sha256(weights) if weights else None,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
         )

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from lit_vision.cli.config_errors import OWN, one_line
+from lit_vision.cli.config_errors import COMMAND_KEYS, summarize_parser_error
 from lit_vision.errors import UsageError
 from lit_vision.io.redact import redact
 
@@ -23,7 +23,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
-        raise UsageError(one_line(message)) from ex
+        raise UsageError(summarize_parser_error(message)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -33,10 +33,10 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(plain(self.parser, self.config), sort_keys=False))
+            path.write_text(yaml.safe_dump(to_plain_dict(self.parser, self.config), sort_keys=False))
 
 
-def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+def to_plain_dict(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """The settings as plain values, without what belongs to this command alone and without secrets."""
     settings = yaml.safe_load(parser.dump(config, skip_validation=True))
-    return redact({k: v for k, v in settings.items() if k not in (*OWN, "config", "ckpt_path", "verbose")})
+    return redact({k: v for k, v in settings.items() if k not in (*COMMAND_KEYS, "config", "ckpt_path", "verbose")})

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 # keys of the command, not of the experiment: left out of config.yaml
-OWN = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_weights")
+COMMAND_KEYS = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_weights")
 
 
-def one_line(message: str) -> str:
+def summarize_parser_error(message: str) -> str:
     """jsonargparse's report of a wrong setting as "<key>: <what>; <the mend>"."""
     key = (re.findall(r'Parser key "([^"]+)":', message) or [""])[0]
     reasons = re.findall(r"^\s*- (.+(?:\n\s{6,}.+)*)", message, re.MULTILINE)
@@ -63,11 +63,11 @@ def _nearest_key(key: str) -> str:
     if head == "trainer":
         return _nearest(last, _arguments("lightning.pytorch.trainer.trainer.Trainer"))
     top = key.split(".")[0]
-    near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *OWN, "config"], n=1)
+    near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *COMMAND_KEYS, "config"], n=1)
     return f"did you mean {near[0]}?" if near and near[0] != top else "lit-vision fit --help lists them"
 
 
-def misfit(error: RuntimeError) -> str:
+def summarize_state_dict_error(error: RuntimeError) -> str:
     """load_state_dict's page of keys as one line."""
     text = str(error)
     kinds = {"Missing key": "missing", "Unexpected key": "not in the model", "size mismatch": "of another shape"}

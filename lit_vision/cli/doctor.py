@@ -14,7 +14,7 @@ from lit_vision.errors import UserError
 _EXAMPLES = 5  # of each finding, in the table; all of them are in the JSON
 
 
-def text_of(report: dict) -> str:
+def format_report(report: dict) -> str:
     """The report as a table for the terminal."""
     lines = []
     for f in report["findings"]:
@@ -30,7 +30,7 @@ def text_of(report: dict) -> str:
     return "\n".join(lines or ["nothing to report"])
 
 
-def quarantine_text(report: dict) -> str:
+def format_quarantine(report: dict) -> str:
     """The list for data.quarantine, each path under its reason."""
     lines = [f"# images of {report['root']} to leave out: data.quarantine"]
     for path, reason in report["quarantine"]:
@@ -51,22 +51,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--test-split", default="test", help="name of the test folder (default test)")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     args = parser.parse_args(list(argv))
-    from lit_vision.data.check.folder_check import examine
+    from lit_vision.data.check.folder_check import check_folder
     from lit_vision.io.atomic import write_json
     from lit_vision.io.processes import cores
 
     names = (args.train_split, args.val_split, args.test_split)
     if args.recipe and not args.recipe.is_file():
         raise UserError(f"--recipe {args.recipe}: no such file; experiments/README.md lists them")
-    report = examine(args.root, names, args.workers or cores(), progress=True)
+    report = check_folder(args.root, names, args.workers or cores(), progress=True)
     if args.recipe and report["fit"]:
-        from lit_vision.data.check.loader_speed import against_step
+        from lit_vision.data.check.loader_speed import compare_loader_to_step
 
-        report["loader"] = against_step(args.recipe, args.root)
+        report["loader"] = compare_loader_to_step(args.recipe, args.root)
     out = args.out or Path("runs", "doctor", args.root.resolve().stem)
     write_json(out / "doctor.json", report)
-    (out / "quarantine.txt").write_text(quarantine_text(report), encoding="utf-8", errors="surrogateescape")
-    print(text_of(report))
+    (out / "quarantine.txt").write_text(format_quarantine(report), encoding="utf-8", errors="surrogateescape")
+    print(format_report(report))
     if "loader" in report:
         print(report["loader"]["words"])
     if report["quarantine"]:

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_vision.cli.parser import Words
+from lit_vision.cli.parser import CommandParser
 from lit_vision.convert import quantize
-from lit_vision.convert.export import FORMATS, TOLERANCE, export, export_adapter
-from lit_vision.convert.quantize import files_of
+from lit_vision.convert.export import EXPORT_TOLERANCE, FORMATS, export, export_adapter
+from lit_vision.convert.quantize import artifact_files
 from lit_vision.errors import UsageError, UserError
 
 OTHERS = ("timm", "transformers", "hub")  # formats of other projects
@@ -17,11 +17,11 @@ OTHERS = ("timm", "transformers", "hub")  # formats of other projects
 WRITTEN = ("config.json", "model.safetensors", "README.md", "preprocessor_config.json")  # in the folders
 
 
-def _parser() -> Words:
-    parser = Words(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lit-vision export",
         description="A run as one file with mean, std, size, class names and licence inside; the batch stays free. An export whose outputs differ\n"
-        f"from torch's by more than {TOLERANCE:g} is refused.",
+        f"from torch's by more than {EXPORT_TOLERANCE:g} is refused.",
         epilog="example: lit-vision export runs/classifier/1 --format openvino --int8 data/photos\n\n"
         "TensorRT (not run here) takes the ONNX file; for 224 pixels:\n"
         "  trtexec --onnx=model.onnx --minShapes=images:1x3x224x224 --optShapes=images:8x3x224x224 \\\n"
@@ -62,16 +62,16 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--int8: is for --format onnx or openvino, not {form}")
     if args.calibration < 1:
         raise UsageError(f"--calibration {args.calibration}: give at least 1 image")
-    from lit_vision.convert.accuracy import judge_for
-    from lit_vision.predict.inputs import write_target
-    from lit_vision.predict.models import file_of, load_method
+    from lit_vision.convert.accuracy import accuracy_check_for
+    from lit_vision.predict.inputs import check_output_path
+    from lit_vision.predict.models import load_method, resolve_model_file
 
-    source = file_of(args.model)
+    source = resolve_model_file(args.model)
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"{source}: is an export already; give the run, its .ckpt or a .safetensors")
     name = f"{'adapter' if form == 'adapter' else 'model'}{'-int8' if args.int8 else ''}{suffix}"
     folder = source.parent.parent if source.parent.name == "checkpoints" else source.parent
-    out = write_target(args.out or folder / "export" / name)
+    out = check_output_path(args.out or folder / "export" / name)
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another file, or give --overwrite")
     if form == "adapter":
@@ -79,15 +79,17 @@ def main(argv: Sequence[str]) -> int:
         print(f"{out}: adapter alone, {_megabytes(out)}")
         return 0
     if args.int8:
-        quantize.need_packages("--int8", "nncf", "openvino")
-    method, card = load_method(source, args.base)
+        quantize.require_packages("--int8", "nncf", "openvino")
+    method, metadata = load_method(source, args.base)
     if args.licence is not None:
-        card.licence = args.licence
-    judge = judge_for(args.int8, card) if args.int8 else None
-    print(export(method, card, form, out, judge, args.calibration))
-    print(f"{out}: {card.task}, {card.size} pixels, licence {card.licence or 'not stated'}, {_megabytes(out)}")
+        metadata.licence = args.licence
+    judge = accuracy_check_for(args.int8, metadata) if args.int8 else None
+    print(export(method, metadata, form, out, judge, args.calibration))
+    print(
+        f"{out}: {metadata.task}, {metadata.size} pixels, licence {metadata.licence or 'not stated'}, {_megabytes(out)}"
+    )
     if form == "onnx":
-        shape = f"3x{card.size}x{card.size}"
+        shape = f"3x{metadata.size}x{metadata.size}"
         print(
             f"TensorRT (not run here): trtexec --onnx={out} --minShapes=images:1x{shape} --optShapes=images:8x{shape} "
             f"--maxShapes=images:64x{shape} --noTF32 --saveEngine={out.with_suffix('.engine')}"
@@ -101,9 +103,9 @@ def _export_for_others(args: argparse.Namespace) -> int:
         raise UsageError(f"{'--int8' if args.int8 else '--base'}: is not for --format {args.format}; leave it out")
     if args.format == "timm" and args.out and not args.out.endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: --format timm ends in .safetensors")
-    from lit_vision.predict.models import file_of, load_method
+    from lit_vision.predict.models import load_method, resolve_model_file
 
-    source = file_of(args.model)
+    source = resolve_model_file(args.model)
     run = source.parent.parent if source.parent.name == "checkpoints" else source.parent
     out = Path(args.out or run / "export" / ("timm.safetensors" if args.format == "timm" else args.format))
     if out.exists() and not args.overwrite:
@@ -117,20 +119,20 @@ def _export_for_others(args: argparse.Namespace) -> int:
         notes |= {"licence": args.licence} if args.licence is not None else {}
         said = write_transformers(mae, out, **notes)
     else:
-        method, card = load_method(source)
-        card.licence = args.licence if args.licence is not None else card.licence
+        method, metadata = load_method(source)
+        metadata.licence = args.licence if args.licence is not None else metadata.licence
         if args.format == "timm":
             from lit_vision.convert.to_timm import write_timm
 
-            said = write_timm(method, card, out)
+            said = write_timm(method, metadata, out)
         else:
             from lit_vision.convert.to_hub import write_hub
 
-            said = write_hub(method, card, out, run)
+            said = write_hub(method, metadata, out, run)
     print(said)
     print(f"{out}: for {args.format}")
     return 0
 
 
 def _megabytes(path: Path) -> str:
-    return f"{sum(p.stat().st_size for p in files_of(path)) / 1e6:.3g} MB"
+    return f"{sum(p.stat().st_size for p in artifact_files(path)) / 1e6:.3g} MB"

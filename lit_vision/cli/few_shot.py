@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_vision.cli.parser import Words, add_model_words
+from lit_vision.cli.parser import CommandParser, add_model_arguments
 from lit_vision.errors import UsageError, UserError
 
 ENDINGS = (".csv", ".md")
 
 
-def _parser() -> Words:
-    parser = Words(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lit-vision fewshot",
         description="Accuracy on ROOT's test split (else its validation split) with k labelled images per class of its training split, by\n"
         "nearest class prototype and by logistic regression on frozen features; the same images for both, several draws.",
         epilog="example: lit-vision fewshot data/fashion --model runs/mae/1 --shots 1,5,10 --out few.csv",
     )
     parser.add_argument("root", metavar="ROOT", help="a folder with train/ and test/ (or val/), by class")
-    add_model_words(parser)
+    add_model_arguments(parser)
     parser.add_argument("--shots", default="1,5,10", metavar="LIST", help="labelled images per class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of these images (default 5)")
     parser.add_argument("--metric", choices=["cosine", "euclidean"], default="cosine", help="of the prototypes")
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--seeds {args.seeds}, --batch_size {args.batch_size}: give at least 1")
     if args.out and not args.out.lower().endswith(ENDINGS):
         raise UsageError(f"--out {args.out}: end its name in {' or '.join(ENDINGS)}")
-    from lit_vision.predict.inputs import write_target
+    from lit_vision.predict.inputs import check_output_path
 
-    out = write_target(args.out) if args.out else None
+    out = check_output_path(args.out) if args.out else None
     if out and out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another file, or give --overwrite")
     from lit_vision.data.open_images import open_images
@@ -52,13 +52,15 @@ def main(argv: Sequence[str]) -> int:
     measured = next((name for name in ("test", "val") if name in folder.splits), None)
     if measured is None:
         raise UserError(f"{args.root}: has no test or val split to measure on; give one, by class")
-    from lit_vision.data.splits import shots as choose
-    from lit_vision.evaluation.few_shot import few_shot, summarise
+    from lit_vision.data.splits import sample_per_class as choose
+    from lit_vision.evaluation.few_shot import few_shot, summarize_episodes
     from lit_vision.predict.models import load_model
 
     model = load_model(args.model, args.device, args.base, args.trust)
-    if "features" not in model.card.outputs:
-        raise UserError(f"{model.path}: is for {model.card.task} and gives no features; give a classifier or a body")
+    if "features" not in model.metadata.outputs:
+        raise UserError(
+            f"{model.path}: is for {model.metadata.task} and gives no features; give a classifier or a body"
+        )
     drawn = sorted(
         {int(i) for seed in range(args.seeds) for k in shots for i in choose(train.labels, k, seed, folder.classes)}
     )
@@ -70,7 +72,9 @@ def main(argv: Sequence[str]) -> int:
     seen = _features(model, folder, test, known, args.batch_size).select(known)
     episodes = few_shot(learn, seen, shots, range(args.seeds), metric=args.metric)
     table = _table(
-        summarise(episodes), shots, f"Top-1 on {len(known)} images of {measured}, mean ± sd ({args.seeds} draws)."
+        summarize_episodes(episodes),
+        shots,
+        f"Top-1 on {len(known)} images of {measured}, mean ± sd ({args.seeds} draws).",
     )
     print(table, end="")
     if out:
@@ -100,11 +104,11 @@ def _features(model: Any, folder: Any, part: Any, rows: Sequence[int], batch_siz
     from lit_vision.evaluation.features import Features
     from lit_vision.io.processes import cores
     from lit_vision.predict.inputs import Inputs, batches
-    from lit_vision.predict.tasks import prepare_for
+    from lit_vision.predict.tasks import preprocess_for
 
     inputs = Inputs([part.paths[i] for i in rows], str(folder.root))
     values = None
-    for batch in batches(inputs, prepare_for(model.card), batch_size, workers=cores()):
+    for batch in batches(inputs, preprocess_for(model.metadata), batch_size, workers=cores()):
         if batch.bad:
             raise UserError(f"{Path(folder.root) / batch.bad[0][0]}: {batch.bad[0][1]}")
         found = model(batch.pixels)["features"]

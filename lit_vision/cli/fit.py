@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_vision.cli.config_errors import OWN
+from lit_vision.cli.config_errors import COMMAND_KEYS
 from lit_vision.errors import UsageError, UserError
 from lit_vision.runs import run_dir
 
@@ -47,28 +47,28 @@ example: lit-vision validate --ckpt_path runs/classifier/20260101-120000/checkpo
 HELP["test"] = HELP["validate"].replace("validate", "test").replace("validation", "test")
 
 
-def _values(words: Sequence[str], *flags: str) -> list[str]:
+def _flag_values(arguments: Sequence[str], *flags: str) -> list[str]:
     """What follows the flags, as `--flag value` or `--flag=value`."""
     found = []
-    for i, word in enumerate(words):
-        head, sign, value = word.partition("=")
+    for i, argument in enumerate(arguments):
+        head, sign, value = argument.partition("=")
         if head in flags:
-            found.append(value if sign else words[i + 1] if i + 1 < len(words) else "")
+            found.append(value if sign else arguments[i + 1] if i + 1 < len(arguments) else "")
     return found
 
 
-def _recipe(command: str, words: list[str]) -> str | None:
+def _recipe(command: str, arguments: list[str]) -> str | None:
     """The recipe's file, checked; for validate and test the config.yaml of the checkpoint's run is put into words."""
-    configs = _values(words, "--config", "-c")
+    configs = _flag_values(arguments, "--config", "-c")
     if len(configs) > 1:
         raise UsageError(
             "--config: given twice, and of two recipes the first is silently kept; change single keys instead"
         )
     if not configs and command != "fit":
-        beside = Path(_values(words, "--ckpt_path")[0]).parent.parent / "config.yaml"
+        beside = Path(_flag_values(arguments, "--ckpt_path")[0]).parent.parent / "config.yaml"
         if not beside.is_file():
             raise UsageError(f"--config: there is no {beside}; name the recipe of this checkpoint")
-        words[:0] = ["--config", str(beside)]  # first, so that what was typed changes it
+        arguments[:0] = ["--config", str(beside)]  # first, so that what was typed changes it
         configs = [str(beside)]
     if not configs or not configs[0]:
         raise UsageError("--config: name a recipe, such as experiments/debug/mae.yaml")
@@ -82,8 +82,8 @@ def _recipe(command: str, words: list[str]) -> str | None:
     )
 
 
-def _check_words(command: str, words: Sequence[str]) -> None:
-    checkpoint = _values(words, "--ckpt_path")
+def _check_flags(command: str, arguments: Sequence[str]) -> None:
+    checkpoint = _flag_values(arguments, "--ckpt_path")
     if command == "fit" and checkpoint:
         raise UsageError(
             "--ckpt_path: fit does not take it; --resume goes on with a run, model.backbone_checkpoint begins from weights"
@@ -96,27 +96,27 @@ def _check_words(command: str, words: Sequence[str]) -> None:
         if not Path(checkpoint[0]).exists():
             raise UserError(f"--ckpt_path {checkpoint[0]}: no such file")
     for key in ("--data.seed", "--data.init_args.seed", "--model.seed", "--model.init_args.seed"):
-        if _values(words, key):
+        if _flag_values(arguments, key):
             raise UsageError(f"{key}: is seed_everything, so that one number names a run; set that")
 
 
-def _overrides(words: Sequence[str]) -> list[str]:
+def _overrides(arguments: Sequence[str]) -> list[str]:
     """The words that change the recipe: not where it runs, nor whether it goes on."""
-    return run_dir.without(words, {"--config", "-c", *(f"--{name}" for name in OWN)})
+    return run_dir.drop_flags(arguments, {"--config", "-c", *(f"--{name}" for name in COMMAND_KEYS)})
 
 
-def settings_of(argv: Sequence[str]) -> dict[str, Any]:
+def resolve_config(argv: Sequence[str]) -> dict[str, Any]:
     """The complete settings that the words of `fit` make, as RUN/config.yaml will hold them; nothing is built or run.
 
     Raises:
         UsageError: a wrong word, key or value, in one line.
     """
-    command, words = argv[0], list(argv[1:])
-    _check_words(command, words)
-    recipe = _recipe(command, words)
+    command, arguments = argv[0], list(argv[1:])
+    _check_flags(command, arguments)
+    recipe = _recipe(command, arguments)
     from lit_vision.cli.lightning_cli import ParseOnly  # seconds
 
-    return ParseOnly([command, *words], recipe, _overrides(words)).settings()
+    return ParseOnly([command, *arguments], recipe, _overrides(arguments)).settings()
 
 
 def main_fit(argv: Sequence[str]) -> int:
@@ -147,26 +147,26 @@ def run_command(command: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: a fault with a mend, in one line; the recipe, a key, the data or a checkpoint.
     """
-    words = list(argv)
-    if any(word in ("-h", "--help") for word in words):
+    arguments = list(argv)
+    if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP[command])
         return 0
-    if "--help_all" in words:
-        words = ["--help"]
+    if "--help_all" in arguments:
+        arguments = ["--help"]
         recipe = None
     else:
-        _check_words(command, words)
-        recipe = _recipe(command, words)
+        _check_flags(command, arguments)
+        recipe = _recipe(command, arguments)
     from lit_vision.cli.lightning_cli import RunCLI  # seconds: lightning and torch
 
     cli = RunCLI.__new__(RunCLI)  # the object is needed when its __init__, which is the whole run, is interrupted
     try:
-        cli.__init__([command, *words], recipe, _overrides(words))
+        cli.__init__([command, *arguments], recipe, _overrides(arguments))
     except SystemExit as stop:
         by_key = stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt)  # Lightning's answer to Ctrl-C
         code = 130 if by_key else stop.code or 0
         if code in (130, 143):
-            _say_where_it_stopped(cli, "Ctrl-C" if code == 130 else "SIGTERM")
+            _report_interruption(cli, "Ctrl-C" if code == 130 else "SIGTERM")
         return int(code)
     except UserError as error:
         text = str(error)
@@ -183,14 +183,14 @@ def run_command(command: str, argv: Sequence[str]) -> int:
             f"{where}: no room left on the disk; the checkpoints are whole: make room, then go on with --resume auto"
         ) from error
     finally:
-        run_dir.forget_folder()
+        run_dir.reset_run_dir()
     if cli.trainer.is_global_zero:
         made = sorted(p.name + "/" * p.is_dir() for p in cli.folder.iterdir() if not p.name.startswith("."))
         print(f"{cli.folder}: {', '.join(made)}", flush=True)
     return 0
 
 
-def _say_where_it_stopped(cli, by: str) -> None:
+def _report_interruption(cli, by: str) -> None:
     folder = getattr(cli, "folder", None)
     trainer = getattr(cli, "trainer", None)
     if trainer is not None and not trainer.is_global_zero:

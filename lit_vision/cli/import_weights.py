@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_vision.cli.parser import Words
+from lit_vision.cli.parser import CommandParser
 from lit_vision.errors import UsageError, UserError
-from lit_vision.weights.model_metadata import KEY
+from lit_vision.weights.model_metadata import METADATA_KEY
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")  # in a folder of the Hub
 
 
-def _parser() -> Words:
-    parser = Words(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lit-vision import",
         description="Another project's weights as one safetensors file, refused unless every key fits. Supported: timm; torchvision's ResNet,\n"
         "DenseNet and ViT; transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae (CC-BY-NC). Nothing in a file is executed.",
@@ -66,24 +66,24 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """One import; returns 0. Raises UserError with one line, or PartialMatch with the table of keys."""
+    """One import; returns 0. Raises UserError with one line, or PartialMatchError with the table of keys."""
     args = _parser().parse_args(list(argv))
     check_args(args.args)
     if not args.out.endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: weights are written as safetensors; end the name in .safetensors")
     if args.img_size is not None and args.img_size < 1:
         raise UsageError(f"--img_size {args.img_size}: give at least 1 pixel")
-    path, config = find(args.file)
+    path, config = resolve_source(args.file)
     if Path(args.out).exists() and not args.overwrite:
         raise UserError(f"--out {args.out}: exists already; name another file, or give --overwrite")
-    from lit_vision.predict.inputs import write_target
+    from lit_vision.predict.inputs import check_output_path
 
-    out = write_target(args.out)
+    out = check_output_path(args.out)
     print(import_weights(path, out, config, args))
     return 0
 
 
-def _wanted(key: str, value: Any) -> str:
+def _type_error(key: str, value: Any) -> str:
     """What a value should be, or "" if it is; its constructor would fail with a traceback, or take it for another."""
     if key in ("mean", "std"):
         right = isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)
@@ -106,7 +106,7 @@ def check_args(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key in ("backbone", "backbone_args"):
             raise UsageError(f"--args: {key} has an option of its own; give --{key}")
-        if wanted := _wanted(key, value):
+        if wanted := _type_error(key, value):
             raise UsageError(f"--args: {key} {json.dumps(value)}; give {wanted}")
 
 
@@ -114,11 +114,11 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     """UserError where a config.json says something of the wrong kind that is read here; null is nothing said."""
     pixels = config.get("pretrained_cfg")
     for key, value in (*config.items(), *(pixels.items() if isinstance(pixels, dict) else ())):
-        if value is not None and (wanted := _wanted(key, value)):
+        if value is not None and (wanted := _type_error(key, value)):
             raise UserError(f"{file}: {key} is {json.dumps(value)}, not {wanted}; take another copy, or mend it")
 
 
-def find(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+def resolve_source(place: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     """The file that a path means, and the config.json beside it ({} without one).
 
     Raises:
@@ -151,14 +151,14 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         What was done, in lines.
 
     Raises:
-        UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatch: a key does not fit.
+        UserError: not supported yet, this project's own file, or nobody knows which model it is. PartialMatchError: a key does not fit.
     """
     from lit_vision.convert.import_target import build
-    from lit_vision.convert.import_writer import class_names, crop_of, statistics, write
-    from lit_vision.weights.checkpoint_layouts import FB, read_common, told_by_script
-    from lit_vision.weights.detect_architecture import model_of
+    from lit_vision.convert.import_writer import class_names, eval_crop_pct, statistics, write_imported
+    from lit_vision.weights.checkpoint_layouts import FB, official_training_args, read_common
+    from lit_vision.weights.detect_architecture import detect_architecture
     from lit_vision.weights.key_maps import LIGHTLY_MAE, SUPPORTED
-    from lit_vision.weights.load import PartialMatch, load_common, sha256_of
+    from lit_vision.weights.load import PartialMatchError, load_common, sha256_of
 
     state, layout, metadata = read_common(path)
     if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
@@ -166,13 +166,16 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     if not config and "architecture" in metadata:  # an export of ours under timm's names says what it is
         known = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "size", "class_names")}
         pixels = {"mean": known["mean"], "std": known["std"], "license": metadata["licence"]}
-        pixels |= {"crop_pct": json.loads(metadata[KEY])["crop_pct"], "input_size": [3, known["size"], known["size"]]}
+        pixels |= {
+            "crop_pct": json.loads(metadata[METADATA_KEY])["crop_pct"],
+            "input_size": [3, known["size"], known["size"]],
+        }
         config = {"architecture": metadata["architecture"], "model_args": known["model_args"], "pretrained_cfg": pixels}
         config["label_names"] = known["class_names"]
-    config = {**told_by_script(metadata), **config}
+    config = {**official_training_args(metadata), **config}
     if args.backbone_only:
         state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
-    name, body = model_of(state, config, args.backbone, args.backbone_args, args.img_size)
+    name, body = detect_architecture(state, config, args.backbone, args.backbone_args, args.img_size)
     if name is None:
         raise UserError(
             f"{path}: its shapes do not tell which model it is; name it with --backbone (a timm name), and --backbone_args. "
@@ -181,10 +184,12 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     method, state, layout = build(name, body, state, layout, config, args, path)
     try:
         report = load_common(method, state, layout, metadata, path)
-    except PartialMatch as error:
+    except PartialMatchError as error:
         if type(method).__name__ == "Backbone":
             raise
-        raise PartialMatch(f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows) from error
+        raise PartialMatchError(
+            f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows
+        ) from error
     lines = [str(report)]
     if report.resized:
         lines.append(
@@ -196,9 +201,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         lines.append(
             "note: the file does not say whether the loss was on normalised pixels; norm_pix_loss true is assumed (--args)"
         )
-    licence = args.licence or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("licence") or ""
+    license = args.licence or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("licence") or ""
     if layout.startswith(FB):
-        licence = args.licence or "CC-BY-NC-4.0"
+        license = args.licence or "CC-BY-NC-4.0"
     notes = {
         "source": args.source or f"{layout}: {path.name}",
         "source_layout": layout,
@@ -206,8 +211,10 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     }
     pixels, whose = statistics(method, report, config, args)
     lines.append(f"pixels: mean {pixels['mean']}, std {pixels['std']}: {whose}")
-    notes |= {"licence": licence}
-    write(out, method, pixels, notes, class_names(args.class_names, config, method), crop_of(layout, config))
+    notes |= {"licence": license}
+    write_imported(
+        out, method, pixels, notes, class_names(args.class_names, config, method), eval_crop_pct(layout, config)
+    )
     kind = type(method).__name__
-    lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {licence or 'not stated (--licence names it)'}")
+    lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {license or 'not stated (--license names it)'}")
     return "\n".join(lines)

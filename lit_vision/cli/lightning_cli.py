@@ -21,17 +21,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
+from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.callbacks.progress import Progress
-from lit_vision.callbacks.run_record import CountSamples, RunRecord
-from lit_vision.cli.config import Parser, SaveConfig, plain
-from lit_vision.cli.config_errors import misfit
+from lit_vision.callbacks.run_record import RunRecord, SampleCounter
+from lit_vision.cli.config import Parser, SaveConfig, to_plain_dict
+from lit_vision.cli.config_errors import summarize_state_dict_error
 from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.hashing import sha256_of_file
-from lit_vision.io.processes import end_with_parent
+from lit_vision.io.processes import die_with_parent
 from lit_vision.results import schema
 from lit_vision.runs import loggers, run_dir
 
@@ -49,7 +49,7 @@ class RunCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], recipe: str | None, overrides: Sequence[str]) -> None:
         self.recipe, self.overrides = recipe, list(overrides)
-        self.start = run_dir.Start(Path())
+        self.start = run_dir.RunStart(Path())
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
         warnings.filterwarnings("ignore", ".*You have overridden `on_(after|before)_batch_transfer`.*")
@@ -112,10 +112,10 @@ class RunCLI(LightningCLI):
         own = self.config[self.subcommand]
         self.run_sha256 = run_dir.recipe_hash(self.recipe, self.overrides)
         if self.subcommand == "fit":
-            folder = own.run_dir or (own.name and str(run_dir.folder_of(self.recipe, own.name)))
+            folder = own.run_dir or (own.name and str(run_dir.default_run_dir(self.recipe, own.name)))
             if own.resume_anyway and not own.resume:
                 raise UsageError("--resume_anyway: is for --resume auto or --resume CHECKPOINT; add one")
-            self.start = run_dir.choose(self.recipe, self.run_sha256, folder, own.resume, own.resume_anyway)
+            self.start = run_dir.resolve_run(self.recipe, self.run_sha256, folder, own.resume, own.resume_anyway)
             self.folder = self.start.folder
             return
         # a checkpoint is complete in itself: its weights replace those that the run began with
@@ -152,7 +152,7 @@ class RunCLI(LightningCLI):
         plugins = settings.get("plugins") or []
         kwargs |= {
             "default_root_dir": str(self.folder),
-            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicIO()],
+            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
             "logger": self._loggers(settings.get("logger")),
         }
         if settings.get("sync_batchnorm"):  # Lightning's own fails on CPU and drops activations of timm's fused norms
@@ -169,7 +169,7 @@ class RunCLI(LightningCLI):
         found: list[Logger] = [loggers.RunCSVLogger(self.folder), *(named or [loggers.tensorboard(self.folder)])]
         own = self.config[self.subcommand]
         if own.wandb:
-            config = plain(self._parser(self.subcommand), own)
+            config = to_plain_dict(self._parser(self.subcommand), own)
             if logger := loggers.weights_and_biases(own.wandb, self.folder, config=config):
                 found.append(logger)
         return found
@@ -177,7 +177,7 @@ class RunCLI(LightningCLI):
     def _callbacks(self, given: list[Any], settings: Namespace) -> list[Any]:
         """What every run has unless the recipe names another of its kind."""
         seed = self.config[self.subcommand].seed_everything
-        own = [KeyedRandomness(seed)]
+        own = [SeedEachBatch(seed)]
         if settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
             own.append(Progress())
         if self.subcommand != "fit":
@@ -188,7 +188,7 @@ class RunCLI(LightningCLI):
             own += [] if any(isinstance(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
             own.append(
                 RunRecord(
-                    _shown(self.recipe),
+                    _recipe_label(self.recipe),
                     self.recipe and sha256_of_file(self.recipe),
                     seed,
                     self.run_sha256,
@@ -204,9 +204,9 @@ class RunCLI(LightningCLI):
         """Trains; goes on from the checkpoint that --resume found."""
         checkpoint = self.start.checkpoint
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            end_with_parent()
+            die_with_parent()
         if self.trainer.is_global_zero:
-            for line in self.start.passed_over:
+            for line in self.start.skipped_checkpoints:
                 print(f"passed over: {line}", flush=True)
             if checkpoint:
                 print(f"going on from {checkpoint}", flush=True)
@@ -220,7 +220,7 @@ class RunCLI(LightningCLI):
             self.trainer.fit(ckpt_path=checkpoint, **kwargs)
         except RuntimeError as error:
             if checkpoint and "loading state_dict" in str(error):
-                raise UserError(f"--resume {checkpoint}: {misfit(error)}") from error
+                raise UserError(f"--resume {checkpoint}: {summarize_state_dict_error(error)}") from error
             raise
 
     def validate(self, ckpt_path: str, **kwargs: Any) -> None:
@@ -233,12 +233,12 @@ class RunCLI(LightningCLI):
 
     def _evaluate(self, ckpt_path: str, model: Any, datamodule: Any, **kwargs: Any) -> None:
         # not through the Trainer's ckpt_path: it would restore the position in the training data too, and refuse other data
-        checkpoint = AtomicIO().load_checkpoint(ckpt_path)
+        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path)
         try:
             model.load_state_dict(checkpoint.get("state_dict", {}))
         except RuntimeError as error:
-            raise UserError(f"{ckpt_path}: {misfit(error)}") from error
-        counted = CountSamples()
+            raise UserError(f"{ckpt_path}: {summarize_state_dict_error(error)}") from error
+        counted = SampleCounter()
         self.trainer.callbacks.append(counted)
         measured = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
         measured = {name: value for found in measured for name, value in found.items()}
@@ -257,14 +257,14 @@ class RunCLI(LightningCLI):
             print(f"{key:<16} {value:.4f}")
         schema.write_result(
             self.folder / f"results-{self.subcommand}.json",
-            recipe=_shown(self.recipe),
+            recipe=_recipe_label(self.recipe),
             seed=self.config[self.subcommand].seed_everything,
             metric={"name": name, "value": measured[name]},
             metrics=measured,
             samples=samples,
             seconds=seconds,
             data_fingerprint=getattr(self.datamodule, "fingerprint", None),
-            weights_sha256=checkpoint_digest.identity(ckpt_path),
+            weights_sha256=checkpoint_digest.checkpoint_sha256(ckpt_path),
         )
 
 
@@ -281,9 +281,9 @@ class ParseOnly(RunCLI):
 
     def settings(self) -> dict[str, Any]:
         """As RUN/config.yaml will hold them."""
-        return plain(self._parser(self.subcommand), self.config[self.subcommand])
+        return to_plain_dict(self._parser(self.subcommand), self.config[self.subcommand])
 
 
-def _shown(recipe: str | None) -> str:
+def _recipe_label(recipe: str | None) -> str:
     """A recipe as results name it: never an absolute path."""
     return "none" if recipe is None else Path(recipe).name if Path(recipe).is_absolute() else str(recipe)

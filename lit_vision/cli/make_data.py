@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_vision.cli.parser import Words
+from lit_vision.cli.parser import CommandParser
 from lit_vision.data.make.fashion import fashion
 from lit_vision.data.make.scenes import SIZES, scenes
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """`lit-vision data fashion --out DIR [--turned] [--full] [--seed N]`, or `lit-vision data scenes ...` (scenes.py)."""
     if argv and argv[0] == "scenes":
         return _main_scenes(argv[1:])
-    parser = Words(prog="lit-vision data", description="Make a data set as an ImageFolder.")
+    parser = CommandParser(prog="lit-vision data", description="Make a data set as an ImageFolder.")
     parser.add_argument(
         "name",
         choices=["fashion", "scenes"],
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main_scenes(argv: Sequence[str]) -> int:
     """`lit-vision data scenes --out DIR [--seed N] [--train N] [--val N] [--test N]`."""
-    parser = Words(
+    parser = CommandParser(
         prog="lit-vision data scenes",
         description="Garments on textured backgrounds, 128 x 128, with boxes and masks.",
     )

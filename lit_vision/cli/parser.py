@@ -8,7 +8,7 @@ from typing import Any
 from lit_vision.errors import UsageError
 
 
-class Words(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser whose faults are one line and exit code 2, and that never guesses a flag from its beginning."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -19,7 +19,7 @@ class Words(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
 
 
-def add_model_words(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that runs a model takes."""
     parser.add_argument(
         "--model",
@@ -32,14 +32,14 @@ def add_model_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of torch (default auto)")
 
 
-def add_batch_words(parser: argparse.ArgumentParser) -> None:
+def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that goes over many images takes."""
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images at once (default 32)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default: the cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out names")
 
 
-def check_batch_words(args: argparse.Namespace) -> None:
+def check_batch_arguments(args: argparse.Namespace) -> None:
     """Refuse numbers that cannot work."""
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: give at least 1")

@@ -94,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run a study and write its report. Returns 0."""
-    words = parser()
-    options = words.parse_args(argv)
+    arguments = parser()
+    options = arguments.parse_args(argv)
     options.root = _root(options)
     if options.budget <= 0:
         raise UserError(f"--budget: {options.budget:g} minutes; give more than 0")
@@ -105,25 +105,25 @@ def main(argv: Sequence[str]) -> int:
     # heavy imports after the words are checked: --help answers at once
     from lit_vision.study.cells import parse_labels
     from lit_vision.study.images import read_images, read_pool
-    from lit_vision.study.presets import PUBLIC, SMALL, TIMM, recipe_for
+    from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
     from lit_vision.study.runner import Study
-    from lit_vision.study.schedule import Plan
+    from lit_vision.study.schedule import StudyPlan
 
-    starts = _starts(options.starts)
+    inits = _inits(options.starts)
     public = TIMM + (PUBLIC if options.pretrained == "auto" else options.pretrained)
     if options.pretrained != "off":
-        starts.append(public)
+        inits.append(public)
     with Reporter() as report:
         report.say(f"reading {options.root}")
         images = read_images(options.root, options.size)
         step = 4 if images.size <= SMALL else 16
         if images.size % step:
             raise UserError(f"--size: {images.size} is no multiple of {step}; give {images.size // step * step + step}")
-        labelled, unlabelled = sum(images.per_class), len(images.pool) - sum(images.per_class)
+        labeled, unlabeled = sum(images.per_class), len(images.pool) - sum(images.per_class)
         report.say(
-            f"{len(images.pool)} training images ({labelled} labelled, {unlabelled} not), {len(images.classes)} classes, "
+            f"{len(images.pool)} training images ({labeled} labelled, {unlabeled} not), {len(images.classes)} classes, "
             f"{len(images.test)} test images, {images.size} pixels"
         )
         for note in images.notes:
@@ -132,16 +132,16 @@ def main(argv: Sequence[str]) -> int:
         if source:
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
             report.say(images.notes[-1])
-        labels = parse_labels(options.labels or ("all" if unlabelled > labelled else "1%,10%"), images.per_class)
-        plan = Plan(labels, _seeds(options.seeds, labels), fewer=_fewer(options.fewer, starts))
+        labels = parse_labels(options.labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
+        plan = StudyPlan(labels, _seeds(options.seeds, labels), max_seeds=_max_seeds(options.fewer, inits))
         plan.protocols = _protocols(options.protocols)
-        _fix_epochs(plan, options.epochs, starts)
+        _fix_epochs(plan, options.epochs, inits)
         folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = recipe_for(images.size, options.rotation)
+        preset = preset_for(images.size, options.rotation)
         optional = {public} if options.pretrained == "auto" else ()
         budget, keep = 60 * options.budget, options.keep_weights
-        study = Study(images, recipe, starts, plan, budget, folder, report, optional, keep, source)
+        study = Study(images, preset, inits, plan, budget, folder, report, optional, keep, source)
         outcomes = study.run()
         report.say("writing the report")
         written = write_report(study, outcomes, options.wandb)
@@ -163,12 +163,12 @@ def _root(options: argparse.Namespace) -> str:
     return options.adapt_to
 
 
-def _starts(text: str) -> list[str]:
-    starts = [word.strip() for word in text.split(",") if word.strip()]
-    for start in starts:
-        if start not in ("mae", "simclr"):
-            raise UserError(f"--starts: {start!r} is not mae or simclr; separate them by commas")
-    return starts
+def _inits(text: str) -> list[str]:
+    inits = [word.strip() for word in text.split(",") if word.strip()]
+    for init in inits:
+        if init not in ("mae", "simclr"):
+            raise UserError(f"--starts: {init!r} is not mae or simclr; separate them by commas")
+    return inits
 
 
 def _protocols(text: str) -> list[str]:
@@ -192,31 +192,31 @@ def _seeds(text: str, labels: list[int]) -> dict[int, int]:
     return dict(zip(labels, counts if len(counts) > 1 else counts * len(labels)))
 
 
-def _fewer(text: str, starts: list[str]) -> dict[str, int]:
+def _max_seeds(text: str, inits: list[str]) -> dict[str, int]:
     """mae=3,scratch-vit=3: at most so many seeds."""
-    fewer, known = {}, ("scratch-cnn", "scratch-vit", *starts)
+    max_seeds, known = {}, ("scratch-cnn", "scratch-vit", *inits)
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = word.partition("=")
         if name not in known or not value.isdigit() or int(value) < 1:
             raise UserError(f"--fewer: {word!r}; give START=SEEDS with START out of {', '.join(known)}")
-        fewer[name] = int(value)
-    return fewer
+        max_seeds[name] = int(value)
+    return max_seeds
 
 
-def _fix_epochs(plan, text: str, starts: list[str]) -> None:
+def _fix_epochs(plan, text: str, inits: list[str]) -> None:
     """mae=100,80=200: pre-training by start, trainings on labels by their number."""
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = word.partition("=")
-        known = (name in starts and not name.startswith("timm:")) or (name.isdigit() and int(name) in plan.labels)
+        known = (name in inits and not name.startswith("timm:")) or (name.isdigit() and int(name) in plan.labels)
         if not known or not value.isdigit() or int(value) < 1:
             raise UserError(
-                f"--epochs: {word!r}; give NAME=EPOCHS with NAME out of {', '.join([*starts, *map(str, plan.labels)])}"
+                f"--epochs: {word!r}; give NAME=EPOCHS with NAME out of {', '.join([*inits, *map(str, plan.labels)])}"
             )
-        if name in starts:
+        if name in inits:
             plan.pretrain[name] = int(value)
         else:
-            from lit_vision.study.presets import Recipe
+            from lit_vision.study.presets import StudyPreset
 
             plan.fixed.append(int(name))
             plan.tune[int(name)] = int(value)
-            plan.scratch[int(name)] = int(value) * Recipe.scratch_factor
+            plan.scratch[int(name)] = int(value) * StudyPreset.scratch_factor

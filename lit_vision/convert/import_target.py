@@ -42,8 +42,8 @@ def build(
         found = _decoder_of(state, layout, config) | args.args
         if found["decoder_heads"] is None:
             raise UserError(f"{path}: no tensor shows the decoder's heads; give --args '{{\"decoder_heads\": N}}'")
-        return _made(MAE, name, body, found), state, layout
-    with _told_in_one_line("--backbone_args", body):
+        return _construct(MAE, name, body, found), state, layout
+    with _as_usage_error("--backbone_args", body):
         backbone = Backbone(name, **body)
     untrained = layout == LIGHTLY_MAE  # its ViT carries a classifier that no loss reached
     start = None if args.backbone_only or untrained else _classifier_in(state, backbone)
@@ -54,7 +54,7 @@ def build(
         if start != "head":
             state = {re.sub(rf"^{re.escape(start)}\.", "head.", key): value for key, value in state.items()}
             layout = "timm (classifier)"
-        return _made(Classifier, name, body, found | args.args), state, layout
+        return _construct(Classifier, name, body, found | args.args), state, layout
     if unknown := [key for key in args.args if key not in ("mean", "std")]:
         raise UsageError(f"--args: a backbone alone takes mean and std, not {unknown[0]}; leave it out")
     return backbone, state, layout
@@ -77,9 +77,9 @@ def _decoder_of(state: Mapping[str, Any], layout: str, config: Mapping[str, Any]
 
 def _classifier_in(state: Mapping[str, Any], backbone: Any) -> str | None:
     """The module whose tensors are a classifier's, `head` or timm's name in this family; None if the state has none of them."""
-    from lit_vision.weights.load import classifiers_of
+    from lit_vision.weights.load import classifier_names
 
-    names = ("head", *(name for name in classifiers_of(backbone) if not name.endswith(".AuxLogits")))
+    names = ("head", *(name for name in classifier_names(backbone) if not name.endswith(".AuxLogits")))
     return next((name for name in names if any(key.startswith(f"{name}.") for key in state)), None)
 
 
@@ -93,16 +93,16 @@ def _classes_of(state: Mapping[str, Any], start: str, path: Path) -> int:
     return shape[0]
 
 
-def _made(method: Any, name: str, body: dict[str, Any], given: dict[str, Any]) -> Any:
+def _construct(method: Any, name: str, body: dict[str, Any], given: dict[str, Any]) -> Any:
     known = inspect.signature(method.__init__).parameters
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"--args: {method.__name__} takes no {unknown[0]}; leave it out")
-    with _told_in_one_line("--args or --backbone_args", {**body, **given}):
+    with _as_usage_error("--args or --backbone_args", {**body, **given}):
         return method(backbone=name, backbone_args=body, **given)
 
 
 @contextmanager
-def _told_in_one_line(option: str, given: Mapping[str, Any]) -> Iterator[None]:
+def _as_usage_error(option: str, given: Mapping[str, Any]) -> Iterator[None]:
     """A constructor's complaint about a value that the user typed."""
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.weights.model_metadata import KEY
+from lit_vision.weights.model_metadata import METADATA_KEY
 
 
 def class_names(file: str | None, config: Mapping[str, Any], method: Any) -> list[str]:
@@ -26,7 +26,7 @@ def class_names(file: str | None, config: Mapping[str, Any], method: Any) -> lis
     return names if len(names) == count else [str(i) for i in range(count)]
 
 
-def crop_of(layout: str, config: Mapping[str, Any]) -> float | None:
+def eval_crop_pct(layout: str, config: Mapping[str, Any]) -> float | None:
     """Share of the resized image that evaluation keeps: what timm's config.json says, 256 to 224 elsewhere, None for timm's default."""
     told = (config.get("pretrained_cfg") or {}).get("crop_pct")
     return float(told) if told else None if layout.startswith("timm") else 0.875
@@ -56,7 +56,7 @@ def statistics(
     return pixels, " and ".join(dict.fromkeys(whose.values()))
 
 
-def write(
+def write_imported(
     out: Path,
     method: Any,
     pixels: Mapping[str, list[float]],
@@ -68,9 +68,9 @@ def write(
     from safetensors.torch import save_file
 
     from lit_vision.backbones.backbone import Backbone
-    from lit_vision.predict.models import weights_digest
+    from lit_vision.predict.models import state_dict_sha256
     from lit_vision.weights.load import save_backbone
-    from lit_vision.weights.model_metadata import Card
+    from lit_vision.weights.model_metadata import ModelMetadata
 
     if isinstance(method, Backbone):
         save_backbone(out, method, pixels["mean"], pixels["std"], **notes)
@@ -80,7 +80,7 @@ def write(
     about["hyper_parameters"] = json.dumps(dict(method.hparams))
     state = {key: value.detach().contiguous() for key, value in method.state_dict().items()}
     if kind == "Classifier":
-        about[KEY] = Card(
+        about[METADATA_KEY] = ModelMetadata(
             task="classification",
             size=int(config["input_size"][-1]),
             mean=pixels["mean"],
@@ -88,8 +88,8 @@ def write(
             crop_pct=crop_pct or float(config["crop_pct"]),
             class_names=list(classes),
             outputs=["logits", "features"],
-            weights=weights_digest(method.state_dict()),
-            features=weights_digest({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
+            weights=state_dict_sha256(method.state_dict()),
+            features=state_dict_sha256({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
             licence=notes["licence"],
         ).to_json()
     beside = out.with_name(out.name + ".tmp")  # a kill leaves the old file whole

@@ -18,7 +18,7 @@ LOSS = 0.01  # an int8 model that loses more accuracy than this is named
 EXTRA = "pip install 'lit-vision[export]'"
 
 
-def need_packages(flag: str, *names: str) -> None:
+def require_packages(flag: str, *names: str) -> None:
     """Import them now, and refuse early what would fail late.
 
     Args:
@@ -33,19 +33,19 @@ def need_packages(flag: str, *names: str) -> None:
         raise UserError(f"{flag}: {' and '.join(missing)} {are} not installed; {EXTRA}")
     for name in names:
         try:
-            with quiet():
+            with silence_nncf():
                 importlib.import_module(name)
         except ImportError as error:
             said = " ".join(str(error).split())[:150]
             raise UserError(f"{flag}: {name} cannot be imported ({said}); install it again: {EXTRA}") from error
 
 
-def quantise(path: Path, card: Any, form: str, judge: Any, calibration: int) -> str:
+def quantize(path: Path, metadata: Any, form: str, judge: Any, calibration: int) -> str:
     """Post-training quantisation in place by NNCF, with the task's measure before and after.
 
     Args:
         path: the float32 export; replaced.
-        card: gets precision "int8" and, under options["int8"], what was measured.
+        metadata: gets precision "int8" and, under options["int8"], what was measured.
         form: "onnx" or "openvino".
         judge: of `predict.judges.judge_for`.
         calibration: images, evenly spaced over the training split.
@@ -56,17 +56,17 @@ def quantise(path: Path, card: Any, form: str, judge: Any, calibration: int) -> 
     import nncf
 
     from lit_vision.predict.models import load_model
-    from lit_vision.weights.model_metadata import KEY
+    from lit_vision.weights.model_metadata import METADATA_KEY
 
     before_model = load_model(path, "cpu")
-    samples = [before_model.normalised(pixels).numpy() for pixels in judge.calibration(calibration)]
+    samples = [before_model.normalized(pixels).numpy() for pixels in judge.calibration(calibration)]
     if not samples:
         raise UserError("--int8: none of the images to calibrate on can be read; mend them or give another folder")
-    kind = nncf.ModelType.TRANSFORMER if "vit" in card.options.get("family", "") else None
+    kind = nncf.ModelType.TRANSFORMER if "vit" in metadata.options.get("family", "") else None
     before = judge.measure(before_model)
-    size = sum(p.stat().st_size for p in files_of(path))
+    size = sum(p.stat().st_size for p in artifact_files(path))
     nncf.set_log_level(logging.ERROR)
-    with quiet():
+    with silence_nncf():
         if form == "openvino":
             import openvino
 
@@ -80,45 +80,45 @@ def quantise(path: Path, card: Any, form: str, judge: Any, calibration: int) -> 
             model = onnx.load(str(path))
             data = nncf.Dataset([{"images": sample} for sample in samples])
             made = nncf.quantize(model, data, subset_size=len(samples), model_type=kind)
-    card.precision = "int8"
+    metadata.precision = "int8"
     note = {"metric": judge.metric, "before": before, "split": judge.split, "calibrated_on": len(samples)}
 
     def write(after: float | None) -> None:
-        card.options["int8"] = {**note, "after": after}
+        metadata.options["int8"] = {**note, "after": after}
         if form == "openvino":
-            save_openvino(made, card, path)
+            save_openvino(made, metadata, path)
         else:
             import onnx
 
-            onnx.helper.set_model_props(made, {KEY: card.to_json()})
+            onnx.helper.set_model_props(made, {METADATA_KEY: metadata.to_json()})
             onnx.save(made, str(path))
 
     write(None)
     after = judge.measure(load_model(path, "cpu"))
     write(after)
     lost = before - after
-    small = sum(p.stat().st_size for p in files_of(path))
+    small = sum(p.stat().st_size for p in artifact_files(path))
     text = f"int8: {judge.metric} {before:.4f} before, {after:.4f} after on {judge.images} images of {judge.split}; {size / 1e6:.1f} to {small / 1e6:.1f} MB"
     return text + (f"; it loses {100 * lost:.1f} points" if lost > LOSS else "")
 
 
-def files_of(path: Path) -> list[Path]:
+def artifact_files(path: Path) -> list[Path]:
     """A model's files, the one with the weights first."""
     return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
 
 
-def save_openvino(model: Any, card: Any, path: Path) -> None:
+def save_openvino(model: Any, metadata: Any, path: Path) -> None:
     """Writes .xml and .bin in float32, with the card inside."""
     import openvino
 
-    from lit_vision.weights.model_metadata import KEY
+    from lit_vision.weights.model_metadata import METADATA_KEY
 
-    model.set_rt_info(card.to_json(), [KEY])
+    model.set_rt_info(metadata.to_json(), [METADATA_KEY])
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_nncf() -> Iterator[None]:
     """Exporters print pages; what matters is raised."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "torch.export", "torch.utils.cpp_extension")
     levels = {name: logging.getLogger(name).level for name in names}

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_vision.convert.to_timm import check_timm, notes_of, timm_form
-from lit_vision.io.atomic import save_whole
+from lit_vision.convert.to_timm import check_timm, timm_form, timm_notes
+from lit_vision.io.atomic import atomic_write
 
 
-def write_hub(method: Any, card: Any, out: Path, run: Path) -> str:
+def write_hub(method: Any, metadata: Any, out: Path, run: Path) -> str:
     """A folder that timm loads: config.json, model.safetensors, README.md (the model card).
 
     Args:
-        method, card: of `predict.models.load_method`.
+        method, metadata: of `predict.models.load_method`.
         out: the folder.
         run: where results.json and results-test.json are looked for; a card says "not measured" without them.
 
@@ -26,61 +26,61 @@ def write_hub(method: Any, card: Any, out: Path, run: Path) -> str:
 
     from lit_vision.results.schema import read_results
 
-    name, arguments, state = timm_form(method, card)
-    gap = check_timm(method, card, name, arguments, state)
+    name, arguments, state = timm_form(method, metadata)
+    gap = check_timm(method, metadata, name, arguments, state)
     results = [result for path, result in read_results(run) if path.parent == run] if run.is_dir() else []
 
     def write(beside: Path) -> None:
         beside.mkdir()
-        save_file(state, beside / "model.safetensors", metadata=notes_of(card, name, arguments))
-        (beside / "config.json").write_text(json.dumps(hub_config(method, card, name, arguments), indent=2) + "\n")
-        (beside / "README.md").write_text(model_card(card, name, arguments, results, out.name), encoding="utf-8")
+        save_file(state, beside / "model.safetensors", metadata=timm_notes(metadata, name, arguments))
+        (beside / "config.json").write_text(json.dumps(hub_config(method, metadata, name, arguments), indent=2) + "\n")
+        (beside / "README.md").write_text(model_card(metadata, name, arguments, results, out.name), encoding="utf-8")
 
-    save_whole(out, write)
+    atomic_write(out, write)
     return (
         f"largest difference to timm's model: {gap:.1e}\ntimm.create_model('local-dir:{out.name}', pretrained=True)\n"
         f"to publish: hf upload USER/{out.name} {out.name} (check licence and text of README.md first)"
     )
 
 
-def hub_config(method: Any, card: Any, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def hub_config(method: Any, metadata: Any, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """config.json as timm reads it."""
     own = method.backbone.data_config
     pretrained = {
         "num_classes": arguments["num_classes"],
-        "input_size": [3, card.size, card.size],
-        "mean": card.mean,
-        "std": card.std,
-        "crop_pct": card.crop_pct,
+        "input_size": [3, metadata.size, metadata.size],
+        "mean": metadata.mean,
+        "std": metadata.std,
+        "crop_pct": metadata.crop_pct,
         "interpolation": own.get("interpolation", "bicubic"),
         "fixed_input_size": "img_size" in arguments,
         "classifier": (method.backbone.model.pretrained_cfg or {}).get("classifier"),
         "first_conv": (method.backbone.model.pretrained_cfg or {}).get("first_conv"),
-        "license": card.licence or "other",
+        "license": metadata.licence or "other",
     }
     extra = {key: value for key, value in arguments.items() if key != "num_classes"}
     config = {"architecture": name, "num_classes": arguments["num_classes"], "num_features": method.backbone.width}
     config |= {"model_args": extra, "pretrained_cfg": pretrained}
-    return config | ({"label_names": card.class_names} if card.class_names else {})
+    return config | ({"label_names": metadata.class_names} if metadata.class_names else {})
 
 
-_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0")
+_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0")
 
 
-def licence_lines(licence: str) -> list[str]:
+def license_lines(license: str) -> list[str]:
     """The head lines of a model card that name a licence as the Hub does."""
-    known = licence.lower() if licence.lower() in _LICENCES else "other"
-    return [f"license: {known}", *([f"license_name: {json.dumps(licence)}"] if known == "other" and licence else [])]
+    known = license.lower() if license.lower() in _LICENSES else "other"
+    return [f"license: {known}", *([f"license_name: {json.dumps(license)}"] if known == "other" and license else [])]
 
 
 def model_card(
-    card: Any, name: str, arguments: Mapping[str, Any], results: list[Mapping[str, Any]], folder: str
+    metadata: Any, name: str, arguments: Mapping[str, Any], results: list[Mapping[str, Any]], folder: str
 ) -> str:
     """README.md of a model: what it is, what was measured (from results files alone), how it was made, how to use it."""
-    task = "image-classification" if card.task == "classification" else "image-feature-extraction"
+    task = "image-classification" if metadata.task == "classification" else "image-feature-extraction"
     lines = [
         "---",
-        *licence_lines(card.licence),
+        *license_lines(metadata.licence),
         "library_name: timm",
         f"pipeline_tag: {task}",
         "tags:",
@@ -91,10 +91,10 @@ def model_card(
         f"# {folder}",
         "",
     ]
-    lines += [f"{name}, {card.size} pixels, {card.task}; licence: {card.licence or 'not stated'}."]
-    if card.class_names:
-        shown = ", ".join(card.class_names[:20])
-        more = f", ... {len(card.class_names)} in all" if len(card.class_names) > 20 else ""
+    lines += [f"{name}, {metadata.size} pixels, {metadata.task}; licence: {metadata.licence or 'not stated'}."]
+    if metadata.class_names:
+        shown = ", ".join(metadata.class_names[:20])
+        more = f", ... {len(metadata.class_names)} in all" if len(metadata.class_names) > 20 else ""
         lines += ["", f"Classes: {shown}{more}."]
     lines += ["", "## Measured", ""]
     if results:
@@ -128,12 +128,16 @@ def model_card(
             + (f"; changed settings: `{' '.join(trained['overrides'])}`" if trained.get("overrides") else "")
             + "."
         )
-    mean, std = (", ".join(f"{v:g}" for v in values) for values in (card.mean, card.std))
-    what = "probabilities = model(images).softmax(-1)" if card.class_names else "features = model(images)"
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (metadata.mean, metadata.std))
+    what = "probabilities = model(images).softmax(-1)" if metadata.class_names else "features = model(images)"
     lines += ["", "## Use", "", "```python", "import timm", ""]
     lines += [f'model = timm.create_model("hf-hub:USER/{folder}", pretrained=True).eval()']
-    lines += [f"{what}  # images (B, 3, {card.size}, {card.size}) in [0, 1], minus ({mean}), over ({std})", "```", ""]
     lines += [
-        f"Evaluation view: short side resized to {round(card.size / card.crop_pct)} (bicubic), centre crop {card.size}."
+        f"{what}  # images (B, 3, {metadata.size}, {metadata.size}) in [0, 1], minus ({mean}), over ({std})",
+        "```",
+        "",
+    ]
+    lines += [
+        f"Evaluation view: short side resized to {round(metadata.size / metadata.crop_pct)} (bicubic), centre crop {metadata.size}."
     ]
     return "\n".join(lines) + "\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.io.atomic import save_whole
+from lit_vision.io.atomic import atomic_write
 
-TOLERANCE = 1e-5  # largest difference to timm's model, relative to the largest logit or feature
+TIMM_TOLERANCE = 1e-5  # largest difference to timm's model, relative to the largest logit or feature
 
 
-def timm_form(method: Any, card: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def timm_form(method: Any, metadata: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """A method as timm's model: its name, the arguments of `timm.create_model`, and the state under timm's names.
 
     A head norm without gain and bias (MAE's probe) is folded into the linear head.
@@ -39,7 +39,7 @@ def timm_form(method: Any, card: Any) -> tuple[str, dict[str, Any], dict[str, An
     arguments |= {"global_pool": pool} if pool else {}
     arguments |= {"img_size": size} if size and getattr(backbone.model, "patch_embed", None) is not None else {}
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    if card.task != "classification":
+    if metadata.task != "classification":
         return name, {"num_classes": 0, **arguments}, state
     start = (backbone.model.pretrained_cfg or {}).get("classifier")
     if not isinstance(start, str):
@@ -53,16 +53,16 @@ def timm_form(method: Any, card: Any) -> tuple[str, dict[str, Any], dict[str, An
     return name, {"num_classes": len(bias), **arguments}, state
 
 
-def check_timm(method: Any, card: Any, name: str, arguments: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+def check_timm(method: Any, metadata: Any, name: str, arguments: Mapping[str, Any], state: Mapping[str, Any]) -> float:
     """The largest difference between a method's outputs and those of timm's own model with these weights, loaded strictly.
 
     Raises:
-        UserError: a key does not fit, or the difference is above TOLERANCE.
+        UserError: a key does not fit, or the difference is above TIMM_TOLERANCE.
     """
     import timm
     import torch
 
-    from lit_vision.predict.tasks import example, network_of
+    from lit_vision.predict.tasks import example_input, inference_network
 
     model = timm.create_model(name, **arguments)
     try:
@@ -71,25 +71,30 @@ def check_timm(method: Any, card: Any, name: str, arguments: Mapping[str, Any], 
         raise UserError(
             f"--format timm: timm's {name} takes other keys ({str(error)[:200]}); use safetensors"
         ) from error
-    images = example(card, 2)
+    images = example_input(metadata, 2)
     with torch.inference_mode():
-        ours, theirs = network_of(method, card.task)(images)[0].float(), model.eval()(images).float()
+        ours, theirs = inference_network(method, metadata.task)(images)[0].float(), model.eval()(images).float()
     gap = float((ours - theirs).abs().max() / max(1.0, float(ours.abs().max())))
-    if not gap <= TOLERANCE:
-        raise UserError(f"--format timm: timm's {name} differs by {gap:.1e}, more than {TOLERANCE:g}; not written")
+    if not gap <= TIMM_TOLERANCE:
+        raise UserError(f"--format timm: timm's {name} differs by {gap:.1e}, more than {TIMM_TOLERANCE:g}; not written")
     return gap
 
 
-def notes_of(card: Any, name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+def timm_notes(metadata: Any, name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     """Metadata of a file under timm's names: what a reader, or `lit-vision import`, needs."""
-    from lit_vision.weights.model_metadata import KEY
+    from lit_vision.weights.model_metadata import METADATA_KEY
 
-    notes = {"format": "pt", "architecture": name, "model_args": json.dumps(dict(arguments)), KEY: card.to_json()}
-    plain = {"mean": card.mean, "std": card.std, "size": card.size, "class_names": card.class_names}
-    return notes | {key: json.dumps(value) for key, value in plain.items()} | {"licence": card.licence}
+    notes = {
+        "format": "pt",
+        "architecture": name,
+        "model_args": json.dumps(dict(arguments)),
+        METADATA_KEY: metadata.to_json(),
+    }
+    plain = {"mean": metadata.mean, "std": metadata.std, "size": metadata.size, "class_names": metadata.class_names}
+    return notes | {key: json.dumps(value) for key, value in plain.items()} | {"licence": metadata.licence}
 
 
-def write_timm(method: Any, card: Any, out: Path) -> str:
+def write_timm(method: Any, metadata: Any, out: Path) -> str:
     """One safetensors file under timm's names, with mean, std, size, class names and licence in its metadata.
 
     Returns:
@@ -97,8 +102,8 @@ def write_timm(method: Any, card: Any, out: Path) -> str:
     """
     from safetensors.torch import save_file
 
-    name, arguments, state = timm_form(method, card)
-    gap = check_timm(method, card, name, arguments, state)
-    save_whole(out, lambda beside: save_file(state, beside, metadata=notes_of(card, name, arguments)))
+    name, arguments, state = timm_form(method, metadata)
+    gap = check_timm(method, metadata, name, arguments, state)
+    atomic_write(out, lambda beside: save_file(state, beside, metadata=timm_notes(metadata, name, arguments)))
     words = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return f"largest difference to timm's model: {gap:.1e}\ntimm.create_model({name!r}, checkpoint_path={out.name!r}{words})"

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lit_vision.convert.to_hub import licence_lines
+from lit_vision.convert.to_hub import license_lines
 from lit_vision.errors import UserError
-from lit_vision.io.atomic import save_whole
+from lit_vision.io.atomic import atomic_write
 
 # our names of an MAE as the files of transformers' Hub have them; q, k and v are one matrix here and three there
 _TO_TRANSFORMERS = (
@@ -83,8 +83,8 @@ def transformers_config(mae: Any) -> dict[str, Any]:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         "layer_norm_eps": 1e-6,
-        "image_size": mae.grid[0] * mae.patch,
-        "patch_size": mae.patch,
+        "image_size": mae.grid[0] * mae.patch_size,
+        "patch_size": mae.patch_size,
         "num_channels": mae.backbone.config["in_chans"],
         "qkv_bias": True,
         "decoder_hidden_size": h.decoder_width,
@@ -114,7 +114,7 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
     import torch
     from safetensors.torch import save_file
 
-    from lit_vision.weights.key_maps import common_form_of_others
+    from lit_vision.weights.key_maps import convert_third_party_keys
 
     vit = mae.backbone.model
     if mae.grid[0] != mae.grid[1] or vit.no_embed_class or hasattr(vit.blocks[0].ls1, "gamma"):
@@ -122,7 +122,7 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
             "--format transformers: its ViT-MAE is square, with a position for cls and no layer scale; use timm"
         )
     state = transformers_state(mae)
-    back, _ = common_form_of_others(state)
+    back, _ = convert_third_party_keys(state)
     own = {
         key.replace("backbone.model.", "backbone."): v
         for key, v in mae.state_dict().items()
@@ -139,7 +139,7 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
     notes = {name: text for name, text in (("licence", licence), ("source", source)) if text}
     readme = [
         "---",
-        *licence_lines(licence),
+        *license_lines(licence),
         "library_name: transformers",
         "tags:",
         "- vit_mae",
@@ -157,9 +157,11 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (beside / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
-    save_whole(out, write)
+    atomic_write(out, write)
     said = f"transformers.ViTMAEForPreTraining.from_pretrained({out.name!r})"
-    theirs = int(mae.patches * (1 - config["mask_ratio"]))
+    theirs = int(mae.num_patches * (1 - config["mask_ratio"]))
     return said + (
-        f"\nnote: transformers keeps {theirs} patches at this mask_ratio, here {mae.keep}" if theirs != mae.keep else ""
+        f"\nnote: transformers keeps {theirs} patches at this mask_ratio, here {mae.num_keep}"
+        if theirs != mae.num_keep
+        else ""
     )

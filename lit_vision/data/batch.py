@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 pixels to normalised floats: (images / 255 - mean) / std, channels first.
 
     Args:

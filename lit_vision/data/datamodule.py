@@ -11,12 +11,12 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.datasets import FileImages, ImageFiles, MemoryImages, load_into_memory, make_loader
+from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryDataset, load_into_memory, make_loader
 from lit_vision.data.folder import Folder, Paths
-from lit_vision.data.loader_state import position, restore
+from lit_vision.data.loader_state import loader_state, restore_loader_state
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
-from lit_vision.data.splits import choose_or_read, read_list
+from lit_vision.data.splits import read_list, read_or_sample
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.params import VIEW_OPTIONS
 from lit_vision.data.views.views import make_views
@@ -39,7 +39,7 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: samples per device and batch.
         train_view: `simclr`, `mae`, `train`, `eval` or `albumentations:<name>`; eval_view likewise.
         crop_scale, crop_aspect, flip, rotation, scale, strength, brightness, contrast, saturation, hue, grayscale, blur, exact,
-            quick, rand_augment, random_erasing: options of the training view (`laws.Law`); None is the view's default, and one that the view lacks is refused.
+            quick, rand_augment, random_erasing: options of the training view (`params.ViewSpec`); None is the view's default, and one that the view lacks is refused.
         crop_pct: of the evaluation view.
         train_split, val_split, test_split: names of the folders.
         labels: keep the labels of a stratified part only: a fraction if it is a float up to 1, a count if an int.
@@ -60,7 +60,7 @@ class ImageFolderDataModule(LightningDataModule):
     """
 
     _last: TrainBatches | None = None  # the order that training follows
-    resume_anyway = moved = False  # see position.py
+    resume_anyway = moved = False  # see loader_state.py
 
     def __init__(
         self,
@@ -170,14 +170,14 @@ class ImageFolderDataModule(LightningDataModule):
         paths = list(self._paths.get("train", ()))
         labels = self._labels.get("train", np.zeros(0, np.int64)).copy()
         first = self.trainer is None or self.trainer.is_global_zero
-        chosen = choose_or_read(
+        chosen = read_or_sample(
             paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, may_write=first
         )
         if chosen is not None:
             labels[np.setdiff1d(np.arange(len(labels)), chosen)] = -1
         if self.use_unlabeled:
-            paths = [*paths, *folder.unlabelled.paths]
-            labels = np.concatenate([labels, folder.unlabelled.labels])
+            paths = [*paths, *folder.unlabeled.paths]
+            labels = np.concatenate([labels, folder.unlabeled.labels])
         elif (labels < 0).any():
             kept = np.flatnonzero(labels >= 0)
             paths, labels = [paths[i] for i in kept], labels[kept]
@@ -295,7 +295,7 @@ class ImageFolderDataModule(LightningDataModule):
         if key not in self._sets:
             listing = getattr(self.trainer, "default_root_dir", None) if train else None
             listing = Path(listing) / BAD_LIST if listing else None
-            files = ImageFiles(self.folder, self._paths[role], on_bad, self.seed, listing, self.world[1])
+            files = ImageReader(self.folder, self._paths[role], on_bad, self.seed, listing, self.world[1])
             loaded = None
             if (
                 twin in self._sets and not self._sets[twin][0].broken.any()
@@ -306,9 +306,9 @@ class ImageFolderDataModule(LightningDataModule):
             self._sets[key] = files, loaded
         files, loaded = self._sets[key]
         if loaded is None:
-            return FileImages(files, self._labels[role], make_views(view, self.img_size, self.seed, **options))
+            return ImageFileDataset(files, self._labels[role], make_views(view, self.img_size, self.seed, **options))
         pixels, source = loaded
-        return MemoryImages(
+        return InMemoryDataset(
             pixels, self._labels[role][source], make_batch_views(view, self.img_size, self.seed, **options)
         )
 
@@ -339,8 +339,8 @@ class ImageFolderDataModule(LightningDataModule):
 
     def state_dict(self) -> dict:
         """Where training stands in the order of samples; Lightning stores it under this class's name."""
-        return position(self, self._identity())
+        return loader_state(self, self._identity())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from a stored place; UserError if seed, data or global batch are others (see `position.restore`)."""
-        restore(self, state_dict, self._identity())
+        """Go on from a stored place; UserError if seed, data or global batch are others (see `restore_loader_state`)."""
+        restore_loader_state(self, state_dict, self._identity())

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lit_vision.data.folder import Folder
 from lit_vision.data.sampler import Key
 from lit_vision.data.views.batch_views import BatchedViews
-from lit_vision.data.views.decode import BadImage, decode
-from lit_vision.data.views.keyed_rng import seed_of
+from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.views import ImageViews
 from lit_vision.errors import UserError
-from lit_vision.io.processes import end_with_parent
+from lit_vision.io.processes import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ BAD_SHARE = 0.01  # of an epoch's images may be broken under "skip" (and one alo
 _TRIES = 16  # of a replacement for a broken image; that many broken ones in a row are no accident
 
 
-class ImageFiles:
+class ImageReader:
     """The images of one split, with a rule for broken ones.
 
     Args:
@@ -74,22 +74,22 @@ class ImageFiles:
         Args:
             index: in [0, N).
             epoch: for the listing.
-            make: raises BadImage for a broken file; by default, pixels (H, W, 3) uint8.
+            make: raises ImageDecodeError for a broken file; by default, pixels (H, W, 3) uint8.
 
         Raises:
-            BadImage: names the file; under "skip" only where too many files are broken.
+            ImageDecodeError: names the file; under "skip" only where too many files are broken.
         """
         taken = index
         for attempt in range(_TRIES):
             try:
                 return self._make(taken, make), taken
-            except BadImage as error:
+            except ImageDecodeError as error:
                 if self.on_bad == "error":
                     raise
                 self._note(taken, epoch, str(error))
-                taken = seed_of(self.seed, index, attempt) % len(self.paths)
-        raise BadImage(
-            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; {_mend(self.folder.root)}"
+                taken = derive_seed(self.seed, index, attempt) % len(self.paths)
+        raise ImageDecodeError(
+            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; {_doctor_hint(self.folder.root)}"
         )
 
     def count(self, epoch: int) -> int:
@@ -100,10 +100,10 @@ class ImageFiles:
         path = self.paths[index]
         try:
             return make(self.folder.read(path))
-        except BadImage as error:
-            raise BadImage(f"{self.folder.root}/{path}: {error}") from None
+        except ImageDecodeError as error:
+            raise ImageDecodeError(f"{self.folder.root}/{path}: {error}") from None
         except OSError as error:
-            raise BadImage(
+            raise ImageDecodeError(
                 f"{self.folder.root}/{path}: {error.strerror}; bring it back or scan the folder again"
             ) from None
 
@@ -120,13 +120,13 @@ class ImageFiles:
             _append(self.listing, row.getvalue())
         count = self.count(epoch)
         if count > max(1, BAD_SHARE * self.share):
-            raise BadImage(
+            raise ImageDecodeError(
                 f"{self.folder.root}: {count} of {self.share:.0f} images of epoch {epoch} are broken, more than {BAD_SHARE:.0%}, "
-                f"the last {self.paths[index]}; {_mend(self.folder.root)}"
+                f"the last {self.paths[index]}; {_doctor_hint(self.folder.root)}"
             )
 
 
-def _mend(root: Path) -> str:
+def _doctor_hint(root: Path) -> str:
     return f"see what is wrong: lit-vision doctor {root}; then set data.quarantine to the list it writes"
 
 
@@ -142,7 +142,7 @@ def _append(path: Path, line: str) -> None:
         log.warning("%s: %s; broken images are not listed there", path, error.strerror)
 
 
-class FileImages(Dataset):
+class ImageFileDataset(Dataset):
     """Images on disk: each is decoded and augmented when its key comes.
 
     Args:
@@ -151,7 +151,7 @@ class FileImages(Dataset):
         views: from `make_views`.
     """
 
-    def __init__(self, files: ImageFiles, labels: np.ndarray, views: ImageViews):
+    def __init__(self, files: ImageReader, labels: np.ndarray, views: ImageViews):
         self.files, self.labels, self.views = files, labels, views
 
     def __len__(self) -> int:
@@ -172,7 +172,7 @@ class FileImages(Dataset):
         return self.__getitems__([key])
 
 
-class MemoryImages(Dataset):
+class InMemoryDataset(Dataset):
     """Equally large images in memory.
 
     Args:
@@ -201,7 +201,7 @@ def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Ten
     return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
 
 
-def load_into_memory(files: ImageFiles, must: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+def load_into_memory(files: ImageReader, must: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
     """All images as one array, if they are small and equally large.
 
     Args:
@@ -227,7 +227,7 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> tuple[np.ndarr
         why = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
     if not why:
         pixels, source = np.empty((len(files), height, width, 3), np.uint8), np.arange(len(files))
-        for i in _counted(len(files)):
+        for i in _progress_range(len(files)):
             image, taken = files.read(i)
             if image.shape != first.shape:
                 why = (
@@ -243,7 +243,7 @@ def load_into_memory(files: ImageFiles, must: bool, size: int) -> tuple[np.ndarr
     return (np.ascontiguousarray(pixels[..., :1]) if gray else pixels), source
 
 
-def _counted(n: int) -> Iterable[int]:
+def _progress_range(n: int) -> Iterable[int]:
     """range(n), with a progress bar when it takes more than a few seconds."""
     if n < 20_000:
         return range(n)
@@ -256,7 +256,7 @@ def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool,
     """A loader of finished batches.
 
     Args:
-        dataset: FileImages or MemoryImages.
+        dataset: ImageFileDataset or InMemoryDataset.
         batches: iterable of lists of keys.
         workers: how many; "auto": none for images in memory (a batch is made faster than a worker sends it), else the cores of this
             process shared by the `local` processes on this machine, 8 at most.
@@ -265,11 +265,11 @@ def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool,
     """
     if workers == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = 0 if isinstance(dataset, MemoryImages) else max(1, min(8, cores // local))
+        workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(8, cores // local))
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_identity_collate,
         num_workers=workers,
         worker_init_fn=_start_worker,
         persistent_workers=persistent and workers > 0,
@@ -277,7 +277,7 @@ def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool,
     )
 
 
-def _as_it_is(batch: dict) -> dict:
+def _identity_collate(batch: dict) -> dict:
     return batch
 
 
@@ -288,5 +288,5 @@ def _start_worker(_: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    die_with_parent()
     cv2.setNumThreads(0)

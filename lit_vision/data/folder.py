@@ -17,7 +17,7 @@ import numpy as np
 from lit_vision.errors import UserError
 
 EXTENSIONS = frozenset(["jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm"])
-UNLABELLED = "unlabeled"
+UNLABELED = "unlabeled"
 
 
 class Paths(Sequence):
@@ -63,7 +63,7 @@ class Split:
         return Split(Paths(self.paths[i] for i in kept), self.labels[kept], self.sizes[kept])
 
 
-def stays_inside(path: str) -> str:
+def is_within(path: str) -> str:
     """The relative path itself, if it has no way out of its root: annotation files and packs are written by others.
 
     A link inside the root may lead anywhere: who made it can read both places.
@@ -78,16 +78,16 @@ def stays_inside(path: str) -> str:
 
 @dataclass
 class Folder:
-    """A scanned folder: `splits` by name, `unlabelled` beside them (maybe empty), and the training split's `classes`, sorted."""
+    """A scanned folder: `splits` by name, `unlabeled` beside them (maybe empty), and the training split's `classes`, sorted."""
 
     root: Path
     classes: list[str]
     splits: dict[str, Split]
-    unlabelled: Split = field(default_factory=lambda: _split([]))
+    unlabeled: Split = field(default_factory=lambda: _split([]))
 
     def read(self, path: str) -> bytes:
         """The bytes of one image, by its relative path; UserError for one that leads out of the folder."""
-        stays_inside(path)
+        is_within(path)
         with open(f"{self.root}/{path}", "rb") as file:
             return file.read()
 
@@ -95,12 +95,12 @@ class Folder:
         """Leave out the images of these paths, in every split; returns how many were there."""
         before = self.count()
         self.splits = {name: kept for name, split in self.splits.items() if len(kept := split.without(listed))}
-        self.unlabelled = self.unlabelled.without(listed)
+        self.unlabeled = self.unlabeled.without(listed)
         return before - self.count()
 
     def count(self) -> int:
         """Images in all."""
-        return sum(map(len, self.splits.values())) + len(self.unlabelled)
+        return sum(map(len, self.splits.values())) + len(self.unlabeled)
 
     def need(self, split: str, why: str) -> Split:
         """A split, or the one-line error that says which folder to make."""
@@ -122,7 +122,7 @@ class Folder:
         A touched file keeps it; a moved, resized, relabelled, added or removed one changes it.
         """
         rows = []
-        for split in (*self.splits.values(), self.unlabelled):
+        for split in (*self.splits.values(), self.unlabeled):
             rows += zip(split.paths, split.sizes.tolist(), split.labels.tolist())
         digest = hashlib.sha256()
         for path, size, label in sorted(rows):
@@ -156,12 +156,14 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
     found = {name: _by_class(root / name, f"{name}/") for name in names}
     if train not in found:
         if not names:
-            found[train] = _by_class(root, "", skip=UNLABELLED)
-        elif UNLABELLED not in tops:
+            found[train] = _by_class(root, "", skip=UNLABELED)
+        elif UNLABELED not in tops:
             raise UserError(
                 f"{root}: it has {', '.join(names)} but no {train} folder; make {root / train} or set data.train_split"
             )
-    spare = list(_images(str(root / UNLABELLED), f"{UNLABELLED}/", (_identity(root),))) if UNLABELLED in tops else []
+    spare = (
+        list(_images(str(root / UNLABELED), f"{UNLABELED}/", (_device_and_inode(root),))) if UNLABELED in tops else []
+    )
     if not spare and not any(files for split in found.values() for files in split.values()):
         raise UserError(
             f"{root}: no image in it; it should hold train/<class>/*.jpg, or images ({', '.join(sorted(EXTENSIONS))})"
@@ -181,7 +183,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         if "" in by_class and len(by_class) > 1 and any(files for c, files in by_class.items() if c):
             loose = by_class[""]
             raise UserError(
-                f"{root / loose[0][0]}: {len(loose)} image(s) beside class folders; move them into a class or {root / UNLABELLED}"
+                f"{root / loose[0][0]}: {len(loose)} image(s) beside class folders; move them into a class or {root / UNLABELED}"
             )
         items = [(path, size, numbers.get(c, -1)) for c, files in by_class.items() for path, size in files]
         if items:
@@ -197,7 +199,7 @@ def _split(items: Iterable[tuple[str, int, int]]) -> Split:
 
 def _by_class(folder: Path, prefix: str, skip: str = "") -> dict[str, list[tuple[str, int]]]:
     """{class name: [(path, bytes)]} of the folders below, paths starting with `prefix`; images directly in `folder` come under ""."""
-    above, found, loose = (_identity(folder),), {}, []
+    above, found, loose = (_device_and_inode(folder),), {}, []
     for entry in _entries(folder):
         if _is_folder(entry):
             if entry.name != skip:
@@ -209,7 +211,7 @@ def _by_class(folder: Path, prefix: str, skip: str = "") -> dict[str, list[tuple
 
 def _images(folder: str, prefix: str, above: tuple) -> Iterator[tuple[str, int]]:
     """(path, bytes) of all images below a folder; `above` identifies the folders that hold it."""
-    here = _identity(folder)
+    here = _device_and_inode(folder)
     if here in above:
         raise UserError(f"{folder}: links back to a folder that holds it, a loop without end; remove the link")
     for entry in _entries(folder):
@@ -227,7 +229,7 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
         raise UserError(f"{folder}: it may not be read; change its permissions") from None
 
 
-def _identity(folder: Path | str) -> tuple[int, int]:
+def _device_and_inode(folder: Path | str) -> tuple[int, int]:
     stat = os.stat(folder)
     return stat.st_dev, stat.st_ino
 

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lit_vision.errors import UserError
 
 
-def position(data: LightningDataModule, identity: str) -> dict[str, Any]:
+def loader_state(data: LightningDataModule, identity: str) -> dict[str, Any]:
     """The state of a datamodule with `batch_size`, `seed`, `cursor` and `global_batch_size`.
 
     Args:
@@ -36,7 +36,7 @@ def position(data: LightningDataModule, identity: str) -> dict[str, Any]:
     }
 
 
-def restore(data: LightningDataModule, state: dict[str, Any], identity: str) -> None:
+def restore_loader_state(data: LightningDataModule, state: dict[str, Any], identity: str) -> None:
     """Sets `data.cursor` from a stored state.
 
     With `data.resume_anyway` a changed run is gone on with: at the stored epoch, after as many whole steps as were done (from 0 in

@@ -95,7 +95,7 @@ def _open(path: Path) -> tuple[mmap.mmap, dict]:
     return whole, json.loads(text)
 
 
-def shrink(data: bytes, short_side: int, quality: int) -> bytes:
+def downscale(data: bytes, short_side: int, quality: int) -> bytes:
     """One image file as a JPEG of a short side of at most `short_side` pixels (bicubic, antialiased).
 
     An upright JPEG that is small enough stays as it is: encoding it again would only lose.
@@ -106,7 +106,7 @@ def shrink(data: bytes, short_side: int, quality: int) -> bytes:
         quality: JPEG's, 1 to 100; chroma at half resolution, as cameras store it.
 
     Raises:
-        BadImage: the bytes are no whole image.
+        ImageDecodeError: the bytes are no whole image.
     """
     import simplejpeg
 
@@ -126,19 +126,19 @@ def shrink(data: bytes, short_side: int, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
 
 
-class _Job:
+class _EncodeImage:
     """What a worker process does with one path: the bytes to store, or the reason why there are none."""
 
     def __init__(self, folder: Folder, short_side: int | None, quality: int):
         self.folder, self.short_side, self.quality = folder, short_side, quality
 
     def __call__(self, path: str) -> tuple[bytes, str]:
-        from lit_vision.data.views.decode import BadImage
+        from lit_vision.data.views.decode import ImageDecodeError
 
         try:
             data = self.folder.read(path)
-            return (data if self.short_side is None else shrink(data, self.short_side, self.quality)), ""
-        except BadImage as error:
+            return (data if self.short_side is None else downscale(data, self.short_side, self.quality)), ""
+        except ImageDecodeError as error:
             return b"", str(error)
         except OSError as error:
             return b"", f"{error.strerror}; bring it back"
@@ -152,7 +152,7 @@ def write_pack(
     Args:
         folder: what to pack.
         out: the file to make.
-        short_side: pixels, see `shrink`; None stores the files' own bytes, broken ones included.
+        short_side: pixels, see `downscale`; None stores the files' own bytes, broken ones included.
         quality: JPEG's.
         workers: processes.
         progress: show a bar.
@@ -163,7 +163,7 @@ def write_pack(
     Raises:
         UserError: a broken image (with `short_side`), or the file cannot be written.
     """
-    splits = {**folder.splits, "": folder.unlabelled}
+    splits = {**folder.splits, "": folder.unlabeled}
     paths = sorted(path for split in splits.values() for path in split.paths)
     place = {path: i for i, path in enumerate(paths)}
     rows = {name: [[place[p], n] for p, n in zip(split.paths, split.labels.tolist())] for name, split in splits.items()}
@@ -175,7 +175,9 @@ def write_pack(
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(MAGIC)
-            for path, (data, fault) in _each(_Job(folder, short_side, quality), paths, workers, progress):
+            for path, (data, fault) in _encoded_images(
+                _EncodeImage(folder, short_side, quality), paths, workers, progress
+            ):
                 if fault:
                     raise UserError(
                         f"{folder.root}/{path}: {fault} (lit-vision doctor lists all such files for --quarantine)"
@@ -196,8 +198,10 @@ def write_pack(
     return {"images": len(paths), "bytes": out.stat().st_size, "bytes_before": before}
 
 
-def _each(job: _Job, paths: Sequence[str], workers: int, progress: bool) -> Iterator[tuple[str, tuple[bytes, str]]]:
+def _encoded_images(
+    job: _EncodeImage, paths: Sequence[str], workers: int, progress: bool
+) -> Iterator[tuple[str, tuple[bytes, str]]]:
     """(path, what the job made of it), in order."""
-    from lit_vision.io.processes import each
+    from lit_vision.io.processes import parallel_map
 
-    return zip(paths, each(job, paths, workers, "packing" if progress else ""))
+    return zip(paths, parallel_map(job, paths, workers, "packing" if progress else ""))

@@ -45,15 +45,15 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return _first_of_each(labels, dict(zip(classes.tolist(), take.tolist())), seed)
 
 
-def fraction(labels: np.ndarray, part: float, seed: int) -> np.ndarray:
+def sample_fraction(labels: np.ndarray, part: float, seed: int) -> np.ndarray:
     """A share of the labelled images, stratified; 0 < part <= 1. Rounded to whole images, at least one of each class."""
     if not 0 < part <= 1:
         raise UserError(f"labels={part}: a fraction lies above 0 and up to 1; a whole number is a count")
-    labelled = int((labels >= 0).sum())
-    return stratified(labels, max(round(part * labelled), len(np.unique(labels[labels >= 0]))), seed)
+    labeled = int((labels >= 0).sum())
+    return stratified(labels, max(round(part * labeled), len(np.unique(labels[labels >= 0]))), seed)
 
 
-def shots(labels: np.ndarray, k: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
+def sample_per_class(labels: np.ndarray, k: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
     """k images of each class; sorted positions. UserError if a class has fewer."""
     classes, sizes = np.unique(labels[labels >= 0], return_counts=True)
     if k < 1:
@@ -66,18 +66,18 @@ def shots(labels: np.ndarray, k: int, seed: int, names: Sequence[str] = ()) -> n
     return _first_of_each(labels, dict.fromkeys(classes.tolist(), k), seed)
 
 
-def choose(
+def sample_subset(
     labels: np.ndarray, part: float | int | None, k: int | None, seed: int, names: Sequence[str] = ()
 ) -> np.ndarray | None:
     """The subset that a data module's `labels` and `shots` ask for: a float is a fraction, an int a count; None if neither is set."""
     if part is not None and k is not None:
         raise UserError("labels and shots: set one of them")
     if k is not None:
-        return shots(labels, k, seed, names)
+        return sample_per_class(labels, k, seed, names)
     if part is None:
         return None
     if isinstance(part, float) and (part <= 1 or not part.is_integer()):
-        return fraction(labels, part, seed)
+        return sample_fraction(labels, part, seed)
     return stratified(labels, int(part), seed)
 
 
@@ -135,7 +135,7 @@ def read_split(path: str | Path, names: Sequence[str]) -> np.ndarray:
     return np.sort(np.array([places[name] for name in wanted]))
 
 
-def choose_or_read(
+def read_or_sample(
     paths: Sequence[str],
     labels: np.ndarray,
     part: float | int | None,
@@ -145,10 +145,10 @@ def choose_or_read(
     file: str | Path | None,
     may_write: bool = True,
 ) -> np.ndarray | None:
-    """`choose`, kept in a split file: an existing file wins (and must have as many images as are asked for), a missing one is written.
+    """`sample_subset`, kept in a split file: an existing file wins (and must have as many images as are asked for), a missing one is written.
 
     Args:
-        paths: (N,) relative paths of the set; the other arguments as in `choose`.
+        paths: (N,) relative paths of the set; the other arguments as in `sample_subset`.
         file: the split file, or None.
         may_write: false on all processes but one.
 
@@ -156,9 +156,9 @@ def choose_or_read(
         Sorted positions, or None for the whole set.
 
     Raises:
-        UserError: as in `choose` and `read_split`; also if the file is missing and nothing says what to put into it.
+        UserError: as in `sample_subset` and `read_split`; also if the file is missing and nothing says what to put into it.
     """
-    chosen = choose(labels, part, k, seed, names)
+    chosen = sample_subset(labels, part, k, seed, names)
     if not file:
         return chosen
     if Path(file).exists():

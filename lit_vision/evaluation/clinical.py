@@ -14,7 +14,7 @@ import numpy as np
 Z95 = 1.959963984540054  # of a two-sided 95 % interval of the normal distribution
 
 
-def _checked(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _validated(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(f"expected one score and one label per sample, got {scores.shape} and {labels.shape}")
@@ -63,7 +63,7 @@ def auroc(scores: Any, labels: Any, z: float = Z95) -> tuple[float, float, float
     Raises:
         ValueError: shapes differ, or a class is missing.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = _validated(scores, labels)
     found, absent = scores[labels], scores[~labels]
     m, n = len(found), len(absent)
     if not m or not n:
@@ -86,7 +86,7 @@ def operating_point(scores: Any, labels: Any, threshold: float = 0.5) -> dict[st
         (cleared of the absences), ppv (right of what was called a finding), npv (right of what was cleared), accuracy: each {value, low,
         high, of}, value None where nothing is counted; balanced_accuracy: mean of sensitivity and specificity, or None.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = _validated(scores, labels)
     called = scores >= threshold
     tp, fp = int((called & labels).sum()), int((called & ~labels).sum())
     tn, fn = int((~called & ~labels).sum()), int((~called & labels).sum())
@@ -112,7 +112,7 @@ def threshold_for(scores: Any, labels: Any, sensitivity: float) -> float:
     Raises:
         ValueError: no finding among the samples, or a share outside (0, 1].
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = _validated(scores, labels)
     if not labels.any() or not 0 < sensitivity <= 1:
         raise ValueError(f"needs a finding and a sensitivity in (0, 1], got {int(labels.sum())} and {sensitivity}")
     ordered = np.sort(scores[labels])[::-1]
@@ -135,7 +135,7 @@ def calibration(scores: Any, labels: Any, bins: int = 10) -> dict[str, Any]:
     Raises:
         ValueError: shapes differ, or a score is no probability.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = _validated(scores, labels)
     if scores.min() < 0 or scores.max() > 1:
         raise ValueError("calibration is about probabilities, from 0 to 1")
     place = np.minimum((scores * bins).astype(int), bins - 1)
@@ -176,7 +176,7 @@ def clinical_report(scores: Any, labels: Any, threshold: float = 0.5) -> dict[st
     }
 
 
-def clinical_text(report: dict[str, Any], finding: str, absence: str) -> str:
+def format_clinical_report(report: dict[str, Any], finding: str, absence: str) -> str:
     """A clinical report as aligned plain text; intervals are 95 %."""
     point, fit = report["operating_point"], report["calibration"]
     lines = [f"{report['samples']} images, {report['findings']} of them {finding}", ""]

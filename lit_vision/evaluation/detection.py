@@ -89,7 +89,7 @@ def coco_values(metric: Any, class_names: list[str] | None = None) -> dict[str, 
     return values
 
 
-def to_file_pixels(boxes: Tensor, scale: Tensor, size: Tensor) -> Tensor:
+def to_original_size(boxes: Tensor, scale: Tensor, size: Tensor) -> Tensor:
     """Boxes of a view as boxes of the file that it was scaled from.
 
     Args:
@@ -115,7 +115,7 @@ def update_boxes(metric: Any, found: list[dict[str, Tensor]], targets: list[dict
     """
     predictions, truths = [], []
     for one, target in zip(found, targets):
-        boxes = to_file_pixels(one["boxes"].float(), target["scale"], target["size"])
+        boxes = to_original_size(one["boxes"].float(), target["scale"], target["size"])
         prediction = {"boxes": boxes, "scores": one["scores"].float(), "labels": one["labels"]}
         truth = {"boxes": target["original"], **{key: target[key] for key in ("labels", "iscrowd", "area")}}
         if "masks" in one:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Features:
         return Features(self.features[rows], self.labels[rows], self.keys[rows])
 
 
-def extract(
+def extract_features(
     backbone: nn.Module,
     loader: Iterable[dict[str, Tensor]],
     mean: Tensor,
@@ -74,7 +74,7 @@ def extract(
         with torch.inference_mode():
             for batch in _with_bar(loader, progress):
                 images = batch["images"][:, :1].to(device, non_blocking=True)
-                features.append(backbone(normalise(images, mean, std)[:, 0]).float().cpu())
+                features.append(backbone(normalize(images, mean, std)[:, 0]).float().cpu())
                 labels.append(batch["label"].cpu())
                 keys.append(batch["key"].cpu())
     finally:
@@ -82,7 +82,7 @@ def extract(
             module.training = training
     # joined outside inference mode, so that a head can be trained on them
     found = Features(torch.cat(features), torch.cat(labels), torch.cat(keys)) if features else None
-    found = _join_processes(found)
+    found = _gather_features(found)
     if found is None or len(found) == 0:
         raise UserError("features: the loader gives no samples; check the split's folder and `limit`")
     bad = ~found.features.isfinite().all(dim=1)
@@ -95,7 +95,7 @@ def extract(
     return found
 
 
-def _join_processes(part: Features | None) -> Features | None:
+def _gather_features(part: Features | None) -> Features | None:
     """All ranks' rows on every rank, sorted by (epoch, index, copy), each key once."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return part

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_vision.data.splits import shots as choose_shots
+from lit_vision.data.splits import sample_per_class as choose_shots
 from lit_vision.errors import UserError
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.metrics import mean_sd, top_k_accuracy
 
-METHODS = ("prototypes", "logreg")
+FEW_SHOT_METHODS = ("prototypes", "logreg")
 METRICS = ("cosine", "euclidean")
 
 
@@ -27,7 +27,7 @@ METRICS = ("cosine", "euclidean")
 class Episode:
     """One draw of k images per class.
 
-    method: of METHODS.   shots: k.   seed: of the draw.   value: accuracy on all test samples, in [0, 1].
+    method: of FEW_SHOT_METHODS.   shots: k.   seed: of the draw.   value: accuracy on all test samples, in [0, 1].
     """
 
     method: str
@@ -93,7 +93,7 @@ def few_shot(
     test: Any,
     shots: Sequence[int] = (1, 5, 10),
     seeds: Iterable[int] = range(5),
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = FEW_SHOT_METHODS,
     metric: str = "cosine",
 ) -> list[Episode]:
     """Accuracy with k labelled images per class, for every k, seed and method; test samples choose nothing.
@@ -105,15 +105,15 @@ def few_shot(
         test: `Features`, all labelled, measured once per episode.
         shots: the k.
         seeds: of the draws.
-        methods: of METHODS.
+        methods: of FEW_SHOT_METHODS.
         metric: of the prototypes.
 
     Raises:
         UserError: a class has fewer than k images.
         ValueError: an unknown method.
     """
-    if unknown := set(methods) - set(METHODS):
-        raise ValueError(f"methods must be of {METHODS}, got {sorted(unknown)}")
+    if unknown := set(methods) - set(FEW_SHOT_METHODS):
+        raise ValueError(f"methods must be of {FEW_SHOT_METHODS}, got {sorted(unknown)}")
     labels = train.labels.numpy()
     num_classes = int(max(labels.max(), int(test.labels.max()))) + 1
     found = []
@@ -131,7 +131,7 @@ def few_shot(
     return found
 
 
-def summarise(episodes: Iterable[Episode]) -> dict[tuple[str, int], tuple[float, float | None, int]]:
+def summarize_episodes(episodes: Iterable[Episode]) -> dict[tuple[str, int], tuple[float, float | None, int]]:
     """{(method, k): (mean, standard deviation or None, number of seeds)} of the episodes, in their order."""
     values: dict[tuple[str, int], list[float]] = {}
     for episode in episodes:

@@ -106,8 +106,8 @@ def logistic_regression(
     num_classes = int(seen[-1]) + 1 if num_classes is None else num_classes
 
     mean, divisor = _statistics(x, scale)
-    span = _span((x - mean) / divisor)
-    prepare = lambda z: _rotate((z - mean) / divisor, span)  # noqa: E731
+    span = _row_space_basis((x - mean) / divisor)
+    prepare = lambda z: _project((z - mean) / divisor, span)  # noqa: E731
     rows, codes = prepare(x), np.searchsorted(seen, y)
     strengths = sorted(strengths, reverse=True)
     if len(strengths) == 1:
@@ -136,7 +136,7 @@ def logistic_regression(
     model = _model(len(seen), tol=1e-4, max_iter=1000)
     with _one_thread():
         _fit(model, rows, codes, strength)
-    coefficients, intercept = _two_sided(model)
+    coefficients, intercept = _binary_to_two_class(model)
     weight, bias = np.zeros((num_classes, x.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
     if span is not None:
         coefficients = coefficients @ span.T
@@ -174,7 +174,7 @@ def _choose(cuts: list[tuple], strengths: list[float]) -> tuple[float, dict[floa
         model = _model(codes.max() + 1, tol=3e-3, max_iter=100)  # enough to rank strengths
         for i, strength in enumerate(strengths):  # strong to weak, each starting where the last one ended
             _fit(model, rows, codes, strength)
-            coefficients, intercept = _two_sided(model)
+            coefficients, intercept = _binary_to_two_class(model)
             probability = _softmax(held @ coefficients.T + intercept)
             correct[i] += (probability.argmax(1) == truth).sum()
             known = truth >= 0
@@ -210,7 +210,7 @@ def _fit(model: Any, rows: np.ndarray, codes: np.ndarray, strength: float) -> No
         model.fit(rows, codes)
 
 
-def _two_sided(model: Any) -> tuple[np.ndarray, np.ndarray]:
+def _binary_to_two_class(model: Any) -> tuple[np.ndarray, np.ndarray]:
     """(K, R) weights and (K,) bias, also for two classes."""
     if model.halved:
         return np.concatenate([-model.coef_, model.coef_]) / 2, np.concatenate(
@@ -228,12 +228,12 @@ def _statistics(x: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), divisor.astype(np.float32)
 
 
-def _span(x: np.ndarray) -> np.ndarray | None:
+def _row_space_basis(x: np.ndarray) -> np.ndarray | None:
     """Orthonormal basis (D, N) of the rows' span if N < D: the best weights lie in it, so the fit is the same, smaller."""
     return np.linalg.qr(x.T)[0] if x.shape[0] < x.shape[1] else None
 
 
-def _rotate(x: np.ndarray, span: np.ndarray | None) -> np.ndarray:
+def _project(x: np.ndarray, span: np.ndarray | None) -> np.ndarray:
     return np.ascontiguousarray(x if span is None else x @ span)
 
 

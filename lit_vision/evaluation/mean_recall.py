@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class MeanPerClass(Metric):
+class MeanClassRecall(Metric):
     """Mean over the classes that occur of the share that was predicted right, as scikit-learn's balanced_accuracy_score.
 
     Processes add their counts up: a mean of their means would weigh a class by where its images lie.

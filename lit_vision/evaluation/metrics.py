@@ -121,7 +121,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
-def report_text(report: dict[str, Any], worst_first: bool = False) -> str:
+def format_classification_report(report: dict[str, Any], worst_first: bool = False) -> str:
     """A classification report as aligned plain text, percent with one decimal.
 
     Args:

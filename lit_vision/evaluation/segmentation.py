@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = 255
+IGNORE_INDEX = 255
 
 
-def pixel_counts(predictions: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
+def pixel_counts(predictions: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE_INDEX) -> Tensor:
     """(K, K) int64 counts of pixels: row = true class, column = predicted class.
 
     Args:
@@ -90,7 +90,7 @@ class PixelCounts(Metric):
 
     full_state_update = False
 
-    def __init__(self, num_classes: int, ignore: int = IGNORE, **settings: Any):
+    def __init__(self, num_classes: int, ignore: int = IGNORE_INDEX, **settings: Any):
         super().__init__(**settings)
         self.num_classes, self.ignore = num_classes, ignore
         zero = torch.zeros(num_classes, num_classes, dtype=torch.int64)

@@ -16,7 +16,7 @@ from lit_vision.errors import UserError
 from lit_vision.io.hashing import Digest
 
 
-def save_whole(out: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(out: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a name beside `out`, then gives what it wrote the name `out`, replacing what was there.
 
     Raises:
@@ -77,7 +77,7 @@ class _HashedFile:
         self.file.flush()
 
 
-def write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path, Digest]:
+def write_temp_and_hash(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path, Digest]:
     """Writes a temporary file next to path, down to the disk; returns it and its digest.
 
     Beside the target, for a rename is atomic only inside one file system; one fixed name, so that kills leave one file at most.
@@ -100,7 +100,7 @@ def write_beside(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path,
     return temporary, Digest(hashed.sha256.hexdigest(), hashed.size)
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
+def rename_into_place(temporary: Path, path: Path) -> None:
     """Renames, and has the folder written to the disk."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -111,7 +111,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_in_one_line(path: Path) -> Iterator[None]:
+def disk_full_error(path: Path) -> Iterator[None]:
     """A write that fails becomes one line that says what is left."""
     try:
         yield

@@ -16,20 +16,20 @@ from lit_vision.io.hashing import Digest, sha256_of_file
 MANIFEST = "manifest.json"
 
 
-def sidecar(path: str | os.PathLike) -> Path:
+def digest_path(path: str | os.PathLike) -> Path:
     """The file that holds the sha256 of the checkpoint `path`: its name with .sha256 added."""
     return Path(f"{os.fspath(path)}.sha256")
 
 
-def to_text(path: Path, digests: list[Digest]) -> str:
+def format_digests(path: Path, digests: list[Digest]) -> str:
     """A sidecar's text."""
     return "".join(f"# {d.size} bytes, step {d.step}\n{d.sha256}  {path.name}\n" for d in digests)
 
 
-def read(path: str | os.PathLike) -> list[Digest]:
+def read_digests(path: str | os.PathLike) -> list[Digest]:
     """The entries of the checkpoint's sidecar; [] without one. One that is damaged has no entries."""
     try:
-        text = sidecar(path).read_text()
+        text = digest_path(path).read_text()
     except (OSError, UnicodeDecodeError):
         return []
     found = re.findall(
@@ -42,31 +42,31 @@ def step_of(path: str | os.PathLike) -> int:
     """The optimiser step of a checkpoint, as what lies beside it says; -1 if nothing does."""
     if Path(path).is_dir():
         return int((_manifest(Path(path)) or {}).get("step", -1))
-    return max((digest.step for digest in read(path)), default=-1)
+    return max((digest.step for digest in read_digests(path)), default=-1)
 
 
-def fault(path: str | os.PathLike) -> str | None:
+def integrity_error(path: str | os.PathLike) -> str | None:
     """What is wrong with a checkpoint's bytes, in a few words; None if they are those that were written.
 
     A torn file shows by its size, a flipped bit by its sha256. Reads the whole file.
     """
     path = Path(path)
     if path.is_dir():
-        return _fault_of_folder(path)
+        return _sharded_integrity_error(path)
     if not path.is_file():
         return "is not there"
     size = path.stat().st_size
-    digests = read(path)
+    digests = read_digests(path)
     if not digests:
-        return f"has no entry in {sidecar(path).name}"
+        return f"has no entry in {digest_path(path).name}"
     if not {size, -1} & {d.size for d in digests}:
         return "is empty" if not size else f"is torn: {size} bytes instead of {digests[0].size}"
     if sha256_of_file(path) not in {d.sha256 for d in digests}:
-        return f"is altered: its sha256 is not the one in {sidecar(path).name}"
+        return f"is altered: its sha256 is not the one in {digest_path(path).name}"
     return None
 
 
-def identity(path: str | os.PathLike) -> str | None:
+def checkpoint_sha256(path: str | os.PathLike) -> str | None:
     """What results name a checkpoint by: its sha256, of a sharded one its manifest's; None if there is none."""
     path = Path(path)
     path = path / MANIFEST if path.is_dir() else path
@@ -75,7 +75,7 @@ def identity(path: str | os.PathLike) -> str | None:
 
 def is_valid(path: str | os.PathLike) -> bool:
     """True if the checkpoint is there and holds the bytes that were written."""
-    return fault(path) is None
+    return integrity_error(path) is None
 
 
 def _manifest(folder: Path) -> dict | None:
@@ -86,7 +86,7 @@ def _manifest(folder: Path) -> dict | None:
         return None
 
 
-def _fault_of_folder(folder: Path) -> str | None:
+def _sharded_integrity_error(folder: Path) -> str | None:
     manifest = _manifest(folder)
     if manifest is None:
         return f"has no {MANIFEST} that can be read"
@@ -111,10 +111,10 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
 
 def newest_valid(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole (None without one), and a line for each newer one that is not."""
-    passed_over = []
+    skipped = []
     for path in checkpoints_in(folder):
-        wrong = fault(path)
+        wrong = integrity_error(path)
         if wrong is None:
-            return path, passed_over
-        passed_over.append(f"{path} {wrong}")
-    return None, passed_over
+            return path, skipped
+        skipped.append(f"{path} {wrong}")
+    return None, skipped

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.io.atomic import save_whole
+from lit_vision.io.atomic import atomic_write
 
 
-def is_made(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:
+def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:
     """Whether `out` was finished, by its note; False where there is nothing yet, or what was begun may go on.
 
     Args:
@@ -36,7 +36,7 @@ def is_made(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str
         try:
             found = read((out / name).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
-            if name != mark and not _others(out, mark):  # nothing was made yet
+            if name != mark and not _unexpected_entries(out, mark):  # nothing was made yet
                 return False
             raise UserError(
                 f"{flag}{out}: its note {name} is damaged, so what it holds is unknown; remove the folder or name another"
@@ -45,26 +45,26 @@ def is_made(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str
             what = "it holds another set" if name == mark else "another set was begun there and not finished"
             raise UserError(f"{flag}{out}: {what} ({name} says which); name another folder or remove it")
         return name == mark
-    if out.exists() and _others(out, mark):
+    if out.exists() and _unexpected_entries(out, mark):
         raise UserError(f"{flag}{out}: the folder is not empty and was not made by this command; name another")
     return False
 
 
-def begin(out: Path, mark: str, text: str) -> None:
+def mark_started(out: Path, mark: str, text: str) -> None:
     """Make the folder and say in it what is being made; what was finished there no longer is."""
     out.mkdir(parents=True, exist_ok=True)
-    save_whole(out / f"{mark}.begun", lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(out / f"{mark}.begun", lambda file: file.write_text(text, encoding="utf-8"))
     (out / mark).unlink(missing_ok=True)
 
 
-def finish(out: Path, mark: str, text: str) -> None:
+def mark_complete(out: Path, mark: str, text: str) -> None:
     """Say that all of it is there."""
-    save_whole(out / mark, lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(out / mark, lambda file: file.write_text(text, encoding="utf-8"))
     (out / f"{mark}.begun").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def writing(out: Path, flag: str = "") -> Iterator[None]:
+def report_write_errors(out: Path, flag: str = "") -> Iterator[None]:
     """What the system refuses inside becomes one line that names the folder."""
     try:
         yield
@@ -75,7 +75,7 @@ def writing(out: Path, flag: str = "") -> Iterator[None]:
         ) from error
 
 
-def _others(out: Path, mark: str) -> list[str]:
+def _unexpected_entries(out: Path, mark: str) -> list[str]:
     """What lies in the folder beside the note that it was begun, or what a kill left of that note."""
     own = (f"{mark}.begun", f".{mark}.begun.tmp")
     return [path.name for path in out.iterdir() if path.name not in own]

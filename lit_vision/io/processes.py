@@ -19,7 +19,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(job: Callable, items: Sequence, workers: int = 1, title: str = "") -> Iterator[Any]:
+def parallel_map(job: Callable, items: Sequence, workers: int = 1, title: str = "") -> Iterator[Any]:
     """job(item) of each item, in order.
 
     Args:
@@ -28,18 +28,18 @@ def each(job: Callable, items: Sequence, workers: int = 1, title: str = "") -> I
         workers: processes; 1 works here.
         title: of the progress bar on stderr; "" shows none.
     """
-    results = map(job, items) if workers < 2 or len(items) < 64 else _spread(job, items, workers)
-    return _shown(results, len(items), title) if title else results
+    results = map(job, items) if workers < 2 or len(items) < 64 else _pool_map(job, items, workers)
+    return _with_progress(results, len(items), title) if title else results
 
 
-def _spread(job: Callable, items: Sequence, workers: int) -> Iterator[Any]:
+def _pool_map(job: Callable, items: Sequence, workers: int) -> Iterator[Any]:
     # spawned: forking a process that has torch's threads running can hang
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start, (job,)) as pool:
-        yield from pool.imap(_call, items, chunksize=max(1, min(64, len(items) // (8 * workers))))
+    with context.Pool(workers, _init_worker, (job,)) as pool:
+        yield from pool.imap(_run, items, chunksize=max(1, min(64, len(items) // (8 * workers))))
 
 
-def _start(job: Callable) -> None:
+def _init_worker(job: Callable) -> None:
     global _JOB
     _JOB = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
@@ -50,11 +50,11 @@ def _start(job: Callable) -> None:
     torch.set_num_threads(1)
 
 
-def _call(item: Any) -> Any:
+def _run(item: Any) -> Any:
     return _JOB(item)
 
 
-def _shown(results: Iterator, total: int, title: str) -> Iterator[Any]:
+def _with_progress(results: Iterator, total: int, title: str) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -68,7 +68,7 @@ def _shown(results: Iterator, total: int, title: str) -> Iterator[Any]:
                 bar.update(task, completed=done)
 
 
-def end_with_parent(parent: int | None = None) -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Has the kernel kill this process when the one that started it dies, even by SIGKILL (Linux; elsewhere nothing).
 
     Args:

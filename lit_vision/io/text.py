@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as a person reads them: 42s, 3:07, 2:05:09, 3d 02:00."""
     seconds = int(seconds + 0.5)
     if seconds < 60:

@@ -15,16 +15,16 @@ from torchmetrics import MeanMetric
 from lit_vision import distributed
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.batch import normalise
-from lit_vision.data.views.keyed_rng import seed_of, seeded
+from lit_vision.data.batch import normalize
+from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.errors import UserError
-from lit_vision.evaluation.mean_recall import MeanPerClass
+from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.fine_tuning import ADAPTERS
 from lit_vision.weights import load
-from lit_vision.weights.model_metadata import card_of_data
+from lit_vision.weights.model_metadata import metadata_from_datamodule
 
-LOSSES = ("ce", "bce")
+CLASSIFICATION_LOSSES = ("ce", "bce")
 
 
 def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -102,7 +102,7 @@ class Classifier(L.LightningModule):
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Classifier(L.LightningModule):
         super().__init__()
         if num_classes < 2:
             raise UserError(f"num_classes: {num_classes} class(es) leave nothing to tell apart; give 2 or more")
-        if loss not in LOSSES:
-            raise UserError(f"loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
+        if loss not in CLASSIFICATION_LOSSES:
+            raise UserError(f"loss: {loss!r} is not one of {', '.join(CLASSIFICATION_LOSSES)}; choose one of these")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing: {label_smoothing} is not in [0, 1); 0.1 is usual")
         if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) <= 0):
@@ -159,7 +159,7 @@ class Classifier(L.LightningModule):
             report = load.load_into(self.backbone, backbone_checkpoint)
             print(report, flush=True)
             own_mean, own_std = report.mean or own_mean, report.std or own_std
-        fine_tuning.adapt(self.backbone, self.hparams)
+        fine_tuning.apply_tuning_mode(self.backbone, self.hparams)
         self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
         self.head = nn.Linear(self.backbone.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))
@@ -168,9 +168,9 @@ class Classifier(L.LightningModule):
         self.register_buffer("std", torch.tensor(std or own_std))
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
-        self.metrics["test_mean_per_class"] = MeanPerClass(num_classes)
+        self.metrics["test_mean_per_class"] = MeanClassRecall(num_classes)
         self.register_buffer("class_weights", class_weights and torch.tensor(class_weights), persistent=False)
-        self.card: dict[str, Any] | None = None
+        self.metadata: dict[str, Any] | None = None
         self.mix = None
         if mixup > 0 or cutmix > 0:
             from timm.data import Mixup
@@ -192,7 +192,7 @@ class Classifier(L.LightningModule):
         """
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            fine_tuning.frozen_in_eval(self.backbone)
+            fine_tuning.keep_frozen_in_eval(self.backbone)
         return self
 
     def setup(self, stage: str) -> None:
@@ -223,7 +223,7 @@ class Classifier(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
 
     def training_targets(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images (B, C, H, W) and smoothed targets (B, K). The draw is a function of the batch's keys (B, 3) alone."""
@@ -233,7 +233,7 @@ class Classifier(L.LightningModule):
             raise UserError(
                 f"data.batch_size: mixup and cutmix pair the images of a batch, {len(images)} is odd; make it even"
             )
-        with seeded(seed_of(*keys.flatten().tolist())):
+        with temporary_seed(derive_seed(*keys.flatten().tolist())):
             return self.mix(images.clone(), labels)  # timm mixes in place; callbacks see the batch too
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -271,7 +271,7 @@ class Classifier(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep what using the model takes: class names, image size, crop."""
-        self.card = card_of_data("classification", self.trainer.datamodule) or self.card
+        self.metadata = metadata_from_datamodule("classification", self.trainer.datamodule) or self.metadata
 
     def on_train_start(self) -> None:
         """Say how much trains, and what batch norm sees where it matters."""
@@ -289,15 +289,15 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
-        fine_tuning.complete(checkpoint, self.card)
+        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
-        self.card = checkpoint.get("card", self.card)
+        self.metadata = checkpoint.get("card", self.metadata)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return fine_tuning.configure(self)
+        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
+        return fine_tuning.configure_optimizer(self)
 
 
 def _single_view(batch: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.weights import load
-from lit_vision.weights.model_metadata import card_of_data
+from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 TUNES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
 ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen, what is added to it trains
@@ -53,7 +53,7 @@ def set_trainable(backbone: Backbone, tune: str) -> None:
         parameter.requires_grad_(name in keep and parameter.requires_grad)
 
 
-def adapt(backbone: Backbone, h: Any) -> None:
+def apply_tuning_mode(backbone: Backbone, h: Any) -> None:
     """Freeze what `tune` leaves out of the backbone, and add what it adds: LoRA, or prompts.
 
     Args:
@@ -78,7 +78,7 @@ def adapt(backbone: Backbone, h: Any) -> None:
         adapters.add_prompts(backbone, length=h.prompt_length, deep=h.tune == "prompt-deep")
 
 
-def frozen_in_eval(backbone: Backbone) -> None:
+def keep_frozen_in_eval(backbone: Backbone) -> None:
     """Evaluation mode for the parts of the backbone that do not train: fixed batch-norm statistics, no drop path."""
     backbone.eval()
     for name, module in backbone.named_modules():
@@ -87,10 +87,10 @@ def frozen_in_eval(backbone: Backbone) -> None:
             module.train()
 
 
-def complete(checkpoint: dict[str, Any], card: dict[str, Any] | None) -> None:
+def make_checkpoint_self_contained(checkpoint: dict[str, Any], metadata: dict[str, Any] | None) -> None:
     """A checkpoint is complete in itself: loading it must not ask for the weights that its run began with."""
-    if card is not None:
-        checkpoint["card"] = card
+    if metadata is not None:
+        checkpoint["card"] = metadata
     parameters = checkpoint.get("hyper_parameters")
     if parameters is not None:
         args = dict(parameters["backbone_args"] or {})
@@ -100,14 +100,14 @@ def complete(checkpoint: dict[str, Any], card: dict[str, Any] | None) -> None:
         checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
 
 
-def configure(module: Any) -> dict[str, Any]:
-    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.configure`."""
+def configure_optimizer(module: Any) -> dict[str, Any]:
+    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.optimizer_and_schedule`."""
     h = module.hparams
     layers: list[list[str]] = []
     if h.layer_decay != 1:
         layers = [[f"backbone.{name}" for name in group] for group in module.backbone.layer_groups()]
     groups = optim.layer_decay_groups(module.named_parameters(), layers, h.weight_decay, h.layer_decay)
-    return optim.configure(
+    return optim.optimizer_and_schedule(
         module,
         groups,
         optimizer=h.optimizer,
@@ -130,7 +130,7 @@ def build_backbone(h: Any) -> tuple[Backbone, list[float], list[float]]:
             lora_rank, lora_targets, prompt_length.
 
     Raises:
-        UserError: as Backbone and `tuning.adapt`. PartialMatch: the checkpoint does not fit.
+        UserError: as Backbone and `apply_tuning_mode`. PartialMatchError: the checkpoint does not fit.
     """
     backbone = Backbone(h.backbone, **{"img_size": h.img_size, **(h.backbone_args or {})})
     mean, std = backbone.data_config["mean"], backbone.data_config["std"]
@@ -138,11 +138,11 @@ def build_backbone(h: Any) -> tuple[Backbone, list[float], list[float]]:
         report = load.load_into(backbone, h.backbone_checkpoint)
         print(report, flush=True)
         mean, std = report.mean or mean, report.std or std
-    adapt(backbone, h)
+    apply_tuning_mode(backbone, h)
     return backbone, list(mean), list(std)
 
 
-def maps_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
+def feature_maps(backbone: Backbone, images: Tensor) -> list[Tensor]:
     """`forward_maps`, with CNN images channels last in memory, which is faster."""
     if len(backbone.strides) > 1:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -184,10 +184,10 @@ def check_data(module: Any, needs: str) -> None:
             raise UserError(f"model.{name}: {ours}, the data has {theirs}; make them equal")
 
 
-def card_for(task: str, datamodule: Any, options: dict[str, Any]) -> dict[str, Any] | None:
+def metadata_for(task: str, datamodule: Any, options: dict[str, Any]) -> dict[str, Any] | None:
     """The card of this model's task: evaluation scales the longer side to the size and cuts nothing off."""
-    card = card_of_data(task, datamodule)
-    return None if card is None else {**card, "crop_pct": 1.0, "options": options}
+    metadata = metadata_from_datamodule(task, datamodule)
+    return None if metadata is None else {**metadata, "crop_pct": 1.0, "options": options}
 
 
 def channels_last(module: nn.Module, backbone: Backbone) -> None:

@@ -11,22 +11,22 @@ from torch import nn
 from lit_vision.errors import UserError
 from lit_vision.optim.groups import NO_DECAY, decay_groups, is_no_decay, layer_decay_groups
 from lit_vision.optim.lars import LARS
-from lit_vision.optim.schedule import Plan, plan_of, scaled_lr, warmup_cosine
+from lit_vision.optim.schedule import TrainingLength, scaled_lr, training_length, warmup_cosine
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
 __all__ = [
     "LARS",
     "NO_DECAY",
     "OPTIMIZERS",
-    "Plan",
+    "TrainingLength",
     "build_optimizer",
-    "configure",
     "decay_groups",
-    "describe",
+    "format_summary",
     "is_no_decay",
     "layer_decay_groups",
-    "plan_of",
+    "optimizer_and_schedule",
     "scaled_lr",
+    "training_length",
     "warmup_cosine",
 ]
 
@@ -80,8 +80,10 @@ def build_optimizer(
     raise UserError(f"optimizer: {name!r} is not one of {', '.join(OPTIMIZERS)}; choose one of these")
 
 
-def describe(optimizer: torch.optim.Optimizer, plan: Plan, lr: float, scaling: str, warmup_steps: int) -> str:
-    """The lines that `configure` prints: the learning rate and where it comes from, the schedule, then each group's count, lr and decay."""
+def format_summary(
+    optimizer: torch.optim.Optimizer, plan: TrainingLength, lr: float, scaling: str, warmup_steps: int
+) -> str:
+    """The lines that `optimizer_and_schedule` prints: the learning rate and where it comes from, the schedule, then each group's count, lr and decay."""
     lines = [
         f"{type(optimizer).__name__}: lr {lr:.4g} = {scaling}",
         f"schedule: {plan.total_steps} steps ({plan.epochs} epochs x {plan.steps_per_epoch}), warm-up {warmup_steps}, then cosine",
@@ -99,7 +101,7 @@ def describe(optimizer: torch.optim.Optimizer, plan: Plan, lr: float, scaling: s
     return "\n".join(lines)
 
 
-def configure(
+def optimizer_and_schedule(
     module,
     groups: list[dict[str, Any]],
     *,
@@ -129,9 +131,9 @@ def configure(
         lr_in_momentum: of lars, see `build_optimizer`.
 
     Raises:
-        UserError: as `plan_of`, `scaled_lr` and `build_optimizer`.
+        UserError: as `training_length`, `scaled_lr` and `build_optimizer`.
     """
-    plan = plan_of(module)
+    plan = training_length(module)
     peak = scaled_lr(base_lr, lr, plan.global_batch_size)
     if not 0 <= min_lr <= peak:
         raise UserError(f"min_lr: {min_lr} is not between 0 and the peak learning rate {peak:.4g}; lower it")
@@ -147,5 +149,5 @@ def configure(
     scheduler = torch.optim.lr_scheduler.LambdaLR(built, factor)
     if module.trainer.is_global_zero:
         scaling = "given" if lr is not None else f"base_lr {base_lr:.4g} x {plan.global_batch_size} images a step / 256"
-        print(describe(built, plan, peak, scaling, warmup_steps), flush=True)
+        print(format_summary(built, plan, peak, scaling, warmup_steps), flush=True)
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -7,7 +7,7 @@ from lit_vision.errors import UserError
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingLength:
     """The length of a run in optimiser steps.
 
     Args:
@@ -25,7 +25,7 @@ class Plan:
         return self.steps_per_epoch * self.epochs
 
 
-def plan_of(module) -> Plan:
+def training_length(module) -> TrainingLength:
     """The plan of the run that `module` (a LightningModule) is attached to, from the datamodule's own sampler.
 
     Never reads `trainer.estimated_stepping_batches`: it builds the loaders early, and a restored loader state is lost (Lightning #20550).
@@ -53,7 +53,7 @@ def plan_of(module) -> Plan:
         raise UserError(
             f"data.batch_size: {data.global_batch_size} images a step are more than the training set holds; lower batch_size or accumulation"
         )
-    return Plan(steps, trainer.max_epochs, data.global_batch_size)
+    return TrainingLength(steps, trainer.max_epochs, data.global_batch_size)
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.writers import csv_line
-from lit_vision.weights.model_metadata import Card
+from lit_vision.weights.model_metadata import ModelMetadata
 
 
 class ClassifierNetwork(nn.Module):
@@ -53,18 +53,18 @@ class Classification:
     """One line per image: the best classes and their probabilities.
 
     Args:
-        card: of the model.
+        metadata: of the model.
         form: "csv" (path, label, score, label_2, score_2, ...) or "jsonl" ({"path", "predictions": [{"label", "score"}, ...]}).
         top: how many classes.
     """
 
     forms = ("csv", "jsonl")
-    words = ("top", "explain")  # of the command
+    option_names = ("top", "explain")  # of the command
     streams: tuple[str, ...] = ()
     finish = None
 
-    def __init__(self, card: Card, form: str, top: int = 5, **_: Any) -> None:
-        self.card, self.form, self.top = card, form, min(top, len(card.class_names))
+    def __init__(self, metadata: ModelMetadata, form: str, top: int = 5, **_: Any) -> None:
+        self.metadata, self.form, self.top = metadata, form, min(top, len(metadata.class_names))
 
     def header(self) -> bytes:
         """What the file begins with."""
@@ -78,7 +78,7 @@ class Classification:
         found = []
         for name, row in zip(batch.names, softmax(outputs["logits"])):
             best = np.argsort(-row, kind="stable")[: self.top]
-            pairs = [(self.card.class_names[i], round(float(row[i]), 6)) for i in best]
+            pairs = [(self.metadata.class_names[i], round(float(row[i]), 6)) for i in best]
             if self.form == "csv":
                 found.append(csv_line([name, *(x for label, score in pairs for x in (label, f"{score:.6f}"))]))
             else:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from lit_vision.data.annotations.views import fit_scale
-from lit_vision.evaluation.detection import MAX_DETECTIONS, to_file_pixels
-from lit_vision.methods.detection.decoding import Decoder
-from lit_vision.predict.image_writer import Pictures, enlarged
+from lit_vision.data.annotations.views import letterbox_scale
+from lit_vision.evaluation.detection import MAX_DETECTIONS, to_original_size
+from lit_vision.methods.detection.decoding import AnchorDecoder
+from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
 from lit_vision.results.overlays import draw_boxes, draw_instances
-from lit_vision.weights.model_metadata import Card
+from lit_vision.weights.model_metadata import ModelMetadata
 
 RAW = {
     "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),
@@ -67,19 +67,21 @@ def detector_network(method: nn.Module) -> nn.Module:
     return DetectorNetwork(method) if method.one_stage else TwoStageNetwork(method)
 
 
-class Boxes:
+class DecodeBoxes:
     """Outputs of a model, of any runtime, to detections: the one place where exported detectors are decoded.
 
     Args:
-        card: of the model.
+        metadata: of the model.
     """
 
-    def __init__(self, card: Card) -> None:
-        self.size, options = (card.size, card.size), card.options
+    def __init__(self, metadata: ModelMetadata) -> None:
+        self.size, options = (metadata.size, metadata.size), metadata.options
         self.decoder = None
         if "strides" in options:
             names = ("strides", "score", "nms")
-            self.decoder = Decoder.of(options["head"], len(card.class_names), *(options[name] for name in names))
+            self.decoder = AnchorDecoder.of(
+                options["head"], len(metadata.class_names), *(options[name] for name in names)
+            )
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> list[dict[str, Tensor]]:
         """B dictionaries, best first: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,), or `mask_probs` (n, M, M) besides."""
@@ -102,7 +104,7 @@ def _tensors(outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in outputs.items()}
 
 
-def pasted(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Mask R-CNN's masks: each grid stretched over its box, and cut at one half.
 
     Source: He et al. 2017, arXiv:1703.06870, section 3.1 (inference).
@@ -133,7 +135,7 @@ class Detection:
     """What was found in each image, in the pixels of its file. Mask R-CNN's masks are written as COCO's packed run lengths, `segmentation`.
 
     Args:
-        card: of the model.
+        metadata: of the model.
         form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
             "detections": [{"label", "score", "box"}, ...]}), "json" (COCO: images, categories, annotations with a score) or
             "results.json" (the list of detections alone that pycocotools' `loadRes` takes). All but CSV have the masks. Category ids are
@@ -143,12 +145,14 @@ class Detection:
     """
 
     forms = ("csv", "jsonl", "json", "results.json")
-    words = ("score", "draw")  # of the command
+    option_names = ("score", "draw")  # of the command
 
-    def __init__(self, card: Card, form: str, score: float = 0.0, draw: Pictures | None = None, **_: Any) -> None:
-        self.card, self.form, self.score, self.draw = card, form, score, draw
-        self.boxes = Boxes(card)
-        self.ids = card.category_ids or list(range(1, len(card.class_names) + 1))
+    def __init__(
+        self, metadata: ModelMetadata, form: str, score: float = 0.0, draw: ImageWriter | None = None, **_: Any
+    ) -> None:
+        self.metadata, self.form, self.score, self.draw = metadata, form, score, draw
+        self.boxes = DecodeBoxes(metadata)
+        self.ids = metadata.category_ids or list(range(1, len(metadata.class_names) + 1))
         self.streams = ("images",) if form == "json" else ()
 
     def header(self) -> bytes:
@@ -162,19 +166,24 @@ class Detection:
             sure = found["scores"] >= self.score
             found = {name: value[sure] for name, value in found.items()}
             name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
-            scale = torch.from_numpy(fit_scale(*size, self.card.size))
-            boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
+            scale = torch.from_numpy(letterbox_scale(*size, self.metadata.size))
+            boxes = to_original_size(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
             left = (boxes[:, 2:] > boxes[:, :2]).all(1)  # others lie in the view's padding
             boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
             scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
             rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
             if self.form == "csv":
                 for box, score, label, _ in rows:
-                    row = [name, self.card.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
+                    row = [name, self.metadata.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
                     streams["rows"].append(csv_line(row))
             elif self.form == "jsonl":
                 all_ = [
-                    {"label": self.card.class_names[k], "score": _short(s, 6), "box": [_short(v, 2) for v in b], **mask}
+                    {
+                        "label": self.metadata.class_names[k],
+                        "score": _rounded(s, 6),
+                        "box": [_rounded(v, 2) for v in b],
+                        **mask,
+                    }
                     for b, s, k, mask in rows
                 ]
                 record = {"path": name, "height": size[0], "width": size[1], "detections": all_}
@@ -193,7 +202,7 @@ class Detection:
     def finish(self) -> Any:
         """Makes COCO's files from the streams; None for the other forms."""
         if self.form == "json":
-            return lambda out, paths: coco_file(out, paths, self.card.class_names, self.ids)
+            return lambda out, paths: coco_file(out, paths, self.metadata.class_names, self.ids)
         return results_file if self.form == "results.json" else None
 
     def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -201,27 +210,27 @@ class Detection:
         if self.form == "csv" or "mask_probs" not in found:
             return [{} for _ in found["scores"]]
         # not cut at the file's edges as the boxes are: the grid lies over the whole box
-        masks = pasted(found["mask_probs"], found["boxes"] / scale.repeat(2), size)
-        return [{"segmentation": packed(mask)} for mask in masks]
+        masks = paste_masks(found["mask_probs"], found["boxes"] / scale.repeat(2), size)
+        return [{"segmentation": encode_rle(mask)} for mask in masks]
 
     def _draw(self, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]) -> None:
         """The view without its padding, with the masks and boxes on it."""
-        width, height = (fit_scale(*size, self.card.size) * (size[1], size[0])).round().astype(int)
-        picture, times = enlarged(pixels[:height, :width])
-        names = [self.card.class_names[label] for label in found["labels"].tolist()]
+        width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
+        picture, times = upscale_for_text(pixels[:height, :width])
+        names = [self.metadata.class_names[label] for label in found["labels"].tolist()]
         texts = [f"{n} {100 * s:.0f}" for n, s in zip(names, found["scores"].tolist())]
         if "mask_probs" in found:
-            masks = pasted(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
+            masks = paste_masks(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
             picture = draw_instances(picture, list(masks), found["labels"])
         drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
         self.draw.write(name, drawn)
 
 
-def _short(value: float, digits: int) -> float:
+def _rounded(value: float, digits: int) -> float:
     return round(float(value), digits)
 
 
-def packed(mask: np.ndarray) -> dict[str, Any]:
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     """COCO's run lengths of a (H, W) bool mask, packed into text as pycocotools packs them: what its evaluation reads as a result."""
     from faster_coco_eval.core.mask import encode  # no Detector is built without it
 
@@ -233,7 +242,7 @@ def _annotation(
 ) -> dict[str, Any]:
     """An annotation of COCO's; the area is the mask's if there is one."""
     x1, y1, x2, y2 = box
-    area = _short((x2 - x1) * (y2 - y1), 2)
+    area = _rounded((x2 - x1) * (y2 - y1), 2)
     if mask:
         from faster_coco_eval.core.mask import area as pixels_of
 
@@ -242,9 +251,9 @@ def _annotation(
         "id": number * PER_IMAGE + place + 1,
         "image_id": number + 1,
         "category_id": category,
-        "bbox": [_short(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+        "bbox": [_rounded(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
         "area": area,
-        "score": _short(score, 6),
+        "score": _rounded(score, 6),
         "iscrowd": 0,
         **mask,
     }

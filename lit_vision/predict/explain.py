@@ -99,7 +99,7 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
         kept.append(output.detach().clone().requires_grad_())
         return kept[0]
 
-    stage = _stage(backbone, min(images.shape[-2:]))
+    stage = _find_stage(backbone, min(images.shape[-2:]))
     hook = stage.register_forward_hook(keep) if stage is not None else None
     try:
         with torch.set_grad_enabled(hook is not None):
@@ -120,7 +120,7 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
     return (slope.mean(places, keepdim=True) * maps.detach()).sum(channel).relu().float().cpu()
 
 
-def _stage(backbone: Backbone, side: int) -> nn.Module | None:
+def _find_stage(backbone: Backbone, side: int) -> nn.Module | None:
     """The module whose output has PLACES positions a side, as late as possible; None is the end of the body."""
     if not isinstance(backbone.model, ResNet):  # elsewhere a stage may be channels last, or not what the next one reads
         return None
@@ -168,6 +168,6 @@ def overlay(pixels: np.ndarray, heat: np.ndarray, side: int = 224, strength: flo
         pixels, (side, side), interpolation=cv2.INTER_CUBIC if side > pixels.shape[0] else cv2.INTER_AREA
     )
     smooth = F.interpolate(torch.from_numpy(heat)[None, None].float(), (side, side), mode="bilinear")[0, 0].numpy()
-    colour = cv2.applyColorMap((smooth.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
-    mixed = (plain * (1 - strength) + colour * strength).round().astype(np.uint8)
+    color = cv2.applyColorMap((smooth.clip(0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
+    mixed = (plain * (1 - strength) + color * strength).round().astype(np.uint8)
     return np.concatenate([plain, np.full((side, max(2, side // 56), 3), 255, np.uint8), mixed], axis=1)

@@ -12,7 +12,7 @@ from lit_vision.errors import UserError
 from lit_vision.predict.inputs import Inputs
 
 
-class Pictures:
+class ImageWriter:
     """A folder of pictures: sub/a.png of the image sub/a.jpg, which is where `format: masks` looks for its mask.
 
     Where two images of the list would share a place (a.jpg and a.png), both keep their ending: a.jpg.png and a.png.png. That follows from
@@ -34,7 +34,7 @@ class Pictures:
             raise UserError(f"{flag} {folder}: {above} is a file; name a folder")
         if not os.access(above, os.W_OK):
             raise UserError(f"{flag} {folder}: {above} may not be written; choose another place")
-        self.whole: set[str] = set()  # images that keep their ending
+        self.full_names: set[str] = set()  # images that keep their ending
         if inputs is not None:
             self._decide(inputs.names)
             self._spare(inputs)
@@ -43,7 +43,7 @@ class Pictures:
         """Where the picture of an image goes: below the folder, never outside."""
         inside = [part for part in Path(name).parts if part not in ("..", "/")]
         return self.folder.joinpath(
-            *inside[:-1], (inside[-1] if name in self.whole else Path(inside[-1]).stem) + ".png"
+            *inside[:-1], (inside[-1] if name in self.full_names else Path(inside[-1]).stem) + ".png"
         )
 
     def write(self, name: str, pixels: np.ndarray) -> None:
@@ -70,14 +70,14 @@ class Pictures:
             sharing: set[str] = set()
             for name in names:
                 if (other := first.setdefault(self.place(name), name)) != name:
-                    if {name, other} <= self.whole:
+                    if {name, other} <= self.full_names:
                         raise UserError(
                             f"{self.flag} {self.folder}: {other} and {name} would share {self.place(name)}; predict them apart"
                         )
                     sharing |= {name, other}
             if not sharing:
                 return
-            self.whole |= sharing
+            self.full_names |= sharing
 
     def _spare(self, inputs: Inputs) -> None:
         """Refuse to write over what is to be read, under whatever name it is there."""
@@ -94,7 +94,7 @@ class Pictures:
                     raise UserError(f"{self.flag} {place}: is one of the images; name a folder of its own")
 
 
-def enlarged(pixels: np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
+def upscale_for_text(pixels: np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
     """(H, W, 3) blown up by a whole number so that texts can be read on it, and that number."""
     times = max(1, -(-least // max(pixels.shape[:2])))
     return pixels.repeat(times, 0).repeat(times, 1), times

@@ -13,7 +13,7 @@ from typing import Any
 from lit_vision.errors import UserError
 
 
-def run_over(
+def run_inference(
     model: Any,
     inputs: Any,
     out: Path,
@@ -35,7 +35,7 @@ def run_over(
         lines: (batch, outputs) -> bytes, or {stream: bytes} with the main stream "rows".
         settings: what else decides the bytes; a run goes on only with the same.
         args: batch_size, workers, overwrite.
-        explain: `Pictures` of what the model looked at, or None.
+        explain: `ImageWriter` of what the model looked at, or None.
         streams: names of further streams that `lines` fills.
         finish: makes OUT from {stream: path} in the end; None: OUT is the main stream as it is.
 
@@ -47,27 +47,29 @@ def run_over(
     """
     from lit_vision.io.processes import cores
     from lit_vision.predict.inputs import batches
-    from lit_vision.predict.resumable_writer import Journal
-    from lit_vision.predict.tasks import prepare_for
+    from lit_vision.predict.resumable_writer import ResumableWriter
+    from lit_vision.predict.tasks import preprocess_for
     from lit_vision.predict.writers import csv_line
 
     identity = {
-        "model": model.card.weights,
-        "precision": model.card.precision,
+        "model": model.metadata.weights,
+        "precision": model.metadata.precision,
         "runtime": model.runtime,
         "images": inputs.digest(),
         "batch_size": args.batch_size,
         **settings,
     }
-    journal = Journal(out, ["rows", "skipped", *streams], identity, args.overwrite)
-    if journal.resumed:
-        print(f"going on after {journal.done} of {len(inputs)} images", flush=True)
+    writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, args.overwrite)
+    if writer.resumed:
+        print(f"going on after {writer.done} of {len(inputs)} images", flush=True)
     else:
-        journal.notes["skipped"] = 0
-        journal.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
+        writer.notes["skipped"] = 0
+        writer.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
-        with _stop_on_sigterm(), _bar(len(inputs), journal.done) as advance:
-            found = batches(inputs, prepare_for(model.card), args.batch_size, journal.done, args.workers or cores())
+        with _stop_on_sigterm(), _bar(len(inputs), writer.done) as advance:
+            found = batches(
+                inputs, preprocess_for(model.metadata), args.batch_size, writer.done, args.workers or cores()
+            )
             for batch in found:
                 texts: dict[str, bytes] = {}
                 if batch.pixels is not None:
@@ -75,29 +77,29 @@ def run_over(
                     rows = lines(batch, outputs)
                     texts = rows if isinstance(rows, dict) else {"rows": rows}
                     if explain:
-                        draw(model, batch, outputs, explain)
+                        draw_explanations(model, batch, outputs, explain)
                 bad = b"".join(csv_line([name, " ".join(reason.split())]) for name, reason in batch.bad)
-                journal.notes["skipped"] += len(batch.bad)
-                journal.append({**texts, "skipped": bad}, batch.after)
+                writer.notes["skipped"] += len(batch.bad)
+                writer.append({**texts, "skipped": bad}, batch.after)
                 advance(batch.after - batch.first)
     except BaseException as error:
-        journal.close()
+        writer.close()
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            print(f"stopped after {journal.done} of {len(inputs)} images; the same command goes on", file=sys.stderr)
+            print(f"stopped after {writer.done} of {len(inputs)} images; the same command goes on", file=sys.stderr)
         raise
     skipped_file = out.with_name(out.name + ".skipped.csv")
-    skipped = journal.notes["skipped"]
+    skipped = writer.notes["skipped"]
     if skipped == len(inputs):
-        journal.finish({"skipped": skipped_file}, main=False)
+        writer.finish({"skipped": skipped_file}, main=False)
         raise UserError(f"{skipped_file}: lists all {skipped} images, none could be read; mend them or name others")
     skipped_file.unlink(missing_ok=True)
     if finish is not None:
-        finish(journal.paths)
-    journal.finish({"skipped": skipped_file} if skipped else {}, main=finish is None)
+        finish(writer.paths)
+    writer.finish({"skipped": skipped_file} if skipped else {}, main=finish is None)
     return len(inputs) - skipped, skipped
 
 
-def draw(model: Any, batch: Any, outputs: dict, pictures: Any) -> None:
+def draw_explanations(model: Any, batch: Any, outputs: dict, pictures: Any) -> None:
     """A picture for each image of a batch: the image, and the map of what speaks for its first class."""
     import torch
 
@@ -105,7 +107,7 @@ def draw(model: Any, batch: Any, outputs: dict, pictures: Any) -> None:
 
     classes = torch.from_numpy(outputs["logits"]).argmax(1)
     device = next(model.method.parameters()).device
-    heat = explain(model.method, model.normalised(batch.pixels).to(device), classes.to(device)).numpy()
+    heat = explain(model.method, model.normalized(batch.pixels).to(device), classes.to(device)).numpy()
     for name, pixels, values in zip(batch.names, batch.pixels, heat):
         pictures.write(name, overlay(pixels, values))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.data.folder import EXTENSIONS, Paths
-from lit_vision.data.views.decode import BadImage, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.errors import UserError
 
 
@@ -72,22 +72,22 @@ def find_images(words: Sequence[str], apart: Mapping[str, str] | None = None) ->
                     f"{flag} {place}: is the folder of the images itself; name one of its own, such as "
                     f"{os.path.join(place, flag.lstrip('-'))}"
                 )
-            own.add(_identity(place))
-    names = Paths(sorted(_below(folder, "", (), own)))
+            own.add(_device_and_inode(place))
+    names = Paths(sorted(_walk(folder, "", (), own)))
     if not len(names):
         raise UserError(f"{folder}: no image in it ({', '.join(sorted(EXTENSIONS))}); name another folder")
     return Inputs(names, folder)
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _device_and_inode(folder: str) -> tuple[int, int]:
     """The same for every path to a folder, links too."""
     stat = os.stat(folder)
     return stat.st_dev, stat.st_ino
 
 
-def _below(folder: str, prefix: str, above: tuple, apart: Set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, above: tuple, apart: Set[tuple[int, int]]) -> Iterator[str]:
     """Relative paths of the images below; neither links back to a folder above are followed nor those `apart` entered."""
-    here = _identity(folder)
+    here = _device_and_inode(folder)
     if here in above or here in apart:
         return
     try:
@@ -102,7 +102,7 @@ def _below(folder: str, prefix: str, above: tuple, apart: Set[tuple[int, int]]) 
         except OSError:  # a link to itself; if it is called like an image, reading it will say so
             is_folder = False
         if is_folder:
-            yield from _below(entry.path, f"{prefix}{entry.name}/", (*above, here), apart)
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), apart)
         elif entry.name.rpartition(".")[2].lower() in EXTENSIONS:
             yield prefix + entry.name
 
@@ -167,14 +167,14 @@ def _read(path: str, prepare: Callable[[np.ndarray], np.ndarray]) -> tuple[np.nd
     try:
         with open(path, "rb") as file:
             image = decode(file.read())
-    except BadImage as error:
+    except ImageDecodeError as error:
         return None, (0, 0), str(error)
     except OSError as error:
         return None, (0, 0), f"{error.strerror}; bring it back or change its permissions"
     return prepare(image), (image.shape[0], image.shape[1]), ""
 
 
-def write_target(path: str | os.PathLike, flag: str = "--out") -> Path:
+def check_output_path(path: str | os.PathLike, flag: str = "--out") -> Path:
     """A path to write to; its folder is made.
 
     Raises:

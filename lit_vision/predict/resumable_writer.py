@@ -13,7 +13,7 @@ from typing import Any
 from lit_vision.errors import UserError
 
 
-class Journal:
+class ResumableWriter:
     """Streams OUT.part, OUT.<name>.part, ... and OUT.part.json, which says how much of each is good.
 
     Args:

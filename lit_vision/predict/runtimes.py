@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
-from lit_vision.weights.model_metadata import KEY, Card
+from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
 
 class Model:
     """A model that is ready to use.
 
     Attributes:
-        card: what it is for and what it wants.
+        metadata: what it is for and what it wants.
         path: the file it is from.
         method: the LightningModule or holder of a Backbone; None where the file has no torch network.
         runtime: "torch", "onnx", "openvino" or "pt2".
@@ -27,18 +27,18 @@ class Model:
 
     def __init__(
         self,
-        card: Card,
+        metadata: ModelMetadata,
         path: Path,
         run: Callable[[Tensor], dict[str, np.ndarray]],
         runtime: str,
         method: nn.Module | None = None,
     ) -> None:
-        self.card, self.path, self.runtime, self.method, self._run = card, path, runtime, method, run
-        self._mean, self._std = torch.tensor(card.mean), torch.tensor(card.std)
+        self.metadata, self.path, self.runtime, self.method, self._run = metadata, path, runtime, method, run
+        self._mean, self._std = torch.tensor(metadata.mean), torch.tensor(metadata.std)
 
-    def normalised(self, pixels: np.ndarray) -> Tensor:
+    def normalized(self, pixels: np.ndarray) -> Tensor:
         """(N, S, S, 3) uint8 -> (N, 3, S, S) float32 as the network wants it."""
-        return normalise(torch.from_numpy(pixels)[:, None], self._mean, self._std)[:, 0]
+        return normalize(torch.from_numpy(pixels)[:, None], self._mean, self._std)[:, 0]
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name for (N, S, S, 3) uint8 pixels.
@@ -46,7 +46,7 @@ class Model:
         Raises:
             UserError: an output is not finite.
         """
-        outputs = self.run(self.normalised(pixels))
+        outputs = self.run(self.normalized(pixels))
         for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise UserError(f"{self.path}: gives {name} that are not finite; check its training")
@@ -71,14 +71,14 @@ def open_onnx(path: Path, threads: int | None) -> Model:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for every fault, none of them exported
         raise UserError(f"{path}: no ONNX model that can be loaded ({_first_line(error)}); export it again") from error
-    card = Card.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    metadata = ModelMetadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), str(path))
     entry, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
-    _check_outputs(path, card, names)
+    _check_outputs(path, metadata, names)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {entry: images.numpy()})))
 
-    return Model(card, path, run, "onnx")
+    return Model(metadata, path, run, "onnx")
 
 
 def open_openvino(path: Path, threads: int | None) -> Model:
@@ -93,7 +93,7 @@ def open_openvino(path: Path, threads: int | None) -> Model:
     core.set_property({"ENABLE_MMAP": False})  # a mapped file that is replaced ends the process
     try:
         model = core.read_model(path)
-        text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else None
         # OpenVINO would compute in bf16 where the CPU has it; results must be those of torch
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
@@ -103,14 +103,14 @@ def open_openvino(path: Path, threads: int | None) -> Model:
         raise UserError(
             f"{path}: no OpenVINO model that can be loaded ({_first_line(error)}); export it again"
         ) from error
-    card = Card.from_json(text, str(path))
+    metadata = ModelMetadata.from_json(text, str(path))
     names = [next(iter(output.get_names()), "") for output in compiled.outputs]
-    _check_outputs(path, card, names)
+    _check_outputs(path, metadata, names)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         return {name: value.copy() for name, value in zip(names, compiled(images.numpy()).values())}
 
-    return Model(card, path, run, "openvino")
+    return Model(metadata, path, run, "openvino")
 
 
 def open_pt2(path: Path, trust: bool) -> Model:
@@ -119,26 +119,28 @@ def open_pt2(path: Path, trust: bool) -> Model:
         raise UserError(
             f"{path}: a .pt2 can run code when it is loaded; give --trust if you made it, or use safetensors, onnx or openvino"
         )
-    extra = {f"{KEY}.json": ""}
+    extra = {f"{METADATA_KEY}.json": ""}
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # whatever the archive's reader lets through
         raise UserError(
             f"{path}: no exported program that can be loaded ({_first_line(error)}); export it again"
         ) from error
-    card = Card.from_json(extra[f"{KEY}.json"], str(path))
+    metadata = ModelMetadata.from_json(extra[f"{METADATA_KEY}.json"], str(path))
     network = program.module()
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            return {name: value.numpy() for name, value in zip(card.outputs, network(images))}
+            return {name: value.numpy() for name, value in zip(metadata.outputs, network(images))}
 
-    return Model(card, path, run, "pt2")
+    return Model(metadata, path, run, "pt2")
 
 
-def _check_outputs(path: Path, card: Card, names: list[str]) -> None:
-    if set(card.outputs) - set(names):
-        raise UserError(f"{path}: gives {', '.join(names)}, its card says {', '.join(card.outputs)}; export it again")
+def _check_outputs(path: Path, metadata: ModelMetadata, names: list[str]) -> None:
+    if set(metadata.outputs) - set(names):
+        raise UserError(
+            f"{path}: gives {', '.join(names)}, its card says {', '.join(metadata.outputs)}; export it again"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -23,24 +23,24 @@ ROWS = 1024  # queries looked up at once
 class Index:
     """Features of N images, D wide.
 
-    path: the file.   names: N.   features: (N, D) float32.   made_with: what decided the features (model, view, precision).
+    path: the file.   names: N.   features: (N, D) float32.   feature_settings: what decided the features (model, view, precision).
     """
 
     path: Path
     names: list[str]
     features: Any
-    made_with: dict[str, Any]
+    feature_settings: dict[str, Any]
 
 
-def made_with(card: Any) -> dict[str, Any]:
+def feature_settings(metadata: Any) -> dict[str, Any]:
     """What decides a model's features: two indices with the same can be compared."""
     return {
-        "features": card.features,
-        "mean": card.mean,
-        "std": card.std,
-        "size": card.size,
-        "crop_pct": card.crop_pct,
-        "precision": card.precision,
+        "features": metadata.features,
+        "mean": metadata.mean,
+        "std": metadata.std,
+        "size": metadata.size,
+        "crop_pct": metadata.crop_pct,
+        "precision": metadata.precision,
     }
 
 
@@ -92,7 +92,7 @@ def check_same_model(index: Index, about: dict[str, Any]) -> None:
     Raises:
         UserError: names what differs.
     """
-    differing = [key for key in about if index.made_with.get(key) != about[key]]
+    differing = [key for key in about if index.feature_settings.get(key) != about[key]]
     if differing:
         what = "another model" if "features" in differing else f"another {differing[0]}"
         raise UserError(
@@ -100,7 +100,7 @@ def check_same_model(index: Index, about: dict[str, Any]) -> None:
         )
 
 
-class Nearest:
+class NearestNeighbors:
     """Exact search by cosine similarity (faiss, inner product of vectors of length 1).
 
     Args:
@@ -140,7 +140,7 @@ class Nearest:
                         yield start + i, j, score
 
 
-def groups_of(pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
+def connected_groups(pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
     """Images that are linked by pairs, directly or through others; each group sorted, groups by their first image."""
     above: dict[int, int] = {}
 

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 from torch import Tensor, nn
 
-from lit_vision.data.annotations.views import fit_scale
+from lit_vision.data.annotations.views import letterbox_scale
 from lit_vision.data.make.scenes import run_lengths
-from lit_vision.predict.image_writer import Pictures, enlarged
+from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
 from lit_vision.results.overlays import draw_mask
-from lit_vision.weights.model_metadata import Card
+from lit_vision.weights.model_metadata import ModelMetadata
 
 
 class SegmenterNetwork(nn.Module):
@@ -35,7 +35,7 @@ class Segmentation:
     """The class of each pixel, at the size of the file: the best class of the view's pixels, brought to the file's by nearest neighbour.
 
     Args:
-        card: of the model.
+        metadata: of the model.
         form: "csv" (path, then the share of each class), "jsonl" ({"path", "height", "width", "shares": {class: share}}) or "json" (COCO: a
             run-length mask per image and class, the background apart).
         masks: the masks (pixel = class number), or None.
@@ -43,26 +43,31 @@ class Segmentation:
     """
 
     forms = ("csv", "jsonl", "json")
-    words = ("masks", "draw")  # of the command
+    option_names = ("masks", "draw")  # of the command
 
     def __init__(
-        self, card: Card, form: str, masks: Pictures | None = None, draw: Pictures | None = None, **_: Any
+        self,
+        metadata: ModelMetadata,
+        form: str,
+        masks: ImageWriter | None = None,
+        draw: ImageWriter | None = None,
+        **_: Any,
     ) -> None:
-        self.card, self.form, self.masks, self.draw = card, form, masks, draw
-        self.background = card.options.get("background")
+        self.metadata, self.form, self.masks, self.draw = metadata, form, masks, draw
+        self.background = metadata.options.get("background")
         self.streams = ("images",) if form == "json" else ()
 
     def header(self) -> bytes:
         """What the file begins with."""
-        return csv_line(["path", *self.card.class_names]) if self.form == "csv" else b""
+        return csv_line(["path", *self.metadata.class_names]) if self.form == "csv" else b""
 
     def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
         """The lines of one batch, in its order, by stream; writes its masks and pictures."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
-        names = self.card.class_names
+        names = self.metadata.class_names
         for i, scores in enumerate(outputs["scores"]):
             name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
-            width, height = (fit_scale(*size, self.card.size) * (size[1], size[0])).round().astype(int)
+            width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
             seen = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
             mask = cv2.resize(seen, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
             shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
@@ -78,7 +83,7 @@ class Segmentation:
             if self.masks:
                 self.masks.write(name, mask)
             if self.draw:
-                picture, times = enlarged(batch.pixels[i][:height, :width])
+                picture, times = upscale_for_text(batch.pixels[i][:height, :width])
                 drawn = draw_mask(picture, seen.repeat(times, 0).repeat(times, 1), self.background)
                 self.draw.write(name, drawn)
         return {stream: b"".join(parts) for stream, parts in streams.items()}
@@ -86,7 +91,7 @@ class Segmentation:
     @property
     def finish(self) -> Any:
         """Makes COCO's file from the streams; None for the other forms."""
-        names = self.card.class_names
+        names = self.metadata.class_names
         return (lambda out, paths: coco_file(out, paths, names, range(len(names)))) if self.form == "json" else None
 
     def _annotations(self, number: int, mask: np.ndarray) -> list[bytes]:

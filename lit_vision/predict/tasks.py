@@ -1,6 +1,6 @@
 """What each task makes of a model: the network that runs, the pixels it wants, and what its results become.
 
-One class per task, found by `card.task`. All runtimes go through the same class, so their results differ by rounding only.
+One class per task, found by `metadata.task`. All runtimes go through the same class, so their results differ by rounding only.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ from torch import Tensor, nn
 
 from lit_vision.errors import UsageError
 from lit_vision.predict.classification import Classification, ClassifierNetwork, FeatureNetwork, softmax
-from lit_vision.predict.detection import Boxes, Detection, detector_network
+from lit_vision.predict.detection import DecodeBoxes, Detection, detector_network
 from lit_vision.predict.segmentation import Segmentation, SegmenterNetwork
-from lit_vision.weights.model_metadata import Card
+from lit_vision.weights.model_metadata import ModelMetadata
 
-__all__ = ["NETWORKS", "TASKS", "differences", "example", "form_of", "network_of", "prepare_for", "softmax"]
+__all__ = [
+    "NETWORKS",
+    "TASKS",
+    "example_input",
+    "format_from_suffix",
+    "inference_network",
+    "max_difference",
+    "preprocess_for",
+    "softmax",
+]
 
 TASKS: dict[str, Any] = {"classification": Classification, "detection": Detection, "segmentation": Segmentation}
 NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {  # each network says its `outputs`, in order
@@ -31,7 +40,7 @@ NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {  # each network says i
 DENSE = ("detection", "segmentation")  # their view scales the longer side and pads
 
 
-def form_of(out: str, forms: Sequence[str]) -> str:
+def format_from_suffix(out: str, forms: Sequence[str]) -> str:
     """The form that a file's ending asks for.
 
     Raises:
@@ -43,26 +52,26 @@ def form_of(out: str, forms: Sequence[str]) -> str:
     return max(found, key=len)
 
 
-def prepare_for(card: Card) -> Callable[[np.ndarray], np.ndarray]:
+def preprocess_for(metadata: ModelMetadata) -> Callable[[np.ndarray], np.ndarray]:
     """The evaluation view of this model: (H, W, 3) uint8 -> (S, S, 3) uint8. It can be called in threads."""
-    size, crop_pct = card.size, card.crop_pct
-    if card.task not in DENSE:
+    size, crop_pct = metadata.size, metadata.crop_pct
+    if metadata.task not in DENSE:
         from lit_vision.data.views.views import resize_and_crop
 
         return lambda image: resize_and_crop(image, size, crop_pct)
-    from lit_vision.data.annotations.views import AnnotatedViews, Options
+    from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
 
     own = threading.local()  # albumentations keeps the state of a call in its objects
 
     def fit(image: np.ndarray) -> np.ndarray:
         if not hasattr(own, "view"):
-            own.view = AnnotatedViews("fit", size, 0, Options())
+            own.view = AnnotatedViews("fit", size, 0, AugmentationOptions())
         return own.view(image, (0, 0, 0)).image
 
     return fit
 
 
-def network_of(method: nn.Module, task: str) -> nn.Module:
+def inference_network(method: nn.Module, task: str) -> nn.Module:
     """The network that runs and is exported, in evaluation mode."""
     network = NETWORKS[task](method).eval()
     for parameter in network.parameters():
@@ -70,13 +79,15 @@ def network_of(method: nn.Module, task: str) -> nn.Module:
     return network
 
 
-def example(card: Card, n: int, seed: int = 0) -> Tensor:
+def example_input(metadata: ModelMetadata, n: int, seed: int = 0) -> Tensor:
     """(n, 3, S, S) float: noise with the spread of normalised pixels, the same for the same arguments."""
-    pixels = torch.rand(n, 3, card.size, card.size, generator=torch.Generator().manual_seed(seed))
-    return (pixels - torch.tensor(card.mean)[:, None, None]) / torch.tensor(card.std)[:, None, None]
+    pixels = torch.rand(n, 3, metadata.size, metadata.size, generator=torch.Generator().manual_seed(seed))
+    return (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]
 
 
-def differences(card: Card, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> tuple[float, float]:
+def max_difference(
+    metadata: ModelMetadata, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
+) -> tuple[float, float]:
     """How far an export's outputs are from torch's: of scores and outputs, and of boxes in pixels; infinite if one is not finite.
 
     Outputs are compared relative to their largest value (at least 1), class probabilities as they are. A one-stage detector's are turned
@@ -87,8 +98,8 @@ def differences(card: Card, wanted: Mapping[str, np.ndarray], found: Mapping[str
         worst = float(np.abs(a - b).max()) / scale
         return worst if np.isfinite(worst) else float("inf")
 
-    if card.task == "detection" and "strides" in card.options:
-        boxes = Boxes(card)
+    if metadata.task == "detection" and "strides" in metadata.options:
+        boxes = DecodeBoxes(metadata)
         both = (boxes.everything(outputs) for outputs in (wanted, found))
         (here, ours), (there, theirs) = both
         return gap(ours, theirs), gap(here, there)

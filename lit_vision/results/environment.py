@@ -59,7 +59,7 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if changes is None else bool(changes)
 
 
-def environment(seed: int | None = None, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+def collect_environment(seed: int | None = None, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """What a number needs to be made again: commit, dirty flag, seed, versions, device, cores, Python, system.
 
     Args:

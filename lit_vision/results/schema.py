@@ -18,7 +18,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.metrics import mean_sd
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
-from lit_vision.results.environment import environment, peak_memory_mb
+from lit_vision.results.environment import collect_environment, peak_memory_mb
 
 _TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
 _NONE = (type(None),)
@@ -63,25 +63,25 @@ class Summary:
     n: int
 
 
-def summarise(values: Iterable[float]) -> Summary | None:
+def summarize(values: Iterable[float]) -> Summary | None:
     """Mean, sample standard deviation (n - 1) and count; None for no values; sd is None for a single value."""
     values = list(values)
     return Summary(*mean_sd(values), len(values)) if values else None
 
 
-def make_cell(start: str, protocol: str, labels: int, values: Iterable[float], **rest: Any) -> dict[str, Any]:
+def make_cell(init: str, protocol: str, labels: int, values: Iterable[float], **rest: Any) -> dict[str, Any]:
     """One cell of a study, with mean and std computed from its values.
 
     Args:
-        start: pixels, scratch-cnn, scratch-<backbone>, mae, simclr or timm:<name>.
+        init: pixels, scratch-cnn, scratch-<backbone>, mae, simclr or timm:<name>.
         protocol: logreg, knn, linear, finetune, lora, ...
         labels: number of labelled images used in all, those that chose anything included.
         values: one number per seed, fractions 0 to 1; may be empty (then mean and std are None: not run yet).
         rest: seconds, pretrain_seconds, chosen_on, and anything else worth keeping.
     """
     values = [float(value) for value in values]
-    summary = summarise(values)
-    cell = {"start": start, "protocol": protocol, "labels": int(labels), "values": values}
+    summary = summarize(values)
+    cell = {"start": init, "protocol": protocol, "labels": int(labels), "values": values}
     cell |= {"mean": summary and summary.mean, "std": summary and summary.sd}
     return cell | {"seconds": 0.0, "pretrain_seconds": 0.0, "chosen_on": "fixed recipe"} | rest
 
@@ -149,7 +149,7 @@ def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
         _check_keys(cell, CELL, at)
         for value in cell["values"]:
             _check_fraction(value, f"{at}: a value")
-        summary = summarise(cell["values"]) or Summary(None, None, 0)
+        summary = summarize(cell["values"]) or Summary(None, None, 0)
         for key, true in (("mean", summary.mean), ("std", summary.sd)):
             same = cell[key] == true if None in (cell[key], true) else math.isclose(cell[key], true, abs_tol=1e-9)
             if not same:
@@ -178,7 +178,9 @@ def write_result(path: str | os.PathLike, *, recipe: str, seed: int | None = Non
     unknown = dict.fromkeys(("recipe_sha256", "data_fingerprint", "weights_sha256"))
     if "cells" not in fields:
         unknown["images_seen"] = None
-    result = {"recipe": str(recipe)} | unknown | environment(seed) | {"peak_memory_mb": peak_memory_mb()} | fields
+    result = (
+        {"recipe": str(recipe)} | unknown | collect_environment(seed) | {"peak_memory_mb": peak_memory_mb()} | fields
+    )
     if result["recipe_sha256"] is None and Path(recipe).is_file():
         result["recipe_sha256"] = sha256_of_file(recipe)
     validate_result(result, Path(path).name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.evaluation.metrics import format_percent, paired_difference
-from lit_vision.results.schema import read_results, summarise
+from lit_vision.results.schema import read_results, summarize
 
 NOT_RUN = "not run yet"
 BASELINES = ("pixels", "scratch-")  # starts that use no pre-trained weights
@@ -71,14 +71,14 @@ def score(row: Row | None) -> str:
 
     A loss is no fraction: it is printed with its metric's name, "val/loss 0.512 (1)".
     """
-    summary = summarise(row["values"]) if row else None
+    summary = summarize(row["values"]) if row else None
     if summary and row["metric"].endswith("loss"):
         spread = "" if summary.sd is None else f" ± {summary.sd:.3f}"
         return f"{row['metric']} {summary.mean:.3f}{spread} ({summary.n})"
     return NOT_RUN if summary is None else f"{format_percent(summary.mean, summary.sd)} ({summary.n})"
 
 
-def commit_of(row: Row | None) -> str:
+def commits(row: Row | None) -> str:
     """Short commit, with a + when files differed from it; "-" if none is known."""
     if not row or not row["commit"]:
         return "-"
@@ -94,7 +94,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "pre-training seconds": lambda row: f"{row['pretrain_seconds']:.0f}",
     "chosen on": lambda row: row["chosen_on"] or "-",
     "recipe": lambda row: str(row["recipe"]),
-    "commit": commit_of,
+    "commit": commits,
 }
 
 
@@ -120,7 +120,7 @@ def grid_table(rows: Sequence[Row], lines: Sequence[tuple[str, str]], labels: Se
         note: a line under the table.
     """
     cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
-    body = [[start, protocol, *(score(cells.get((start, protocol, n))) for n in labels)] for start, protocol in lines]
+    body = [[init, protocol, *(score(cells.get((init, protocol, n))) for n in labels)] for init, protocol in lines]
     return Table(["start", "protocol", *(f"{n} labels" for n in labels)], body, note)
 
 
@@ -140,23 +140,23 @@ def comparison_table(rows: Sequence[Row], note: str = "", published: Mapping[tup
     for row in rows:
         if row["values"] and str(row["start"]).startswith(BASELINES):
             held = best.get(row["labels"])
-            if held is None or summarise(row["values"]).mean > summarise(held["values"]).mean:
+            if held is None or summarize(row["values"]).mean > summarize(held["values"]).mean:
                 best[row["labels"]] = row
     body = []
     for row in rows:
         found = (published or {}).get((row["start"], row["protocol"], row["labels"]), Published())
         paper = "-" if found.paper is None else f"{100 * found.paper:.1f} %"
         cells = [COLUMNS[name](row) for name in ("start", "protocol", "labels")]
-        cells += [paper, found.peers or "-", score(row), _gap(row, found.paper, best.get(row["labels"]))]
-        body.append([*cells, COLUMNS["recipe"](row), commit_of(row)])
+        cells += [paper, found.peers or "-", score(row), _format_difference(row, found.paper, best.get(row["labels"]))]
+        body.append([*cells, COLUMNS["recipe"](row), commits(row)])
     return Table(columns, body or [[NOT_RUN] + [""] * (len(columns) - 1)], note)
 
 
-def _gap(row: Row, paper: float | None, baseline: Row | None) -> str:
+def _format_difference(row: Row, paper: float | None, baseline: Row | None) -> str:
     if not row["values"]:
         return "-"
     if paper is not None:
-        return f"{100 * (summarise(row['values']).mean - paper):+.1f}"
+        return f"{100 * (summarize(row['values']).mean - paper):+.1f}"
     if baseline is None or baseline is row:
         return "best baseline" if baseline is row else "-"
     pairs = min(len(row["values"]), len(baseline["values"]))

@@ -13,17 +13,19 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
-from lit_vision.io.atomic import full_disk_in_one_line, put_in_place, write_beside
-from lit_vision.io.checkpoint_digest import is_valid, sidecar
+from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
+from lit_vision.io.checkpoint_digest import digest_path, is_valid
 from lit_vision.io.hashing import Digest
-from lit_vision.io.safe_load import DamagedCheckpoint, load_safely
+from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
 
-__all__ = ["AtomicIO", "DamagedCheckpoint", "is_valid", "sidecar"]
+__all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "digest_path", "is_valid"]
 
 
 def _write_digests(path: Path, found: list[Digest]) -> None:
-    temporary, _ = write_beside(sidecar(path), lambda file: file.write(checkpoint_digest.to_text(path, found).encode()))
-    put_in_place(temporary, sidecar(path))
+    temporary, _ = write_temp_and_hash(
+        digest_path(path), lambda file: file.write(checkpoint_digest.format_digests(path, found).encode())
+    )
+    rename_into_place(temporary, digest_path(path))
 
 
 def _replace(temporary: Path, path: Path, found: list[Digest]) -> None:
@@ -32,14 +34,14 @@ def _replace(temporary: Path, path: Path, found: list[Digest]) -> None:
     if path.is_dir():  # a sharded checkpoint of an earlier part of the run: no rename puts a file over a folder
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-    _write_digests(path, [*found, *checkpoint_digest.read(path)])
-    put_in_place(temporary, path)
+    _write_digests(path, [*found, *checkpoint_digest.read_digests(path)])
+    rename_into_place(temporary, path)
     temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
     _write_digests(path, found)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _name_too(source: Path, target: Path, found: list[Digest]) -> None:
+def _link_or_copy(source: Path, target: Path, found: list[Digest]) -> None:
     """The checkpoint `source` under a second name: a hard link, which costs no room; a copy where the file system has none."""
     link = target.with_name(target.name + ".tmp")
     link.unlink(missing_ok=True)
@@ -52,21 +54,21 @@ def _name_too(source: Path, target: Path, found: list[Digest]) -> None:
     _replace(link, target, found)
 
 
-def _keep_folder(source: Path, target: Path) -> None:
+def _move_sharded(source: Path, target: Path) -> None:
     """A sharded checkpoint gets another name, whatever had it."""
     shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    sidecar(target).unlink(missing_ok=True)
-    put_in_place(source, target)
+    digest_path(target).unlink(missing_ok=True)
+    rename_into_place(source, target)
 
 
-class AtomicIO(CheckpointIO):
-    """Trainer(plugins=[AtomicIO()]): a checkpoint is either the old one or the new one, never half of each.
+class AtomicCheckpointIO(CheckpointIO):
+    """Trainer(plugins=[AtomicCheckpointIO()]): a checkpoint is either the old one or the new one, never half of each.
 
-    Beside NAME.ckpt lies NAME.ckpt.sha256 (see digests.py).
+    Beside NAME.ckpt lies NAME.ckpt.sha256 (see checkpoint_digest.py).
     """
 
     def __init__(self) -> None:
-        self._whole: set[Path] = set()  # what this process wrote itself
+        self._written: set[Path] = set()  # what this process wrote itself
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: dict[str, Any] | None = None
@@ -83,25 +85,25 @@ class AtomicIO(CheckpointIO):
             UserError: the disk is full or the folder cannot be written; the file that was at path before is whole.
         """
         path, options = Path(path), storage_options or {}
-        with full_disk_in_one_line(path):
+        with disk_full_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary, written = write_beside(path, lambda file: torch.save(checkpoint, file))
+            temporary, written = write_temp_and_hash(path, lambda file: torch.save(checkpoint, file))
             found = [Digest(written.sha256, written.size, int(checkpoint.get("global_step", -1)))]
             try:
                 for name in options.get("also", ()):
-                    _name_too(temporary, path.with_name(name), found)
+                    _link_or_copy(temporary, path.with_name(name), found)
                 # a damaged file (this run has gone on from an older one) must not push out the one that is whole
-                if (previous := options.get("previous")) and (path in self._whole or is_valid(path)):
+                if (previous := options.get("previous")) and (path in self._written or is_valid(path)):
                     if path.is_dir():
-                        _keep_folder(path, path.with_name(previous))
+                        _move_sharded(path, path.with_name(previous))
                     else:
-                        _name_too(path, path.with_name(previous), checkpoint_digest.read(path))
+                        _link_or_copy(path, path.with_name(previous), checkpoint_digest.read_digests(path))
                 _replace(temporary, path, found)
             except OSError:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
                 raise
-            self._whole.add(path)
+            self._written.add(path)
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
@@ -115,17 +117,17 @@ class AtomicIO(CheckpointIO):
 
         Raises:
             UserError: there is no such file.
-            DamagedCheckpoint: the file is torn or a bit has changed, or it holds more than tensors and plain values.
+            DamagedCheckpointError: the file is torn or a bit has changed, or it holds more than tensors and plain values.
         """
         path = Path(path)
         if path.is_dir():
-            from lit_vision.runs.fsdp import load_whole
+            from lit_vision.runs.fsdp import load_consolidated
 
-            return load_whole(path)
+            return load_consolidated(path)
         if not path.is_file():
             raise UserError(f"{path}: no such checkpoint; a run's checkpoints are in RUN/checkpoints")
-        if sidecar(path).is_file() and (wrong := checkpoint_digest.fault(path)):
-            raise DamagedCheckpoint(f"{path} {wrong}; use another checkpoint")
+        if digest_path(path).is_file() and (wrong := checkpoint_digest.integrity_error(path)):
+            raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
         return load_safely(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
@@ -134,5 +136,5 @@ class AtomicIO(CheckpointIO):
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
-        sidecar(path).unlink(missing_ok=True)
-        self._whole.discard(path)
+        digest_path(path).unlink(missing_ok=True)
+        self._written.discard(path)

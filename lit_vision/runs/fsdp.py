@@ -1,6 +1,6 @@
 """Models too large for one device: FSDP2 through Lightning's ModelParallelStrategy, and checkpoints that load on any number of processes.
 
-    trainer: {strategy: {class_path: lit_vision.runs.fsdp.Sharded, init_args: {activation_checkpointing: true}}, precision: bf16-mixed}
+    trainer: {strategy: {class_path: lit_vision.runs.fsdp.FSDP2Strategy, init_args: {activation_checkpointing: true}}, precision: bf16-mixed}
 
 A sharded checkpoint is a folder: rank-<r>-of-<n>.safetensors with each process's part of the tensors, rest.ckpt with the plain values,
 and manifest.json with the size and sha256 of each file. It is written to NAME.tmp/ and the folder renamed when all is on the disk.
@@ -37,8 +37,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
-from lit_vision.io.atomic import full_disk_in_one_line, put_in_place, write_beside
-from lit_vision.io.safe_load import DamagedCheckpoint, load_safely
+from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
+from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
 
 REST = "rest.ckpt"
 
@@ -57,7 +57,7 @@ def shard(module: LightningModule, mesh: Any) -> None:
     """
     blocks = blocks_of(module)
     if not blocks:
-        raise UserError("trainer.strategy: Sharded splits transformer blocks and this model has none; use ddp")
+        raise UserError("trainer.strategy: FSDP2Strategy splits transformer blocks and this model has none; use ddp")
     for part in (*blocks, module.backbone, module):
         fully_shard(part, mesh=mesh)
     # FSDP2 gathers parameters around forward(); these are called instead of it
@@ -70,7 +70,7 @@ def shard(module: LightningModule, mesh: Any) -> None:
                 register_fsdp_forward_method(part, name)
 
 
-class Sharded(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2 over all processes, for ViTs: parameters, gradients and optimiser state are split, and gathered block by block.
 
     Args:
@@ -112,7 +112,7 @@ class Sharded(ModelParallelStrategy):
         most, least = int(own[0]), -int(own[1])
         if most != least:
             raise UserError(
-                f"trainer.strategy: Sharded validates equally many batches on each process, and they have {least} to {most}; "
+                f"trainer.strategy: FSDP2Strategy validates equally many batches on each process, and they have {least} to {most}; "
                 f"set trainer.limit_val_batches to {least} at most, or another data.batch_size"
             )
 
@@ -124,47 +124,47 @@ class Sharded(ModelParallelStrategy):
         return get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions(cpu_offload=True))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Writes this process's part; see the module's text. storage_options as in `AtomicIO.save_checkpoint`."""
+        """Writes this process's part; see the module's text. storage_options as in `AtomicCheckpointIO.save_checkpoint`."""
         path = Path(self.broadcast(str(filepath)))
-        with full_disk_in_one_line(path):
+        with disk_full_error(path):
             _save(checkpoint, path, self.global_rank, self.world_size, storage_options or {}, self.barrier)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a sharded checkpoint of any number of processes into model and optimisers; returns the rest.
 
         Raises:
-            DamagedCheckpoint: a file is not what was written.
+            DamagedCheckpointError: a file is not what was written.
             UserError: it is no sharded checkpoint.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(
-                f"{path}: is no sharded checkpoint; go on without strategy Sharded, which writes and reads its own"
+                f"{path}: is no sharded checkpoint; go on without strategy FSDP2Strategy, which writes and reads its own"
             )
-        if wrong := self.broadcast(checkpoint_digest.fault(path) if self.is_global_zero else None):
-            raise DamagedCheckpoint(f"{path} {wrong}; use another checkpoint")
-        checkpoint, parts = load_safely(path / REST), _Parts(path)
+        if wrong := self.broadcast(checkpoint_digest.integrity_error(path) if self.is_global_zero else None):
+            raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
+        checkpoint, parts = load_safely(path / REST), _ShardReader(path)
         mesh = self.device_mesh["data_parallel"]
 
         def filled(value: Any) -> Any:
-            return parts.sharded(value["tensor"], mesh) if _is_mark(value) else value
+            return parts.sharded(value["tensor"], mesh) if _is_tensor_ref(value) else value
 
-        set_model_state_dict(self.model, _walk(checkpoint["state_dict"], filled))
+        set_model_state_dict(self.model, _map_leaves(checkpoint["state_dict"], filled))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            set_optimizer_state_dict(self.model, optimizer, _walk(state, filled))
+            set_optimizer_state_dict(self.model, optimizer, _map_leaves(state, filled))
         return checkpoint
 
 
-def _is_mark(value: Any) -> bool:
+def _is_tensor_ref(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"tensor"}
 
 
-def _walk(value: Any, change: Any, path: str = "") -> Any:
+def _map_leaves(value: Any, change: Any, path: str = "") -> Any:
     """A copy of nested dicts and lists with `change` applied to every leaf and mark."""
-    if isinstance(value, dict) and not _is_mark(value):
-        return {key: _walk(inner, change, f"{path}/{key}") for key, inner in value.items()}
+    if isinstance(value, dict) and not _is_tensor_ref(value):
+        return {key: _map_leaves(inner, change, f"{path}/{key}") for key, inner in value.items()}
     if isinstance(value, list):
-        return [_walk(inner, change, f"{path}/{i}") for i, inner in enumerate(value)]
+        return [_map_leaves(inner, change, f"{path}/{i}") for i, inner in enumerate(value)]
     return change(value)
 
 
@@ -187,33 +187,33 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
         own[name] = value.to_local().contiguous()
         return {"tensor": name}
 
-    rest = {**checkpoint, "state_dict": _walk(dict(checkpoint["state_dict"]), take)}
-    rest["optimizer_states"] = [_walk(state, take) for state in checkpoint.get("optimizer_states", [])]
+    rest = {**checkpoint, "state_dict": _map_leaves(dict(checkpoint["state_dict"]), take)}
+    rest["optimizer_states"] = [_map_leaves(state, take) for state in checkpoint.get("optimizer_states", [])]
     written = {}
     names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(own)))]
     for name, fill in names + [(REST, lambda file: torch.save(rest, file))] * (rank == 0):
-        temporary, digest = write_beside(folder / name, fill)
-        put_in_place(temporary, folder / name)
+        temporary, digest = write_temp_and_hash(folder / name, fill)
+        rename_into_place(temporary, folder / name)
         written[name] = {"size": digest.size, "sha256": digest.sha256}
     all_written: list[Any] = [None] * world
     dist.all_gather_object(all_written, written) if world > 1 else all_written.__setitem__(0, written)
     if rank == 0:
         files = {name: entry for part in all_written for name, entry in part.items()}
         manifest = {"step": checkpoint.get("global_step", -1), "world": world, "shapes": shapes, "files": files}
-        temporary, _ = write_beside(
+        temporary, _ = write_temp_and_hash(
             folder / checkpoint_digest.MANIFEST, lambda file: file.write(json.dumps(manifest).encode())
         )
-        put_in_place(temporary, folder / checkpoint_digest.MANIFEST)
+        rename_into_place(temporary, folder / checkpoint_digest.MANIFEST)
         for name in options.get("also", ()):
-            _put_folder(_linked(folder, path.with_name(name)), path.with_name(name))
+            _replace_folder(_hardlink_tree(folder, path.with_name(name)), path.with_name(name))
         keep = path.with_name(options["previous"]) if options.get("previous") else None
         if keep is not None and path.is_dir() and checkpoint_digest.is_valid(path):
-            _put_folder(path, keep)
-        _put_folder(folder, path)
+            _replace_folder(path, keep)
+        _replace_folder(folder, path)
     barrier()
 
 
-def _linked(folder: Path, target: Path) -> Path:
+def _hardlink_tree(folder: Path, target: Path) -> Path:
     """The same files under a second folder."""
     second = target.with_name(target.name + ".tmp")
     shutil.rmtree(second, ignore_errors=True)
@@ -221,7 +221,7 @@ def _linked(folder: Path, target: Path) -> Path:
     return second
 
 
-def _put_folder(source: Path, target: Path) -> None:
+def _replace_folder(source: Path, target: Path) -> None:
     """Renames a folder onto another: a rename cannot replace a folder that is not empty, so the old one steps aside first."""
     aside = target.with_name(target.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -229,11 +229,11 @@ def _put_folder(source: Path, target: Path) -> None:
         os.replace(target, aside)
     elif target.exists():
         target.unlink()
-    put_in_place(source, target)
+    rename_into_place(source, target)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-class _Parts:
+class _ShardReader:
     """The tensors of a sharded checkpoint, read where they are asked for.
 
     Args:
@@ -260,7 +260,7 @@ class _Parts:
             return self.files[0].get_slice(name)[0:0]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def whole(self, name: str) -> Tensor:
+    def full(self, name: str) -> Tensor:
         """A tensor with all its rows."""
         return self.rows(name, 0, self.shapes[name][0])
 
@@ -274,21 +274,21 @@ class _Parts:
         return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
 
 
-def load_whole(folder: Path) -> dict[str, Any]:
+def load_consolidated(folder: Path) -> dict[str, Any]:
     """A sharded checkpoint as a plain one, on the CPU: for one process, other strategies, validate, predict and export.
 
     Raises:
-        DamagedCheckpoint: a file is not what was written.
+        DamagedCheckpointError: a file is not what was written.
     """
-    if wrong := checkpoint_digest.fault(folder):
-        raise DamagedCheckpoint(f"{folder} {wrong}; use another checkpoint")
-    parts = _Parts(folder)
-    checkpoint = _walk(load_safely(folder / REST), lambda v: parts.whole(v["tensor"]) if _is_mark(v) else v)
-    checkpoint["optimizer_states"] = [_numbered(state) for state in checkpoint.get("optimizer_states", [])]
+    if wrong := checkpoint_digest.integrity_error(folder):
+        raise DamagedCheckpointError(f"{folder} {wrong}; use another checkpoint")
+    parts = _ShardReader(folder)
+    checkpoint = _map_leaves(load_safely(folder / REST), lambda v: parts.full(v["tensor"]) if _is_tensor_ref(v) else v)
+    checkpoint["optimizer_states"] = [_params_by_index(state) for state in checkpoint.get("optimizer_states", [])]
     return checkpoint
 
 
-def _numbered(state: dict[str, Any]) -> dict[str, Any]:
+def _params_by_index(state: dict[str, Any]) -> dict[str, Any]:
     """An optimiser's state by the parameters' numbers, as torch keeps it, instead of their names."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     number = {name: i for i, name in enumerate(names)}

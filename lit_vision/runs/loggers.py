@@ -137,11 +137,11 @@ def tensorboard(folder: str | os.PathLike) -> TensorBoardLogger:
 
 
 @rank_zero_only
-def _note(text: str) -> None:
+def _log_info(text: str) -> None:
     print(f"wandb: {text}; the run goes on with metrics.csv and TensorBoard", file=sys.stderr)
 
 
-def _reason_against_wandb() -> str | None:
+def _wandb_unavailable_reason() -> str | None:
     """Why a run cannot be logged to Weights & Biases, or None. wandb would ask at a terminal, or raise a page of text."""
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
@@ -169,13 +169,13 @@ def weights_and_biases(
         name: what the run is called; the last two parts of the folder if None.
         config: nested settings to keep with it.
     """
-    if reason := _reason_against_wandb():
-        _note(reason)
+    if reason := _wandb_unavailable_reason():
+        _log_info(reason)
         return None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     identity = _wandb_id(folder)
-    _finish_another(identity)
+    _finish_open_wandb_run(identity)
     logger = WandbLogger(
         project=project,
         save_dir=str(folder.resolve()),  # wandb's own process may have been started in another folder
@@ -188,13 +188,13 @@ def weights_and_biases(
     try:
         _ = logger.experiment  # connects now: an error later would end the run
     except Exception as error:  # no network, a refused key, a server that is down: whatever wandb raises
-        _note(re.sub(r"\s+", " ", str(error))[:200])
+        _log_info(re.sub(r"\s+", " ", str(error))[:200])
         return None
     return logger
 
 
 @rank_zero_only
-def _finish_another(identity: str) -> None:
+def _finish_open_wandb_run(identity: str) -> None:
     """wandb has one run at a time in a process and would log a second one into the first, without a word that anyone reads."""
     import wandb
 

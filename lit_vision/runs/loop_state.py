@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lit_vision.errors import UserError
 
 
-def settle(loop: dict[str, Any], validation_follows: bool, epoch_over: bool) -> None:
+def complete_loop_counters(loop: dict[str, Any], validation_follows: bool, epoch_over: bool) -> None:
     """As if the batch, or the epoch, were over.
 
     Args:
@@ -33,12 +33,12 @@ def settle(loop: dict[str, Any], validation_follows: bool, epoch_over: bool) -> 
         val.update(total=dict(zero), current=dict(zero), is_last_batch=False)
 
 
-def place(loop: dict[str, Any]) -> tuple[int, int]:
+def next_position(loop: dict[str, Any]) -> tuple[int, int]:
     """(epoch, batch) that come next, both from 0."""
     return loop["epoch_progress"]["total"]["completed"], loop["epoch_loop.batch_progress"]["current"]["completed"]
 
 
-def recount(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def rescale_batch_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Counts micro-batches anew where the number of processes or accumulation changed; the datamodule's state is loaded already.
 
     Raises:

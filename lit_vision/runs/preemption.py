@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.io.checkpoint_digest import fault
+from lit_vision.io.checkpoint_digest import integrity_error
 
 # SIGUSR1 is what clusters send some time before the end (sbatch --signal=USR1@120): it ends a run as SIGTERM does
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143}
@@ -66,7 +66,7 @@ def requeue(checkpoint: Path) -> str | None:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if not job:
         return None
-    if wrong := fault(checkpoint):
+    if wrong := integrity_error(checkpoint):
         raise UserError(f"{checkpoint} {wrong}; job {job} was not requeued: look at the disk, then go on by hand")
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lit_vision.errors import UserError
-from lit_vision.io.checkpoint_digest import sidecar
+from lit_vision.io.checkpoint_digest import digest_path
 
 
 class Retention:
@@ -32,10 +32,10 @@ class Retention:
         if self.budget is None:
             return
         steps = sorted(folder.glob("step-*.ckpt"))
-        while (used := _bytes_in(folder)) > self.budget * 1e9 and steps:
+        while (used := _tree_size(folder)) > self.budget * 1e9 and steps:
             old = steps.pop(0)
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-            sidecar(old).unlink(missing_ok=True)
+            digest_path(old).unlink(missing_ok=True)
         if used > self.budget * 1e9 and not self._said:
             self._said = True
             print(
@@ -45,7 +45,7 @@ class Retention:
             )
 
 
-def _bytes_in(folder: Path) -> int:
+def _tree_size(folder: Path) -> int:
     """Bytes of the checkpoints; a file with several names counts once."""
     files = [p.stat() for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".tmp")]
     return sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())

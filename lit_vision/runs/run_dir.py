@@ -22,36 +22,36 @@ _SHARED = (
     "LIT_VISION_RUN_DIR"  # Lightning starts the other processes of a run with the same words: they find the folder here
 )
 # where and how a run runs, not what it is: a requeued job may get other machines. The checkpoint itself knows its global batch.
-PLACE = {
+LOCATION_FLAGS = {
     *(f"--trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")),
     *(f"--trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")),
     *(f"--data{part}.{key}" for part in ("", ".init_args") for key in ("num_workers", "batch_size")),
 }
 
 
-def without(words: Sequence[str], flags: Collection[str]) -> list[str]:
+def drop_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
     """The words of a command without these flags and their values, `--flag value` or `--flag=value`."""
     kept, skip = [], False
-    for word in words:
-        head, sign, _ = word.partition("=")
+    for argument in arguments:
+        head, sign, _ = argument.partition("=")
         if skip:
             skip = False
         elif head in flags:
             skip = not sign
         else:
-            kept.append(word)
+            kept.append(argument)
     return kept
 
 
 def recipe_hash(recipe: str | os.PathLike | None, overrides: Sequence[str] = ()) -> str:
-    """sha256 of the recipe's bytes and the settings typed after it, PLACE left out: two runs with one hash are the same run."""
+    """sha256 of the recipe's bytes and the settings typed after it, LOCATION_FLAGS left out: two runs with one hash are the same run."""
     sha256 = hashlib.sha256(Path(recipe).read_bytes() if recipe else b"")
-    for word in without(overrides, PLACE):
-        sha256.update(b"\0" + word.encode())
+    for argument in drop_flags(overrides, LOCATION_FLAGS):
+        sha256.update(b"\0" + argument.encode())
     return sha256.hexdigest()
 
 
-def folder_of(recipe: str | os.PathLike | None, name: str = "") -> Path:
+def default_run_dir(recipe: str | os.PathLike | None, name: str = "") -> Path:
     """runs/<recipe>/<name>; the recipe's file without .yaml, "run" without one.
 
     Raises:
@@ -62,7 +62,7 @@ def folder_of(recipe: str | os.PathLike | None, name: str = "") -> Path:
     return Path("runs") / (Path(recipe).stem if recipe else "run") / name
 
 
-def new_folder(recipe: str | os.PathLike | None) -> Path:
+def new_run_dir(recipe: str | os.PathLike | None) -> Path:
     """runs/<recipe>/<time> for a run that starts now; every process of the run gets the same.
 
     Args:
@@ -75,7 +75,7 @@ def new_folder(recipe: str | os.PathLike | None) -> Path:
         return Path(os.environ[_SHARED])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise UsageError("--run_dir: name the run's folder when torchrun or srun starts the processes")
-    parent = folder_of(recipe)
+    parent = default_run_dir(recipe)
     name = time.strftime("%Y%m%d-%H%M%S")
     folder, n = parent / name, 1
     while folder.exists():  # two runs in one second
@@ -85,7 +85,7 @@ def new_folder(recipe: str | os.PathLike | None) -> Path:
     return folder
 
 
-def forget_folder() -> None:
+def reset_run_dir() -> None:
     """At the end of a command: the next one in this process gets a folder of its own."""
     os.environ.pop(_SHARED, None)
 
@@ -101,7 +101,7 @@ def find_unfinished(recipe: str | os.PathLike | None, run_hash: str) -> Path | N
     Of several, that whose run began last (environment.json says when; a file's time does not count).
     """
     found = []
-    for folder in folder_of(recipe).glob("*/"):
+    for folder in default_run_dir(recipe).glob("*/"):
         written = _environment(folder)
         open_ = checkpoint_digest.checkpoints_in(folder / "checkpoints") and not (folder / "results.json").exists()
         if open_ and written.get("run_sha256") == run_hash:
@@ -118,17 +118,17 @@ def _environment(folder: Path) -> dict:
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """Where a run writes, what it goes on from (None: it starts anew), and a line for each newer checkpoint that is not whole."""
 
     folder: Path
     checkpoint: Path | None = None
-    passed_over: list[str] = field(default_factory=list)
+    skipped_checkpoints: list[str] = field(default_factory=list)
 
 
-def choose(
+def resolve_run(
     recipe: str | os.PathLike | None, run_hash: str, run_dir: str | None, resume: str | None, anyway: bool = False
-) -> Start:
+) -> RunStart:
     """Where a run writes and what it goes on from.
 
     Args:
@@ -147,18 +147,18 @@ def choose(
         if not checkpoint.exists():
             raise UserError(f"--resume {resume}: no such checkpoint; name a .ckpt file, or auto")
         inside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        return Start(Path(run_dir) if run_dir else inside or new_folder(recipe), checkpoint)
+        return RunStart(Path(run_dir) if run_dir else inside or new_run_dir(recipe), checkpoint)
     child = _SHARED in os.environ  # of this run: its parent has made the folder and chosen already
     if child:
         folder = Path(os.environ[_SHARED])
     elif run_dir:
         folder = Path(run_dir)
     else:
-        folder = (find_unfinished(recipe, run_hash) if resume else None) or new_folder(recipe)
+        folder = (find_unfinished(recipe, run_hash) if resume else None) or new_run_dir(recipe)
     os.environ[_SHARED] = str(folder)
     inside = folder / "checkpoints"
     if not checkpoint_digest.checkpoints_in(inside) or (child and not resume):
-        return Start(folder)
+        return RunStart(folder)
     if not resume:
         raise UserError(
             f"--run_dir {folder}: holds a run already; --resume auto goes on with it, or choose another folder"
@@ -168,9 +168,7 @@ def choose(
             f"--resume auto: {folder} holds another run: the recipe or the settings after it have changed; give that run's command, "
             "or add --resume_anyway true"
         )
-    checkpoint, passed_over = checkpoint_digest.newest_valid(inside)
+    checkpoint, skipped = checkpoint_digest.newest_valid(inside)
     if checkpoint is None:
-        raise UserError(
-            f"--resume auto: no checkpoint is whole: {'; '.join(passed_over)}; remove {folder} to start anew"
-        )
-    return Start(folder, checkpoint, passed_over)
+        raise UserError(f"--resume auto: no checkpoint is whole: {'; '.join(skipped)}; remove {folder} to start anew")
+    return RunStart(folder, checkpoint, skipped)

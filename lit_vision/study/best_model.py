@@ -7,55 +7,55 @@ from pathlib import Path
 import torch
 
 from lit_vision.convert.export import write_safetensors
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.methods.classifier import Classifier
 from lit_vision.predict import explain
-from lit_vision.predict.models import card_of
+from lit_vision.predict.models import build_metadata
 from lit_vision.results import plots
 from lit_vision.study import figures
-from lit_vision.study.cells import Ask
-from lit_vision.study.images import Images
+from lit_vision.study.cells import CellKey
+from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import ON_LABELS, TIMM
 from lit_vision.study.runner import Study
-from lit_vision.study.training import classification, load_classifier, quiet
+from lit_vision.study.training import classification, load_classifier, redirect_output
 from lit_vision.study.verdict import PROBED
 
 SHOWN = 6
 
 
-def load_best(study: Study, ask: Ask) -> Classifier | None:
+def load_best(study: Study, key: CellKey) -> Classifier | None:
     """The classifier of a cell; None where its protocol makes no network or its weights were not kept."""
-    path, images = study.store.folder / f"{ask.name}.safetensors", study.images
-    rows = images.subset(ask.labels, ask.seed)
-    with quiet(study.log):
-        if ask.protocol == PROBED and ask.start in study.encoders:  # the encoder with the probe as its head
-            weights, head = study.encoders[ask.start].weights, study.probe(ask)
-            module, _ = classification(ask.start, images, rows, study.recipe, ask.seed, weights, head)
-        elif ask.protocol in ON_LABELS and path.exists():
-            module, _ = classification(ask.start, images, rows, study.recipe, ask.seed, None, protocol=ask.protocol)
+    path, images = study.store.folder / f"{key.name}.safetensors", study.images
+    rows = images.subset(key.labels, key.seed)
+    with redirect_output(study.log):
+        if key.protocol == PROBED and key.init in study.encoders:  # the encoder with the probe as its head
+            weights, head = study.encoders[key.init].weights, study.probe(key)
+            module, _ = classification(key.init, images, rows, study.preset, key.seed, weights, head)
+        elif key.protocol in ON_LABELS and path.exists():
+            module, _ = classification(key.init, images, rows, study.preset, key.seed, None, protocol=key.protocol)
             load_classifier(path, module)
         else:
             return None
     return module.eval()
 
 
-def write_model(path: Path, study: Study, ask: Ask, module: Classifier) -> Path:
+def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
     """The classifier with class names, mean, std, size and licence inside."""
-    licence = study.licences.get(ask.start, "") if ask.start.startswith(TIMM) else ""
+    license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
     kept = {
-        "size": study.recipe.side(ask.start),
+        "size": study.preset.side(key.init),
         "class_names": study.images.classes,
         "crop_pct": 1.0,
-        "licence": licence,
+        "licence": license,
     }
-    write_safetensors(module, card_of(module, "classification", kept), path)
+    write_safetensors(module, build_metadata(module, "classification", kept), path)
     return path
 
 
-def reasons(path: Path, module: Classifier, images: Images, rows: list[int], side: int) -> Path:
+def write_explanations(path: Path, module: Classifier, images: StudyImages, rows: list[int], side: int) -> Path:
     """Test images, each beside what spoke for the answer: Grad-CAM for CNNs, attention rollout for ViTs."""
     pixels = [figures.as_rgb(images.test[i], side) for i in rows]
-    batch = normalise(torch.stack([torch.from_numpy(one) for one in pixels])[:, None], module.mean, module.std)[:, 0]
+    batch = normalize(torch.stack([torch.from_numpy(one) for one in pixels])[:, None], module.mean, module.std)[:, 0]
     with torch.inference_mode():
         found = module(batch).softmax(1)
     answers = found.argmax(1)

@@ -16,10 +16,10 @@ from lit_vision.results.schema import make_cell
 
 
 @dataclass(frozen=True)
-class Ask:
+class CellKey:
     """One training and measurement: a start, a protocol, a number of labels, a seed (label subset, initialisation and order)."""
 
-    start: str
+    init: str
     protocol: str
     labels: int
     seed: int
@@ -27,14 +27,14 @@ class Ask:
     @property
     def name(self) -> str:
         """A file name."""
-        return f"{self.start.replace(':', '_')}-{self.protocol}-{self.labels}-{self.seed}"
+        return f"{self.init.replace(':', '_')}-{self.protocol}-{self.labels}-{self.seed}"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """What came out: top-1 on the test split (fraction), seconds, steps, how its choices were made, and (M, K) probabilities on disk."""
 
-    ask: Ask
+    key: CellKey
     top1: float
     seconds: float
     steps: int
@@ -42,7 +42,7 @@ class Outcome:
     held_out: float | None  # accuracy inside the labels (k-fold), where the protocol has one
 
 
-def digest(*parts: Any) -> str:
+def hash_inputs(*parts: Any) -> str:
     """A short hash of plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -58,24 +58,28 @@ class CellStore:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, ask: Ask, inputs: str) -> Outcome | None:
+    def get(self, key: CellKey, inputs: str) -> CellResult | None:
         """The stored outcome, or None if there is none for these inputs."""
         try:
-            found = json.loads((self.folder / f"{ask.name}.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / f"{key.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if found.pop("inputs", None) != inputs or not (self.folder / f"{ask.name}.npy").exists():
+        if found.pop("inputs", None) != inputs or not (self.folder / f"{key.name}.npy").exists():
             return None
-        return Outcome(Ask(**found.pop("ask")), **found)
+        stored = found.pop("ask")
+        return CellResult(CellKey(stored.pop("start"), **stored), **found)
 
-    def put(self, outcome: Outcome, inputs: str, probabilities: np.ndarray) -> None:
+    def put(self, outcome: CellResult, inputs: str, probabilities: np.ndarray) -> None:
         """Store whole or not at all: the numbers are written after the predictions."""
-        np.save(self.folder / f"{outcome.ask.name}.npy", probabilities.astype(np.float16))
-        write_json(self.folder / f"{outcome.ask.name}.json", {**asdict(outcome), "inputs": inputs})
+        np.save(self.folder / f"{outcome.key.name}.npy", probabilities.astype(np.float16))
+        content = asdict(outcome)
+        key = content.pop("key")
+        stored = {"ask": {"start": key.pop("init"), **key}, **content, "inputs": inputs}
+        write_json(self.folder / f"{outcome.key.name}.json", stored)
 
-    def probabilities(self, ask: Ask) -> np.ndarray:
+    def probabilities(self, key: CellKey) -> np.ndarray:
         """(M, K) float32 class probabilities on the test split."""
-        return np.load(self.folder / f"{ask.name}.npy").astype(np.float32)
+        return np.load(self.folder / f"{key.name}.npy").astype(np.float32)
 
 
 def parse_labels(text: str, per_class: list[int]) -> list[int]:
@@ -110,24 +114,24 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
     return sorted(set(counts))
 
 
-def to_cells(outcomes: list[Outcome], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
+def to_cells(outcomes: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
     """Outcomes as the `cells` of results.json: one per (start, protocol, labels), values in the order of their seeds."""
-    groups: dict[tuple, list[Outcome]] = {}
-    for outcome in sorted(outcomes, key=lambda o: o.ask.seed):
-        groups.setdefault((outcome.ask.start, outcome.ask.protocol, outcome.ask.labels), []).append(outcome)
+    groups: dict[tuple, list[CellResult]] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.key.seed):
+        groups.setdefault((outcome.key.init, outcome.key.protocol, outcome.key.labels), []).append(outcome)
     cells = []
-    for (start, protocol, labels), group in groups.items():
+    for (init, protocol, labels), group in groups.items():
         held = [o.held_out for o in group]
         cells.append(
             make_cell(
-                start,
+                init,
                 protocol,
                 labels,
                 [o.top1 for o in group],
                 seconds=sum(o.seconds for o in group),
-                pretrain_seconds=pretrain_seconds.get(start, 0.0),
+                pretrain_seconds=pretrain_seconds.get(init, 0.0),
                 chosen_on=group[0].chosen_on,
-                seeds=[o.ask.seed for o in group],
+                seeds=[o.key.seed for o in group],
                 steps=group[0].steps,
                 held_out=None if None in held else sum(held) / len(held),
             )

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.data.views.views import resize
 from lit_vision.results import plots
 from lit_vision.results.plots import Series, series_from_cells
-from lit_vision.study.images import Images
+from lit_vision.study.images import StudyImages
 
-MISTAKES, EXAMPLES, QUERIES, NEIGHBOURS, POINTS = 10, 8, 5, 7, 1000
+MISTAKES, EXAMPLES, QUERIES, NEIGHBORS, POINTS = 10, 8, 5, 7, 1000
 
 
 def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
@@ -52,7 +52,7 @@ def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str
     return plots.confusion_heat_map(path, matrix, classes, title)
 
 
-def mistakes(path: Path, images: Images, answer: np.ndarray, rows: Sequence[int], title: str) -> Path:
+def mistakes(path: Path, images: StudyImages, answer: np.ndarray, rows: Sequence[int], title: str) -> Path:
     """Test images with what they were taken for."""
     captions = [
         f"{images.classes[images.test_labels[i]]}\nseen as {images.classes[answer[i].argmax()]} ({answer[i].max():.0%})"
@@ -62,12 +62,12 @@ def mistakes(path: Path, images: Images, answer: np.ndarray, rows: Sequence[int]
 
 
 @torch.inference_mode()
-def reconstructions(path: Path, module: Any, images: Images) -> Path:
+def reconstructions(path: Path, module: Any, images: StudyImages) -> Path:
     """Picture, masked picture and reconstruction of test images spread over the classes."""
-    rows = spread(len(images.test), EXAMPLES)
+    rows = evenly_spaced(len(images.test), EXAMPLES)
     pixels = torch.from_numpy(np.stack([as_rgb(images.test[i]) for i in rows]))[:, None]
     module.eval()
-    panels = module.reconstruct(normalise(pixels, module.mean, module.std)[:, 0])
+    panels = module.reconstruct(normalize(pixels, module.mean, module.std)[:, 0])
     shown = [np.asarray(panel[i]) for panel in panels for i in range(len(rows))]
     if (
         images.pool.shape[-1] == 1
@@ -76,24 +76,24 @@ def reconstructions(path: Path, module: Any, images: Images) -> Path:
     return plots.image_grid(path, shown, None, columns=len(rows))
 
 
-def embedding(path: Path, features: np.ndarray, images: Images, start: str) -> Path:
+def embedding(path: Path, features: np.ndarray, images: StudyImages, init: str) -> Path:
     """t-SNE of at most 1000 test images (van der Maaten and Hinton 2008), coloured by class."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    rows = spread(len(features), POINTS)
+    rows = evenly_spaced(len(features), POINTS)
     x = features[rows] - features[rows].mean(0)
     x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
     perplexity = min(30.0, max(1.0, (len(x) - 1) / 3))
     points = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(x)
-    return plots.embedding_scatter(path, points, images.test_labels[rows], images.classes, title=start)
+    return plots.embedding_scatter(path, points, images.test_labels[rows], images.classes, title=init)
 
 
-def neighbours(path: Path, encoder: Any, images: Images, start: str) -> Path:
+def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
     """Test images, each with the labelled training images that are most similar to it."""
-    rows = spread(len(images.test), QUERIES)
+    rows = evenly_spaced(len(images.test), QUERIES)
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
-    near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBOURS]
+    near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBORS]
     shown, captions = [], []
     for row, found in zip(rows, near):
         shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
@@ -101,7 +101,7 @@ def neighbours(path: Path, encoder: Any, images: Images, start: str) -> Path:
     return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
 
 
-def spread(n: int, most: int) -> np.ndarray:
+def evenly_spaced(n: int, most: int) -> np.ndarray:
     """At most `most` of n rows, evenly spaced, so over all classes."""
     return np.linspace(0, n - 1, min(n, most)).round().astype(int)
 

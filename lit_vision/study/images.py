@@ -15,13 +15,13 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from lit_vision.data.datasets import MemoryImages
+from lit_vision.data.datasets import InMemoryDataset
 from lit_vision.data.folder import Folder
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import stratified
 from lit_vision.data.views.batch_views import make_batch_views
-from lit_vision.data.views.decode import BadImage, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
@@ -34,7 +34,7 @@ MOST_BAD = 0.01  # share of unreadable images above which the study stops
 
 
 @dataclass
-class Images:
+class StudyImages:
     """Everything a study learns from and is measured on.
 
     Attributes:
@@ -69,7 +69,7 @@ class Images:
         return stratified(self.labels, count, seed)
 
 
-def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Images:
+def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> StudyImages:
     """Scan, split and decode a folder.
 
     The test split is the folder's own; without one, a quarter of the labelled images is held out (at least one of each class).
@@ -104,14 +104,14 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Ima
         side = min(first.shape[:2])
         size = max(16, -(-side // 4) * 4) if side <= 64 else 64
     store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
-    pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabelled.paths)
-    labels = np.concatenate([train.labels[keep], folder.unlabelled.labels])
+    pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
+    labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]
     pool, good = _read_all(folder, pool_paths, store, notes)
     test_pixels, test_good = _read_all(folder, test_paths, size, notes)
     if (pool[..., :1] == pool).all() and (test_pixels[..., :1] == test_pixels).all():
         pool, test_pixels = (np.ascontiguousarray(pixels[..., :1]) for pixels in (pool, test_pixels))
-    images = Images(
+    images = StudyImages(
         pool,
         labels[good],
         [pool_paths[i] for i in good],
@@ -129,7 +129,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Ima
     return images
 
 
-def read_pool(root: str | Path, size: int) -> Images:
+def read_pool(root: str | Path, size: int) -> StudyImages:
     """All images of a folder to pre-train on, labels unseen; its test split is left alone.
 
     Args:
@@ -141,14 +141,14 @@ def read_pool(root: str | Path, size: int) -> Images:
     """
     folder = open_images(root)
     train, notes = folder.need("train", "pre-training"), []
-    paths = [*train.paths, *folder.unlabelled.paths]
+    paths = [*train.paths, *folder.unlabeled.paths]
     first = _read(folder, paths[0])
     store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
     pool, good = _read_all(folder, paths, store, notes)
     if (pool[..., :1] == pool).all():
         pool = np.ascontiguousarray(pool[..., :1])
     none, names = np.full(len(good), -1), [paths[i] for i in good]
-    return Images(pool, none, names, pool[:0], none[:0], [], [], folder.fingerprint(), size, notes)
+    return StudyImages(pool, none, names, pool[:0], none[:0], [], [], folder.fingerprint(), size, notes)
 
 
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
@@ -163,9 +163,9 @@ def _read(folder: Folder, path: str) -> np.ndarray:
     try:
         return decode((folder.root / path).read_bytes())
     except OSError as error:
-        raise BadImage(f"{error.strerror}; mend or remove it") from None
-    except BadImage as error:
-        raise BadImage(f"{folder.root / path}: {error}") from None
+        raise ImageDecodeError(f"{error.strerror}; mend or remove it") from None
+    except ImageDecodeError as error:
+        raise ImageDecodeError(f"{folder.root / path}: {error}") from None
 
 
 def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> tuple[np.ndarray, list[int]]:
@@ -175,7 +175,7 @@ def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> 
     def one(i: int) -> str | None:
         try:
             pixels[i] = resize_and_crop(_read(folder, paths[i]), side, 1.0)
-        except BadImage as error:
+        except ImageDecodeError as error:
             return str(error)
         return None
 
@@ -204,7 +204,7 @@ class StudyData(L.LightningDataModule):
 
     def __init__(
         self,
-        images: Images,
+        images: StudyImages,
         rows: np.ndarray,
         view: str,
         options: dict,
@@ -231,16 +231,16 @@ class StudyData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches in the order of the epoch; views are rendered in batches in this process."""
-        rows = MemoryImages(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
-        return DataLoader(rows, batch_sampler=self.batches, collate_fn=_as_it_is, num_workers=0)
+        rows = InMemoryDataset(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
+        return DataLoader(rows, batch_sampler=self.batches, collate_fn=_identity_collate, num_workers=0)
 
 
 def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[dict]:
     """Batches of the evaluation view of an array, in order, each image once."""
-    rows = MemoryImages(pixels, labels, make_batch_views("eval", size, 0))
+    rows = InMemoryDataset(pixels, labels, make_batch_views("eval", size, 0))
     for keys in EvalBatches(len(rows), batch_size):
         yield rows.__getitems__(keys)
 
 
-def _as_it_is(batch: dict) -> dict:
+def _identity_collate(batch: dict) -> dict:
     return batch

@@ -15,8 +15,8 @@ TIMM_SIDE = 96  # public weights have learned from larger pictures: smaller ones
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
 # protocols that train a network on labels; the first is the verdict's
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
-ADAPTERS = ("lora", "prompt-deep", "prompt-shallow")  # of these, what needs a plain ViT
-HASHED = ("lora", "prompt-deep", "bias")  # of these, what a recipe's hash has always held; see Recipe.as_dict
+PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # of these, what needs a plain ViT
+HASHED = ("lora", "prompt-deep", "bias")  # of these, what a recipe's hash has always held; see StudyPreset.as_dict
 FULL_STEPS = 300  # from so many on a fine-tuning gets its full learning rate
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
@@ -37,7 +37,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyPreset:
     """Everything that a study trains with at one image size.
 
     Attributes:
@@ -65,20 +65,20 @@ class Recipe:
     batch_size: int = 64
     scratch_factor: int = 4
 
-    def network(self, start: str) -> Network:
+    def network(self, init: str) -> Network:
         """Of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN, `timm:NAME` is that model."""
-        if start.startswith(TIMM):
-            return Network("timm", start.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
-        return self.vit if start in ("mae", "scratch-vit") else self.cnn
+        if init.startswith(TIMM):
+            return Network("timm", init.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
+        return self.vit if init in ("mae", "scratch-vit") else self.cnn
 
-    def options(self, start: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
+    def options(self, init: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
         """Arguments of Classifier (its backbone apart) for a start and a protocol.
 
         A fine-tuning of fewer than 300 steps gets a lower learning rate, down to a third: it begins at the linear probe, and large
         steps take it from there before there is time to come back. None: as many as it needs.
         """
-        network = self.network(start).name
-        if start.startswith("scratch-"):
+        network = self.network(init).name
+        if init.startswith("scratch-"):
             return self.scratch[network]
         options = {**self.tune[network], **self.adapt.get(protocol, {})}
         share = 1.0 if steps is None else min(1.0, max(1 / 3, steps / FULL_STEPS))
@@ -88,15 +88,15 @@ class Recipe:
         """Of a training on so many labels."""
         return -(-labels // self.batch_size)
 
-    def protocols(self, start: str, asked: Sequence[str]) -> list[str]:
+    def protocols(self, init: str, asked: Sequence[str]) -> list[str]:
         """Those of `asked` that fit a start: from scratch everything trains, adapters need a plain ViT."""
-        if start.startswith("scratch-"):
+        if init.startswith("scratch-"):
             return ["finetune"]
-        return [one for one in asked if one not in ADAPTERS or self.network(start).plain_vit]
+        return [one for one in asked if one not in PLAIN_VIT_PROTOCOLS or self.network(init).plain_vit]
 
-    def side(self, start: str) -> int:
+    def side(self, init: str) -> int:
         """Side of a start's input, pixels."""
-        return self.network(start).size or self.size
+        return self.network(init).size or self.size
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for hashing and for the record.
@@ -107,7 +107,7 @@ class Recipe:
         return {**asdict(self), "adapt": {name: self.adapt[name] for name in HASHED if name in self.adapt}}
 
 
-def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
+def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
     """The recipe for pictures of `size` pixels.
 
     Args:
@@ -130,7 +130,7 @@ def recipe_for(size: int, rotation: float = 0.0) -> Recipe:
         decoder = {"decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6}
     light = {"brightness": 0.3, "contrast": 0.3}
     adam = {"optimizer": "adamw", "base_lr": None, "warmup_epochs": 0.0}
-    return Recipe(
+    return StudyPreset(
         size,
         cnn,
         vit,

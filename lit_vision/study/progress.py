@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from lit_vision.io.text import clock
+from lit_vision.io.text import format_duration
 
 
 class Reporter:
@@ -46,9 +46,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line that stays."""
         if self._bar:
-            self._bar.console.print(f"[dim]{clock(self.elapsed):>7}[/]  {text}", highlight=False)
+            self._bar.console.print(f"[dim]{format_duration(self.elapsed):>7}[/]  {text}", highlight=False)
         else:
-            print(f"{clock(self.elapsed):>7}  {text}", file=self.out, flush=True)
+            print(f"{format_duration(self.elapsed):>7}  {text}", file=self.out, flush=True)
 
     def begin(self, text: str, images_per_step: int = 0) -> None:
         """A training starts."""
@@ -72,4 +72,4 @@ class Reporter:
             self._bar.update(self._task, completed=step / steps, note=note)
         elif now - self._said > self.every:
             self._said = now
-            self.say(f"  {self._text}: {step / steps:.0%}, {note}, {clock((steps - step) / rate)} left")
+            self.say(f"  {self._text}: {step / steps:.0%}, {note}, {format_duration((steps - step) / rate)} left")

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.evaluation.metrics import classification_report, confusion_matrix, report_text
+from lit_vision.evaluation.metrics import classification_report, confusion_matrix, format_classification_report
 from lit_vision.io.processes import cores
-from lit_vision.io.text import clock
+from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
 from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import Table, grid_table, rows_from
 from lit_vision.study import figures
-from lit_vision.study.best_model import SHOWN, load_best, reasons, write_model
-from lit_vision.study.cells import Ask, Outcome, digest, to_cells
+from lit_vision.study.best_model import SHOWN, load_best, write_explanations, write_model
+from lit_vision.study.cells import CellKey, CellResult, hash_inputs, to_cells
 from lit_vision.study.presets import ON_LABELS
-from lit_vision.study.report_content import Content, Section, advice_of, answers_of, to_text
+from lit_vision.study.report_content import Content, Section, collect_answers, recommendation, report_markdown
 from lit_vision.study.report_html import to_html
 from lit_vision.study.runner import Study
 from lit_vision.study.schedule import SCRATCH
@@ -30,7 +30,7 @@ MODEL = "model.safetensors"
 PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # the order of the table's lines within a start
 
 
-def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = None) -> list[Path]:
+def write_report(study: Study, outcomes: Sequence[CellResult], wandb: str | None = None) -> list[Path]:
     """Write results.json, the pictures, report.html and report.md.
 
     Args:
@@ -42,11 +42,11 @@ def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = 
         What a person should open: report.html, report.md, the folder of pictures, results.json.
     """
     folder = study.folder
-    cells = to_cells(list(outcomes), {start: encoder.seconds for start, encoder in study.encoders.items()})
+    cells = to_cells(list(outcomes), {init: encoder.seconds for init, encoder in study.encoders.items()})
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
     results = write_result(
         folder / "results.json",
-        recipe=f"study-{study.recipe.size}px-{digest(study.recipe.as_dict())}",
+        recipe=f"study-{study.preset.size}px-{hash_inputs(study.preset.as_dict())}",
         seconds=round(max(study.report.elapsed, trainings), 1),  # a study that went on kept what was trained before
         data_fingerprint=study.images.fingerprint,
         cells=cells,
@@ -54,13 +54,13 @@ def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = 
         pool_images=len(study.images.pool),
         classes=study.images.classes,
         plan={"pretrain": study.plan.pretrain, "tune": study.plan.tune, "scratch": study.plan.scratch},
-        weights={start: encoder.sha256 for start, encoder in study.encoders.items()},
+        weights={init: encoder.sha256 for init, encoder in study.encoders.items()},
     )
     result = read_result(results)
     content = _content(study, cells, result, results)
     html, text = folder / "report.html", folder / "report.md"
     html.write_text(to_html(content), encoding="utf-8")
-    text.write_text(to_text(content, folder), encoding="utf-8")
+    text.write_text(report_markdown(content, folder), encoding="utf-8")
     if wandb:
         log_study(wandb, folder, content, result)
     model = folder / MODEL
@@ -69,7 +69,7 @@ def write_report(study: Study, outcomes: Sequence[Outcome], wandb: str | None = 
 
 def _content(study: Study, cells: list[dict], result: dict[str, Any], results: Path) -> Content:
     found = verdicts(cells, len(study.images.test))
-    seconds = {start: encoder.seconds for start, encoder in study.encoders.items()}
+    seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
     rows = rows_from([results])
     pairs = {(row["start"], row["protocol"]): None for row in rows}
     lines = sorted(
@@ -79,8 +79,8 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
     note = f"Top-1 on {len(study.images.test)} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
     return Content(
         title="What should I do with these images?",
-        advice=advice_of(found, seconds),
-        answers=answers_of(found),
+        advice=recommendation(found, seconds),
+        answers=collect_answers(found),
         about=_about(study, result),
         table=_with_not_tried(grid_table(rows, lines, study.plan.labels, note), study),
         sections=_sections(study, cells, found),
@@ -90,14 +90,14 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
             "one test split and one pre-training per start. The pre-trained start was chosen inside the labels (fine-tuned; as a linear "
             f"probe where time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline that it is "
             "compared with is the best of all on the test split. A training from scratch gets "
-            f"{study.recipe.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change the order."
+            f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change the order."
         ),
     )
 
 
 def _with_not_tried(table: Table, study: Study) -> Table:
-    why = {**dict.fromkeys((s for s in SCRATCH if study.plan.fewer.get(s) == 0), "no time"), **study.not_tried}
-    more = [[start, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for start, reason in why.items()]
+    why = {**dict.fromkeys((s for s in SCRATCH if study.plan.max_seeds.get(s) == 0), "no time"), **study.not_tried}
+    more = [[init, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for init, reason in why.items()]
     return Table(table.columns, [*table.rows, *more], table.note)
 
 
@@ -109,7 +109,7 @@ def _about(study: Study, result: dict[str, Any]) -> str:
             f"{len(images.test)} test images, seen at {images.size} pixels.",
             *images.notes,
             *([f"The budget was too short for all: {'; '.join(study.plan.cut)}."] if study.plan.cut else []),
-            f"The whole study took {clock(result['seconds'])} on {device_name()} ({cores()} cores) and "
+            f"The whole study took {format_duration(result['seconds'])} on {device_name()} ({cores()} cores) and "
             f"{result['peak_memory_mb'] / 1000:.1f} GB of memory.",
         ]
     )
@@ -126,47 +126,51 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
         )
     )
     if study.plan.pretrain:
-        notes = {start: study.folder / "weights" / f"{start}.json" for start in study.plan.pretrain}
-        curves = {start: json.loads(note.read_text())["losses"] for start, note in notes.items()}
+        notes = {init: study.folder / "weights" / f"{init}.json" for init in study.plan.pretrain}
+        curves = {init: json.loads(note.read_text())["losses"] for init, note in notes.items()}
         sections.append(Section("Pre-training", picture=figures.curves(samples / "pretraining.png", curves)))
     if (samples / "reconstructions.png").exists():
         text = "Test images; three quarters of each are hidden. Original, what the encoder sees, what it makes of it."
         sections.append(Section("MAE's reconstructions", text, samples / "reconstructions.png"))
-    for start, encoder in study.encoders.items():
-        text = f"Frozen features of {start} on test images, projected by t-SNE. Labels only colour the points."
-        picture = figures.embedding(samples / f"embedding-{start.replace(':', '_')}.png", encoder.test, images, start)
-        sections.append(Section(f"Embedding map: {start}", text, picture))
+    for init, encoder in study.encoders.items():
+        text = f"Frozen features of {init} on test images, projected by t-SNE. Labels only colour the points."
+        picture = figures.embedding(samples / f"embedding-{init.replace(':', '_')}.png", encoder.test, images, init)
+        sections.append(Section(f"Embedding map: {init}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = figures.neighbours(samples / f"neighbours-{start.replace(':', '_')}.png", encoder, images, start)
-        sections.append(Section(f"Nearest neighbours: {start}", text, picture))
-    best = _best_ask(found)
+        picture = figures.neighbors(samples / f"neighbours-{init.replace(':', '_')}.png", encoder, images, init)
+        sections.append(Section(f"Nearest neighbours: {init}", text, picture))
+    best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)
     if best:
         sections += _errors(study, best) + _model(study, best, found[-1])
-    sections.append(Section("Weights and licences", table=_licences(study)))
+    sections.append(Section("Weights and licences", table=_licenses(study)))
     return sections
 
 
-def _best_ask(found: Sequence[Verdict]) -> Ask | None:
+def _best_cell_key(found: Sequence[Verdict]) -> CellKey | None:
     """First seed of the chosen start, or of the baseline where that is better, at the most labels."""
     if not found:
         return None
     last = found[-1]
-    cell = last.best if last.best and (last.answer == "wins" or last.best["mean"] >= last.rival["mean"]) else last.rival
-    return _ask_of(cell)
+    cell = (
+        last.best
+        if last.best and (last.answer == "wins" or last.best["mean"] >= last.best_baseline["mean"])
+        else last.best_baseline
+    )
+    return _cell_key(cell)
 
 
-def _ask_of(cell: Mapping[str, Any]) -> Ask:
-    return Ask(cell["start"], cell["protocol"], cell["labels"], cell["seeds"][0])
+def _cell_key(cell: Mapping[str, Any]) -> CellKey:
+    return CellKey(cell["start"], cell["protocol"], cell["labels"], cell["seeds"][0])
 
 
-def _errors(study: Study, ask: Ask) -> list[Section]:
+def _errors(study: Study, key: CellKey) -> list[Section]:
     samples, images = study.folder / "samples", study.images
-    answer = study.store.probabilities(ask)
+    answer = study.store.probabilities(key)
     matrix = confusion_matrix(answer.argmax(1), images.test_labels, len(images.classes))
-    which = f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}"
+    which = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}"
     picture = figures.confusion(samples / "confusion.png", matrix, images.classes, "Confusion, % of each true class")
-    text = report_text(classification_report(matrix, images.classes))
+    text = format_classification_report(classification_report(matrix, images.classes))
     sections = [Section("Confusion", which, picture, plain=text)]
     rows = worst(answer, images.test_labels, figures.MISTAKES)
     if len(rows):
@@ -175,49 +179,49 @@ def _errors(study: Study, ask: Ask) -> list[Section]:
     return sections
 
 
-def _model(study: Study, ask: Ask, verdict: Verdict) -> list[Section]:
+def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
     """The best model as a file, and what its answers rest on; the chosen start's where the best is no network."""
-    if ask.protocol not in (*ON_LABELS, PROBED) and verdict.best:
-        ask = _ask_of(verdict.best)
-    module = load_best(study, ask)
+    if key.protocol not in (*ON_LABELS, PROBED) and verdict.best:
+        key = _cell_key(verdict.best)
+    module = load_best(study, key)
     if module is None:
         return []
-    write_model(study.folder / MODEL, study, ask, module)
-    picture = reasons(
+    write_model(study.folder / MODEL, study, key, module)
+    picture = write_explanations(
         study.folder / "samples" / "reasons.png",
         module,
         study.images,
-        figures.spread(len(study.images.test), SHOWN).tolist(),
-        study.recipe.side(ask.start),
+        figures.evenly_spaced(len(study.images.test), SHOWN).tolist(),
+        study.preset.side(key.init),
     )
     text = (
-        f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}: each test image, and what in it spoke for the answer. "
+        f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: each test image, and what in it spoke for the answer. "
         f"This model is {MODEL} beside this report; use it with: lit-vision predict --model {MODEL} IMAGES --out answers.csv"
     )
     return [Section("Why it answers so", text, picture)]
 
 
-def _licences(study: Study) -> Table:
+def _licenses(study: Study) -> Table:
     rows = []
-    for start in study.encoders:
-        licence = study.licences.get(start)
-        origin = "public" if licence else "trained here"
-        if licence and ("nc" in licence.lower().split("-") or "non" in licence.lower()):
-            licence += " (NON-COMMERCIAL)"
-        network = study.recipe.network(start)
-        rows.append([start, f"{network.backbone}, {origin}", licence or "yours: made from these images only"])
-    rows += [[start, "-", f"not tried: {why}"] for start, why in study.not_tried.items()]
+    for init in study.encoders:
+        license = study.licenses.get(init)
+        origin = "public" if license else "trained here"
+        if license and ("nc" in license.lower().split("-") or "non" in license.lower()):
+            license += " (NON-COMMERCIAL)"
+        network = study.preset.network(init)
+        rows.append([init, f"{network.backbone}, {origin}", license or "yours: made from these images only"])
+    rows += [[init, "-", f"not tried: {why}"] for init, why in study.not_tried.items()]
     rows.append(["scratch-*", "trained here", "yours"])
     return Table(["start", "weights", "licence"], rows, "The code is Apache-2.0.")
 
 
 def _facts(study: Study, result: dict[str, Any]) -> list[str]:
     plan, facts = study.plan, []
-    for start in plan.pretrain:
-        encoder = study.encoders[start]
+    for init in plan.pretrain:
+        encoder = study.encoders[init]
         facts.append(
-            f"{start}: {plan.pretrain[start]} epochs on {study.plan.pool.get(start, len(study.make.source.pool))} images without labels, "
-            f"{clock(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"
+            f"{init}: {plan.pretrain[init]} epochs on {study.plan.pool.get(init, len(study.make.source.pool))} images without labels, "
+            f"{format_duration(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"
         )
     for count in plan.labels:
         facts.append(

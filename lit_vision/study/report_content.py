@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_vision.io.text import clock
+from lit_vision.io.text import format_duration
 from lit_vision.results.tables import Table, to_markdown
 from lit_vision.study.verdict import PROBED, TOO_FEW_TESTS, Verdict, sentence
 
@@ -46,24 +46,27 @@ class Content:
     footer: str = ""
 
 
-def answers_of(found: Sequence[Verdict]) -> list[Answer]:
+def collect_answers(found: Sequence[Verdict]) -> list[Answer]:
     """The verdicts as a reader meets them."""
     return [Answer(f"With {v.labels} labels", sentence(v), v.answer) for v in found]
 
 
-def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -> str:
+def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -> str:
     """What to do on this folder, in one or two sentences, from the most labels down."""
     if not found:
         return "There is nothing to compare yet."
     kinds = {v.answer for v in found}
     last = found[-1]
     if kinds == {"wins"}:
-        ways = list(dict.fromkeys(_way(v) for v in found))
-        how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_way(v)}" for v in found)
-        took = [f"{start} {clock(pretrain_seconds.get(start, 0))}" for start in {v.best["start"]: None for v in found}]
+        ways = list(dict.fromkeys(_action(v) for v in found))
+        how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
+        took = [
+            f"{init} {format_duration(pretrain_seconds.get(init, 0))}"
+            for init in {v.best["start"]: None for v in found}
+        ]
         return f"Pre-train on your own images: within this budget it beats every baseline at each number of labels. Then {how}. Pre-training took: {', '.join(took)}."
     if kinds == {"loses"}:
-        return f"Do not pre-train within this budget: {last.rival['start']} with {last.rival['protocol']} is better at each number of labels."
+        return f"Do not pre-train within this budget: {last.best_baseline['start']} with {last.best_baseline['protocol']} is better at each number of labels."
     if kinds == {"open"}:
         few = last.reason.endswith(TOO_FEW_TESTS)
         mend = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
@@ -75,12 +78,12 @@ def advice_of(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -
     return "It depends on the labels: " + ", ".join(parts) + "."
 
 
-def _way(verdict: Verdict) -> str:
-    start = verdict.best["start"]
-    return f"put a linear probe on {start}" if verdict.best["protocol"] == PROBED else f"fine-tune {start}"
+def _action(verdict: Verdict) -> str:
+    init = verdict.best["start"]
+    return f"put a linear probe on {init}" if verdict.best["protocol"] == PROBED else f"fine-tune {init}"
 
 
-def to_text(content: Content, folder: Path) -> str:
+def report_markdown(content: Content, folder: Path) -> str:
     """The report as Markdown; pictures are linked relative to `folder`."""
     parts = [f"# {markdown(content.title)}\n", f"**{markdown(content.advice)}**\n"]
     parts += [f"- {markdown(answer.text)}" for answer in content.answers]

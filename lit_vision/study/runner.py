@@ -15,21 +15,21 @@ from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.io.processes import cores
-from lit_vision.io.text import clock
+from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
-from lit_vision.study.cells import Ask, CellStore, Outcome, digest
+from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs
 from lit_vision.study.encoders import Encoder, Encoders
-from lit_vision.study.images import Images
-from lit_vision.study.presets import TIMM, Recipe
+from lit_vision.study.images import StudyImages
+from lit_vision.study.presets import TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.study.schedule import (
+    INIT_SHARE,
     LATE,
     MEASURE_SHARE,
     PRETRAIN_SHARE,
     REPORT_SECONDS,
     SCRATCH,
-    START_SHARE,
-    Plan,
+    StudyPlan,
     measure_all,
     plan_labels,
     plan_pretraining,
@@ -37,7 +37,7 @@ from lit_vision.study.schedule import (
 from lit_vision.study.training import (
     classification,
     probabilities,
-    quiet,
+    redirect_output,
     save_classifier,
     train,
 )
@@ -48,51 +48,51 @@ class Study:
 
     Args:
         images: from `read_images`.
-        recipe: from `recipe_for`.
-        starts: pre-trained starts to try: "mae", "simclr", "timm:NAME".
+        preset: from `preset_for`.
+        inits: pre-trained starts to try: "mae", "simclr", "timm:NAME".
         plan: numbers of labels, seeds, and any epochs that are fixed beforehand.
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.
         report: what the person sees.
         keep_weights: classifiers of so many seeds are kept, as cells/<cell>.safetensors in half precision.
         source: images to pre-train on, labels unseen; None: the folder's own.
-        optional: those of `starts` that are left out, with the reason in `not_tried`, where their weights cannot be had.
+        optional: those of `inits` that are left out, with the reason in `not_tried`, where their weights cannot be had.
     """
 
     def __init__(
         self,
-        images: Images,
-        recipe: Recipe,
-        starts: list[str],
-        plan: Plan,
+        images: StudyImages,
+        preset: StudyPreset,
+        inits: list[str],
+        plan: StudyPlan,
         budget: float,
         folder: Path,
         report: Reporter,
         optional: Collection[str] = (),
         keep_weights: int = 0,
-        source: Images | None = None,
+        source: StudyImages | None = None,
     ):
-        self.images, self.recipe, self.starts, self.plan = images, recipe, starts, plan
+        self.images, self.preset, self.inits, self.plan = images, preset, inits, plan
         self.budget, self.folder, self.report = budget, folder, report
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
-        self.base = digest(images.fingerprint, images.size)
-        self.optional, self.keep_weights, self.not_tried, self.licences = optional, keep_weights, {}, {}
-        self.make, self.encoders = Encoders(images, recipe, folder, report, source), {}
-        self.outcomes: list[Outcome] = []
+        self.base = hash_inputs(images.fingerprint, images.size)
+        self.optional, self.keep_weights, self.not_tried, self.licenses = optional, keep_weights, {}, {}
+        self.make, self.encoders = Encoders(images, preset, folder, report, source), {}
+        self.outcomes: list[CellResult] = []
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[CellResult]:
         """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
         self._fetch_public()
-        paces = self._plan()
+        costs = self._plan()
         self._frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
-        for start in self.starts:
-            self.encoders[start] = encoder = self._encoder(start)
-            self._frozen(start, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
+        for init in self.inits:
+            self.encoders[init] = encoder = self._encoder(init)
+            self._frozen(init, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
         missing = [count for count in self.plan.labels if count not in self.plan.tune]
         if missing:
             left = self.budget - self.report.elapsed - REPORT_SECONDS
-            plan_labels(self.plan, paces, self.recipe, self.starts, left)
+            plan_labels(self.plan, costs, self.preset, self.inits, left)
             self._keep_plan()
         self._label_trainings()
         return self.outcomes
@@ -101,23 +101,23 @@ class Study:
 
     def _fetch_public(self) -> None:
         """Public weights first: whether they can be had decides what the plan holds."""
-        for start in [start for start in self.starts if start.startswith(TIMM)]:
+        for init in [init for init in self.inits if init.startswith(TIMM)]:
             try:
-                self.licences[start] = self.make.fetch(start)
+                self.licenses[init] = self.make.fetch(init)
             except UserError as error:
-                if start not in self.optional:
+                if init not in self.optional:
                     raise
-                self.starts = [other for other in self.starts if other != start]
-                self.not_tried[start] = "no network" if "network" in str(error) else str(error)
-                self.report.say(f"{start}: not tried, {self.not_tried[start]}")
+                self.inits = [other for other in self.inits if other != init]
+                self.not_tried[init] = "no network" if "network" in str(error) else str(error)
+                self.report.say(f"{init}: not tried, {self.not_tried[init]}")
 
     def _plan(self) -> dict:
-        inputs = digest(
+        inputs = hash_inputs(
             self.base,
             self.make.source.fingerprint,
-            self.recipe.as_dict(),
-            self.starts,
-            self.plan.fewer,
+            self.preset.as_dict(),
+            self.inits,
+            self.plan.max_seeds,
             self.plan.protocols,
             self.plan.labels,
             self.plan.seeds,
@@ -126,106 +126,106 @@ class Study:
             self.plan.tune,
         )
         self._plan_inputs = inputs
-        known = Plan.load(self.folder / "plan.json", inputs)
-        paces: dict = {}
+        known = StudyPlan.load(self.folder / "plan.json", inputs)
+        costs: dict = {}
         if known:
             self.plan = known
             self.report.say("going on with the plan of this folder's earlier run")
-        complete = set(self.starts) & set(START_SHARE) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(
+        complete = set(self.inits) & set(INIT_SHARE) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(
             self.plan.tune
         )
         if not complete:
             self.report.say("measuring a step of each training")
-            with quiet(self.log):
+            with redirect_output(self.log):
                 seconds = self.budget * MEASURE_SHARE
-                paces = measure_all(self.images, self.make.source, self.recipe, self.starts, self.plan.labels, seconds)
+                costs = measure_all(self.images, self.make.source, self.preset, self.inits, self.plan.labels, seconds)
             left = self.budget - self.report.elapsed - REPORT_SECONDS
-            plan_pretraining(self.plan, paces, self.make.source, self.recipe, left * PRETRAIN_SHARE)
+            plan_pretraining(self.plan, costs, self.make.source, self.preset, left * PRETRAIN_SHARE)
             draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
-            plan_labels(draft, paces, self.recipe, self.starts, left * (1 - PRETRAIN_SHARE))
+            plan_labels(draft, costs, self.preset, self.inits, left * (1 - PRETRAIN_SHARE))
             self.plan.seeds = {count: draft.most_seeds(count) for count in draft.seeds}
-            self.plan.fewer, self.plan.cut = draft.fewer, draft.cut
+            self.plan.max_seeds, self.plan.cut = draft.max_seeds, draft.cut
             self._say_plan(draft)
             self._keep_plan()
-        return paces
+        return costs
 
     def _keep_plan(self) -> None:
         self.plan.save(self.folder / "plan.json", self._plan_inputs)
 
-    def _say_plan(self, draft: Plan) -> None:
+    def _say_plan(self, draft: StudyPlan) -> None:
         say = self.report.say
-        say(f"plan for {clock(self.budget)} on {device_name()}, {cores()} cores:")
-        for start in self.plan.pretrain:
-            network, count = self.recipe.network(start).name, self.plan.pool.get(start, len(self.make.source.pool))
-            seconds = self.plan.seconds.get(start)
-            took = f", about {clock(seconds)}" if seconds else ""
-            say(f"  {start} ({network}): {self.plan.pretrain[start]} epochs of {count} images{took}")
+        say(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
+        for init in self.plan.pretrain:
+            network, count = self.preset.network(init).name, self.plan.pool.get(init, len(self.make.source.pool))
+            seconds = self.plan.seconds.get(init)
+            took = f", about {format_duration(seconds)}" if seconds else ""
+            say(f"  {init} ({network}): {self.plan.pretrain[init]} epochs of {count} images{took}")
         for count in self.plan.labels:
             say(
                 f"  {count} labels, {self.plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
                 f"weights, {draft.scratch[count]} from scratch"
             )
         if "labels" in draft.seconds:
-            say(f"  trainings on labels: about {clock(draft.seconds['labels'])}")
+            say(f"  trainings on labels: about {format_duration(draft.seconds['labels'])}")
         for cut in self.plan.cut:
             say(f"  too little time for all: {cut}")
 
     # pieces
 
-    def _asks(self, start: str, protocol: str) -> Iterator[Ask]:
+    def _cell_keys(self, init: str, protocol: str) -> Iterator[CellKey]:
         for count in self.plan.labels:
             for seed in range(self.plan.seeds[count]):  # cheap: `fewer` is for trainings
-                yield Ask(start, protocol, count, seed)
+                yield CellKey(init, protocol, count, seed)
 
-    def _encoder(self, start: str) -> Encoder:
-        if start.startswith(TIMM):
-            return self.make.public(start)
-        return self.make.pretrain(start, self.plan.pretrain[start], self.plan.pool.get(start))
+    def _encoder(self, init: str) -> Encoder:
+        if init.startswith(TIMM):
+            return self.make.public(init)
+        return self.make.pretrain(init, self.plan.pretrain[init], self.plan.pool.get(init))
 
-    def _frozen(self, start: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
+    def _frozen(self, init: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
         """Protocols that train no network: logistic regression (named `logreg` on pixels, `linear` on features) and k-NN."""
         classes, done = len(self.images.classes), []
         for protocol in protocols:
-            for ask in self._asks(start, protocol):
-                inputs = digest(self.base, origin, "frozen")
-                outcome = self.store.get(ask, inputs)
+            for key in self._cell_keys(init, protocol):
+                inputs = hash_inputs(self.base, origin, "frozen")
+                outcome = self.store.get(key, inputs)
                 if outcome is None:
                     begin = time.perf_counter()
-                    rows = self.images.subset(ask.labels, ask.seed)
+                    rows = self.images.subset(key.labels, key.seed)
                     held = None
                     if protocol == "knn":
                         chosen = "fixed recipe"
                         answer = weighted_knn(pool[rows], self.images.labels[rows], test, classes).numpy()
                     else:
-                        probe = self._probe(pool, test, ask)
+                        probe = self._probe(pool, test, key)
                         answer, chosen = probe.probabilities, probe.chosen_on
                         held = probe.scores.get(probe.strength)
-                    outcome = self._outcome(ask, answer, time.perf_counter() - begin, 0, chosen, held)
+                    outcome = self._outcome(key, answer, time.perf_counter() - begin, 0, chosen, held)
                     self.store.put(outcome, inputs, answer)
                 done.append(outcome)
         self.outcomes += done
         self._say_scores(done)
 
-    def _probe(self, pool: np.ndarray, test: np.ndarray, ask: Ask) -> LinearProbe:
+    def _probe(self, pool: np.ndarray, test: np.ndarray, key: CellKey) -> LinearProbe:
         """Logistic regression on the frozen features of an ask's labels."""
-        rows = self.images.subset(ask.labels, ask.seed)
-        return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=ask.seed)
+        rows = self.images.subset(key.labels, key.seed)
+        return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=key.seed)
 
-    def probe(self, ask: Ask) -> LinearProbe:
+    def probe(self, key: CellKey) -> LinearProbe:
         """The linear probe on a pre-trained start's frozen features."""
-        encoder = self.encoders[ask.start]
-        return self._probe(encoder.pool, encoder.test, ask)
+        encoder = self.encoders[key.init]
+        return self._probe(encoder.pool, encoder.test, key)
 
     def _label_trainings(self) -> None:
         """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
         for count in self.plan.labels:
-            done: list[Outcome] = []
+            done: list[CellResult] = []
             for seed in range(self.plan.most_seeds(count)):
                 begin = self.report.elapsed
-                for start in (*SCRATCH, *self.starts):
-                    if seed < self.plan.seeds_of(start, count):
-                        protocols = self.recipe.protocols(start, self.plan.protocols)
-                        done += [self._on_labels(Ask(start, protocol, count, seed)) for protocol in protocols]
+                for init in (*SCRATCH, *self.inits):
+                    if seed < self.plan.seeds_of(init, count):
+                        protocols = self.preset.protocols(init, self.plan.protocols)
+                        done += [self._on_labels(CellKey(init, protocol, count, seed)) for protocol in protocols]
                 if self._late(count, self.report.elapsed - begin) and seed + 1 < self.plan.most_seeds(count):
                     self._stop_after(count, seed + 1)
                     break
@@ -244,55 +244,55 @@ class Study:
         self.report.say(f"too little time for all: {self.plan.cut[-1]}")
         self._keep_plan()
 
-    def _on_labels(self, ask: Ask) -> Outcome:
-        encoder = self.encoders.get(ask.start)
-        epochs = (self.plan.tune if encoder else self.plan.scratch)[ask.labels]
-        network = self.recipe.network(ask.start)
+    def _on_labels(self, key: CellKey) -> CellResult:
+        encoder = self.encoders.get(key.init)
+        epochs = (self.plan.tune if encoder else self.plan.scratch)[key.labels]
+        network = self.preset.network(key.init)
         own = (
             asdict(network),
-            self.recipe.options(ask.start, ask.protocol, epochs * self.recipe.steps_per_epoch(ask.labels)),
-            self.recipe.train_views[network.name],
-            self.recipe.batch_size,
+            self.preset.options(key.init, key.protocol, epochs * self.preset.steps_per_epoch(key.labels)),
+            self.preset.train_views[network.name],
+            self.preset.batch_size,
         )
         origin = (encoder.sha256, "the probe's own head") if encoder else None
-        inputs = digest(self.base, origin, epochs, own)
-        outcome = self.store.get(ask, inputs)
+        inputs = hash_inputs(self.base, origin, epochs, own)
+        outcome = self.store.get(key, inputs)
         if outcome is None:
-            rows = self.images.subset(ask.labels, ask.seed)
-            with quiet(self.log):
+            rows = self.images.subset(key.labels, key.seed)
+            with redirect_output(self.log):
                 weights, probe = None, None
                 if encoder:
-                    weights, probe = encoder.weights, self.probe(ask)
+                    weights, probe = encoder.weights, self.probe(key)
                 module, data = classification(
-                    ask.start, self.images, rows, self.recipe, ask.seed, weights, probe, ask.protocol, epochs
+                    key.init, self.images, rows, self.preset, key.seed, weights, probe, key.protocol, epochs
                 )
-                self.report.begin(f"{ask.start}, {ask.protocol}, {ask.labels} labels, seed {ask.seed}", data.batch_size)
-                trained = train(module, data, epochs, ask.seed, self.report.tick)
-                answer = probabilities(module, self.images, self.recipe.side(ask.start))
-            if ask.seed < self.keep_weights:
-                save_classifier(self.store.folder / f"{ask.name}.safetensors", module)
-            outcome = self._outcome(ask, answer, trained.seconds, trained.steps, "fixed recipe", None)
+                self.report.begin(f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}", data.batch_size)
+                trained = train(module, data, epochs, key.seed, self.report.tick)
+                answer = probabilities(module, self.images, self.preset.side(key.init))
+            if key.seed < self.keep_weights:
+                save_classifier(self.store.folder / f"{key.name}.safetensors", module)
+            outcome = self._outcome(key, answer, trained.seconds, trained.steps, "fixed recipe", None)
             self.store.put(outcome, inputs, answer)
-            write_json(self.store.folder / f"{ask.name}.losses.json", [round(loss, 5) for loss in trained.losses])
+            write_json(self.store.folder / f"{key.name}.losses.json", [round(loss, 5) for loss in trained.losses])
         return outcome
 
     def _outcome(
-        self, ask: Ask, answer: np.ndarray, seconds: float, steps: int, chosen: str, held: float | None
-    ) -> Outcome:
+        self, key: CellKey, answer: np.ndarray, seconds: float, steps: int, chosen: str, held: float | None
+    ) -> CellResult:
         top1 = float((answer.argmax(1) == self.images.test_labels).mean())
-        return Outcome(ask, top1, round(seconds, 3), steps, chosen, held)
+        return CellResult(key, top1, round(seconds, 3), steps, chosen, held)
 
-    def _say_scores(self, outcomes: list[Outcome]) -> None:
+    def _say_scores(self, outcomes: list[CellResult]) -> None:
         groups: dict[tuple, list[float]] = {}
         for outcome in outcomes:
-            groups.setdefault((outcome.ask.start, outcome.ask.protocol, outcome.ask.labels), []).append(outcome.top1)
-        for (start, protocol, labels), values in groups.items():
+            groups.setdefault((outcome.key.init, outcome.key.protocol, outcome.key.labels), []).append(outcome.top1)
+        for (init, protocol, labels), values in groups.items():
             self.report.say(
-                f"  {start:<12} {protocol:<14} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+                f"  {init:<12} {protocol:<14} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             )
 
 
-def flat_pixels(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def flat_pixels(images: StudyImages) -> tuple[np.ndarray, np.ndarray]:
     """Labelled pool and test split as rows of pixels in 0..1, at the size of the test split."""
     pool, side = images.pool[: int((images.labels >= 0).sum())], images.test.shape[1]
     if pool.shape[1] != side:

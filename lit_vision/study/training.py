@@ -21,26 +21,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.callbacks.checkpoint import KeyedRandomness
+from lit_vision.callbacks.checkpoint import SeedEachBatch
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
-from lit_vision.data.views.keyed_rng import seed_of, seeded
-from lit_vision.evaluation.features import extract
+from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
+from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
-from lit_vision.study.images import Images, StudyData, eval_batches
-from lit_vision.study.presets import TIMM, Network, Recipe
+from lit_vision.study.images import StudyData, StudyImages, eval_batches
+from lit_vision.study.presets import TIMM, Network, StudyPreset
 from lit_vision.weights.load import save_backbone
 
 Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
 NEVER = -10.0  # logit of a class that the labels never show, where a probe has minus infinity; all other biases are kept as they are
 FEWEST_MEASURED = 4  # steps
-METHODS = {"mae": MAE, "simclr": SimCLR}
+PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR}
 
 
 @dataclass
-class Trained:
+class TrainingResult:
     """A finished training: its module, seconds, steps, and the loss of each step."""
 
     module: L.LightningModule
@@ -51,7 +51,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Pace:
+class TrainingCost:
     """Seconds that a training takes: once, per step, and between two epochs."""
 
     setup: float
@@ -67,7 +67,7 @@ class Pace:
         return max(1, int((seconds - self.setup) / (steps_per_epoch * self.step + self.epoch)))
 
 
-class _Watch(Callback):
+class _LossRecorder(Callback):
     """Collect losses, tell the study's progress about each step, and stop after `limit` seconds (a short measurement)."""
 
     def __init__(self, steps: int, tick: Tick | None, limit: float):
@@ -85,7 +85,7 @@ class _Watch(Callback):
 
 
 @contextlib.contextmanager
-def quiet(log: Path) -> Iterator[None]:
+def redirect_output(log: Path) -> Iterator[None]:
     """What methods and the Trainer print goes to a log file: a study has its own progress, and runs dozens of trainings."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning")
     levels = [logging.getLogger(name).level for name in names]
@@ -101,25 +101,25 @@ def quiet(log: Path) -> Iterator[None]:
 
 
 def pretraining(
-    start: str, images: Images, recipe: Recipe, seed: int, count: int | None = None
+    init: str, images: StudyImages, preset: StudyPreset, seed: int, count: int | None = None
 ) -> tuple[L.LightningModule, StudyData]:
     """The module and the data of a pre-training on the whole pool, or on `count` images drawn from it; labels unseen."""
-    network = recipe.network(start)
-    options = dict(getattr(recipe, start))
+    network = preset.network(init)
+    options = dict(getattr(preset, init))
     batch_size = options.pop("batch_size")
-    views = getattr(recipe, f"{start}_views")
+    views = getattr(preset, f"{init}_views")
     rows = np.random.default_rng(seed).permutation(len(images.pool))[:count] if count else np.arange(len(images.pool))
-    data = StudyData(images, np.sort(rows), start, views, batch_size, seed)
-    with seeded(seed_of(seed, 0)):
-        module = METHODS[start](backbone=network.backbone, backbone_args=_pool(start, network), **options)
+    data = StudyData(images, np.sort(rows), init, views, batch_size, seed)
+    with temporary_seed(derive_seed(seed, 0)):
+        module = PRETRAINING_METHODS[init](backbone=network.backbone, backbone_args=_pool(init, network), **options)
     return module, data
 
 
 def classification(
-    start: str,
-    images: Images,
+    init: str,
+    images: StudyImages,
     rows: np.ndarray,
-    recipe: Recipe,
+    preset: StudyPreset,
     seed: int,
     weights: Path | None,
     probe: LinearProbe | None = None,
@@ -131,12 +131,12 @@ def classification(
     With a linear probe of the same labels, fine-tuning starts from its head instead of from zero, so that the first steps do not
     bend the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
     """
-    network = recipe.network(start)
-    views = recipe.train_views[network.name]
-    data = StudyData(images, rows, "train", views, recipe.batch_size, seed, recipe.side(start))
-    options = recipe.options(start, protocol, None if epochs is None else epochs * data.batches_per_epoch)
+    network = preset.network(init)
+    views = preset.train_views[network.name]
+    data = StudyData(images, rows, "train", views, preset.batch_size, seed, preset.side(init))
+    options = preset.options(init, protocol, None if epochs is None else epochs * data.batches_per_epoch)
     statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
-    with seeded(seed_of(seed, 1)):
+    with temporary_seed(derive_seed(seed, 1)):
         module = Classifier(
             network.backbone,
             len(images.classes),
@@ -153,8 +153,8 @@ def classification(
     return module, data
 
 
-def _pool(start: str, network: Network) -> dict[str, Any]:
-    return {**network.args, "pool": "token"} if start == "mae" else network.args
+def _pool(init: str, network: Network) -> dict[str, Any]:
+    return {**network.args, "pool": "token"} if init == "mae" else network.args
 
 
 def train(
@@ -164,7 +164,7 @@ def train(
     seed: int,
     tick: Tick | None = None,
     limit: float = float("inf"),
-) -> Trained:
+) -> TrainingResult:
     """Train for whole epochs.
 
     Args:
@@ -176,10 +176,10 @@ def train(
         limit: seconds after which it stops, for a measurement.
 
     Returns:
-        Trained; the module is on the CPU.
+        The result; its module is on the CPU.
     """
     steps = epochs * data.batches_per_epoch
-    watch = _Watch(steps, tick, limit)
+    watch = _LossRecorder(steps, tick, limit)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="auto",
@@ -192,11 +192,11 @@ def train(
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        callbacks=[KeyedRandomness(seed), StopOnNonFinite(), watch],
+        callbacks=[SeedEachBatch(seed), StopOnNonFinite(), watch],
     )
     begin = time.perf_counter()
     trainer.fit(module, data)
-    return Trained(module.cpu(), time.perf_counter() - begin, steps, watch.losses, watch.times)
+    return TrainingResult(module.cpu(), time.perf_counter() - begin, steps, watch.losses, watch.times)
 
 
 def precision_of(module: L.LightningModule) -> str:
@@ -210,7 +210,7 @@ def precision_of(module: L.LightningModule) -> str:
     return "bf16-mixed" if can.get("amx_bf16") and isinstance(module, (SimCLR, MAE)) else "32-true"
 
 
-def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> Pace:
+def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
     """Time a training by a short one, of at most `limit` seconds or four steps; the module is thrown away.
 
     `data` should have two or three steps an epoch.
@@ -220,11 +220,13 @@ def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: 
     last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that hold an epoch's end
     step = float(np.median(gaps[~last] if (~last).any() else gaps))
     between = float(np.median(gaps[last])) - step if last.any() and (~last).any() else 0.0
-    return Pace(max(0.0, trained.seconds - len(trained.times) * step - last.sum() * between), step, max(0.0, between))
+    return TrainingCost(
+        max(0.0, trained.seconds - len(trained.times) * step - last.sum() * between), step, max(0.0, between)
+    )
 
 
 @torch.inference_mode()
-def probabilities(module: Classifier, images: Images, size: int) -> np.ndarray:
+def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndarray:
     """(M, K) class probabilities of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.eval().to(device)
@@ -236,7 +238,7 @@ def probabilities(module: Classifier, images: Images, size: int) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def features(backbone: Backbone, mean: Any, std: Any, images: Images, size: int) -> tuple[np.ndarray, np.ndarray]:
+def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     known = int((images.labels >= 0).sum())  # labelled images come first
@@ -244,7 +246,7 @@ def features(backbone: Backbone, mean: Any, std: Any, images: Images, size: int)
     both = []
     for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
         loader = eval_batches(pixels, labels, size)
-        both.append(extract(backbone, loader, mean, std, device, progress=False).features.numpy())
+        both.append(extract_features(backbone, loader, mean, std, device, progress=False).features.numpy())
     return both[0], both[1]
 
 
@@ -264,7 +266,7 @@ def _hub_offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = was
 
 
-def public_weights(start: str, path: Path) -> str:
+def public_weights(init: str, path: Path) -> str:
     """Fetch a timm model's weights (from timm's cache or hub) and write its encoder to `path`.
 
     Returns:
@@ -273,13 +275,13 @@ def public_weights(start: str, path: Path) -> str:
     Raises:
         UserError: no such model, or no network and nothing in the cache.
     """
-    name = start.removeprefix(TIMM)
+    name = init.removeprefix(TIMM)
     with _hub_offline_if_unreachable():
         backbone = Backbone(name, pretrained=True)
-    licence = backbone.model.pretrained_cfg.get("license") or "not stated"
+    license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
-    save(backbone, data["mean"], data["std"], path, licence=licence)
-    return licence
+    save_encoder(backbone, data["mean"], data["std"], path, licence=license)
+    return license
 
 
 def save_classifier(path: Path, module: Classifier) -> None:
@@ -302,7 +304,7 @@ def load_classifier(path: Path, module: Classifier) -> None:
     )
 
 
-def save(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:
+def save_encoder(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:
     """Write the encoder, whole or not at all, with the mean and std that it expects."""
     temporary = path.with_suffix(".tmp.safetensors")
     save_backbone(temporary, backbone, mean, std, **notes)

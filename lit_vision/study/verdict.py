@@ -32,7 +32,7 @@ class Verdict:
         labels: how many.
         best: cell of the chosen pre-trained start; None if none was run.
         chosen_on: how it was chosen, without the test split.
-        rival: cell of the baseline with the highest test accuracy, so the hardest one to beat.
+        best_baseline: cell of the baseline with the highest test accuracy, so the hardest one to beat.
         difference: best minus rival, over paired seeds.
         answer: "wins", "loses" or "open".
         reason: why it is open, else "".
@@ -41,15 +41,15 @@ class Verdict:
     labels: int
     best: Mapping[str, Any] | None
     chosen_on: str
-    rival: Mapping[str, Any]
+    best_baseline: Mapping[str, Any]
     difference: Difference | None
     answer: str
     reason: str = ""
 
 
-def is_baseline(start: str) -> bool:
+def is_baseline(init: str) -> bool:
     """Whether a start uses no pre-trained weights."""
-    return start.startswith(BASELINES)
+    return init.startswith(BASELINES)
 
 
 def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
@@ -68,14 +68,14 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
         baselines = [cell for cell in here if is_baseline(cell["start"])]
         if not baselines:
             continue
-        rival = max(baselines, key=lambda cell: cell["mean"])
-        starts = dict.fromkeys(cell["start"] for cell in here if not is_baseline(cell["start"]))
+        best_baseline = max(baselines, key=lambda cell: cell["mean"])
+        inits = dict.fromkeys(cell["start"] for cell in here if not is_baseline(cell["start"]))
         by = {(cell["start"], cell["protocol"]): cell for cell in here}
-        candidates = {start: cell for start in starts if (cell := _fixed(by, start))}
-        probes = {start: by[start, PROBED] for start in candidates if (start, PROBED) in by}
-        held = {start: cell["held_out"] for start, cell in probes.items() if cell.get("held_out") is not None}
+        candidates = {init: cell for init in inits if (cell := _representative_cell(by, init))}
+        probes = {init: by[init, PROBED] for init in candidates if (init, PROBED) in by}
+        held = {init: cell["held_out"] for init, cell in probes.items() if cell.get("held_out") is not None}
         if not candidates:
-            found.append(Verdict(labels, None, "", rival, None, "open", "no pre-trained start was run"))
+            found.append(Verdict(labels, None, "", best_baseline, None, "open", "no pre-trained start was run"))
             continue
         if held:
             best, chosen = candidates[max(held, key=held.get)], "k-fold linear probe inside the labels"
@@ -84,25 +84,27 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
                 next(iter(candidates.values())),
                 "the first that was run (one label a class: nothing to hold out)",
             )
-        found.append(_compare(labels, best, chosen, rival, tests))
+        found.append(_compare(labels, best, chosen, best_baseline, tests))
     return found
 
 
-def _fixed(by: Mapping[tuple[str, str], Mapping], start: str) -> Mapping | None:
+def _representative_cell(by: Mapping[tuple[str, str], Mapping], init: str) -> Mapping | None:
     """The cell that stands for a start: its fine-tuning, unless that has too few seeds where its probe has more. No accuracy is read."""
-    tuned, probed = by.get((start, TUNED)), by.get((start, PROBED))
+    tuned, probed = by.get((init, TUNED)), by.get((init, PROBED))
     if tuned and probed and len(tuned["values"]) < min(FEWEST_SEEDS, len(probed["values"])):
         return probed
     return tuned or probed
 
 
-def _compare(labels: int, best: Mapping, chosen: str, rival: Mapping, tests: int) -> Verdict:
-    pairs = min(len(best["values"]), len(rival["values"]))  # a costly start may have fewer seeds, always the first ones
-    difference = paired_difference(best["values"][:pairs], rival["values"][:pairs])
+def _compare(labels: int, best: Mapping, chosen: str, best_baseline: Mapping, tests: int) -> Verdict:
+    pairs = min(
+        len(best["values"]), len(best_baseline["values"])
+    )  # a costly start may have fewer seeds, always the first ones
+    difference = paired_difference(best["values"][:pairs], best_baseline["values"][:pairs])
     answer, reason = _ANSWERS[difference.supports]
     if tests < FEWEST_TESTS:  # also where seeds agree: what they share is the few images
         answer, reason = "open", f"{tests} {TOO_FEW_TESTS}"
-    return Verdict(labels, best, chosen, rival, difference, answer, reason)
+    return Verdict(labels, best, chosen, best_baseline, difference, answer, reason)
 
 
 def sentence(verdict: Verdict) -> str:
@@ -111,11 +113,11 @@ def sentence(verdict: Verdict) -> str:
     percent = lambda cell: f"{100 * cell['mean']:.1f} %"  # noqa: E731
     head = f"With {verdict.labels} labels: "
     if verdict.best is None:
-        return f"{head}{verdict.reason}; the best baseline is {name(verdict.rival)} with {percent(verdict.rival)}."
+        return f"{head}{verdict.reason}; the best baseline is {name(verdict.best_baseline)} with {percent(verdict.best_baseline)}."
     d = verdict.difference
     same = lambda cell: f"{name(cell)} {100 * sum(cell['values'][: d.n]) / d.n:.1f} %"  # noqa: E731
     seeds = f"the same {d.n} seeds" if d.n > 1 else "one seed"
-    both = f"{same(verdict.best)} against {same(verdict.rival)} on {seeds}"
+    both = f"{same(verdict.best)} against {same(verdict.best_baseline)} on {seeds}"
     se = "" if d.se is None else f" ± {100 * d.se:.1f}"
     gap = f"{100 * d.mean:+.1f}{se} points{' (± standard error)' if se else ''}"
     if verdict.answer == "wins":

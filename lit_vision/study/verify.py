@@ -11,9 +11,9 @@ import numpy as np
 
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
-from lit_vision.study.cells import Ask
-from lit_vision.study.images import Images
-from lit_vision.study.presets import ON_LABELS, Recipe
+from lit_vision.study.cells import CellKey
+from lit_vision.study.images import StudyImages
+from lit_vision.study.presets import ON_LABELS, StudyPreset
 from lit_vision.study.runner import flat_pixels
 from lit_vision.study.training import classification, features, load_classifier, probabilities
 from lit_vision.weights.load import load_backbone
@@ -24,7 +24,7 @@ TOLERANCE = 0.005  # of a fraction: half precision moves a few of a thousand ans
 REFITTED = 0.01
 
 
-def tolerance_of(protocol: str) -> float:
+def tolerance(protocol: str) -> float:
     """How far a number may lie from the one that stands: more where a protocol's classifier is fitted again, not loaded."""
     return REFITTED if protocol in ("linear", "logreg") else TOLERANCE
 
@@ -33,23 +33,23 @@ def tolerance_of(protocol: str) -> float:
 class Check:
     """One number, as it stands and as it was measured again."""
 
-    ask: Ask
+    key: CellKey
     stands: float
     measured: float
 
     @property
     def holds(self) -> bool:
         """Within its protocol's tolerance."""
-        return abs(self.stands - self.measured) <= tolerance_of(self.ask.protocol)
+        return abs(self.stands - self.measured) <= tolerance(self.key.protocol)
 
 
-def verify(cells: list[dict[str, Any]], images: Images, recipe: Recipe, weights: Path) -> Iterator[Check]:
+def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset, weights: Path) -> Iterator[Check]:
     """Every number whose weights are at hand, one by one.
 
     Args:
         cells: of results.json.
         images: of the same folder.
-        recipe: the same.
+        preset: the same.
         weights: folder with `<start>.safetensors` (encoders) and `<cell>.safetensors` (classifiers).
 
     Yields:
@@ -58,29 +58,29 @@ def verify(cells: list[dict[str, Any]], images: Images, recipe: Recipe, weights:
     frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for cell in cells:
         for seed, value in zip(cell["seeds"], cell["values"]):
-            ask = Ask(cell["start"], cell["protocol"], cell["labels"], seed)
-            rows = images.subset(ask.labels, ask.seed)
-            if ask.protocol in ON_LABELS:
-                path = weights / f"{ask.name}.safetensors"
+            key = CellKey(cell["start"], cell["protocol"], cell["labels"], seed)
+            rows = images.subset(key.labels, key.seed)
+            if key.protocol in ON_LABELS:
+                path = weights / f"{key.name}.safetensors"
                 if not path.exists():
                     continue
-                module, _ = classification(ask.start, images, rows, recipe, seed, None, protocol=ask.protocol)
+                module, _ = classification(key.init, images, rows, preset, seed, None, protocol=key.protocol)
                 load_classifier(path, module)
-                answer = probabilities(module, images, recipe.side(ask.start))
+                answer = probabilities(module, images, preset.side(key.init))
             else:
-                path = weights / f"{ask.start.replace(':', '_')}.safetensors"
-                if ask.start not in frozen:
-                    if ask.start == "pixels":
-                        frozen[ask.start] = flat_pixels(images)
+                path = weights / f"{key.init.replace(':', '_')}.safetensors"
+                if key.init not in frozen:
+                    if key.init == "pixels":
+                        frozen[key.init] = flat_pixels(images)
                     elif path.exists():
                         backbone, report = load_backbone(path)
-                        frozen[ask.start] = features(backbone, report.mean, report.std, images, recipe.side(ask.start))
+                        frozen[key.init] = features(backbone, report.mean, report.std, images, preset.side(key.init))
                     else:
                         continue
-                pool, test = frozen[ask.start]
+                pool, test = frozen[key.init]
                 known, classes = (pool[rows], images.labels[rows]), len(images.classes)
-                if ask.protocol == "knn":
+                if key.protocol == "knn":
                     answer = weighted_knn(*known, test, classes).numpy()
                 else:
                     answer = logistic_regression(*known, test, classes, seed=seed).probabilities
-            yield Check(ask, value, float((answer.argmax(1) == images.test_labels).mean()))
+            yield Check(key, value, float((answer.argmax(1) == images.test_labels).mean()))

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_vision.backbones.adapters import add_lora, add_prompts, base_digest, own_state, settings_of
+from lit_vision.backbones.adapters import adapter_config, adapter_state_dict, add_lora, add_prompts, base_weights_sha256
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.weights.checkpoint_layouts import read_file
@@ -46,17 +46,17 @@ def save_adapter(path: str | os.PathLike, method: nn.Module, name: str = "defaul
     path, backbone = Path(path), method.backbone
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: an adapter is a safetensors file; end the name in .safetensors")
-    if name not in settings_of(backbone):
+    if name not in adapter_config(backbone):
         raise UserError(
-            f"adapter {name!r}: this model has {', '.join(settings_of(backbone)) or 'none'}; nothing to save"
+            f"adapter {name!r}: this model has {', '.join(adapter_config(backbone)) or 'none'}; nothing to save"
         )
     state = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
-    state.update({f"backbone.{k}": v for k, v in own_state(backbone, name).items()})
+    state.update({f"backbone.{k}": v for k, v in adapter_state_dict(backbone, name).items()})
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     about = {
-        "settings": settings_of(backbone)[name],
+        "settings": adapter_config(backbone)[name],
         "backbone": backbone.config,
-        "base": base_digest(backbone),
+        "base": base_weights_sha256(backbone),
         "notes": notes,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def load_adapter(backbone: Backbone, path: str | os.PathLike, name: str = "defau
         UserError: no adapter, or one that was trained on other weights.
     """
     state, about = read_adapter(path)
-    if about["base"] != base_digest(backbone):
+    if about["base"] != base_weights_sha256(backbone):
         raise UserError(
             f"{path}: was trained on other weights of {about['backbone']['name']} than these; load the backbone it began from"
         )
@@ -98,7 +98,7 @@ def load_adapter(backbone: Backbone, path: str | os.PathLike, name: str = "defau
     arguments = {key: value for key, value in settings.items() if key != "kind"}
     (add_lora if settings["kind"] == "lora" else add_prompts)(backbone, name=name, **arguments)
     own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    targets = own_state(backbone, name)
+    targets = adapter_state_dict(backbone, name)
     for key, value in own.items():
         if key not in targets or targets[key].shape != value.shape:
             raise UserError(f"{path}: {key} does not fit this backbone; the file is damaged or of another version")

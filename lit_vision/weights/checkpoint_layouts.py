@@ -1,7 +1,7 @@
 """Which project a checkpoint is from, and its keys in one common form: `backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`.
 
 Layouts: our checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state dicts,
-facebookresearch/mae's files (encoder, full, fine-tuned), and those of foreign.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
+facebookresearch/mae's files (encoder, full, fine-tuned), and those of key_maps.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_vision.errors import UserError
-from lit_vision.weights.key_maps import common_form_of_others
+from lit_vision.weights.key_maps import convert_third_party_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FB = "facebookresearch/mae"
 SCRIPT = "script_arguments"  # in the metadata
-_TOLD = {"norm_pix_loss": bool, "mask_ratio": float}
+_TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,7 +62,9 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
             break
     state = {}
     if isinstance(content, dict):
-        state = {_plain(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        state = {
+            _strip_wrapper_prefixes(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)
+        }
     if not state:
         raise UserError(
             f"{path}: holds no tensors by name, or in a layout that is not supported yet; give a state dict or a checkpoint"
@@ -71,23 +73,23 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def _arguments(arguments: object) -> str:
-    """What a training script's argparse.Namespace says that no tensor shows, as JSON; `told_by_script` checks it."""
+    """What a training script's argparse.Namespace says that no tensor shows, as JSON; `official_training_args` checks it."""
     given = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
-    return json.dumps({name: given.get(name) for name in _TOLD}, default=str)
+    return json.dumps({name: given.get(name) for name in _TRAINING_ARGS}, default=str)
 
 
-def told_by_script(metadata: dict[str, str]) -> dict[str, bool | float]:
+def official_training_args(metadata: dict[str, str]) -> dict[str, bool | float]:
     """`norm_pix_loss` and `mask_ratio` of an official MAE file, where the script's arguments are in it; {} elsewhere."""
     try:
         given = json.loads(metadata.get(SCRIPT, "{}"))
     except ValueError:  # of a safetensors file, anybody's words
         return {}
     known = given if isinstance(given, dict) else {}
-    told = {name: known[name] for name, kind in _TOLD.items() if isinstance(known.get(name), kind)}
+    told = {name: known[name] for name, kind in _TRAINING_ARGS.items() if isinstance(known.get(name), kind)}
     return {name: value for name, value in told.items() if 0 <= value <= 1}  # not NaN
 
 
-def _plain(key: str) -> str:
+def _strip_wrapper_prefixes(key: str) -> str:
     """Without what DistributedDataParallel and torch.compile put in front."""
     return key.removeprefix("module.").replace("_orig_mod.", "")
 
@@ -100,12 +102,12 @@ def read_common(path: str | os.PathLike) -> tuple[dict[str, Tensor], str, dict[s
     """
     state, metadata = read_file(path)
     try:
-        return *common_form(state, metadata), metadata
+        return *to_common_keys(state, metadata), metadata
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
+def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
     """The state in the common form, and the name of its layout; `mean` and `std` (3,) are in it where the layout implies them.
 
     Raises:
@@ -140,7 +142,7 @@ def common_form(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dic
         common = {_mae_key(key): value for key, value in state.items()}
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
         return common, f"{FB} ({part})"
-    if (found := common_form_of_others(state)) is not None:
+    if (found := convert_third_party_keys(state)) is not None:
         common, layout = found
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
         return common, layout

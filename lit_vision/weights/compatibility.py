@@ -8,7 +8,7 @@ from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION
 _DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
 _DENSE = ("pyramid.*", "auxiliary.*", "head.*")  # of Detector and Segmenter
 _UNUSED = ("backbone.mask_token",)
-RULES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
+ALLOWED_MISMATCHES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ("MAE", "MAE"): ((), ()),
     ("MAE", "SimCLR"): (_DECODER, _PROJECTION),
     ("MAE", "Classifier"): (_DECODER, _HEAD),

@@ -19,7 +19,7 @@ RESNETS = {
 }
 
 
-def model_of(
+def detect_architecture(
     state: Mapping[str, Any],
     config: Mapping[str, Any],
     name: str | None = None,
@@ -29,7 +29,7 @@ def model_of(
     """timm's name and Backbone's arguments, from what the user says, a config.json, and the shapes, in this order.
 
     Args:
-        state: tensors in the common form (layouts.py).
+        state: tensors in the common form (checkpoint_layouts.py).
         config: of timm's or transformers' folders; {} without one.
         name: timm's name, if the user says it.
         backbone_args: likewise.
@@ -42,11 +42,11 @@ def model_of(
     name = name or config.get("architecture")
     shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
     if name is None and any(key.startswith("layer1.") for key in shapes):
-        name, body = _resnet_of(shapes)
+        name, body = _detect_resnet(shapes)
     parts = sum(key in shapes for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     vit = parts == 3
     if vit or (name is None and parts == 2):  # the table of keys names the third
-        found, sizes = _vit_of(shapes, config)
+        found, sizes = _detect_vit(shapes, config)
         told = {key: value for key, value in sizes.items() if key in ("img_size", "pool")}
         name, body = (name or found), (sizes if name is None else told)
     if isinstance(config.get("model_args"), dict):
@@ -60,7 +60,7 @@ def model_of(
     return name, body
 
 
-def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+def _detect_vit(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
     widths = Counter(shapes[key][-1] for key in ("cls_token", "pos_embed", *_NORMS) if len(shapes.get(key, ())))
     width = widths.most_common(1)[0][0]
@@ -81,7 +81,7 @@ def _vit_of(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str |
     return "vit_base_patch16_224", {**body, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
 
 
-def _resnet_of(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+def _detect_resnet(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
     layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
     block = "bottleneck" if any(re.match(r"layer1\.\d+\.conv3\.", key) for key in shapes) else "basic"

@@ -66,7 +66,7 @@ _TORCHVISION = (
 _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
-def common_form_of_others(state: State) -> tuple[State, str] | None:
+def convert_third_party_keys(state: State) -> tuple[State, str] | None:
     """The state in the common form and the name of its layout, or None if it is of none of these projects.
 
     Raises:

@@ -1,8 +1,8 @@
 """Weights from a file into a module, with a report, or not at all.
 
 Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*`
-(SimCLR), `head.*` (classifier). What may then be left over is written down in rules.py, per pair of source layout and target; any
-other missing, unexpected or reshaped key raises PartialMatch with the table of keys. Nothing in a file is ever executed.
+(SimCLR), `head.*` (classifier). What may then be left over is written down in compatibility.py, per pair of source layout and target; any
+other missing, unexpected or reshaped key raises PartialMatchError with the table of keys. Nothing in a file is ever executed.
 """
 
 import json
@@ -19,8 +19,8 @@ from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import sha256_of_file
-from lit_vision.weights.checkpoint_layouts import common_form, common_key, read_common, read_file
-from lit_vision.weights.compatibility import RULES
+from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, to_common_keys
+from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
 
 # Pre-training ends with `norm` on all tokens; a body that averages patches has `fc_norm` after the mean instead (papers: He et al.
 # 2022, A.1 and its code). Where the source has the first and the target the second, one goes and the other starts anew.
@@ -29,7 +29,7 @@ _RESIZABLE = ("backbone.pos_embed", "decoder.pos_embed")
 _TARGETS = ("MAE", "SimCLR", "Classifier", "Backbone")
 
 
-class PartialMatch(UserError):
+class PartialMatchError(UserError):
     """A file that fits a module only in part. `rows` holds (key, what is wrong, shape in the file, shape in the module)."""
 
     def __init__(self, head: str, rows: list[tuple[str, str, str, str]], shown: int = 24) -> None:
@@ -85,13 +85,13 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
 
     Args:
         module: a Backbone, MAE, SimCLR or Classifier.
-        path: a file of one of the layouts of layouts.py; .safetensors or torch.save's.
+        path: a file of one of the layouts of checkpoint_layouts.py; .safetensors or torch.save's.
 
     Returns:
         The report; print it.
 
     Raises:
-        PartialMatch: a key is missing, unexpected or reshaped; with the table.
+        PartialMatchError: a key is missing, unexpected or reshaped; with the table.
         UserError: no such file, no checkpoint, a file that would run code, or a pair of source and target without a rule.
     """
     return load_common(module, *read_common(path), path)
@@ -100,13 +100,13 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
 def load_common(
     module: nn.Module, state: dict[str, Tensor], layout: str, metadata: dict[str, str], path: str | os.PathLike
 ) -> LoadReport:
-    """`load_into` for what `layouts.read_common` gave; `path` is for the report and the errors."""
+    """`load_into` for what `checkpoint_layouts.read_common` gave; `path` is for the report and the errors."""
     state = dict(state)
     statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
-    if (layout, kind) not in RULES:
+    if (layout, kind) not in ALLOWED_MISMATCHES:
         raise UserError(
-            f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_targets_of(layout)}"
+            f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_known_targets(layout)}"
         )
     backbone = module if isinstance(module, Backbone) else module.backbone
     prefix = "" if module is backbone else "backbone."
@@ -114,30 +114,32 @@ def load_common(
     target = {key: value for key, (_, value) in own.items() if key not in ("mean", "std")}
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
-    values, rows = _match(state, target, *_rule(layout, kind, state, target, backbone), backbone, report)
+    values, rows = _match(state, target, *_allowed_mismatch(layout, kind, state, target, backbone), backbone, report)
     if not any(key.startswith("backbone.") for key in values):
-        raise PartialMatch(f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows)
+        raise PartialMatchError(
+            f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows
+        )
     if rows:
-        raise PartialMatch(
+        raise PartialMatchError(
             f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with; "
             "a layout that differs is not supported yet",
             rows,
         )
     module.load_state_dict({own[key][0]: value for key, value in values.items()}, strict=False)
     for name, value in statistics.items():
-        setattr(report, name, _numbers(value))
+        setattr(report, name, _rounded(value))
         if isinstance(getattr(module, name, None), Tensor):
             getattr(module, name).copy_(value)
     return report
 
 
-def _rule(
+def _allowed_mismatch(
     layout: str, kind: str, state: dict[str, Tensor], target: dict[str, Tensor], backbone: Backbone
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Patterns that may be dropped and that may start anew, for this very pair of state and target."""
-    drop, new = RULES[layout, kind]
+    drop, new = ALLOWED_MISMATCHES[layout, kind]
     if "<classifier>" in drop:
-        drop = tuple(f"{name}.*" for name in classifiers_of(backbone))
+        drop = tuple(f"{name}.*" for name in classifier_names(backbone))
 
     def has(keys: dict[str, Tensor], start: str) -> bool:
         return any(key.startswith(start) for key in keys)
@@ -160,7 +162,7 @@ def _match(
     rows: list[tuple[str, str, str, str]] = []
     for key, value in state.items():
         if key not in target:
-            if _any(key, drop):
+            if _matches_any(key, drop):
                 report.dropped.append(key)
             else:
                 rows.append((key, "unexpected", _shape(value), "-"))
@@ -179,7 +181,7 @@ def _match(
     for key, wanted in target.items():
         if key in state:
             continue
-        if _any(key, new):
+        if _matches_any(key, new):
             report.new.append(key)
         else:
             rows.append((key, "missing", "-", _shape(wanted)))
@@ -193,7 +195,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         UserError: no such file, no checkpoint, a damaged one, or one that would run code.
     """
     state, metadata = read_file(path)
-    common, _ = common_form(state, metadata)
+    common, _ = to_common_keys(state, metadata)
     return {**state, **{name: common[name] for name in ("mean", "std") if name in common}}
 
 
@@ -236,7 +238,7 @@ def save_backbone(
         if bad := [key for key, value in state.items() if not value.isfinite().all()]:
             raise UserError(f"{path}: float16 cannot hold {bad[0]}; save with half=False")
     notes = {"format": "pt", "lit_vision": "Backbone", "backbone": json.dumps(backbone.config)}
-    notes.update(mean=json.dumps(_numbers(mean)), std=json.dumps(_numbers(std)))
+    notes.update(mean=json.dumps(_rounded(mean)), std=json.dumps(_rounded(std)))
     notes.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")  # a kill leaves the old file whole
@@ -258,7 +260,7 @@ def load_backbone(path: str | os.PathLike) -> tuple[Backbone, LoadReport]:
     return backbone, load_into(backbone, path)
 
 
-def classifiers_of(backbone: Backbone) -> tuple[str, ...]:
+def classifier_names(backbone: Backbone) -> tuple[str, ...]:
     """Modules that timm's classifier of this family is made of, in the common form: `backbone.fc`, `backbone.head.fc`, ..."""
     names = (backbone.model.pretrained_cfg or {}).get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -277,11 +279,11 @@ def _resized(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None
         return None
 
 
-def _targets_of(layout: str) -> str:
-    return ", ".join(target for source, target in RULES if source == layout)
+def _known_targets(layout: str) -> str:
+    return ", ".join(target for source, target in ALLOWED_MISMATCHES if source == layout)
 
 
-def _any(key: str, patterns: tuple[str, ...]) -> bool:
+def _matches_any(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
@@ -289,7 +291,7 @@ def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "scalar"
 
 
-def _numbers(value: Any) -> list[float]:
+def _rounded(value: Any) -> list[float]:
     return [round(float(v), 6) for v in value]
 
 

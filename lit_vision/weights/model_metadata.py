@@ -12,11 +12,11 @@ from typing import Any
 
 from lit_vision.errors import UserError
 
-KEY = "lit_vision_card"  # under this name the card lies in a file's metadata, as JSON
+METADATA_KEY = "lit_vision_card"  # under this name the card lies in a file's metadata, as JSON
 
 
 @dataclass
-class Card:
+class ModelMetadata:
     """A model's card.
 
     Attributes:
@@ -53,7 +53,7 @@ class Card:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, where: str) -> Card:
+    def from_json(cls, text: str | None, where: str) -> ModelMetadata:
         """The card in a file's metadata.
 
         Args:
@@ -68,17 +68,17 @@ class Card:
         try:
             values = json.loads(text)
             known = {f.name for f in fields(cls)}
-            card = cls(**{key: value for key, value in values.items() if key in known})
-            if not (len(card.mean) == len(card.std) == 3 and int(card.size) > 0 and card.outputs):
+            metadata = cls(**{key: value for key, value in values.items() if key in known})
+            if not (len(metadata.mean) == len(metadata.std) == 3 and int(metadata.size) > 0 and metadata.outputs):
                 raise ValueError("mean, std, size or outputs")
-            if card.category_ids and len(card.category_ids) != len(card.class_names):
-                raise ValueError(f"{len(card.category_ids)} category_ids for {len(card.class_names)} classes")
+            if metadata.category_ids and len(metadata.category_ids) != len(metadata.class_names):
+                raise ValueError(f"{len(metadata.category_ids)} category_ids for {len(metadata.class_names)} classes")
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: its card is damaged ({error}); export it again") from error
-        return card
+        return metadata
 
 
-def card_of_data(task: str, datamodule: Any) -> dict[str, Any] | None:
+def metadata_from_datamodule(task: str, datamodule: Any) -> dict[str, Any] | None:
     """What a method keeps of its data for later use: {task, class_names, size, crop_pct}, and category_ids of COCO JSON; None where the data does not say.
 
     A method calls this when training starts and saves the result in its checkpoint under "card".
@@ -86,12 +86,12 @@ def card_of_data(task: str, datamodule: Any) -> dict[str, Any] | None:
     names, size = getattr(datamodule, "class_names", None), getattr(datamodule, "img_size", None)
     if not names or not size:
         return None
-    from lit_vision.data.views.params import make_law
+    from lit_vision.data.views.params import make_view_spec
 
     options: Mapping[str, Any] = getattr(datamodule, "eval_options", None) or {}
-    crop = make_law("eval", int(size), **options).crop_pct
-    card = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
+    crop = make_view_spec("eval", int(size), **options).crop_pct
+    metadata = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
     if ids := getattr(datamodule, "category_ids", None):
-        card["category_ids"] = [int(i) for i in ids]
+        metadata["category_ids"] = [int(i) for i in ids]
     view = getattr(datamodule, "eval_view", "eval")
-    return card if view == "eval" else {**card, "options": {"eval_view": str(view)}}
+    return metadata if view == "eval" else {**metadata, "options": {"eval_view": str(view)}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy_run import ToyData, ToyNet
 
-from lit_vision.callbacks.anomalies import Collapse, Collapsed, LossSpike, Spike, _after
-from lit_vision.callbacks.checkpoint import KeyedRandomness
+from lit_vision.callbacks.anomalies import Collapse, CollapseError, LossSpike, LossSpikeError, _update_statistics
+from lit_vision.callbacks.checkpoint import SeedEachBatch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.collapse import effective_rank, embedding_std
 
@@ -46,7 +46,7 @@ def test_the_moving_mean_against_a_slow_loop() -> None:
         else:
             mean, variance = mean + share * (loss - mean), (1 - share) * (variance + share * (loss - mean) ** 2)
             seen += 1
-        state = _after(state, losses[i], i, 8.0, 20)
+        state = _update_statistics(state, losses[i], i, 8.0, 20)
         assert float(state[0]) == pytest.approx(mean)
         assert float(state[1]) == pytest.approx(variance)
     assert spikes == [50]
@@ -71,7 +71,7 @@ def fit(folder: Path, callback: L.Callback, net: L.LightningModule) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,
         limit_val_batches=0,
-        callbacks=[KeyedRandomness(0), callback],
+        callbacks=[SeedEachBatch(0), callback],
     ).fit(net, datamodule=ToyData(n=40))
 
 
@@ -80,7 +80,7 @@ def test_a_spike_is_said_once_and_may_stop_the_run(tmp_path: Path, capsys) -> No
     fit(tmp_path, spike, Jumps())
     assert spike.spikes == [6]
     assert capsys.readouterr().out.count("LossSpike: at step 6 the loss is 100") == 1
-    with pytest.raises(Spike, match="at step 6"):
+    with pytest.raises(LossSpikeError, match="at step 6"):
         fit(tmp_path, LossSpike(memory=4, action="stop"), Jumps())
     again = LossSpike()
     again.load_state_dict(spike.state_dict())
@@ -93,7 +93,7 @@ def test_a_collapsed_encoder_is_said(tmp_path: Path, capsys) -> None:
     assert "Collapse" not in capsys.readouterr().out
     net = ToyNet()
     net.backbone[0].weight.requires_grad_(False).zero_()
-    with pytest.raises(Collapsed, match="16 images spread by 0 "):
+    with pytest.raises(CollapseError, match="16 images spread by 0 "):
         fit(tmp_path, Collapse(limit=16, action="stop"), net)
     fit(tmp_path, Collapse(limit=16), net)
     assert "Collapse: after epoch 1" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import torch
 import toy_run
 from torch import nn
 
-from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
+from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.callbacks.ema import EMA, KEY
 from lit_vision.errors import UserError
 
@@ -49,8 +49,8 @@ def fit(folder: Path, average: bool = True, resume: Path | None = None, accumula
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         accumulate_grad_batches=accumulate,
-        plugins=[AtomicIO()],
-        callbacks=[KeyedRandomness(0), *own, watch, LastCheckpoint(every_n_steps=1, folder=str(folder))],
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[SeedEachBatch(0), *own, watch, LastCheckpoint(every_n_steps=1, folder=str(folder))],
     )
     trainer.fit(model, datamodule=toy_run.ToyData(n=32), ckpt_path=resume)
     return model, watch, torch.load(folder / "last.ckpt", weights_only=True), trainer

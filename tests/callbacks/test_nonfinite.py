@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_run import ToyData, ToyNet
 
-from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
-from lit_vision.callbacks.nonfinite import NonFinite, StopOnNonFinite
+from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
+from lit_vision.callbacks.nonfinite import NonFiniteError, StopOnNonFinite
 from lit_vision.errors import UserError
 
 
@@ -42,12 +42,12 @@ def fit(folder: Path, guard: StopOnNonFinite, net: type = ToyNet, accumulate: in
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        plugins=[AtomicIO()],
+        plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        callbacks=[KeyedRandomness(0), guard, weights, LastCheckpoint(every_n_steps=2)],
+        callbacks=[SeedEachBatch(0), guard, weights, LastCheckpoint(every_n_steps=2)],
         **trainer,
     ).fit(net(poison_step=2 if net is ToyNet else None), datamodule=ToyData(n=24 * accumulate))
     return weights
@@ -81,7 +81,7 @@ def test_skip__told_to_the_fused_optimiser_or_read_at_once__is_the_same(tmp_path
 @pytest.mark.parametrize("late", [True, "auto"])
 def test_stop__before_any_checkpoint_of_that_step(tmp_path: Path, capsys, late) -> None:
     with pytest.raises(
-        NonFinite, match=r"at step 2 the loss is \[nan\] not finite, so the step was not taken; 4 sample keys"
+        NonFiniteError, match=r"at step 2 the loss is \[nan\] not finite, so the step was not taken; 4 sample keys"
     ):
         fit(tmp_path, StopOnNonFinite(late=late))
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -94,7 +94,7 @@ def test_stop__also_at_the_last_step(tmp_path: Path) -> None:
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * (float("nan") if self.global_step == 5 else 1)
 
-    with pytest.raises(NonFinite, match="at step 5"):
+    with pytest.raises(NonFiniteError, match="at step 5"):
         fit(tmp_path, StopOnNonFinite(late=True), AtTheEnd, limit_train_batches=6)
 
 
@@ -119,7 +119,7 @@ def test_patience(tmp_path: Path) -> None:
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * float("nan")
 
-    with pytest.raises(NonFinite, match="4 such steps in this run"):
+    with pytest.raises(NonFiniteError, match="4 such steps in this run"):
         fit(tmp_path, StopOnNonFinite("skip", patience=3), Always)
     with pytest.raises(UserError, match="policy"):
         StopOnNonFinite("ignore")

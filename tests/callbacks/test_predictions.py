@@ -9,10 +9,10 @@ from PIL import Image
 
 from lit_vision.callbacks.predictions import Predictions
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
 from lit_vision.errors import UserError
 from lit_vision.methods import Detector, Segmenter
-from lit_vision.results.overlays import colour_of, draw_boxes, draw_instances, draw_mask
+from lit_vision.results.overlays import color_of_class, draw_boxes, draw_instances, draw_mask
 
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 
@@ -24,7 +24,7 @@ def test_what_is_drawn() -> None:
     assert changed[3, 2:12].all()
     assert changed[14, 2:12].all()
     assert changed.sum() == 2 * 10 + 2 * 10
-    assert drawn[3, 5].tolist() == list(colour_of(4))
+    assert drawn[3, 5].tolist() == list(color_of_class(4))
     mask = np.zeros((20, 30), np.uint8)
     mask[:4], mask[4:8] = 2, 255
     changed = (draw_mask(image, mask, 0) != image).any(2)
@@ -33,9 +33,9 @@ def test_what_is_drawn() -> None:
     masks[0][:4], masks[1][2:8] = True, True
     drawn = draw_instances(image, masks, np.array([300, 1]))
     for rows, label in ((slice(0, 4), 300), (slice(4, 8), 1)):  # the first is on top
-        assert (drawn[rows] == (0.45 * 7 + 0.55 * np.array(colour_of(label))).astype(np.uint8)).all()
+        assert (drawn[rows] == (0.45 * 7 + 0.55 * np.array(color_of_class(label))).astype(np.uint8)).all()
     assert (drawn[8:] == 7).all()
-    assert len({colour_of(label) for label in range(20)}) == 20
+    assert len({color_of_class(label) for label in range(20)}) == 20
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])
@@ -48,7 +48,7 @@ def test_a_picture_per_epoch(task: str, tmp_path: Path) -> None:
     else:
         model = Segmenter("resnet18", 11, 64, head="linear", backbone_args=CNN)
         data = AnnotatedDataModule(
-            str(tmp_path / "set"), format="masks", class_names=["background", *CLASSES], **common
+            str(tmp_path / "set"), format="masks", class_names=["background", *GARMENT_CLASSES], **common
         )
     trainer = L.Trainer(
         default_root_dir=tmp_path,

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from lit_vision.callbacks.log_samples import grid
-from lit_vision.callbacks.progress import Pace
-from lit_vision.io.text import clock
+from lit_vision.callbacks.log_samples import tile_images
+from lit_vision.callbacks.progress import Throughput
+from lit_vision.io.text import format_duration
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (187, "3:07"), (7509, "2:05:09"), (266400, "3d 02:00")]
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_pace_counts_waiting_but_neither_saving_nor_validation() -> None:
     times = iter([0.0, 1.0, 4.0, 14.0, 20.0, 23.0, 24.0])
-    pace = Pace(now=lambda: next(times))  # begins at 0
+    pace = Throughput(now=lambda: next(times))  # begins at 0
     pace.batch_came()  # waited 1
     pace.batch_done(40)  # worked 3
     pace.batch_came(written=9.0)  # 10 passed, 9 of them on a checkpoint: waited 1
@@ -30,7 +30,7 @@ def test_pace_counts_waiting_but_neither_saving_nor_validation() -> None:
 
 def test_grid_tiles_row_by_row_on_white() -> None:
     images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    sheet = grid(images, columns=2, pad=1)
+    sheet = tile_images(images, columns=2, pad=1)
     assert sheet.shape == (7, 7, 3)
     assert (sheet[1, 1], sheet[1, 4], sheet[4, 1]) == (
         pytest.approx([0] * 3),

@@ -10,7 +10,7 @@ from toy_dense import make_detector
 from toy_models import make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
-from lit_vision.data.splits import shots
+from lit_vision.data.splits import sample_per_class
 from lit_vision.data.views.decode import decode
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.evaluation.few_shot import class_prototypes, nearest_prototype
@@ -50,7 +50,7 @@ def test_fewshot__is_the_nearest_prototype_of_the_same_draw(place, tmp_path, cap
 
     (train, labels), (test, truth) = features("train"), features("test")
     for seed in range(2):
-        chosen = shots(labels, 3, seed)
+        chosen = sample_per_class(labels, 3, seed)
         answer = nearest_prototype(class_prototypes(train[chosen], labels[chosen], 3), test).argmax(1).numpy()
         (row,) = [r for r in rows if (r["method"], r["shots"], r["seed"]) == ("prototypes", "3", str(seed))]
         assert float(row["top1"]) == pytest.approx((answer == truth).mean(), abs=1e-6)

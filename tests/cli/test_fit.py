@@ -15,7 +15,7 @@ from lit_vision.cli import main as cli
 from lit_vision.cli.fit import HELP
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io import checkpoint_digest
-from lit_vision.io.checkpoint_digest import sidecar
+from lit_vision.io.checkpoint_digest import digest_path
 from lit_vision.runs import run_dir
 
 RECIPE = """
@@ -165,27 +165,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(recipe: Path, capsys) -
 def test_resume_auto_finds_the_unfinished_run_of_this_recipe(recipe: Path, monkeypatch) -> None:
     words = run_dir.recipe_hash(recipe, ["--trainer.max_epochs", "2"])
     for name, run_hash, done in (("a", words, False), ("b", "other", False), ("c", words, True)):
-        folder = run_dir.folder_of(recipe, name)
+        folder = run_dir.default_run_dir(recipe, name)
         run_dir.last_checkpoint(folder).parent.mkdir(parents=True)
         last = run_dir.last_checkpoint(folder)
         last.write_bytes(b"x")
-        sidecar(last).write_text(checkpoint_digest.to_text(last, [checkpoint_digest.Digest.of(last, 7)]))
+        digest_path(last).write_text(checkpoint_digest.format_digests(last, [checkpoint_digest.Digest.of(last, 7)]))
         (folder / "environment.json").write_text(json.dumps({"run_sha256": run_hash}))
         if done:
             (folder / "results.json").write_text("{}")
-    a = run_dir.Start(run_dir.folder_of(recipe, "a"), run_dir.last_checkpoint("runs/toy/a"))
-    assert run_dir.choose(recipe, words, None, "auto") == a
-    run_dir.forget_folder()
-    assert run_dir.choose(recipe, words, "runs/toy/a", "auto") == a
-    run_dir.forget_folder()
+    a = run_dir.RunStart(run_dir.default_run_dir(recipe, "a"), run_dir.last_checkpoint("runs/toy/a"))
+    assert run_dir.resolve_run(recipe, words, None, "auto") == a
+    run_dir.reset_run_dir()
+    assert run_dir.resolve_run(recipe, words, "runs/toy/a", "auto") == a
+    run_dir.reset_run_dir()
     with pytest.raises(UserError, match="holds another run"):
-        run_dir.choose(recipe, "other", "runs/toy/a", "auto")
-    run_dir.forget_folder()
-    start = run_dir.choose(recipe, "new", None, "auto")
+        run_dir.resolve_run(recipe, "other", "runs/toy/a", "auto")
+    run_dir.reset_run_dir()
+    start = run_dir.resolve_run(recipe, "new", None, "auto")
     assert start.checkpoint is None
     assert not start.folder.exists()
-    assert run_dir.choose(recipe, "new", None, None) == start  # another process of the same run
-    run_dir.forget_folder()
+    assert run_dir.resolve_run(recipe, "new", None, None) == start  # another process of the same run
+    run_dir.reset_run_dir()
 
 
 def test_where_a_run_runs_does_not_make_it_another_one(recipe: Path) -> None:
@@ -195,7 +195,7 @@ def test_where_a_run_runs_does_not_make_it_another_one(recipe: Path) -> None:
     assert run_dir.recipe_hash(recipe, ["--trainer.max_epochs", "3"]) != first
     for name in ("../x", "/tmp/x", "..", "a/b"):
         with pytest.raises(UsageError, match="--name"):
-            run_dir.folder_of(recipe, name)
+            run_dir.default_run_dir(recipe, name)
 
 
 def test_help_is_fast_and_names_every_flag_of_ours(capsys) -> None:

@@ -9,9 +9,9 @@ from toy_dense import make_detector, make_segmenter
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.convert.accuracy import judge_for
+from lit_vision.convert.accuracy import accuracy_check_for
 from lit_vision.convert.export import check_parity, write_safetensors
-from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
 from lit_vision.methods import Detector, Segmenter
 from lit_vision.predict.models import load_method, load_model
 
@@ -25,9 +25,14 @@ def place(tmp_path_factory) -> Path:
     scenes(folder / "scenes", {"train": 6, "val": 2, "test": 4})
     torch.manual_seed(0)
     detector = Detector("resnet18", 10, 64, strides=[8, 16], pyramid_width=32, head_convs=1, backbone_args=CNN)
-    detector.card = {"task": "detection", "class_names": list(CLASSES), "size": 64, "crop_pct": 1.0}
+    detector.metadata = {"task": "detection", "class_names": list(GARMENT_CLASSES), "size": 64, "crop_pct": 1.0}
     segmenter = Segmenter("resnet18", 11, 64, strides=[4, 8], width=16, backbone_args=CNN)
-    segmenter.card = {"task": "segmentation", "class_names": ["background", *CLASSES], "size": 64, "crop_pct": 1.0}
+    segmenter.metadata = {
+        "task": "segmentation",
+        "class_names": ["background", *GARMENT_CLASSES],
+        "size": 64,
+        "crop_pct": 1.0,
+    }
     with torch.no_grad():
         for name, value in (*detector.head.named_parameters(), *segmenter.head.named_parameters()):
             if "cls_logits.bias" in name:
@@ -44,7 +49,7 @@ def test_judges__measure_what_the_method_measures(place, task: str) -> None:
     import lightning as L
 
     model = load_model(place / task, "cpu")
-    judge = judge_for(str(place / "scenes"), model.card)
+    judge = accuracy_check_for(str(place / "scenes"), model.metadata)
     assert (judge.split, judge.images) == ("test", 4)
     assert sum(1 for _ in judge.calibration(5)) == 5
     assert next(judge.calibration(1)).shape == (1, 64, 64, 3)
@@ -72,10 +77,10 @@ def test_int8__says_what_it_lost(place, task: str, form: str, tmp_path, capsys) 
     assert f"int8: {metric} " in (said := capsys.readouterr().out)
     assert "on 4 images of test" in said
     model = load_model(out)
-    assert model.card.precision == "int8"
-    assert model.card.options["int8"]["metric"] == metric
+    assert model.metadata.precision == "int8"
+    assert model.metadata.options["int8"]["metric"] == metric
     wanted = load_model(place / task, "cpu")
-    pixels = np.concatenate(list(judge_for(str(place / "scenes"), wanted.card).calibration(3)))
+    pixels = np.concatenate(list(accuracy_check_for(str(place / "scenes"), wanted.metadata).calibration(3)))
     for name, value in wanted(pixels).items():
         got = model(pixels)[name]
         assert np.corrcoef(got.ravel(), value.ravel())[0, 1] > 0.9
@@ -97,11 +102,11 @@ def test_half_weights_come_back(make, tmp_path) -> None:
 
 def test_parity__a_shifted_box_is_refused(place) -> None:
     from lit_vision.errors import UserError
-    from lit_vision.predict.tasks import network_of
+    from lit_vision.predict.tasks import inference_network
 
     model = load_model(place / "detector", "cpu")
-    network = network_of(model.method, "detection")
-    assert check_parity(network, model.card, model) < 1e-5
+    network = inference_network(model.method, "detection")
+    assert check_parity(network, model.metadata, model) < 1e-5
     run = model._run
 
     def shifted(images):
@@ -109,10 +114,10 @@ def test_parity__a_shifted_box_is_refused(place) -> None:
 
     model._run = shifted
     with pytest.raises(UserError, match="pixels from torch's"):
-        check_parity(network, model.card, model)
+        check_parity(network, model.metadata, model)
     model._run = lambda images: {k: v + (0.01 if k == "cls_logits" else 0) for k, v in run(images).items()}
     with pytest.raises(UserError, match="differs from torch by"):
-        check_parity(network, model.card, model)
+        check_parity(network, model.metadata, model)
 
 
 BROKEN = {

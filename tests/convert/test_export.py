@@ -12,11 +12,11 @@ from toy_models import NAMES, make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
 from lit_vision.convert import export as exporting
-from lit_vision.convert.quantize import need_packages
+from lit_vision.convert.quantize import require_packages
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import batches, find_images
 from lit_vision.predict.models import load_model
-from lit_vision.predict.tasks import prepare_for
+from lit_vision.predict.tasks import preprocess_for
 from lit_vision.weights.load import load_into, save_backbone
 
 NEEDS = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"]}
@@ -52,11 +52,11 @@ def agree(place: Path, run: str, form: str, *more: str) -> Path:
         main(["export", str(place / run), "--format", form, "--out", str(out), "--licence", "CC0", "--overwrite"]) == 0
     )
     model, wanted = load_model(out, "cpu", trust=True), load_model(place / run, "cpu")
-    assert model.card.licence == "CC0"
-    card, own = vars(model.card).copy(), vars(wanted.card).copy()
+    assert model.metadata.licence == "CC0"
+    card, own = vars(model.metadata).copy(), vars(wanted.metadata).copy()
     card.pop("licence"), own.pop("licence")
     assert card == own  # names, mean, std, size and the weights' digest travel
-    assert model.card.class_names == NAMES
+    assert model.metadata.class_names == NAMES
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     for n in (1, 5):
         for name, value in wanted(pixels[:n]).items():
@@ -105,8 +105,8 @@ def test_features__of_a_body_without_a_head(tmp_path) -> None:
     body = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std)
     assert main(["export", str(body), "--format", "safetensors", "--out", str(tmp_path / "again.safetensors")]) == 0
     a, b = load_model(body, "cpu"), load_model(tmp_path / "again.safetensors", "cpu")
-    assert a.card.task == b.card.task == "features"
-    assert a.card == b.card
+    assert a.metadata.task == b.metadata.task == "features"
+    assert a.metadata == b.metadata
 
 
 def test_adapter__is_small_and_comes_back(place, tmp_path) -> None:
@@ -156,10 +156,10 @@ def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str
     assert "int8: top-1 " in said
     assert "on 30 images of test" in said
     model, wanted = load_model(out), load_model(place / run, "cpu")
-    assert model.card.precision == "int8"
-    assert set(model.card.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
+    assert model.metadata.precision == "int8"
+    assert set(model.metadata.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
     inputs = find_images([str(tmp_path / "data/test")])
-    pixels = next(batches(inputs, prepare_for(model.card), 30)).pixels
+    pixels = next(batches(inputs, preprocess_for(model.metadata), 30)).pixels
     got, want = model(pixels)["logits"], wanted(pixels)["logits"]
     assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.95
     assert not np.allclose(got, want, atol=1e-4)  # it is quantised
@@ -271,4 +271,4 @@ def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path, monk
     with pytest.raises(
         UserError, match=r"--int8: brokenpackage cannot be imported .*nothing_of_this_name.*install it again"
     ):
-        need_packages("--int8", "json", "brokenpackage")
+        require_packages("--int8", "json", "brokenpackage")

@@ -29,8 +29,8 @@ from lit_vision.cli import main as cli
 from lit_vision.methods import MAE, Classifier
 from lit_vision.predict.models import load_method
 from lit_vision.weights.checkpoint_layouts import FB
-from lit_vision.weights.compatibility import RULES
-from lit_vision.weights.detect_architecture import model_of
+from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
+from lit_vision.weights.detect_architecture import detect_architecture
 from lit_vision.weights.key_maps import LIGHTLY_SIMCLR
 from lit_vision.weights.load import load_into
 
@@ -218,7 +218,7 @@ def test_facebookresearch__published_counts_fit_without_rest(size: str, part: st
     assert len(keys) == COUNTS[part][list(SIZES_OF_MAE).index(size)]
     with torch.device("meta"):
         state = {f"backbone.{key}": torch.empty(shape) for key, shape in keys.items()}
-        name, body = model_of(state, {})
+        name, body = detect_architecture(state, {})
         assert name == f"vit_{size}_patch{SIZES_OF_MAE[size][2]}_224"
         module = Classifier(name, 1000, body) if part == "fine-tuned" else MAE(name, body)
     own = {key.removeprefix("backbone.model.") for key in module.state_dict() if key not in ("mean", "std")}
@@ -293,7 +293,7 @@ def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
         "Backbone": lambda pool: Backbone(NAME, **VIT, pool=pool),
     }
     done = 0
-    for layout, kind in RULES:
+    for layout, kind in ALLOWED_MISMATCHES:
         if layout not in states or layout == "timm":
             continue
         torch.save({"model" if layout.startswith(FB) else "state_dict": states[layout]}, tmp_path / "w.pth")
@@ -319,10 +319,10 @@ def test_which_model_it_is_follows_from_shapes() -> None:
     with torch.device("meta"):
         for name in ("vit_tiny_patch16_224", "vit_small_patch16_224", "resnet18", "resnet50"):
             state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
-            assert model_of(state, {})[0] == name
+            assert detect_architecture(state, {})[0] == name
         for name in ("wide_resnet50_2", "resnet26d"):
             state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
-            assert model_of(state, {})[0] is None
+            assert detect_architecture(state, {})[0] is None
 
 
 def test_faults_are_one_line(tmp_path: Path, capsys) -> None:

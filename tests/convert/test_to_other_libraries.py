@@ -14,7 +14,7 @@ from lit_vision.cli import main as cli
 from lit_vision.methods import MAE, Classifier
 from lit_vision.predict.models import load_method
 from lit_vision.results.schema import write_result
-from lit_vision.weights.model_metadata import KEY
+from lit_vision.weights.model_metadata import METADATA_KEY
 
 NAME = "vit_base_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -70,7 +70,7 @@ def test_timm__loads_it_strictly_to_the_same_logits(kind: str, tmp_path: Path, c
     assert json.loads(about["mean"]) == pytest.approx(method.mean.tolist())
     assert json.loads(about["std"]) == pytest.approx(method.std.tolist())
     assert about["licence"] == "mit"
-    assert json.loads(about[KEY])["task"] == "classification"
+    assert json.loads(about[METADATA_KEY])["task"] == "classification"
     again = tmp_path / "again.safetensors"  # and back: import knows it from its metadata
     assert cli.main(["import", str(out), "--out", str(again)]) == 0
     back, card = load_method(again)
@@ -171,13 +171,13 @@ def test_transformers__licence_and_source_travel(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(transformers_config(mae)))
     ours, words = tmp_path / "mae.safetensors", ["--licence", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
     assert cli.main(["import", str(folder), "--out", str(ours), *words]) == 0
-    for more, licence in (((), "CC-BY-NC-4.0"), (("--licence", "mit"), "mit")):
-        out = tmp_path / licence
+    for more, license in (((), "CC-BY-NC-4.0"), (("--licence", "mit"), "mit")):
+        out = tmp_path / license
         assert export(ours, "--format", "transformers", "--out", out, *more) == 0
         with safe_open(out / "model.safetensors", "pt") as file:
             about = file.metadata()
-        assert (about["licence"], about["source"]) == (licence, "https://example.org/w")
-        assert f"license: {licence.lower()}\n" in (out / "README.md").read_text()
+        assert (about["licence"], about["source"]) == (license, "https://example.org/w")
+        assert f"license: {license.lower()}\n" in (out / "README.md").read_text()
 
 
 def test_round_trips__the_same_tensors(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.views.decode import BadImage
+from lit_vision.data.views.decode import ImageDecodeError
 from lit_vision.errors import UserError
 
 
@@ -203,9 +203,9 @@ def test_bad_images__are_replaced_alike_in_training_and_raise_in_evaluation(root
     assert all(
         torch.equal(runs[0][0][k], runs[1][0][k]) for k in ("key", "label")
     )  # the label of the image that is shown
-    with pytest.raises(BadImage, match=r"ant/3\.png"):
+    with pytest.raises(ImageDecodeError, match=r"ant/3\.png"):
         list(_module(tmp_path).eval_loader("train"))
-    with pytest.raises(BadImage, match=r"ant/3\.png"):
+    with pytest.raises(ImageDecodeError, match=r"ant/3\.png"):
         _epoch(_module(tmp_path, on_bad_image="error"))
 
 

@@ -33,12 +33,12 @@ def test_scan__imagefolder_with_splits_classes_by_name_and_nested_files(tmp_path
     assert folder.splits["train"].labels.tolist() == [0, 1]
     assert folder.splits["val"].labels.tolist() == [1]
     assert "test" not in folder.splits
-    assert list(folder.unlabelled.paths) == ["unlabeled/x/4.webp"]
-    assert folder.unlabelled.labels.tolist() == [-1]
+    assert list(folder.unlabeled.paths) == ["unlabeled/x/4.webp"]
+    assert folder.unlabeled.labels.tolist() == [-1]
 
 
 @pytest.mark.parametrize(
-    ("names", "classes", "labels", "unlabelled"),
+    ("names", "classes", "labels", "unlabeled"),
     [
         (["1.png", "2.png"], [], [-1, -1], 0),
         (["train/1.png"], [], [-1], 0),
@@ -47,12 +47,12 @@ def test_scan__imagefolder_with_splits_classes_by_name_and_nested_files(tmp_path
         (["train/a/1.png", "unlabeled/3.png", "unlabeled/deep/4.png"], ["a"], [0], 2),
     ],
 )
-def test_scan__flat_mixed_and_unsplit_shapes(tmp_path, names, classes, labels, unlabelled) -> None:
+def test_scan__flat_mixed_and_unsplit_shapes(tmp_path, names, classes, labels, unlabeled) -> None:
     folder = scan(_make(tmp_path, *names))
-    assert (folder.classes, folder.splits["train"].labels.tolist(), len(folder.unlabelled)) == (
+    assert (folder.classes, folder.splits["train"].labels.tolist(), len(folder.unlabeled)) == (
         classes,
         labels,
-        unlabelled,
+        unlabeled,
     )
 
 
@@ -60,7 +60,7 @@ def test_scan__only_unlabelled_images_beside_a_labelled_val(tmp_path) -> None:
     folder = scan(_make(tmp_path, "unlabeled/1.png", "val/a/1.png", "val/b/1.png"))
     assert folder.classes == ["a", "b"]
     assert "train" not in folder.splits
-    assert len(folder.unlabelled) == 1
+    assert len(folder.unlabeled) == 1
 
 
 @pytest.mark.parametrize(

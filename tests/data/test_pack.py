@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from lit_vision.cli import pack as pack_command
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.datasets import _as_it_is
+from lit_vision.data.datasets import _identity_collate
 from lit_vision.data.open_images import open_images
-from lit_vision.data.pack import Pack, shrink
+from lit_vision.data.pack import Pack, downscale
 from lit_vision.data.views.decode import decode
 from lit_vision.errors import UserError
 
@@ -73,7 +73,7 @@ def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_place(
         loader = DataLoader(
             plain.dataset,
             batch_sampler=plain.batch_sampler,
-            collate_fn=_as_it_is,
+            collate_fn=_identity_collate,
             num_workers=workers,
             multiprocessing_context=method,
         )
@@ -107,9 +107,9 @@ def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
 
 def test_shrink__keeps_gray_gray_and_turns_the_picture_upright() -> None:
     files = zoo()
-    assert decode(shrink(files["exif_6.jpg"][0], 40, 90)).shape == (48, 40, 3)
-    assert shrink(files["gray.png"][0], 40, 90)[:2] == b"\xff\xd8"
-    gray = decode(shrink(files["gray.png"][0], 40, 90))
+    assert decode(downscale(files["exif_6.jpg"][0], 40, 90)).shape == (48, 40, 3)
+    assert downscale(files["gray.png"][0], 40, 90)[:2] == b"\xff\xd8"
+    gray = decode(downscale(files["gray.png"][0], 40, 90))
     assert (gray[..., 0] == gray[..., 2]).all()
 
 

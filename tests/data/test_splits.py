@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lit_vision.data.splits import choose, fraction, read_split, shots, stratified, write_split
+from lit_vision.data.splits import read_split, sample_fraction, sample_per_class, sample_subset, stratified, write_split
 from lit_vision.errors import UserError
 
 LABELS = np.repeat([0, 1, 2, -1], [50, 30, 20, 40])
@@ -22,16 +22,16 @@ def test_subsets__are_nested_and_depend_on_the_seed() -> None:
     small, large = set(stratified(LABELS, 10, 1)), set(stratified(LABELS, 50, 1))
     assert small < large
     assert small != set(stratified(LABELS, 10, 2))
-    assert set(shots(LABELS, 2, 1)) < set(shots(LABELS, 5, 1))
+    assert set(sample_per_class(LABELS, 2, 1)) < set(sample_per_class(LABELS, 5, 1))
 
 
 def test_choose__float_is_a_fraction_and_int_a_count() -> None:
-    assert choose(LABELS, None, None, 0) is None
-    assert len(choose(LABELS, 0.1, None, 0)) == 10 == len(choose(LABELS, 10, None, 0))
-    assert len(choose(LABELS, 1.0, None, 0)) == 100
-    assert len(choose(LABELS, 10.0, None, 0)) == 10
-    assert len(fraction(LABELS, 0.001, 0)) == 3  # never less than one of each class
-    assert np.bincount(LABELS[choose(LABELS, None, 4, 0)]).tolist() == [4, 4, 4]
+    assert sample_subset(LABELS, None, None, 0) is None
+    assert len(sample_subset(LABELS, 0.1, None, 0)) == 10 == len(sample_subset(LABELS, 10, None, 0))
+    assert len(sample_subset(LABELS, 1.0, None, 0)) == 100
+    assert len(sample_subset(LABELS, 10.0, None, 0)) == 10
+    assert len(sample_fraction(LABELS, 0.001, 0)) == 3  # never less than one of each class
+    assert np.bincount(LABELS[sample_subset(LABELS, None, 4, 0)]).tolist() == [4, 4, 4]
 
 
 def test_impossible_subsets__say_which_key_and_how_many() -> None:
@@ -40,11 +40,11 @@ def test_impossible_subsets__say_which_key_and_how_many() -> None:
     with pytest.raises(UserError, match=r"labels=101: .* 100 labelled"):
         stratified(LABELS, 101, 0)
     with pytest.raises(UserError, match="class cat has 20"):
-        shots(LABELS, 21, 0, ["ant", "bee", "cat"])
+        sample_per_class(LABELS, 21, 0, ["ant", "bee", "cat"])
     with pytest.raises(UserError, match="set one of them"):
-        choose(LABELS, 0.1, 4, 0)
+        sample_subset(LABELS, 0.1, 4, 0)
     with pytest.raises(UserError, match=r"labels=1\.5"):
-        choose(LABELS, 1.5, None, 0)
+        sample_subset(LABELS, 1.5, None, 0)
 
 
 def test_split_files__round_trip_and_refuse_other_data(tmp_path) -> None:

@@ -12,7 +12,7 @@ from lit_vision.evaluation.clinical import (
     calibration,
     class_weights,
     clinical_report,
-    clinical_text,
+    format_clinical_report,
     operating_point,
     threshold_for,
     wilson_interval,
@@ -123,6 +123,6 @@ def test_the_report_is_plain_text_and_plain_values() -> None:
 
     report = clinical_report(*_data(4), threshold=0.4)
     json.dumps(report)
-    text = clinical_text(report, "tumour", "healthy")
+    text = format_clinical_report(report, "tumour", "healthy")
     assert "AUROC" in text
     assert f"missed {report['operating_point']['false_negative']} tumour" in text

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lit_vision.evaluation.detection import coco_metric, coco_values, to_file_pixels
+from lit_vision.evaluation.detection import coco_metric, coco_values, to_original_size
 
 STATS = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
 
@@ -184,5 +184,5 @@ def test_each_class_by_name() -> None:
 
 def test_boxes_go_back_to_the_file() -> None:
     boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, 0.0, 64.0, 64.0]])
-    found = to_file_pixels(boxes, torch.tensor([0.5, 0.25]), torch.tensor([200, 100]))
+    found = to_original_size(boxes, torch.tensor([0.5, 0.25]), torch.tensor([200, 100]))
     assert found.tolist() == [[20, 80, 60, 160], [0, 0, 100, 200]]

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation.features import extract
+from lit_vision.evaluation.features import extract_features
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
 
@@ -39,7 +39,7 @@ def slow_features(rows):
 @pytest.mark.parametrize("views", [1, 2])
 def test_equals_one_image_at_a_time_in_the_loaders_order(views):
     rows = [5, 3, 10, 0, 7, 1, 2]
-    found = extract(encoder(), batches(rows, views=views), MEAN, STD)
+    found = extract_features(encoder(), batches(rows, views=views), MEAN, STD)
     torch.testing.assert_close(found.features, slow_features(rows))
     assert found.keys[:, 1].tolist() == rows
     assert found.labels.tolist() == [r % 3 - 1 for r in rows]
@@ -56,28 +56,28 @@ def test_modes_come_back_as_they_were_even_after_an_error():
     model[1].eval()  # frozen statistics inside a model in training
     before = [module.training for module in model.modules()]
     statistics = model[1].running_mean.clone()
-    extract(model, batches([0, 1]), MEAN, STD)
+    extract_features(model, batches([0, 1]), MEAN, STD)
     assert [module.training for module in model.modules()] == before
     assert torch.equal(model[1].running_mean, statistics)
     with pytest.raises(KeyError):
-        extract(model, [{"image": 0}], MEAN, STD)
+        extract_features(model, [{"image": 0}], MEAN, STD)
     assert [module.training for module in model.modules()] == before
     model(torch.rand(2, 3, 8, 8)).sum().backward()  # inference mode left nothing behind
 
 
 def test_nothing_and_nan_are_told():
     with pytest.raises(UserError, match="no samples"):
-        extract(encoder(), [], MEAN, STD)
+        extract_features(encoder(), [], MEAN, STD)
     model = encoder()
     nn.init.constant_(model[4].bias, float("nan"))
     with pytest.raises(UserError, match="4 of 4 samples"):
-        extract(model, batches([0, 1, 2, 3]), MEAN, STD)
+        extract_features(model, batches([0, 1, 2, 3]), MEAN, STD)
 
 
 def _two(rank, port, shares, out):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for number, share in enumerate(shares):
-        found = extract(encoder(), batches(share[rank]) if share[rank] else [], MEAN, STD)
+        found = extract_features(encoder(), batches(share[rank]) if share[rank] else [], MEAN, STD)
         torch.save((found.features, found.labels, found.keys), f"{out}/{number}-{rank}.pt")
     dist.destroy_process_group()
 

@@ -6,15 +6,15 @@ import torch
 
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import Features
-from lit_vision.evaluation.few_shot import class_prototypes, few_shot, nearest_prototype, summarise
+from lit_vision.evaluation.few_shot import class_prototypes, few_shot, nearest_prototype, summarize_episodes
 
 
 def blobs(n: int, seed: int, classes: int = 4, width: int = 6) -> Features:
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(9)) * 3
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(9)) * 3
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     keys = torch.stack((torch.zeros(n), torch.arange(n), torch.zeros(n)), dim=1).long()
-    return Features(centres[labels] + torch.randn(n, width, generator=generator), labels, keys)
+    return Features(centers[labels] + torch.randn(n, width, generator=generator), labels, keys)
 
 
 def test_euclidean__is_scikit_learns_nearest_centroid_and_the_papers_softmax() -> None:
@@ -27,8 +27,8 @@ def test_euclidean__is_scikit_learns_nearest_centroid_and_the_papers_softmax() -
     np.testing.assert_array_equal(scores.argmax(1).numpy(), other.predict(test.features.numpy()))
     row, weights = test.features[0], []
     for k in range(4):
-        centre = torch.stack([f for f, y in zip(train.features, train.labels) if y == k]).mean(0)
-        weights.append(torch.exp(-((row - centre) ** 2).sum()).item())
+        center = torch.stack([f for f, y in zip(train.features, train.labels) if y == k]).mean(0)
+        weights.append(torch.exp(-((row - center) ** 2).sum()).item())
     torch.testing.assert_close(scores[0], torch.tensor(weights) / sum(weights), rtol=1e-4, atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_few_shot__more_shots_help_and_draws_are_paired() -> None:
     episodes = few_shot(train, test, shots=(1, 10), seeds=range(3))
     assert len(episodes) == 2 * 3 * 2
     assert episodes == few_shot(train, test, shots=(1, 10), seeds=range(3))
-    found = summarise(episodes)
+    found = summarize_episodes(episodes)
     for method in ("prototypes", "logreg"):
         assert found[method, 10][0] > 0.9
         assert found[method, 10][0] >= found[method, 1][0]

@@ -10,9 +10,9 @@ from lit_vision.evaluation.linear import logistic_regression, stratified_folds
 
 def blobs(n, d, classes, seed=0, spread=1.0):
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(classes, d))
+    centers = np.random.default_rng(99).normal(size=(classes, d))
     y = np.arange(n) % classes
-    return (3 + centres[y] + spread * rng.normal(size=(n, d))).astype(np.float32), y
+    return (3 + centers[y] + spread * rng.normal(size=(n, d))).astype(np.float32), y
 
 
 @pytest.mark.parametrize(("n", "d", "classes"), [(60, 10, 3), (30, 80, 3), (40, 12, 2), (24, 60, 2)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from lit_vision.evaluation.mean_recall import MeanPerClass
+from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.evaluation.metrics import confusion_matrix, per_class_accuracy
 
 
@@ -14,7 +14,7 @@ def test_mean_per_class__as_scikit_learn_over_unequal_batches_and_classes(seed: 
     rng = np.random.default_rng(seed)
     labels = rng.choice(6, 101, p=[0.5, 0.3, 0.1, 0.06, 0.04, 0.0])  # class 5 never occurs, but is predicted
     found = np.where(rng.random(101) < 0.6, labels, rng.integers(0, 6, 101))
-    metric = MeanPerClass(6)
+    metric = MeanClassRecall(6)
     for rows in np.split(np.arange(101), [1, 50, 97]):
         metric.update(torch.tensor(found[rows] == labels[rows]), torch.tensor(labels[rows]))
     with pytest.warns(UserWarning, match="classes not in y_true"):

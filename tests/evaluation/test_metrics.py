@@ -12,11 +12,11 @@ from sklearn import metrics as sk
 from lit_vision.evaluation.metrics import (
     classification_report,
     confusion_matrix,
+    format_classification_report,
     format_percent,
     mean_sd,
     paired_difference,
     per_class_accuracy,
-    report_text,
     top_k_accuracy,
 )
 
@@ -66,7 +66,7 @@ def test_report_equals_scikit_learn():
         (ours["weighted"], "weighted avg"),
     ]:
         assert row == pytest.approx({key.replace("f1-score", "f1"): value for key, value in theirs[name].items()})
-    text = report_text(ours, worst_first=True)
+    text = format_classification_report(ours, worst_first=True)
     worst = min(names, key=lambda name: ours["classes"][name]["f1"])
     assert text.splitlines()[1].startswith(worst)
     assert f"accuracy {100 * ours['accuracy']:.1f}%" in text

@@ -27,24 +27,26 @@ def scripts(monkeypatch, tmp_path):
 def toy(table, *labels: str):
     """Two variants, two seeds, one epoch."""
     variants = tuple(one for one in table.variants if one.label in labels)
-    asks = tuple(dict.fromkeys((protocol, 20 if protocol == "finetune" else 40) for protocol, _ in table.asks))
-    return replace(table, variants=variants, asks=asks, seeds=2, epochs=1, tune_epochs=1)
+    columns = tuple(dict.fromkeys((protocol, 20 if protocol == "finetune" else 40) for protocol, _ in table.columns))
+    return replace(table, variants=variants, columns=columns, seeds=2, epochs=1, tune_epochs=1)
 
 
 def test_tables__every_variant_is_a_recipe_that_can_be_built(scripts) -> None:
-    from lit_vision.study.training import METHODS
+    from lit_vision.study.training import PRETRAINING_METHODS
 
     for table in scripts[1].values():
         labels = [one.label for one in table.variants]
         assert len(set(labels)) == len(labels)
         assert {label for label, _ in table.published} <= set(labels)
         assert table.seeds >= 3
-        recipes = [table.recipe(32, one) for one in table.variants]
-        for recipe in recipes:
-            make_views(table.start, 32, 0, **getattr(recipe, f"{table.start}_views"))
-            options = {key: value for key, value in getattr(recipe, table.start).items() if key != "batch_size"}
-            METHODS[table.start](recipe.network(table.start).backbone, recipe.network(table.start).args, **options)
-        assert len({json.dumps(recipe.as_dict(), sort_keys=True) for recipe in recipes[1:]}) == len(recipes) - 1
+        presets = [table.preset(32, one) for one in table.variants]
+        for preset in presets:
+            make_views(table.init, 32, 0, **getattr(preset, f"{table.init}_views"))
+            options = {key: value for key, value in getattr(preset, table.init).items() if key != "batch_size"}
+            PRETRAINING_METHODS[table.init](
+                preset.network(table.init).backbone, preset.network(table.init).args, **options
+            )
+        assert len({json.dumps(preset.as_dict(), sort_keys=True) for preset in presets[1:]}) == len(presets) - 1
 
 
 def test_tables__paper_scale_names_recipes_that_are_there(scripts, capsys, monkeypatch) -> None:
@@ -91,7 +93,7 @@ def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, caps
     monkeypatch.setattr(training, "train", lambda *a: trained.append(type(a[0]).__name__) or whole(*a))
     ablation.make(table, images, folder)
     pretrainings = 2 * sum(one.trained for one in table.variants)
-    tunings = 2 * len(table.variants) * sum(protocol == "finetune" for protocol, _ in table.asks)
+    tunings = 2 * len(table.variants) * sum(protocol == "finetune" for protocol, _ in table.columns)
     assert len(trained) == pretrainings + tunings  # nothing twice, though it was stopped
     before = json.loads(ablation.results_of(table).read_text())
     ablation.make(table, images, folder)
@@ -99,7 +101,7 @@ def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, caps
     after = json.loads(ablation.results_of(table).read_text())
     assert [cell["values"] for cell in before["cells"]] == [cell["values"] for cell in after["cells"]]
     assert {len(cell["values"]) for cell in after["cells"]} == {2}
-    assert len(after["cells"]) == 2 * len(table.asks)
+    assert len(after["cells"]) == 2 * len(table.columns)
 
     capsys.readouterr()
     ablation.show(table)
@@ -108,7 +110,9 @@ def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, caps
     assert "not run yet" in printed  # claims about variants that the toy leaves out
 
     assert ablation.check(table, images) == 0
-    assert f"{2 * len(table.asks)} of {4 * len(table.asks)} values re-evaluated, 0 moved" in capsys.readouterr().out
+    assert (
+        f"{2 * len(table.columns)} of {4 * len(table.columns)} values re-evaluated, 0 moved" in capsys.readouterr().out
+    )
     after["cells"][0]["values"][0] = abs(after["cells"][0]["values"][0] - 0.5)
     values = after["cells"][0]["values"]
     after["cells"][0]["mean"] = sum(values) / 2

@@ -8,10 +8,10 @@ import lightning as L
 import pytest
 import torch
 
-from lit_vision.callbacks.checkpoint import AtomicIO, KeyedRandomness, LastCheckpoint
+from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.cli import main as cli
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
 from lit_vision.methods import Detector, Segmenter
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -69,8 +69,8 @@ def _fit(model: L.LightningModule, data: AnnotatedDataModule, folder: Path, resu
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        plugins=[AtomicIO()],
-        callbacks=[KeyedRandomness(0), LastCheckpoint(every_n_steps=1, folder=str(folder)), _Keep(folder)],
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[SeedEachBatch(0), LastCheckpoint(every_n_steps=1, folder=str(folder)), _Keep(folder)],
     )
     trainer.fit(model, datamodule=data, ckpt_path=resume)
     return {k: v.clone() for k, v in model.state_dict().items()}
@@ -82,7 +82,9 @@ def test_resumed_in_the_middle_of_an_epoch_to_the_same_bits(task: str, root: Pat
         torch.manual_seed(0)
         common = {"img_size": 64, "batch_size": 4, "num_workers": 0, "train_view": "lsj", "brightness": 0.2}
         if task == "upernet":
-            data = AnnotatedDataModule(str(root), format="masks", class_names=["background", *CLASSES], **common)
+            data = AnnotatedDataModule(
+                str(root), format="masks", class_names=["background", *GARMENT_CLASSES], **common
+            )
             model = Segmenter("resnet18", 11, 64, strides=[4, 8, 16], width=16, dropout=0.3, backbone_args=CNN)
         else:
             data = AnnotatedDataModule(str(root), **common)

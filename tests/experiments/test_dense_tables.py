@@ -65,7 +65,7 @@ def test_adaptation__stops_goes_on_prints_and_verifies(adaptation, images, monke
 
 
 def test_adaptation__protocols_have_the_values_of_the_committed_results(adaptation) -> None:
-    recipe = adaptation.recipe_of(32)
+    preset = adaptation.preset_of(32)
     slow = {"lr": 3e-3, "layer_decay": 1.0}
     changes = {
         "finetune": {},
@@ -79,7 +79,7 @@ def test_adaptation__protocols_have_the_values_of_the_committed_results(adaptati
     }
     assert ["linear", *changes] == list(adaptation.PROTOCOLS)
     for protocol, change in changes.items():
-        assert recipe.options("mae", protocol) == {**recipe.tune["vit"], **change}
+        assert preset.options("mae", protocol) == {**preset.tune["vit"], **change}
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def scenes(monkeypatch, tmp_path):
 
 def _result(script, run, value: float) -> None:
     from lit_vision.io.atomic import write_json
-    from lit_vision.results.schema import environment
+    from lit_vision.results.schema import collect_environment
 
     metric = f"test/{script.METRICS[run.task]}"
     names = {"map50": 0.5, "map75": 0.3} if run.task == "detect" else {"miou": 0.4, "pixel_accuracy": 0.9}
@@ -105,18 +105,18 @@ def _result(script, run, value: float) -> None:
     }
     facts |= {"seconds": 1.0, "peak_memory_mb": 1.0, "samples": 4, "images_seen": 10, "seed": run.seed}
     facts |= {"metric": {"name": metric, "value": value}, "metrics": {metric: value, **others}}
-    facts |= {"trained": {"seconds": 60.0}, "pretrain_seconds": 0.0 if run.start == "scratch" else 30.0}
+    facts |= {"trained": {"seconds": 60.0}, "pretrain_seconds": 0.0 if run.init == "scratch" else 30.0}
     facts |= {"curve": [[1, value / 2], [2, value]]}
     if run.seed == 0:
         facts["int8"] = {"metric": "mAP", "before": value, "after": value - 0.02, "format": "openvino"}
     run.result.parent.mkdir(parents=True, exist_ok=True)
-    write_json(run.result, {**environment(run.seed), **facts})
+    write_json(run.result, {**collect_environment(run.seed), **facts})
 
 
 def test_scenes__the_page_says_what_the_results_say(scenes, capsys) -> None:
     for run in scenes.ALL:
         if run.task == "detect":
-            _result(scenes, run, 0.40 + 0.01 * run.seed + (0.08 if run.start == "simclr" else 0))
+            _result(scenes, run, 0.40 + 0.01 * run.seed + (0.08 if run.init == "simclr" else 0))
         elif run.seed == 0:
             _result(scenes, run, 0.5)
     scenes.show()

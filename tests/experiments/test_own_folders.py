@@ -15,9 +15,9 @@ from lit_vision.data.folder import scan
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "own_folders.py"))
 
 
-def _png(colour: tuple[int, int, int, int]) -> bytes:
+def _png(color: tuple[int, int, int, int]) -> bytes:
     file = io.BytesIO()
-    Image.new("RGBA", (64, 64), colour).save(file, "png")
+    Image.new("RGBA", (64, 64), color).save(file, "png")
     return file.getvalue()
 
 

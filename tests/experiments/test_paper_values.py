@@ -12,7 +12,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.views.params import make_law
+from lit_vision.data.views.params import make_view_spec
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.simclr.simclr import SimCLR
@@ -149,7 +149,7 @@ def effective(recipe: str) -> dict:
     """What a run of the recipe has, flat; of the training view what its law says, `lr` at its peak, `images` of one step."""
     settings = read(recipe)
     trainer, model, data = settings["trainer"], whole(settings["model"]), whole(settings["data"])
-    law = make_law(
+    law = make_view_spec(
         data["train_view"], data["img_size"], **ImageFolderDataModule(**settings["data"]["init_args"]).train_options
     )
     images = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
@@ -226,7 +226,7 @@ def test_the_probes_optimizer_has_the_learning_rate_outside_the_momentum_buffer(
     for arguments, outside in ((given, True), ({**given, "lr_in_momentum": True}, False)):
         model = Classifier(**arguments)
         attached = SimpleNamespace(trainer=trainer, hparams=model.hparams, named_parameters=model.named_parameters)
-        optimizer = fine_tuning.configure(attached)["optimizer"]
+        optimizer = fine_tuning.configure_optimizer(attached)["optimizer"]
         assert type(optimizer) is LARS
         assert all(group["lr_in_momentum"] is not outside for group in optimizer.param_groups)
         assert all(group["initial_lr"] == pytest.approx(6.4) for group in optimizer.param_groups)

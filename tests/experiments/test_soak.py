@@ -126,7 +126,7 @@ def test_slurm_is_asked_to_requeue_only_after_a_verified_save(
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     if not whole:
-        monkeypatch.setattr("lit_vision.runs.preemption.fault", lambda path: "is torn")
+        monkeypatch.setattr("lit_vision.runs.preemption.integrity_error", lambda path: "is torn")
     case, log = soak.Case(kills.folder), kills.folder / f"slurm-{whole}.log"
     code = soak.launch(case.words(f"slurm-{whole}", False), log, "start:2", sign="SIGUSR1")
     if whole:

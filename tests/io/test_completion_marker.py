@@ -9,7 +9,7 @@ import pytest
 
 from lit_vision.cli import main as cli
 from lit_vision.data.make import fashion, scenes
-from lit_vision.data.make.fashion import NOTE
+from lit_vision.data.make.fashion import DATASET_NOTE
 from lit_vision.io import completion_marker
 
 WORDS = ["data", "scenes", "--train", "3", "--val", "1", "--test", "0", "--seed", "2", "--out"]
@@ -44,7 +44,7 @@ MENDED = {
     "annotations without objects": lambda out: (out / "train/annotations.json").write_text('{"images": [], "info": 3}'),
     "annotations of another seed": _changed("train/annotations.json", '"seed":2', '"seed":3'),
     "annotations of no image": _changed("val/annotations.json", '"image_id":1', '"image_id":7'),
-    "killed between the splits": lambda out: (out / NOTE).rename(out / f"{NOTE}.begun"),
+    "killed between the splits": lambda out: (out / DATASET_NOTE).rename(out / f"{DATASET_NOTE}.begun"),
 }
 
 
@@ -63,16 +63,18 @@ def test_a_whole_set_is_left_as_it_is(whole: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
-@pytest.mark.parametrize("left", [f"{NOTE}.begun", f".{NOTE}.begun.tmp"])
+@pytest.mark.parametrize("left", [f"{DATASET_NOTE}.begun", f".{DATASET_NOTE}.begun.tmp"])
 @pytest.mark.parametrize("command", [WORDS, ["data", "fashion", "--out"]])
 def test_a_kill_during_the_first_note_is_no_end(left: str, command: list[str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
-        fashion, "write_folder", lambda out, splits, alter, note: completion_marker.finish(out, NOTE, "{}")
+        fashion,
+        "write_folder",
+        lambda out, splits, alter, note: completion_marker.mark_complete(out, DATASET_NOTE, "{}"),
     )
     (tmp_path / left).write_text("")
     assert cli.main([*command, str(tmp_path)]) == 0
-    assert (tmp_path / NOTE).exists()
-    assert not (tmp_path / f"{NOTE}.begun").exists()
+    assert (tmp_path / DATASET_NOTE).exists()
+    assert not (tmp_path / f"{DATASET_NOTE}.begun").exists()
 
 
 def test_a_kill_at_any_time_leaves_what_can_be_repeated(whole: Path, tmp_path: Path, monkeypatch) -> None:
@@ -81,7 +83,7 @@ def test_a_kill_at_any_time_leaves_what_can_be_repeated(whole: Path, tmp_path: P
     def killed(*args):
         raise Killed
 
-    for name in ("_write", "finish"):
+    for name in ("_write", "mark_complete"):
         with monkeypatch.context() as patch:
             patch.setattr(scenes, name, killed)
             with pytest.raises(Killed):
@@ -92,7 +94,7 @@ def test_a_kill_at_any_time_leaves_what_can_be_repeated(whole: Path, tmp_path: P
 
 def _in(out: Path, **files: str) -> Path:
     for name, text in files.items():
-        (out / name.replace("NOTE", NOTE).replace("__", ".")).write_text(text)
+        (out / name.replace("NOTE", DATASET_NOTE).replace("__", ".")).write_text(text)
     return out
 
 
@@ -101,8 +103,8 @@ REFUSED = {
     "inside a file": (lambda tmp: _in(tmp, file="") / "file/set", "cannot be written"),
     "a file": (lambda tmp: _in(tmp, file="") / "file", "a file where a folder is expected"),
     "a name that is too long": (lambda tmp: tmp / ("x" * 300), "cannot be written"),
-    "a damaged note": (lambda tmp: _in(tmp, NOTE="{", train=""), f"its note {NOTE} is damaged"),
-    "a note of bytes": (lambda tmp: (_in(tmp) / NOTE).write_bytes(b"\xff") and tmp, "is damaged"),
+    "a damaged note": (lambda tmp: _in(tmp, NOTE="{", train=""), f"its note {DATASET_NOTE} is damaged"),
+    "a note of bytes": (lambda tmp: (_in(tmp) / DATASET_NOTE).write_bytes(b"\xff") and tmp, "is damaged"),
     "a note that is a list": (lambda tmp: _in(tmp, NOTE="[1]"), "it holds another set"),
     "another set": (lambda tmp: _in(tmp, NOTE='{"name": "fashion"}'), "it holds another set"),
     "another set, begun": (lambda tmp: _in(tmp, NOTE__begun='{"seed": 9}'), "another set was begun there"),
@@ -131,7 +133,7 @@ def test_a_split_that_is_a_file_and_a_folder_in_place_of_a_note(whole: Path, tmp
     (tmp_path / "set/train").write_text("")
     assert cli.main([*WORDS, str(tmp_path / "set")]) == 1
     assert "cannot be written (" in capsys.readouterr().err
-    (tmp_path / "other" / NOTE).mkdir(parents=True)
+    (tmp_path / "other" / DATASET_NOTE).mkdir(parents=True)
     assert cli.main([*WORDS, str(tmp_path / "other")]) == 1
     assert "cannot be written (Is a directory" in capsys.readouterr().err
 
@@ -165,7 +167,7 @@ def test_wrong_usage_is_one_line(words: list[str], tmp_path: Path, monkeypatch, 
 
 
 def test_notes_are_what_earlier_versions_wrote(whole: Path) -> None:
-    assert json.loads((whole / NOTE).read_text()) == {
+    assert json.loads((whole / DATASET_NOTE).read_text()) == {
         "name": "scenes",
         "seed": 2,
         "side": 128,

@@ -14,7 +14,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.methods.classifier import Classifier, classification_loss, soft_targets
 from lit_vision.methods.fine_tuning import set_trainable
-from lit_vision.weights.load import PartialMatch, save_backbone
+from lit_vision.weights.load import PartialMatchError, save_backbone
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 # without timm's zero start of residual branches, which would leave some biases without a gradient
@@ -326,10 +326,10 @@ def test_data_faults__one_line_before_any_step() -> None:
         data.num_classes = classes
         with pytest.raises(UserError, match=text):
             trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=data)
-    unlabelled = Images()
-    unlabelled.batch["label"][3] = -1
+    unlabeled = Images()
+    unlabeled.batch["label"][3] = -1
     with pytest.raises(UserError, match="-1 is an image without a label"):
-        trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=unlabelled)
+        trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=unlabeled)
     with pytest.raises(UserError, match=r"data\.train_view: a classifier takes one view"):
         trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=Images(views=2))
     for wrong in ({"num_classes": 1}, {"loss": "mse"}, {"label_smoothing": 1.0}, {"mixup": -1.0}):
@@ -352,7 +352,7 @@ def test_backbone_checkpoint__weights_pixels_and_report(tmp_path, capsys: pytest
     own = Classifier(VIT_NAME, 5, VIT, backbone_checkpoint=path, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
     assert not own.mean.any()
     torch.testing.assert_close(Classifier(VIT_NAME, 5, VIT).mean, torch.tensor(source.data_config["mean"]))
-    with pytest.raises(PartialMatch):
+    with pytest.raises(PartialMatchError):
         Classifier(VIT_NAME, 5, {**VIT, "depth": 3}, backbone_checkpoint=path)
 
 
@@ -420,4 +420,4 @@ def test_adapters__train_alone_in_evaluation_mode_and_come_back(tune: str, tmp_p
     loaded = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).eval()
     x = plain(method, data)
     torch.testing.assert_close(loaded(x), method.eval()(x), rtol=0, atol=0)
-    assert loaded.card == {"task": "classification", "class_names": list("abcde"), "size": 16, "crop_pct": 1.0}
+    assert loaded.metadata == {"task": "classification", "class_names": list("abcde"), "size": 16, "crop_pct": 1.0}

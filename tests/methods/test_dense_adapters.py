@@ -10,7 +10,7 @@ from toy_models import write_run
 
 from lit_vision.cli.main import main
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
 from lit_vision.errors import UserError
 from lit_vision.methods import Detector, Segmenter
 from lit_vision.predict.models import load_method, load_model
@@ -26,12 +26,12 @@ def _dense(task: str, tune: str, name: str = "vit_tiny_patch16_224", args: dict 
     common = {"backbone_args": args or VIT, "tune": tune, "lr": 1e-2, "warmup_epochs": 0, "lora_rank": 2, **more}
     common |= {"prompt_length": 3}
     if task == "detector":
-        method = Detector(name, len(CLASSES), 64, strides=[8, 16], pyramid_width=32, head_convs=1, **common)
+        method = Detector(name, len(GARMENT_CLASSES), 64, strides=[8, 16], pyramid_width=32, head_convs=1, **common)
     else:
-        method = Segmenter(name, 1 + len(CLASSES), 64, strides=[4, 8, 16], width=16, dropout=0.0, **common)
-    names = list(CLASSES) if task == "detector" else ["background", *CLASSES]
+        method = Segmenter(name, 1 + len(GARMENT_CLASSES), 64, strides=[4, 8, 16], width=16, dropout=0.0, **common)
+    names = list(GARMENT_CLASSES) if task == "detector" else ["background", *GARMENT_CLASSES]
     kind = "detection" if task == "detector" else "segmentation"
-    method.card = {"task": kind, "class_names": names, "size": 64, "crop_pct": 1.0, "options": {}}
+    method.metadata = {"task": kind, "class_names": names, "size": 64, "crop_pct": 1.0, "options": {}}
     return method
 
 
@@ -65,7 +65,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("tune", TUNES)
 def test_only_adapter_pyramid_and_head_train_and_the_checkpoint_is_whole(task, tune, root, tmp_path) -> None:
-    masks = {"format": "masks", "class_names": ["background", *CLASSES]} if task == "segmenter" else {}
+    masks = {"format": "masks", "class_names": ["background", *GARMENT_CLASSES]} if task == "segmenter" else {}
     data = AnnotatedDataModule(str(root), img_size=64, batch_size=2, num_workers=0, **masks)
     method = _dense(task, tune)
     before = {key: value.clone() for key, value in method.state_dict().items()}
@@ -141,7 +141,7 @@ def test_adapter_file_holds_no_backbone_and_comes_back(task: str, tune: str, tmp
     assert out.stat().st_size < (run / "checkpoints" / "last.ckpt").stat().st_size - start.stat().st_size / 2
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     got, want = load_model(out, "cpu", base=str(start)), load_model(run, "cpu")
-    assert got.card == want.card
+    assert got.metadata == want.metadata
     for name, value in want(pixels).items():
         np.testing.assert_allclose(got(pixels)[name], value, atol=1e-5)
 

@@ -7,7 +7,7 @@ import torch
 
 from lit_vision.errors import UserError
 from lit_vision.methods import MAE, Classifier, Detector, Segmenter, SimCLR
-from lit_vision.weights.load import PartialMatch, load_into
+from lit_vision.weights.load import PartialMatchError, load_into
 
 CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -82,7 +82,7 @@ def test_into_a_classifier_only_its_head_is_new(tmp_path: Path) -> None:
 
 def test_another_body_is_refused(tmp_path: Path) -> None:
     other = SimCLR(RESNET, {**CNN, "channels": [8, 16, 16, 32]}, projection_width=8)
-    with pytest.raises(PartialMatch, match="do not fit"):
+    with pytest.raises(PartialMatchError, match="do not fit"):
         _dense("detector", False, _saved(other, tmp_path / "o.ckpt"))
     with pytest.raises(UserError, match="no such file"):
         _dense("segmenter", False, tmp_path / "none.ckpt")

@@ -135,9 +135,9 @@ def test_mae__costs_as_counted_while_it_runs(name: str, full: float, encoder: fl
     d, _, patch, patches = VITS[name]
     with torch.device("meta"):
         mae, images = MAE(name), torch.empty(1, 3, 224, 224)
-        kept = torch.arange(mae.keep)[None]
+        kept = torch.arange(mae.num_keep)[None]
         assert gigas(lambda: mae.backbone(images)) == pytest.approx(full, abs=6e-4)
-        hidden = (patches - mae.keep) * 3 * patch**2 * d / 1e9  # ours embeds visible patches only
+        hidden = (patches - mae.num_keep) * 3 * patch**2 * d / 1e9  # ours embeds visible patches only
         assert gigas(lambda: mae.backbone.forward_tokens(images, kept)) == pytest.approx(encoder - hidden, abs=6e-4)
         assert 0.98 * step < gigas(lambda: mae(images, torch.rand(1, patches))) <= step
 

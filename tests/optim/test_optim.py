@@ -195,17 +195,19 @@ def attached(batches: int = 10, **trainer) -> SimpleNamespace:
 
 
 def test_plan_of__counts_accumulation_and_limits() -> None:
-    assert optim.plan_of(attached()) == optim.Plan(10, 3, 512)
-    assert optim.plan_of(attached(accumulate_grad_batches=4)).steps_per_epoch == 3  # the last, partial window steps too
-    assert optim.plan_of(attached(limit_train_batches=4)).steps_per_epoch == 4
-    assert optim.plan_of(attached(limit_train_batches=0.5, accumulate_grad_batches=5)).steps_per_epoch == 1
+    assert optim.training_length(attached()) == optim.TrainingLength(10, 3, 512)
+    assert (
+        optim.training_length(attached(accumulate_grad_batches=4)).steps_per_epoch == 3
+    )  # the last, partial window steps too
+    assert optim.training_length(attached(limit_train_batches=4)).steps_per_epoch == 4
+    assert optim.training_length(attached(limit_train_batches=0.5, accumulate_grad_batches=5)).steps_per_epoch == 1
     for wrong, text in (
         ({"max_epochs": -1}, "max_epochs"),
         ({"datamodule": None}, "batches_per_epoch"),
         ({"limit_train_batches": 0}, "batch_size"),
     ):
         with pytest.raises(UserError, match=text):
-            optim.plan_of(attached(**wrong))
+            optim.training_length(attached(**wrong))
 
 
 def test_configure__steps_through_the_schedule_and_prints_once(capsys: pytest.CaptureFixture) -> None:
@@ -213,7 +215,9 @@ def test_configure__steps_through_the_schedule_and_prints_once(capsys: pytest.Ca
     groups = optim.layer_decay_groups(
         model.named_parameters(), [["cls_token", "patch.weight"], ["head.weight"]], 0.05, 0.5
     )
-    made = optim.configure(attached(), groups, optimizer="sgd", base_lr=0.1, lr=None, warmup_epochs=1, min_lr=0.02)
+    made = optim.optimizer_and_schedule(
+        attached(), groups, optimizer="sgd", base_lr=0.1, lr=None, warmup_epochs=1, min_lr=0.02
+    )
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     seen = []
     for _ in range(31):
@@ -235,9 +239,9 @@ def test_configure__says_when_the_warmup_does_not_end_and_refuses_a_floor_above_
     capsys: pytest.CaptureFixture,
 ) -> None:
     groups = optim.decay_groups(Tiny().named_parameters(), 0.05)
-    optim.configure(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, warmup_epochs=40)
+    optim.optimizer_and_schedule(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, warmup_epochs=40)
     assert "the warm-up does not end within this run; the learning rate stops at 0.0075" in capsys.readouterr().out
     with pytest.raises(UserError, match="min_lr"):
-        optim.configure(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, min_lr=1.0)
-    optim.configure(attached(is_global_zero=False), groups, optimizer="adamw", base_lr=None, lr=0.1)
+        optim.optimizer_and_schedule(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, min_lr=1.0)
+    optim.optimizer_and_schedule(attached(is_global_zero=False), groups, optimizer="adamw", base_lr=None, lr=0.1)
     assert capsys.readouterr().out == ""

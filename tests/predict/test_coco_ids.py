@@ -11,14 +11,14 @@ from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.convert.accuracy import judge_for
+from lit_vision.convert.accuracy import accuracy_check_for
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
-from lit_vision.methods.fine_tuning import card_for
-from lit_vision.predict.detection import Boxes
+from lit_vision.methods.fine_tuning import metadata_for
+from lit_vision.predict.detection import DecodeBoxes
 from lit_vision.predict.models import load_model
-from lit_vision.weights.model_metadata import Card
+from lit_vision.weights.model_metadata import ModelMetadata
 
 IDS = [3, 17, 90]  # of cup, pan, pot
 
@@ -50,7 +50,7 @@ def place(tmp_path_factory) -> Path:
     data.setup()
     for head in ("fcos", "mask_rcnn"):
         method = make_detector(head)
-        method.card = card_for("detection", data, {"head": head})
+        method.metadata = metadata_for("detection", data, {"head": head})
         write_run(folder / head, method)
     write_run(folder / "segmenter", make_segmenter())
     return folder
@@ -59,7 +59,7 @@ def place(tmp_path_factory) -> Path:
 def _measured(place: Path) -> float:
     """torchmetrics' mAP of the model's own detections, without those that have no area."""
     model, metric = load_model(place / "fcos", "cpu"), coco_metric()
-    judge, boxes = judge_for(str(place / "set"), model.card), Boxes(model.card)
+    judge, boxes = accuracy_check_for(str(place / "set"), model.metadata), DecodeBoxes(model.metadata)
     for batch, outputs in judge.batches(model):
         found = boxes(outputs)
         for i, one in enumerate(found):
@@ -104,12 +104,16 @@ def test_ids_travel_with_every_file_of_the_model(place, tmp_path) -> None:
     for model in ("fcos", "mask_rcnn"):
         file = tmp_path / f"{model}.safetensors"
         assert main(["export", str(place / model), "--format", "safetensors", "--out", str(file)]) == 0
-        assert load_model(place / model, "cpu").card.category_ids == load_model(file, "cpu").card.category_ids == IDS
-    card = load_model(place / "old", "cpu").card
+        assert (
+            load_model(place / model, "cpu").metadata.category_ids
+            == load_model(file, "cpu").metadata.category_ids
+            == IDS
+        )
+    card = load_model(place / "old", "cpu").metadata
     assert card.category_ids == []
     card.category_ids = [1]
     with pytest.raises(UserError, match=r"its card is damaged \(1 category_ids for 3 classes\)"):
-        Card.from_json(card.to_json(), "m.onnx")
+        ModelMetadata.from_json(card.to_json(), "m.onnx")
 
 
 @pytest.mark.parametrize(

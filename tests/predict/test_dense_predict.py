@@ -14,14 +14,14 @@ from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.data.annotations.views import AnnotatedViews, Options
-from lit_vision.data.batch import normalise
-from lit_vision.evaluation.detection import to_file_pixels
-from lit_vision.predict.detection import Detection, packed, pasted
-from lit_vision.predict.image_writer import Pictures
+from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
+from lit_vision.data.batch import normalize
+from lit_vision.evaluation.detection import to_original_size
+from lit_vision.predict.detection import Detection, encode_rle, paste_masks
+from lit_vision.predict.image_writer import ImageWriter
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.models import load_model
-from lit_vision.predict.tasks import example
+from lit_vision.predict.tasks import example_input
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def predict(place: Path, model: str, out: Path, *more: str) -> int:
 def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tuple[int, int], torch.Tensor]:
     """The file's view, its normalised tensor, the file's size, and pixels of the view per pixel of the file."""
     image = np.asarray(Image.open(place / "images" / name).convert("RGB"))
-    view = AnnotatedViews("fit", SIZE, 0, Options())(image, (0, 0, 0))
-    tensor = normalise(torch.from_numpy(view.image)[None, None], method.mean, method.std)[:, 0]
+    view = AnnotatedViews("fit", SIZE, 0, AugmentationOptions())(image, (0, 0, 0))
+    tensor = normalize(torch.from_numpy(view.image)[None, None], method.mean, method.std)[:, 0]
     return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
 
 
@@ -76,7 +76,7 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         _, tensor, size, scale = _seen(place, name, method)
         with torch.inference_mode():
             (found,) = method(tensor)
-        boxes = to_file_pixels(found["boxes"], scale, torch.tensor(size))
+        boxes = to_original_size(found["boxes"], scale, torch.tensor(size))
         left = _with_area(boxes)
         boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
         own = [row for row in rows if row["path"] == name]
@@ -105,7 +105,7 @@ def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> 
         _, tensor, size, scale = _seen(place, record["path"], method)
         with torch.inference_mode():
             (grids,), (found,) = method.regions(tensor), method(tensor)
-        left = _with_area(to_file_pixels(grids["boxes"], scale, torch.tensor(size)))
+        left = _with_area(to_original_size(grids["boxes"], scale, torch.tensor(size)))
         grids, found = ({name: value[left] for name, value in one.items()} for one in (grids, found))
         boxes = grids["boxes"] / scale.repeat(2)
         inside = ((boxes[:, 0] < size[1]) & (boxes[:, 1] < size[0])).numpy()  # torchvision fails on others
@@ -131,15 +131,15 @@ def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
     boxes = boxes[(boxes[:, 0] < 50) & (boxes[:, 1] < 40)]
     probs = torch.rand(len(boxes), 28, 28)
     want = paste_masks_in_image(probs[:, None], boxes, (40, 50))[:, 0] > 0.5
-    got = list(pasted(probs, boxes, (40, 50)))
+    got = list(paste_masks(probs, boxes, (40, 50)))
     assert len(got) == len(boxes) > 20
     for mine, theirs in zip(got, want.numpy()):
         np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(coco_mask.decode(packed(mine)), theirs)
-    (beyond,) = pasted(probs[:1], torch.tensor([[55.0, 3, 90, 9]]), (40, 50))
+        np.testing.assert_array_equal(coco_mask.decode(encode_rle(mine)), theirs)
+    (beyond,) = paste_masks(probs[:1], torch.tensor([[55.0, 3, 90, 9]]), (40, 50))
     assert beyond.shape == (40, 50)
     assert not beyond.any()
-    assert list(pasted(probs[:0], boxes[:0], (40, 50))) == []
+    assert list(paste_masks(probs[:0], boxes[:0], (40, 50))) == []
 
 
 def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None:
@@ -149,7 +149,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None
     scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
     outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
     batch = Batch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
-    made = {form: Detection(model.card, form).lines(batch, outputs) for form in Detection.forms}
+    made = {form: Detection(model.metadata, form).lines(batch, outputs) for form in Detection.forms}
     assert len(made["csv"]["rows"].splitlines()) == 1
     (line,) = json.loads(made["jsonl"]["rows"])["detections"]
     (note,) = map(json.loads, made["json"]["rows"].splitlines())
@@ -158,7 +158,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None
     assert coco_mask.area(note["segmentation"]) == note["area"] > 0
     one = {name: value[:, :1] for name, value in outputs.items()}
     for name, given in (("all", outputs), ("one", one)):
-        Detection(model.card, "csv", draw=Pictures("--draw", tmp_path / name)).lines(batch, given)
+        Detection(model.metadata, "csv", draw=ImageWriter("--draw", tmp_path / name)).lines(batch, given)
     assert (tmp_path / "all/a.png").read_bytes() == (tmp_path / "one/a.png").read_bytes()
 
 
@@ -168,14 +168,14 @@ def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
     batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
-        Detection(model.card, "csv", score=0.3, draw=Pictures("--draw", tmp_path / name)).lines(
+        Detection(model.metadata, "csv", score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(
             batch, {**outputs, **more}
         )
     plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("plain", "tinted"))
     sure = outputs["scores"][0] >= 0.3
     times = plain.shape[0] // SIZE
     boxes = torch.from_numpy(outputs["boxes"][0][sure] * times)
-    union = np.any(list(pasted(torch.from_numpy(grids[0][sure]), boxes, plain.shape[:2])), axis=0)
+    union = np.any(list(paste_masks(torch.from_numpy(grids[0][sure]), boxes, plain.shape[:2])), axis=0)
     changed = (plain != tinted).any(2)
     assert not changed[~union].any()
     assert changed.sum() > 0.5 * union.sum() > 0  # the rest lies under lines and texts
@@ -293,9 +293,9 @@ def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: s
     file = tmp_path / f"m.{ {'onnx': 'onnx', 'openvino': 'xml', 'safetensors': 'safetensors'}[form] }"
     assert main(["export", str(place / model), "--format", form, "--out", str(file)]) == 0
     torch_model, other = load_model(place / model, "cpu"), load_model(file, "cpu")
-    assert other.card.options == torch_model.card.options
+    assert other.metadata.options == torch_model.metadata.options
     for n in (1, 5):
-        images = example(torch_model.card, n, seed=n + 9)
+        images = example_input(torch_model.metadata, n, seed=n + 9)
         wanted, found = torch_model.run(images), other.run(images)
         for name, value in wanted.items():
             assert found[name].shape == value.shape

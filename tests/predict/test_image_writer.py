@@ -11,7 +11,7 @@ from toy_models import write_run
 from lit_vision.cli.main import main
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
-from lit_vision.predict.image_writer import Pictures
+from lit_vision.predict.image_writer import ImageWriter
 from lit_vision.predict.inputs import Inputs
 
 
@@ -65,13 +65,13 @@ def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_pat
     ],
 )
 def test_places__are_below_the_folder_and_each_images_own(tmp_path, names, places) -> None:
-    found = Pictures("--masks", tmp_path, Inputs(names, ""))
+    found = ImageWriter("--masks", tmp_path, Inputs(names, ""))
     assert [found.place(name).relative_to(tmp_path).as_posix() for name in names] == places
 
 
 def test_places__that_cannot_be_told_apart_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--masks .*: x/a.jpg and ../x/a.jpg would share .*; predict them apart"):
-        Pictures("--masks", tmp_path, Inputs(["x/a.jpg", "../x/a.jpg"], ""))
+        ImageWriter("--masks", tmp_path, Inputs(["x/a.jpg", "../x/a.jpg"], ""))
 
 
 def test_pictures_never_replace_an_image(run, tmp_path, monkeypatch, capsys) -> None:

@@ -25,7 +25,7 @@ from lit_vision.predict import inputs, models
 from lit_vision.predict.models import load_model
 from lit_vision.weights import adapter_io
 from lit_vision.weights.load import save_backbone
-from lit_vision.weights.model_metadata import card_of_data
+from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 
 @pytest.fixture(scope="module")
@@ -179,25 +179,25 @@ def test_models__adapters_are_applied_and_lora_is_merged(place, tune: str, tmp_p
     write_run(tmp_path / "run", method)
     model = load_model(tmp_path / "run", "cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    want = method(model.normalised(pixels))
+    want = method(model.normalized(pixels))
     np.testing.assert_allclose(model(pixels)["logits"], want.detach().numpy(), atol=1e-4)
     assert not any("lora" in key for key in model.method.state_dict())
     # the same from the adapter's own file, on the weights that it began from
     base = make_classifier(tune="linear")
-    digest = adapters.base_digest(method.backbone)
-    assert digest == adapters.base_digest(base.backbone)
+    digest = adapters.base_weights_sha256(method.backbone)
+    assert digest == adapters.base_weights_sha256(base.backbone)
     start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
     hyper = {**dict(method.hparams), "backbone_checkpoint": None}
-    path = adapter_io.save_adapter(tmp_path / "a.safetensors", method, hyper_parameters=hyper, card=method.card)
+    path = adapter_io.save_adapter(tmp_path / "a.safetensors", method, hyper_parameters=hyper, card=method.metadata)
     again = load_model(path, "cpu", base=str(start))
     np.testing.assert_allclose(again(pixels)["logits"], model(pixels)["logits"], atol=1e-5)
-    assert again.card.class_names == NAMES
+    assert again.metadata.class_names == NAMES
 
 
 def test_models__without_a_card_have_numbers_for_names(tmp_path) -> None:
     method = make_classifier("cnn")
-    method.card = None
-    card = load_model(write_run(tmp_path / "run", method)).card
+    method.metadata = None
+    card = load_model(write_run(tmp_path / "run", method)).metadata
     assert card.class_names == ["0", "1", "2"]
     assert card.mean == [0.5, 0.4, 0.3]
 
@@ -205,12 +205,12 @@ def test_models__without_a_card_have_numbers_for_names(tmp_path) -> None:
 def test_models__another_evaluation_view_is_refused(tmp_path) -> None:
     method = make_classifier("cnn")
     data = SimpleNamespace(class_names=NAMES, img_size=16, eval_options={"crop_pct": 0.5}, eval_view="eval")
-    assert card_of_data("classification", data)["crop_pct"] == 0.5
+    assert metadata_from_datamodule("classification", data)["crop_pct"] == 0.5
     data.eval_view = "albumentations:mine"
-    method.card = card_of_data("classification", data)
+    method.metadata = metadata_from_datamodule("classification", data)
     with pytest.raises(UserError, match="was measured with eval_view albumentations:mine"):
         load_model(write_run(tmp_path / "run", method))
-    assert card_of_data("classification", SimpleNamespace()) is None
+    assert metadata_from_datamodule("classification", SimpleNamespace()) is None
 
 
 def test_best_is_taken_before_last(tmp_path) -> None:

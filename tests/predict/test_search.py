@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toy_models import make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
-from lit_vision.predict.search import groups_of, read_index
+from lit_vision.predict.search import connected_groups, read_index
 from lit_vision.weights.load import save_backbone
 
 
@@ -59,7 +59,7 @@ def test_embed__takes_a_body_without_a_head_and_agrees(place, tmp_path) -> None:
     assert embed(place, tmp_path / "i.safetensors", model=str(path)) == 0
     a, b = read_index(tmp_path / "i.safetensors"), read_index(place / "index.safetensors")
     np.testing.assert_allclose(a.features, b.features, atol=1e-6)
-    assert a.made_with == b.made_with  # one backbone, one index
+    assert a.feature_settings == b.feature_settings  # one backbone, one index
 
 
 def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> None:
@@ -110,9 +110,9 @@ def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) 
 
 
 def test_groups_are_what_pairs_link() -> None:
-    assert groups_of([(0, 3, 1.0), (5, 6, 1.0), (3, 4, 1.0), (4, 6, 1.0)]) == [[0, 3, 4, 5, 6]]
-    assert groups_of([(7, 8, 1.0), (1, 2, 1.0)]) == [[1, 2], [7, 8]]
-    assert groups_of([]) == []
+    assert connected_groups([(0, 3, 1.0), (5, 6, 1.0), (3, 4, 1.0), (4, 6, 1.0)]) == [[0, 3, 4, 5, 6]]
+    assert connected_groups([(7, 8, 1.0), (1, 2, 1.0)]) == [[1, 2], [7, 8]]
+    assert connected_groups([]) == []
 
 
 def words_of(place: Path, name: str) -> list[str]:

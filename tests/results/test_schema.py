@@ -14,8 +14,8 @@ import pytest
 import lit_vision
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.results import schema
-from lit_vision.results.environment import environment, peak_memory_mb
-from lit_vision.results.schema import ResultError, make_cell, read_result, read_results, summarise, write_result
+from lit_vision.results.environment import collect_environment, peak_memory_mb
+from lit_vision.results.schema import ResultError, make_cell, read_result, read_results, summarize, write_result
 
 RUN = {"recipe": "debug/mae", "seed": 1, "metric": {"name": "top1", "value": 0.5}, "samples": 10, "seconds": 1.5}
 CELLS = [make_cell("mae", "linear", 80, [0.3, 0.5], seconds=2.0), make_cell("pixels", "logreg", 80, [])]
@@ -95,12 +95,12 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_environment_names_no_person_and_no_place():
-    text = json.dumps(environment(seed=3))
+    text = json.dumps(collect_environment(seed=3))
     assert f'"{Path.home()}' not in text
     assert os.getcwd() not in text
     if len(getpass.getuser()) > 4:
         assert getpass.getuser() not in text
-    assert environment(seed=3)["seed"] == 3
+    assert collect_environment(seed=3)["seed"] == 3
     assert 10 < peak_memory_mb() < 1e6
 
 
@@ -133,7 +133,7 @@ def test_commit_and_dirty_flag_in_a_checkout_and_outside_one(tmp_path):
 
 
 def test_summarise():
-    assert summarise([]) is None
-    assert summarise([0.5]).sd is None
-    assert summarise(iter([0.2, 0.4])).mean == pytest.approx(0.3)
-    assert summarise([0.2, 0.4]).n == 2
+    assert summarize([]) is None
+    assert summarize([0.5]).sd is None
+    assert summarize(iter([0.2, 0.4])).mean == pytest.approx(0.3)
+    assert summarize([0.2, 0.4]).n == 2

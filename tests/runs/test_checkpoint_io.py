@@ -14,39 +14,42 @@ import torch
 
 from lit_vision.errors import UserError
 from lit_vision.io import atomic, checkpoint_digest
-from lit_vision.io.safe_load import DamagedCheckpoint
-from lit_vision.runs.checkpoint_io import AtomicIO, is_valid, sidecar
+from lit_vision.io.safe_load import DamagedCheckpointError
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path, is_valid
 from lit_vision.runs.retention import Retention
 
 
 def test_round_trip_and_sidecar_in_the_format_of_sha256sum(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     for value in (1.0, 2.0):
-        AtomicIO().save_checkpoint({"w": torch.full((1000,), value), "n": 3}, path)
+        AtomicCheckpointIO().save_checkpoint({"w": torch.full((1000,), value), "n": 3}, path)
         assert is_valid(path)
-        assert torch.equal(AtomicIO().load_checkpoint(path)["w"], torch.full((1000,), value))
+        assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["w"], torch.full((1000,), value))
     assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
-    assert checkpoint_digest.read(path) == [checkpoint_digest.Digest.of(path)]
-    assert subprocess.run(["sha256sum", "-c", sidecar(path).name], cwd=path.parent, capture_output=True).returncode == 0
-    AtomicIO().remove_checkpoint(path)
+    assert checkpoint_digest.read_digests(path) == [checkpoint_digest.Digest.of(path)]
+    assert (
+        subprocess.run(["sha256sum", "-c", digest_path(path).name], cwd=path.parent, capture_output=True).returncode
+        == 0
+    )
+    AtomicCheckpointIO().remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicIO().save_checkpoint({"w": torch.ones(1000)}, path)
+    AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1000)}, path)
     data = bytearray(path.read_bytes())
     data[2000] ^= 1
     path.write_bytes({"flip": data, "cut": data[:2000], "empty": b""}[damage])
     with pytest.raises(
-        DamagedCheckpoint, match={"flip": "sha256", "cut": "is torn: 2000 bytes", "empty": "is empty"}[damage]
+        DamagedCheckpointError, match={"flip": "sha256", "cut": "is torn: 2000 bytes", "empty": "is empty"}[damage]
     ):
-        AtomicIO().load_checkpoint(path)
-    sidecar(path).unlink()
+        AtomicCheckpointIO().load_checkpoint(path)
+    digest_path(path).unlink()
     if damage != "flip":  # without the sidecar a flipped bit cannot be seen
-        with pytest.raises(DamagedCheckpoint):
-            AtomicIO().load_checkpoint(path)
+        with pytest.raises(DamagedCheckpointError):
+            AtomicCheckpointIO().load_checkpoint(path)
 
 
 def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
@@ -57,31 +60,31 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Bad()}, tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bad()))
     for name in ("a.ckpt", "b.ckpt"):
-        with pytest.raises(DamagedCheckpoint):
-            AtomicIO().load_checkpoint(tmp_path / name, weights_only=False)
+        with pytest.raises(DamagedCheckpointError):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / name, weights_only=False)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="no such checkpoint"):
-        AtomicIO().load_checkpoint(tmp_path / "none.ckpt")
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
 
 
 def test_no_room_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicIO().save_checkpoint({"w": torch.ones(10)}, path)
+    AtomicCheckpointIO().save_checkpoint({"w": torch.ones(10)}, path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # a write beyond it fails as on a full disk
     try:
         with pytest.raises(UserError, match="the checkpoint that was there before is whole"):
-            AtomicIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
+            AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert is_valid(path)
-    assert len(AtomicIO().load_checkpoint(path)["w"]) == 10
+    assert len(AtomicCheckpointIO().load_checkpoint(path)["w"]) == 10
     assert not path.with_name("last.ckpt.tmp").exists()
 
 
 def save(path: Path, step: int, previous: str = "previous.ckpt", also: tuple[str, ...] = (), io=None) -> None:
     checkpoint = {"w": torch.full((1000,), float(step)), "global_step": step}
-    (io or AtomicIO()).save_checkpoint(checkpoint, path, {"previous": previous, "also": list(also)})
+    (io or AtomicCheckpointIO()).save_checkpoint(checkpoint, path, {"previous": previous, "also": list(also)})
 
 
 def test_the_one_before_stays_and_one_file_has_several_names(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_the_one_before_stays_and_one_file_has_several_names(tmp_path: Path) -> 
     old = {"w": torch.ones(3)}  # one beside which no step is noted, as sha256sum writes it
     torch.save(old, tmp_path / "step-00000009.ckpt")
     sha = checkpoint_digest.sha256_of_file(tmp_path / "step-00000009.ckpt")
-    sidecar(tmp_path / "step-00000009.ckpt").write_text(f"{sha}  step-00000009.ckpt\n")
+    digest_path(tmp_path / "step-00000009.ckpt").write_text(f"{sha}  step-00000009.ckpt\n")
     assert checkpoint_digest.is_valid(tmp_path / "step-00000009.ckpt")
     assert checkpoint_digest.checkpoints_in(tmp_path)[-1].name == "step-00000009.ckpt"
 
@@ -131,12 +134,16 @@ def test_the_sidecar_may_be_damaged_too(tmp_path: Path) -> None:
     save(tmp_path / "last.ckpt", 1)
     save(tmp_path / "last.ckpt", 2)
     for content in (b"", b"\xff\xfe", b"# 3 bytes, step 9\nnothing\n"):
-        sidecar(tmp_path / "last.ckpt").write_bytes(content)
+        digest_path(tmp_path / "last.ckpt").write_bytes(content)
         assert checkpoint_digest.newest_valid(tmp_path)[0] == tmp_path / "previous.ckpt"
 
 
 def test_a_budget_removes_the_oldest_steps_first(tmp_path: Path, capsys) -> None:
-    retention, io, path = Retention(2, budget_gb=25e-6), AtomicIO(), tmp_path / "last.ckpt"  # a file has 5.5 kB
+    retention, io, path = (
+        Retention(2, budget_gb=25e-6),
+        AtomicCheckpointIO(),
+        tmp_path / "last.ckpt",
+    )  # a file has 5.5 kB
     for step in range(1, 13):
         save(path, step, also=("best.ckpt",) * (step == 3) + tuple(retention.names(step)), io=io)
         retention.tidy(tmp_path)
@@ -194,7 +201,7 @@ def test_a_kill_at_any_call_of_a_save_leaves_two_whole_files(quick_disk: Path, s
             if checkpoint_digest.is_valid(p)
         }
         assert whole.keys() == {"last.ckpt", "previous.ckpt", "best.ckpt"}, (fatal, whole)
-        assert AtomicIO().load_checkpoint(path)["global_step"] in (2, 3)
+        assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] in (2, 3)
         if code == 0:
             break
         assert code == -9
@@ -217,7 +224,7 @@ def small_disk(tmp_path: Path):
 
 
 def test_a_full_disk_leaves_the_old_files_and_says_one_line(small_disk: Path) -> None:
-    path, io = small_disk / "checkpoints" / "last.ckpt", AtomicIO()
+    path, io = small_disk / "checkpoints" / "last.ckpt", AtomicCheckpointIO()
     for step, size in ((1, 60_000), (2, 60_000), (3, 150_000)):
         checkpoint = {"w": torch.full((size,), float(step)), "global_step": step}
         if step < 3:
@@ -242,8 +249,8 @@ def test_a_full_disk_leaves_the_old_files_and_says_one_line(small_disk: Path) ->
 def test_kills_during_saving_leave_a_valid_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     code = (
-        "import sys, torch\nfrom lit_vision.runs.checkpoint_io import AtomicIO\nn = 0\nprint('ready', flush=True)\n"
-        f"while True:\n    n += 1\n    AtomicIO().save_checkpoint({{'w': torch.full((200_000,), float(n))}}, {str(path)!r})\n"
+        "import sys, torch\nfrom lit_vision.runs.checkpoint_io import AtomicCheckpointIO\nn = 0\nprint('ready', flush=True)\n"
+        f"while True:\n    n += 1\n    AtomicCheckpointIO().save_checkpoint({{'w': torch.full((200_000,), float(n))}}, {str(path)!r})\n"
     )
     for i in range(8):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -253,4 +260,4 @@ def test_kills_during_saving_leave_a_valid_file(tmp_path: Path) -> None:
         child.kill()
         child.wait()
         assert is_valid(path)
-        assert AtomicIO().load_checkpoint(path)["w"].unique().numel() == 1
+        assert AtomicCheckpointIO().load_checkpoint(path)["w"].unique().numel() == 1

@@ -16,10 +16,10 @@ import soak
 import lit_vision.cli.lightning_cli
 import lit_vision.runs.fsdp  # noqa: F401
 from lit_vision.io import checkpoint_digest
-from lit_vision.io.safe_load import DamagedCheckpoint
-from lit_vision.runs.checkpoint_io import AtomicIO
+from lit_vision.io.safe_load import DamagedCheckpointError
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 
-SHARDED = "{class_path: lit_vision.runs.fsdp.Sharded, init_args: {activation_checkpointing: %s}}"
+SHARDED = "{class_path: lit_vision.runs.fsdp.FSDP2Strategy, init_args: {activation_checkpointing: %s}}"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def whole(two: soak.Case) -> soak.Run:
 
 
 def state(run: soak.Run, name: str = "last.ckpt") -> dict:
-    return AtomicIO().load_checkpoint(run.folder / "checkpoints" / name)
+    return AtomicCheckpointIO().load_checkpoint(run.folder / "checkpoints" / name)
 
 
 def measured(run: soak.Run, name: str) -> list[float]:
@@ -71,7 +71,7 @@ def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whol
     assert max(sizes) < 1.3 * min(sizes)  # split, not copied
     names = sorted(p.name for p in (whole.folder / "checkpoints").iterdir())
     assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-    assert [checkpoint_digest.fault(p) for p in (whole.folder / "checkpoints").iterdir()] == [None] * 3
+    assert [checkpoint_digest.integrity_error(p) for p in (whole.folder / "checkpoints").iterdir()] == [None] * 3
 
 
 def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
@@ -115,8 +115,8 @@ def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
     data = bytearray(part.read_bytes())
     data[-5] ^= 1
     part.write_bytes(data)
-    with pytest.raises(DamagedCheckpoint, match=r"is altered: rank-00001-of-00002.safetensors has another sha256"):
-        AtomicIO().load_checkpoint(part.parent)
+    with pytest.raises(DamagedCheckpointError, match=r"is altered: rank-00001-of-00002.safetensors has another sha256"):
+        AtomicCheckpointIO().load_checkpoint(part.parent)
     assert run.go("start:2")
     said = run.log.read_text()
     assert "passed over:" in said

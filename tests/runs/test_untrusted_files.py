@@ -18,7 +18,7 @@ from lit_vision.cli import main as cli
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.redact import redact
-from lit_vision.runs.checkpoint_io import AtomicIO
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 
 RECIPE = """
 seed_everything: 3
@@ -48,7 +48,9 @@ class Runs:
 
 def with_sidecar(path: Path) -> Path:
     """What an attacker would add: the right sha256."""
-    checkpoint_digest.sidecar(path).write_text(checkpoint_digest.to_text(path, [checkpoint_digest.Digest.of(path, 9)]))
+    checkpoint_digest.digest_path(path).write_text(
+        checkpoint_digest.format_digests(path, [checkpoint_digest.Digest.of(path, 9)])
+    )
     return path
 
 
@@ -73,7 +75,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, run: Path, capsys
     else:
         torch.save({**good, place: {"x": bad}}, path)
     with pytest.raises(UserError):
-        AtomicIO().load_checkpoint(with_sidecar(path), weights_only=False)
+        AtomicCheckpointIO().load_checkpoint(with_sidecar(path), weights_only=False)
     if how == "mkdir":  # each way in, once
         recipe = str(run.parent / "toy.yaml")
         assert cli.main(["validate", "--config", recipe, "--ckpt_path", str(path), "--run_dir", str(tmp_path)]) == 1
@@ -93,7 +95,7 @@ def test_a_pickle_hidden_in_a_second_zip_entry_or_a_swapped_one(tmp_path: Path) 
             for key, value in {**entries, **content}.items():
                 new.writestr(key, value)
         with contextlib.suppress(UserError):
-            AtomicIO().load_checkpoint(with_sidecar(path))
+            AtomicCheckpointIO().load_checkpoint(with_sidecar(path))
         assert not (tmp_path / "ran").exists()
 
 
@@ -155,25 +157,25 @@ def test_a_sharded_checkpoint_holds_no_way_out(tmp_path: Path) -> None:
     manifest = {"step": 1, "world": 1, "shapes": {}, "files": {"rest.ckpt": entry}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
-        AtomicIO().load_checkpoint(folder)
+        AtomicCheckpointIO().load_checkpoint(folder)
     manifest["files"] = {"../../etc/passwd": {"size": 1, "sha256": "0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="outside it"):
-        AtomicIO().load_checkpoint(folder)
+        AtomicCheckpointIO().load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a/../../outside.jpg", "..\\outside.jpg", "a\0.jpg"])
 def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
-    from lit_vision.data.annotations.table import Builder
-    from lit_vision.data.folder import Folder, stays_inside
+    from lit_vision.data.annotations.table import AnnotationTableBuilder
+    from lit_vision.data.folder import Folder, is_within
 
     with pytest.raises(UserError, match="leads out of"):
         Folder(tmp_path, [], {}).read(name)
     with pytest.raises(UserError, match="leads out of"):
-        Builder(tmp_path, ["x"]).image(name)
+        AnnotationTableBuilder(tmp_path, ["x"]).image(name)
     for fine in ("a..b.jpg", "a/b..", "...", "a/.../b.jpg"):
-        assert stays_inside(fine) == fine
+        assert is_within(fine) == fine
 
 
 def test_a_pack_names_bytes_in_itself_only(tmp_path: Path) -> None:
@@ -257,4 +259,4 @@ def test_results_of_a_random_pickle_stream(tmp_path: Path) -> None:
     for content in (b"", b"\x80\x04.", b"PK\x03\x04", os.urandom(100), io.BytesIO(b"garbage").read()):
         (tmp_path / "x.ckpt").write_bytes(content)
         with pytest.raises(UserError):
-            AtomicIO().load_checkpoint(tmp_path / "x.ckpt")
+            AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")

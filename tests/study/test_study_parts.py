@@ -5,9 +5,9 @@ import pytest
 
 from lit_vision.errors import UserError
 from lit_vision.results.schema import make_cell
-from lit_vision.study.cells import Ask, CellStore, Outcome, parse_labels, to_cells
-from lit_vision.study.presets import recipe_for
-from lit_vision.study.schedule import Plan, plan_labels, plan_pretraining
+from lit_vision.study.cells import CellKey, CellResult, CellStore, parse_labels, to_cells
+from lit_vision.study.presets import preset_for
+from lit_vision.study.schedule import StudyPlan, plan_labels, plan_pretraining
 from lit_vision.study.verdict import sentence, verdicts
 
 
@@ -26,19 +26,19 @@ def test_labels__a_wrong_word_is_named(text: str) -> None:
 
 
 def test_cell_store__gives_back_only_what_was_made_from_the_same_inputs(tmp_path) -> None:
-    store, ask = CellStore(tmp_path), Ask("mae", "linear", 80, 3)
-    outcome = Outcome(ask, 0.25, 1.5, 10, "fixed recipe", None)
+    store, key = CellStore(tmp_path), CellKey("mae", "linear", 80, 3)
+    outcome = CellResult(key, 0.25, 1.5, 10, "fixed recipe", None)
     probabilities = np.array([[0.25, 0.75]], np.float32)
     store.put(outcome, "inputs", probabilities)
-    assert store.get(ask, "inputs") == outcome
-    np.testing.assert_array_equal(store.probabilities(ask), probabilities)
-    assert store.get(ask, "others") is None
-    (tmp_path / f"{ask.name}.json").write_text("{")  # a kill in the middle of some other writer
-    assert store.get(ask, "inputs") is None
+    assert store.get(key, "inputs") == outcome
+    np.testing.assert_array_equal(store.probabilities(key), probabilities)
+    assert store.get(key, "others") is None
+    (tmp_path / f"{key.name}.json").write_text("{")  # a kill in the middle of some other writer
+    assert store.get(key, "inputs") is None
 
 
 def test_cells__hold_one_value_per_seed_in_order() -> None:
-    outcomes = [Outcome(Ask("pixels", "knn", 10, seed), seed / 10, 1.0, 0, "fixed", None) for seed in (2, 0, 1)]
+    outcomes = [CellResult(CellKey("pixels", "knn", 10, seed), seed / 10, 1.0, 0, "fixed", None) for seed in (2, 0, 1)]
     (cell,) = to_cells(outcomes, {})
     assert cell["values"] == [0.0, 0.1, 0.2]
     assert cell["seeds"] == [0, 1, 2]
@@ -58,41 +58,41 @@ class _Pace:
 
 
 def test_plan__spends_its_seconds_and_gives_scratch_its_factor() -> None:
-    plan = Plan([80, 800], {80: 5, 800: 3})
+    plan = StudyPlan([80, 800], {80: 5, 800: 3})
     paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
-    recipe = recipe_for(32)
-    plan_labels(plan, paces, recipe, ["mae", "simclr"], seconds=50_000)
+    preset = preset_for(32)
+    plan_labels(plan, paces, preset, ["mae", "simclr"], seconds=50_000)
     per_epoch = {80: 2, 800: 13}
     spent = sum(
         plan.seeds[n] * 2 * (plan.tune[n] + plan.scratch[n]) * per_epoch[n] for n in plan.labels
     )  # two networks, each from weights and from scratch
     assert spent == pytest.approx(50_000, rel=0.05)
-    assert plan.scratch[80] == pytest.approx(recipe.scratch_factor * plan.tune[80], abs=recipe.scratch_factor)
+    assert plan.scratch[80] == pytest.approx(preset.scratch_factor * plan.tune[80], abs=preset.scratch_factor)
 
 
 def test_plan__pretraining_shares_its_time(tmp_path) -> None:
     class Few:
         pool = np.zeros((512, 1))
 
-    plan = Plan([80], {80: 1})
-    plan_pretraining(plan, {"mae": _Pace(), "simclr": _Pace()}, Few(), recipe_for(32), seconds=1000)
+    plan = StudyPlan([80], {80: 1})
+    plan_pretraining(plan, {"mae": _Pace(), "simclr": _Pace()}, Few(), preset_for(32), seconds=1000)
     assert sum(plan.pretrain.values()) * 2 == pytest.approx(1000, rel=0.02)
     plan.save(tmp_path / "plan.json", "here")
-    assert Plan.load(tmp_path / "plan.json", "here") == plan
-    assert Plan.load(tmp_path / "plan.json", "elsewhere") is None
+    assert StudyPlan.load(tmp_path / "plan.json", "here") == plan
+    assert StudyPlan.load(tmp_path / "plan.json", "elsewhere") is None
 
 
 def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> None:
     paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
     whole = 5 * 2 * (1 + 4) * (20 + 39)  # seeds, networks, tuned and scratch, fewest steps at 80 and 800
-    some, half, little = (Plan([80, 800], {80: 5, 800: 5}) for _ in range(3))
-    plan_labels(some, paces, recipe_for(32), ["mae", "simclr"], seconds=0.7 * whole)
-    assert some.fewer == {"scratch-vit": 1, "mae": 1}
+    some, half, little = (StudyPlan([80, 800], {80: 5, 800: 5}) for _ in range(3))
+    plan_labels(some, paces, preset_for(32), ["mae", "simclr"], seconds=0.7 * whole)
+    assert some.max_seeds == {"scratch-vit": 1, "mae": 1}
     assert some.seeds == {80: 5, 800: 5}
-    plan_labels(half, paces, recipe_for(32), ["mae", "simclr"], seconds=0.5 * whole)
-    assert half.fewer == {"scratch-vit": 0, "mae": 0}
+    plan_labels(half, paces, preset_for(32), ["mae", "simclr"], seconds=0.5 * whole)
+    assert half.max_seeds == {"scratch-vit": 0, "mae": 0}
     assert half.seeds == {80: 5, 800: 5}
-    plan_labels(little, paces, recipe_for(32), ["mae", "simclr"], seconds=1)
+    plan_labels(little, paces, preset_for(32), ["mae", "simclr"], seconds=1)
     assert (little.seeds, little.trained) == ({80: 5, 800: 5}, {80: 1, 800: 1})  # what trains nothing keeps its seeds
     assert little.cut == ["no training of scratch-vit, mae on labels", "one training of a kind on labels"]
 
@@ -101,8 +101,8 @@ def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images()
     class Many:
         pool = np.zeros((256 * 100, 1))
 
-    plan = Plan([80], {80: 1})
-    plan_pretraining(plan, {"simclr": _Pace()}, Many(), recipe_for(32), seconds=30)
+    plan = StudyPlan([80], {80: 1})
+    plan_pretraining(plan, {"simclr": _Pace()}, Many(), preset_for(32), seconds=30)
     assert (plan.pretrain, plan.pool) == ({"simclr": 1}, {"simclr": 256 * 30})
     assert "7680 of the 25600" in plan.cut[0]
 

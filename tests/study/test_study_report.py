@@ -11,7 +11,7 @@ import pytest
 from lit_vision.results.plots import Series, accuracy_against_labels
 from lit_vision.results.schema import make_cell
 from lit_vision.results.tables import Table
-from lit_vision.study.report_content import Answer, Content, Section, advice_of, markdown, to_text
+from lit_vision.study.report_content import Answer, Content, Section, markdown, recommendation, report_markdown
 from lit_vision.study.report_html import to_html
 from lit_vision.study.verdict import verdicts
 
@@ -35,7 +35,7 @@ def test_html__is_one_file_without_script_or_link_and_escapes_what_came_from_out
 
 
 def test_markdown__is_inert(tmp_path) -> None:
-    text = to_text(_content(), tmp_path)
+    text = report_markdown(_content(), tmp_path)
     outside = text.split("```")  # inside a fence markup is text
     assert "<img" not in outside[0] + outside[2]
     assert markdown("a*b [c](d)") == "a\\*b \\[c\\](d)"
@@ -43,10 +43,10 @@ def test_markdown__is_inert(tmp_path) -> None:
 
 
 def test_advice__without_cells() -> None:
-    assert advice_of([], {}) == "There is nothing to compare yet."
+    assert recommendation([], {}) == "There is nothing to compare yet."
     open_ = [make_cell("scratch-cnn", "finetune", 80, [0.5] * 3), make_cell("simclr", "finetune", 80, [0.5] * 3)]
-    assert "more seeds and time" in advice_of(verdicts(open_, 1000), {})
-    assert advice_of(verdicts(open_, 10), {}).endswith(
+    assert "more seeds and time" in recommendation(verdicts(open_, 1000), {})
+    assert recommendation(verdicts(open_, 10), {}).endswith(
         "10 test images are too few for a claim. Label more images to test on."
     )
 
@@ -58,10 +58,10 @@ def test_advice__names_each_way_where_they_differ() -> None:
         make_cell("scratch-cnn", "finetune", 800, [0.1, 0.2, 0.3]),
         make_cell("mae", "linear", 800, [0.4, 0.6, 0.7]),
     ]
-    advice = advice_of(verdicts(cells, 1000), {"simclr": 60, "mae": 30})
+    advice = recommendation(verdicts(cells, 1000), {"simclr": 60, "mae": 30})
     assert "with 80 labels fine-tune simclr; with 800 labels put a linear probe on mae" in advice
     assert advice.endswith("Pre-training took: simclr 1:00, mae 30s.")
-    assert "Then fine-tune simclr." in advice_of(verdicts(cells[:2], 1000), {})
+    assert "Then fine-tune simclr." in recommendation(verdicts(cells[:2], 1000), {})
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_report__goes_to_wandb_with_its_table_and_pictures(study) -> None:
 
 def test_verify__measures_every_kept_number_again_and_sees_a_moved_one(study) -> None:
     from lit_vision.study.images import read_images
-    from lit_vision.study.presets import recipe_for
+    from lit_vision.study.presets import preset_for
     from lit_vision.study.verify import verify
 
     run, weights = study / "run", study / "weights"
@@ -121,10 +121,10 @@ def test_verify__measures_every_kept_number_again_and_sees_a_moved_one(study) ->
         shutil.copy(path, weights)
     cells = json.loads((run / "results.json").read_text())["cells"]
     images = read_images(study / "data")
-    checks = list(verify(cells, images, recipe_for(images.size), weights))
+    checks = list(verify(cells, images, preset_for(images.size), weights))
     assert len(checks) == sum(len(cell["values"]) for cell in cells)
     assert all(check.holds for check in checks)
     cells[0]["values"][0] += 0.3
-    assert [check.holds for check in verify(cells, images, recipe_for(images.size), weights)].count(False) == 1
+    assert [check.holds for check in verify(cells, images, preset_for(images.size), weights)].count(False) == 1
     (weights / "simclr.safetensors").unlink()
-    assert len(list(verify(cells, images, recipe_for(images.size), weights))) < len(checks)
+    assert len(list(verify(cells, images, preset_for(images.size), weights))) < len(checks)

@@ -14,9 +14,9 @@ from lit_vision.cli.main import main
 from lit_vision.results.schema import read_result
 from lit_vision.study import runner
 from lit_vision.study.images import read_images
-from lit_vision.study.presets import ON_LABELS, recipe_for
+from lit_vision.study.presets import ON_LABELS, preset_for
 from lit_vision.study.progress import Reporter
-from lit_vision.study.schedule import Plan
+from lit_vision.study.schedule import StudyPlan
 from lit_vision.study.training import classification, measure
 from lit_vision.study.verify import verify
 
@@ -127,8 +127,8 @@ def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verif
     images = read_images(folder)
     for encoder in (run / "weights").glob("*.safetensors"):
         encoder.rename(run / "cells" / encoder.name)
-    checks = list(verify(cells, images, recipe_for(images.size), run / "cells"))
-    assert {c.ask.protocol for c in checks} >= {"finetune", *asked}
+    checks = list(verify(cells, images, preset_for(images.size), run / "cells"))
+    assert {c.key.protocol for c in checks} >= {"finetune", *asked}
     assert all(check.holds for check in checks)
 
 
@@ -146,13 +146,13 @@ def test_study__leaves_out_seeds_when_steps_take_longer_than_measured(
     images = read_images(folder)
 
     def run() -> tuple[runner.Study, list]:
-        plan = Plan([4], {4: 2}, tune={4: 1}, scratch={4: 1}, fixed=fixed)
-        study = runner.Study(images, recipe_for(images.size), [], plan, 60.0, tmp_path, report)
-        return study, [(outcome.ask, outcome.top1) for outcome in study.run()]
+        plan = StudyPlan([4], {4: 2}, tune={4: 1}, scratch={4: 1}, fixed=fixed)
+        study = runner.Study(images, preset_for(images.size), [], plan, 60.0, tmp_path, report)
+        return study, [(outcome.key, outcome.top1) for outcome in study.run()]
 
     study, outcomes = run()
-    assert {ask.seed for ask, _ in outcomes if ask.protocol == "finetune"} == seeds
-    assert {ask.seed for ask, _ in outcomes if ask.protocol == "knn"} == {0, 1}
+    assert {key.seed for key, _ in outcomes if key.protocol == "finetune"} == seeds
+    assert {key.seed for key, _ in outcomes if key.protocol == "knn"} == {0, 1}
     assert len(study.plan.cut) == (not fixed)
     monkeypatch.setattr(runner, "train", train)
     assert run()[1] == outcomes  # nothing grows or shrinks where the folder's study is run again
@@ -200,7 +200,7 @@ def test_help_names_what_runs_both_directions(capsys) -> None:
 
 def test_measure__keeps_to_its_seconds(folder) -> None:
     images = read_images(folder)
-    module, data = classification("scratch-cnn", images, images.subset(4, 0), recipe_for(images.size), 0, None)
+    module, data = classification("scratch-cnn", images, images.subset(4, 0), preset_for(images.size), 0, None)
     begin = time.perf_counter()
     pace = measure(module, data, epochs=2000, limit=0.2)
     assert time.perf_counter() - begin < 10
@@ -235,23 +235,23 @@ def test_study__a_wrong_option_is_one_line(folder, tmp_path, capsys, flag) -> No
 
 
 def test_recipe__rotation_reaches_every_training() -> None:
-    recipe = recipe_for(32, 180)
+    preset = preset_for(32, 180)
     assert all(
-        views["rotation"] == 180 for views in (recipe.simclr_views, recipe.mae_views, *recipe.train_views.values())
+        views["rotation"] == 180 for views in (preset.simclr_views, preset.mae_views, *preset.train_views.values())
     )
 
 
 def test_recipe__a_short_fine_tuning_takes_smaller_steps() -> None:
-    recipe = recipe_for(32)
-    rates = [recipe.options("simclr", "finetune", steps)["lr"] for steps in (10, 150, 300, 3000)]
+    preset = preset_for(32)
+    rates = [preset.options("simclr", "finetune", steps)["lr"] for steps in (10, 150, 300, 3000)]
     assert rates == pytest.approx([1e-3, 1.5e-3, 3e-3, 3e-3])
-    assert recipe.options("scratch-cnn", "finetune", 10) == recipe.options("scratch-cnn", "finetune", 3000)
+    assert preset.options("scratch-cnn", "finetune", 10) == preset.options("scratch-cnn", "finetune", 3000)
 
 
 def test_recipe__every_protocol_has_its_values_and_a_later_one_leaves_the_hash() -> None:
     for size in (32, 96):
-        recipe = recipe_for(size)
-        assert set(recipe.adapt) == set(ON_LABELS) - {"finetune"}
-        assert all(recipe.options("mae", one)["tune"] == one for one in recipe.adapt)
-        first = {name: recipe.adapt[name] for name in ("lora", "prompt-deep", "bias")}
-        assert recipe.as_dict() == asdict(replace(recipe, adapt=first))
+        preset = preset_for(size)
+        assert set(preset.adapt) == set(ON_LABELS) - {"finetune"}
+        assert all(preset.options("mae", one)["tune"] == one for one in preset.adapt)
+        first = {name: preset.adapt[name] for name in ("lora", "prompt-deep", "bias")}
+        assert preset.as_dict() == asdict(replace(preset, adapt=first))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_vision.evaluation.linear import LinearProbe
-from lit_vision.study.presets import recipe_for
+from lit_vision.study.presets import preset_for
 from lit_vision.study.training import classification, features, pretraining, probabilities
 from lit_vision.weights.load import save_backbone
 
@@ -13,8 +13,8 @@ from lit_vision.weights.load import save_backbone
 @pytest.mark.parametrize("start", ["mae", "simclr"])
 def test_classification__begins_with_the_probes_own_answers(images, tmp_path, start: str) -> None:
     """Features far from zero give biases far below that of a class without labels; all of them must arrive."""
-    recipe, rng = recipe_for(16), np.random.default_rng(0)
-    encoder, _ = pretraining(start, images, recipe, seed=0)
+    preset, rng = preset_for(16), np.random.default_rng(0)
+    encoder, _ = pretraining(start, images, preset, seed=0)
     weights = tmp_path / "encoder.safetensors"
     save_backbone(weights, encoder.backbone, encoder.mean, encoder.std)
     pool, test = features(encoder.backbone, encoder.mean.flatten(), encoder.std.flatten(), images, 16)
@@ -23,17 +23,17 @@ def test_classification__begins_with_the_probes_own_answers(images, tmp_path, st
     logits = test @ weight.T + bias
     want = torch.from_numpy(logits).softmax(1).numpy()
     probe = LinearProbe(want, want.argmax(1), weight, bias, 1.0, "test", {}, True)
-    module, _ = classification(start, images, np.arange(8), recipe, 0, weights, probe)
+    module, _ = classification(start, images, np.arange(8), preset, 0, weights, probe)
     np.testing.assert_allclose(probabilities(module, images, 16), want, atol=1e-4)
 
 
 def test_classification__a_class_that_the_labels_never_show_is_not_answered(images, tmp_path) -> None:
-    recipe = recipe_for(16)
-    encoder, _ = pretraining("simclr", images, recipe, seed=0)
+    preset = preset_for(16)
+    encoder, _ = pretraining("simclr", images, preset, seed=0)
     weights = tmp_path / "encoder.safetensors"
     save_backbone(weights, encoder.backbone, encoder.mean, encoder.std)
     weight, bias = np.zeros((2, encoder.backbone.width), np.float32), np.array([0.5, -np.inf], np.float32)
     probe = LinearProbe(np.zeros((0, 2)), np.zeros(0), weight, bias, 1.0, "test", {}, True)
-    module, _ = classification("simclr", images, np.arange(8), recipe, 0, weights, probe)
+    module, _ = classification("simclr", images, np.arange(8), preset, 0, weights, probe)
     assert module.head.bias.isfinite().all()
     assert (probabilities(module, images, 16).argmax(1) == 0).all()

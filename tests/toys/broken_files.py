@@ -29,9 +29,9 @@ def saved(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+def png(width: int, height: int, depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
     """A PNG from its raw rows (each with its filter byte), for what Pillow does not write."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -33,7 +33,13 @@ def make_detector(head: str = "fcos", vit: bool = False, **more) -> Detector:
                 ("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight", "mask_fcn_logits.weight")
             ):
                 value.normal_(std=0.3)
-    method.card = {"task": "detection", "class_names": NAMES, "size": SIZE, "crop_pct": 1.0, "options": {"head": head}}
+    method.metadata = {
+        "task": "detection",
+        "class_names": NAMES,
+        "size": SIZE,
+        "crop_pct": 1.0,
+        "options": {"head": head},
+    }
     return method.eval()
 
 
@@ -46,7 +52,7 @@ def make_segmenter(head: str = "upernet", vit: bool = False, **more) -> Segmente
         scores = method.head.scores[-1] if head != "linear" else method.head
         scores.weight.normal_(std=1.0)
     names = ["background", *NAMES]
-    method.card = {
+    method.metadata = {
         "task": "segmentation",
         "class_names": names,
         "size": SIZE,

@@ -34,7 +34,7 @@ def make_classifier(kind: str = "vit", **more) -> Classifier:
     name, args = ("vit_tiny_patch16_224", VIT) if kind == "vit" else ("resnet18", CNN)
     settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "head_init_std": 1.0, **more}
     method = Classifier(name, 3, args, **settings).eval()
-    method.card = {"task": "classification", "class_names": NAMES, "size": 16, "crop_pct": 1.0}
+    method.metadata = {"task": "classification", "class_names": NAMES, "size": 16, "crop_pct": 1.0}
     return method
 
 

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.callbacks.log_samples import log_picture
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.data.datasets import _start_worker
-from lit_vision.data.loader_state import position, restore
+from lit_vision.data.loader_state import loader_state, restore_loader_state
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.errors import UserError
-from lit_vision.optim import configure, decay_groups
+from lit_vision.optim import decay_groups, optimizer_and_schedule
 
 
 class Pictures(Dataset):
@@ -89,10 +89,10 @@ class ToyData(L.LightningDataModule):
         )
 
     def state_dict(self):
-        return position(self, str(self.n))
+        return loader_state(self, str(self.n))
 
     def load_state_dict(self, state) -> None:
-        restore(self, state, str(self.n))
+        restore_loader_state(self, state, str(self.n))
 
 
 class ToyNet(L.LightningModule):
@@ -121,7 +121,7 @@ class ToyNet(L.LightningModule):
             os.kill(os.getpid(), getattr(signal, signal_name))
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std)}
 
     def training_step(self, batch, batch_idx):
         self._event("batch")
@@ -147,7 +147,7 @@ class ToyNet(L.LightningModule):
 
     def configure_optimizers(self):
         groups = decay_groups(self.named_parameters(), 0.05)
-        return configure(
+        return optimizer_and_schedule(
             self, groups, optimizer="adamw", base_lr=None, lr=self.hparams.lr, betas=(0.9, 0.999), warmup_epochs=0.5
         )
 

@@ -17,9 +17,9 @@ from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.weights.checkpoint_layouts import FB
-from lit_vision.weights.compatibility import RULES
+from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
 from lit_vision.weights.load import (
-    PartialMatch,
+    PartialMatchError,
     load_backbone,
     load_into,
     read_state,
@@ -86,7 +86,7 @@ def write(path, layout: str):
 HERE = ("MAE", "SimCLR", "Classifier", "Backbone", "timm", f"{FB} (encoder)", f"{FB} (full)", f"{FB} (fine-tuned)")
 
 
-@pytest.mark.parametrize(("layout", "kind"), [pair for pair in RULES if pair[0] in HERE])
+@pytest.mark.parametrize(("layout", "kind"), [pair for pair in ALLOWED_MISMATCHES if pair[0] in HERE])
 def test_every_written_pair_goes_through(tmp_path, layout: str, kind: str) -> None:
     path = tmp_path / "w.pth"
     source = write(path, layout)
@@ -119,7 +119,7 @@ def test_average_pool__norm_goes_and_fc_norm_is_new(tmp_path) -> None:
     assert "MAE" in text
     assert "\n" not in text
     torch.save(make("Backbone", pool="avg").state_dict(), tmp_path / "avg.pth")
-    with pytest.raises(PartialMatch):  # the other way there is nothing that `norm` could start from
+    with pytest.raises(PartialMatchError):  # the other way there is nothing that `norm` could start from
         load_into(make("Backbone"), tmp_path / "avg.pth")
 
 
@@ -156,7 +156,7 @@ def test_one_key_that_does_not_fit_is_refused_with_the_table(tmp_path, layout: s
     torch.save(content, path)
     target = make("Backbone")
     before = {k: v.clone() for k, v in target.state_dict().items()}
-    with pytest.raises(PartialMatch) as caught:
+    with pytest.raises(PartialMatchError) as caught:
         load_into(target, path)
     problems = {problem for _, problem, _, _ in caught.value.rows}
     assert problems == ({"unexpected", "missing"} if how == "renamed" else {how})
@@ -166,7 +166,7 @@ def test_one_key_that_does_not_fit_is_refused_with_the_table(tmp_path, layout: s
 
 def test_another_model_is_refused_whole(tmp_path) -> None:
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "r.pth")
-    with pytest.raises(PartialMatch, match="not supported yet"):
+    with pytest.raises(PartialMatchError, match="not supported yet"):
         load_into(make("Backbone"), tmp_path / "r.pth")
 
 
@@ -264,10 +264,10 @@ def test_files_that_are_no_checkpoints(tmp_path, monkeypatch) -> None:
 
 
 def test_flipped_bit__is_seen_by_the_sidecar(tmp_path) -> None:
-    from lit_vision.runs.checkpoint_io import AtomicIO
+    from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 
     path = tmp_path / "last.ckpt"
-    AtomicIO().save_checkpoint({"state_dict": make("SimCLR").state_dict()}, path)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": make("SimCLR").state_dict()}, path)
     assert load_into(make("Backbone"), path).source == "SimCLR"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

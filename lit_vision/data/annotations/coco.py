@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.data.annotations.coco_masks import check_segmentation
-from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
@@ -23,7 +23,7 @@ def read_coco(
     class_names: list[str] | None = None,
     masks: bool = False,
     on_bad_box: str = "error",
-) -> Table:
+) -> AnnotationTable:
     """One COCO annotation file.
 
     Classes are the file's categories by id; gaps in the ids (COCO has 80 between 1 and 90) are closed, and
@@ -35,10 +35,10 @@ def read_coco(
         images: folder of the images, relative to it.
         class_names: those of the training split, which this one must have too; None takes the file's own.
         masks: keep the segmentations; each object then needs one.
-        on_bad_box: see Builder.
+        on_bad_box: see AnnotationTableBuilder.
 
     Raises:
-        UserError: the file is missing or no COCO JSON. BadAnnotation: an annotation cannot be right; names its id.
+        UserError: the file is missing or no COCO JSON. AnnotationError: an annotation cannot be right; names its id.
     """
     path = root / file
     content = _parsed(path)
@@ -46,10 +46,10 @@ def read_coco(
         if not isinstance(content.get(key), list):
             raise UserError(f"{path}: no list '{key}', so it is not COCO's instances format; give another file")
     own = _categories(content["categories"], path)
-    builder = Builder(root, class_names or list(own.values()), on_bad_box)
+    builder = AnnotationTableBuilder(root, class_names or list(own.values()), on_bad_box)
     number = {name: i for i, name in enumerate(builder.class_names)}
     if missing := [name for name in own.values() if name not in number]:
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{path}: category {missing[0]!r} is unknown to the training split; add it there or remove it"
         )
     id_of = {name: category for category, name in own.items()}
@@ -61,12 +61,12 @@ def read_coco(
     for place, image in enumerate(content["images"]):
         by_image[_field(image, "id", Id, f"{path}: image {place} of the list")] = []
     if len(by_image) != len(content["images"]):
-        raise BadAnnotation(f"{path}: two images have one id; make the ids unique")
+        raise AnnotationError(f"{path}: two images have one id; make the ids unique")
     for place, annotation in enumerate(content["annotations"]):
         where = _named("annotation", annotation, place, path)
         image_id = _field(annotation, "image_id", Id, where)
         if image_id not in by_image:
-            raise BadAnnotation(f"{where} is of image_id {image_id}, which is not among the images; remove it")
+            raise AnnotationError(f"{where} is of image_id {image_id}, which is not among the images; remove it")
         by_image[image_id].append(place)
     for image in content["images"]:
         _field(image, "file_name", str, f"{path}: image {image['id']}")
@@ -94,11 +94,11 @@ def _parsed(path: Path) -> dict:
 def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
     """entry[key], which must be there and of this kind; a whole number is a float too, true and false are no numbers."""
     if not isinstance(entry, dict):
-        raise BadAnnotation(f"{where}: is {_shown(entry)}, not an object with fields; correct or remove it")
+        raise AnnotationError(f"{where}: is {_shown(entry)}, not an object with fields; correct or remove it")
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         what = "is missing" if value is None else f"is {_shown(value)}"
-        raise BadAnnotation(f"{where}: {key} {what}, it must be {KINDS[kind]}; correct it")
+        raise AnnotationError(f"{where}: {key} {what}, it must be {KINDS[kind]}; correct it")
     return value
 
 
@@ -119,10 +119,10 @@ def _categories(categories: list, path: Path) -> dict[Id, str]:
         where = _named("category", category, place, path)
         number, name = _field(category, "id", Id, where), _field(category, "name", Id, where)
         if number in found:
-            raise BadAnnotation(f"{where}: its id is that of {found[number]!r} too; make the ids unique")
+            raise AnnotationError(f"{where}: its id is that of {found[number]!r} too; make the ids unique")
         found[number] = str(name)
     if len({isinstance(number, str) for number in found}) > 1:
-        raise BadAnnotation(f"{path}: some category ids are numbers, some are texts; make them all numbers")
+        raise AnnotationError(f"{path}: some category ids are numbers, some are texts; make them all numbers")
     return dict(sorted(found.items()))
 
 
@@ -130,28 +130,28 @@ def _side(image: dict, key: str, where: str) -> int:
     """Height or width: whole, and no more than an image may have in all."""
     value = _field(image, key, float, where)
     if not 1 <= value <= PIXEL_CAP or value != int(value):
-        raise BadAnnotation(f"{where}: {key} {value} is no number of pixels; correct it")
+        raise AnnotationError(f"{where}: {key} {value} is no number of pixels; correct it")
     return int(value)
 
 
-def _add(annotation: dict, builder: Builder, label_of: dict[Id, int], masks: bool, where: str) -> None:
+def _add(annotation: dict, builder: AnnotationTableBuilder, label_of: dict[Id, int], masks: bool, where: str) -> None:
     category = _field(annotation, "category_id", Id, where)
     if category not in label_of:
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{where}: category_id {category} is not among the {len(label_of)} categories; correct or add it"
         )
     x, y, w, h = _box(annotation, where)
     crowd, area = annotation.get("iscrowd", 0), annotation.get("area")
     if crowd not in (0, 1):
-        raise BadAnnotation(f"{where}: iscrowd is {_shown(crowd)}, not 0 or 1; correct it")
+        raise AnnotationError(f"{where}: iscrowd is {_shown(crowd)}, not 0 or 1; correct it")
     if area is not None and not 0 <= _field(annotation, "area", float, where) <= PIXEL_CAP:
-        raise BadAnnotation(f"{where}: area {_shown(area)} is no number of pixels; correct or remove it")
+        raise AnnotationError(f"{where}: area {_shown(area)} is no number of pixels; correct or remove it")
     segmentation = annotation.get("segmentation") if masks else None
     if masks and not check_segmentation(segmentation, builder.sizes[-1], where):
         if builder.mend:
             builder.dropped += 1
             return
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{where}: its mask has no pixel in the image; correct or remove it, or set data.on_bad_box to mend"
         )
     builder.box(where, (x, y, x + w, y + h), label_of[category], bool(crowd), area, segmentation)
@@ -164,4 +164,4 @@ def _box(annotation: dict, where: str) -> tuple[float, float, float, float]:
             return tuple(map(float, box))
         except OverflowError:  # a whole number beyond float: no box either
             pass
-    raise BadAnnotation(f"{where}: bbox is {_shown(box)}, not [x, y, width, height]; correct or remove it")
+    raise AnnotationError(f"{where}: bbox is {_shown(box)}, not [x, y, width, height]; correct or remove it")

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.annotations.table import BadAnnotation
+from lit_vision.data.annotations.table import AnnotationError
 from lit_vision.errors import UserError
 
 _NUMBERS = {int, float}  # what JSON's numbers become; not bool
 
 
-def unpack_lengths(text: str) -> np.ndarray:
+def decode_rle(text: str) -> np.ndarray:
     """COCO's packed text as run lengths, (n,) int64.
 
     A length is one or more characters: 48 + five bits, the lowest first, + 32 on all but the last, whose fifth bit is the sign. From the
@@ -41,7 +41,7 @@ def unpack_lengths(text: str) -> np.ndarray:
     return lengths
 
 
-def run_lengths_of(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
+def rle_counts(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
     """The lengths of a mask of so many pixels, (n,) int64: zeros and ones in turn, column by column.
 
     Raises:
@@ -49,7 +49,7 @@ def run_lengths_of(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
     """
     counts = segmentation.get("counts")
     if isinstance(counts, str):
-        lengths = unpack_lengths(counts)
+        lengths = decode_rle(counts)
         low, total = int(lengths.min()), int(lengths.sum())
     elif isinstance(counts, list) and counts and set(map(type, counts)) == {int}:
         low, total = min(counts), sum(counts)
@@ -74,18 +74,18 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> 
         False for run lengths without a one, and for polygons that all lie outside.
 
     Raises:
-        BadAnnotation: it is no mask of an image of this size.
+        AnnotationError: it is no mask of an image of this size.
     """
     if isinstance(segmentation, dict):
         claimed = segmentation.get("size")
         if claimed != list(size):
             shown = tuple(claimed) if isinstance(claimed, list) else claimed
-            raise BadAnnotation(
+            raise AnnotationError(
                 f"{where}: the mask is {shown} (height, width), the image {size}; correct it, masks must have the size of their image"
             )
         return bool(_lengths(segmentation, size, where)[1::2].any())
     if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, or set data.with_masks to false"
         )
     height, width = size
@@ -105,9 +105,9 @@ def _is_polygon(polygon: Any) -> bool:
 
 def _lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
     try:
-        return run_lengths_of(segmentation, size[0] * size[1])
+        return rle_counts(segmentation, size[0] * size[1])
     except ValueError as error:
-        raise BadAnnotation(f"{where}: the mask's counts {error}; correct or remove it") from None
+        raise AnnotationError(f"{where}: the mask's counts {error}; correct or remove it") from None
 
 
 def decode_masks(segmentations: list[Any], height: int, width: int, where: str = "segmentation") -> np.ndarray:
@@ -122,12 +122,12 @@ def decode_masks(segmentations: list[Any], height: int, width: int, where: str =
         (n, height, width) uint8 of 0 and 1, as pycocotools rasters them.
 
     Raises:
-        BadAnnotation: run lengths that do not add up to height x width.
+        AnnotationError: run lengths that do not add up to height x width.
     """
     found = np.zeros((len(segmentations), height, width), np.uint8)
     for place, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
-            found[place] = _drawn(segmentation, height, width)
+            found[place] = _rasterize(segmentation, height, width)
         else:
             lengths = _lengths(segmentation, (height, width), where)
             ones = (np.arange(len(lengths)) & 1).astype(np.uint8)
@@ -135,7 +135,7 @@ def decode_masks(segmentations: list[Any], height: int, width: int, where: str =
     return found
 
 
-def _drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+def _rasterize(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     try:
         from pycocotools import mask as coco_mask
     except ImportError:

@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.dataset import AnnotatedImages
 from lit_vision.data.annotations.masks import IGNORE, read_masks
-from lit_vision.data.annotations.table import Table
-from lit_vision.data.annotations.views import AnnotatedViews, Options
+from lit_vision.data.annotations.table import AnnotationTable
+from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
-from lit_vision.data.datasets import MEMORY_BYTES, ImageFiles
+from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
 from lit_vision.errors import UserError
 
 # format: where images and annotations lie, below the root, {split} being the split's name
-PLACES = {
+DEFAULT_LOCATIONS = {
     "coco": ("{split}/images", "{split}/annotations.json"),
     "yolo": ("images/{split}", "labels/{split}"),
     "voc": ("JPEGImages", "Annotations"),
@@ -44,7 +44,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
     Args:
         root: folder of the set.
         format: coco, yolo, voc (boxes) or masks (semantic).
-        images: folder of the images, below the root; `{split}` stands for the split's name. None is the format's usual place, see PLACES.
+        images: folder of the images, below the root; `{split}` stands for the split's name. None is the format's usual place, see DEFAULT_LOCATIONS.
         annotations: file (coco) or folder of the annotations, likewise.
         split_list: file with an image name per line, likewise (voc and masks); None takes all images of the folder.
         with_masks: instance masks beside the boxes (coco).
@@ -58,7 +58,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
         train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation is always under fit.
-        jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.Options`.
+        jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.AugmentationOptions`.
         train_split, val_split, test_split: names that stand for {split}.
         seed: of order and views, in [0, 2**64).
         num_workers: per process and loader; "auto": the cores of this process, 8 at most.
@@ -117,8 +117,8 @@ class AnnotatedDataModule(ImageFolderDataModule):
             on_bad_image=on_bad_image,
             hash_content=hash_content,
         )
-        if format not in PLACES:
-            raise UserError(f"data.format: {format!r}; choose from {', '.join(PLACES)}")
+        if format not in DEFAULT_LOCATIONS:
+            raise UserError(f"data.format: {format!r}; choose from {', '.join(DEFAULT_LOCATIONS)}")
         if with_masks and format != "coco":
             raise UserError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
         if split_list and format not in ("voc", "masks"):
@@ -130,12 +130,17 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if img_size < 8:
             raise UserError(f"data.img_size: {img_size}; give 8 or more")
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
-        self.images, self.annotations = images or PLACES[format][0], annotations or PLACES[format][1]
+        self.images, self.annotations = (
+            images or DEFAULT_LOCATIONS[format][0],
+            annotations or DEFAULT_LOCATIONS[format][1],
+        )
         self.split_list, self.first_value = split_list, first_value
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
         self.labels, self.hold_out, self.on_bad_box, self.train_view = labels, hold_out, on_bad_box, train_view
-        self.options = Options(tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility)
-        self._tables: dict[str, Table] = {}
+        self.options = AugmentationOptions(
+            tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility
+        )
+        self._tables: dict[str, AnnotationTable] = {}
         self._sets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
@@ -159,7 +164,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self._whole = table
         self._tables["train"] = self._part_of(table)
 
-    def _read(self, role: str, class_names: list[str] | None) -> Table:
+    def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
         root, name = Path(self.root), self.names[role]
         images, annotations = (text.format(split=name) for text in (self.images, self.annotations))
         listing = self.split_list and self.split_list.format(split=name)
@@ -173,7 +178,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             return read_voc(root, annotations, images, listing, class_names=class_names, on_bad_box=self.on_bad_box)
         return read_masks(root, annotations, images, listing, class_names)
 
-    def _held_out(self, table: Table) -> tuple[Table, Table]:
+    def _held_out(self, table: AnnotationTable) -> tuple[AnnotationTable, AnnotationTable]:
         """What is left for training, and what is kept from it."""
         count = round(self.hold_out * len(table))
         if not 1 <= count < len(table):
@@ -183,7 +188,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 6])).permutation(len(table))
         return table.subset(np.sort(order[count:])), table.subset(np.sort(order[:count]))
 
-    def _part_of(self, table: Table) -> Table:
+    def _part_of(self, table: AnnotationTable) -> AnnotationTable:
         if self.labels is None:
             return table
         count = (
@@ -196,7 +201,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 5])).permutation(len(table))
         return table.subset(np.sort(order[:count]))
 
-    def table(self, role: str) -> Table:
+    def table(self, role: str) -> AnnotationTable:
         """The annotations of "train" (the chosen part), "val" or "test"."""
         self.setup()
         if role not in self._tables:
@@ -249,7 +254,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if (role, on_bad) not in self._sets:
             run = getattr(self.trainer, "default_root_dir", None) if train else None
             listing = Path(run) / BAD_LIST if run else None
-            files = ImageFiles(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
+            files = ImageReader(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
             self._sets[role, on_bad] = files, {}
         files, made = self._sets[role, on_bad]
         if train not in made:

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from lit_vision.data.annotations.coco_masks import decode_masks
 from lit_vision.data.annotations.masks import read_mask
-from lit_vision.data.annotations.table import BadAnnotation, Table
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews
-from lit_vision.data.datasets import ImageFiles
+from lit_vision.data.datasets import ImageReader
 from lit_vision.data.sampler import Key
 
 
@@ -34,8 +34,8 @@ class AnnotatedImages(Dataset):
 
     def __init__(
         self,
-        table: Table,
-        files: ImageFiles,
+        table: AnnotationTable,
+        files: ImageReader,
         views: AnnotatedViews,
         with_masks: bool = False,
         semantic: tuple[int, list[int]] | None = None,
@@ -75,7 +75,7 @@ class AnnotatedImages(Dataset):
         size, table = image.shape[:2], self.table
         claimed = tuple(table.sizes[taken].tolist())
         if claimed not in ((0, 0), size):
-            raise BadAnnotation(
+            raise AnnotationError(
                 f"{table.root / table.paths[taken]}: is {size[1]} x {size[0]}, its annotations say {claimed[1]} x {claimed[0]}; "
                 "correct them (an EXIF orientation turns an image)"
             )
@@ -102,17 +102,17 @@ class AnnotatedImages(Dataset):
             segmentations = table.segmentations(taken)
             masks = decode_masks([segmentations[i] for i in kept], *size, where=str(table.root / table.paths[taken]))
         view = self.views(image, key, boxes[kept], masks)
-        which = kept[view.which]
+        box_ids = kept[view.box_ids]
         target = {
             "boxes": torch.from_numpy(view.boxes),
-            "labels": torch.from_numpy(table.labels[rows][which]),
-            "iscrowd": torch.from_numpy(crowd[which]),
+            "labels": torch.from_numpy(table.labels[rows][box_ids]),
+            "iscrowd": torch.from_numpy(crowd[box_ids]),
         }
         if masks is not None:
             target["masks"] = torch.from_numpy(view.masks)
         if self.evaluate:
             target["scale"] = torch.from_numpy(view.scale)
             target["size"] = torch.tensor(size)
-            target["original"] = torch.from_numpy(boxes[which])
-            target["area"] = torch.from_numpy(table.area[rows][which])
+            target["original"] = torch.from_numpy(boxes[box_ids])
+            target["area"] = torch.from_numpy(table.area[rows][box_ids])
         return view.image, target

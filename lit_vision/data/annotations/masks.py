@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.annotations.files import image_files, lines_of, listed, with_suffix
-from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.annotations.files import image_files, read_lines, read_split_list, with_suffix
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
 from lit_vision.errors import UserError
 
 IGNORE = 255  # in a batch: the pixel counts neither in the loss nor in a measure
 
 
-def read_masks(root: Path, masks: str, images: str, split_list: str | None, class_names: list[str] | None) -> Table:
+def read_masks(
+    root: Path, masks: str, images: str, split_list: str | None, class_names: list[str] | None
+) -> AnnotationTable:
     """A split of images with a mask each: images/NAME.jpg and masks/NAME.png.
 
     Args:
@@ -33,12 +35,12 @@ def read_masks(root: Path, masks: str, images: str, split_list: str | None, clas
             raise UserError(
                 f"{file}: missing, so the classes have no names; add it (a name per line), or give data.class_names"
             )
-        class_names = lines_of(file, "list of classes")
+        class_names = read_lines(file, "list of classes")
     if len(class_names) > IGNORE:
         raise UserError(f"data.class_names: {len(class_names)} classes, at most {IGNORE} fit an 8-bit mask; merge some")
-    builder = Builder(root, class_names)
+    builder = AnnotationTableBuilder(root, class_names)
     if split_list:
-        paths = [with_suffix(root, images, name) for name in sorted(listed(root, split_list))]
+        paths = [with_suffix(root, images, name) for name in sorted(read_split_list(root, split_list))]
     else:
         paths = image_files(root, images)
     for path in paths:
@@ -67,7 +69,7 @@ def read_mask(
         (H, W) uint8, 0 to K - 1 or IGNORE.
 
     Raises:
-        BadAnnotation: no such mask, of another size than the image, more than one channel, or an unknown value.
+        AnnotationError: no such mask, of another size than the image, more than one channel, or an unknown value.
     """
     from PIL import Image
 
@@ -75,11 +77,15 @@ def read_mask(
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # damaged files raise whatever they like
-        raise BadAnnotation(f"{path}: cannot be read as a mask ({type(error).__name__}: {error}); replace it") from None
+        raise AnnotationError(
+            f"{path}: cannot be read as a mask ({type(error).__name__}: {error}); replace it"
+        ) from None
     if values.ndim != 2:
-        raise BadAnnotation(f"{path}: {mode} has several channels; a mask holds class numbers in one (gray or palette)")
+        raise AnnotationError(
+            f"{path}: {mode} has several channels; a mask holds class numbers in one (gray or palette)"
+        )
     if values.shape != tuple(size):
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{path}: the mask is {values.shape[1]} x {values.shape[0]}, its image {size[1]} x {size[0]}; make them equal"
         )
     values = values.astype(np.int64)
@@ -88,7 +94,7 @@ def read_mask(
     wrong = ~ignored & ((numbers < 0) | (numbers >= classes))
     if wrong.any():
         value = int(values[wrong][0])
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{path}: value {value} is no class (there are {first_value} to {first_value + classes - 1}, ignored {ignore_values}); "
             "correct the mask, data.class_names, data.first_value or data.ignore_values"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.folder import Paths, stays_inside
+from lit_vision.data.folder import Paths, is_within
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ SLACK = (
 )
 
 
-class BadAnnotation(UserError):
+class AnnotationError(UserError):
     """A box or mask that cannot be right: outside the image, without area, of an unknown class, of another size than the image."""
 
 
 @dataclass(frozen=True)
-class Table:
+class AnnotationTable:
     """The annotations of one split.
 
     Attributes:
@@ -90,12 +90,12 @@ class Table:
         whole.update(self.segments)
         return whole.digest()
 
-    def subset(self, keep: np.ndarray) -> Table:
+    def subset(self, keep: np.ndarray) -> AnnotationTable:
         """The same with only these images, in this order."""
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in keep]
         row = np.concatenate(rows).astype(np.int64) if rows else np.zeros(0, np.int64)
         pieces = [self.segments[self.segment_at[r] : self.segment_at[r + 1]] for r in row] if self.segments else []
-        return Table(
+        return AnnotationTable(
             self.root,
             Paths([self.paths[i] for i in keep]),
             self.sizes[keep],
@@ -112,7 +112,7 @@ class Table:
         )
 
 
-class Builder:
+class AnnotationTableBuilder:
     """Collects images and boxes, and refuses what cannot be right.
 
     Args:
@@ -125,7 +125,7 @@ class Builder:
         if len(class_names) != len(set(class_names)) or not class_names:
             twice = next((name for name in class_names if class_names.count(name) > 1), None)
             what = f"class {twice!r} is there twice" if twice else "no class"
-            raise BadAnnotation(f"{root}: {what}; give every class one name of its own")
+            raise AnnotationError(f"{root}: {what}; give every class one name of its own")
         self.root, self.class_names, self.mend = Path(root), class_names, on_bad_box == "mend"
         self.category_ids: list[int] = []  # a reader whose format has some sets them
         self.paths: list[str] = []
@@ -140,11 +140,11 @@ class Builder:
         """Begin an image: relative path, (height, width) if known, relative path of its semantic mask.
 
         Raises:
-            UserError: a path leads out of the root. BadAnnotation: the image is there already: its boxes would be in two places.
+            UserError: a path leads out of the root. AnnotationError: the image is there already: its boxes would be in two places.
         """
-        plain = os.path.normpath(stays_inside(path))
+        plain = os.path.normpath(is_within(path))
         if plain in self._seen:
-            raise BadAnnotation(
+            raise AnnotationError(
                 f"{self.root / path}: the split names this image twice; keep one entry with all its boxes"
             )
         self._seen.add(plain)
@@ -152,7 +152,7 @@ class Builder:
         self.sizes.append(size)
         self.counts.append(0)
         if mask is not None:
-            self.masks.append(stays_inside(mask))
+            self.masks.append(is_within(mask))
 
     def box(
         self,
@@ -169,29 +169,29 @@ class Builder:
             where: names file and annotation, for messages.
             box: x1, y1, x2, y2 in pixels.
             label: class number; the reader has checked it.
-            crowd: see Table.
+            crowd: see AnnotationTable.
             area: pixels; that of the box if None.
             segmentation: COCO's, or None.
 
         Raises:
-            BadAnnotation: not finite, without area, or outside the image.
+            AnnotationError: not finite, without area, or outside the image.
         """
         height, width = self.sizes[-1]
         x1, y1, x2, y2 = (float(v) for v in box)
         shown, image = f"{where}: box {[round(v, 2) for v in (x1, y1, x2, y2)]} (x1, y1, x2, y2)", self.paths[-1]
         if not np.isfinite([x1, y1, x2, y2]).all():
-            raise BadAnnotation(f"{shown} is not finite; correct or remove it")
+            raise AnnotationError(f"{shown} is not finite; correct or remove it")
         over = max(-x1, -y1, x2 - width, y2 - height)
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if x2 <= x1 or y2 <= y1 or inside[2] <= inside[0] or inside[3] <= inside[1]:
             if not self.mend:
                 what = "has no area" if x2 <= x1 or y2 <= y1 else f"lies outside {image} ({width} x {height})"
-                raise BadAnnotation(f"{shown} {what}; correct or remove it, or set data.on_bad_box to mend")
+                raise AnnotationError(f"{shown} {what}; correct or remove it, or set data.on_bad_box to mend")
             self.dropped += 1
             return
         if over > SLACK:
             if not self.mend:
-                raise BadAnnotation(
+                raise AnnotationError(
                     f"{shown} reaches {over:.1f} pixels out of {image} ({width} x {height}); correct it, or set data.on_bad_box to mend"
                 )
             self.cut += 1
@@ -205,10 +205,10 @@ class Builder:
             b"" if segmentation is None else json.dumps(segmentation, separators=(",", ":")).encode()
         )
 
-    def table(self) -> Table:
+    def table(self) -> AnnotationTable:
         """All that was added; says in one warning what was mended."""
         if not self.paths:
-            raise BadAnnotation(f"{self.root}: no image in the annotations; check the paths")
+            raise AnnotationError(f"{self.root}: no image in the annotations; check the paths")
         if self.cut or self.dropped:
             log.warning(
                 "%s: %d boxes cut at the edge, %d without area dropped (on_bad_box=mend)",
@@ -217,7 +217,7 @@ class Builder:
                 self.dropped,
             )
         columns = self.columns
-        return Table(
+        return AnnotationTable(
             self.root,
             Paths(self.paths),
             np.array(self.sizes, np.int32).reshape(-1, 2),

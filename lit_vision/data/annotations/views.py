@@ -22,7 +22,7 @@ _SIZES = 64  # steps of the jitter: each is one clean resize, where scaling twic
 
 
 @dataclass(frozen=True)
-class Options:
+class AugmentationOptions:
     """How a training view varies.
 
     Attributes:
@@ -59,13 +59,13 @@ class Options:
 
 
 @dataclass
-class View:
-    """What comes out: image (S, S, 3) uint8; boxes (n, 4) float32 with `which` (n,) of the given ones they are; masks (n, S, S) uint8 of
+class AnnotatedView:
+    """What comes out: image (S, S, 3) uint8; boxes (n, 4) float32 with `box_ids` (n,) of the given ones they are; masks (n, S, S) uint8 of
     these boxes; mask (S, S) uint8; scale (2,) float32: of x and y, pixels of the view per pixel of the image (`fit` only, else 1)."""
 
     image: np.ndarray
     boxes: np.ndarray
-    which: np.ndarray
+    box_ids: np.ndarray
     masks: np.ndarray | None
     mask: np.ndarray | None
     scale: np.ndarray
@@ -75,25 +75,25 @@ def _resized_to(longer: int | list[int]) -> Any:
     return albumentations().LongestMaxSize(max_size=longer, area_for_downscale="image")
 
 
-def _colour(o: Options) -> list:
+def _color_transforms(o: AugmentationOptions) -> list:
     A = albumentations()
     if not (o.brightness or o.contrast or o.saturation or o.hue):
         return []
     return [A.ColorJitter(o.brightness, o.contrast, o.saturation, o.hue, p=0.8)]
 
 
-def fit(size: int, o: Options, fill_mask: int) -> list:
+def letterbox(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """Scale the longer side to `size`, pad right and bottom."""
     A = albumentations()
     return [_resized_to(size), A.PadIfNeeded(size, size, position="top_left", fill=PAD, fill_mask=fill_mask)]
 
 
-def flip(size: int, o: Options, fill_mask: int) -> list:
+def flip(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """`fit`, mirrored by chance, and colour."""
-    return [*fit(size, o, fill_mask), albumentations().HorizontalFlip(p=o.flip), *_colour(o)]
+    return [*letterbox(size, o, fill_mask), albumentations().HorizontalFlip(p=o.flip), *_color_transforms(o)]
 
 
-def lsj(size: int, o: Options, fill_mask: int) -> list:
+def large_scale_jitter(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """Large-scale jitter, mirrored by chance, and colour."""
     A = albumentations()
     sides = sorted({max(8, round(size * s)) for s in np.linspace(*o.jitter, _SIZES)})
@@ -102,20 +102,24 @@ def lsj(size: int, o: Options, fill_mask: int) -> list:
         A.PadIfNeeded(size, size, position="random", fill=PAD, fill_mask=fill_mask),
         A.RandomCrop(size, size),
         A.HorizontalFlip(p=o.flip),
-        *_colour(o),
+        *_color_transforms(o),
     ]
 
 
-def fit_scale(height: int, width: int, size: int) -> np.ndarray:
+def letterbox_scale(height: int, width: int, size: int) -> np.ndarray:
     """(2,) float32 pixels of the `fit` view per pixel of the file, in x and y; a very thin image keeps one pixel, as in albumentations."""
     ratio = size / max(height, width)
     return np.array([max(1, round(side * ratio)) / side for side in (width, height)], np.float32)
 
 
-VIEWS: dict[str, Callable[[int, Options, int], list]] = {"fit": fit, "flip": flip, "lsj": lsj}
+VIEWS: dict[str, Callable[[int, AugmentationOptions, int], list]] = {
+    "fit": letterbox,
+    "flip": flip,
+    "lsj": large_scale_jitter,
+}
 
 
-def register(name: str, build: Callable[[int, Options, int], list]) -> None:
+def register_annotated_view(name: str, build: Callable[[int, AugmentationOptions, int], list]) -> None:
     """Add one's own view: `build(size, options, fill_mask)` gives albumentations transforms that end at size x size.
 
     It must be a module's function if workers are spawned.
@@ -130,14 +134,14 @@ class AnnotatedViews:
         name: a key of VIEWS.
         size: side of the result, pixels.
         seed: in [0, 2**64).
-        options: see Options.
+        options: see AugmentationOptions.
         fill_mask: value of semantic masks outside the image.
 
     Raises:
         UserError: no such view.
     """
 
-    def __init__(self, name: str, size: int, seed: int, options: Options, fill_mask: int = 255):
+    def __init__(self, name: str, size: int, seed: int, options: AugmentationOptions, fill_mask: int = 255):
         if name not in VIEWS:
             raise UserError(f"data view {name!r}: there is none; choose from {', '.join(VIEWS)}, or register one")
         self.name, self.size, self.seed, self.options, self.fill_mask = name, size, seed, options, fill_mask
@@ -146,7 +150,7 @@ class AnnotatedViews:
         A = albumentations()
         rules = A.BboxParams(
             "pascal_voc",
-            label_fields=["which"],
+            label_fields=["box_ids"],
             min_visibility=self.options.min_visibility,
             min_width=1,
             min_height=1,
@@ -169,7 +173,7 @@ class AnnotatedViews:
         boxes: np.ndarray | None = None,
         masks: np.ndarray | None = None,
         mask: np.ndarray | None = None,
-    ) -> View:
+    ) -> AnnotatedView:
         """The view of one image under one key.
 
         Args:
@@ -187,22 +191,22 @@ class AnnotatedViews:
             extra["masks"] = list(masks)
         whole, scale = self.name == "fit", np.ones(2, np.float32)
         given = np.zeros((0, 4), np.float32) if whole else boxes
-        made = compose(image=image, bboxes=given, which=np.arange(len(given)), **extra)
+        made = compose(image=image, bboxes=given, box_ids=np.arange(len(given)), **extra)
         if whole:  # ground truth of an evaluation: nothing is dropped, however small it becomes
-            scale = fit_scale(*image.shape[:2], self.size)
-            which, new = np.arange(len(boxes)), boxes * np.tile(scale, 2)
+            scale = letterbox_scale(*image.shape[:2], self.size)
+            box_ids, new = np.arange(len(boxes)), boxes * np.tile(scale, 2)
         else:
-            which = np.asarray(made["which"], np.int64).reshape(-1)
+            box_ids = np.asarray(made["box_ids"], np.int64).reshape(-1)
             new = np.asarray(made["bboxes"], np.float32).reshape(-1, 4)
         left = None
         if masks is not None:
             left = np.zeros((0, self.size, self.size), np.uint8)
-            if len(masks) and len(which):
-                left = np.stack(made["masks"])[which]
+            if len(masks) and len(box_ids):
+                left = np.stack(made["masks"])[box_ids]
             if not whole:
                 seen = left.any((1, 2))
-                which, left, new = which[seen], left[seen], boxes_of(left[seen])
-        return View(np.ascontiguousarray(made["image"]), new, which, left, made.get("mask"), scale)
+                box_ids, left, new = box_ids[seen], left[seen], boxes_of(left[seen])
+        return AnnotatedView(np.ascontiguousarray(made["image"]), new, box_ids, left, made.get("mask"), scale)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key not in ("_of_boxes", "_of_mask")}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from lit_vision.data.annotations.files import image_files, listed, with_suffix
-from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.annotations.files import image_files, read_split_list, with_suffix
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
-CLASSES = (
+VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
@@ -24,7 +24,7 @@ def read_voc(
     *,
     class_names: list[str] | None = None,
     on_bad_box: str = "error",
-) -> Table:
+) -> AnnotationTable:
     """A split of a set in VOC's format. Its pixels count from 1 and boxes include their last one: 1 is taken from xmin and ymin.
 
     Objects marked `difficult` become crowd: they do not train, and what is found on them does not count as wrong.
@@ -35,14 +35,14 @@ def read_voc(
         images: folder of the images, relative to it.
         split_list: file with a name per line, relative to the root; None takes every image of the folder.
         class_names: None is VOC's twenty.
-        on_bad_box: see Builder.
+        on_bad_box: see AnnotationTableBuilder.
 
     Raises:
-        UserError: a file is missing. BadAnnotation: an annotation cannot be right; names the file.
+        UserError: a file is missing. AnnotationError: an annotation cannot be right; names the file.
     """
-    builder = Builder(root, class_names or list(CLASSES), on_bad_box)
+    builder = AnnotationTableBuilder(root, class_names or list(VOC_CLASSES), on_bad_box)
     if split_list:
-        paths = [with_suffix(root, images, name) for name in sorted(listed(root, split_list))]
+        paths = [with_suffix(root, images, name) for name in sorted(read_split_list(root, split_list))]
     else:
         paths = image_files(root, images)
     for path in paths:
@@ -55,19 +55,19 @@ def read_voc(
         except OSError:
             raise UserError(f"{file}: no such annotation file; bring it, or remove the image from the split") from None
         except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
-            raise BadAnnotation(f"{file}: no VOC annotation with a size ({error}); correct or remove it") from None
+            raise AnnotationError(f"{file}: no VOC annotation with a size ({error}); correct or remove it") from None
         builder.image(path, (height, width))
         for place, thing in enumerate(tree.iterfind("object"), 1):
             where, name = f"{file}: object {place}", (thing.findtext("name") or "").strip()
             if name not in builder.class_names:
-                raise BadAnnotation(f"{where}: class {name!r} is unknown; correct it, or give data.class_names")
+                raise AnnotationError(f"{where}: class {name!r} is unknown; correct it, or give data.class_names")
             try:
                 corners = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             except ValueError:
-                raise BadAnnotation(f"{where}: no bndbox with four numbers; correct or remove it") from None
+                raise AnnotationError(f"{where}: no bndbox with four numbers; correct or remove it") from None
             difficult = (thing.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
-                raise BadAnnotation(f"{where}: difficult is {difficult[:60]!r}, not 0 or 1; correct it")
+                raise AnnotationError(f"{where}: difficult is {difficult[:60]!r}, not 0 or 1; correct it")
             box = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])
             builder.box(where, box, builder.class_names.index(name), difficult == "1")
     return builder.table()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.annotations.files import image_files, lines_of, size_of, text_of
-from lit_vision.data.annotations.table import BadAnnotation, Builder, Table
+from lit_vision.data.annotations.files import image_files, read_lines, read_text, size_of
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
 from lit_vision.errors import UserError
 
 
@@ -18,7 +18,7 @@ def yolo_classes(root: Path) -> list[str]:
         import yaml
 
         try:
-            names = (yaml.safe_load(text_of(found[0], "YAML file")) or {}).get("names")
+            names = (yaml.safe_load(read_text(found[0], "YAML file")) or {}).get("names")
         except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:  # ValueError: a date that is none
             raise UserError(f"{found[0]}: no YAML mapping ({str(error).splitlines()[0]}); correct it") from None
         if isinstance(names, dict):
@@ -32,13 +32,13 @@ def yolo_classes(root: Path) -> list[str]:
                 raise UserError(f"{found[0]}: class name {str(name)[:60]!r} in 'names' is no text; put it in quotes")
         return [str(name) for name in names]
     if (root / "classes.txt").is_file():
-        return lines_of(root / "classes.txt", "list of classes")
+        return read_lines(root / "classes.txt", "list of classes")
     raise UserError(f"{root}: neither data.yaml nor classes.txt, so the classes have no names; add one")
 
 
 def read_yolo(
     root: Path, labels: str, images: str, *, class_names: list[str] | None = None, on_bad_box: str = "error"
-) -> Table:
+) -> AnnotationTable:
     """A split in YOLO's format. An image without a text file, or with an empty one, has no object.
 
     A line with more than five numbers is a polygon (YOLO's segmentation format); its bounding box is taken.
@@ -48,25 +48,25 @@ def read_yolo(
         labels: folder of the text files, relative to it.
         images: folder of the images, relative to it.
         class_names: None reads them from the root.
-        on_bad_box: see Builder.
+        on_bad_box: see AnnotationTableBuilder.
 
     Raises:
-        UserError: a folder is missing. BadAnnotation: a line cannot be right; names file and line.
+        UserError: a folder is missing. AnnotationError: a line cannot be right; names file and line.
     """
     if not (root / labels).is_dir():
         raise UserError(f"{root / labels}: no such folder of labels; check data.root and data.annotations")
-    builder = Builder(root, class_names or yolo_classes(root), on_bad_box)
+    builder = AnnotationTableBuilder(root, class_names or yolo_classes(root), on_bad_box)
     paths = image_files(root, images)
     stems = {Path(path).relative_to(images).with_suffix("").as_posix() for path in paths}
     for file in sorted((root / labels).rglob("*.txt")):
         stem = file.relative_to(root / labels).with_suffix("").as_posix()
         if stem not in stems and file.name != "classes.txt":
-            raise BadAnnotation(
+            raise AnnotationError(
                 f"{file}: there is no image {stem} in {root / images}; remove the file or bring the image"
             )
     for path in paths:
         file = root / labels / Path(path).relative_to(images).with_suffix(".txt")
-        lines = text_of(file, "labels").splitlines() if file.is_file() else []
+        lines = read_text(file, "labels").splitlines() if file.is_file() else []
         height, width = size_of(root / path)
         builder.image(path, (height, width))
         for place, line in enumerate(lines, 1):
@@ -81,11 +81,11 @@ def _parsed(line: str, where: str, classes: int) -> tuple[int, np.ndarray]:
     try:
         label, numbers = int(words[0]), np.array([float(word) for word in words[1:]])
     except ValueError:
-        raise BadAnnotation(f"{where}: {line.strip()[:60]!r} holds something else than numbers; correct it") from None
+        raise AnnotationError(f"{where}: {line.strip()[:60]!r} holds something else than numbers; correct it") from None
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        raise BadAnnotation(f"{where}: {len(numbers)} numbers after the class, expected 4 (or a polygon); correct it")
+        raise AnnotationError(f"{where}: {len(numbers)} numbers after the class, expected 4 (or a polygon); correct it")
     if not 0 <= label < classes:
-        raise BadAnnotation(
+        raise AnnotationError(
             f"{where}: class {label} is unknown, the set has 0 to {classes - 1}; correct it or name the class"
         )
     if len(numbers) > 4:

@@ -66,7 +66,7 @@ def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
             close = (
                 np.bitwise_count(whole[a] ^ whole[b]) <= _BITS
                 if hasattr(np, "bitwise_count")
-                else _few(whole[a] ^ whole[b])
+                else _within_hamming(whole[a] ^ whole[b])
             )
             a, b = a[close], b[close]
             same = np.abs(level[a] - level[b]).mean(axis=1) <= _FAR
@@ -74,12 +74,12 @@ def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def _few(words: np.ndarray) -> np.ndarray:
+def _within_hamming(words: np.ndarray) -> np.ndarray:
     """Whether at most _BITS bits are set; numpy 1.26 cannot count them itself."""
     return np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1) <= _BITS
 
 
-def groups_of(pairs: Sequence[tuple[int, int]], n: int) -> list[list[int]]:
+def duplicate_groups(pairs: Sequence[tuple[int, int]], n: int) -> list[list[int]]:
     """Pairs joined to groups, each sorted."""
     parent = list(range(n))
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.check.duplicates import exact_groups, groups_of, near_pairs
-from lit_vision.data.check.image_check import HUGE, THUMB, TINY, Examine, Seen
+from lit_vision.data.check.duplicates import duplicate_groups, exact_groups, near_pairs
+from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
-from lit_vision.data.folder import EXTENSIONS, UNLABELLED, Folder
+from lit_vision.data.folder import EXTENSIONS, UNLABELED, Folder
 from lit_vision.data.open_images import open_images
 from lit_vision.errors import UserError
-from lit_vision.io.processes import each
+from lit_vision.io.processes import parallel_map
 
 FAIL, WARN, NOTE = "FAIL", "warn", "note"
-_WORDS = {
+_EXPLANATIONS = {
     "wrong extension": "the name's ending is another format's; it is read by its content",
     "damaged": "libjpeg-turbo finds faults, Pillow reads it; look at it",
     "cmyk": "CMYK, converted to RGB without a colour profile",
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass
-class Item:
+class ImageEntry:
     """One image file and its place: split ("" for images beside the splits), class ("" without one)."""
 
     path: str
@@ -53,7 +53,7 @@ class Item:
     label: str
 
 
-def list_items(root: Path, names: Sequence[str]) -> tuple[list[Item], Folder, str]:
+def list_items(root: Path, names: Sequence[str]) -> tuple[list[ImageEntry], Folder, str]:
     """All images below a folder, its scan, and the reason why it cannot be scanned ("" if it can).
 
     A folder that cannot be scanned is walked without any rule, so that its files can be looked at all the same.
@@ -68,13 +68,13 @@ def list_items(root: Path, names: Sequence[str]) -> tuple[list[Item], Folder, st
             raise
         return _walk(root, names), Folder(root, [], {}), str(error)
     items = []
-    for name, split in {**folder.splits, "": folder.unlabelled}.items():
+    for name, split in {**folder.splits, "": folder.unlabeled}.items():
         labels = (folder.classes[n] if n >= 0 else "" for n in split.labels.tolist())
-        items += [Item(path, name, label) for path, label in zip(split.paths, labels)]
+        items += [ImageEntry(path, name, label) for path, label in zip(split.paths, labels)]
     return items, folder, ""
 
 
-def _walk(root: Path, names: Sequence[str]) -> list[Item]:
+def _walk(root: Path, names: Sequence[str]) -> list[ImageEntry]:
     items = []
     for here, folders, files in os.walk(root):  # links to folders are not followed: no loop
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -83,11 +83,11 @@ def _walk(root: Path, names: Sequence[str]) -> list[Item]:
                 parts = Path(here, file).relative_to(root).parts
                 split = parts[0] if parts[0] in names and len(parts) > 1 else ""
                 label = parts[1] if split and len(parts) > 2 else ""
-                items.append(Item("/".join(parts), split, label))
+                items.append(ImageEntry("/".join(parts), split, label))
     return items
 
 
-def file_findings(items: list[Item], seen: list[Seen], train: str) -> list[Finding]:
+def file_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) -> list[Finding]:
     """What is wrong or odd with single files."""
     findings, bad = [], [i for i, s in enumerate(seen) if s.fault]
     for kind in sorted({seen[i].kind for i in bad}):
@@ -105,7 +105,7 @@ def file_findings(items: list[Item], seen: list[Seen], train: str) -> list[Findi
                 findings.append(Finding(FAIL, what, count))
         else:
             findings.append(Finding(FAIL, f"{split}: {count} of {sizes[split]} broken: evaluation stops", count))
-    for mark, words in _WORDS.items():
+    for mark, words in _EXPLANATIONS.items():
         files = [item.path for item, s in zip(items, seen) if mark in s.marks]
         if files:
             level = WARN if mark in ("damaged", "wrong extension", "tiny", "huge") else NOTE
@@ -113,7 +113,7 @@ def file_findings(items: list[Item], seen: list[Seen], train: str) -> list[Findi
     return findings
 
 
-def copy_findings(items: list[Item], seen: list[Seen], train: str) -> tuple[list[Finding], set[int]]:
+def copy_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) -> tuple[list[Finding], set[int]]:
     """Copies within and between splits; and the training images that are also in an evaluation split."""
     exact = exact_groups([s.digest for s in seen])
     shown = [i for i, s in enumerate(seen) if s.thumb]
@@ -121,7 +121,7 @@ def copy_findings(items: list[Item], seen: list[Seen], train: str) -> tuple[list
     same = {pair for group in exact for pair in pairwise(group)}
     near = [(shown[a], shown[b]) for a, b in near_pairs(thumbs)]
     near_only = [(a, b) for a, b in near if seen[a].digest != seen[b].digest]
-    groups, findings = groups_of([*same, *near], len(items)), []
+    groups, findings = duplicate_groups([*same, *near], len(items)), []
 
     def text(group: Sequence[int]) -> str:
         return " = ".join(items[i].path for i in group)
@@ -147,7 +147,7 @@ def copy_findings(items: list[Item], seen: list[Seen], train: str) -> tuple[list
     return findings, leaked
 
 
-def class_findings(items: list[Item], root: Path, names: Sequence[str]) -> tuple[list[Finding], dict]:
+def class_findings(items: list[ImageEntry], root: Path, names: Sequence[str]) -> tuple[list[Finding], dict]:
     """Counts per class and split; empty classes, imbalance, classes that not every split has."""
     counts: dict[str, Counter] = {}
     for item in items:
@@ -159,7 +159,7 @@ def class_findings(items: list[Item], root: Path, names: Sequence[str]) -> tuple
         str(folder.relative_to(root))
         for top in tops
         for folder in sorted(top.iterdir())
-        if folder.is_dir() and folder.name != UNLABELLED and not folder.name.startswith(".") and not _has_image(folder)
+        if folder.is_dir() and folder.name != UNLABELED and not folder.name.startswith(".") and not _has_image(folder)
     ]
     if empty:
         findings.append(Finding(WARN, "class folders without an image", len(empty), empty))
@@ -195,7 +195,7 @@ def _has_image(folder: Path) -> bool:
     )
 
 
-def examine(root: Path, names: Sequence[str], workers: int = 1, progress: bool = False) -> dict:
+def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: bool = False) -> dict:
     """The whole examination, as it goes into doctor.json.
 
     Args:
@@ -211,7 +211,7 @@ def examine(root: Path, names: Sequence[str], workers: int = 1, progress: bool =
         UserError: there is no such folder.
     """
     items, folder, fault = list_items(root, names)
-    seen = list(each(Examine(folder), [item.path for item in items], workers, "looking" if progress else ""))
+    seen = list(parallel_map(ImageCheck(folder), [item.path for item in items], workers, "looking" if progress else ""))
     findings = [Finding(FAIL, fault.removeprefix(f"{root}: "), 1)] if fault else []
     findings += file_findings(items, seen, names[0])
     copies, leaked = copy_findings(items, seen, names[0])

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from lit_vision.data.folder import Folder
-from lit_vision.data.views.decode import BadImage, Header, decode, read_header
+from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, read_header
 
 TINY, HUGE = 32, 25_000_000  # a side in pixels; pixels in all
 THUMB = 16
@@ -23,7 +23,7 @@ _ENDINGS = {
 }  # fmt: skip
 
 
-class Seen(NamedTuple):
+class ImageReport(NamedTuple):
     """What was found in one file.
 
     Attributes:
@@ -44,35 +44,35 @@ class Seen(NamedTuple):
     thumb: bytes
 
 
-class Examine:
-    """`Examine(folder)(path) -> Seen`; never raises for what is in a file."""
+class ImageCheck:
+    """`ImageCheck(folder)(path) -> ImageReport`; never raises for what is in a file."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
 
-    def __call__(self, path: str) -> Seen:
+    def __call__(self, path: str) -> ImageReport:
         try:
             data = self.folder.read(path)
         except OSError as error:
-            return Seen(f"{error.strerror}", "unreadable", (), 0, 0, b"", b"")
+            return ImageReport(f"{error.strerror}", "unreadable", (), 0, 0, b"", b"")
         digest = hashlib.blake2b(data, digest_size=16).digest()
         width = height = 0
         try:
             header = read_header(data)
             width, height = header.width, header.height
-            marks = [*_marks(data, header), *_size_marks(width, height)]
+            marks = [*_format_notes(data, header), *_size_notes(width, height)]
             gray, damaged = _gray(data, header)
-        except BadImage as error:
-            return Seen(str(error), _kind(data, str(error)), (), width, height, digest, b"")
+        except ImageDecodeError as error:
+            return ImageReport(str(error), _kind(data, str(error)), (), width, height, digest, b"")
         if damaged:
             marks.append("damaged")
         if path.rpartition(".")[2].lower() not in _ENDINGS.get(_format(data, header), ()):
             marks.append("wrong extension")
         thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
-        return Seen("", "", tuple(marks), width, height, digest, thumb)
+        return ImageReport("", "", tuple(marks), width, height, digest, thumb)
 
 
-def _gray(data: bytes, header: Header) -> tuple[np.ndarray, bool]:
+def _gray(data: bytes, header: ImageHeader) -> tuple[np.ndarray, bool]:
     """(h, w) gray pixels, and whether only the second decoder could read them. A large JPEG is decoded at 1/8: all its bytes are read,
     most of the arithmetic is not done."""
     if header.scalable:
@@ -88,11 +88,11 @@ def _gray(data: bytes, header: Header) -> tuple[np.ndarray, bool]:
     return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY), header.scalable
 
 
-def _format(data: bytes, header: Header) -> str:
+def _format(data: bytes, header: ImageHeader) -> str:
     return "JPEG" if header.image is None else header.image.format or ""
 
 
-def _marks(data: bytes, header: Header) -> list[str]:
+def _format_notes(data: bytes, header: ImageHeader) -> list[str]:
     marks = ["exif-rotated"] if header.orientation != 1 else []
     if header.image is None:
         return [*marks, "grayscale"] if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else marks
@@ -112,7 +112,7 @@ def _marks(data: bytes, header: Header) -> list[str]:
     return marks
 
 
-def _size_marks(width: int, height: int) -> list[str]:
+def _size_notes(width: int, height: int) -> list[str]:
     return ["tiny"] if min(width, height) < TINY else ["huge"] if width * height > HUGE else []
 
 
@@ -123,10 +123,10 @@ def _kind(data: bytes, fault: str) -> str:
         return "forged header"
     if "no image format" in fault:
         return "no image"
-    return "truncated" if "truncated" in fault or _cut(data) else "unreadable"
+    return "truncated" if "truncated" in fault or _is_truncated(data) else "unreadable"
 
 
-def _cut(data: bytes) -> bool:
+def _is_truncated(data: bytes) -> bool:
     """Whether the file's end is missing, by its format's own end mark."""
     if data[:3] == b"\xff\xd8\xff":
         return b"\xff\xd9" not in data[-64:]

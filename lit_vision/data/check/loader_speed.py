@@ -16,7 +16,7 @@ from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
 
 
-def against_step(recipe: Path, root: Path, batches: int = 4) -> dict[str, Any]:
+def compare_loader_to_step(recipe: Path, root: Path, batches: int = 4) -> dict[str, Any]:
     """Time a recipe's batches made in this process, and its training step (forward and backward, no optimizer) on its device.
 
     Args:

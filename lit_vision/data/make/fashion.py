@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.errors import UserError
-from lit_vision.io.completion_marker import begin, finish, is_made, writing
+from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
 
-CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+GARMENT_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 EMBEDDED = Path(__file__).parents[3] / "data" / "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-NOTE = "lit_vision_data.json"  # in the folder that we made: what it is, so that a second call can tell
+DATASET_NOTE = "lit_vision_data.json"  # in the folder that we made: what it is, so that a second call can tell
 SPLIT_SIZES = {"train": 8000, "val": 1000, "test": 1000}
 
 # Chosen for what logistic regression on pixels then gets: 26.7 % at 80 labels and 38.9 % at 800 (upright 69.8 and 79.2; C = 0.1, 3 seeds and 1).
-TURN = 180.0  # degrees either way
+ROTATION = 180.0  # degrees either way
 SCALE = (0.8, 1.0)
 SHIFT = 1.0  # pixels either way
 SIDE = 32
@@ -104,7 +104,7 @@ def stratified_splits(labels: np.ndarray, sizes: dict[str, int], seed: int) -> d
     return splits
 
 
-def turn(image: np.ndarray, seed: int, index: int) -> np.ndarray:
+def rotate_images(image: np.ndarray, seed: int, index: int) -> np.ndarray:
     """One garment turned by U(-180, 180) degrees, scaled by U(0.8, 1) and shifted by U(-1, 1) pixels each way, on 32 x 32 black.
 
     Args:
@@ -117,7 +117,7 @@ def turn(image: np.ndarray, seed: int, index: int) -> np.ndarray:
     import cv2
 
     u = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, index, 3])).random(4)
-    angle = TURN * (2 * u[0] - 1)
+    angle = ROTATION * (2 * u[0] - 1)
     scale = SCALE[0] + u[1] * (SCALE[1] - SCALE[0])
     side = image.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, scale)
@@ -134,7 +134,7 @@ def write_folder(
         out: an empty, missing or half-made folder.
         splits: name -> (images (N, H, W) uint8, labels (N,), index in the source (N,)).
         alter: (image, index) -> image, or None.
-        note: what is written to NOTE.
+        note: what is written to DATASET_NOTE.
     """
     import cv2
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -144,24 +144,24 @@ def write_folder(
     with Progress(*columns) as bar:
         task = bar.add_task(f"writing {out.name}", total=total)
         for split, (images, labels, places) in splits.items():
-            for name in CLASSES:
+            for name in GARMENT_CLASSES:
                 (out / split / name).mkdir(parents=True, exist_ok=True)
             for done, (image, label, place) in enumerate(zip(images, labels.tolist(), places.tolist()), 1):
                 image = alter(image, place) if alter else image
                 good, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
                 assert good
-                with open(f"{out}/{split}/{CLASSES[label]}/{place:05d}.png", "wb") as file:
+                with open(f"{out}/{split}/{GARMENT_CLASSES[label]}/{place:05d}.png", "wb") as file:
                     file.write(png)
                 if done % 500 == 0 or done == len(labels):
                     bar.update(task, advance=500 if done % 500 == 0 else done % 500)
-    finish(out, NOTE, json.dumps(note, indent=1) + "\n")
+    mark_complete(out, DATASET_NOTE, json.dumps(note, indent=1) + "\n")
 
 
-def note_of(turned: bool, full: bool, seed: int) -> dict:
+def dataset_note(turned: bool, full: bool, seed: int) -> dict:
     """What identifies the set that these options make."""
     note = {"name": "fashion", "turned": turned, "full": full, "seed": seed}
     if turned:
-        note["turn"] = {"degrees": TURN, "scale": list(SCALE), "shift": SHIFT, "side": SIDE}
+        note["turn"] = {"degrees": ROTATION, "scale": list(SCALE), "shift": SHIFT, "side": SIDE}
     return note
 
 
@@ -186,17 +186,17 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
     Raises:
         UserError: the folder holds something else or cannot be written, or the source is missing.
     """
-    note = note_of(turned, full, seed)
-    with writing(out, "--out "):
-        if is_made(out, NOTE, note, "--out ", _identity):
-            counts = json.loads((out / NOTE).read_text()).get("images")
+    note = dataset_note(turned, full, seed)
+    with report_write_errors(out, "--out "):
+        if is_complete(out, DATASET_NOTE, note, "--out ", _identity):
+            counts = json.loads((out / DATASET_NOTE).read_text()).get("images")
             if (
                 isinstance(counts, dict)
                 and counts
                 and counts == {split: sum(1 for _ in (out / split).glob("*/*.png")) for split in counts}
             ):
                 return counts
-        begin(out, NOTE, json.dumps(note))
+        mark_started(out, DATASET_NOTE, json.dumps(note))
     if full:
         first = {
             "train": 0,
@@ -209,6 +209,6 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
         sizes = {name: round(size * share) for name, size in SPLIT_SIZES.items()}
         splits = {name: (images[at], labels[at], at) for name, at in stratified_splits(labels, sizes, seed).items()}
     note["images"] = {name: len(part[1]) for name, part in splits.items()}
-    with writing(out, "--out "):
-        write_folder(out, splits, (lambda image, place: turn(image, seed, place)) if turned else None, note)
+    with report_write_errors(out, "--out "):
+        write_folder(out, splits, (lambda image, place: rotate_images(image, seed, place)) if turned else None, note)
     return note["images"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.errors import UserError
-from lit_vision.io.completion_marker import begin, finish, is_made, writing
+from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
 
 SPLITS = ("train", "val", "test")
 MARK = ".unpacked"  # in a finished folder: of which file, and the names of the classes
@@ -37,12 +37,12 @@ def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[
         )
     counts = {split: len(labels) for split, (_, labels) in arrays.items()}
     note = f"{file.name} {file.stat().st_size} {' '.join(names)}\n"
-    with writing(out):
-        if is_made(out, MARK, note, read=str):
+    with report_write_errors(out):
+        if is_complete(out, MARK, note, read=str):
             return counts
-        begin(out, MARK, note)
+        mark_started(out, MARK, note)
         _write(arrays, out, names)
-        finish(out, MARK, note)
+        mark_complete(out, MARK, note)
     return counts
 
 

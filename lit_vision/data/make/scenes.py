@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.make.fashion import CLASSES, NOTE, SPLIT_SIZES, embedded_fashion, stratified_splits
-from lit_vision.io.completion_marker import begin, finish, is_made, writing
+from lit_vision.data.make.fashion import DATASET_NOTE, GARMENT_CLASSES, SPLIT_SIZES, embedded_fashion, stratified_splits
+from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
 
-SIDE = 128
+SCENE_SIDE = 128
 SIZES = {"train": 2000, "val": 250, "test": 500}
 ITEMS = (2, 7)  # garments in a scene, both included
 GROW = (1.1, 2.0)  # of a garment's 28 pixels
-TURN = 25.0  # degrees either way
+GARMENT_ROTATION = 25.0  # degrees either way
 VISIBLE = 0.35  # a later garment may hide the rest of an earlier one
-TRIES = 12  # places tried before a garment is left out
-PICTURES = ("images", "semantic", "instances")  # folders of a split
+PLACEMENT_TRIES = 12  # places tried before a garment is left out
+SCENE_FOLDERS = ("images", "semantic", "instances")  # folders of a split
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Scene:
         return np.array([0, *(label + 1 for label in self.labels)], np.uint8)[self.instances]
 
 
-def _colour(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+def _random_color(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
     return rng.uniform(low, high, 3)
 
 
-def background(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
+def background(rng: np.random.Generator, side: int = SCENE_SIDE) -> np.ndarray:
     """A texture between two colours, (side, side, 3) float in [0, 255]: smooth noise, stripes, checks or all of them mixed."""
     import cv2
 
@@ -74,11 +74,11 @@ def background(rng: np.random.Generator, side: int = SIDE) -> np.ndarray:
     if kind in (2, 3):
         weight += 0.4 * np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
     weight = np.clip(weight + 0.5, 0, 1)[..., None]
-    picture = weight * _colour(rng, 20, 235) + (1 - weight) * _colour(rng, 20, 235)
+    picture = weight * _random_color(rng, 20, 235) + (1 - weight) * _random_color(rng, 20, 235)
     return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255)
 
 
-def silhouette(garment: np.ndarray) -> np.ndarray:
+def foreground_mask(garment: np.ndarray) -> np.ndarray:
     """Which pixels belong to a garment: (H, W) uint8 to (H, W) uint8 of 0 and 1; small gaps and holes are closed, loose specks dropped."""
     import cv2
 
@@ -91,18 +91,18 @@ def silhouette(garment: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _posed(garment: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _augment_garment(garment: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A garment turned and grown: gray (h, w) float, and its mask (h, w) bool, cut to the mask's box."""
     import cv2
 
-    grow, angle = rng.uniform(*GROW), rng.uniform(-TURN, TURN)
+    grow, angle = rng.uniform(*GROW), rng.uniform(-GARMENT_ROTATION, GARMENT_ROTATION)
     if rng.random() < 0.5:
         garment = garment[:, ::-1]
     side = int(np.ceil(garment.shape[0] * grow * 1.5))
     middle = (garment.shape[0] - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), angle, grow)
     matrix[:, 2] += (side - 1) / 2 - middle
-    solid = np.ascontiguousarray(silhouette(garment).astype(np.float32))
+    solid = np.ascontiguousarray(foreground_mask(garment).astype(np.float32))
     mask = cv2.warpAffine(solid, matrix, (side, side), flags=cv2.INTER_LINEAR) > 0.5
     gray = cv2.warpAffine(np.ascontiguousarray(garment), matrix, (side, side), flags=cv2.INTER_LINEAR)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -120,19 +120,19 @@ def compose(garments: np.ndarray, labels: np.ndarray, places: np.ndarray, rng: n
         rng: all that is random comes from here.
     """
     picture = background(rng)
-    owner = np.zeros((SIDE, SIDE), np.uint8)
+    owner = np.zeros((SCENE_SIDE, SCENE_SIDE), np.uint8)
     chosen: list[int] = []
     whole: list[int] = []  # pixels of each garment before anything covered it
     for item in rng.choice(places, int(rng.integers(ITEMS[0], ITEMS[1] + 1)), replace=False).tolist():
-        gray, mask = _posed(garments[item], rng)
-        tint = _colour(rng, 0.45, 1.0)
+        gray, mask = _augment_garment(garments[item], rng)
+        tint = _random_color(rng, 0.45, 1.0)
         h, w = mask.shape
-        for _ in range(TRIES):
-            top, left = int(rng.integers(0, SIDE - h + 1)), int(rng.integers(0, SIDE - w + 1))
+        for _ in range(PLACEMENT_TRIES):
+            top, left = int(rng.integers(0, SCENE_SIDE - h + 1)), int(rng.integers(0, SCENE_SIDE - w + 1))
             trial = owner.copy()
             trial[top : top + h, left : left + w][mask] = len(chosen) + 1
             seen = np.bincount(trial.ravel(), minlength=len(chosen) + 2)[1:]
-            if (seen[:-1] >= VISIBLE * np.array(whole)).all() and _in_sight(trial, len(chosen)):
+            if (seen[:-1] >= VISIBLE * np.array(whole)).all() and _all_visible(trial, len(chosen)):
                 owner = trial
                 patch = picture[top : top + h, left : left + w]
                 patch[mask] = (gray[..., None] * tint + 10)[mask]
@@ -143,7 +143,7 @@ def compose(garments: np.ndarray, labels: np.ndarray, places: np.ndarray, rng: n
     return Scene(image, owner, [int(labels[i]) for i in chosen], chosen)
 
 
-def _in_sight(owner: np.ndarray, earlier: int) -> bool:
+def _all_visible(owner: np.ndarray, earlier: int) -> bool:
     """What is visible of each earlier garment is more than a sliver: its box has three pixels each way at least."""
     for number in range(1, earlier + 1):
         rows, columns = np.nonzero(owner == number)
@@ -182,13 +182,13 @@ def _write(path: Path, image: np.ndarray) -> None:
     path.write_bytes(png)
 
 
-def write_split(out: Path, split: str, places: np.ndarray, count: int, seed: int) -> None:
+def write_scene_split(out: Path, split: str, places: np.ndarray, count: int, seed: int) -> None:
     """The folder `out/<split>` with `count` scenes of these places of the embedded file."""
     from rich.progress import track
 
     garments, labels = embedded_fashion()
     room = out / split
-    for name in PICTURES:
+    for name in SCENE_FOLDERS:
         (room / name).mkdir(parents=True, exist_ok=True)
     annotations: list[dict] = []
     number = list(SIZES).index(split)
@@ -204,23 +204,25 @@ def write_split(out: Path, split: str, places: np.ndarray, count: int, seed: int
         "licenses": [{"id": 1, "name": "MIT (Fashion-MNIST, Zalando SE)", "url": ""}],
         "images": _images(count),
         "annotations": annotations,
-        "categories": [{"id": i + 1, "name": name, "supercategory": "garment"} for i, name in enumerate(CLASSES)],
+        "categories": [
+            {"id": i + 1, "name": name, "supercategory": "garment"} for i, name in enumerate(GARMENT_CLASSES)
+        ],
     }
     (room / "annotations.json").write_text(json.dumps(note, separators=(",", ":")) + "\n")
 
 
 def _images(count: int) -> list[dict[str, Any]]:
-    return [{"id": i + 1, "file_name": f"{i:06d}.png", "width": SIDE, "height": SIDE} for i in range(count)]
+    return [{"id": i + 1, "file_name": f"{i:06d}.png", "width": SCENE_SIDE, "height": SCENE_SIDE} for i in range(count)]
 
 
-def is_whole(room: Path, count: int, seed: int) -> bool:
+def is_scene_set_complete(room: Path, count: int, seed: int) -> bool:
     """Whether every file of a split is there: annotations of these images with this seed, pictures that begin and end as a PNG does."""
     try:
         note = json.loads((room / "annotations.json").read_bytes())
         listed, objects = note["images"], [a["image_id"] for a in note["annotations"]]
         if listed != _images(count) or note["info"]["seed"] != seed or not set(objects) <= {*range(1, count + 1)}:
             return False
-        return all(_is_png(room / name / image["file_name"]) for image in listed for name in PICTURES)
+        return all(_is_png(room / name / image["file_name"]) for image in listed for name in SCENE_FOLDERS)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
@@ -247,14 +249,16 @@ def scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dic
         UserError: the folder holds something else or cannot be written, or the embedded images are missing.
     """
     sizes = {name: count for name, count in (sizes or SIZES).items() if count}
-    note = {"name": "scenes", "seed": seed, "side": SIDE, "images": sizes}
-    with writing(out, "--out "):
-        if is_made(out, NOTE, note, "--out ") and all(is_whole(out / s, n, seed) for s, n in sizes.items()):
+    note = {"name": "scenes", "seed": seed, "side": SCENE_SIDE, "images": sizes}
+    with report_write_errors(out, "--out "):
+        if is_complete(out, DATASET_NOTE, note, "--out ") and all(
+            is_scene_set_complete(out / s, n, seed) for s, n in sizes.items()
+        ):
             return sizes
         _, labels = embedded_fashion()
         parts = stratified_splits(labels, SPLIT_SIZES, seed=0)
-        begin(out, NOTE, json.dumps(note))
+        mark_started(out, DATASET_NOTE, json.dumps(note))
         for split, count in sizes.items():
-            write_split(out, split, parts[split], count, seed)
-        finish(out, NOTE, json.dumps(note, indent=1) + "\n")
+            write_scene_split(out, split, parts[split], count, seed)
+        mark_complete(out, DATASET_NOTE, json.dumps(note, indent=1) + "\n")
     return sizes

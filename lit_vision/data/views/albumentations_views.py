@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from lit_vision.data.views.decode import decode
-from lit_vision.data.views.keyed_rng import seed_of
+from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.errors import UserError
 
 _DOMAIN = 0x616C6275  # "albu": keeps these draws apart from other uses of one seed
@@ -29,7 +29,7 @@ def albumentations():
     return A
 
 
-def light(size: int):
+def mild(size: int):
     """Crop and flip: what `train` does, by another library."""
     A = albumentations()
     return A.Compose([A.RandomResizedCrop((size, size), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)])
@@ -61,10 +61,10 @@ def geometric(size: int):
     )
 
 
-PIPELINES: dict[str, Callable] = {"light": light, "photometric": photometric, "geometric": geometric}
+PIPELINES: dict[str, Callable] = {"light": mild, "photometric": photometric, "geometric": geometric}
 
 
-def register(name: str, build: Callable) -> None:
+def register_pipeline(name: str, build: Callable) -> None:
     """Add one's own pipeline: `build(size) -> A.Compose` that takes image=(H, W, 3) and gives (size, size, 3) uint8. Then `albumentations:<name>`.
 
     `build` must be a module's function, not a lambda, if workers are spawned.
@@ -79,7 +79,7 @@ def rekey(pipeline, *key: int) -> None:
         pipeline: an `A.Compose`.
         key: whole numbers, e.g. (seed, epoch, index, copy).
     """
-    seed = seed_of(_DOMAIN, *key)
+    seed = derive_seed(_DOMAIN, *key)
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 

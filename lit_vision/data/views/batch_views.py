@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_vision.data.views.color import colour_matrices, exact_colour
-from lit_vision.data.views.params import Draw, Drawer, Law, make_law
-from lit_vision.data.views.timm_augment import Augment
-from lit_vision.data.views.views import blur_side, resize_and_crop
+from lit_vision.data.views.color import color_matrices, sequential_color_jitter
+from lit_vision.data.views.params import ViewParams, ViewParamSampler, ViewSpec, make_view_spec
+from lit_vision.data.views.timm_augment import TimmAugment
+from lit_vision.data.views.views import blur_kernel_size, resize_and_crop
 
 BatchedViews = Callable[[Tensor, Tensor], Tensor]
 _PART = 1 << 17  # floats of one step's tensors: 512 kB
@@ -37,31 +37,31 @@ def make_batch_views(name: str, size: int, seed: int, **options) -> BatchedViews
         from lit_vision.data.views.albumentations_views import AlbumentationsViews
 
         return _OneByOne(AlbumentationsViews(name.partition(":")[2], size, seed, **options))
-    return BatchViews(make_law(name, size, **options), seed)
+    return BatchViews(make_view_spec(name, size, **options), seed)
 
 
 class BatchViews:
     """Views of a batch of images under a law; see `make_batch_views`.
 
     Args:
-        law: from `make_law`.
+        spec: from `make_view_spec`.
         seed: in [0, 2**64).
     """
 
-    def __init__(self, law: Law, seed: int):
-        self.law, self.seed = law, seed
-        self.draw, self.augment = Drawer(law, seed), Augment(law, seed)
+    def __init__(self, spec: ViewSpec, seed: int):
+        self.spec, self.seed = spec, seed
+        self.draw, self.augment = ViewParamSampler(spec, seed), TimmAugment(spec, seed)
 
     @property
     def views(self) -> int:
         """V."""
-        return self.law.views
+        return self.spec.views
 
     def __call__(self, images: Tensor | np.ndarray, keys: Tensor | np.ndarray | Sequence) -> Tensor:
         images = torch.as_tensor(images)  # (B, H, W, C)
         n, _, width = images.shape[:3]
-        size, views = self.law.size, self.law.views
-        if self.law.name == "eval":
+        size, views = self.spec.size, self.spec.views
+        if self.spec.name == "eval":
             return self._evaluation(images)
         rows = keys.tolist() if hasattr(keys, "tolist") else keys
         out = torch.empty((n, views, size, size, 3), dtype=torch.uint8)
@@ -76,32 +76,32 @@ class BatchViews:
 
     def _render(self, images: Tensor, keys: Sequence, out: Tensor) -> None:
         """All but timm's part: images (B, H, W, C), B keys -> out (B, V, S, S, 3)."""
-        (height, width), size, views = images.shape[1:3], self.law.size, self.law.views
+        (height, width), size, views = images.shape[1:3], self.spec.size, self.spec.views
         draws = [self.draw(*key, view, height, width) for key in keys for view in range(views)]
         pixels = images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
         if views > 1:
             pixels = pixels.repeat_interleave(views, dim=0)
-        if self.law.rotation or self.law.scale is not None:
+        if self.spec.rotation or self.spec.scale is not None:
             pixels = _sample(pixels, draws, size)
-        elif self.law.crop_scale is not None or (height, width) != (size, size):
+        elif self.spec.crop_scale is not None or (height, width) != (size, size):
             pixels = _resize_crops(pixels, draws, size)
         else:
             flip = torch.tensor([d.flip for d in draws])[:, None, None, None]
             pixels = torch.where(flip, pixels.flip(3), pixels)
         pixels.round_().clamp_(0, 255)  # views.py works on uint8 between the steps
-        if self.law.has_colour and self.law.exact:
-            pixels = _exact_colour(pixels, draws)
-        elif self.law.has_colour:
-            pixels = _colour(pixels, draws)
-        if self.law.blur:
-            pixels = _blur(pixels, [d.sigma for d in draws], blur_side(size)).round_()
+        if self.spec.has_color and self.spec.exact:
+            pixels = _sequential_color(pixels, draws)
+        elif self.spec.has_color:
+            pixels = _apply_color(pixels, draws)
+        if self.spec.blur:
+            pixels = _blur(pixels, [d.sigma for d in draws], blur_kernel_size(size)).round_()
         out.view(-1, size, size, 3).copy_(pixels.to(torch.uint8).permute(0, 2, 3, 1))  # gray is repeated here
 
     def _evaluation(self, images: Tensor) -> Tensor:
-        size = self.law.size
+        size = self.spec.size
         if images.shape[1:3] != (size, size):
             rgb = images.expand(-1, -1, -1, 3).numpy()
-            images = torch.from_numpy(np.stack([resize_and_crop(image, size, self.law.crop_pct) for image in rgb]))
+            images = torch.from_numpy(np.stack([resize_and_crop(image, size, self.spec.crop_pct) for image in rgb]))
         return images.expand(-1, -1, -1, 3).contiguous()[:, None]
 
 
@@ -118,7 +118,7 @@ class _OneByOne:
         return torch.from_numpy(np.stack(made))
 
 
-def _sample(pixels: Tensor, draws: list[Draw], size: int) -> Tensor:
+def _sample(pixels: Tensor, draws: list[ViewParams], size: int) -> Tensor:
     """Turned, zoomed, cropped windows, bilinear, black outside: (N, C, H, W) -> (N, C, size, size)."""
     height, width = pixels.shape[2:]
     d = np.array(
@@ -137,7 +137,7 @@ def _sample(pixels: Tensor, draws: list[Draw], size: int) -> Tensor:
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _resize_crops(pixels: Tensor, draws: list[Draw], size: int) -> Tensor:
+def _resize_crops(pixels: Tensor, draws: list[ViewParams], size: int) -> Tensor:
     """Crops resized to (size, size), bicubic with antialias, mirrored where drawn: (N, C, H, W) -> (N, C, size, size)."""
     box = np.array([(d.left, d.width, d.top, d.height, d.flip) for d in draws], np.float32)
     box = torch.from_numpy(box)
@@ -153,9 +153,9 @@ def _filter(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
     """(N, size, source) rows of weights that resize [start, start + length) to `size`: Pillow's bicubic, a = -0.5, wider where it shrinks."""
     scale = (length / size)[:, None, None]
     wide = scale.clamp(min=1)
-    centre = (torch.arange(size) + 0.5)[None, :, None] * scale  # (N, S, 1), from the crop's start
+    center = (torch.arange(size) + 0.5)[None, :, None] * scale  # (N, S, 1), from the crop's start
     place = (torch.arange(source) + 0.5)[None, None] - start[:, None, None]  # (N, 1, source)
-    u = place.sub(centre).div_(wide).abs_().neg_().add_(2).clamp_(min=0)  # 2 - |t|, (N, S, source)
+    u = place.sub(center).div_(wide).abs_().neg_().add_(2).clamp_(min=0)  # 2 - |t|, (N, S, source)
     # 1 <= |t| < 2: u^2 (u - 1) / 2; |t| < 1 adds s^2 (1 - 2 s) with s = 1 - |t|: the cubic with a = -0.5
     s = u.sub(1)
     weight = u.square_().mul_(s).mul_(0.5)
@@ -165,11 +165,11 @@ def _filter(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
     return weight.div_(weight.sum(2, keepdim=True))
 
 
-def _colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
+def _apply_color(pixels: Tensor, draws: list[ViewParams]) -> Tensor:
     """One matrix per view, rounded and clipped once: (N, C, H, W), C 1 or 3, in [0, 255]. Gray images need gain and shift only."""
     n, channels = pixels.shape[:2]
     means = pixels.mean(dim=(2, 3)).expand(n, 3).double().numpy()  # exact: whole numbers below 2^24
-    matrix, shift = (torch.from_numpy(m).float() for m in colour_matrices(draws, means))
+    matrix, shift = (torch.from_numpy(m).float() for m in color_matrices(draws, means))
     if channels == 1:  # every operation keeps gray gray: rows of the matrix have one and the same sum
         return (
             pixels.mul_(matrix[:, 0].sum(1)[:, None, None, None])
@@ -181,10 +181,10 @@ def _colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
     return out.view_as(pixels).round_().clamp_(0, 255)
 
 
-def _exact_colour(pixels: Tensor, draws: list[Draw]) -> Tensor:
-    """`colour.exact_colour` of each view: (N, C, H, W) in [0, 255] -> the same, C 3."""
+def _sequential_color(pixels: Tensor, draws: list[ViewParams]) -> Tensor:
+    """`color.sequential_color_jitter` of each view: (N, C, H, W) in [0, 255] -> the same, C 3."""
     images = pixels.to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
-    made = [exact_colour(image, d) if d.has_colour else image for image, d in zip(images, draws)]
+    made = [sequential_color_jitter(image, d) if d.has_color else image for image, d in zip(images, draws)]
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from lit_vision.data.views.params import ORDERS, Draw
+from lit_vision.data.views.params import ORDERS, ViewParams
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, what torchvision, Pillow and TensorFlow call gray
 _TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -28,7 +28,7 @@ _TERMS = list(zip(_GRAY.ravel().tolist(), _CHROMA.ravel().tolist(), _TURNED.rave
 _R, _G, _B = LUMA.tolist()
 
 
-def colour_matrix(drawn: Draw, mean: Sequence[float]) -> list[list[float]]:
+def color_matrix(drawn: ViewParams, mean: Sequence[float]) -> list[list[float]]:
     """One view's colour operations: pixel -> matrix[:, :3] @ pixel + matrix[:, 3].
 
     With gray g and chroma c of a pixel (pixel = g + c): saturation and hue change c alone, by a factor and a rotation; brightness scales both;
@@ -53,8 +53,8 @@ def colour_matrix(drawn: Draw, mean: Sequence[float]) -> list[list[float]]:
     return [[m[0], m[1], m[2], shift], [m[3], m[4], m[5], shift], [m[6], m[7], m[8], shift]]
 
 
-def colour_matrices(draws: Sequence[Draw], means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`colour_matrix` of N views.
+def color_matrices(draws: Sequence[ViewParams], means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`color_matrix` of N views.
 
     Args:
         draws: N parameter sets.
@@ -63,11 +63,11 @@ def colour_matrices(draws: Sequence[Draw], means: np.ndarray) -> tuple[np.ndarra
     Returns:
         matrices (N, 3, 3) and shifts (N, 3), float64, the shifts in the unit of the means.
     """
-    whole = np.array([colour_matrix(d, mean) for d, mean in zip(draws, means.tolist())]).reshape(-1, 3, 4)
+    whole = np.array([color_matrix(d, mean) for d, mean in zip(draws, means.tolist())]).reshape(-1, 3, 4)
     return whole[..., :3], whole[..., 3]
 
 
-def exact_colour(image: np.ndarray, drawn: Draw) -> np.ndarray:
+def sequential_color_jitter(image: np.ndarray, drawn: ViewParams) -> np.ndarray:
     """The operations one after the other in their drawn order, each clipped, hue through HSV: as torchvision has them on floats.
 
     Args:

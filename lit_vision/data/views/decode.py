@@ -25,7 +25,7 @@ _LARGE = 1 << 24  # pixels (48 MB); above, a file is proved whole before its pix
 _PIXELS_PER_BYTE = {"JPEG": 512, "PNG": 8 * 1032, "GIF": 4096}
 
 
-class BadImage(UserError):
+class ImageDecodeError(UserError):
     """A file that is no readable image: empty, truncated, of an unknown format, or with a header over the pixel cap."""
 
     def __init__(self, message: str):
@@ -36,7 +36,7 @@ class BadImage(UserError):
         super().__init__(message)
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What a file says about itself.
 
     Attributes:
@@ -66,12 +66,12 @@ def decode(data: bytes) -> np.ndarray:
         (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        BadImage: the bytes are no whole image.
+        ImageDecodeError: the bytes are no whole image.
     """
     return _pixels(data, read_header(data), 1, fast=False)[0]
 
 
-def quick_decode(data: bytes, header: Header, scale: int = 1) -> tuple[np.ndarray, int]:
+def decode_scaled(data: bytes, header: ImageHeader, scale: int = 1) -> tuple[np.ndarray, int]:
     """As `decode`, for training: libjpeg's chroma without smoothing (10 % faster), and smaller by a whole factor if asked.
 
     Args:
@@ -83,44 +83,44 @@ def quick_decode(data: bytes, header: Header, scale: int = 1) -> tuple[np.ndarra
         (ceil(H / scale), ceil(W / scale), 3) uint8, RGB, contiguous; and the scale, which is 1 where only Pillow could decode it.
 
     Raises:
-        BadImage: the bytes are no whole image.
+        ImageDecodeError: the bytes are no whole image.
     """
     return _pixels(data, header, scale, fast=True)
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> ImageHeader:
     """Size, orientation and way of decoding; no pixel is allocated.
 
     Raises:
-        BadImage: no image, over the pixel cap, or fewer bytes than so many pixels can be packed into.
+        ImageDecodeError: no image, over the pixel cap, or fewer bytes than so many pixels can be packed into.
     """
     if not data:
-        raise BadImage("the file is empty; replace or remove it")
+        raise ImageDecodeError("the file is empty; replace or remove it")
     if data[:3] == b"\xff\xd8\xff":  # the usual case: 3 us where Pillow takes 40
         try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             pass
         else:
             _check_size("JPEG", width, height, len(data))
-            if colours in ("YCbCr", "RGB", "Gray"):
+            if colors in ("YCbCr", "RGB", "Gray"):
                 orientation = _orientation(data)
                 if orientation > 4:
                     width, height = height, width
-                return Header(width, height, orientation, True, None)
-    return _with_care(_pillow_header, data)
+                return ImageHeader(width, height, orientation, True, None)
+    return _guarded(_pillow_header, data)
 
 
-def _pixels(data: bytes, header: Header, scale: int, fast: bool) -> tuple[np.ndarray, int]:
+def _pixels(data: bytes, header: ImageHeader, scale: int, fast: bool) -> tuple[np.ndarray, int]:
     if header.scalable:
         try:
-            return _upright(_jpeg(data, header, scale, fast), header.orientation), scale
+            return _apply_orientation(_jpeg(data, header, scale, fast), header.orientation), scale
         except ValueError:
             pass  # Pillow has the last word
-    return _with_care(_pillow_pixels, data, header), 1
+    return _guarded(_pillow_pixels, data, header), 1
 
 
-def _jpeg(data: bytes, header: Header, scale: int, fast: bool) -> np.ndarray:
+def _jpeg(data: bytes, header: ImageHeader, scale: int, fast: bool) -> np.ndarray:
     width, height = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
     if scale == 1 and width * height > _LARGE:  # an eighth takes 1/64 of the memory and shows whether all is there
         simplejpeg.decode_jpeg(data, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
@@ -129,7 +129,7 @@ def _jpeg(data: bytes, header: Header, scale: int, fast: bool) -> np.ndarray:
     )
 
 
-def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def _apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
     """EXIF's eight cases: (H, W, 3) as stored -> as shown, contiguous."""
     if orientation == 1:
         return image
@@ -164,31 +164,31 @@ def _exif(image: Image.Image) -> int:
 def _check_size(kind: str, width: int, height: int, size: int) -> None:
     pixels = width * height
     if pixels > PIXEL_CAP:
-        raise BadImage(
+        raise ImageDecodeError(
             f"its header claims {width} x {height} pixels, over the cap of {PIXEL_CAP}; replace or remove it"
         )
     if pixels > size * _PIXELS_PER_BYTE.get(kind, PIXEL_CAP):
-        raise BadImage(
+        raise ImageDecodeError(
             f"truncated or forged: its header claims {width} x {height} pixels, its {size} bytes cannot hold them; replace or remove it"
         )
 
 
-def _pillow_header(data: bytes) -> Header:
+def _pillow_header(data: bytes) -> ImageHeader:
     image = Image.open(io.BytesIO(data))  # reads the header only
     width, height = image.size
     _check_size(image.format, width, height, len(data))
     if image.format == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise BadImage("truncated: shorter than its header says; replace or remove it")
+        raise ImageDecodeError("truncated: shorter than its header says; replace or remove it")
     if image.format == "PNG" and width * height > _LARGE:
         Image.open(io.BytesIO(data)).verify()  # checksums of all its parts, without pixels
     # Pillow loads a PNG to look for EXIF data behind its pixels, and here would lose the fault that it meets
     orientation = 1 if image.format == "PNG" and "exif" not in image.info else _exif(image)
     if orientation > 4:
         width, height = height, width
-    return Header(width, height, orientation, False, image)
+    return ImageHeader(width, height, orientation, False, image)
 
 
-def _pillow_pixels(data: bytes, header: Header) -> np.ndarray:
+def _pillow_pixels(data: bytes, header: ImageHeader) -> np.ndarray:
     image = header.image or Image.open(io.BytesIO(data))
     image.load()
     out = np.empty((image.height, image.width, 3), np.uint8)
@@ -197,7 +197,7 @@ def _pillow_pixels(data: bytes, header: Header) -> np.ndarray:
         bottom = min(top + strip, image.height)
         whole = strip >= image.height
         out[top:bottom] = _rgb(image if whole else image.crop((0, top, image.width, bottom)))
-    return _upright(out, _exif(image))
+    return _apply_orientation(out, _exif(image))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -212,22 +212,22 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _with_care(step, *args):
-    """Call one of Pillow's steps; whatever its plugins let through becomes a BadImage in one line."""
+def _guarded(step, *args):
+    """Call one of Pillow's steps; whatever its plugins let through becomes an ImageDecodeError in one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # Pillow warns about half the cap, palettes and EXIF data; the outcome says enough
             return step(*args)
-    except BadImage:
+    except ImageDecodeError:
         raise
     except UnidentifiedImageError:
-        raise BadImage("no image format that can be read here; replace or remove it") from None
+        raise ImageDecodeError("no image format that can be read here; replace or remove it") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"{error}; replace or remove it") from None
+        raise ImageDecodeError(f"{error}; replace or remove it") from None
     except MemoryError:
-        raise BadImage("cannot be decoded (not enough memory); replace or remove it") from None
+        raise ImageDecodeError("cannot be decoded (not enough memory); replace or remove it") from None
     except Exception as error:  # damaged bytes: struct.error, zlib.error, KeyError and others
         words = " ".join(str(error).split())
-        raise BadImage(f"cannot be decoded ({type(error).__name__}: {words}); replace or remove it") from None
+        raise ImageDecodeError(f"cannot be decoded ({type(error).__name__}: {words}); replace or remove it") from None

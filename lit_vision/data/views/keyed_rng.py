@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 
-def seed_of(*ints: int) -> int:
-    """One 64-bit seed from whole numbers, e.g. `seed_of(seed, epoch, index, copy)`.
+def derive_seed(*ints: int) -> int:
+    """One 64-bit seed from whole numbers, e.g. `derive_seed(seed, epoch, index, copy)`.
 
     Python's own `hash()` is salted per process, so this is blake2b.
 
@@ -30,14 +30,14 @@ def seed_of(*ints: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def temporary_seed(seed: int) -> Iterator[None]:
     """Seed the global CPU generators of python, numpy and torch inside the block, and put their states back after it.
 
     For code that draws globally (timm's RandAugment, random erasing, mixup, cutmix). `torch.manual_seed` would format a stack
     trace for CUDA's lazy queue (180 us), so only the CPU generator is touched.
 
     Args:
-        seed: a whole number in [0, 2**64), usually from `seed_of`; numpy gets its low 32 bits.
+        seed: a whole number in [0, 2**64), usually from `derive_seed`; numpy gets its low 32 bits.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
@@ -51,7 +51,7 @@ def seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-class Streams:
+class PhiloxStreams:
     """Uniform numbers of one Philox-4x64 stream per (epoch, index, copy, view) under one seed.
 
     A stream is `Generator(Philox(key=[seed, domain], counter=[0, copy * 256 + view, index, epoch]))`. One generator is kept
@@ -99,4 +99,4 @@ class Streams:
 
     def __reduce__(self):
         """A spawned worker makes its own generator: the streams hold no state worth sending."""
-        return Streams, (self.seed, self.domain)
+        return PhiloxStreams, (self.seed, self.domain)

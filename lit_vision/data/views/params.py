@@ -12,20 +12,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lit_vision.data.views.keyed_rng import Streams
+from lit_vision.data.views.keyed_rng import PhiloxStreams
 from lit_vision.errors import UserError
 
-TRIES = (
+CROP_TRIES = (
     10  # of a crop that fits into the image, then the central one, as torchvision has it (TensorFlow tries 100 times)
 )
-SLOTS = 14 + 2 * TRIES  # uniform numbers of one view
+SLOTS = 14 + 2 * CROP_TRIES  # uniform numbers of one view
 FIRST = 16  # of them are drawn at once; the rest only if the first crop does not fit
 ORDERS = tuple(itertools.permutations(range(4)))  # of brightness 0, contrast 1, saturation 2, hue 3
 _DOMAIN = 0x76696577  # "view": keeps these streams apart from other uses of one seed
 
 
 @dataclass(frozen=True)
-class Law:
+class ViewSpec:
     """A view's distribution. Probabilities lie in [0, 1].
 
     Attributes:
@@ -41,7 +41,7 @@ class Law:
         blur: probability of a Gaussian blur, sigma U(0.1, 2.0) pixels, kernel size // 10 made odd.
         rand_augment: timm's string (`rand-m9-mstd0.5-inc1`), applied after crop and flip; "" for none.
         random_erasing: probability of timm's erasing, filled with noise per pixel.
-        exact: colour operations one after the other, clipped each, hue through HSV (colour.py), instead of one matrix; a SimCLR view then takes 3 times as long.
+        exact: colour operations one after the other, clipped each, hue through HSV (color.py), instead of one matrix; a SimCLR view then takes 3 times as long.
         quick: training crops come from JPEGs decoded at a scale and, above 96 pixels, by the fastest resize that keeps 37 dB (views.py);
             false decodes them whole and resizes as Pillow's antialiased bicubic does, as the papers' code.
         crop_pct: share of the resized short side that evaluation keeps; 1 for sizes up to 64.
@@ -69,12 +69,12 @@ class Law:
     crop_pct: float = 1.0
 
     @property
-    def has_colour(self) -> bool:
+    def has_color(self) -> bool:
         """Whether any view may change colours."""
         return self.jitter > 0 or self.grayscale > 0
 
 
-class Draw(NamedTuple):
+class ViewParams(NamedTuple):
     """One view's parameters. The crop is in whole source pixels, so that it can be cut by slicing."""
 
     left: int
@@ -93,7 +93,7 @@ class Draw(NamedTuple):
     sigma: float  # pixels of the result; 0 without blur
 
     @property
-    def has_colour(self) -> bool:
+    def has_color(self) -> bool:
         """Whether any colour operation changes this view."""
         return self.gray or self[8:12] != (1.0, 1.0, 1.0, 0.0)
 
@@ -117,7 +117,7 @@ OPTIONS = {  # what each view may be told; anything else is refused, never ignor
 }
 
 
-def make_law(name: str, size: int, **options) -> Law:
+def make_view_spec(name: str, size: int, **options) -> ViewSpec:
     """The law of a named view.
 
     - `simclr`: two views; crop area (0.08, 1), flip 0.5, jitter with probability 0.8 at `strength` s (0.8 s, 0.8 s, 0.8 s, 0.2 s),
@@ -130,7 +130,7 @@ def make_law(name: str, size: int, **options) -> Law:
     Args:
         name: one of the above.
         size: side of the result in pixels, at least 1.
-        options: fields of `Law` (and `strength`); None means the view's default.
+        options: fields of `ViewSpec` (and `strength`); None means the view's default.
 
     Raises:
         UserError: no such view, an option that it does not have, or a value outside its range.
@@ -146,71 +146,71 @@ def make_law(name: str, size: int, **options) -> Law:
     if strength < 0:
         raise UserError(f"view option strength: {strength} is negative; give 0 or more")
     base = {
-        "simclr": Law(name, size, 2, (0.08, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
-        "mae": Law(name, size, 1, (0.2, 1.0), flip=0.5),
-        "train": Law(name, size, 1, (0.08, 1.0), flip=0.5),
-        "eval": Law(name, size, 1, crop_pct=0.875 if size > 64 else 1.0),
+        "simclr": ViewSpec(name, size, 2, (0.08, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
+        "mae": ViewSpec(name, size, 1, (0.2, 1.0), flip=0.5),
+        "train": ViewSpec(name, size, 1, (0.08, 1.0), flip=0.5),
+        "eval": ViewSpec(name, size, 1, crop_pct=0.875 if size > 64 else 1.0),
     }[name]
     if name == "simclr":
         s = 0.8 * strength
         base = replace(base, brightness=s, contrast=s, saturation=s, hue=min(0.5, 0.2 * strength))
-    law = replace(base, **{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()})
-    if name == "train" and max(law.brightness, law.contrast, law.saturation, law.hue) > 0:
-        law = replace(law, jitter=1.0)
-    _check(law)
-    return law
+    spec = replace(base, **{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()})
+    if name == "train" and max(spec.brightness, spec.contrast, spec.saturation, spec.hue) > 0:
+        spec = replace(spec, jitter=1.0)
+    _check(spec)
+    return spec
 
 
-def _check(law: Law) -> None:
+def _check(spec: ViewSpec) -> None:
     def need(good: bool, key: str, mend: str) -> None:
         if not good:
-            raise UserError(f"view option {key}: {getattr(law, key)} is out of range; give {mend}")
+            raise UserError(f"view option {key}: {getattr(spec, key)} is out of range; give {mend}")
 
-    need(law.size >= 1, "size", "at least 1 pixel")
+    need(spec.size >= 1, "size", "at least 1 pixel")
     for key in ("flip", "grayscale", "blur", "random_erasing"):
-        need(0 <= getattr(law, key) <= 1, key, "a probability")
+        need(0 <= getattr(spec, key) <= 1, key, "a probability")
     for key in ("brightness", "contrast", "saturation", "rotation"):
-        need(getattr(law, key) >= 0, key, "0 or more")
-    need(0 <= law.hue <= 0.5, "hue", "0 to 0.5")
-    need(0 < law.crop_pct <= 1, "crop_pct", "more than 0 and at most 1")
+        need(getattr(spec, key) >= 0, key, "0 or more")
+    need(0 <= spec.hue <= 0.5, "hue", "0 to 0.5")
+    need(0 < spec.crop_pct <= 1, "crop_pct", "more than 0 and at most 1")
     for key, top in (("crop_scale", 1.0), ("crop_aspect", math.inf), ("scale", math.inf)):
-        pair = getattr(law, key)
+        pair = getattr(spec, key)
         good = pair is None or (len(pair) == 2 and 0 < pair[0] <= pair[1] <= top)
         need(good, key, f"two numbers 0 < low <= high{'' if top == math.inf else f' <= {top:g}'}")
 
 
-class Drawer:
-    """Draws the parameters of keys: `Drawer(law, seed)(epoch, index, copy, view, height, width) -> Draw`, a pure function.
+class ViewParamSampler:
+    """Draws the parameters of keys: `ViewParamSampler(spec, seed)(epoch, index, copy, view, height, width) -> ViewParams`, a pure function.
 
     Args:
-        law: the view's law.
+        spec: the view's law.
         seed: in [0, 2**64).
     """
 
-    def __init__(self, law: Law, seed: int):
-        self.law, self.seed = law, seed
-        self.streams = Streams(seed, _DOMAIN)
+    def __init__(self, spec: ViewSpec, seed: int):
+        self.spec, self.seed = spec, seed
+        self.streams = PhiloxStreams(seed, _DOMAIN)
         # read once: 25 look-ups of fields would take a fifth of a draw's time
-        factors = [pair for d in (law.brightness, law.contrast, law.saturation) for pair in _range(d)]
-        self._numbers = (law.flip, law.jitter, law.hue, law.grayscale, law.blur, *factors)
+        factors = [pair for d in (spec.brightness, spec.contrast, spec.saturation) for pair in _range(d)]
+        self._numbers = (spec.flip, spec.jitter, spec.hue, spec.grayscale, spec.blur, *factors)
 
-    def __call__(self, epoch: int, index: int, copy: int, view: int, height: int, width: int) -> Draw:
+    def __call__(self, epoch: int, index: int, copy: int, view: int, height: int, width: int) -> ViewParams:
         """One view's parameters.
 
         Args:
             epoch, index, copy: the key; view: in [0, V).
             height: of the source image, pixels; so is width.
         """
-        law, u = self.law, self.streams.uniforms(epoch, index, copy, view, FIRST)
+        spec, u = self.spec, self.streams.uniforms(epoch, index, copy, view, FIRST)
         flip, jitter, hue_range, grayscale, blur, b_low, b_span, c_low, c_span, s_low, s_span = self._numbers
         left, top, w, h = 0, 0, width, height
-        if law.crop_scale is not None:
+        if spec.crop_scale is not None:
             w, h = self._crop_sides(u, height, width)
             left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
-        angle = (2 * u[3] - 1) * law.rotation if law.rotation else 0.0
+        angle = (2 * u[3] - 1) * spec.rotation if spec.rotation else 0.0
         zoom = 1.0
-        if law.scale is not None:
-            low, high = law.scale
+        if spec.scale is not None:
+            low, high = spec.scale
             zoom = low * (high / low) ** u[4]
         brightness = contrast = saturation = 1.0
         hue, order = 0.0, 0
@@ -221,7 +221,7 @@ class Drawer:
         sigma = 0.1 + 1.9 * u[13] if u[12] < blur else 0.0
         # tuple's own constructor: a named tuple's takes twice as long
         return tuple.__new__(
-            Draw,
+            ViewParams,
             (
                 left,
                 top,
@@ -242,7 +242,7 @@ class Drawer:
 
     def _crop_sides(self, u: list[float], height: int, width: int) -> tuple[int, int]:
         """Width and height of a crop that fits into the image; u are the first FIRST numbers of the stream."""
-        (low, high), (narrow, wide) = self.law.crop_scale, self.law.crop_aspect
+        (low, high), (narrow, wide) = self.spec.crop_scale, self.spec.crop_aspect
         area = height * width
         for slot in range(14, SLOTS, 2):
             if slot == FIRST:

@@ -6,40 +6,40 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_vision.data.views.keyed_rng import seed_of, seeded
-from lit_vision.data.views.params import Law
+from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
+from lit_vision.data.views.params import ViewSpec
 from lit_vision.errors import UserError
 
 # ImageNet's. RandAugment fills with the mean; erasing's noise is normal in units normalised by these, and clipped to what a pixel can be.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Augment:
+class TimmAugment:
     """The part of a law that timm does: `augment(image, epoch, index, copy, view) -> image`.
 
     Args:
-        law: its `rand_augment` string and `random_erasing` probability.
+        spec: its `rand_augment` string and `random_erasing` probability.
         seed: in [0, 2**64).
 
     Raises:
         UserError: timm does not understand the string.
     """
 
-    def __init__(self, law: Law, seed: int):
+    def __init__(self, spec: ViewSpec, seed: int):
         self.seed, self.policy, self.erase = seed, None, None
-        if law.rand_augment:
-            self.policy = _policy(law.rand_augment, law.size)
-        if law.random_erasing:
+        if spec.rand_augment:
+            self.policy = _policy(spec.rand_augment, spec.size)
+        if spec.random_erasing:
             from timm.data.random_erasing import RandomErasing
 
-            self.erase = RandomErasing(law.random_erasing, mode="pixel", device="cpu")
+            self.erase = RandomErasing(spec.random_erasing, mode="pixel", device="cpu")
 
     def __bool__(self) -> bool:
         return self.policy is not None or self.erase is not None
 
     def __call__(self, image: np.ndarray, epoch: int, index: int, copy: int, view: int) -> np.ndarray:
         """(H, W, 3) uint8 in and out."""
-        with seeded(seed_of(self.seed, epoch, index, copy, view)):
+        with temporary_seed(derive_seed(self.seed, epoch, index, copy, view)):
             if self.policy is not None:
                 image = np.array(self.policy(Image.fromarray(image)))
             if self.erase is not None:

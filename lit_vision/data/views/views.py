@@ -1,7 +1,7 @@
 """Image bytes to views: pixels are a pure function of (seed, key, view), whatever the worker, the batch or the rank.
 
-Steps, each one function: header (decode.py), parameters (laws.py), the decoding scale that they allow, decode once for all views, cut by
-slicing, resize once, colour (colour.py), blur if drawn, flip last, timm's augmentations (augment.py).
+Steps, each one function: header (decode.py), parameters (params.py), the decoding scale that they allow, decode once for all views, cut by
+slicing, resize once, colour (color.py), blur if drawn, flip last, timm's augmentations (timm_augment.py).
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lit_vision.data.views.color import colour_matrix, exact_colour
-from lit_vision.data.views.decode import SCALES, Header, decode, quick_decode, read_header
-from lit_vision.data.views.params import Draw, Drawer, Law, make_law
-from lit_vision.data.views.timm_augment import Augment
+from lit_vision.data.views.color import color_matrix, sequential_color_jitter
+from lit_vision.data.views.decode import SCALES, ImageHeader, decode, decode_scaled, read_header
+from lit_vision.data.views.params import ViewParams, ViewParamSampler, ViewSpec, make_view_spec
+from lit_vision.data.views.timm_augment import TimmAugment
 
-SMALL = 96  # up to this side every resize is Pillow's filter, as for sets in memory (batch_views.py); above, see `quick_resize`
-FAINT = 0.28  # a blur of a smaller sigma has every tap but the middle one under 1/512, which is none at all in 8 bits
+FAST_RESIZE_ABOVE = 96  # up to this side every resize is Pillow's filter, as for sets in memory (batch_views.py); above, see `resize_fast`
+MIN_VISIBLE_SIGMA = (
+    0.28  # a blur of a smaller sigma has every tap but the middle one under 1/512, which is none at all in 8 bits
+)
 ImageViews = Callable[..., np.ndarray]  # (image_bytes, epoch, index, copy=0) -> uint8 (V, H, W, 3)
 
 
@@ -28,14 +30,14 @@ def make_views(name: str, size: int, seed: int, **options) -> ImageViews:
     """The named views of one image: `simclr` (V = 2), `mae`, `train`, `eval`, or `albumentations:<name>` (V = 1 each).
 
     Args:
-        name: see `laws.make_law`; `albumentations:<name>` takes a pipeline of transforms.py.
+        name: see `params.make_view_spec`; `albumentations:<name>` takes a pipeline of albumentations_views.py.
         size: side of the result in pixels.
         seed: in [0, 2**64).
-        options: of the view, see `laws.Law`; None means its default.
+        options: of the view, see `params.ViewSpec`; None means its default.
 
     Returns:
         A callable (image_bytes, epoch, index, copy=0) -> uint8 (V, size, size, 3); it can be sent to a spawned worker.
-        It raises BadImage if the bytes are no whole image.
+        It raises ImageDecodeError if the bytes are no whole image.
 
     Raises:
         UserError: no such view or option, or a value outside its range.
@@ -44,7 +46,7 @@ def make_views(name: str, size: int, seed: int, **options) -> ImageViews:
         from lit_vision.data.views.albumentations_views import AlbumentationsViews
 
         return AlbumentationsViews(name.partition(":")[2], size, seed, **options)
-    return Views(make_law(name, size, **options), seed)
+    return Views(make_view_spec(name, size, **options), seed)
 
 
 class Views:
@@ -55,74 +57,76 @@ class Views:
     bilinearly, after an antialiased shrink to the scale of the result.
 
     Args:
-        law: from `make_law`.
+        spec: from `make_view_spec`.
         seed: in [0, 2**64).
     """
 
-    def __init__(self, law: Law, seed: int):
-        self.law, self.seed = law, seed
-        self.draw, self.augment = Drawer(law, seed), Augment(law, seed)
+    def __init__(self, spec: ViewSpec, seed: int):
+        self.spec, self.seed = spec, seed
+        self.draw, self.augment = ViewParamSampler(spec, seed), TimmAugment(spec, seed)
 
     @property
     def views(self) -> int:
         """V."""
-        return self.law.views
+        return self.spec.views
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """The views of one file under one key: uint8 (V, size, size, 3)."""
-        if self.law.name == "eval" or not self.law.quick:
+        if self.spec.name == "eval" or not self.spec.quick:
             return self.of_pixels(decode(image_bytes), epoch, index, copy)
         header = read_header(image_bytes)
         if not header.scalable:
-            return self.of_pixels(quick_decode(image_bytes, header)[0], epoch, index, copy)
+            return self.of_pixels(decode_scaled(image_bytes, header)[0], epoch, index, copy)
         draws = self.draws(header.height, header.width, epoch, index, copy)
-        image, scale = quick_decode(image_bytes, header, self.scale_of(header, draws))
-        return self._render_all(image, draws if scale == 1 else [on_grid(d, scale) for d in draws], epoch, index, copy)
+        image, scale = decode_scaled(image_bytes, header, self.scale_of(header, draws))
+        return self._render_all(
+            image, draws if scale == 1 else [snap_to_decoded_grid(d, scale) for d in draws], epoch, index, copy
+        )
 
     def of_pixels(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """The same for pixels: image (H, W, 3) uint8."""
-        if self.law.name == "eval":
-            return resize_and_crop(image, self.law.size, self.law.crop_pct)[None]
+        if self.spec.name == "eval":
+            return resize_and_crop(image, self.spec.size, self.spec.crop_pct)[None]
         draws = self.draws(*image.shape[:2], epoch, index, copy)
         return self._render_all(image, draws, epoch, index, copy)
 
-    def draws(self, height: int, width: int, epoch: int, index: int, copy: int) -> list[Draw]:
+    def draws(self, height: int, width: int, epoch: int, index: int, copy: int) -> list[ViewParams]:
         """The parameters of the V views of one key, for a source of this size."""
-        return [self.draw(epoch, index, copy, view, height, width) for view in range(self.law.views)]
+        return [self.draw(epoch, index, copy, view, height, width) for view in range(self.spec.views)]
 
-    def scale_of(self, header: Header, draws: Sequence[Draw]) -> int:
+    def scale_of(self, header: ImageHeader, draws: Sequence[ViewParams]) -> int:
         """The largest decoding scale, 1 to 8, that leaves every crop at its target size or larger."""
-        spare = min(min(d.width, d.height) / max(1.0, d.zoom) for d in draws) / self.law.size
+        spare = min(min(d.width, d.height) / max(1.0, d.zoom) for d in draws) / self.spec.size
         for scale in SCALES:
             # a mirrored image's grid starts at its other edge, which fits only if the sides are whole multiples
             if spare >= scale and (header.orientation == 1 or not (header.width % scale or header.height % scale)):
                 return scale
         return 1
 
-    def _render_all(self, image: np.ndarray, draws: list[Draw], epoch: int, index: int, copy: int) -> np.ndarray:
-        out = np.empty((len(draws), self.law.size, self.law.size, 3), np.uint8)
+    def _render_all(self, image: np.ndarray, draws: list[ViewParams], epoch: int, index: int, copy: int) -> np.ndarray:
+        out = np.empty((len(draws), self.spec.size, self.spec.size, 3), np.uint8)
         for view, drawn in enumerate(draws):
             self.render(image, drawn, out[view])
             if self.augment:
                 out[view] = self.augment(out[view], epoch, index, copy, view)
         return out
 
-    def render(self, image: np.ndarray, drawn: Draw, out: np.ndarray | None = None) -> np.ndarray:
+    def render(self, image: np.ndarray, drawn: ViewParams, out: np.ndarray | None = None) -> np.ndarray:
         """One view's pixels: image (H, W, 3) uint8 -> (size, size, 3) uint8, in `out` if it is given."""
-        size = self.law.size
+        size = self.spec.size
         out = np.empty((size, size, 3), np.uint8) if out is None else out
         if drawn.angle == 0 and drawn.zoom == 1:
             view = image[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width]
-            view = quick_resize(view, size) if self.law.quick and size > SMALL else resize(view, size, size)
+            view = resize_fast(view, size) if self.spec.quick and size > FAST_RESIZE_ABOVE else resize(view, size, size)
         else:
-            view = turn(image, drawn, size)
-        colour, sigma = drawn.has_colour, drawn.sigma if drawn.sigma >= FAINT else 0.0
-        if colour and self.law.exact:
-            view = exact_colour(view, drawn)
-        elif colour:
+            view = rotate(image, drawn, size)
+        color, sigma = drawn.has_color, drawn.sigma if drawn.sigma >= MIN_VISIBLE_SIGMA else 0.0
+        if color and self.spec.exact:
+            view = sequential_color_jitter(view, drawn)
+        elif color:
             mean = cv2.mean(view) if drawn.contrast != 1 else ()
             last = None if sigma or drawn.flip else out  # the last step writes where the view is wanted
-            view = cv2.transform(view, np.array(colour_matrix(drawn, mean)), dst=last)  # rounds and clips to uint8
+            view = cv2.transform(view, np.array(color_matrix(drawn, mean)), dst=last)  # rounds and clips to uint8
         if sigma:
             view = blur(view, sigma, None if drawn.flip else out)
         if drawn.flip:
@@ -132,13 +136,13 @@ class Views:
         return out
 
 
-def on_grid(drawn: Draw, scale: int) -> Draw:
+def snap_to_decoded_grid(drawn: ViewParams, scale: int) -> ViewParams:
     """The crop in pixels of an image decoded at 1 / scale, moved to whole ones (by at most scale / 2 source pixels)."""
     left, top = drawn.left // scale, drawn.top // scale
     return drawn._replace(left=left, top=top, width=drawn.width // scale, height=drawn.height // scale)
 
 
-def quick_resize(image: np.ndarray, size: int) -> np.ndarray:
+def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
     """A crop to (size, size, 3) uint8, by the fastest filter that keeps 37 dB against Pillow's antialiased bicubic (data/README.md).
 
     Up to a shrink of 1.25 cv2's bicubic (51 dB in the median); up to 2, bilinear, whose two taps still reach every source pixel (46 dB); up to 3.6, the
@@ -154,16 +158,16 @@ def quick_resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float, out: np.ndarray | None = None) -> np.ndarray:
-    """Gaussian blur, mirrored at the edges: (S, S, 3) uint8 -> the same, within one level of the paper's whole kernel (`blur_side`).
+    """Gaussian blur, mirrored at the edges: (S, S, 3) uint8 -> the same, within one level of the paper's whole kernel (`blur_kernel_size`).
 
     Taps beyond 3 sigma are left out (0.3 % of the weight): 7 instead of 23 at sigma 1. `out` may take the result, never the image itself.
     """
-    reach = min(blur_side(len(image)) // 2, math.ceil(3 * sigma))
+    reach = min(blur_kernel_size(len(image)) // 2, math.ceil(3 * sigma))
     kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
     return cv2.sepFilter2D(image, -1, kernel, kernel, dst=out, borderType=cv2.BORDER_REFLECT_101)
 
 
-def blur_side(size: int) -> int:
+def blur_kernel_size(size: int) -> int:
     """Side of the blur's kernel, odd: 23 for 224 pixels. Source: Chen et al. 2020, App. A (10 % of the image)."""
     return 2 * (size // 10 // 2) + 1
 
@@ -200,7 +204,7 @@ def resize_and_crop(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
-def turn(image: np.ndarray, drawn: Draw, size: int) -> np.ndarray:
+def rotate(image: np.ndarray, drawn: ViewParams, size: int) -> np.ndarray:
     """The drawn window turned about its centre and zoomed: (H, W, 3) uint8 -> (size, size, 3) uint8, black outside the image."""
     height, width = image.shape[:2]
     (a, b, x), (c, d, y) = window_matrix(drawn)  # result in [-1, 1] -> source, edge coordinates
@@ -220,7 +224,7 @@ def turn(image: np.ndarray, drawn: Draw, size: int) -> np.ndarray:
     return cv2.warpAffine(np.ascontiguousarray(part), np.array([[a, b, x], [c, d, y]]), (size, size), flags=flags)
 
 
-def window_matrix(drawn: Draw) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def window_matrix(drawn: ViewParams) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """2 x 3 matrix from the result's frame ([-1, 1] each way, y down, before the flip) to the source's pixels (edge coordinates)."""
     turned = np.deg2rad(drawn.angle)
     cos, sin = float(np.cos(turned)), float(np.sin(turned))

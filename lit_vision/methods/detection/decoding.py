@@ -18,7 +18,7 @@ Detections = list[dict[str, Tensor]]
 LEAST_WIDTH = 32  # of a head that is built for its anchors and its decoding alone
 
 
-class Decoder:
+class AnchorDecoder:
     """Anchors and decoding of FCOS or RetinaNet.
 
     Args:
@@ -30,8 +30,8 @@ class Decoder:
         self.head, self.strides = head, list(strides)
 
     @classmethod
-    def of(cls, name: str, num_classes: int, strides: Sequence[int], score: float, nms: float) -> Decoder:
-        """The decoder of an exported model: what `options_of` gives.
+    def of(cls, name: str, num_classes: int, strides: Sequence[int], score: float, nms: float) -> AnchorDecoder:
+        """The decoder of an exported model: what `decoder_options` gives.
 
         Args:
             name: fcos or retinanet.
@@ -94,8 +94,8 @@ class Decoder:
         return torch.stack(boxes), scores
 
 
-def options_of(method: Any) -> dict[str, Any]:
-    """What a detector's card keeps for `Decoder.of`, plain values; the head's name alone for a two-stage head."""
+def decoder_options(method: Any) -> dict[str, Any]:
+    """What a detector's card keeps for `AnchorDecoder.of`, plain values; the head's name alone for a two-stage head."""
     found = {"head": method.hparams.head}
     if method.hparams.head in ONE_STAGE:
         found["strides"] = list(method.pyramid.strides)

@@ -18,12 +18,18 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.detection.decoding import Decoder, Detections
-from lit_vision.methods.detection.heads import HEADS, ONE_STAGE, build_head, default_strides, joined_losses
+from lit_vision.methods.detection.decoding import AnchorDecoder, Detections
+from lit_vision.methods.detection.heads import (
+    DETECTION_HEADS,
+    ONE_STAGE,
+    build_head,
+    default_strides,
+    globally_normalized_losses,
+)
 
 
 class Detector(L.LightningModule):
@@ -44,7 +50,7 @@ class Detector(L.LightningModule):
         img_size: side of the images, pixels; must be the data's.
         head: fcos, retinanet, faster_rcnn or mask_rcnn (needs data.with_masks).
         strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) without those too coarse for img_size:
-            8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`detection_heads.default_strides`). Checkpoints keep what was taken.
+            8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`heads.default_strides`). Checkpoints keep what was taken.
         pyramid_width: channels of the levels, a multiple of 32.
         head_convs: convolutions before FCOS's outputs.
         head_width: of the R-CNNs' linear layers.
@@ -65,7 +71,7 @@ class Detector(L.LightningModule):
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
     """
 
     def __init__(
@@ -100,8 +106,8 @@ class Detector(L.LightningModule):
         prompt_length: int = 50,
     ) -> None:
         super().__init__()
-        if head not in HEADS:
-            raise UserError(f"model.head: {head!r} is not one of {', '.join(HEADS)}; choose one of these")
+        if head not in DETECTION_HEADS:
+            raise UserError(f"model.head: {head!r} is not one of {', '.join(DETECTION_HEADS)}; choose one of these")
         if num_classes < 1:
             raise UserError(f"model.num_classes: {num_classes} leaves nothing to find; give 1 or more")
         if pyramid_width < 32 or pyramid_width % 32:
@@ -125,26 +131,26 @@ class Detector(L.LightningModule):
             score=score_threshold,
             nms=nms_threshold if nms_threshold is not None else 0.6 if head == "fcos" else 0.5,
         )
-        self.decoder = Decoder(self.head, strides)
+        self.decoder = AnchorDecoder(self.head, strides)
         fine_tuning.channels_last(self.pyramid, self.backbone)
         self.register_buffer("mean", torch.tensor(mean or own_mean))
         self.register_buffer("std", torch.tensor(std or own_std))
         self.metrics = nn.ModuleDict({f"{split}_map": coco_metric(head == "mask_rcnn") for split in ("val", "test")})
-        self.card: dict[str, Any] | None = None
+        self.metadata: dict[str, Any] | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Detector:
         """Training mode for what trains, evaluation mode for what is frozen."""
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            fine_tuning.frozen_in_eval(self.backbone)
+            fine_tuning.keep_frozen_in_eval(self.backbone)
         return self
 
     # ------------------------------------------------------------------ from images to detections
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid's levels [(B, pyramid_width, S / stride, S / stride)], fine to coarse, of normalised images (B, 3, S, S)."""
-        return self.pyramid(fine_tuning.maps_of(self.backbone, images))
+        return self.pyramid(fine_tuning.feature_maps(self.backbone, images))
 
     def raw(self, images: Tensor) -> dict[str, Tensor]:
         """What a one-stage head says of each anchor, before any threshold: this is what is exported, in this order.
@@ -164,7 +170,7 @@ class Detector(L.LightningModule):
         return {name: fine_tuning.at_least_float32(value) for name, value in found.items()}
 
     def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-        """Raw outputs, of torch or of an exported model, to detections; see `Decoder`."""
+        """Raw outputs, of torch or of an exported model, to detections; see `AnchorDecoder`."""
         return self.decoder(raw, size)
 
     def forward(self, images: Tensor) -> Detections:
@@ -212,7 +218,7 @@ class Detector(L.LightningModule):
         if not losses:
             return found, losses
         counts = dict.fromkeys(first, anchors.taken) | dict.fromkeys(second, regions.taken)
-        return found, joined_losses(losses, counts | {"loss_mask": regions.positives})
+        return found, globally_normalized_losses(losses, counts | {"loss_mask": regions.positives})
 
     # ------------------------------------------------------------------ learning
 
@@ -247,7 +253,7 @@ class Detector(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum of the losses of one batch; logs train/loss and each part."""
@@ -291,16 +297,18 @@ class Detector(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep what using the model takes."""
-        self.card = fine_tuning.card_for("detection", self.trainer.datamodule, {"head": self.hparams.head}) or self.card
+        self.metadata = (
+            fine_tuning.metadata_for("detection", self.trainer.datamodule, {"head": self.hparams.head}) or self.metadata
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself."""
-        fine_tuning.complete(checkpoint, self.card)
+        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
-        self.card = checkpoint.get("card", self.card)
+        self.metadata = checkpoint.get("card", self.metadata)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return fine_tuning.configure(self)
+        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
+        return fine_tuning.configure_optimizer(self)

@@ -26,7 +26,7 @@ from lit_vision.evaluation.detection import MAX_DETECTIONS
 from lit_vision.methods.keyed_noise import ANCHORS, PROPOSALS, keyed_noise
 
 ONE_STAGE = ("fcos", "retinanet")
-HEADS = (*ONE_STAGE, "faster_rcnn", "mask_rcnn")
+DETECTION_HEADS = (*ONE_STAGE, "faster_rcnn", "mask_rcnn")
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -38,7 +38,7 @@ def default_strides(head: str, img_size: int) -> list[int]:
     pixels on the largest anchor, as the side of a square of its area, is at most 1.6 x the image (RetinaNet) or 1 x (R-CNNs).
 
     Args:
-        head: one of HEADS.
+        head: one of DETECTION_HEADS.
         img_size: side of the images, pixels.
     """
     first, share = (8, 4) if head in ONE_STAGE else (4, 8)
@@ -46,7 +46,7 @@ def default_strides(head: str, img_size: int) -> list[int]:
     return [stride for stride in strides if stride == first or stride * share <= img_size]
 
 
-class _Width(nn.Module):
+class _BackboneStub(nn.Module):
     """What torchvision's constructors ask of a backbone: how wide its maps are."""
 
     def __init__(self, out_channels: int):
@@ -54,7 +54,7 @@ class _Width(nn.Module):
         self.out_channels = out_channels
 
 
-def joined_losses(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
+def globally_normalized_losses(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses that are a process's sums over its counts, as those of the joined batch; what they were with one process.
 
     Args:
@@ -65,10 +65,10 @@ def joined_losses(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[
         return losses
     count = torch.stack([counts[name] for name in losses])
     total = torch.stack(list(losses.values())) * count.clamp(min=1)
-    return dict(zip(losses, distributed.joined_mean(total, count)))
+    return dict(zip(losses, distributed.global_mean(total, count)))
 
 
-class JoinedFCOSHead(FCOSHead):
+class GlobalNormFCOSHead(FCOSHead):
     """torchvision's, with the number of positives of all processes under its losses."""
 
     def compute_loss(
@@ -80,7 +80,7 @@ class JoinedFCOSHead(FCOSHead):
     ) -> dict[str, Tensor]:
         """Arguments and result are torchvision's."""
         losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
-        return joined_losses(losses, dict.fromkeys(losses, (torch.stack(matched_idxs) >= 0).sum()))
+        return globally_normalized_losses(losses, dict.fromkeys(losses, (torch.stack(matched_idxs) >= 0).sum()))
 
 
 class KeyedSampler(BalancedPositiveNegativeSampler):
@@ -108,12 +108,12 @@ class KeyedSampler(BalancedPositiveNegativeSampler):
         noise = keyed_noise(self.keys, max(map(len, labels)), 0, self.stream)
         positives, negatives = [], []
         for own, ranks in zip(labels, noise):
-            positives.append(_lowest(ranks, own >= 1, int(self.batch_size_per_image * self.positive_fraction)))
-            negatives.append(_lowest(ranks, own == 0, self.batch_size_per_image - int(positives[-1].sum())))
+            positives.append(_k_smallest(ranks, own >= 1, int(self.batch_size_per_image * self.positive_fraction)))
+            negatives.append(_k_smallest(ranks, own == 0, self.batch_size_per_image - int(positives[-1].sum())))
         return positives, negatives
 
 
-def _lowest(noise: Tensor, among: Tensor, n: int) -> Tensor:
+def _k_smallest(noise: Tensor, among: Tensor, n: int) -> Tensor:
     """A uint8 mask of the at most n lowest in noise where `among` is true."""
     places = among.nonzero()[:, 0]
     mask = torch.zeros_like(among, dtype=torch.uint8)
@@ -140,7 +140,7 @@ def build_head(
     Unlike torchvision's defaults: RetinaNet's convolutions have group norm (as its v2 model) and the R-CNNs' heads follow `head_width`.
 
     Args:
-        name: one of HEADS.
+        name: one of DETECTION_HEADS.
         num_classes: K, without background.
         channels: of the pyramid's levels.
         strides: of the levels.
@@ -151,14 +151,14 @@ def build_head(
         nms: overlap above which of two detections of one class the lower is dropped.
     """
     rules = {"score_thresh": score, "nms_thresh": nms, "detections_per_img": MAX_DETECTIONS}
-    body, flat = _Width(channels), (RATIOS,) * len(strides)
+    body, flat = _BackboneStub(channels), (RATIOS,) * len(strides)
     if name == "fcos":
         points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
         made = FCOS(
             body,
             num_classes,
             anchor_generator=points,
-            head=JoinedFCOSHead(channels, 1, num_classes, head_convs),
+            head=GlobalNormFCOSHead(channels, 1, num_classes, head_convs),
             **rules,
         )
     elif name == "retinanet":

@@ -13,7 +13,7 @@ from lit_vision.backbones.pos_embed import sincos_2d
 LONG = 128  # tokens from which on the fused kernel's float32 path pays on CPUs
 
 
-def choose_attention(module: nn.Module, images: Tensor, tokens: int) -> None:
+def select_attention_kernel(module: nn.Module, images: Tensor, tokens: int) -> None:
     """Let every attention layer of timm in `module` use PyTorch's fused kernel, or plain products where those are faster.
 
     That is on CPUs in bfloat16, where the fused kernel's backward runs without AMX: forward + backward of 16 images took 114 ms instead of
@@ -56,7 +56,7 @@ class DecoderBlock(Block):
         return x + self.mlp(self.norm2(x))
 
 
-class Decoder(nn.Module):
+class MAEDecoder(nn.Module):
     """Predicts pixels of patches from the latent of the visible ones; thrown away after pre-training.
 
     Tokens stay in shuffled order, visible ones first: attention knows no order, and each token carries its position. So nothing is put

@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from lit_vision import optim
 from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.backbones.pos_embed import sincos_2d
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.methods.keyed_noise import PICTURES, TRAIN, VALIDATION, keyed_noise
-from lit_vision.methods.mae.decoder import Decoder, choose_attention, init_weights
+from lit_vision.methods.mae.decoder import MAEDecoder, init_weights, select_attention_kernel
 
 
-def patchify(images: Tensor, patch: int) -> Tensor:
+def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) to (B, L, P*P*C): patches row-major; inside a patch row, column, channel, the channel fastest."""
     b, c, h, w = images.shape
-    x = images.reshape(b, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // patch) * (w // patch), patch * patch * c)
+    x = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // patch_size) * (w // patch_size), patch_size * patch_size * c)
 
 
-def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """(B, L, P*P*C) to (B, C, H, W), the exact inverse of `patchify`; grid is (H / P, W / P)."""
     b, _, n = patches.shape
-    x = patches.reshape(b, *grid, patch, patch, n // patch**2)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, n // patch**2, grid[0] * patch, grid[1] * patch)
+    x = patches.reshape(b, *grid, patch_size, patch_size, n // patch_size**2)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, n // patch_size**2, grid[0] * patch_size, grid[1] * patch_size)
 
 
-def patches_kept(patches: int, mask_ratio: float, truncate: bool = False) -> int:
+def patches_kept(num_patches: int, mask_ratio: float, truncate: bool = False) -> int:
     """L_keep, the patches that the encoder sees.
 
     The number of *masked* patches is L * mask_ratio rounded to the nearest (half up), so 100 patches at 0.9 keep 10.
@@ -43,25 +43,27 @@ def patches_kept(patches: int, mask_ratio: float, truncate: bool = False) -> int
     Raises:
         UserError: no patch would be kept, or none masked.
     """
-    keep = int(patches * (1 - mask_ratio)) if truncate else patches - int(patches * mask_ratio + 0.5)
-    if not 0 < keep < patches:
-        raise UserError(f"mask_ratio: {mask_ratio} keeps {keep} of {patches} patches; keep and mask at least one")
-    return keep
+    num_keep = int(num_patches * (1 - mask_ratio)) if truncate else num_patches - int(num_patches * mask_ratio + 0.5)
+    if not 0 < num_keep < num_patches:
+        raise UserError(
+            f"mask_ratio: {mask_ratio} keeps {num_keep} of {num_patches} patches; keep and mask at least one"
+        )
+    return num_keep
 
 
-def random_masking(noise: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_masking(noise: Tensor, num_keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """The patches with the lowest noise are kept. Source: He et al. 2022, section 3 ("Simple implementation").
 
     Args:
         noise: (B, L) any real numbers; equal ones rank in order.
-        keep: L_keep.
+        num_keep: L_keep.
 
     Returns:
         ids_keep (B, L_keep) indices, ids_restore (B, L) that undoes the shuffle, mask (B, L) float: 1 = removed, in the image's order.
     """
     shuffle = noise.argsort(dim=1, stable=True)
     ids_restore = shuffle.argsort(dim=1)
-    return shuffle[:, :keep], ids_restore, (ids_restore >= keep).float()
+    return shuffle[:, :num_keep], ids_restore, (ids_restore >= num_keep).float()
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,11 +163,11 @@ class MAE(lightning.LightningModule):
             raise UserError(
                 f"backbone: MAE needs a plain ViT with a final norm (pool token), not {backbone}; take vit_base_patch16_224 or the like"
             )
-        self.patch, self.grid = vit.patch_embed.patch_size[0], tuple(vit.patch_embed.grid_size)
-        self.patches = self.grid[0] * self.grid[1]
-        self.keep = patches_kept(self.patches, mask_ratio, truncate_keep)
-        out = self.patch**2 * self.backbone.config["in_chans"]
-        self.decoder = Decoder(self.backbone.width, decoder_width, decoder_depth, decoder_heads, self.grid, out)
+        self.patch_size, self.grid = vit.patch_embed.patch_size[0], tuple(vit.patch_embed.grid_size)
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.num_keep = patches_kept(self.num_patches, mask_ratio, truncate_keep)
+        out = self.patch_size**2 * self.backbone.config["in_chans"]
+        self.decoder = MAEDecoder(self.backbone.width, decoder_width, decoder_depth, decoder_heads, self.grid, out)
         self.decoder.apply(init_weights)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
         if not arguments.get("pretrained"):
@@ -190,27 +192,27 @@ class MAE(lightning.LightningModule):
             loss (scalar), pred (B, L, P*P*C) of all patches, mask (B, L) with 1 = removed.
         """
         if noise is None:
-            noise = torch.rand(len(images), self.patches, device=images.device)
-        ids_keep, ids_restore, mask = random_masking(noise, self.keep)
+            noise = torch.rand(len(images), self.num_patches, device=images.device)
+        ids_keep, ids_restore, mask = random_masking(noise, self.num_keep)
         self._choose_attention(images)
         latent = self.backbone.forward_tokens(images, ids_keep)  # (B, 1 + L_keep, D)
         pred = self.decoder(latent, ids_restore.argsort(dim=1))  # (B, L, P*P*C), shuffled
         pred = pred.gather(1, ids_restore.unsqueeze(-1).expand_as(pred))
-        loss = masked_patch_loss(patchify(images, self.patch), pred, mask, self.hparams.norm_pix_loss)
+        loss = masked_patch_loss(patchify(images, self.patch_size), pred, mask, self.hparams.norm_pix_loss)
         return loss, pred, mask
 
     def loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """The loss of `forward` without what it does not need: nothing is predicted for visible patches. Arguments as there."""
-        ids_keep, ids_restore, _ = random_masking(noise, self.keep)
+        ids_keep, ids_restore, _ = random_masking(noise, self.num_keep)
         shuffle = ids_restore.argsort(dim=1)
         latent = self.backbone.forward_tokens(images, ids_keep)
         pred = self.decoder(latent, shuffle, hidden_only=True)  # (B, L - L_keep, P*P*C)
-        patches = patchify(images, self.patch).gather(1, shuffle[:, self.keep :, None].expand_as(pred))
+        patches = patchify(images, self.patch_size).gather(1, shuffle[:, self.num_keep :, None].expand_as(pred))
         return masked_patch_loss(patches, pred, torch.ones_like(pred[..., 0]), self.hparams.norm_pix_loss)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
 
     def batch_loss(self, batch: dict[str, Tensor], stream: int) -> Tensor:
         """Loss of a batch with masks from its keys; each of its V views is masked on its own."""
@@ -219,11 +221,11 @@ class MAE(lightning.LightningModule):
         keys = torch.cat([keys.repeat_interleave(images.shape[1], dim=0), views], dim=1)  # (B*V, 4)
         images = images.flatten(0, 1)
         self._choose_attention(images)
-        return self._step()(images, keyed_noise(keys, self.patches, self.hparams.seed, stream))
+        return self._step()(images, keyed_noise(keys, self.num_patches, self.hparams.seed, stream))
 
     def _choose_attention(self, images: Tensor) -> None:
-        choose_attention(self.backbone, images, 1 + self.keep)
-        choose_attention(self.decoder, images, 1 + self.patches)
+        select_attention_kernel(self.backbone, images, 1 + self.num_keep)
+        select_attention_kernel(self.decoder, images, 1 + self.num_patches)
 
     def _step(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`loss`, compiled at first use if asked for; a function and no module, so that state keys stay as they are."""
@@ -261,26 +263,26 @@ class MAE(lightning.LightningModule):
             Three (B, H, W, C) uint8 tensors.
         """
         if noise is None:
-            noise = keyed_noise(torch.arange(len(images), device=images.device)[:, None], self.patches, 0, PICTURES)
+            noise = keyed_noise(torch.arange(len(images), device=images.device)[:, None], self.num_patches, 0, PICTURES)
         _, pred, mask = self(images, noise)
-        patches, mask = patchify(images, self.patch), mask.unsqueeze(-1).bool()
+        patches, mask = patchify(images, self.patch_size), mask.unsqueeze(-1).bool()
         pred = pred.to(patches.dtype)
         if self.hparams.norm_pix_loss:
             mean, scale = patch_statistics(patches)
             pred = pred * scale + mean
-        gray = patchify(((0.5 - self.mean) / self.std)[:, None, None].expand_as(images), self.patch)
+        gray = patchify(((0.5 - self.mean) / self.std)[:, None, None].expand_as(images), self.patch_size)
         panels = (patches, gray.where(mask, patches), pred.where(mask, patches))
-        return tuple(self._to_uint8(unpatchify(panel, self.patch, self.grid)) for panel in panels)
+        return tuple(self._to_uint8(unpatchify(panel, self.patch_size, self.grid)) for panel in panels)
 
     def _to_uint8(self, images: Tensor) -> Tensor:
         pixels = images * self.std[:, None, None] + self.mean[:, None, None]
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
         h = self.hparams
         groups = optim.decay_groups(self.named_parameters(), h.weight_decay, no_decay=lambda name, p: p.ndim <= 1)
         options = {
             name: h[name] for name in ("optimizer", "base_lr", "lr", "min_lr", "betas", "momentum", "warmup_epochs")
         }
-        return optim.configure(self, groups, **options)
+        return optim.optimizer_and_schedule(self, groups, **options)

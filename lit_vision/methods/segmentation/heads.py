@@ -17,12 +17,12 @@ from lit_vision.backbones.pyramid import group_norm
 POOLS = (1, 2, 3, 6)  # of the pyramid pooling module, cells a side
 
 
-def conv(inner: int, outer: int, side: int) -> nn.Sequential:
+def conv_norm_relu(inner: int, outer: int, side: int) -> nn.Sequential:
     """Convolution without bias, group norm, ReLU; the maps keep their size."""
     return nn.Sequential(nn.Conv2d(inner, outer, side, padding=side // 2, bias=False), group_norm(outer), nn.ReLU())
 
 
-def grown(x: Tensor, size: Sequence[int]) -> Tensor:
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear to (H, W), corners not aligned."""
     return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
@@ -52,7 +52,7 @@ class FCNHead(nn.Module):
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float, convs: int = 2):
         super().__init__()
         widths = [channels[-1], *[width] * convs]
-        self.convs = nn.Sequential(*(conv(a, b, 3) for a, b in zip(widths, widths[1:])))  # noqa: RUF007
+        self.convs = nn.Sequential(*(conv_norm_relu(a, b, 3) for a, b in zip(widths, widths[1:])))  # noqa: RUF007
         self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
@@ -73,24 +73,24 @@ class UPerHead(nn.Module):
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float):
         super().__init__()
         self.pooled = nn.ModuleList(nn.Sequential(nn.Conv2d(channels[-1], width, 1), nn.ReLU()) for _ in POOLS)
-        self.top = conv(channels[-1] + len(POOLS) * width, width, 3)
-        self.laterals = nn.ModuleList(conv(c, width, 1) for c in channels[:-1])
-        self.smooth = nn.ModuleList(conv(width, width, 3) for _ in channels[:-1])
-        self.fuse = conv(len(channels) * width, width, 3)
+        self.top = conv_norm_relu(channels[-1] + len(POOLS) * width, width, 3)
+        self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels[:-1])
+        self.smooth = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[:-1])
+        self.fuse = conv_norm_relu(len(channels) * width, width, 3)
         self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """[(B, C_i, H_i, W_i)], fine to coarse, to scores (B, K, H_0, W_0)."""
         last = levels[-1]
         pools = [
-            grown(conv(adaptive_avg_pool2d(last, cells)), last.shape[-2:]) for conv, cells in zip(self.pooled, POOLS)
+            upsample(conv(adaptive_avg_pool2d(last, cells)), last.shape[-2:]) for conv, cells in zip(self.pooled, POOLS)
         ]
         sums = [self.top(torch.cat([last, *pools], 1))]
         for lateral, level in zip(reversed(self.laterals), reversed(levels[:-1])):
-            sums.insert(0, lateral(level) + grown(sums[0], level.shape[-2:]))
+            sums.insert(0, lateral(level) + upsample(sums[0], level.shape[-2:]))
         finest = sums[0].shape[-2:]
         joined = [smooth(x) for smooth, x in zip(self.smooth, sums[:-1])] + sums[-1:]
-        return self.scores(self.fuse(torch.cat([joined[0], *(grown(x, finest) for x in joined[1:])], 1)))
+        return self.scores(self.fuse(torch.cat([joined[0], *(upsample(x, finest) for x in joined[1:])], 1)))
 
 
-HEADS = {"linear": LinearHead, "fcn": FCNHead, "upernet": UPerHead}
+SEGMENTATION_HEADS = {"linear": LinearHead, "fcn": FCNHead, "upernet": UPerHead}

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_vision import distributed
-from lit_vision.evaluation.segmentation import IGNORE
+from lit_vision.evaluation.segmentation import IGNORE_INDEX
 from lit_vision.methods.fine_tuning import at_least_float32
 
-LOSSES = ("ce", "dice", "ce+dice")
+SEGMENTATION_LOSSES = ("ce", "dice", "ce+dice")
 
 
-def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE, shared: bool = False) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, shared: bool = False) -> Tensor:
     """Mean cross-entropy over the pixels that count; 0 if none does.
 
     Args:
@@ -34,7 +34,9 @@ def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE, sha
     return _cross_entropy(_log_softmax(logits), truth, shared, ignore)
 
 
-def dice_loss(logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0, shared: bool = False) -> Tensor:
+def dice_loss(
+    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, smooth: float = 0.0, shared: bool = False
+) -> Tensor:
     """Soft Dice loss: mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
 
     Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear denominator, as
@@ -61,7 +63,7 @@ def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce", shared: b
     return sum(parts[name](log_p, truth, shared) for name in loss.split("+"))
 
 
-def thinned(truth: Tensor, stride: int) -> Tensor:
+def subsample_targets(truth: Tensor, stride: int) -> Tensor:
     """One pixel of each stride x stride block, (B, H, W) to (B, ceil(H / stride), ceil(W / stride)).
 
     Which one alternates from block to block between the two corners, so that on average it lies in the middle, where scores of a coarser
@@ -81,12 +83,12 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return at_least_float32(logits).contiguous().log_softmax(1)
 
 
-def _cross_entropy(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE) -> Tensor:
+def _cross_entropy(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE_INDEX) -> Tensor:
     total, count = F.nll_loss(log_p, truth, ignore_index=ignore, reduction="sum"), (truth != ignore).sum()
-    return distributed.joined_mean(total, count) if shared else total / count.clamp(min=1)
+    return distributed.global_mean(total, count) if shared else total / count.clamp(min=1)
 
 
-def _dice(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
+def _dice(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE_INDEX, smooth: float = 0.0) -> Tensor:
     counted = truth != ignore  # (B, H, W)
     classes, known = log_p.shape[1], torch.where(counted, truth, 0)
     p = log_p.exp()

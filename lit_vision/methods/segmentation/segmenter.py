@@ -12,13 +12,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_vision.backbones.pyramid import freeze_unused, make_levels
-from lit_vision.data.batch import normalise
+from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
-from lit_vision.evaluation.segmentation import IGNORE, PixelCounts, segmentation_values
+from lit_vision.evaluation.segmentation import IGNORE_INDEX, PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.segmentation.heads import HEADS, FCNHead, grown
-from lit_vision.methods.segmentation.losses import LOSSES, pixel_cross_entropy, segmentation_loss, thinned
+from lit_vision.methods.segmentation.heads import SEGMENTATION_HEADS, FCNHead, upsample
+from lit_vision.methods.segmentation.losses import (
+    SEGMENTATION_LOSSES,
+    pixel_cross_entropy,
+    segmentation_loss,
+    subsample_targets,
+)
 
 
 class Segmenter(L.LightningModule):
@@ -55,7 +60,7 @@ class Segmenter(L.LightningModule):
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatch (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
     """
 
     def __init__(
@@ -90,10 +95,10 @@ class Segmenter(L.LightningModule):
         prompt_length: int = 50,
     ) -> None:
         super().__init__()
-        if head not in HEADS:
-            raise UserError(f"model.head: {head!r} is not one of {', '.join(HEADS)}; choose one of these")
-        if loss not in LOSSES:
-            raise UserError(f"model.loss: {loss!r} is not one of {', '.join(LOSSES)}; choose one of these")
+        if head not in SEGMENTATION_HEADS:
+            raise UserError(f"model.head: {head!r} is not one of {', '.join(SEGMENTATION_HEADS)}; choose one of these")
+        if loss not in SEGMENTATION_LOSSES:
+            raise UserError(f"model.loss: {loss!r} is not one of {', '.join(SEGMENTATION_LOSSES)}; choose one of these")
         if num_classes < 2 or (background is not None and not 0 <= background < num_classes):
             raise UserError(
                 f"model.num_classes, model.background: {num_classes}, {background}; give 2 or more, and one of them (or null)"
@@ -107,9 +112,9 @@ class Segmenter(L.LightningModule):
         self.save_hyperparameters()
         self.backbone, own_mean, own_std = fine_tuning.build_backbone(self.hparams)
         strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
-        self.pyramid, channels = make_levels(self.backbone, img_size, width, strides)
+        self.pyramid, channels = make_feature_levels(self.backbone, img_size, width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)
-        self.head = HEADS[head](channels, width, num_classes, dropout)
+        self.head = SEGMENTATION_HEADS[head](channels, width, num_classes, dropout)
         self.auxiliary = None
         if head == "upernet" and aux_weight and len(channels) > 1:
             self.auxiliary = FCNHead(channels[:-1], width, num_classes, dropout, convs=1)  # on the last level but one
@@ -119,23 +124,23 @@ class Segmenter(L.LightningModule):
         self.register_buffer("std", torch.tensor(std or own_std))
         self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
         self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.card: dict[str, Any] | None = None
+        self.metadata: dict[str, Any] | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Segmenter:
         """Training mode for what trains, evaluation mode for what is frozen."""
         super().train(mode)
         if mode and self.hparams.tune != "full":
-            fine_tuning.frozen_in_eval(self.backbone)
+            fine_tuning.keep_frozen_in_eval(self.backbone)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores (B, K, S, S), at least float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
-        return grown(self._scores(images)[0], images.shape[-2:])
+        return upsample(self._scores(images)[0], images.shape[-2:])
 
     def _scores(self, images: Tensor) -> list[Tensor]:
         """The head's scores on its own grid and, in training, the auxiliary head's; at least float32, laid out plainly."""
-        levels = self.pyramid(fine_tuning.maps_of(self.backbone, images))
+        levels = self.pyramid(fine_tuning.feature_maps(self.backbone, images))
         found = [self.head(levels)]
         if self.training and self.auxiliary is not None:
             found.append(self.auxiliary(levels[:-1]))
@@ -148,8 +153,8 @@ class Segmenter(L.LightningModule):
             images: (B, 3, S, S) float, normalised.
             truth: (B, S, S) class numbers, 255 where a pixel does not count.
         """
-        truth = thinned(truth.long(), self.hparams.loss_stride)
-        scores, *auxiliary = (grown(scores, truth.shape[-2:]) for scores in self._scores(images))
+        truth = subsample_targets(truth.long(), self.hparams.loss_stride)
+        scores, *auxiliary = (upsample(scores, truth.shape[-2:]) for scores in self._scores(images))
         loss = segmentation_loss(scores, truth, self.hparams.loss, shared=True)
         for extra in auxiliary:
             loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, shared=True)
@@ -161,7 +166,7 @@ class Segmenter(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch; logs train/loss."""
@@ -172,7 +177,7 @@ class Segmenter(L.LightningModule):
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         scores, truth = self(batch["images"][:, 0]), batch["mask"].long()
         self.counts[split].update(scores.argmax(1), truth)
-        weight = int((truth != IGNORE).sum())
+        weight = int((truth != IGNORE_INDEX).sum())
         self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -202,19 +207,19 @@ class Segmenter(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Keep what using the model takes."""
-        self.card = (
-            fine_tuning.card_for("segmentation", self.trainer.datamodule, {"background": self.hparams.background})
-            or self.card
+        self.metadata = (
+            fine_tuning.metadata_for("segmentation", self.trainer.datamodule, {"background": self.hparams.background})
+            or self.metadata
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is complete in itself."""
-        fine_tuning.complete(checkpoint, self.card)
+        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The other half of `on_save_checkpoint`."""
-        self.card = checkpoint.get("card", self.card)
+        self.metadata = checkpoint.get("card", self.metadata)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
-        return fine_tuning.configure(self)
+        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
+        return fine_tuning.configure_optimizer(self)

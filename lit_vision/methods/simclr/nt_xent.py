@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_vision import distributed
 
-SAFE = (
+MAX_EXP_SCALE = (
     40.0  # up to this 1/t, sums of exp(s/t) need no shift in float32: e^40 x K and e^-40 are both far inside its range
 )
 
@@ -66,7 +66,7 @@ class _NTXent(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, temperature: float, shared: bool) -> Tensor:
         ctx.start = distributed.rank() * len(own) if shared else 0
         views = distributed.gather(own) if shared else own  # (K, D)
-        sums = _log_sums(views, ctx.start, len(own), 1 / temperature)  # (2B,)
+        sums = _tiled_logsumexp(views, ctx.start, len(own), 1 / temperature)  # (2B,)
         sums = distributed.gather(sums) if shared else sums
         ctx.save_for_backward(views, sums)
         ctx.rows, ctx.temperature, ctx.shared = len(own), temperature, shared
@@ -82,7 +82,7 @@ class _NTXent(torch.autograd.Function):
         weights = (grads / ctx.rows).repeat_interleave(ctx.rows)  # (K,)
         own = slice(ctx.start, ctx.start + ctx.rows)
         with torch.autocast(views.device.type, enabled=False):
-            out = _pulls(views, sums, weights, ctx.start, ctx.rows, 1 / ctx.temperature)
+            out = _tiled_gradient(views, sums, weights, ctx.start, ctx.rows, 1 / ctx.temperature)
         partners = views[own].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         out -= 2 * weights[own, None] * partners
         return out.div_(ctx.temperature), None, None
@@ -115,9 +115,9 @@ def _tiles(views: Tensor, start: int, rows: int, scale: float) -> Iterator[tuple
             yield i, j, logits, symmetric and j is not i
 
 
-def _log_sums(views: Tensor, start: int, rows: int, scale: float) -> Tensor:
+def _tiled_logsumexp(views: Tensor, start: int, rows: int, scale: float) -> Tensor:
     """log of the sum of exp(scale x similarity) with all views but itself, for `rows` views from `start` on: (rows,)."""
-    if scale <= SAFE:
+    if scale <= MAX_EXP_SCALE:
         sums = views.new_zeros(len(views))
         for i, j, logits, both in _tiles(views, start, rows, scale):
             logits.exp_()
@@ -134,10 +134,10 @@ def _log_sums(views: Tensor, start: int, rows: int, scale: float) -> Tensor:
     return sums[start : start + rows]
 
 
-def _pulls(views: Tensor, sums: Tensor, weights: Tensor, start: int, rows: int, scale: float) -> Tensor:
+def _tiled_gradient(views: Tensor, sums: Tensor, weights: Tensor, start: int, rows: int, scale: float) -> Tensor:
     """For each of `rows` views i from `start` on: sum over k of (w_i p_ik + w_k p_ki) v_k, with p_ik = exp(scale s_ik - sums_i); (rows, D)."""
     out = torch.zeros_like(views)
-    shares = weights * (-sums).exp() if scale <= SAFE else None
+    shares = weights * (-sums).exp() if scale <= MAX_EXP_SCALE else None
     for i, j, logits, both in _tiles(views, start, rows, scale):
         if shares is not None:
             logits.exp_().mul_(shares[i, None] + shares[j])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_vision import distributed, optim
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.methods.simclr.nt_xent import nt_xent
 
@@ -122,7 +122,7 @@ class SimCLR(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalise(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
 
     def loss(self, views: Tensor) -> Tensor:
         """NT-Xent of a batch of view pairs, normalised (B, 2, C, H, W). Scalar; see `nt_xent`."""
@@ -158,7 +158,7 @@ class SimCLR(L.LightningModule):
     def on_train_start(self) -> None:
         """Say how many negatives each anchor sees, and what batch norm sees; refuse a batch without negatives."""
         # micro-batches do not see each other: accumulation adds no negatives
-        images = optim.plan_of(self).global_batch_size // self.trainer.accumulate_grad_batches
+        images = optim.training_length(self).global_batch_size // self.trainer.accumulate_grad_batches
         world, scope = self.trainer.world_size, self.hparams.negatives
         negatives = 2 * (images if scope == "global" else images // world) - 2
         if negatives < 1:
@@ -179,10 +179,10 @@ class SimCLR(L.LightningModule):
             logger.log_metrics({"train/negatives": negatives}, step=0)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.configure`."""
+        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
         h = self.hparams
         groups = optim.decay_groups(self.named_parameters(), h.weight_decay)
-        return optim.configure(
+        return optim.optimizer_and_schedule(
             self,
             groups,
             optimizer=h.optimizer,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.results.plots.style import MARKERS, PALETTE, legend_below, new_figure, save, style
+from lit_vision.results.plots.style import MARKERS, PALETTE, legend_below, new_figure, save_figure, style
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def accuracy_against_labels(
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         legend_below(axes, len(series))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def training_curves(
@@ -99,11 +99,11 @@ def training_curves(
     named = set()
     for s in series:
         name = s.like or s.name
-        colour, label = PALETTE[names.index(name) % len(PALETTE)], "_" if name in named else name
+        color, label = PALETTE[names.index(name) % len(PALETTE)], "_" if name in named else name
         named.add(name)
         steps, values = np.asarray(s.x, float), np.asarray(s.y, float)
         if len(values) > 400:
-            axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
+            axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
             window = len(values) // 60
             good = np.isfinite(values)
             sums = np.convolve(np.where(good, values, 0), np.ones(window), "valid")
@@ -111,13 +111,13 @@ def training_curves(
             values = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
             steps = steps[window // 2 : window // 2 + len(values)]
         dash = "--" if s.baseline else "-"
-        axes.plot(steps, values, color=colour, linewidth=2, linestyle=dash, label=label)
+        axes.plot(steps, values, color=color, linewidth=2, linestyle=dash, label=label)
     style(axes, title, x, y)
     if log:
         axes.set_yscale("log")
     if series:
         legend_below(axes, len(names))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def series_from_cells(
@@ -134,9 +134,9 @@ def series_from_cells(
         if cell["values"]:
             groups.setdefault((cell["start"], cell["protocol"]), []).append(cell)
     series = []
-    for (start, protocol), found in groups.items():
+    for (init, protocol), found in groups.items():
         found.sort(key=lambda cell: cell["labels"])
         xs, ys = [cell["labels"] for cell in found], [cell["mean"] for cell in found]
         errors = [cell["std"] or 0.0 for cell in found]
-        series.append(Series(f"{start}, {protocol}", xs, ys, errors, start.startswith(tuple(baselines))))
+        series.append(Series(f"{init}, {protocol}", xs, ys, errors, init.startswith(tuple(baselines))))
     return series

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.results.plots.style import FAINT, GRID, INK, MARKERS, PALETTE, new_figure, save, style
+from lit_vision.results.plots.style import FAINT, GRID, INK, MARKERS, PALETTE, new_figure, save_figure, style
 
 
 def confusion_heat_map(
@@ -51,7 +51,7 @@ def confusion_heat_map(
     if count > 20:
         bar = figure.colorbar(picture, ax=axes, shrink=0.8)
         bar.outline.set_visible(False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def image_grid(
@@ -95,7 +95,7 @@ def image_grid(
         lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         place.text(0.5, -0.04, "\n".join(lines), transform=place.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def embedding_scatter(
@@ -136,7 +136,7 @@ def embedding_scatter(
             handle.set_alpha(1)
             handle.set_sizes([45])
             text.set_parse_math(False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_table(
@@ -168,4 +168,4 @@ def draw_table(
         axes.set_title(title, fontsize=12.5, color=INK, loc="left", parse_math=False)
     if note:
         figure.supxlabel("\n".join(notes), fontsize=9, color=FAINT, x=0.01, ha="left", parse_math=False)
-    return save(figure, path)
+    return save_figure(figure, path)

@@ -43,7 +43,7 @@ def legend_below(axes: Any, count: int) -> None:
         text.set_parse_math(False)
 
 
-def save(figure: Any, path: str | os.PathLike) -> Path:
+def save_figure(figure: Any, path: str | os.PathLike) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lit_vision.data.annotations.coco import read_coco
-from lit_vision.data.annotations.coco_masks import decode_masks, unpack_lengths
-from lit_vision.data.annotations.table import BadAnnotation
+from lit_vision.data.annotations.coco_masks import decode_masks, decode_rle
+from lit_vision.data.annotations.table import AnnotationError
 
 H, W = 30, 40
 
@@ -32,7 +32,7 @@ def test_run_lengths_become_the_mask_that_they_came_from(number: int) -> None:
 
     mask = _masks()[number]
     packed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    lengths = unpack_lengths(packed)
+    lengths = decode_rle(packed)
     assert lengths.sum() == H * W
     found = decode_masks([{"size": [H, W], "counts": c} for c in (packed, lengths.tolist())], H, W)
     assert (found == mask).all()
@@ -72,13 +72,13 @@ BROKEN = [
 @pytest.mark.parametrize(("counts", "says"), BROKEN)
 def test_wrong_run_lengths_are_refused_before_and_at_decoding(counts, says: str, tmp_path: Path) -> None:
     segmentation = {"size": [H, W], "counts": counts}
-    with pytest.raises(BadAnnotation, match=says):
+    with pytest.raises(AnnotationError, match=says):
         decode_masks([segmentation], H, W)
     annotation = {"id": 3, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": segmentation}
     image = {"id": 1, "file_name": "a.jpg", "height": H, "width": W}
     content = {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(BadAnnotation, match=says) as caught:
+    with pytest.raises(AnnotationError, match=says) as caught:
         read_coco(tmp_path, "a.json", ".", masks=True)
     assert "annotation 3: the mask's counts" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -13,13 +13,13 @@ from PIL import Image
 from toy_annotations import marked
 
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of, fit_scale
+from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions, boxes_of, letterbox_scale
 from lit_vision.data.make.scenes import scenes
-from lit_vision.data.views.decode import BadImage
+from lit_vision.data.views.decode import ImageDecodeError
 from lit_vision.errors import UserError
 
 NAMES = ["background", *map(str, range(10))]
-OPTIONS = Options(jitter=(0.4, 1.8), brightness=0.3, contrast=0.3)
+OPTIONS = AugmentationOptions(jitter=(0.4, 1.8), brightness=0.3, contrast=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,17 @@ def _module(root: Path, **changes) -> AnnotatedDataModule:
 @pytest.mark.parametrize("name", ["flip", "lsj"])
 def test_boxes_and_masks_stay_on_what_they_mark(name: str) -> None:
     image, boxes, masks = marked()
-    views = AnnotatedViews(name, 64, 0, Options(jitter=(0.4, 1.8)))
+    views = AnnotatedViews(name, 64, 0, AugmentationOptions(jitter=(0.4, 1.8)))
     seen = 0
     for index in range(25):
         view = views(image, (0, index, 0), boxes, masks)
         assert view.image.shape == (64, 64, 3)
         alone = views(image, (0, index, 0), boxes)
-        for box, which, mask in zip(view.boxes, view.which, view.masks):
+        for box, which, mask in zip(view.boxes, view.box_ids, view.masks):
             painted = (view.image[..., which] > 200) & (view.image[..., (which + 1) % 3] < 80)
             np.testing.assert_allclose(box, boxes_of(painted[None])[0], atol=2)
             assert (mask.astype(bool) == painted).mean() > 0.97
-            rows = alone.boxes[alone.which == which]
+            rows = alone.boxes[alone.box_ids == which]
             assert len(rows) == 1
             np.testing.assert_allclose(rows[0], box, atol=2)
             seen += 1
@@ -60,8 +60,8 @@ def test_fit_scale__is_what_the_view_does(shape: tuple[int, int]) -> None:
     view = AnnotatedViews("fit", 32, 0, OPTIONS)(np.zeros((*shape, 3), np.uint8), (0, 0, 0))
     seen = (view.image == 0).all(2)
     sides = np.array([seen.any(0).sum(), seen.any(1).sum()])
-    np.testing.assert_allclose(fit_scale(*shape, 32) * (shape[1], shape[0]), sides, rtol=1e-6)
-    np.testing.assert_allclose(view.scale, fit_scale(*shape, 32))
+    np.testing.assert_allclose(letterbox_scale(*shape, 32) * (shape[1], shape[0]), sides, rtol=1e-6)
+    np.testing.assert_allclose(view.scale, letterbox_scale(*shape, 32))
 
 
 def test_fit_keeps_everything_and_knows_its_scale() -> None:
@@ -71,7 +71,7 @@ def test_fit_keeps_everything_and_knows_its_scale() -> None:
     view = AnnotatedViews("fit", 45, 0, OPTIONS)(image, (0, 0, 0), boxes, masks)
     np.testing.assert_allclose(view.scale, [0.5, 0.5])
     np.testing.assert_allclose(view.boxes, boxes / 2)
-    assert view.which.tolist() == [0, 1, 2, 3]
+    assert view.box_ids.tolist() == [0, 1, 2, 3]
     assert view.masks.shape == (4, 45, 45)
     assert (view.image[30:] == (124, 116, 104)).all()
     same = AnnotatedViews("fit", 90, 0, OPTIONS)(image, (0, 0, 0), boxes)
@@ -97,7 +97,7 @@ def test_a_semantic_mask_moves_with_its_pixels_and_is_ignored_in_the_padding() -
     mask = np.zeros((60, 90), np.uint8)
     for i in range(3):
         mask[masks[i] > 0] = i + 1
-    views = AnnotatedViews("lsj", 64, 0, Options(jitter=(0.5, 0.8), flip=1.0))
+    views = AnnotatedViews("lsj", 64, 0, AugmentationOptions(jitter=(0.5, 0.8), flip=1.0))
     for index in range(5):
         view = views(image, (0, index, 0), mask=mask)
         padded = (view.image == (124, 116, 104)).all(-1)
@@ -260,5 +260,5 @@ def test_kept_images_are_the_same_and_are_read_once(tmp_path: Path) -> None:
         torch.testing.assert_close(other["images"], first[0]["images"], rtol=0, atol=0)
     assert (len(sets[2]._kept), sets[2].memory, len(sets[1]._kept)) == (2, 0, 0)
     sets[2].__getitems__(keys[:2])
-    with pytest.raises(BadImage):
+    with pytest.raises(ImageDecodeError):
         sets[1].__getitems__(keys[:1])

@@ -173,9 +173,9 @@ def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
     values[:5], values[5:9] = 1, 255
     gray, palette, deep = (tmp_path / f"{n}.png" for n in ("gray", "palette", "deep"))
     Image.fromarray(values).save(gray)
-    colours = Image.fromarray(values, mode="P")
-    colours.putpalette([7] * 768)
-    colours.save(palette)
+    colors = Image.fromarray(values, mode="P")
+    colors.putpalette([7] * 768)
+    colors.save(palette)
     Image.fromarray(values.astype(np.uint16) * 1).save(deep)
     for file in (gray, palette, deep):
         assert (read_mask(file, (H, W), 2, 0, [255]) == values).all()

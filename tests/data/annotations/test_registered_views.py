@@ -10,7 +10,7 @@ from toy_annotations import marked
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations import views as home
-from lit_vision.data.annotations.views import AnnotatedViews, Options, boxes_of, register
+from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions, boxes_of, register_annotated_view
 from lit_vision.data.make.scenes import scenes
 from lit_vision.data.views.albumentations_views import albumentations
 
@@ -18,7 +18,7 @@ SIZE = 64
 KEYS = [(epoch, index, copy) for epoch in range(2) for index in range(4) for copy in range(2)]
 
 
-def tilted(size: int, options: Options, fill_mask: int) -> list:
+def tilted(size: int, options: AugmentationOptions, fill_mask: int) -> list:
     """Shift, scale, turn by quarters, mirror, noise: everything draws."""
     A = albumentations()
     return [
@@ -33,31 +33,31 @@ def tilted(size: int, options: Options, fill_mask: int) -> list:
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> None:
     monkeypatch.setattr(home, "VIEWS", dict(home.VIEWS))
-    register("tilted", tilted)
+    register_annotated_view("tilted", tilted)
 
 
 def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> None:
     image, boxes, masks = marked()
-    views = AnnotatedViews("tilted", SIZE, 3, Options())
+    views = AnnotatedViews("tilted", SIZE, 3, AugmentationOptions())
     first = {key: views(image, key, boxes, masks) for key in KEYS}
     again = pickle.loads(pickle.dumps(views))  # as a worker gets it
     for key in [*reversed(KEYS), *KEYS[::3]]:
         view = again(image, key, boxes, masks)
-        for name in ("image", "boxes", "which", "masks"):
+        for name in ("image", "boxes", "box_ids", "masks"):
             np.testing.assert_array_equal(getattr(view, name), getattr(first[key], name))
     assert len({first[key].image.tobytes() for key in KEYS}) == len(KEYS)
     assert len({first[key].masks.tobytes() for key in KEYS}) == len(KEYS)  # places, not only the noise
-    other = AnnotatedViews("tilted", SIZE, 4, Options())(image, KEYS[0], boxes, masks)
+    other = AnnotatedViews("tilted", SIZE, 4, AugmentationOptions())(image, KEYS[0], boxes, masks)
     assert (other.image != first[KEYS[0]].image).any()
 
 
 def test_other_draws_between_two_calls_change_nothing() -> None:
     image, boxes, _ = marked()
-    views = AnnotatedViews("tilted", SIZE, 3, Options())
+    views = AnnotatedViews("tilted", SIZE, 3, AugmentationOptions())
     first = views(image, (1, 2, 0), boxes)
     np.random.random(7)
     torch.rand(7)
-    views._of_boxes(image=image, bboxes=boxes, which=np.arange(3))  # moves the pipeline's own state on
+    views._of_boxes(image=image, bboxes=boxes, box_ids=np.arange(3))  # moves the pipeline's own state on
     again = views(image, (1, 2, 0), boxes)
     np.testing.assert_array_equal(again.image, first.image)
     np.testing.assert_array_equal(again.boxes, first.boxes)
@@ -65,7 +65,7 @@ def test_other_draws_between_two_calls_change_nothing() -> None:
 
 def test_boxes_and_masks_move_with_the_pixels() -> None:
     image, boxes, masks = marked()
-    views = AnnotatedViews("tilted", SIZE, 0, Options())
+    views = AnnotatedViews("tilted", SIZE, 0, AugmentationOptions())
     semantic = np.max(masks * np.arange(1, 4, dtype=np.uint8)[:, None, None], 0)
     seen = 0
     for index in range(25):
@@ -73,12 +73,12 @@ def test_boxes_and_masks_move_with_the_pixels() -> None:
         alone = views(image, (0, index, 0), boxes)
         whole = views(image, (0, index, 0), mask=semantic)
         np.testing.assert_array_equal(whole.image, view.image)  # one key, one geometry, whatever goes along
-        for box, which, mask in zip(view.boxes, view.which, view.masks):
+        for box, which, mask in zip(view.boxes, view.box_ids, view.masks):
             painted = (view.image[..., which] > 128) & (view.image[..., (which + 1) % 3] < 128)
             np.testing.assert_allclose(box, boxes_of(painted[None])[0], atol=2)
             assert (mask.astype(bool) == painted).mean() > 0.97
             assert ((whole.mask == which + 1) == painted).mean() > 0.97
-            np.testing.assert_allclose(alone.boxes[alone.which == which][0], box, atol=2)
+            np.testing.assert_allclose(alone.boxes[alone.box_ids == which][0], box, atol=2)
             seen += 1
     assert seen > 40
 

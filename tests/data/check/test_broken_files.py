@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from lit_vision.cli import doctor as doctor_command
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.check.image_check import Examine
+from lit_vision.data.check.image_check import ImageCheck
 from lit_vision.data.folder import Folder
-from lit_vision.data.views.decode import BadImage, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.data.views.views import make_views
 
 ZOO = zoo()
@@ -52,7 +52,7 @@ def test_zoo__is_large_and_each_file_has_its_outcome_in_views_evaluation_and_doc
     views, evaluation = make_views("simclr", 32, 0), make_views("eval", 32, 0)
     folder = SimpleNamespace(read=lambda name: ZOO[name][0])
     for name, (data, outcome, words) in ZOO.items():
-        seen = Examine(folder)(name)
+        seen = ImageCheck(folder)(name)
         if outcome == "ok":
             assert views(data, 0, 0).shape == (2, 32, 32, 3), name
             assert evaluation(data, 0, 0).shape == (1, 32, 32, 3), name
@@ -61,7 +61,7 @@ def test_zoo__is_large_and_each_file_has_its_outcome_in_views_evaluation_and_doc
             assert image.dtype == np.uint8
         else:
             for view in (views, evaluation):
-                with pytest.raises(BadImage) as caught:
+                with pytest.raises(ImageDecodeError) as caught:
                     view(data, 0, 0)
                 assert "\n" not in str(caught.value), name
             assert seen.kind == words[0], name
@@ -98,7 +98,7 @@ def test_training__stops_when_more_than_one_per_cent_is_broken_and_goes_on_with_
     module.trainer = SimpleNamespace(
         default_root_dir=str(tmp_path / "run"), is_global_zero=True, global_rank=0, world_size=1, accumulate_grad_batches=1, num_devices=1
     )  # fmt: skip
-    with pytest.raises(BadImage, match=r"broken, more than 1%.*lit-vision doctor") as caught:
+    with pytest.raises(ImageDecodeError, match=r"broken, more than 1%.*lit-vision doctor") as caught:
         list(module.train_dataloader())
     assert "\n" not in str(caught.value)
     with open(tmp_path / "run/bad_images.csv", newline="", encoding="utf-8") as file:
@@ -120,7 +120,7 @@ def test_training__stops_when_more_than_one_per_cent_is_broken_and_goes_on_with_
 
 def test_evaluation__names_the_broken_file_also_from_a_worker(root) -> None:
     for workers in (0, 1):
-        with pytest.raises(BadImage) as caught:
+        with pytest.raises(ImageDecodeError) as caught:
             list(_module(root, num_workers=workers).eval_loader("train"))
         assert "\n" not in str(caught.value)
         assert any(name in str(caught.value) for name in BAD)
@@ -177,16 +177,16 @@ def test_damage__gives_an_image_or_a_named_error(data: bytes, flips: list, keep:
     for read in (decode, lambda d: _VIEWS(d, 0, 0)):
         try:
             assert read(damaged).dtype == np.uint8
-        except BadImage as error:
+        except ImageDecodeError as error:
             message = str(error)
             assert message.count("\n") == 0 < len(message)
-    seen = Examine(SimpleNamespace(read=lambda _: damaged))("x.jpg")
+    seen = ImageCheck(SimpleNamespace(read=lambda _: damaged))("x.jpg")
     assert bool(seen.fault) == bool(seen.kind)
 
 
 _MEASURE = """
 import resource, sys
-from lit_vision.data.views.decode import BadImage, decode, read_header
+from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
 from lit_vision.data.views.views import make_views
 from PIL import Image
 import io
@@ -197,7 +197,7 @@ before, size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
 for read in (decode, lambda d: views(d, 0, 0)):
     try:
         size = max(size, read(data).nbytes)
-    except BadImage:
+    except ImageDecodeError:
         pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, size)
 """
@@ -240,4 +240,4 @@ def test_memory__of_refused_and_accepted_files(tmp_path) -> None:
 
 
 def test_folder__of_one_read_method_serves_doctor(root) -> None:
-    assert Examine(Folder(root, [], {}))("train/odd/gone.jpg").kind == "unreadable"
+    assert ImageCheck(Folder(root, [], {}))("train/odd/gone.jpg").kind == "unreadable"

@@ -8,8 +8,8 @@ import pytest
 from broken_files import picture, saved
 
 from lit_vision.cli.doctor import main
-from lit_vision.data.check.duplicates import exact_groups, groups_of, near_pairs
-from lit_vision.data.check.folder_check import examine
+from lit_vision.data.check.duplicates import duplicate_groups, exact_groups, near_pairs
+from lit_vision.data.check.folder_check import check_folder
 from lit_vision.data.check.loader_speed import suggested_workers
 from lit_vision.errors import UserError
 
@@ -55,7 +55,7 @@ def test_copies_leaks_and_clashing_labels__are_found(tmp_path) -> None:
     files["train/ant/exact.jpg"] = files["train/ant/0.jpg"]
     files["train/bee/near.png"] = saved(picture(101), "PNG")  # train/bee/1.jpg before its compression
     files["test/bee/leak.jpg"] = files["train/ant/5.jpg"]  # under another label, too
-    report = examine(_folder(tmp_path, files), NAMES)
+    report = check_folder(_folder(tmp_path, files), NAMES)
     found = {f["what"].split(":")[0].split(" (")[0]: f for f in report["findings"]}
     assert found["exact copies of another file"]["count"] == 2
     assert found["near copies"]["files"] == ["train/bee/1.jpg = train/bee/near.png"]
@@ -72,7 +72,7 @@ def test_classes__empty_unequal_and_missing_ones(tmp_path) -> None:
     files = {path: data for path, data in files.items() if not path.startswith("val/bee")}
     root = _folder(tmp_path, files)
     (root / "train/cat").mkdir()
-    report = examine(root, NAMES)
+    report = check_folder(root, NAMES)
     words = _whats(report, "warn")
     assert "imbalance: ant has 105 images, bee 10" in words
     assert "classes of train that val lacks" in words
@@ -81,20 +81,20 @@ def test_classes__empty_unequal_and_missing_ones(tmp_path) -> None:
 
 
 def test_what_stops_training__is_a_failure(tmp_path) -> None:
-    strange = examine(_folder(tmp_path / "a", _sound() | {"val/wasp/0.jpg": _jpeg(1)}), NAMES)
+    strange = check_folder(_folder(tmp_path / "a", _sound() | {"val/wasp/0.jpg": _jpeg(1)}), NAMES)
     assert "wasp" in _whats(strange, "FAIL")
-    broken = examine(_folder(tmp_path / "b", _sound() | {"test/ant/x.jpg": _jpeg(1)[:300]}), NAMES)
+    broken = check_folder(_folder(tmp_path / "b", _sound() | {"test/ant/x.jpg": _jpeg(1)[:300]}), NAMES)
     assert "test: 1 of 7 broken: evaluation stops" in _whats(broken, "FAIL")
-    one = examine(_folder(tmp_path / "c", _sound() | {"train/ant/x.jpg": b""}), NAMES)
+    one = check_folder(_folder(tmp_path / "c", _sound() | {"train/ant/x.jpg": b""}), NAMES)
     assert one["fit"]  # replaced by another image
     assert one["quarantine"][0][0] == "train/ant/x.jpg"
     loop = _folder(tmp_path / "d", _sound())
     (loop / "train/ant/again").symlink_to(loop / "train")
-    assert "loop" in _whats(examine(loop, NAMES), "FAIL")
+    assert "loop" in _whats(check_folder(loop, NAMES), "FAIL")
     with pytest.raises(UserError, match="no such folder"):
-        examine(tmp_path / "none", NAMES)
+        check_folder(tmp_path / "none", NAMES)
     (tmp_path / "e").mkdir()
-    assert "no image" in _whats(examine(tmp_path / "e", NAMES), "FAIL")
+    assert "no image" in _whats(check_folder(tmp_path / "e", NAMES), "FAIL")
 
 
 def test_near_pairs__equal_a_loop_over_all_pairs_and_leave_flat_pictures_out() -> None:
@@ -108,7 +108,7 @@ def test_near_pairs__equal_a_loop_over_all_pairs_and_leave_flat_pictures_out() -
 
 def test_groups__join_what_is_equal() -> None:
     assert exact_groups([b"a", b"b", b"a", b"", b"", b"a"]) == [[0, 2, 5]]
-    assert groups_of([(0, 1), (4, 5), (1, 2)], 6) == [[0, 1, 2], [4, 5]]
+    assert duplicate_groups([(0, 1), (4, 5), (1, 2)], 6) == [[0, 1, 2], [4, 5]]
 
 
 @pytest.mark.parametrize(("rate", "wanted", "cores", "workers"), [(100, 50, 8, 1), (100, 400, 8, 5), (100, 4000, 8, 8)])

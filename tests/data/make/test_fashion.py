@@ -45,11 +45,11 @@ def test_fashion__round_trip_of_pixels_labels_and_stratified_splits(stand_in, tm
     seen = []
     for path in out.rglob("*.png"):
         index = int(path.stem)
-        assert path.parent.name == fashion.CLASSES[labels[index]]
+        assert path.parent.name == fashion.GARMENT_CLASSES[labels[index]]
         assert (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) == images[index]).all()
         seen.append(index)
     assert sorted(seen) == list(range(200))
-    assert all(len(list((out / "val" / name).iterdir())) == 2 for name in fashion.CLASSES)
+    assert all(len(list((out / "val" / name).iterdir())) == 2 for name in fashion.GARMENT_CLASSES)
 
 
 def test_fashion__is_idempotent_finishes_half_a_folder_and_refuses_others(stand_in, tmp_path, capsys) -> None:
@@ -63,11 +63,11 @@ def test_fashion__is_idempotent_finishes_half_a_folder_and_refuses_others(stand_
     some.unlink()
     assert main(command) == 0
     assert _digest(out) == first
-    (out / fashion.NOTE).rename(out / (fashion.NOTE + ".begun"))  # as an interrupted call leaves it
+    (out / fashion.DATASET_NOTE).rename(out / (fashion.DATASET_NOTE + ".begun"))  # as an interrupted call leaves it
     some.unlink()
     assert main(["data", "fashion", "--out", str(out)]) == 1
     assert "begun" in capsys.readouterr().err
-    (out / (fashion.NOTE + ".begun")).write_text(json.dumps(fashion.note_of(True, False, 0)))
+    (out / (fashion.DATASET_NOTE + ".begun")).write_text(json.dumps(fashion.dataset_note(True, False, 0)))
     assert main(command) == 0
     assert _digest(out) == first
 
@@ -81,16 +81,16 @@ def test_fashion__turned_depends_on_the_seed_alone_and_keeps_the_garment(stand_i
     garment = np.zeros((28, 28), np.uint8)
     garment[8:20, 10:18] = 200
     for index in range(20):
-        turned = fashion.turn(garment, 0, index)
+        turned = fashion.rotate_images(garment, 0, index)
         ratio = turned.sum() / garment.sum()
         assert turned.shape == (32, 32)
         assert 0.8**2 * 0.95 < ratio < 1.05
-    assert (fashion.turn(garment, 0, 3) != fashion.turn(garment, 0, 4)).any()
+    assert (fashion.rotate_images(garment, 0, 3) != fashion.rotate_images(garment, 0, 4)).any()
 
 
 def test_fashion__full_takes_the_official_split(stand_in, tmp_path) -> None:
     assert fashion.fashion(tmp_path / "full", full=True) == {"train": 60, "test": 40}
-    assert (tmp_path / "full/test" / fashion.CLASSES[0] / "60000.png").exists()
+    assert (tmp_path / "full/test" / fashion.GARMENT_CLASSES[0] / "60000.png").exists()
 
 
 def test_fashion__refuses_a_foreign_folder_and_other_options(stand_in, tmp_path, capsys) -> None:

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.views.albumentations_views import PIPELINES, AlbumentationsViews, albumentations, light, register
+from lit_vision.data.views.albumentations_views import (
+    PIPELINES,
+    AlbumentationsViews,
+    albumentations,
+    mild,
+    register_pipeline,
+)
 from lit_vision.errors import UserError
 
 # every pixel is its own place, so equal crops are equal pixels and different ones are not
@@ -52,7 +58,7 @@ def test_keyed_pipeline__never_repeats_a_crop_over_workers_and_epochs_and_plain_
     assert _never_repeats(_Keyed())
     fixed = A.Compose([A.RandomResizedCrop((32, 32), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)], seed=0)
     assert not _never_repeats(_Plain(fixed))
-    assert not _never_repeats(_Plain(light(32)))  # if this fails, albumentations has mended it
+    assert not _never_repeats(_Plain(mild(32)))  # if this fails, albumentations has mended it
 
 
 def test_keyed_pipeline__gives_the_same_pixels_on_any_worker_count() -> None:
@@ -73,7 +79,7 @@ def test_pipelines__are_pure_functions_of_the_key(name: str) -> None:
 
 
 def test_pipelines__of_ones_own_and_wrong_names() -> None:
-    register("mine", light)
+    register_pipeline("mine", mild)
     assert AlbumentationsViews("mine", 16, 0).of_pixels(PLACES, 0, 0).shape == (1, 16, 16, 3)
     del PIPELINES["mine"]
     with pytest.raises(UserError, match="albumentations:mine"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_vision.data.views.decode import BadImage, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -85,6 +85,6 @@ PNG = _bytes(Image.fromarray(np.tile(RGB, (20, 20, 1))), "PNG")
     ],
 )
 def test_decode__names_what_is_wrong(data: bytes, words: str) -> None:
-    with pytest.raises(BadImage, match=words) as caught:
+    with pytest.raises(ImageDecodeError, match=words) as caught:
         decode(data)
     assert "\n" not in str(caught.value)

@@ -12,10 +12,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from lit_vision.data.views import decode as decode_module
 from lit_vision.data.views.batch_views import make_batch_views
-from lit_vision.data.views.color import colour_matrix, exact_colour
-from lit_vision.data.views.decode import SCALES, quick_decode, read_header
-from lit_vision.data.views.params import ORDERS, Draw
-from lit_vision.data.views.views import blur, make_views, on_grid, quick_resize
+from lit_vision.data.views.color import color_matrix, sequential_color_jitter
+from lit_vision.data.views.decode import SCALES, decode_scaled, read_header
+from lit_vision.data.views.params import ORDERS, ViewParams
+from lit_vision.data.views.views import blur, make_views, resize_fast, snap_to_decoded_grid
 
 
 def _photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,10 +38,10 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 10 * np.log10(255**2 / max(1e-9, np.square(a.astype(float) - b).mean()))
 
 
-def _draw(**values) -> Draw:
+def _draw(**values) -> ViewParams:
     base = {"left": 0, "top": 0, "width": 40, "height": 40, "flip": False, "angle": 0.0, "zoom": 1.0, "order": 0}
-    colours = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "gray": False, "sigma": 0.0}
-    return Draw(**{**base, **colours, **values})
+    colors = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "gray": False, "sigma": 0.0}
+    return ViewParams(**{**base, **colors, **values})
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (1200, 1600)])
@@ -55,7 +55,7 @@ def test_crops__have_37_db_against_pillows_bicubic_of_the_full_decode(height: in
         assert all(min(d.width, d.height) // scale >= 224 for d in draws) or scale == 1
         scales.add(scale)
         for drawn, view in zip(draws, views(data, 0, index)):
-            d = on_grid(drawn, scale)
+            d = snap_to_decoded_grid(drawn, scale)
             box = [scale * x for x in (d.left, d.top, d.left + d.width, d.top + d.height)]
             assert all(abs(a - b) < 2 * scale for a, b in zip(box[:2], (drawn.left, drawn.top)))
             values.append(_psnr(view, np.asarray(full.crop(box).resize((224, 224), Image.Resampling.BICUBIC))))
@@ -85,7 +85,7 @@ def test_scale__is_the_largest_that_leaves_every_crop_its_size() -> None:
 def test_quick_decode__at_a_scale_is_a_shrunk_image(scale: int) -> None:
     image = _photo(401, 530)
     data = _jpeg(image)
-    small, used = quick_decode(data, read_header(data), scale)
+    small, used = decode_scaled(data, read_header(data), scale)
     assert used == scale
     assert small.shape == (-(-401 // scale), -(-530 // scale), 3)
     inner = (slice(0, 400 // scale), slice(0, 528 // scale))
@@ -127,10 +127,10 @@ def test_quick_resize__keeps_37_db_and_does_not_alias(shrink: float) -> None:
     side = round(224 * shrink)
     image = _photo(side, side, seed=3)
     expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
-    assert _psnr(quick_resize(image, 224), expected) > 37
+    assert _psnr(resize_fast(image, 224), expected) > 37
     if shrink > 2:
         checks = (np.indices((side, side)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-        assert quick_resize(checks, 224).std() < 30  # point sampling has 128
+        assert resize_fast(checks, 224).std() < 30  # point sampling has 128
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.27, 0.5, 1.0, 1.4, 2.0])
@@ -151,7 +151,7 @@ def test_exact_colour__equals_torchvision_on_floats(order: int) -> None:
         reference = functions[operation](reference, list(factors.values())[operation])
     for gray in (False, True):
         expected = (tv.rgb_to_grayscale(reference, 3) if gray else reference).permute(1, 2, 0).numpy() * 255
-        got = exact_colour(image, _draw(order=order, gray=gray, **factors))
+        got = sequential_color_jitter(image, _draw(order=order, gray=gray, **factors))
         assert (np.abs(got - expected) <= 1).mean() >= 0.99
 
 
@@ -187,10 +187,10 @@ def test_colour_matrix__does_not_depend_on_the_order_and_equals_the_exact_one_wh
     image = (90 + _photo(60, 60) * 0.2).astype(np.uint8)
     mean = image.mean((0, 1)).tolist()
     drawn = _draw(brightness=1.1, contrast=0.8, saturation=1.2)
-    matrix = np.array(colour_matrix(drawn, mean))
+    matrix = np.array(color_matrix(drawn, mean))
     got = image @ matrix[:, :3].T + matrix[:, 3]
     for order in range(24):
-        assert np.abs(got - exact_colour(image, drawn._replace(order=order))).max() <= 1.01
+        assert np.abs(got - sequential_color_jitter(image, drawn._replace(order=order))).max() <= 1.01
     assert len(set(itertools.chain(matrix[:, 3]))) == 1
 
 
@@ -198,8 +198,8 @@ def test_views__of_consecutive_keys_are_uncorrelated() -> None:
     """Pixels of the crops' places: an image whose pixels are its coordinates."""
     places = np.stack([*np.indices((240, 240)), np.zeros((240, 240))], 2).astype(np.uint8)
     views = make_views("mae", 8, 0)
-    centres = np.array([views.of_pixels(places, 0, i)[0, 4, 4, :2] for i in range(1500)], float)
+    centers = np.array([views.of_pixels(places, 0, i)[0, 4, 4, :2] for i in range(1500)], float)
     for axis in range(2):
-        assert abs(np.corrcoef(centres[1:, axis], centres[:-1, axis])[0, 1]) < 0.1
+        assert abs(np.corrcoef(centers[1:, axis], centers[:-1, axis])[0, 1]) < 0.1
     epochs = np.array([views.of_pixels(places, e, 0)[0, 4, 4, 0] for e in range(1500)], float)
     assert abs(np.corrcoef(epochs[1:], epochs[:-1])[0, 1]) < 0.1

@@ -6,12 +6,12 @@ import random
 import numpy as np
 import torch
 
-from lit_vision.data.views.keyed_rng import Streams, seed_of, seeded
+from lit_vision.data.views.keyed_rng import PhiloxStreams, derive_seed, temporary_seed
 
 
 def test_seed_of__is_stable_across_processes_and_sensitive_to_order() -> None:
-    assert seed_of(0, 1, 2) == 9058871843155686531
-    assert len({seed_of(1, 2), seed_of(2, 1), seed_of(12), seed_of(1, 2, 0), seed_of(-1, 2)}) == 5
+    assert derive_seed(0, 1, 2) == 9058871843155686531
+    assert len({derive_seed(1, 2), derive_seed(2, 1), derive_seed(12), derive_seed(1, 2, 0), derive_seed(-1, 2)}) == 5
 
 
 def test_seeded__gives_the_same_draws_and_restores_all_three_generators() -> None:
@@ -21,24 +21,24 @@ def test_seeded__gives_the_same_draws_and_restores_all_three_generators() -> Non
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected_after = draws()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    with seeded(2**63 + 11):
+    with temporary_seed(2**63 + 11):
         first = draws()
     assert draws() == expected_after
-    with seeded(2**63 + 11):
+    with temporary_seed(2**63 + 11):
         assert draws() == first
-    with seeded(2**63 + 12):
+    with temporary_seed(2**63 + 12):
         assert draws() != first
 
 
 def test_streams__equal_a_fresh_numpy_philox_in_any_order_of_keys() -> None:
-    streams = Streams(2**64 - 3, domain=9)
+    streams = PhiloxStreams(2**64 - 3, domain=9)
     for epoch, index, copy, view in [(3, 5, 1, 1), (0, 0, 0, 0), (3, 5, 1, 1), (2**40, 2**33, 0, 1)]:
         fresh = np.random.Philox(key=np.array([2**64 - 3, 9], np.uint64), counter=[0, copy * 256 + view, index, epoch])
         assert streams.uniforms(epoch, index, copy, view, 30) == np.random.Generator(fresh).random(30).tolist()
 
 
 def test_streams__survive_pickling_and_differ_by_seed_and_domain() -> None:
-    streams = Streams(1, 2)
+    streams = PhiloxStreams(1, 2)
     numbers = streams.uniforms(1, 2, 0, 0, 4)
     assert pickle.loads(pickle.dumps(streams)).uniforms(1, 2, 0, 0, 4) == numbers
-    assert Streams(2, 2).uniforms(1, 2, 0, 0, 4) != numbers != Streams(1, 3).uniforms(1, 2, 0, 0, 4)
+    assert PhiloxStreams(2, 2).uniforms(1, 2, 0, 0, 4) != numbers != PhiloxStreams(1, 3).uniforms(1, 2, 0, 0, 4)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lit_vision.data.views.params import Drawer, make_law
+from lit_vision.data.views.params import ViewParamSampler, make_view_spec
 from lit_vision.errors import UserError
 
 N = 20_000
 
 
 def _draws(name: str, size: int = 224, height: int = 2000, width: int = 2000, **options) -> list:
-    drawer = Drawer(make_law(name, size, **options), seed=11)
+    drawer = ViewParamSampler(make_view_spec(name, size, **options), seed=11)
     return [drawer(i // 100, i % 100, 0, i % 2, height, width) for i in range(N)]
 
 
@@ -64,7 +64,7 @@ def test_train_and_mae__options_follow_their_ranges() -> None:
 
 
 def test_views__draw_independently_of_each_other_and_of_other_options() -> None:
-    drawer = Drawer(make_law("simclr", 224), 0)
+    drawer = ViewParamSampler(make_view_spec("simclr", 224), 0)
     a = [drawer(0, i, 0, 0, 500, 500) for i in range(N)]
     for b in (
         [drawer(0, i, 0, 1, 500, 500) for i in range(N)],
@@ -73,21 +73,23 @@ def test_views__draw_independently_of_each_other_and_of_other_options() -> None:
     ):
         assert abs(np.corrcoef([d.left for d in a], [d.left for d in b])[0, 1]) < 0.03
         assert abs(np.corrcoef([d.sigma for d in a], [d.sigma for d in b])[0, 1]) < 0.03
-    plain, turned = (Drawer(make_law("mae", 224, **o), 0)(1, 2, 0, 0, 500, 400) for o in ({}, {"rotation": 90}))
+    plain, turned = (
+        ViewParamSampler(make_view_spec("mae", 224, **o), 0)(1, 2, 0, 0, 500, 400) for o in ({}, {"rotation": 90})
+    )
     assert plain[:5] == turned[:5]
 
 
 def test_crop__extreme_images_fall_back_to_the_centre() -> None:
-    tall = Drawer(make_law("mae", 32), 0)(0, 0, 0, 0, 4000, 10)
+    tall = ViewParamSampler(make_view_spec("mae", 32), 0)(0, 0, 0, 0, 4000, 10)
     assert tall.width == 10
     assert tall.height <= 14
     assert 0 <= tall.top <= 4000 - tall.height
-    dot = Drawer(make_law("simclr", 32), 0)(0, 0, 0, 0, 1, 1)
+    dot = ViewParamSampler(make_view_spec("simclr", 32), 0)(0, 0, 0, 0, 1, 1)
     assert (dot.left, dot.top, dot.width, dot.height) == (0, 0, 1, 1)
 
 
 def test_small_images__get_half_the_strength_and_no_blur() -> None:
-    small, large = make_law("simclr", 32), make_law("simclr", 33)
+    small, large = make_view_spec("simclr", 32), make_view_spec("simclr", 33)
     assert (small.brightness, small.blur) == (0.4, 0.0)
     assert (large.brightness, large.hue, large.blur) == (0.8, 0.2, 0.5)
 
@@ -105,4 +107,4 @@ def test_small_images__get_half_the_strength_and_no_blur() -> None:
 )
 def test_make_law__refuses_what_a_view_does_not_have(name: str, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        make_law(name, 32, **options)
+        make_view_spec(name, 32, **options)

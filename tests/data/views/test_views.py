@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from lit_vision.data.batch import normalise
+from lit_vision.data.batch import normalize
 from lit_vision.data.views.batch_views import make_batch_views
-from lit_vision.data.views.color import LUMA, colour_matrices
-from lit_vision.data.views.params import ORDERS, Draw
-from lit_vision.data.views.views import make_views, resize, turn
+from lit_vision.data.views.color import LUMA, color_matrices
+from lit_vision.data.views.params import ORDERS, ViewParams
+from lit_vision.data.views.views import make_views, resize, rotate
 from lit_vision.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -132,10 +132,10 @@ def test_eval__leaves_a_fitting_image_as_it_is() -> None:
     assert (make_views("eval", 224, 0)(_png(image), 0, 0)[0] == image).all()
 
 
-def _draw(**values) -> Draw:
+def _draw(**values) -> ViewParams:
     base = {"left": 0, "top": 0, "width": 40, "height": 40, "flip": False, "angle": 0.0, "zoom": 1.0, "order": 0}
-    colours = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "gray": False, "sigma": 0.0}
-    return Draw(**{**base, **colours, **values})
+    colors = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "gray": False, "sigma": 0.0}
+    return ViewParams(**{**base, **colors, **values})
 
 
 @pytest.mark.parametrize("order", [0, 5, 13, 23])
@@ -151,7 +151,7 @@ def test_colour_matrix__equals_the_operations_one_after_the_other(order: int) ->
             slow, reference = 0.8 * slow + 0.2 * (slow @ LUMA).mean(), tv.adjust_contrast(reference, 0.8)
         elif operation == 2:
             slow, reference = 0.7 * slow + 0.3 * (slow @ LUMA)[..., None], tv.adjust_saturation(reference, 0.7)
-    matrix, shift = colour_matrices([drawn, drawn], np.repeat(image.mean((0, 1))[None], 2, 0))
+    matrix, shift = color_matrices([drawn, drawn], np.repeat(image.mean((0, 1))[None], 2, 0))
     got = image @ matrix[1].T + shift[1]
     np.testing.assert_allclose(got, slow, atol=1e-9)
     np.testing.assert_allclose(
@@ -160,29 +160,29 @@ def test_colour_matrix__equals_the_operations_one_after_the_other(order: int) ->
 
 
 def test_colour_matrix__hue_keeps_gray_and_luma_and_grayscale_ends_gray() -> None:
-    matrix, shift = colour_matrices([_draw(hue=0.3), _draw(hue=0.1, saturation=1.5, gray=True)], np.full((2, 3), 100.0))
+    matrix, shift = color_matrices([_draw(hue=0.3), _draw(hue=0.1, saturation=1.5, gray=True)], np.full((2, 3), 100.0))
     np.testing.assert_allclose(matrix[0] @ np.ones(3), np.ones(3), atol=1e-9)
     np.testing.assert_allclose(LUMA @ matrix[0], LUMA, atol=1e-9)
     assert np.ptp(matrix[1] @ np.array([10.0, 200.0, 90.0]) + shift[1]) < 1e-9
-    red_to_green = colour_matrices([_draw(hue=1 / 3)], np.zeros((1, 3)))[0][0] @ np.array([1.0, 0, 0])
+    red_to_green = color_matrices([_draw(hue=1 / 3)], np.zeros((1, 3)))[0][0] @ np.array([1.0, 0, 0])
     assert red_to_green.argmax() == 1  # as a third of a turn in HSV
 
 
 def test_turn__by_quarter_turns_is_exact_and_counter_clockwise() -> None:
     image = _photo(40, 40)
     for quarter in (1, 2, 3):
-        got = turn(image, _draw(angle=90.0 * quarter), 40).astype(int)
+        got = rotate(image, _draw(angle=90.0 * quarter), 40).astype(int)
         assert np.abs(got - np.rot90(image, quarter)).max() <= 1
 
 
 def test_turn__zooms_out_to_black_and_shrinks_with_antialias() -> None:
     white = np.full((40, 40, 3), 255, np.uint8)
-    half = turn(white, _draw(zoom=0.5), 40)
+    half = rotate(white, _draw(zoom=0.5), 40)
     assert half.mean() / 255 == pytest.approx(0.25, abs=0.03)
     assert half[0, 0, 0] == 0
     assert half[20, 20, 0] == 255
     checks = (np.indices((320, 320)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    small = turn(checks, _draw(width=320, height=320, angle=30.0), 40)
+    small = rotate(checks, _draw(width=320, height=320, angle=30.0), 40)
     assert np.abs(small[10:30, 10:30].astype(int) - 127).max() < 12  # no moire
 
 
@@ -215,13 +215,13 @@ def test_normalise__is_the_float_formula() -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (2, 3, 5, 4, 3), np.uint8))
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     expected = ((images.double() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
-    got = normalise(images, mean, std)
+    got = normalize(images, mean, std)
     assert got.dtype == torch.float32
     assert got.is_contiguous()
     torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-6)
-    plain = normalise(images, torch.zeros(3), torch.ones(3))
+    plain = normalize(images, torch.zeros(3), torch.ones(3))
     assert plain.min() >= 0
     assert plain.max() <= 1
     assert math.isclose(plain.max().item(), images.max().item() / 255, rel_tol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
-        normalise(images.float(), mean, std)
+        normalize(images.float(), mean, std)

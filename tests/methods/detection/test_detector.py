@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.backbones.pyramid import freeze_unused, make_levels, make_pyramid
+from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels, make_pyramid
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.make.scenes import scenes
 from lit_vision.errors import UserError
@@ -244,7 +244,7 @@ def test_pyramids_have_the_papers_parts() -> None:
     pyramid = make_pyramid(body, 64, 32, [4, 8, 16, 32])
     assert [m.shape[-1] for m in pyramid(body.forward_maps(torch.zeros(1, 3, 64, 64)))] == [16, 8, 4, 2]
     assert freeze_unused(body, pyramid, 64) == []
-    short = make_levels(body, 64, 32, [4, 8])[0]
+    short = make_feature_levels(body, 64, 32, [4, 8])[0]
     assert {name.split(".")[1] for name in freeze_unused(body, short, 64)} == {"layer4"}
 
 

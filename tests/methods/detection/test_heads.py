@@ -8,7 +8,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from toy_dense import make_detector
 
 from lit_vision import distributed
-from lit_vision.methods.detection.heads import KeyedSampler, joined_losses
+from lit_vision.methods.detection.heads import KeyedSampler, globally_normalized_losses
 from lit_vision.methods.keyed_noise import ANCHORS, PROPOSALS, keyed_noise
 
 KEYS = torch.tensor([[0, 1, 0], [0, 2, 0], [0, 3, 0]])
@@ -79,10 +79,10 @@ def test_losses_divide_by_what_all_processes_found(monkeypatch: pytest.MonkeyPat
 def test_joined_losses__closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing found here (a loss of 3 over 1 in the clamp's place), 4 found elsewhere with sum 5: 8 / 4."""
     losses, counts = {"a": torch.tensor(3.0)}, {"a": torch.tensor(0), "b": torch.tensor(7)}
-    assert joined_losses(losses, counts) is losses
+    assert globally_normalized_losses(losses, counts) is losses
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + torch.tensor([[5.0], [4.0]]))
-    assert joined_losses(losses, counts) == {"a": torch.tensor(2.0)}
+    assert globally_normalized_losses(losses, counts) == {"a": torch.tensor(2.0)}
 
 
 def test_keyed_sampler__slow_reference() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
-from lit_vision.methods.mae.decoder import DecoderBlock, choose_attention
+from lit_vision.methods.mae.decoder import DecoderBlock, select_attention_kernel
 from lit_vision.methods.mae.mae import (
     MAE,
     masked_patch_loss,
@@ -238,7 +238,7 @@ def test_forward__shapes_and_gradients_on_masked_predictions_only() -> None:
 
 def test_forward__the_encoder_never_sees_masked_pixels() -> None:
     mae, images, noise = small(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    ids_keep, _, mask = random_masking(noise, mae.keep)
+    ids_keep, _, mask = random_masking(noise, mae.num_keep)
     other = torch.where(mask[..., None].bool(), torch.randn(2, 16, 192), patchify(images, 8))
     with torch.no_grad():
         latents = [mae.backbone.forward_tokens(x, ids_keep) for x in (images, unpatchify(other, 8, (4, 4)))]
@@ -346,7 +346,7 @@ def test_choose_attention__plain_products_on_cpu_for_bfloat16_and_few_tokens() -
     mae = small()
 
     def fused(images: Tensor, tokens: int) -> bool:
-        choose_attention(mae, images, tokens)
+        select_attention_kernel(mae, images, tokens)
         (answer,) = {part.fused_attn for part in mae.modules() if hasattr(part, "fused_attn")}
         return answer
 
@@ -444,7 +444,7 @@ def test_reconstruct__true_statistics_give_the_picture_back() -> None:
     assert original.dtype == torch.uint8
     assert torch.equal(original, pixels[:, 0])
     assert torch.equal(reconstruction, original)
-    hidden = random_masking(noise, mae.keep)[2].view(2, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2).bool()
+    hidden = random_masking(noise, mae.num_keep)[2].view(2, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2).bool()
     assert torch.equal(masked[~hidden], original[~hidden])
     assert (masked[hidden] == 128).all()
     assert torch.equal(
@@ -455,7 +455,8 @@ def test_reconstruct__true_statistics_give_the_picture_back() -> None:
 def test_configure_optimizers__decays_tokens_as_the_official_code(monkeypatch) -> None:
     mae, seen = small(), {}
     monkeypatch.setattr(
-        "lit_vision.optim.configure", lambda module, groups, **options: seen.update(groups=groups, **options)
+        "lit_vision.optim.optimizer_and_schedule",
+        lambda module, groups, **options: seen.update(groups=groups, **options),
     )
     mae.configure_optimizers()
     names = {id(p): n for n, p in mae.named_parameters()}

@@ -10,11 +10,11 @@ import torch
 from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
 from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import pixel_counts, segmentation_values
 from lit_vision.methods import Segmenter
-from lit_vision.methods.segmentation.losses import dice_loss, pixel_cross_entropy, segmentation_loss, thinned
+from lit_vision.methods.segmentation.losses import dice_loss, pixel_cross_entropy, segmentation_loss, subsample_targets
 from lit_vision.weights.load import save_backbone
 
 CNN = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [16, 32, 32, 32]}
@@ -171,7 +171,7 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
     data = AnnotatedDataModule(
         str(tmp_path / "set"),
         format="masks",
-        class_names=["background", *CLASSES],
+        class_names=["background", *GARMENT_CLASSES],
         img_size=32,
         batch_size=4,
         num_workers=0,
@@ -217,11 +217,11 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
 def test_a_thinned_truth_takes_the_middle_of_its_blocks_on_average() -> None:
     ramp = torch.arange(16.0).expand(1, 16, 16)
     for stride in (1, 2, 4):
-        taken = thinned(ramp, stride)
+        taken = subsample_targets(ramp, stride)
         assert taken.shape == (1, 16 // stride, 16 // stride)
         assert taken.mean().item() == ramp.mean().item()
-        assert thinned(ramp.mT, stride).mean().item() == ramp.mean().item()
-    assert thinned(torch.zeros(2, 5, 7), 2).shape == (2, 3, 4)
+        assert subsample_targets(ramp.mT, stride).mean().item() == ramp.mean().item()
+    assert subsample_targets(torch.zeros(2, 5, 7), 2).shape == (2, 3, 4)
 
 
 def test_a_loss_on_part_of_the_pixels_is_that_of_scores_taken_there() -> None:
@@ -229,6 +229,6 @@ def test_a_loss_on_part_of_the_pixels_is_that_of_scores_taken_there() -> None:
     model, whole = _segmenter(loss_stride=2, aux_weight=0.0), _segmenter(aux_weight=0.0)
     whole.load_state_dict(model.state_dict())
     scores = torch.nn.functional.interpolate(whole._scores(images)[0], size=(16, 16), mode="bilinear")
-    expected = pixel_cross_entropy(scores, thinned(truth, 2))
+    expected = pixel_cross_entropy(scores, subsample_targets(truth, 2))
     torch.testing.assert_close(model.losses(images, truth), expected)
     assert model(images).shape == whole(images).shape

@@ -119,12 +119,14 @@ def test_nt_xent__rows_of_one_process_among_many_give_their_part_of_the_gradient
     torch.manual_seed(0)
     views = F.normalize(torch.randn(24, 5, dtype=torch.float64), dim=1)
     weights = torch.rand(24, dtype=torch.float64)
-    sums = module._log_sums(views, 0, 24, 1 / temperature)
-    pulls = module._pulls(views, sums, weights, 0, 24, 1 / temperature)
+    sums = module._tiled_logsumexp(views, 0, 24, 1 / temperature)
+    pulls = module._tiled_gradient(views, sums, weights, 0, 24, 1 / temperature)
     for start, rows in ((0, 8), (8, 8), (16, 8), (2, 14)):
         own = slice(start, start + rows)
-        torch.testing.assert_close(module._log_sums(views, start, rows, 1 / temperature), sums[own])
-        torch.testing.assert_close(module._pulls(views, sums, weights, start, rows, 1 / temperature), pulls[own])
+        torch.testing.assert_close(module._tiled_logsumexp(views, start, rows, 1 / temperature), sums[own])
+        torch.testing.assert_close(
+            module._tiled_gradient(views, sums, weights, start, rows, 1 / temperature), pulls[own]
+        )
 
 
 @pytest.mark.usefixtures("tiles")

@@ -127,7 +127,7 @@ def test_simclr__local_negatives_only_if_asked_for(
     with pytest.raises(UserError, match="negatives: 'none' is not 'global' or 'local'"):
         SimCLR("resnet18", RESNET, negatives="none")
     plan = SimpleNamespace(global_batch_size=32)
-    monkeypatch.setattr("lit_vision.optim.plan_of", lambda module: plan)
+    monkeypatch.setattr("lit_vision.optim.training_length", lambda module: plan)
     for negatives, says in (("global", "62 negatives, global"), ("local", "14 negatives, local")):
         method = SimCLR("resnet18", RESNET, negatives=negatives)
         method._trainer = SimpleNamespace(
