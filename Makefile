@@ -9,7 +9,7 @@ CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format benchmark soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+.PHONY: help setup demo test test-all lint house format benchmark soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-transfer
 
 help: ## this list
@@ -37,6 +37,9 @@ test-all: $(STAMP) ## the tests and the slow ones
 
 lint: $(STAMP) ## ruff, mypy, codespell and file checks (.pre-commit-config.yaml)
 	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
+
+house: $(STAMP) ## rooms, import circles, names, long lines, types: before the rooms were drawn, and now
+	@$(BIN)/python experiments/house.py
 
 format: $(STAMP) ## fix and format what ruff can
 	@$(BIN)/ruff check --fix-only .
