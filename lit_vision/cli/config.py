@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from lit_vision.cli.config_errors import COMMAND_KEYS, summarize_parser_error
 from lit_vision.errors import UsageError
+from lit_vision.io.atomic import atomic_write
 from lit_vision.io.redact import redact
+
+# Modules of before the rooms were moved, whose classes recipes and the config.yaml of runs may name, and today's.
+MOVED_MODULES = {
+    "lit_vision.callbacks.monitors": "lit_vision.callbacks.anomalies",
+    "lit_vision.checkpointing": "lit_vision.callbacks.checkpoint",
+    "lit_vision.data.annotated": "lit_vision.data.annotations.datamodule",
+    "lit_vision.loggers": "lit_vision.runs.loggers",
+    "lit_vision.methods.detector": "lit_vision.methods.detection.detector",
+    "lit_vision.methods.segmenter": "lit_vision.methods.segmentation.segmenter",
+    "lit_vision.sharding": "lit_vision.runs.fsdp",
+}
+_MOVED_CLASS = re.compile(rf"\b({'|'.join(map(re.escape, MOVED_MODULES))})\.([A-Z]\w*)")
+_load_yaml = get_loader("yaml")
+
+
+def current_class_paths(text: str) -> str:
+    """Return settings, a file's text or a command-line argument, with the class paths of before the move replaced."""
+    return _MOVED_CLASS.sub(lambda match: f"{MOVED_MODULES[match[1]]}.{match[2]}", text)
+
+
+# jsonargparse reads each file of settings through this
+set_loader("yaml", lambda text: _load_yaml(current_class_paths(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
@@ -32,8 +56,8 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(to_plain_dict(self.parser, self.config), sort_keys=False))
+            text = yaml.safe_dump(to_plain_dict(self.parser, self.config), sort_keys=False)
+            atomic_write(path, lambda file: file.write_text(text))
 
 
 def to_plain_dict(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:

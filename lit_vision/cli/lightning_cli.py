@@ -25,7 +25,7 @@ from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, 
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.callbacks.progress import Progress
 from lit_vision.callbacks.run_record import RunRecord, SampleCounter
-from lit_vision.cli.config import Parser, SaveConfig, to_plain_dict
+from lit_vision.cli.config import Parser, SaveConfig, current_class_paths, to_plain_dict
 from lit_vision.cli.config_errors import summarize_state_dict_error
 from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
@@ -94,7 +94,7 @@ class RunCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args([current_class_paths(argument) for argument in args])
         own = self.config[self.config.subcommand]
         if not own.get("data"):
             raise UsageError("data: is missing; give class_path and init_args as the recipes in experiments/ do")
