@@ -1,0 +1,56 @@
+"""CONTRIBUTING.md and AGENTS.md name rooms, files, targets and commands that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["CONTRIBUTING.md", "AGENTS.md"]
+PLACEHOLDERS = {"NAME", "TASK", "ROOM", "URL"}
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL))
+
+
+def test_contributing__lists_the_rooms_in_their_order() -> None:
+    listed = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    floors = re.search(r"^FLOORS = \[(.*?)^\]", (ROOT / "tests/test_house.py").read_text(), re.MULTILINE | re.DOTALL)
+    assert floors
+    rooms = {path.parent.name for path in (ROOT / "lit_vision").glob("*/__init__.py")}
+    assert listed == [name for name in re.findall(r'"(\w+)"', floors[1]) if name in rooms]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page__names_existing_targets(page: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in re.findall(r"^(make [^#\n]*)|`(make [^`\n]*)`", (ROOT / page).read_text(), re.MULTILINE):
+        words = "".join(command).split()[1:]
+        assert {word for word in words if "=" not in word} <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page__names_existing_files(page: str) -> None:
+    paths = [
+        word
+        for word in code_of(page)
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word)
+        and not PLACEHOLDERS & set(re.split(r"\W", word))
+        and (word.endswith("/") or word.endswith((".py", ".yaml", ".txt")))
+    ]
+    assert paths
+    missing = [
+        p for p in paths if not any((ROOT / base / p).exists() for base in ("", "lit_vision", "lit_vision/data"))
+    ]
+    assert missing == []
+
+
+def test_contributing__names_existing_constants() -> None:
+    """The steps of "How to add" name tables by their constants."""
+    sources = [path.read_text() for room in ("lit_vision", "tests") for path in (ROOT / room).rglob("*.py")]
+    defined = {name for text in sources for name in re.findall(r"^([A-Z_]{4,})(?:: .+)? = ", text, re.MULTILINE)}
+    steps = (ROOT / "CONTRIBUTING.md").read_text().split("## How to add")[1]
+    named = set(re.findall(r"`(_?[A-Z][A-Z_]{3,})`", steps)) - PLACEHOLDERS
+    assert named
+    assert named <= defined
