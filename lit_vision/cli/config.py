@@ -16,23 +16,26 @@ from lit_vision.errors import UsageError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.io.redact import redact
 
-# Modules of before the rooms were moved, whose classes recipes and the config.yaml of runs may name, and today's.
-MOVED_MODULES = {
-    "lit_vision.callbacks.monitors": "lit_vision.callbacks.anomalies",
-    "lit_vision.checkpointing": "lit_vision.callbacks.checkpoint",
-    "lit_vision.data.annotated": "lit_vision.data.annotations.datamodule",
-    "lit_vision.loggers": "lit_vision.runs.loggers",
-    "lit_vision.methods.detector": "lit_vision.methods.detection.detector",
-    "lit_vision.methods.segmenter": "lit_vision.methods.segmentation.segmenter",
-    "lit_vision.sharding": "lit_vision.runs.fsdp",
+# Class paths of before the rooms were moved, which recipes and the config.yaml of runs may hold, and those of today.
+MOVED_CLASSES = {
+    "lit_vision.callbacks.monitors.Collapse": "lit_vision.callbacks.anomalies.Collapse",
+    "lit_vision.callbacks.monitors.LossSpike": "lit_vision.callbacks.anomalies.LossSpike",
+    "lit_vision.checkpoint_files.AtomicIO": "lit_vision.runs.checkpoint_io.AtomicCheckpointIO",
+    "lit_vision.checkpointing.KeyedRandomness": "lit_vision.callbacks.checkpoint.SeedEachBatch",
+    "lit_vision.checkpointing.LastCheckpoint": "lit_vision.callbacks.checkpoint.LastCheckpoint",
+    "lit_vision.data.annotated.AnnotatedDataModule": "lit_vision.data.AnnotatedDataModule",
+    "lit_vision.loggers.RunCSVLogger": "lit_vision.runs.loggers.RunCSVLogger",
+    "lit_vision.methods.detector.Detector": "lit_vision.methods.Detector",
+    "lit_vision.methods.segmenter.Segmenter": "lit_vision.methods.Segmenter",
+    "lit_vision.sharding.Sharded": "lit_vision.runs.fsdp.FSDP2Strategy",
 }
-_MOVED_CLASS = re.compile(rf"\b({'|'.join(map(re.escape, MOVED_MODULES))})\.([A-Z]\w*)")
+_MOVED = re.compile(rf"\b({'|'.join(map(re.escape, MOVED_CLASSES))})\b")
 _load_yaml = get_loader("yaml")
 
 
 def current_class_paths(text: str) -> str:
     """Return settings, a file's text or a command-line argument, with the class paths of before the move replaced."""
-    return _MOVED_CLASS.sub(lambda match: f"{MOVED_MODULES[match[1]]}.{match[2]}", text)
+    return _MOVED.sub(lambda match: MOVED_CLASSES[match[1]], text)
 
 
 # jsonargparse reads each file of settings through this
