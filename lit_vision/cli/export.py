@@ -20,7 +20,7 @@ WRITTEN = ("config.json", "model.safetensors", "README.md", "preprocessor_config
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision export",
-        description="A run as one file with mean, std, size, class names and licence inside; the batch stays free. An export whose outputs differ\n"
+        description="A run as one file with mean, std, size, class names and license inside; the batch stays free. An export whose outputs differ\n"
         f"from torch's by more than {EXPORT_TOLERANCE:g} is refused.",
         epilog="example: lit-vision export runs/classifier/1 --format openvino --int8 data/photos\n\n"
         "TensorRT (not run here) takes the ONNX file; for 224 pixels:\n"
@@ -36,7 +36,7 @@ def _parser() -> CommandParser:
         "hub: a folder for the Hugging Face Hub with a model card",
     )
     parser.add_argument("--out", metavar="FILE", help="RUN/export/model.<ending> if not given")
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, written into the file")
+    parser.add_argument("--license", metavar="TEXT", help="of the weights, written into the file")
     parser.add_argument("--base", metavar="FILE", help="the weights that an adapter (RUN_OR_FILE) began from")
     parser.add_argument(
         "--int8",
@@ -81,12 +81,12 @@ def main(argv: Sequence[str]) -> int:
     if args.int8:
         quantize.require_packages("--int8", "nncf", "openvino")
     method, metadata = load_method(source, args.base)
-    if args.licence is not None:
-        metadata.licence = args.licence
+    if args.license is not None:
+        metadata.license = args.license
     judge = accuracy_check_for(args.int8, metadata) if args.int8 else None
     print(export(method, metadata, form, out, judge, args.calibration))
     print(
-        f"{out}: {metadata.task}, {metadata.size} pixels, licence {metadata.licence or 'not stated'}, {_megabytes(out)}"
+        f"{out}: {metadata.task}, {metadata.size} pixels, license {metadata.license or 'not stated'}, {_megabytes(out)}"
     )
     if form == "onnx":
         shape = f"3x{metadata.size}x{metadata.size}"
@@ -116,11 +116,11 @@ def _export_for_others(args: argparse.Namespace) -> int:
         from lit_vision.convert.to_transformers import load_mae, write_transformers
 
         mae, notes = load_mae(source)
-        notes |= {"licence": args.licence} if args.licence is not None else {}
+        notes |= {"license": args.license} if args.license is not None else {}
         said = write_transformers(mae, out, **notes)
     else:
         method, metadata = load_method(source)
-        metadata.licence = args.licence if args.licence is not None else metadata.licence
+        metadata.license = args.license if args.license is not None else metadata.license
         if args.format == "timm":
             from lit_vision.convert.to_timm import write_timm
 

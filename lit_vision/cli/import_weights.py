@@ -47,7 +47,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--backbone_only", action="store_true", help="leave decoder and classifier out")
     parser.add_argument("--class_names", metavar="FILE", help="one class name a line, in the order of the outputs")
-    parser.add_argument("--licence", metavar="TEXT", help="of the weights, written into the file")
+    parser.add_argument("--license", metavar="TEXT", help="of the weights, written into the file")
     parser.add_argument(
         "--source", metavar="TEXT", help="where they are from, written into the file; the file's name if not given"
     )
@@ -165,7 +165,7 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         raise UserError(f"{path}: is this project's own already; name it as it is, or use lit-vision export")
     if not config and "architecture" in metadata:  # an export of ours under timm's names says what it is
         known = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "size", "class_names")}
-        pixels = {"mean": known["mean"], "std": known["std"], "license": metadata["licence"]}
+        pixels = {"mean": known["mean"], "std": known["std"], "license": metadata["license"]}
         pixels |= {
             "crop_pct": json.loads(metadata[METADATA_KEY])["crop_pct"],
             "input_size": [3, known["size"], known["size"]],
@@ -201,9 +201,9 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
         lines.append(
             "note: the file does not say whether the loss was on normalised pixels; norm_pix_loss true is assumed (--args)"
         )
-    license = args.licence or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("licence") or ""
+    license = args.license or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("license") or ""
     if layout.startswith(FB):
-        license = args.licence or "CC-BY-NC-4.0"
+        license = args.license or "CC-BY-NC-4.0"
     notes = {
         "source": args.source or f"{layout}: {path.name}",
         "source_layout": layout,
@@ -211,10 +211,10 @@ def import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argpa
     }
     pixels, whose = statistics(method, report, config, args)
     lines.append(f"pixels: mean {pixels['mean']}, std {pixels['std']}: {whose}")
-    notes |= {"licence": license}
+    notes |= {"license": license}
     write_imported(
         out, method, pixels, notes, class_names(args.class_names, config, method), eval_crop_pct(layout, config)
     )
     kind = type(method).__name__
-    lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, licence {license or 'not stated (--license names it)'}")
+    lines.append(f"{out}: {kind}, {name} {json.dumps(body)}, license {license or 'not stated (--license names it)'}")
     return "\n".join(lines)

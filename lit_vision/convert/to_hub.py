@@ -39,7 +39,7 @@ def write_hub(method: Any, metadata: Any, out: Path, run: Path) -> str:
     atomic_write(out, write)
     return (
         f"largest difference to timm's model: {gap:.1e}\ntimm.create_model('local-dir:{out.name}', pretrained=True)\n"
-        f"to publish: hf upload USER/{out.name} {out.name} (check licence and text of README.md first)"
+        f"to publish: hf upload USER/{out.name} {out.name} (check license and text of README.md first)"
     )
 
 
@@ -56,7 +56,7 @@ def hub_config(method: Any, metadata: Any, name: str, arguments: Mapping[str, An
         "fixed_input_size": "img_size" in arguments,
         "classifier": (method.backbone.model.pretrained_cfg or {}).get("classifier"),
         "first_conv": (method.backbone.model.pretrained_cfg or {}).get("first_conv"),
-        "license": metadata.licence or "other",
+        "license": metadata.license or "other",
     }
     extra = {key: value for key, value in arguments.items() if key != "num_classes"}
     config = {"architecture": name, "num_classes": arguments["num_classes"], "num_features": method.backbone.width}
@@ -68,7 +68,7 @@ _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "
 
 
 def license_lines(license: str) -> list[str]:
-    """The head lines of a model card that name a licence as the Hub does."""
+    """The head lines of a model card that name a license as the Hub does."""
     known = license.lower() if license.lower() in _LICENSES else "other"
     return [f"license: {known}", *([f"license_name: {json.dumps(license)}"] if known == "other" and license else [])]
 
@@ -80,7 +80,7 @@ def model_card(
     task = "image-classification" if metadata.task == "classification" else "image-feature-extraction"
     lines = [
         "---",
-        *license_lines(metadata.licence),
+        *license_lines(metadata.license),
         "library_name: timm",
         f"pipeline_tag: {task}",
         "tags:",
@@ -91,7 +91,7 @@ def model_card(
         f"# {folder}",
         "",
     ]
-    lines += [f"{name}, {metadata.size} pixels, {metadata.task}; licence: {metadata.licence or 'not stated'}."]
+    lines += [f"{name}, {metadata.size} pixels, {metadata.task}; license: {metadata.license or 'not stated'}."]
     if metadata.class_names:
         shown = ", ".join(metadata.class_names[:20])
         more = f", ... {len(metadata.class_names)} in all" if len(metadata.class_names) > 20 else ""

@@ -91,11 +91,11 @@ def timm_notes(metadata: Any, name: str, arguments: Mapping[str, Any]) -> dict[s
         METADATA_KEY: metadata.to_json(),
     }
     plain = {"mean": metadata.mean, "std": metadata.std, "size": metadata.size, "class_names": metadata.class_names}
-    return notes | {key: json.dumps(value) for key, value in plain.items()} | {"licence": metadata.licence}
+    return notes | {key: json.dumps(value) for key, value in plain.items()} | {"license": metadata.license}
 
 
 def write_timm(method: Any, metadata: Any, out: Path) -> str:
-    """One safetensors file under timm's names, with mean, std, size, class names and licence in its metadata.
+    """One safetensors file under timm's names, with mean, std, size, class names and license in its metadata.
 
     Returns:
         The difference to timm's model, and the call that loads the file.

@@ -30,7 +30,7 @@ _TO_TRANSFORMERS = (
 
 
 def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
-    """An MAE from a run's checkpoint or an imported file, and what the file says of its licence and source ("" if nothing).
+    """An MAE from a run's checkpoint or an imported file, and what the file says of its license and source ("" if nothing).
 
     Raises:
         UserError: the file is of another method.
@@ -49,7 +49,7 @@ def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
         raise UserError(f"--format transformers: {path} is no MAE run, and only ViT-MAE is written; use timm or hub")
     mae = MAE(**{**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
     load_into(mae, path)
-    return mae.eval(), {name: metadata.get(name, "") for name in ("licence", "source")}
+    return mae.eval(), {name: metadata.get(name, "") for name in ("license", "source")}
 
 
 def transformers_state(mae: Any) -> dict[str, Any]:
@@ -97,13 +97,13 @@ def transformers_config(mae: Any) -> dict[str, Any]:
     }
 
 
-def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "") -> str:
+def write_transformers(mae: Any, out: Path, license: str = "", source: str = "") -> str:
     """A folder that `ViTMAEForPreTraining.from_pretrained` loads: config.json, preprocessor_config.json, model.safetensors, README.md.
 
     Args:
         mae: from `load_mae`.
         out: the folder.
-        licence, source: of the weights; they go into the file's metadata and the README.
+        license, source: of the weights; they go into the file's metadata and the README.
 
     Returns:
         The call that loads it, and a note where transformers would mask another number of patches.
@@ -136,10 +136,10 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
     processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3}
     processor |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **pixels}
 
-    notes = {name: text for name, text in (("licence", licence), ("source", source)) if text}
+    notes = {name: text for name, text in (("license", license), ("source", source)) if text}
     readme = [
         "---",
-        *license_lines(licence),
+        *license_lines(license),
         "library_name: transformers",
         "tags:",
         "- vit_mae",
@@ -148,7 +148,7 @@ def write_transformers(mae: Any, out: Path, licence: str = "", source: str = "")
         "",
     ]
     readme += [f"# {out.name}", "", f"ViT-MAE for pre-training, {config['image_size']} pixels."]
-    readme += [f"Licence: {licence or 'not stated'}. Source: {source or 'trained with lit_vision'}."]
+    readme += [f"License: {license or 'not stated'}. Source: {source or 'trained with lit_vision'}."]
 
     def write(beside: Path) -> None:
         beside.mkdir()

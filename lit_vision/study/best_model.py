@@ -40,13 +40,13 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
 
 
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
-    """The classifier with class names, mean, std, size and licence inside."""
+    """The classifier with class names, mean, std, size and license inside."""
     license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
     kept = {
         "size": study.preset.side(key.init),
         "class_names": study.images.classes,
         "crop_pct": 1.0,
-        "licence": license,
+        "license": license,
     }
     write_safetensors(module, build_metadata(module, "classification", kept), path)
     return path

@@ -66,12 +66,12 @@ class Encoders:
         return self.folder / "weights" / f"{init.replace(':', '_')}.safetensors"
 
     def fetch(self, init: str) -> str:
-        """Bring public weights here. Returns their licence; UserError where they cannot be had."""
+        """Bring public weights here. Returns their license; UserError where they cannot be had."""
         path = self.path(init)
         with redirect_output(self.log):
             if not path.exists():
                 public_weights(init, path)
-            return load_backbone(path)[1].metadata.get("licence", "not stated")
+            return load_backbone(path)[1].metadata.get("license", "not stated")
 
     def public(self, init: str) -> Encoder:
         """Public weights, already fetched."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 from lit_vision.weights.key_maps import convert_third_party_keys
+from lit_vision.weights.model_metadata import current_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FB = "facebookresearch/mae"
@@ -36,7 +37,8 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                metadata = current_keys(file.metadata())
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{path}: no whole safetensors file ({error}); take another copy") from error
     try:

@@ -1,4 +1,4 @@
-"""What must travel with a model so that it can be used: task, class names, pixel statistics, size, licence. Plain values only.
+"""What must travel with a model so that it can be used: task, class names, pixel statistics, size, license. Plain values only.
 
 One card serves every task and every file format: `task` says which. Imports nothing heavy.
 """
@@ -13,6 +13,12 @@ from typing import Any
 from lit_vision.errors import UserError
 
 METADATA_KEY = "lit_vision_card"  # under this name the card lies in a file's metadata, as JSON
+RENAMED_KEYS = {"licence": "license"}  # in files of before the rooms were moved
+
+
+def current_keys(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata of a file with the keys of today, {} for None; every reader of metadata goes through this."""
+    return {RENAMED_KEYS.get(key, key): value for key, value in (values or {}).items()}
 
 
 @dataclass
@@ -29,7 +35,7 @@ class ModelMetadata:
         outputs: names of what the model gives, in order.
         weights: sha256 of the weights' names, shapes and values: what results and exports name a model by.
         features: the same of the backbone alone: what an index of features names it by.
-        licence: of the weights, in words; "" is not stated.
+        license: of the weights, in words; "" is not stated.
         precision: "fp32", or what the export made of it.
         options: what a task needs besides (thresholds, anchors, ...), plain values.
     """
@@ -44,7 +50,7 @@ class ModelMetadata:
     outputs: list[str] = field(default_factory=list)
     weights: str = ""
     features: str = ""
-    licence: str = ""
+    license: str = ""
     precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -66,7 +72,7 @@ class ModelMetadata:
         if not text:
             raise UserError(f"{where}: holds no card (class names, mean, std, size); export it with lit-vision export")
         try:
-            values = json.loads(text)
+            values = current_keys(json.loads(text))
             known = {f.name for f in fields(cls)}
             metadata = cls(**{key: value for key, value in values.items() if key in known})
             if not (len(metadata.mean) == len(metadata.std) == 3 and int(metadata.size) > 0 and metadata.outputs):

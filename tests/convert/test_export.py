@@ -49,12 +49,12 @@ def agree(place: Path, run: str, form: str, *more: str) -> Path:
     need(form)
     out = place / f"{run}-{form}{exporting.FORMATS[form]}"
     assert (
-        main(["export", str(place / run), "--format", form, "--out", str(out), "--licence", "CC0", "--overwrite"]) == 0
+        main(["export", str(place / run), "--format", form, "--out", str(out), "--license", "CC0", "--overwrite"]) == 0
     )
     model, wanted = load_model(out, "cpu", trust=True), load_model(place / run, "cpu")
-    assert model.metadata.licence == "CC0"
+    assert model.metadata.license == "CC0"
     card, own = vars(model.metadata).copy(), vars(wanted.metadata).copy()
-    card.pop("licence"), own.pop("licence")
+    card.pop("license"), own.pop("license")
     assert card == own  # names, mean, std, size and the weights' digest travel
     assert model.metadata.class_names == NAMES
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
@@ -79,7 +79,7 @@ def test_formats__give_torchs_outputs_and_carry_the_card(place, run: str, form: 
     out = agree(place, run, form)
     said = capsys.readouterr().out
     assert "largest difference to torch" in said
-    assert "licence CC0" in said
+    assert "license CC0" in said
     assert ("trtexec --onnx=" in said) == (form == "onnx")
     assert not list(place.glob(".*tmp*"))
     if form in ("onnx", "openvino"):  # predict says the same from the file as from the run

@@ -84,10 +84,10 @@ def test_timm__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
     card = load_method(out)[1]
     assert card.class_names == list("abcdefg")
     assert card.crop_pct == timm.get_pretrained_cfg(NAME if name.startswith("vit") else name).crop_pct
-    assert "licence not stated" in capsys.readouterr().out
+    assert "license not stated" in capsys.readouterr().out
 
 
-def test_timm__a_folder_of_the_hub_brings_name_licence_and_pixels(tmp_path: Path) -> None:
+def test_timm__a_folder_of_the_hub_brings_name_license_and_pixels(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     folder.mkdir()
     model = scrambled(timm.create_model("resnet18", num_classes=0))
@@ -98,7 +98,7 @@ def test_timm__a_folder_of_the_hub_brings_name_licence_and_pixels(tmp_path: Path
     with safe_open(out, "pt") as file:
         about = file.metadata()
     assert json.loads(about["mean"]) == [0.5, 0.4, 0.3]
-    assert (about["licence"], about["source"]) == ("apache-2.0", "https://example.org/weights")
+    assert (about["license"], about["source"]) == ("apache-2.0", "https://example.org/weights")
     assert len(about["source_sha256"]) == 64
     assert json.loads(about["backbone"])["img_size"] == 160
     method, _ = load_method(out)
@@ -228,7 +228,7 @@ def test_facebookresearch__published_counts_fit_without_rest(size: str, part: st
 
 
 @pytest.mark.parametrize("part", ["encoder", "full", "fine-tuned"])
-def test_facebookresearch__is_imported_with_its_arguments_and_licence(part: str, tmp_path: Path, capsys) -> None:
+def test_facebookresearch__is_imported_with_its_arguments_and_license(part: str, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     state = {key: torch.randn(shape) * 0.1 for key, shape in fb_keys(32, 2, 8, 4, part, (16, 1)).items()}
     arguments = argparse.Namespace(blr=1.5e-4, norm_pix_loss=False, mask_ratio=0.5)  # neither is MAE's own default here

@@ -56,7 +56,7 @@ def test_timm__loads_it_strictly_to_the_same_logits(kind: str, tmp_path: Path, c
     else:
         method = scrambled(Classifier(NAME, 7, {**VIT, "pool": "avg" if kind == "vit-avg" else "token"}))
     run = run_of(tmp_path / "run", method)
-    assert export(run, "--format", "timm", "--licence", "mit") == 0
+    assert export(run, "--format", "timm", "--license", "mit") == 0
     out = run / "export/timm.safetensors"
     said = capsys.readouterr().out
     call = next(line for line in said.splitlines() if line.startswith("timm.create_model"))
@@ -69,14 +69,14 @@ def test_timm__loads_it_strictly_to_the_same_logits(kind: str, tmp_path: Path, c
     assert json.loads(about["size"]) == 32
     assert json.loads(about["mean"]) == pytest.approx(method.mean.tolist())
     assert json.loads(about["std"]) == pytest.approx(method.std.tolist())
-    assert about["licence"] == "mit"
+    assert about["license"] == "mit"
     assert json.loads(about[METADATA_KEY])["task"] == "classification"
     again = tmp_path / "again.safetensors"  # and back: import knows it from its metadata
     assert cli.main(["import", str(out), "--out", str(again)]) == 0
     back, card = load_method(again)
     with torch.no_grad():
         torch.testing.assert_close(back(IMAGES), method(IMAGES), atol=1e-5, rtol=1e-5)
-    assert (card.class_names, card.licence, card.crop_pct, card.size) == (NAMES, "mit", 1.0, 32)
+    assert (card.class_names, card.license, card.crop_pct, card.size) == (NAMES, "mit", 1.0, 32)
     torch.testing.assert_close(back.mean, method.mean)
 
 
@@ -100,7 +100,7 @@ def test_hub__timm_loads_the_folder_and_the_card_is_made_of_results(tmp_path: Pa
         **numbers,
         **common,
     )
-    assert export(run, "--format", "hub", "--out", tmp_path / "toy-model", "--licence", "Apache-2.0") == 0
+    assert export(run, "--format", "hub", "--out", tmp_path / "toy-model", "--license", "Apache-2.0") == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'toy-model'}", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(IMAGES), method(IMAGES), atol=1e-5, rtol=1e-5)
@@ -127,7 +127,7 @@ def test_hub__timm_loads_the_folder_and_the_card_is_made_of_results(tmp_path: Pa
     assert (tmp_path / "toy-model/mine.txt").is_file()
 
 
-def test_hub__without_results_or_licence_it_says_so(tmp_path: Path) -> None:
+def test_hub__without_results_or_license_it_says_so(tmp_path: Path) -> None:
     method = scrambled(MAE(NAME, VIT, decoder_width=16, decoder_depth=1, decoder_heads=2))
     run = run_of(tmp_path / "run", method)
     assert export(run, "--format", "hub") == 0
@@ -162,21 +162,21 @@ def test_transformers__the_same_loss(norm_pix: bool, tmp_path: Path, capsys) -> 
     assert processor["image_mean"] == pytest.approx([0.485, 0.456, 0.406])
 
 
-def test_transformers__licence_and_source_travel(tmp_path: Path) -> None:
+def test_transformers__license_and_source_travel(tmp_path: Path) -> None:
     from lit_vision.convert.to_transformers import transformers_config, transformers_state
 
     mae, folder = scrambled(MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2)), tmp_path / "hf"
     folder.mkdir()
     save_file(transformers_state(mae), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(transformers_config(mae)))
-    ours, words = tmp_path / "mae.safetensors", ["--licence", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
+    ours, words = tmp_path / "mae.safetensors", ["--license", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
     assert cli.main(["import", str(folder), "--out", str(ours), *words]) == 0
-    for more, license in (((), "CC-BY-NC-4.0"), (("--licence", "mit"), "mit")):
+    for more, license in (((), "CC-BY-NC-4.0"), (("--license", "mit"), "mit")):
         out = tmp_path / license
         assert export(ours, "--format", "transformers", "--out", out, *more) == 0
         with safe_open(out / "model.safetensors", "pt") as file:
             about = file.metadata()
-        assert (about["licence"], about["source"]) == (license, "https://example.org/w")
+        assert (about["license"], about["source"]) == (license, "https://example.org/w")
         assert f"license: {license.lower()}\n" in (out / "README.md").read_text()
 
 
