@@ -1,4 +1,8 @@
-"""A file or folder that appears under its name only when all of it is there."""
+"""Atomic writes: a file or folder is renamed into place only after it is complete.
+
+`atomic_write` is the way to write a file that is read again. Checkpoints use `write_temp_and_hash` and `rename_into_place`
+instead, because the digest next to a checkpoint has to match it at every instant.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,60 +21,127 @@ from lit_vision.errors import UserError
 from lit_vision.io.hashing import Digest
 
 
-def atomic_write(out: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name beside `out`, then gives what it wrote the name `out`, replacing what was there.
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], fsync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path of the same file name; what is there at the end of the block replaces `path`.
+
+    Temporary files live in a hidden folder next to `path`, unique to this call, because a rename is atomic only inside one
+    file system and because writers such as OpenVINO's need the suffix. Other files written into that folder (the .bin of an
+    .xml) move along, before `path` itself. If the block raises, `path` stays as it was and the temporary folder is removed.
+
+    Args:
+        path: file or folder; its parent is created. An existing file or folder is replaced.
+        fsync: write the content to the disk before the rename, so that a power failure leaves the old or the new file. False
+            is for files that lose nothing of value and are rewritten often.
 
     Raises:
-        UserError: the place cannot be written.
+        OSError: the folder cannot be written or the disk is full.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.tmp")
-    try:
-        write(beside)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(beside, out)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); make room or choose another place"
-        ) from error
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Write JSON whole or not at all: a kill in the middle leaves the file that was there. NaN is refused."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temp_prefix(path), suffix=".tmp"))
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from a group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+        yield folder / path.name
+        if fsync:
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    _fsync(file)
+        companions = sorted(file for file in folder.iterdir() if file.name != path.name)
+        for new in (*companions, folder / path.name):
+            old = path.with_name(new.name)
+            if old.is_dir() and not old.is_symlink():  # a rename cannot replace a folder that is not empty
+                shutil.rmtree(old)
+            os.replace(new, old)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object], fsync: bool = True) -> None:
+    """Write a file or folder so that `path` holds the old content or the new one, never a part of it.
+
+    Args:
+        path: file or folder; its parent is created. An existing one is replaced.
+        write: called with the temporary path to write to, which has the file name of `path` (see `atomic_path`).
+        fsync: write the content to the disk before the rename.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; `path` is as it was.
+    """
+    try:
+        with atomic_path(path, fsync) as temporary:
+            write(temporary)
+    except Exception as error:
+        reason = _write_failure(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written ({reason}); make room or choose another place") from error
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON, atomically, and return the path.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return Path(path)
+
+
+def is_temporary(name: str, of: str | os.PathLike[str]) -> bool:
+    """True if `name` is a file or folder that a killed `atomic_write` of the file `of` left next to it."""
+    return name.startswith(_temp_prefix(Path(of))) and name.endswith(".tmp")
+
+
+def remove_temporaries(path: str | os.PathLike[str]) -> None:
+    """Remove what killed writes of `path` left next to it. Only for a file with one writer at a time."""
+    for entry in Path(path).parent.iterdir():
+        if is_temporary(entry.name, path):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _temp_prefix(path: Path) -> str:
+    return f".{path.name[:60]}."  # 60 characters of four bytes leave room below the limit of 255 bytes for a name
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_failure(error: Exception) -> str | None:
+    """Return the system's reason for a failed write; None if the error is of another kind.
+
+    The writers of safetensors and torch report a full disk as errors of their own: "I/O error: No space left on device (os
+    error 28)", and a RuntimeError of inline_container.cc without the reason.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if type(error).__name__ == "SafetensorError":
+        found = re.search(r"I/O error: (.+?) \(os error \d+\)", str(error))
+        return found[1] if found else None
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return "the disk is full, or the file too large"
+    return None
 
 
 class _HashedFile:
-    """A binary file that computes the sha256 of what passes through (torch.save writes front to back) and keeps its OSError."""
+    """Binary file that computes the sha256 of what is written (torch.save writes front to back) and keeps its OSError."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256, self.size, self.error = file, hashlib.sha256(), 0, None
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
         self.size += len(data)
         try:
             return self.file.write(data)
-        except OSError as error:  # torch's zip writer makes a RuntimeError of it, which does not say what was wrong
+        except OSError as error:  # torch's zip writer makes a RuntimeError of it that lacks the reason
             self.error = error
             raise
 
@@ -77,18 +149,18 @@ class _HashedFile:
         self.file.flush()
 
 
-def write_temp_and_hash(path: Path, fill: Callable[[_HashedFile], None]) -> tuple[Path, Digest]:
-    """Writes a temporary file next to path, down to the disk; returns it and its digest.
+def write_temp_and_hash(path: Path, write: Callable[[_HashedFile], object]) -> tuple[Path, Digest]:
+    """Write the temporary file NAME.tmp next to `path`, down to the disk; return it and its digest.
 
-    Beside the target, for a rename is atomic only inside one file system; one fixed name, so that kills leave one file at most.
+    The name is fixed, so that any number of kills leaves one such file.
     """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # a kill's leftover may be a second name of best.ckpt: never write into it
+    temporary.unlink(missing_ok=True)  # a kill may have left a hard link to best.ckpt: never write into it
     try:
         with open(temporary, "wb") as file:
             hashed = _HashedFile(file)
             try:
-                fill(hashed)
+                write(hashed)
             except RuntimeError as error:
                 raise (hashed.error or error) from error
             file.flush()
@@ -101,22 +173,18 @@ def write_temp_and_hash(path: Path, fill: Callable[[_HashedFile], None]) -> tupl
 
 
 def rename_into_place(temporary: Path, path: Path) -> None:
-    """Renames, and has the folder written to the disk."""
+    """Rename `temporary` to `path`, and write the change of the folder to the disk."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _fsync(path.parent)
 
 
 @contextlib.contextmanager
 def disk_full_error(path: Path) -> Iterator[None]:
-    """A write that fails becomes one line that says what is left."""
+    """Turn an OSError inside the block into a UserError that says that the previous checkpoint is intact."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); the checkpoint that was there before is whole: "
+            f"{path}: could not be written ({error.strerror or error}); the previous checkpoint is intact: "
             "make room, then go on with --resume auto"
         ) from error

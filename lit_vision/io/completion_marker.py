@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.io.atomic import atomic_write
+from lit_vision.io.atomic import atomic_write, is_temporary
 
 
 def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:
@@ -76,6 +76,6 @@ def report_write_errors(out: Path, flag: str = "") -> Iterator[None]:
 
 
 def _unexpected_entries(out: Path, mark: str) -> list[str]:
-    """What lies in the folder beside the note that it was begun, or what a kill left of that note."""
-    own = (f"{mark}.begun", f".{mark}.begun.tmp")
-    return [path.name for path in out.iterdir() if path.name not in own]
+    """Return the names in the folder other than the start marker and what a kill left of it."""
+    started = f"{mark}.begun"
+    return [path.name for path in out.iterdir() if path.name != started and not is_temporary(path.name, started)]

@@ -82,7 +82,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 damaged; {"also": [NAME, ...]}: the new one gets these names too.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; the file that was at path before is whole.
+            UserError: the disk is full or the folder cannot be written; the file that was at path before is intact.
         """
         path, options = Path(path), storage_options or {}
         with disk_full_error(path):

@@ -15,6 +15,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_vision.io.atomic import atomic_path, atomic_write
+
 
 class CsvFile:
     """A CSV that grows by rows; a new column rewrites it once. Empty cells are what a row did not measure.
@@ -60,13 +62,10 @@ class CsvFile:
         rows = [{name: value for name, value in row.items() if name and value} for row in rows]
         self.columns = columns or list(dict.fromkeys(name for row in rows for name in row))
         self.rows, self.last = len(rows), rows[-1] if rows else None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", newline="") as file:
+        with atomic_path(self.path, fsync=False) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
 
 
 class RunCSVLogger(Logger):
@@ -208,5 +207,5 @@ def _wandb_id(folder: Path) -> str | None:
         return None
     path = folder / "wandb_id.txt"
     if not path.is_file():
-        path.write_text(secrets.token_hex(4) + "\n")
+        atomic_write(path, lambda file: file.write_text(secrets.token_hex(4) + "\n"))
     return path.read_text().strip()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lit_vision
+from lit_vision.errors import UserError
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.results import schema
 from lit_vision.results.environment import collect_environment, peak_memory_mb
@@ -88,7 +89,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(schema.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_result(path, **RUN)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -73,7 +73,7 @@ def test_no_room_leaves_the_old_file_whole(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # a write beyond it fails as on a full disk
     try:
-        with pytest.raises(UserError, match="the checkpoint that was there before is whole"):
+        with pytest.raises(UserError, match="the previous checkpoint is intact"):
             AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_old_files_and_says_one_line(small_disk: Path) ->
             io.save_checkpoint(checkpoint, path, {"previous": "previous.ckpt"})
         else:
             with pytest.raises(
-                UserError, match=r"No space left on device.*the checkpoint that was there before is whole"
+                UserError, match=r"No space left on device.*the previous checkpoint is intact"
             ) as error:
                 io.save_checkpoint(checkpoint, path, {"previous": "previous.ckpt"})
             assert "\n" not in str(error.value)
