@@ -97,7 +97,7 @@ def make(table: Ablation, images=None, folder: Path | None = None) -> None:
     from lit_vision.study.progress import Reporter
 
     if images is None:
-        if code := main(["data", "fashion", "--turned", "--out", DATA]):
+        if code := main(["data", "fashion", "--rotated", "--out", DATA]):
             sys.exit(code)
         images = read_images(ROOT / DATA)
     folder = folder or ROOT / "runs" / f"table-{table.name}"
@@ -120,7 +120,7 @@ def make(table: Ablation, images=None, folder: Path | None = None) -> None:
 def values_of(table: Ablation, cells: Sequence[Mapping[str, Any]]) -> Values:
     """(variant, protocol, labels) -> values, one per seed in their order."""
     prefix = f"{table.init}-"
-    return {(cell["start"].removeprefix(prefix), cell["protocol"], cell["labels"]): cell["values"] for cell in cells}
+    return {(cell["init"].removeprefix(prefix), cell["protocol"], cell["labels"]): cell["values"] for cell in cells}
 
 
 def verdict(claim: Claim, values: Values) -> str:
@@ -148,7 +148,7 @@ def show(table: Ablation) -> None:
 
     file = results_of(table)
     rows = rows_from([file]) if file.exists() else []
-    cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
+    cells = {(row["init"], row["protocol"], row["labels"]): row for row in rows}
     columns = ["variant"] + [f"{protocol}, {labels} labels" for protocol, labels in table.columns]
     papers = list(dict.fromkeys(protocol for _, protocol in table.published))
     lines = []
@@ -184,7 +184,7 @@ def check(table: Ablation, images=None) -> int:
         print(f"{table.name}: not run yet")
         return 1
     if images is None:
-        main(["data", "fashion", "--turned", "--out", DATA])
+        main(["data", "fashion", "--rotated", "--out", DATA])
         images = read_images(ROOT / DATA)
     result, preset = read_result(results_of(table)), table.preset(images.size, table.variants[-1])
     if images.fingerprint != result["data_fingerprint"]:
@@ -194,7 +194,7 @@ def check(table: Ablation, images=None) -> int:
     frozen: dict[Path, tuple] = {}
     for cell in result["cells"]:
         for seed, value in zip(cell["seeds"], cell["values"]):
-            key = CellKey(cell["start"], cell["protocol"], cell["labels"], seed)
+            key = CellKey(cell["init"], cell["protocol"], cell["labels"], seed)
             label = key.init.removeprefix(f"{table.init}-")
             tuned = key.protocol == "finetune"
             path = WEIGHTS / table.name / f"{key.name if tuned else f'{label}-{seed}'}.safetensors"
@@ -218,7 +218,7 @@ def main(table: Ablation) -> int:
     """The script of a table."""
 
     def dry() -> None:
-        print(f"lit-vision data fashion --turned --out {DATA}")
+        print(f"lit-vision data fashion --rotated --out {DATA}")
         print(f"python experiments/table_{table.name.replace('-', '_')}.py   # trains {table.seeds} seeds of:")
         print("\n".join(f"  {one.label}: {one.method | one.views or 'as initialised'}" for one in table.variants))
 

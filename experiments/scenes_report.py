@@ -17,7 +17,7 @@ TASKS = {
 INITS = {"scratch": "from scratch", "simclr": "SimCLR on the training scenes' tiles"}
 COLUMNS = [
     "task",
-    "start",
+    "init",
     "measure",
     "test, mean ± sd (seeds)",
     "gap ± standard error",
@@ -138,7 +138,7 @@ def page(results: dict[Any, dict], table: Table, out: Path) -> None:
                 f"{run.init} {run.seed}",
                 *zip(*result["curve"]),
                 baseline=run.init == "scratch",
-                like=INITS[run.init],
+                group=INITS[run.init],
             )
             for run, result in results.items()
             if run.task == task and result.get("curve")

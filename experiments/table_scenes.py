@@ -8,7 +8,6 @@ Run: make table-scenes SCALE=desk        Measure the committed weights again: ma
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 import shutil
 import sys
@@ -128,13 +127,13 @@ def publish(run: Run) -> None:
 
     if run.result.exists() and run.result.stat().st_mtime >= (run.folder / "results-test.json").stat().st_mtime:
         return
-    trained, result = (json.loads((run.folder / f"results{part}.json").read_text()) for part in ("", "-test"))
+    trained, result = (read_result(run.folder / f"results{part}.json") for part in ("", "-test"))
     keys = ("commit", "dirty", "seconds", "images_seen", "epochs", "steps", "overrides", "recipe_sha256")
     result["trained"] = {key: trained.get(key) for key in keys}
     result["recipe_sha256"], result["images_seen"] = trained["recipe_sha256"], trained["images_seen"]
-    result |= {"task": run.task, "start": run.init, "pretrain_seconds": 0.0}
+    result |= {"task": run.task, "init": run.init, "pretrain_seconds": 0.0}
     if run.init != "scratch":
-        before = json.loads((RUNS / run.init / "results.json").read_text())
+        before = read_result(RUNS / run.init / "results.json")
         keys = ("recipe", "recipe_sha256", "commit", "dirty", "seconds", "images_seen", "weights_sha256")
         result["pretrained"] = {key: before.get(key) for key in keys}
         result["pretrain_seconds"] = before["seconds"]
@@ -176,8 +175,9 @@ def add_int8(run: Run) -> None:
     from lit_vision.errors import UserError
     from lit_vision.io.atomic import write_json
     from lit_vision.predict.models import load_method
+    from lit_vision.results.schema import read_result
 
-    result = json.loads(run.result.read_text())
+    result = read_result(run.result)
     if "int8" in result:
         return
     try:

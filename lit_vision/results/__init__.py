@@ -1,1 +1,1 @@
-"""What a number is made of: result files, environment, tables and plots."""
+"""Result files, the environment that they record, tables, overlays and plots."""

@@ -1,4 +1,4 @@
-"""What a number needs to be made again: commit, versions, device, memory. Never a path, a host name or a user's name."""
+"""Record commit, versions, device and memory for reproducibility; never a path, a host name or a user's name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PACKAGES = ("lit-vision", "torch", "torchvision", "lightning", "timm", "albument
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process or one of its ended children held, in MB (10^6 bytes); CPU memory only."""
+    """Return the peak CPU memory of this process or of one of its ended children, in MB (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB elsewhere
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6, 1)
 
 
 def device_name() -> str:
-    """The accelerator's name if there is one, else the CPU's."""
-    torch = sys.modules.get("torch")  # not imported for this alone: it costs seconds
+    """Return the name of the accelerator if there is one, else of the CPU."""
+    torch = sys.modules.get("torch")  # importing it only for the name would take seconds
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:
@@ -37,20 +37,20 @@ def device_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*words: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout that this code runs from; (None, None) for an installed copy.
+    """Return (commit, dirty) of the checkout that this code runs from; (None, None) for an installed copy.
 
-    Dirty means that a tracked file differs from the commit; files that git does not know are not looked at.
-    A copy installed inside some other project's checkout is not mistaken for that project: this file must be tracked.
+    Dirty means that a tracked file differs from the commit; untracked files do not count. This file itself must be
+    tracked, so that a copy installed inside the checkout of another project does not report that project's commit.
     """
     if not _git("ls-files", "--error-unmatch", "--", Path(__file__).name):
         return None, None
@@ -60,11 +60,11 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def collect_environment(seed: int | None = None, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
-    """What a number needs to be made again: commit, dirty flag, seed, versions, device, cores, Python, system.
+    """Return what is needed to reproduce a number: commit, dirty flag, seed, versions, device, cores, Python, system.
 
     Args:
         seed: the run's seed, None if it had none.
-        packages: distributions whose versions are noted; those not installed are left out.
+        packages: distributions whose versions are recorded; those not installed are left out.
 
     Returns:
         A dict for JSON. No host name, user name or path.

@@ -1,7 +1,10 @@
-"""What a run or a study writes down, and how it is read back: one `results.json`, checked on both sides.
+"""Write and read the results.json of a run or a study; both directions check it against one schema.
 
-A run's result holds `metric` (name, value), a study's holds `cells`; both hold what is needed to make the number again
-(design: recipe, commit, seed, data fingerprint, weights). Files never hold an absolute path or a user's name.
+A run's result holds `metric` (name, value), a study's holds `cells`. Both hold what is needed to make the number again:
+recipe, commit, seed, data fingerprint, weights. Files never hold an absolute path or a user's name.
+
+Files of schema 1 (without the key `schema`) are read as well: `read_result` returns every file with the keys of schema
+2.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.results.environment import collect_environment, peak_memory_mb
 
+SCHEMA = 2
+RENAMED_KEYS = {"start": "init", "licence": "license"}  # schema 1, whose files have no key `schema`: schema 2
 _TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
 _NONE = (type(None),)
 # key: the types that JSON may hold there. Missing keys are an error, so that "unknown" is always written down as null.
 COMMON = {
+    "schema": _COUNT,
     "recipe": _TEXT,  # name or relative path
     "recipe_sha256": _TEXT + _NONE,
     "commit": _TEXT + _NONE,
@@ -38,7 +44,7 @@ COMMON = {
 }
 RUN = {"metric": (dict,), "samples": _COUNT, "images_seen": _COUNT + _NONE}
 CELL = {
-    "start": _TEXT,
+    "init": _TEXT,
     "protocol": _TEXT,
     "labels": _COUNT,
     "values": (list,),
@@ -51,12 +57,12 @@ CELL = {
 
 
 class ResultError(UserError):
-    """A results file that cannot be read, or does not hold what design 4.5 asks for."""
+    """Raised for a results file that cannot be read or does not fit the schema; names the file and the key."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of one cell: `mean`, `sd` (sample standard deviation; None for one value), `n` values."""
+    """Mean, sample standard deviation `sd` (None for a single value) and number `n` of the values of one cell."""
 
     mean: float
     sd: float | None
@@ -64,32 +70,32 @@ class Summary:
 
 
 def summarize(values: Iterable[float]) -> Summary | None:
-    """Mean, sample standard deviation (n - 1) and count; None for no values; sd is None for a single value."""
+    """Return mean, sample standard deviation (n - 1; None for one value) and count; None without values."""
     values = list(values)
     return Summary(*mean_sd(values), len(values)) if values else None
 
 
 def make_cell(init: str, protocol: str, labels: int, values: Iterable[float], **rest: Any) -> dict[str, Any]:
-    """One cell of a study, with mean and std computed from its values.
+    """Return one cell of a study, with mean and std computed from its values.
 
     Args:
         init: pixels, scratch-cnn, scratch-<backbone>, mae, simclr or timm:<name>.
         protocol: logreg, knn, linear, finetune, lora, ...
-        labels: number of labelled images used in all, those that chose anything included.
+        labels: number of labeled images used in all, including those that chose a hyper-parameter.
         values: one number per seed, fractions 0 to 1; may be empty (then mean and std are None: not run yet).
-        rest: seconds, pretrain_seconds, chosen_on, and anything else worth keeping.
+        rest: seconds, pretrain_seconds, chosen_on, and any other key.
     """
     values = [float(value) for value in values]
     summary = summarize(values)
-    cell = {"start": init, "protocol": protocol, "labels": int(labels), "values": values}
+    cell = {"init": init, "protocol": protocol, "labels": int(labels), "values": values}
     cell |= {"mean": summary and summary.mean, "std": summary and summary.sd}
     return cell | {"seconds": 0.0, "pretrain_seconds": 0.0, "chosen_on": "fixed recipe"} | rest
 
 
-def _check_keys(holder: Mapping, wanted: Mapping[str, tuple], where: str) -> None:
-    for key, types in wanted.items():
+def _check_keys(holder: Mapping[str, Any], expected: Mapping[str, tuple[type, ...]], where: str) -> None:
+    for key, types in expected.items():
         if key not in holder:
-            raise ResultError(f"{where}: key '{key}' is missing; write it as null if it is unknown and may be")
+            raise ResultError(f"{where}: key '{key}' is missing; an unknown value is written as null")
         value = holder[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
@@ -135,7 +141,7 @@ def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
         if not isinstance(name, str) or "value" not in result["metric"]:
             raise ResultError(f"{where}: 'metric' is {result['metric']!r}; expected {{name: text, value: fraction}}")
         value = result["metric"]["value"]
-        if name.endswith("loss"):  # no fraction; a run without labels has nothing else
+        if name.endswith("loss"):  # not a fraction; a run without labels has no other metric
             _check_keys({name: value}, {name: _NUMBER}, where)
         else:
             _check_fraction(value, f"{where}: metric '{name}'")
@@ -146,28 +152,35 @@ def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
         at = f"{where}: cell {number}"
         if not isinstance(cell, Mapping):
             raise ResultError(f"{at} is {cell!r}; expected an object")
-        _check_keys(cell, CELL, at)
-        for value in cell["values"]:
-            _check_fraction(value, f"{at}: a value")
-        summary = summarize(cell["values"]) or Summary(None, None, 0)
-        for key, true in (("mean", summary.mean), ("std", summary.sd)):
-            same = cell[key] == true if None in (cell[key], true) else math.isclose(cell[key], true, abs_tol=1e-9)
-            if not same:
-                raise ResultError(f"{at}: '{key}' is {cell[key]}, but its values give {true}; never type one in")
+        _check_cell(cell, at)
 
 
-def write_result(path: str | os.PathLike, *, recipe: str, seed: int | None = None, **fields: Any) -> Path:
-    """Complete a result with what is known here, check it, and write it atomically.
+def _check_cell(cell: Mapping[str, Any], where: str) -> None:
+    _check_keys(cell, CELL, where)
+    for value in cell["values"]:
+        _check_fraction(value, f"{where}: a value")
+    summary = summarize(cell["values"])
+    for key, expected in (("mean", summary.mean if summary else None), ("std", summary.sd if summary else None)):
+        stored = cell[key]
+        equal = stored == expected
+        if stored is not None and expected is not None:
+            equal = math.isclose(stored, expected, abs_tol=1e-9)
+        if not equal:
+            raise ResultError(f"{where}: '{key}' is {stored}, but its values give {expected}; do not edit it by hand")
+
+
+def write_result(path: str | os.PathLike[str], *, recipe: str, seed: int | None = None, **fields: Any) -> Path:
+    """Add schema, commit and environment to a result, check it, and write it atomically.
 
     Filled in unless given: commit, dirty, device, versions, cores, system, peak_memory_mb; and null for recipe_sha256,
     data_fingerprint, weights_sha256 and (for a run) images_seen.
 
     Args:
         path: the file, usually <run folder>/results.json; its folder is made.
-        recipe: name or relative path of the recipe; if a file of this name is at hand its sha256 is noted.
+        recipe: name or relative path of the recipe; if it is an existing file its sha256 is added.
         seed: the run's seed; None for a study, whose cells hold several.
         fields: for a run metric={name, value}, samples, seconds, images_seen; for a study cells=[make_cell(...)],
-            seconds; data_fingerprint, weights_sha256, and anything else worth keeping.
+            seconds; data_fingerprint, weights_sha256, and any other key.
 
     Returns:
         The path written.
@@ -175,20 +188,39 @@ def write_result(path: str | os.PathLike, *, recipe: str, seed: int | None = Non
     Raises:
         ResultError: the result does not fit the schema; nothing is written.
     """
-    unknown = dict.fromkeys(("recipe_sha256", "data_fingerprint", "weights_sha256"))
+    unknown: dict[str, Any] = dict.fromkeys(("recipe_sha256", "data_fingerprint", "weights_sha256"))
     if "cells" not in fields:
         unknown["images_seen"] = None
-    result = (
-        {"recipe": str(recipe)} | unknown | collect_environment(seed) | {"peak_memory_mb": peak_memory_mb()} | fields
-    )
+    result = {"schema": SCHEMA, "recipe": str(recipe)} | unknown
+    result |= collect_environment(seed) | {"peak_memory_mb": peak_memory_mb()} | fields
     if result["recipe_sha256"] is None and Path(recipe).is_file():
         result["recipe_sha256"] = sha256_of_file(recipe)
     validate_result(result, Path(path).name)
     return write_json(path, result)
 
 
-def read_result(path: str | os.PathLike) -> dict[str, Any]:
-    """Read and check one results file.
+def to_current_schema(result: Any, where: str) -> Any:
+    """Return a stored result with the keys of schema 2; anything but a JSON object is returned as it is.
+
+    Raises:
+        ResultError: the result is of a schema that this version does not know.
+    """
+    if not isinstance(result, Mapping) or result.get("schema") == SCHEMA:
+        return result
+    if "schema" in result:
+        raise ResultError(f"{where}: 'schema' is {result['schema']!r}, this version knows {SCHEMA}; update lit_vision")
+
+    def renamed(holder: Mapping[str, Any]) -> dict[str, Any]:
+        return {RENAMED_KEYS.get(key, key): value for key, value in holder.items()}
+
+    current = {"schema": SCHEMA} | renamed(result)
+    if isinstance(result.get("cells"), list):
+        current["cells"] = [renamed(cell) if isinstance(cell, Mapping) else cell for cell in result["cells"]]
+    return current
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one results file of schema 1 or 2, check it, and return it with the keys of schema 2.
 
     Raises:
         ResultError: missing, not JSON, or not a valid result; the message names the file.
@@ -199,25 +231,29 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
         raise ResultError(f"{path}: no such results file; run its recipe first") from None
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read as JSON ({error}); run its recipe again") from None
+    result = to_current_schema(result, str(path))
     validate_result(result, str(path))
     return result
 
 
-def read_results(place: str | os.PathLike) -> list[tuple[Path, dict[str, Any]]]:
-    """All results at a place: one file, or the *.json of a folder and the results*.json below it.
+def read_results(location: str | os.PathLike[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Read one results file, or the *.json of a folder and the results*.json below it.
 
     Args:
-        place: a results file, a folder of them (experiments/results), or a folder of runs.
+        location: a results file, a folder of them (experiments/results), or a folder of runs.
 
     Returns:
         [(path, result)] sorted by path; empty if there is nothing yet (a table then says "not run yet").
 
     Raises:
-        ResultError: a file is there but is not a valid result. It is never passed over in silence.
+        ResultError: a file is not a valid result; such a file is never skipped.
     """
-    place = Path(place)
-    if place.is_file():
-        return [(place, read_result(place))]
-    direct = [] if (place / "results.json").exists() else place.glob("*.json")  # a run's folder holds other JSON too
-    paths = sorted({*direct, *place.rglob("results*.json")}) if place.is_dir() else []
+    location = Path(location)
+    if location.is_file():
+        return [(location, read_result(location))]
+    if not location.is_dir():
+        return []
+    # a run's folder holds other JSON files as well
+    direct = [] if (location / "results.json").exists() else location.glob("*.json")
+    paths = sorted({*direct, *location.rglob("results*.json")})
     return [(path, read_result(path)) for path in paths]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lit_vision.data.batch import normalize
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.data.views.views import resize
 from lit_vision.results import plots
 from lit_vision.results.plots import Series, series_from_cells
@@ -27,8 +28,8 @@ def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
 def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
     """Accuracy at `labels` labels against the seconds that one such model takes to train, pre-training included."""
     series = [
-        Series(f"{cell['start']}, {cell['protocol']}", [max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))],
-               [cell["mean"]], [cell["std"] or 0.0], cell["start"].startswith(("pixels", "scratch")))
+        Series(f"{cell['init']}, {cell['protocol']}", [max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))],
+               [cell["mean"]], [cell["std"] or 0.0], cell["init"].startswith(("pixels", "scratch")))
         for cell in cells
         if cell["labels"] == labels and cell["protocol"] != "knn" and cell["values"]
     ]  # fmt: skip
@@ -99,11 +100,6 @@ def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
         shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
         captions += [f"? {images.classes[images.test_labels[row]]}", *(images.classes[images.labels[i]] for i in found)]
     return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
-
-
-def evenly_spaced(n: int, most: int) -> np.ndarray:
-    """At most `most` of n rows, evenly spaced, so over all classes."""
-    return np.linspace(0, n - 1, min(n, most)).round().astype(int)
 
 
 def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:

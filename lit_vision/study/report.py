@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.evaluation.metrics import classification_report, confusion_matrix, format_classification_report
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
@@ -71,7 +72,7 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
     found = verdicts(cells, len(study.images.test))
     seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
     rows = rows_from([results])
-    pairs = {(row["start"], row["protocol"]): None for row in rows}
+    pairs = {(row["init"], row["protocol"]): None for row in rows}
     lines = sorted(
         pairs, key=lambda pair: (list(dict.fromkeys(s for s, _ in pairs)).index(pair[0]), PROTOCOLS.index(pair[1]))
     )
@@ -143,7 +144,7 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
     (study.folder / MODEL).unlink(missing_ok=True)
     if best:
         sections += _errors(study, best) + _model(study, best, found[-1])
-    sections.append(Section("Weights and licences", table=_licenses(study)))
+    sections.append(Section("Weights and licenses", table=_licenses(study)))
     return sections
 
 
@@ -161,7 +162,7 @@ def _best_cell_key(found: Sequence[Verdict]) -> CellKey | None:
 
 
 def _cell_key(cell: Mapping[str, Any]) -> CellKey:
-    return CellKey(cell["start"], cell["protocol"], cell["labels"], cell["seeds"][0])
+    return CellKey(cell["init"], cell["protocol"], cell["labels"], cell["seeds"][0])
 
 
 def _errors(study: Study, key: CellKey) -> list[Section]:
@@ -191,7 +192,7 @@ def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
         study.folder / "samples" / "reasons.png",
         module,
         study.images,
-        figures.evenly_spaced(len(study.images.test), SHOWN).tolist(),
+        evenly_spaced(len(study.images.test), SHOWN).tolist(),
         study.preset.side(key.init),
     )
     text = (
@@ -212,7 +213,7 @@ def _licenses(study: Study) -> Table:
         rows.append([init, f"{network.backbone}, {origin}", license or "yours: made from these images only"])
     rows += [[init, "-", f"not tried: {why}"] for init, why in study.not_tried.items()]
     rows.append(["scratch-*", "trained here", "yours"])
-    return Table(["start", "weights", "licence"], rows, "The code is Apache-2.0.")
+    return Table(["init", "weights", "license"], rows, "The code is Apache-2.0.")
 
 
 def _facts(study: Study, result: dict[str, Any]) -> list[str]:

@@ -62,11 +62,11 @@ def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, floa
         how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
         took = [
             f"{init} {format_duration(pretrain_seconds.get(init, 0))}"
-            for init in {v.best["start"]: None for v in found}
+            for init in {v.best["init"]: None for v in found}
         ]
         return f"Pre-train on your own images: within this budget it beats every baseline at each number of labels. Then {how}. Pre-training took: {', '.join(took)}."
     if kinds == {"loses"}:
-        return f"Do not pre-train within this budget: {last.best_baseline['start']} with {last.best_baseline['protocol']} is better at each number of labels."
+        return f"Do not pre-train within this budget: {last.best_baseline['init']} with {last.best_baseline['protocol']} is better at each number of labels."
     if kinds == {"open"}:
         few = last.reason.endswith(TOO_FEW_TESTS)
         mend = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
@@ -79,7 +79,7 @@ def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, floa
 
 
 def _action(verdict: Verdict) -> str:
-    init = verdict.best["start"]
+    init = verdict.best["init"]
     return f"put a linear probe on {init}" if verdict.best["protocol"] == PROBED else f"fine-tune {init}"
 
 

@@ -65,12 +65,12 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
     found = []
     for labels in sorted({cell["labels"] for cell in cells}):
         here = [cell for cell in cells if cell["labels"] == labels and cell["values"]]
-        baselines = [cell for cell in here if is_baseline(cell["start"])]
+        baselines = [cell for cell in here if is_baseline(cell["init"])]
         if not baselines:
             continue
         best_baseline = max(baselines, key=lambda cell: cell["mean"])
-        inits = dict.fromkeys(cell["start"] for cell in here if not is_baseline(cell["start"]))
-        by = {(cell["start"], cell["protocol"]): cell for cell in here}
+        inits = dict.fromkeys(cell["init"] for cell in here if not is_baseline(cell["init"]))
+        by = {(cell["init"], cell["protocol"]): cell for cell in here}
         candidates = {init: cell for init in inits if (cell := _representative_cell(by, init))}
         probes = {init: by[init, PROBED] for init in candidates if (init, PROBED) in by}
         held = {init: cell["held_out"] for init, cell in probes.items() if cell.get("held_out") is not None}
@@ -109,7 +109,7 @@ def _compare(labels: int, best: Mapping, chosen: str, best_baseline: Mapping, te
 
 def sentence(verdict: Verdict) -> str:
     """The verdict in words, percent points with standard error and seeds."""
-    name = lambda cell: f"{cell['start']} + {cell['protocol']}"  # noqa: E731
+    name = lambda cell: f"{cell['init']} + {cell['protocol']}"  # noqa: E731
     percent = lambda cell: f"{100 * cell['mean']:.1f} %"  # noqa: E731
     head = f"With {verdict.labels} labels: "
     if verdict.best is None:

@@ -58,7 +58,7 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
     frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for cell in cells:
         for seed, value in zip(cell["seeds"], cell["values"]):
-            key = CellKey(cell["start"], cell["protocol"], cell["labels"], seed)
+            key = CellKey(cell["init"], cell["protocol"], cell["labels"], seed)
             rows = images.subset(key.labels, key.seed)
             if key.protocol in ON_LABELS:
                 path = weights / f"{key.name}.safetensors"

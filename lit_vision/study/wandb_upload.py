@@ -27,7 +27,7 @@ def log_study(project: str, folder: Path, content: Content, result: dict[str, An
     import wandb
 
     logged: dict[str, Any] = {"accuracy": wandb.Table(columns=content.table.columns, data=content.table.rows)}
-    columns = ["start", "protocol", "labels", "mean", "std", "seconds", "pretrain_seconds"]
+    columns = ["init", "protocol", "labels", "mean", "std", "seconds", "pretrain_seconds"]
     logged["cells"] = wandb.Table(columns=columns, data=[[cell[key] for key in columns] for cell in result["cells"]])
     for section in content.sections:
         if section.picture:

@@ -185,14 +185,14 @@ def test_transfer__both_directions_stopped_and_gone_on(images, monkeypatch, tmp_
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
     for root in plan.roots:
         cells = json.loads(script.result_of(root, tmp_path).read_text())["cells"]
-        assert {(c["start"], c["protocol"]) for c in cells} == {
+        assert {(c["init"], c["protocol"]) for c in cells} == {
             (start, protocol)
             for start in ("simclr@dark", "simclr@light", "scratch")
             for protocol in ("linear", "finetune")
             if (start, protocol) != ("scratch", "linear")
         }
         assert all(len(c["values"]) == 2 for c in cells)
-        steps = {c["start"]: c["steps"] for c in cells if c["protocol"] == "finetune"}
+        steps = {c["init"]: c["steps"] for c in cells if c["protocol"] == "finetune"}
         assert steps["scratch"] == 4 * steps["simclr@dark"]
     capsys.readouterr()
     script.show(plan.roots, "simclr", tmp_path, "transfer")

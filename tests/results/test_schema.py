@@ -57,7 +57,7 @@ def test_recipe_hash_is_of_the_file(tmp_path, monkeypatch):
         ({"seconds": True}, "'seconds' is True"),
         ({"recipe": "/home/someone/recipe.yaml"}, "absolute path"),
         ({"extra": [{"deep": "C:\\Users\\someone"}]}, "absolute path"),
-        ({"cells": [{}]}, "cell 0: key 'start' is missing"),
+        ({"cells": [{}]}, "cell 0: key 'init' is missing"),
         ({"cells": [CELLS[0] | {"mean": 0.9}]}, "never type one in"),
         ({"cells": [CELLS[1] | {"mean": 0.9}]}, "never type one in"),
         ({"cells": [CELLS[0] | {"values": [30, 50]}]}, "not 91.5"),

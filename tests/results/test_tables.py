@@ -24,7 +24,7 @@ def rows(tmp_path):
 def test_grid_holds_only_what_was_run(rows):
     lines = [("mae", "linear"), ("pixels", "logreg"), ("simclr", "linear"), ("timm:x", "linear")]
     table = grid_table(rows, lines, [80, 800])
-    assert table.columns == ["start", "protocol", "80 labels", "800 labels"]
+    assert table.columns == ["init", "protocol", "80 labels", "800 labels"]
     assert [row[2] for row in table.rows] == ["60.0 ± 10.0 % (3)", "25.0 % (1)", NOT_RUN, NOT_RUN]
     assert {row[3] for row in table.rows} == {NOT_RUN}
 
@@ -36,7 +36,7 @@ def test_list_leads_back_to_recipe_and_commit(rows):
 
 
 def test_markdown_is_escaped_and_csv_is_parsed_back(rows):
-    table = list_table(rows, ["start", "result (seeds)"], note="a note")
+    table = list_table(rows, ["init", "result (seeds)"], note="a note")
     text = to_markdown(table)
     assert "debug/a\\|b&lt;i&gt;" in text
     assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
@@ -76,9 +76,9 @@ def test_comparison_table__gap_is_to_the_paper_or_to_the_best_baseline_over_pair
         "labels": 80,
     }
     rows = [
-        {**common, "start": "pixels", "values": [0.2, 0.2, 0.2]},
-        {**common, "start": "scratch-cnn", "values": [0.40, 0.42, 0.44]},
-        {**common, "start": "simclr", "values": [0.50, 0.54, 0.52]},
+        {**common, "init": "pixels", "values": [0.2, 0.2, 0.2]},
+        {**common, "init": "scratch-cnn", "values": [0.40, 0.42, 0.44]},
+        {**common, "init": "simclr", "values": [0.50, 0.54, 0.52]},
     ]
     table = tables.comparison_table(rows, published={("pixels", "finetune", 80): tables.Published(0.25, "22 % (peer)")})
     gap = [row[table.columns.index("gap")] for row in table.rows]

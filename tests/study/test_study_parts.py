@@ -120,7 +120,7 @@ def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[
 def test_verdict__chooses_the_start_without_the_test_split() -> None:
     """mae is far better on the test split, but the labels' own cross-validation prefers simclr."""
     (verdict,) = verdicts(_cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41]), tests=1000)
-    assert verdict.best["start"] == "simclr"
+    assert verdict.best["init"] == "simclr"
     assert verdict.answer == "wins"
     assert "pre-training wins" in sentence(verdict)
     assert "+9.7" in sentence(verdict)

@@ -19,7 +19,7 @@ HOSTILE = '<img src=x onerror="alert(1)">|`]('
 
 
 def _content(picture: Path | None = None) -> Content:
-    table = Table(["start", HOSTILE], [[HOSTILE, "not run yet"]], HOSTILE)
+    table = Table(["init", HOSTILE], [[HOSTILE, "not run yet"]], HOSTILE)
     sections = [Section(HOSTILE, HOSTILE, picture, table, "``` " + HOSTILE)]
     return Content(HOSTILE, HOSTILE, [Answer(HOSTILE, HOSTILE, "wins")], HOSTILE, table, sections, [HOSTILE], HOSTILE)
 

@@ -51,7 +51,7 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
     assert _study(folder, tmp_path) == 0
     assert str(tmp_path / "report.md") in capsys.readouterr().out
     result = read_result(tmp_path / "results.json")
-    cells = {(c["start"], c["protocol"], c["labels"]): c for c in result["cells"]}
+    cells = {(c["init"], c["protocol"], c["labels"]): c for c in result["cells"]}
     starts = {"pixels": ("logreg", "knn"), "scratch-cnn": ("finetune",), "scratch-vit": ("finetune",)}
     starts |= dict.fromkeys(("mae", "simclr"), ("linear", "knn", "finetune"))
     assert set(cells) == {(s, p, n) for s, protocols in starts.items() for p in protocols for n in (4, 20)}
@@ -116,7 +116,7 @@ def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verif
     run = tmp_path / "run"
     assert main(["study", str(folder), "--run_dir", str(run), *words]) == 0
     cells = read_result(run / "results.json")["cells"]
-    trained = {(c["start"], c["protocol"]) for c in cells if c["protocol"] in ON_LABELS}
+    trained = {(c["init"], c["protocol"]) for c in cells if c["protocol"] in ON_LABELS}
     assert trained == {
         ("scratch-cnn", "finetune"),
         ("scratch-vit", "finetune"),
@@ -169,7 +169,7 @@ def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder,
     two = ["--pretrain-on", str(other), "--adapt-to", str(folder)]  # as study FOLDER --pretrain-on OTHER
     assert main(["study", *two, "--run_dir", str(far), *words]) == 0
     own, far = read_result(own / "results.json"), read_result(far / "results.json")
-    values = lambda r: {c["start"]: c["values"] for c in r["cells"] if c["protocol"] == "finetune"}  # noqa: E731
+    values = lambda r: {c["init"]: c["values"] for c in r["cells"] if c["protocol"] == "finetune"}  # noqa: E731
     assert own["weights"]["simclr"] != far["weights"]["simclr"]
     assert values(own)["scratch-cnn"] == values(far)["scratch-cnn"]
     assert "12 images of another folder" in (tmp_path / "far" / "report.md").read_text()

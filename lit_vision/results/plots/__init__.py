@@ -1,7 +1,8 @@
-"""Plots of results as PNG files, in one style: colour-blind safe, readable at phone width, same bits on every machine.
+"""Plot results as PNG files in one style: color-blind safe, readable at phone width, the same bits on every machine.
 
-matplotlib's object interface only: no pyplot, so no global state, no display, no leak of open figures.
-Every function writes one file and returns its path; folders are made. Names are drawn as they are: `$` starts no formula.
+Only matplotlib's object interface is used, not pyplot: no global state, no display, no figures that stay open. Every
+function writes one file, creates its folder and returns its path. Names are drawn literally: `$` does not start a
+formula.
 """
 
 from lit_vision.results.plots.curves import Series, accuracy_against_labels, series_from_cells, training_curves

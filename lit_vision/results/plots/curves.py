@@ -1,4 +1,4 @@
-"""Lines: accuracy over labels, losses over steps."""
+"""Line plots: accuracy over labels, losses over steps."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from lit_vision.results.plots.style import MARKERS, PALETTE, legend_below, new_f
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot: name, x, y, and the half height of its error bars (None: none)."""
+    """Data of one line of a plot: name, x, y, and the half height of its error bars (None: no bars)."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float] | None = None
-    baseline: bool = False  # drawn dashed: what has to be beaten
-    like: str | None = None  # repetitions of one thing (seeds) share this name, one colour and one line of the legend
+    baseline: bool = False  # drawn dashed
+    group: str | None = (
+        None  # series of one group (such as the seeds of one init) share a color and an entry of the legend
+    )
 
 
 def accuracy_against_labels(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     series: Iterable[Series],
     title: str = "Accuracy against labels",
     y: str = "test accuracy, %",
     x: str = "labelled images",
 ) -> Path:
-    """Accuracy over the number of labels (log scale), error bars of one standard deviation over seeds.
+    """Plot accuracy over the number of labels (log scale) with error bars of one standard deviation over seeds.
 
     Args:
         path: the PNG.
         series: x labels (images), y and error as fractions 0 to 1; baselines are dashed.
-        title, y, x: texts; x may as well be seconds for accuracy against cost.
+        title, y, x: texts; x may be seconds instead, for accuracy against cost.
     """
     series = [s for s in series if len(s.x)]
     figure, axes = new_figure(height=4.2 + 0.12 * len(series))
@@ -78,14 +80,14 @@ def accuracy_against_labels(
 
 
 def training_curves(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     series: Iterable[Series],
     title: str = "Training",
     y: str = "loss",
     x: str = "step",
     log: bool = False,
 ) -> Path:
-    """Lines over steps. Above 400 points the raw line is drawn faint, with its running mean over it.
+    """Plot lines over steps; of more than 400 points the raw line is drawn faint, with its running mean over it.
 
     Args:
         path: the PNG.
@@ -94,11 +96,11 @@ def training_curves(
         log: logarithmic y axis.
     """
     series = [s for s in series if len(s.x)]
-    names = list(dict.fromkeys(s.like or s.name for s in series))
+    names = list(dict.fromkeys(s.group or s.name for s in series))
     figure, axes = new_figure(height=4.0 + 0.12 * len(names))
     named = set()
     for s in series:
-        name = s.like or s.name
+        name = s.group or s.name
         color, label = PALETTE[names.index(name) % len(PALETTE)], "_" if name in named else name
         named.add(name)
         steps, values = np.asarray(s.x, float), np.asarray(s.y, float)
@@ -123,16 +125,16 @@ def training_curves(
 def series_from_cells(
     cells: Iterable[Mapping[str, Any]], baselines: Sequence[str] = ("pixels", "scratch")
 ) -> list[Series]:
-    """A study's cells as series: one per (start, protocol), in order of first appearance, labels ascending.
+    """Return a study's cells as series: one per (init, protocol), in order of first appearance, labels ascending.
 
     Args:
         cells: as in results.json; those without values are left out.
-        baselines: starts that begin so are drawn as baselines.
+        baselines: inits whose names begin with one of these are drawn as baselines.
     """
-    groups: dict[tuple[str, str], list] = {}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         if cell["values"]:
-            groups.setdefault((cell["start"], cell["protocol"]), []).append(cell)
+            groups.setdefault((cell["init"], cell["protocol"]), []).append(cell)
     series = []
     for (init, protocol), found in groups.items():
         found.sort(key=lambda cell: cell["labels"])

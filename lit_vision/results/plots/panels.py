@@ -1,4 +1,4 @@
-"""Pictures that are no lines: confusion matrix, images side by side, embedding, table."""
+"""Plot confusion matrices, image grids, embeddings and tables."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lit_vision.results.plots.style import FAINT, GRID, INK, MARKERS, PALETTE, n
 
 
 def confusion_heat_map(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     matrix: np.ndarray,
     class_names: Sequence[str],
     title: str = "Confusion, % of each true class",
 ) -> Path:
-    """Confusion matrix with class names, each row in percent of its true class.
+    """Plot a confusion matrix with class names, each row in percent of its true class.
 
     Args:
         path: the PNG.
         matrix: (K, K) counts, rows true.
-        class_names: K names; above 40 classes they are left out, above 20 the numbers are.
+        class_names: K names. Above 20 classes the numbers are left out, above 40 the names too.
         title: text.
     """
     matrix = np.asarray(matrix, float)
@@ -55,13 +55,13 @@ def confusion_heat_map(
 
 
 def image_grid(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     images: Sequence[np.ndarray],
     captions: Sequence[str] | None = None,
     columns: int = 5,
     title: str = "",
 ) -> Path:
-    """Images side by side with a caption under each.
+    """Plot images in a grid with a caption under each.
 
     Args:
         path: the PNG.
@@ -79,51 +79,51 @@ def image_grid(
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     cell = 6.4 / columns
-    tall = max(image.shape[0] / image.shape[1] for image in images)  # of the tallest: wide pictures leave no gaps
+    tall = max(image.shape[0] / image.shape[1] for image in images)  # of the tallest, so that wide images leave no gaps
     text_height = 0.42 if any(captions) else 0.06
     figure, axes = new_figure(6.4, rows * (cell * min(tall, 1) + text_height) + (0.4 if title else 0))
     axes.remove()
     if title:
         figure.suptitle(title, fontsize=13, color=INK, x=0.01, ha="left", parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for place in grid.flat:
-        place.set_axis_off()
-    for place, image, caption in zip(grid.flat, images, captions):
+    for panel in grid.flat:
+        panel.set_axis_off()
+    for panel, image, caption in zip(grid.flat, images, captions):
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
-        place.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
+        panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
         lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
-        place.text(0.5, -0.04, "\n".join(lines), transform=place.transAxes, ha="center", va="top", fontsize=9.5,
+        panel.text(0.5, -0.04, "\n".join(lines), transform=panel.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return save_figure(figure, path)
 
 
 def embedding_scatter(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     points: np.ndarray,
     labels: Sequence[int],
     class_names: Sequence[str],
     title: str = "Embedding",
 ) -> Path:
-    """Points of a 2-D projection, coloured by class; up to 14 classes differ by colour and marker.
+    """Plot points of a 2-D projection, colored by class; up to 14 classes differ by color and marker.
 
     Args:
         path: the PNG.
         points: (N, 2). Axes carry no ticks: distances in a projection have no unit.
-        labels: (N,) classes; -1 (no label) is grey and drawn first.
+        labels: (N,) classes; -1 (no label) is gray and drawn first.
         class_names: K names.
         title: text.
     """
-    points, labels = np.asarray(points, float), np.asarray(labels)
+    points, classes = np.asarray(points, float), np.asarray(labels)
     figure, axes = new_figure(6.4, 5.6)
     size = float(np.clip(14000 / max(len(points), 1), 6, 40))
-    none = labels < 0
+    none = classes < 0
     if none.any():
         axes.scatter(*points[none].T, s=size, color="#BBBBBB", linewidths=0, label="no label")
-    shown = [label for label in range(len(class_names)) if (labels == label).any()]
+    shown = [label for label in range(len(class_names)) if (classes == label).any()]
     for label in shown:
         marker = MARKERS[(label + label // len(PALETTE)) % len(MARKERS)]
-        axes.scatter(*points[labels == label].T, s=size, color=PALETTE[label % len(PALETTE)], marker=marker,
+        axes.scatter(*points[classes == label].T, s=size, color=PALETTE[label % len(PALETTE)], marker=marker,
                      linewidths=0, alpha=0.75, label=str(class_names[label]) if len(shown) <= 14 else None)  # fmt: skip
     style(axes, title, grid=None)
     axes.set_xticks([])
@@ -140,13 +140,13 @@ def embedding_scatter(
 
 
 def draw_table(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     title: str = "",
     note: str = "",
 ) -> Path:
-    """A table of texts as a picture: header in bold, thin rules, numbers right of names."""
+    """Draw a table of texts with a bold header and thin rules."""
     widths = [max(len(str(row[i])) for row in [columns, *rows]) + 2 for i in range(len(columns))]
     width = max(4.0, 0.088 * sum(widths))
     notes = textwrap.wrap(note, int(width / 0.07))  # inches a letter of 9 points

@@ -1,4 +1,4 @@
-"""What all plots share: colours, marks, a figure without pyplot, axes, the legend, the file."""
+"""Colors, markers, figures, axes and legends that all plots share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 # Okabe and Ito 2008, "Color Universal Design"; their yellow is left out, it is too pale for lines on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = "osD^vPX"  # colour is never the only difference
+MARKERS = "osD^vPX"  # so that color is never the only difference
 INK, FAINT, GRID = "#222222", "#666666", "#E3E3E3"
 DPI = 160  # 6.4 inches make 1024 pixels: sharp on a phone, fits a page
 
 
 def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    """Return a figure of this size in inches, and its axes, without pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,6 +26,7 @@ def new_figure(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
 
 
 def style(axes: Any, title: str = "", x: str = "", y: str = "", grid: str | None = "y") -> None:
+    """Set title, axis labels, spines and the grid ("x", "y" or None) of the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=11, length=3)
@@ -37,13 +39,14 @@ def style(axes: Any, title: str = "", x: str = "", y: str = "", grid: str | None
 
 
 def legend_below(axes: Any, count: int) -> None:
-    """Below the axes, where no line can be hidden."""
+    """Put the legend of `count` entries below the axes, where it cannot cover a line."""
     legend = axes.figure.legend(loc="outside lower center", ncols=2 if count > 1 else 1, frameon=False, fontsize=11)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
-def save_figure(figure: Any, path: str | os.PathLike) -> Path:
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+    """Write the figure as a PNG file without metadata, create its folder, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", metadata={"Software": None})
