@@ -27,7 +27,7 @@ def device_name() -> str:
     """Return the name of the accelerator if there is one, else of the CPU."""
     torch = sys.modules.get("torch")  # importing it only for the name would take seconds
     if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        return str(torch.cuda.get_device_name())
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -233,7 +233,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ResultError(f"{path}: cannot be read as JSON ({error}); run its recipe again") from None
     result = to_current_schema(result, str(path))
     validate_result(result, str(path))
-    return result
+    return dict(result)
 
 
 def read_results(location: str | os.PathLike[str]) -> list[tuple[Path, dict[str, Any]]]:

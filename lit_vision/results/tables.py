@@ -84,7 +84,7 @@ def commits(row: Row | None) -> str:
     """Return the short commit of a row, with a + when files differed from it; "-" if it is unknown."""
     if not row or not row["commit"]:
         return "-"
-    return row["commit"][:8] + ("+" if row["dirty"] else "")
+    return f"{row['commit'][:8]}{'+' if row['dirty'] else ''}"
 
 
 def _labels_text(row: Row) -> str:

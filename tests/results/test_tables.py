@@ -8,7 +8,16 @@ from PIL import Image
 
 from lit_vision.results import tables
 from lit_vision.results.schema import ResultError, make_cell, write_result
-from lit_vision.results.tables import NOT_RUN, grid_table, list_table, rows_from, to_csv, to_markdown, to_png
+from lit_vision.results.tables import (
+    NOT_RUN,
+    comparison_table,
+    grid_table,
+    rows_from,
+    score,
+    to_csv,
+    to_markdown,
+    to_png,
+)
 
 
 @pytest.fixture
@@ -29,14 +38,15 @@ def test_grid_holds_only_what_was_run(rows):
     assert {row[3] for row in table.rows} == {NOT_RUN}
 
 
-def test_list_leads_back_to_recipe_and_commit(rows):
-    table = list_table(rows, ["recipe", "commit", "result (seeds)", "labels"])
-    assert table.rows[0] == ["study", "01234567+", "60.0 ± 10.0 % (3)", "80"]
-    assert table.rows[-1] == ["debug/a|b<i>", "-", "91.5 % (1)", "-"]
+def test_comparison_names_recipe_and_commit(rows):
+    table = comparison_table(rows)
+    wanted = [table.columns.index(name) for name in ("recipe", "commit", "ours", "labels")]
+    assert [table.rows[0][i] for i in wanted] == ["study", "01234567+", "60.0 ± 10.0 % (3)", "80"]
+    assert [table.rows[-1][i] for i in wanted] == ["debug/a|b<i>", "-", "91.5 % (1)", "-"]
 
 
 def test_markdown_is_escaped_and_csv_is_parsed_back(rows):
-    table = list_table(rows, ["init", "result (seeds)"], note="a note")
+    table = comparison_table(rows, note="a note")
     text = to_markdown(table)
     assert "debug/a\\|b&lt;i&gt;" in text
     assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
@@ -45,16 +55,16 @@ def test_markdown_is_escaped_and_csv_is_parsed_back(rows):
 
 
 def test_png(rows, tmp_path):
-    with Image.open(to_png(list_table(rows), tmp_path / "t.png", "title")) as image:
+    with Image.open(to_png(comparison_table(rows), tmp_path / "t.png", "title")) as image:
         assert image.width > 600
 
 
 def test_nothing_run_is_a_table_that_says_so(tmp_path):
     assert rows_from([tmp_path / "none"]) == []
-    assert NOT_RUN in to_markdown(list_table([]))
+    assert NOT_RUN in to_markdown(comparison_table([]))
 
 
-def test_a_broken_results_file_is_never_passed_over(tmp_path):
+def test_a_broken_results_file_is_never_skipped(tmp_path):
     (tmp_path / "few.json").write_text("{}")
     with pytest.raises(ResultError, match=r"few\.json"):
         rows_from([tmp_path])
@@ -63,7 +73,8 @@ def test_a_broken_results_file_is_never_passed_over(tmp_path):
 def test_a_loss_is_not_a_percentage(tmp_path):
     metric = {"name": "val/loss", "value": 1.8}
     write_result(tmp_path / "mae.json", recipe="debug/mae", seconds=9.0, metric=metric, samples=10)
-    assert list_table(rows_from([tmp_path]), ["result (seeds)"]).rows == [["val/loss 1.800 (1)"]]
+    (row,) = rows_from([tmp_path])
+    assert score(row) == "val/loss 1.800 (1)"
 
 
 def test_comparison_table__gap_is_to_the_paper_or_to_the_best_baseline_over_paired_seeds() -> None:
