@@ -1,4 +1,4 @@
-"""The soak as a script: python -m soak, in experiments/."""
+"""Command line of the soak test: `python -m soak` in experiments/."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from soak import Soak
-from soak import __doc__ as soak_about
-from soak.toys import VIEWS
+from soak import __doc__ as description
+from soak.cases import VIEWS
 
 RESULT = Path(__file__).parents[1] / "results" / "soak.json"
+SCENARIOS = ("every", "random", "saving", "gloo")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the scenarios in parallel processes, print the counts; return 1 if a comparison or a process failed."""
     parser = argparse.ArgumentParser(
-        prog="soak", description=soak_about, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="soak", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving")
-    parser.add_argument("--gloo-kills", type=int, default=20, help="of two processes, and as many during saving")
+    parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving (default 200)")
+    parser.add_argument("--gloo_kills", type=int, default=20, help="the same for two processes (default 20)")
     parser.add_argument(
-        "--beside", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: cores)"
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs in parallel (default: number of cores)"
     )
-    parser.add_argument("--only", default="", help="every, random, saving or gloo; the others' counts stay")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument(
+        "--only", default="", choices=["", *SCENARIOS], help="run this scenario; the counts of the others stay"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random kills (default 0)")
+    parser.add_argument("--out", type=Path, default=RESULT, help="the JSON file of the counts")
     args = parser.parse_args(argv)
-    import lit_vision.cli.lightning_cli  # noqa: F401  the forks have it then
+    import lit_vision.cli.lightning_cli  # noqa: F401  imported before the forks, once for all of them
     from lit_vision.results import schema
 
     torch.set_num_threads(1)
     start, environment = time.perf_counter(), schema.collect_environment(args.seed)
-    shares = [args.kills // args.beside + (i < args.kills % args.beside) for i in range(args.beside)]
-    parts = {
+    shares = [args.kills // args.jobs + (i < args.kills % args.jobs) for i in range(args.jobs)]
+    scenarios: dict[str, list[Callable[[Soak], None]]] = {
         "every": [
             lambda s, m=m, w=w: s.every_step([m], [w], [1, 2]) for m in VIEWS | {"Classifier": ""} for w in (0, 2)
         ],
@@ -52,32 +56,33 @@ def main(argv: list[str] | None = None) -> int:
             lambda s: s.elastic(3),
         ],
     }
-    jobs = [job for name, part in parts.items() if args.only in ("", name) for job in part]
+    jobs = [job for name, group in scenarios.items() if args.only in ("", name) for job in group]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if not args.only or not args.out.is_file():
         args.out.write_text(
             json.dumps({"made_by": "make soak", "failures": 0, "parts": {}, "environment": environment})
         )
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        soak = Soak(Path(folder), warm=("SimCLR", "MAE", "Classifier", "Plain"), out=args.out)
-        running, lost = 0, 0
+        soak = Soak(Path(folder), preload=("SimCLR", "MAE", "Classifier", "Plain"), out=args.out)
+        running, failed_jobs = 0, 0
         for number, job in enumerate(jobs):
-            if running == args.beside:
-                running, lost = running - 1, lost + (os.wait()[1] != 0)
+            if running == args.jobs:
+                running, failed_jobs = running - 1, failed_jobs + (os.wait()[1] != 0)
             _fork(soak, job, number, args.seed)
             running += 1
         for _ in range(running):
-            lost += os.wait()[1] != 0
-    done = json.loads(args.out.read_text())
-    if lost:  # a part that ended in an error of its own has not shown anything
-        done["failures"] += lost
-        args.out.write_text(json.dumps(done, indent=2) + "\n")
-    print(f"{args.out}: {done['failures']} failures, {time.perf_counter() - start:.0f} s: {json.dumps(done['parts'])}")
-    return int(done["failures"] > 0)
+            failed_jobs += os.wait()[1] != 0
+    result = json.loads(args.out.read_text())
+    if failed_jobs:  # a job that ended in an error of its own has shown nothing
+        result["failures"] += failed_jobs
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    seconds = time.perf_counter() - start
+    print(f"{args.out}: {result['failures']} failures, {seconds:.0f} s: {json.dumps(result['parts'])}")
+    return int(result["failures"] > 0)
 
 
-def _fork(soak: Soak, job: Any, number: int, seed: int) -> None:
-    """Do one job in a process of its own, which ends with 1 when the job could not be done."""
+def _fork(soak: Soak, job: Callable[[Soak], None], number: int, seed: int) -> None:
+    """Run one job in a forked process, which exits with 1 if the job ends in an error."""
     sys.stdout.flush()
     if os.fork() == 0:
         try:

@@ -1,25 +1,38 @@
-"""A run that is killed and goes on, and its comparison with the run that nobody killed."""
+"""A run that is killed and resumed, and its comparison with a run that nobody killed."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lit_vision.io import checkpoint_digest
-from soak.forks import launch
-from soak.toys import Case
+from soak.cases import Case, batch_file, restored_file
+from soak.fork_server import launch
+
+if TYPE_CHECKING:
+    from soak.scenarios import CaseWithOtherRecipe
+
+CHECKPOINT_KEYS = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "epoch",
+    "global_step",
+    "loops",
+    "ImageFolderDataModule",
+)
 
 
-class Failure(AssertionError):
-    """A run did not end as the one that nobody killed."""
+class SoakError(AssertionError):
+    """A run did not end as the run that nobody killed."""
 
 
 class Run:
-    """A run that is killed and goes on.
+    """A run that is killed and resumed.
 
     Args:
         case: its setting.
@@ -29,111 +42,129 @@ class Run:
     def __init__(self, case: Case, name: str) -> None:
         self.case, self.name, self.kills, self.repeated = case, name, 0, 0
         self.folder, self.log = case.folder / name, case.folder / f"{name}.log"
-        self.begun = False
+        self.started = False
 
-    def go(
-        self, kill: str = "", sign: str = "SIGKILL", case: Case | None = None, delay: tuple[float, float] = (0, 0)
+    def advance(
+        self,
+        kill: str = "",
+        signal_name: str = "SIGKILL",
+        case: Case | CaseWithOtherRecipe | None = None,
+        delay: tuple[float, float] = (0, 0),
     ) -> bool:
-        """Starts or goes on, up to the kill; False if the run came to its end first.
+        """Start or resume the run, up to the kill; return False if it came to its end first.
+
+        Args:
+            kill: event of the kill, see `fork_server.launch`.
+            signal_name: the signal that is sent.
+            case: another setting for this part of the run.
+            delay: seconds, see `fork_server.launch`.
 
         Raises:
-            Failure: it ended in another way, or repeats more than one interval, as a run that starts anew would.
+            SoakError: it ended in another way, or repeats more than one save interval, as a run from step 0 would.
         """
         case = case or self.case
-        done, read = self._steps(), self.log.stat().st_size if self.log.exists() else 0
-        resume = self.begun
-        self.begun = True
-        code = launch(case.words(self.name, resume), self.log, kill, case.world, delay, sign)
-        said = self.log.read_text()[read:]
-        if code not in (0, -9, {"SIGTERM": 143, "SIGINT": 130}.get(sign)):
-            raise Failure(f"{case} {self.name} {kill}: exit code {code}\n{said[-1500:]}")
+        steps_done, log_size = self._steps(), self.log.stat().st_size if self.log.exists() else 0
+        restores = len(self._restored_steps())
+        resume, self.started = self.started, True
+        code = launch(case.arguments(self.name, resume), self.log, kill, case.world_size, delay, signal_name)
+        output = self.log.read_text()[log_size:]
+        if code not in (0, -9, {"SIGTERM": 143, "SIGINT": 130}.get(signal_name)):
+            raise SoakError(f"{case} {self.name} {kill}: exit code {code}\n{output[-1500:]}")
         if resume:
-            self._check_restored(said, done, kill)
+            self._check_restored(self._restored_steps()[restores:], steps_done, output, kill)
         self.kills += code != 0
         return code != 0
 
-    def _check_restored(self, said: str, done: int, kill: str) -> None:
-        restored = re.findall(r"^restored step (\d+) ", said, re.M)
-        if not restored and "restored" not in said and "starts anew" not in said:
-            if "going on from" not in said and not said.strip():
-                return  # killed before it could say anything
-            raise Failure(f"{self.name} {kill}: does not say what it restored\n{said[-1500:]}")
-        step = int(restored[0]) if restored else 0
-        self.repeated = max(self.repeated, done - step)
-        if done - step > self.case.interval:
-            raise Failure(
-                f"{self.name} {kill}: {done} steps were done, restored step {step}: more than {self.case.interval} repeated"
+    def _check_restored(self, restored: list[int], steps_done: int, output: str, kill: str) -> None:
+        if not restored:
+            return  # killed before training went on, or it was complete
+        (step,) = restored
+        if step and not re.search(rf"\bstep {step}\b", output):
+            raise SoakError(f"{self.name} {kill}: does not print that it restored step {step}\n{output[-1500:]}")
+        repeated = steps_done - step
+        self.repeated = max(self.repeated, repeated)
+        if repeated > self.case.interval:
+            raise SoakError(
+                f"{self.name} {kill}: {steps_done} steps were done, restored step {step}: "
+                f"more than {self.case.interval} repeated"
             )
 
-    def _steps(self) -> int:
-        return max((line["step"] for line in self.journal()), default=0)
+    def _restored_steps(self) -> list[int]:
+        """Return the step at which each process of rank 0 began to train."""
+        path = restored_file(self.folder, 0)
+        return [int(line) for line in path.read_text().split()] if path.is_file() else []
 
-    def journal(self, rank: int = 0) -> list[dict[str, Any]]:
-        """What was done, batch by batch, repeated ones included."""
-        path = self.folder / f"journal-{rank}.jsonl"
+    def _steps(self) -> int:
+        return max((line["step"] for line in self.batches()), default=0)
+
+    def batches(self, rank: int = 0) -> list[dict[str, Any]]:
+        """Return what `cases.KillAtEvent` recorded of each batch, repeated ones included."""
+        path = batch_file(self.folder, rank)
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
-    def samples(self, ranks: int) -> dict[int, set[tuple[int, ...]]]:
-        """The samples of each optimiser step (the counter after it) over all ranks; a repeated step must have the same."""
-        steps: dict[int, set] = {}
+    def samples(self, ranks: int) -> dict[tuple[int, int], set[tuple[int, ...]]]:
+        """Return {(epoch, step): sample keys} over all ranks; a repeated step must have the same."""
+        steps: dict[tuple[int, int], set[tuple[int, ...]]] = {}
         for rank in range(ranks):
-            for line in self.journal(rank):
+            for line in self.batches(rank):
                 # inside an accumulation window the counter is that of the step before
                 steps.setdefault((line["epoch"], line["step"]), set()).update(map(tuple, line["keys"]))
         return steps
 
-    def check(self, whole: Run, tolerance: float = 0.0) -> None:
-        """Compares with the run that nobody killed.
+    def check(self, reference: Run, tolerance: float = 0.0) -> None:
+        """Compare with the run that nobody killed.
+
+        Args:
+            reference: that run.
+            tolerance: absolute, for weights, and then nothing else is compared; 0 compares everything bit by bit.
 
         Raises:
-            Failure: something differs.
+            SoakError: something differs.
         """
-        ours, theirs = (torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True) for r in (self, whole))
+        runs = (self, reference)
+        ours, expected = (torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True) for r in runs)
         if tolerance:
-            for key, value in theirs["state_dict"].items():
+            for key, value in expected["state_dict"].items():
                 if not torch.allclose(ours["state_dict"][key], value, rtol=0, atol=tolerance):
-                    raise Failure(f"{self.name}: {key} differs by {(ours['state_dict'][key] - value).abs().max():.2e}")
+                    difference = (ours["state_dict"][key] - value).abs().max()
+                    raise SoakError(f"{self.name}: {key} differs by {difference:.2e}")
             return
-        for key in (
-            "state_dict",
-            "optimizer_states",
-            "lr_schedulers",
-            "epoch",
-            "global_step",
-            "loops",
-            "ImageFolderDataModule",
-        ):
-            assert_same(ours[key], theirs[key], f"{self.name}: {key}")
-        ours, theirs = ((r.folder / "metrics.csv").read_text() for r in (self, whole))
-        if ours != theirs:
-            diff = "".join(difflib.unified_diff(theirs.splitlines(True), ours.splitlines(True), "whole", "ours", n=1))
-            raise Failure(f"{self.name}: metrics.csv differs\n{diff}\n{self.log.read_text()[-3000:]}")
-        for rank in range(self.case.world):
-            last = [max(r.journal(rank), key=lambda line: (line["epoch"], line["step"])) for r in (self, whole)]
-            assert_same(
-                *(r.journal(rank)[-1] for r in (self, whole)), f"{self.name}: the last batch and the RNG after it"
-            )
+        for key in CHECKPOINT_KEYS:
+            assert_same(ours[key], expected[key], f"{self.name}: {key}")
+        ours, expected = ((r.folder / "metrics.csv").read_text() for r in runs)
+        if ours != expected:
+            lines = difflib.unified_diff(expected.splitlines(True), ours.splitlines(True), "reference", self.name, n=1)
+            raise SoakError(f"{self.name}: metrics.csv differs\n{''.join(lines)}\n{self.log.read_text()[-3000:]}")
+        for rank in range(self.case.world_size):
+            last = [max(r.batches(rank), key=lambda line: (line["epoch"], line["step"])) for r in runs]
+            assert_same(*(r.batches(rank)[-1] for r in runs), f"{self.name}: the last batch and the RNG after it")
             assert_same(last[0]["step"], last[1]["step"], f"{self.name}: steps")
-        assert_same(self.samples(self.case.world), whole.samples(self.case.world), f"{self.name}: samples of the steps")
+        ranks = self.case.world_size
+        assert_same(self.samples(ranks), reference.samples(ranks), f"{self.name}: samples of the steps")
         for path in (self.folder / "checkpoints").glob("*.ckpt"):
-            if wrong := checkpoint_digest.integrity_error(path):
-                raise Failure(f"{path} {wrong}")
+            if error := checkpoint_digest.integrity_error(path):
+                raise SoakError(f"{path} {error}")
 
 
-def assert_same(a: Any, b: Any, where: str) -> None:
+def assert_same(a: Any, b: Any, name: str) -> None:
+    """Compare two values, containers and tensors included, bit by bit.
+
+    Raises:
+        SoakError: they differ; the message starts with `name` and the path to the difference.
+    """
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     elif isinstance(a, dict):
         same = a.keys() == b.keys()
         for key in a if same else ():
-            assert_same(a[key], b[key], f"{where}.{key}")
+            assert_same(a[key], b[key], f"{name}.{key}")
     elif isinstance(a, (list, tuple)):
         same = len(a) == len(b)
         for i, (x, y) in enumerate(zip(a, b) if same else ()):
-            assert_same(x, y, f"{where}[{i}]")
+            assert_same(x, y, f"{name}[{i}]")
     else:
         same = a == b
     if not same:
-        raise Failure(f"{where} differs")
+        raise SoakError(f"{name} differs")

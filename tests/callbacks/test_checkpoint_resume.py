@@ -38,7 +38,7 @@ data: {class_path: toy_run.ToyData, init_args: {n: 24, num_workers: WORKERS}}
 
 def in_child(words: list[str], log: Path, stop: str = "") -> int:
     """Runs the command in a fork (lightning is imported already); its exit code, negative for a signal."""
-    soak.parse_once(words)
+    soak.preparse(words)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -50,7 +50,7 @@ def in_child(words: list[str], log: Path, stop: str = "") -> int:
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
             torch.set_num_threads(1)
-            soak.use_what_was_parsed(words)
+            soak.use_preparsed(words)
             try:
                 code = run_command(words[0], words[1:])
             except BaseException as error:

@@ -25,18 +25,18 @@ SHARDED = "{class_path: lit_vision.runs.fsdp.FSDP2Strategy, init_args: {activati
 @pytest.fixture(scope="module")
 def kills():
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="shard-") as folder:
-        yield soak.Soak(Path(folder), warm=("Plain",))
+        yield soak.Soak(Path(folder), preload=("Plain",))
 
 
 @pytest.fixture(scope="module")
 def two(kills: soak.Soak) -> soak.Case:
-    return soak.Case(kills.folder, "Plain", world=2, strategy=SHARDED % "false")
+    return soak.Case(kills.folder, "Plain", world_size=2, strategy=SHARDED % "false")
 
 
 @pytest.fixture(scope="module")
 def whole(two: soak.Case) -> soak.Run:
     run = soak.Run(two, "sharded-whole")
-    assert not run.go(), run.log.read_text()
+    assert not run.advance(), run.log.read_text()
     return run
 
 
@@ -59,7 +59,7 @@ def assert_close(a: dict, b: dict, atol: float) -> None:
 
 def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whole: soak.Run) -> None:
     one = soak.Run(soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto"), "plain-whole")
-    assert not one.go(), one.log.read_text()
+    assert not one.advance(), one.log.read_text()
     assert_close(state(whole), state(one), 1e-5)
     assert state(whole)["global_step"] == state(one)["global_step"]
     assert measured(whole, "val/top1") == measured(one, "val/top1")
@@ -76,9 +76,9 @@ def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whol
 
 def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
     run = soak.Run(two, "sharded-killed")
-    assert run.go("end:2")
-    assert run.go("start:3")
-    assert not run.go()
+    assert run.advance("end:2")
+    assert run.advance("start:3")
+    assert not run.advance()
     assert_close(state(run), state(whole), 0.0)
     soak.assert_same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
 
@@ -88,10 +88,10 @@ def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) 
     run = soak.Run(two, "sharded-elastic")
     one = soak.Case(kills.folder, "Plain", accumulate=2)
     plain = soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto")
-    assert run.go("start:3")
-    assert run.go("start:3", case=soak.WithRecipe(one, two))
+    assert run.advance("start:3")
+    assert run.advance("start:3", case=soak.CaseWithOtherRecipe(one, two))
     assert len(list((run.folder / "checkpoints" / "last.ckpt").glob("rank-*"))) == 1
-    assert not run.go(case=soak.WithRecipe(plain, two)), run.log.read_text()[-2000:]
+    assert not run.advance(case=soak.CaseWithOtherRecipe(plain, two)), run.log.read_text()[-2000:]
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     assert_close(state(run), state(whole), 1e-5)
 
@@ -99,9 +99,9 @@ def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) 
 @pytest.mark.slow
 def test_activation_checkpointing_of_two_processes(kills: soak.Soak) -> None:
     one = soak.Run(soak.Case(kills.folder, "MAE", accumulate=2, strategy="auto"), "plain-mae")
-    assert not one.go(), one.log.read_text()[-3000:]
-    run = soak.Run(soak.Case(kills.folder, "MAE", world=2, strategy=SHARDED % "true"), "sharded-mae")
-    assert not run.go(), run.log.read_text()[-3000:]
+    assert not one.advance(), one.log.read_text()[-3000:]
+    run = soak.Run(soak.Case(kills.folder, "MAE", world_size=2, strategy=SHARDED % "true"), "sharded-mae")
+    assert not run.advance(), run.log.read_text()[-3000:]
     assert measured(run, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-4)
     assert "OnlineKNN: nothing to do: the model is sharded" in run.log.read_text()
     assert_close(state(run), state(one), 2e-3)  # adamw in float32: the sum over two halves is in another order
@@ -110,14 +110,14 @@ def test_activation_checkpointing_of_two_processes(kills: soak.Soak) -> None:
 @pytest.mark.slow
 def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
     run = soak.Run(two, "sharded-damaged")
-    assert run.go("start:4")
+    assert run.advance("start:4")
     part = run.folder / "checkpoints" / "last.ckpt" / "rank-00001-of-00002.safetensors"
     data = bytearray(part.read_bytes())
     data[-5] ^= 1
     part.write_bytes(data)
     with pytest.raises(DamagedCheckpointError, match=r"is altered: rank-00001-of-00002.safetensors has another sha256"):
         AtomicCheckpointIO().load_checkpoint(part.parent)
-    assert run.go("start:2")
+    assert run.advance("start:2")
     said = run.log.read_text()
     assert "passed over:" in said
     assert "going on from" in said.split("passed over:")[1]

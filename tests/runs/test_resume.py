@@ -151,10 +151,10 @@ def test_a_run_killed_after_its_last_checkpoint_still_writes_its_results(here: P
 
 
 def test_a_signal_after_the_last_epoch_lets_the_run_end(here: Path) -> None:
-    Path("toy.yaml").write_text(RECIPE.replace("callbacks: [", "callbacks: [{class_path: soak.Deadly}, "))
+    Path("toy.yaml").write_text(RECIPE.replace("callbacks: [", "callbacks: [{class_path: soak.KillAtEvent}, "))
     words = ["fit", "--config", "toy.yaml", "--run_dir", "last"]
     assert (
-        soak.launch(words, Path("log"), "save:14", sign="SIGTERM") == 0
+        soak.launch(words, Path("log"), "save:14", signal_name="SIGTERM") == 0
     )  # 7 saves an epoch: nothing is left but the end
     assert Path("last/results.json").is_file()
 
@@ -200,7 +200,7 @@ def test_nan_on_one_rank_of_two_moves_no_weight_on_either(late: str) -> None:
         recipe.write_text(text.replace("callbacks: [", f"callbacks: [{guard}, "))
         words = ["fit", "--config", str(recipe), "--run_dir", f"{folder}/run", "--trainer.devices", "2"]
         log = Path(folder) / "log"
-        assert soak.launch(words, log, world=2) == 0, log.read_text()[-3000:]
+        assert soak.launch(words, log, world_size=2) == 0, log.read_text()[-3000:]
         found = sorted((Path(folder) / "run" / "nonfinite").iterdir())
         assert [p.name for p in found] == ["step-00000002-rank0.pt", "step-00000002-rank1.pt"]
         kept = [torch.load(p, weights_only=True) for p in found]
