@@ -12,11 +12,12 @@ import numpy as np
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.io.atomic import write_json
+from lit_vision.io.hashing import sha256_of_file
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs
 from lit_vision.study.images import StudyImages
 from lit_vision.study.progress import Reporter
-from lit_vision.weights.load import load_backbone, save_backbone, sha256_of
+from lit_vision.weights.load import load_backbone, save_backbone
 
 if TYPE_CHECKING:
     from ablation import Ablation, Variant
@@ -52,11 +53,11 @@ class Runner:
         """(weights, their sha256): trained now, or found from an earlier run of the same recipe."""
         table, preset = self.table, self.table.preset(self.images.size, variant)
         epochs = table.epochs if variant.trained else 0
-        inputs = hash_inputs(self.base, table.init, epochs, preset.as_dict(), seed)
+        inputs = hash_inputs(self.base, table.init, epochs, preset.used_by(table.init), seed)
         weights = self.folder / "weights" / f"{variant.label}-{seed}.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
-        if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+        if known.get("inputs") != inputs or known.get("sha256") != sha256_of_file(weights):
             with training.redirect_output(self.folder / "table.log"):
                 module, data = training.pretraining(table.init, self.images, preset, seed)
                 seconds, losses = 0.0, []
@@ -66,7 +67,7 @@ class Runner:
                     seconds, losses = trained.seconds, [round(loss, 5) for loss in trained.losses]
                 origin = {"method": table.init, "table": table.name, "data_fingerprint": self.images.fingerprint}
                 save_backbone(weights, module.backbone, module.mean, module.std, half=True, **origin)
-            known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": seconds, "losses": losses}
+            known = {"inputs": inputs, "sha256": sha256_of_file(weights), "seconds": seconds, "losses": losses}
             write_json(note, known)
         init = self._init(variant)
         self.seconds[init] = self.seconds.get(init, 0.0) + known["seconds"]

@@ -40,22 +40,23 @@ class Runner:
     def pretrain(self) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds): trained now, or found from an earlier run of the same recipe."""
         from lit_vision.io.atomic import write_json
+        from lit_vision.io.hashing import sha256_of_file
         from lit_vision.study.cells import hash_inputs
         from lit_vision.study.training import pretraining, redirect_output, train
-        from lit_vision.weights.load import save_backbone, sha256_of
+        from lit_vision.weights.load import save_backbone
 
         preset = self.preset
         inputs = hash_inputs(self.base, self.epochs, preset.mae, preset.mae_views, preset.network(INIT).args)
         weights = self.folder / "weights" / "mae-0.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
-        if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+        if known.get("inputs") != inputs or known.get("sha256") != sha256_of_file(weights):
             with redirect_output(self.folder / "table.log"):
                 module, data = pretraining(INIT, self.images, preset, 0)
                 self.report.begin("pre-training", data.batch_size)
                 trained = train(module, data, self.epochs, 0, self.report.tick)
                 save_backbone(weights, module.backbone, module.mean, module.std, half=True, table=NAME)
-            known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": trained.seconds}
+            known = {"inputs": inputs, "sha256": sha256_of_file(weights), "seconds": trained.seconds}
             write_json(note, known)
         return weights, known["sha256"], known["seconds"]
 

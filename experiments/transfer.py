@@ -22,7 +22,7 @@ from ablation_runs import frozen_features, probe
 
 DESK = {
     "data/fashion": ((), 0.0),
-    "data/fashion-turned": (("--turned",), 180.0),
+    "data/fashion-turned": (("--rotated",), 180.0),
 }  # folder: how it is made, rotation of the views
 SCRATCH = "scratch"
 
@@ -69,22 +69,23 @@ class Transfer:
     def pretrain(self, root: str) -> tuple[Path, str, float]:
         """(weights, their sha256, seconds) of the encoder of a folder."""
         from lit_vision.io.atomic import write_json
+        from lit_vision.io.hashing import sha256_of_file
         from lit_vision.study.cells import hash_inputs
         from lit_vision.study.training import pretraining, redirect_output, train
-        from lit_vision.weights.load import save_backbone, sha256_of
+        from lit_vision.weights.load import save_backbone
 
         plan, preset, images = self.plan, self.presets[root], self.images[root]
-        inputs = hash_inputs(images.fingerprint, images.size, plan.init, plan.epochs, preset.as_dict())
+        inputs = hash_inputs(images.fingerprint, images.size, plan.init, plan.epochs, preset.used_by(plan.init))
         weights = self.folder / "weights" / f"{plan.init}-{Path(root).name}.safetensors"
         note = weights.with_suffix(".json")
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
-        if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+        if known.get("inputs") != inputs or known.get("sha256") != sha256_of_file(weights):
             with redirect_output(self.folder / "transfer.log"):
                 module, data = pretraining(plan.init, images, preset, 0)
                 self.report.begin(f"pre-training on {root}", data.batch_size)
                 trained = train(module, data, plan.epochs, 0, self.report.tick)
                 save_backbone(weights, module.backbone, module.mean, module.std, half=True, method=plan.init)
-            known = {"inputs": inputs, "sha256": sha256_of(weights), "seconds": trained.seconds}
+            known = {"inputs": inputs, "sha256": sha256_of_file(weights), "seconds": trained.seconds}
             write_json(note, known)
         return weights, known["sha256"], known["seconds"]
 
@@ -111,13 +112,19 @@ class Transfer:
         seconds = {f"{plan.init}@{Path(source).name}": encoder[2] for source, encoder in encoders.items()}
         return outcomes, seconds
 
+    @property
+    def _scratch(self) -> str:
+        """The training from scratch of the same network."""
+        return {"simclr": "scratch-cnn", "mae": "scratch-vit"}[self.plan.init]
+
     def _measure(self, target: str, key: Any, encoder: Any, frozen: Any) -> Any:
         from lit_vision.study.cells import CellKey, CellResult, hash_inputs
 
         plan, images, preset = self.plan, self.images[target], self.presets[target]
         kept = CellKey(f"{Path(target).name}-from-{key.init}", key.protocol, key.labels, key.seed)
         sha256 = encoder[1] if encoder else ""
-        own = "frozen" if key.protocol == "linear" else (plan.init, plan.steps, plan.epochs, preset.as_dict())
+        used = preset.used_by(plan.init if encoder else self._scratch, (key.protocol,))
+        own = "frozen" if key.protocol == "linear" else (plan.init, plan.steps, plan.epochs, used)
         inputs = hash_inputs(images.fingerprint, images.size, sha256, own)
         if (found := self.store.get(kept, inputs)) is None:
             begin = time.perf_counter()
@@ -139,7 +146,7 @@ class Transfer:
 
         plan, images, preset = self.plan, self.images[target], self.presets[target]
         rows, head, steps = images.subset(key.labels, key.seed), None, plan.steps
-        init = plan.init if encoder else {"simclr": "scratch-cnn", "mae": "scratch-vit"}[plan.init]
+        init = plan.init if encoder else self._scratch
         with redirect_output(self.folder / "transfer.log"):
             if encoder:
                 known = frozen[0][rows], images.labels[rows], frozen[1], len(images.classes)
@@ -202,7 +209,7 @@ def show(roots: tuple[str, str], init: str, out: Path, name: str) -> None:
     for root in roots:
         file = result_of(root, out)
         rows = rows_from([file]) if file.exists() else []
-        cells = {(row["start"], row["protocol"], row["labels"]): row for row in rows}
+        cells = {(row["init"], row["protocol"], row["labels"]): row for row in rows}
         counts, other = sorted({row["labels"] for row in rows}), next(r for r in roots if r != root)
         lines = []
         inits = {f"{init}@{Path(root).name}": "the same folder", f"{init}@{Path(other).name}": "the other folder"}

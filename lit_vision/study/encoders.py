@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.io.atomic import write_json
+from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
 from lit_vision.study.cells import hash_inputs
 from lit_vision.study.figures import reconstructions
@@ -24,7 +25,7 @@ from lit_vision.study.training import (
     save_encoder,
     train,
 )
-from lit_vision.weights.load import load_backbone, load_into, sha256_of
+from lit_vision.weights.load import load_backbone, load_into
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Encoders:
         with redirect_output(self.log):
             backbone, report = load_backbone(path)
             pool, test = features(backbone, report.mean, report.std, self.images, self.preset.side(init))
-        return Encoder(path, sha256_of(path), 0.0, 0, pool, test)
+        return Encoder(path, sha256_of_file(path), 0.0, 0, pool, test)
 
     def pretrain(self, init: str, epochs: int, count: int | None = None) -> Encoder:
         """Pre-train on the pool (or `count` of it), or find the weights of an earlier run of the same images, recipe and epochs."""
@@ -92,14 +93,14 @@ class Encoders:
         known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
         with redirect_output(self.log):
             module, data = pretraining(init, self.source, self.preset, 0, count)
-            if known.get("inputs") != inputs or known.get("sha256") != sha256_of(weights):
+            if known.get("inputs") != inputs or known.get("sha256") != sha256_of_file(weights):
                 self.report.begin(f"{init} pre-training", data.batch_size)
                 trained = train(module, data, epochs, 0, self.report.tick)
                 about = {"method": init, "data_fingerprint": self.source.fingerprint}
                 save_encoder(module.backbone, module.mean, module.std, weights, **about)
                 known = {
                     "inputs": inputs,
-                    "sha256": sha256_of(weights),
+                    "sha256": sha256_of_file(weights),
                     "seconds": trained.seconds,
                     "images_seen": trained.steps * data.batch_size,
                     "precision": precision_of(module),

@@ -1,1 +1,1 @@
-"""Weights: from files of any known layout to the state dict of a model, with a report of what matched."""
+"""Load weights from files of any known layout into a module, with a report of what matched."""

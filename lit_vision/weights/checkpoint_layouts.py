@@ -1,7 +1,9 @@
-"""Which project a checkpoint is from, and its keys in one common form: `backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`.
+"""Read checkpoints, detect the project they are from (the layout) and rename their keys to one common form.
 
-Layouts: our checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state dicts,
-facebookresearch/mae's files (encoder, full, fine-tuned), and those of key_maps.py. Files are read with `weights_only=True` or as safetensors: nothing in them is executed.
+Common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*` (SimCLR), `head.*` (classifier).
+Layouts: this project's checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state
+dicts, facebookresearch/mae's files (encoder, full, fine-tuned), and those of key_maps.py. Files are read with
+`weights_only=True` or as safetensors: nothing in them is executed.
 """
 
 import argparse
@@ -19,13 +21,17 @@ from lit_vision.weights.key_maps import convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FB = "facebookresearch/mae"
-SCRIPT = "script_arguments"  # in the metadata
+FACEBOOK_MAE = "facebookresearch/mae"
+_TRAINING_ARGS_KEY = "script_arguments"  # in the metadata that `read_file` returns
 _TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
 
 
-def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, outer dictionaries opened."""
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors, taken out of outer dictionaries such as "state_dict", and its metadata.
+
+    Raises:
+        UserError: no such file, no checkpoint, a damaged one, or one that would run code.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
@@ -33,33 +39,19 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
         from lit_vision.io.checkpoint_digest import is_valid
 
         if not is_valid(path):
-            raise UserError(f"{path}: its bytes are not those that were written (see {path}.sha256); take another copy")
+            raise UserError(f"{path}: the file has changed since it was written (see {path}.sha256); take another copy")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                metadata = current_keys(file.metadata())
-                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return tensors, current_keys(file.metadata())
         except SafetensorError as error:
-            raise UserError(f"{path}: no whole safetensors file ({error}); take another copy") from error
-    try:
-        # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
-            what = text.split("\n")[0].split("WeightsUnpickler error:")[-1].strip()[:120]
-            raise UserError(
-                f"{path}: holds more than tensors and plain data, which could run code and is not loaded ({what}); "
-                "save its state dict as safetensors where you trust it"
-            ) from error
-        raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
-    except (RuntimeError, OSError, ValueError, KeyError, AttributeError, IndexError, EOFError) as error:
-        raise UserError(f"{path}: is not a whole checkpoint; give a file of torch.save or safetensors") from error
+            raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
+    content = _load_tensors(path)
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
-            metadata = {"outer": outer, SCRIPT: _arguments(content.get("args"))}
+            metadata = {"outer": outer, _TRAINING_ARGS_KEY: _training_args_json(content.get("args"))}
             content = content[outer]
             break
     state = {}
@@ -69,35 +61,55 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str
         }
     if not state:
         raise UserError(
-            f"{path}: holds no tensors by name, or in a layout that is not supported yet; give a state dict or a checkpoint"
+            f"{path}: contains no named tensors, or a layout that is not supported yet; "
+            "give a state dict or a checkpoint"
         )
     return state, metadata
 
 
-def _arguments(arguments: object) -> str:
-    """What a training script's argparse.Namespace says that no tensor shows, as JSON; `official_training_args` checks it."""
+def _load_tensors(path: Path) -> object:
+    """Return the content of a torch.save file that contains only tensors and plain data."""
+    try:
+        # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "GLOBAL" in text or "Unsupported" in text:
+            what = text.split("\n")[0].split("WeightsUnpickler error:")[-1].strip()[:120]
+            raise UserError(
+                f"{path}: contains more than tensors and plain data ({what}), which could run code, and is not loaded; "
+                "if you trust it, save its state dict as safetensors"
+            ) from error
+        raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
+    except (RuntimeError, OSError, ValueError, KeyError, AttributeError, IndexError, EOFError) as error:
+        raise UserError(f"{path}: is not a complete checkpoint; give a file of torch.save or safetensors") from error
+
+
+def _training_args_json(arguments: object) -> str:
+    """Return the training arguments that no tensor shows as JSON; `official_training_args` checks their values."""
     given = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     return json.dumps({name: given.get(name) for name in _TRAINING_ARGS}, default=str)
 
 
 def official_training_args(metadata: dict[str, str]) -> dict[str, bool | float]:
-    """`norm_pix_loss` and `mask_ratio` of an official MAE file, where the script's arguments are in it; {} elsewhere."""
+    """Return `norm_pix_loss` and `mask_ratio` of an official MAE file that holds its script's arguments, else {}."""
     try:
-        given = json.loads(metadata.get(SCRIPT, "{}"))
-    except ValueError:  # of a safetensors file, anybody's words
+        given = json.loads(metadata.get(_TRAINING_ARGS_KEY, "{}"))
+    except ValueError:  # the metadata of a safetensors file may hold any text under this key
         return {}
     known = given if isinstance(given, dict) else {}
-    told = {name: known[name] for name, kind in _TRAINING_ARGS.items() if isinstance(known.get(name), kind)}
-    return {name: value for name, value in told.items() if 0 <= value <= 1}  # not NaN
+    typed = {name: known[name] for name, kind in _TRAINING_ARGS.items() if isinstance(known.get(name), kind)}
+    return {name: value for name, value in typed.items() if 0 <= value <= 1}  # not NaN
 
 
 def _strip_wrapper_prefixes(key: str) -> str:
-    """Without what DistributedDataParallel and torch.compile put in front."""
+    """Return the key without the prefixes of DistributedDataParallel and torch.compile."""
     return key.removeprefix("module.").replace("_orig_mod.", "")
 
 
-def read_common(path: str | os.PathLike) -> tuple[dict[str, Tensor], str, dict[str, str]]:
-    """A file's tensors in the common form, the name of its layout, and its metadata.
+def read_common(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """Return a file's tensors in the common form, the name of its layout, and its metadata.
 
     Raises:
         UserError: as `read_file`; or a layout that is known and not supported yet.
@@ -110,32 +122,35 @@ def read_common(path: str | os.PathLike) -> tuple[dict[str, Tensor], str, dict[s
 
 
 def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
-    """The state in the common form, and the name of its layout; `mean` and `std` (3,) are in it where the layout implies them.
+    """Return the state in the common form and the name of its layout.
+
+    `mean` and `std` (3,) are among the tensors where the layout implies them.
 
     Raises:
         UserError: a layout that is known and not supported yet.
     """
     if any(key.startswith("backbone.model.") for key in state):
-        own = {common_key(key, "backbone."): value for key, value in state.items()}
-        marks = {
+        common = {common_key(key, "backbone."): value for key, value in state.items()}
+        layout_of_prefix = {
             "decoder.": "MAE",
             "projection.": "SimCLR",
             "pyramid.": "Dense",
             "auxiliary.": "Dense",
             "head.": "Classifier",
         }
-        layout = next((name for mark, name in marks.items() if any(k.startswith(mark) for k in own)), "Backbone")
-        return own, layout
+        layouts = (name for prefix, name in layout_of_prefix.items() if any(k.startswith(prefix) for k in common))
+        return common, next(layouts, "Backbone")
     if all(key.startswith("model.") for key in state):
         return {common_key(key, ""): value for key, value in state.items()}, "Backbone"
     if metadata.get("lit_vision") == "Backbone":
-        own = {f"backbone.{key}": value for key, value in state.items()}
-        return {**own, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
+        common = {f"backbone.{key}": value for key, value in state.items()}
+        return {**common, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
 
-    def has(*starts: str) -> bool:
-        return any(key.startswith(starts) for key in state)
+    def has(*prefixes: str) -> bool:
+        return any(key.startswith(prefixes) for key in state)
 
-    # by any key of the decoder: a full file that lacks one of its keys is not an encoder, and the table says what it lacks
+    # A full file is recognized by any key of the decoder. If it lacks some, it is still not an encoder, and the error's
+    # table names the missing keys.
     vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
     full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
     fine_tuned = wrapped and has("fc_norm.")
@@ -143,7 +158,7 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
         part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
         common = {_mae_key(key): value for key, value in state.items()}
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
-        return common, f"{FB} ({part})"
+        return common, f"{FACEBOOK_MAE} ({part})"
     if (found := convert_third_party_keys(state)) is not None:
         common, layout = found
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
@@ -152,7 +167,7 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
 
 
 def common_key(key: str, prefix: str) -> str:
-    """`<prefix>model.X` to `backbone.X`; the rest as it is."""
+    """Return `backbone.X` for `<prefix>model.X`, and other keys unchanged."""
     return f"backbone.{key.removeprefix(prefix + 'model.')}" if key.startswith(f"{prefix}model.") else key
 
 

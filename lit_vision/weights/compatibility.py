@@ -1,9 +1,9 @@
-"""What may be left over when a file of one layout is loaded into a module: written down for each pair, and nothing else may."""
+"""Keys that may be missing or unused when weights of one layout are loaded into a module, per source and target."""
 
-from lit_vision.weights.checkpoint_layouts import FB
+from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
 from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
 
-# (source layout, target): keys of the source that may be dropped, keys of the target that may start anew.
+# (source layout, target): keys of the source that may be unused, keys of the target that may keep their initial values.
 # "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
 _DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
 _DENSE = ("pyramid.*", "auxiliary.*", "head.*")  # of Detector and Segmenter
@@ -28,14 +28,14 @@ ALLOWED_MISMATCHES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]
     ("timm", "SimCLR"): (("<classifier>",), _PROJECTION),
     ("timm", "Classifier"): (("<classifier>",), _HEAD),
     ("timm", "Backbone"): (("<classifier>",), ()),
-    (f"{FB} (encoder)", "MAE"): ((), _DECODER),
-    (f"{FB} (encoder)", "Classifier"): ((), _HEAD),
-    (f"{FB} (encoder)", "Backbone"): ((), ()),
-    (f"{FB} (full)", "MAE"): ((), ()),
-    (f"{FB} (full)", "Classifier"): (_DECODER, _HEAD),
-    (f"{FB} (full)", "Backbone"): (_DECODER, ()),
-    (f"{FB} (fine-tuned)", "Classifier"): ((), ("head_norm.*",)),
-    (f"{FB} (fine-tuned)", "Backbone"): (_HEAD, ()),
+    (f"{FACEBOOK_MAE} (encoder)", "MAE"): ((), _DECODER),
+    (f"{FACEBOOK_MAE} (encoder)", "Classifier"): ((), _HEAD),
+    (f"{FACEBOOK_MAE} (encoder)", "Backbone"): ((), ()),
+    (f"{FACEBOOK_MAE} (full)", "MAE"): ((), ()),
+    (f"{FACEBOOK_MAE} (full)", "Classifier"): (_DECODER, _HEAD),
+    (f"{FACEBOOK_MAE} (full)", "Backbone"): (_DECODER, ()),
+    (f"{FACEBOOK_MAE} (fine-tuned)", "Classifier"): ((), ("head_norm.*",)),
+    (f"{FACEBOOK_MAE} (fine-tuned)", "Backbone"): (_HEAD, ()),
     ("timm (classifier)", "Classifier"): ((), ("head_norm.*",)),
     (TORCHVISION, "MAE"): (_HEAD, _DECODER),
     (TORCHVISION, "Classifier"): ((), ("head_norm.*",)),
@@ -43,7 +43,7 @@ ALLOWED_MISMATCHES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]
     (TRANSFORMERS, "MAE"): ((), ()),
     (TRANSFORMERS, "Classifier"): (_DECODER, _HEAD),
     (TRANSFORMERS, "Backbone"): (_DECODER, ()),
-    # lightly: `mask_token` of its encoder is used by other methods, the ViT's own classifier by none
+    # lightly: other methods than MAE use the encoder's `mask_token`; no method uses the ViT's classifier
     (LIGHTLY_MAE, "MAE"): ((*_UNUSED, "backbone.head.*"), ()),
     (LIGHTLY_MAE, "Classifier"): ((*_UNUSED, *_DECODER, "backbone.head.*"), _HEAD),
     (LIGHTLY_MAE, "Backbone"): ((*_UNUSED, "decoder*", "backbone.head.*"), ()),

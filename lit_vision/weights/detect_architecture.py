@@ -1,4 +1,4 @@
-"""Which timm model a set of weights is: from the shapes of plain ViTs and ResNets, or from what lies beside them."""
+"""Infer the timm architecture of weights: from the shapes of plain ViTs and ResNets, or from a config.json."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12)
 VITS[1280, 32] = ("huge", 16)
 _NORMS = ("patch_embed.proj.bias", "blocks.0.norm1.weight", "blocks.0.norm2.weight")  # others of the same width
 # (block, layers): ResNets by what their shapes show
-RESNETS = {
+RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
@@ -26,68 +26,69 @@ def detect_architecture(
     backbone_args: Mapping[str, Any] | None = None,
     img_size: int | None = None,
 ) -> tuple[str | None, dict[str, Any]]:
-    """timm's name and Backbone's arguments, from what the user says, a config.json, and the shapes, in this order.
+    """Return timm's name and Backbone's arguments, from the user's values, a config.json and the shapes, in this order.
 
     Args:
         state: tensors in the common form (checkpoint_layouts.py).
         config: of timm's or transformers' folders; {} without one.
-        name: timm's name, if the user says it.
-        backbone_args: likewise.
-        img_size: pixels, if another size than that of the positions or of the name is wanted.
+        name: timm's name, if the user gives it.
+        backbone_args: Backbone's arguments that the user gives.
+        img_size: pixels, if another size than that of the position embeddings or of the name is wanted.
 
     Returns:
-        The name, None if nothing tells it, and the arguments.
+        The name, None if it cannot be inferred, and the arguments.
     """
-    body: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     name = name or config.get("architecture")
     shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
     if name is None and any(key.startswith("layer1.") for key in shapes):
-        name, body = _detect_resnet(shapes)
+        name, arguments = _detect_resnet(shapes)
     parts = sum(key in shapes for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     vit = parts == 3
-    if vit or (name is None and parts == 2):  # the table of keys names the third
-        found, sizes = _detect_vit(shapes, config)
-        told = {key: value for key, value in sizes.items() if key in ("img_size", "pool")}
-        name, body = (name or found), (sizes if name is None else told)
+    if vit or (name is None and parts == 2):  # loading then names the missing one in its table of keys
+        vit_name, vit_args = _detect_vit(shapes, config)
+        if name is not None:  # the name implies width, depth and heads
+            vit_args = {key: value for key, value in vit_args.items() if key in ("img_size", "pool")}
+        name, arguments = (name or vit_name), vit_args
     if isinstance(config.get("model_args"), dict):
-        own = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
-        body = {**{key: value for key, value in own.items() if key != "num_classes"}, **body}
-    if not vit and (told := (config.get("pretrained_cfg") or {}).get("input_size")):
-        body["img_size"] = told[-1]
-    body |= backbone_args or {}
+        timm_args = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
+        arguments = {**{key: value for key, value in timm_args.items() if key != "num_classes"}, **arguments}
+    if not vit and (input_size := (config.get("pretrained_cfg") or {}).get("input_size")):
+        arguments["img_size"] = input_size[-1]
+    arguments |= backbone_args or {}
     if img_size is not None:
-        body["img_size"] = img_size
-    return name, body
+        arguments["img_size"] = img_size
+    return name, arguments
 
 
 def _detect_vit(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A plain ViT from its shapes; None as the name where the number of heads cannot be known."""
+    """Return name and arguments of a plain ViT; the name is None where the number of heads cannot be known."""
     widths = Counter(shapes[key][-1] for key in ("cls_token", "pos_embed", *_NORMS) if len(shapes.get(key, ())))
     width = widths.most_common(1)[0][0]
     patch = shapes.get("patch_embed.proj.weight", (14,) if width == 1280 else (16,))[-1]
     blocks = {int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))}
-    depth = (
-        len(blocks) if (width, len(blocks)) in VITS else 1 + max(blocks, default=-1)
-    )  # a block may be misnamed, or lack
-    body: dict[str, Any] = {"pool": "avg" if any(key.startswith("fc_norm.") for key in shapes) else "token"}
+    # in a damaged file a block may be missing or have another name
+    depth = len(blocks) if (width, len(blocks)) in VITS else 1 + max(blocks, default=-1)
+    arguments: dict[str, Any] = {"pool": "avg" if any(key.startswith("fc_norm.") for key in shapes) else "token"}
     if len(shapes.get("pos_embed", ())) == 3:
-        body["img_size"] = round(max(0, shapes["pos_embed"][1] - 1) ** 0.5) * patch
+        arguments["img_size"] = round(max(0, shapes["pos_embed"][1] - 1) ** 0.5) * patch
     size, heads = VITS.get((width, depth), (None, None))
     heads = config.get("num_attention_heads", heads)
     if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
-        return f"vit_{size}_patch{patch}_224", body
+        return f"vit_{size}_patch{patch}_224", arguments
     if heads is None:
-        return None, body
-    return "vit_base_patch16_224", {**body, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
+        return None, arguments
+    arguments |= {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
+    return "vit_base_patch16_224", arguments
 
 
 def _detect_resnet(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A plain ResNet from its shapes; None for wider, grouped or deep-stemmed ones."""
+    """Return name and arguments of a plain ResNet; the name is None for wider, grouped or deep-stemmed ones."""
     layers = tuple(len({m[1] for key in shapes if (m := re.match(rf"layer{i}\.(\d+)\.", key))}) for i in range(1, 5))
     block = "bottleneck" if any(re.match(r"layer1\.\d+\.conv3\.", key) for key in shapes) else "basic"
     stem, norm = shapes.get("conv1.weight", ()), shapes.get("bn1.weight", (64,))
     inner = Counter(tuple(shapes[key])[:2] for key in shapes if re.fullmatch(r"layer1\.\d+\.conv2\.weight", key))
     deep = any(re.match(r"conv1\.\d", key) for key in shapes)
     plain = bool(inner) and not deep and 64 in (*stem[:1], *norm) and inner.most_common(1)[0][0] == (64, 64)
-    body = {"stem": "small"} if stem and stem[-1] == 3 else {}
-    return (RESNETS.get((block, layers)) if plain else None), body
+    arguments = {"stem": "small"} if stem and stem[-1] == 3 else {}
+    return (RESNETS.get((block, layers)) if plain else None), arguments

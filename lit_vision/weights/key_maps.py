@@ -1,7 +1,7 @@
-"""Other projects' names of weights in our common form (`backbone.<timm name>`, `decoder.*`, `head.*`), and what is not supported yet.
+"""Key maps from other projects to the common form (`backbone.<timm name>`, `decoder.*`, `head.*`).
 
-A layout is here only if a test builds it with the other project's own code and the outputs agree. A key that no rule knows keeps its
-name, so that loading names it in the table of what does not fit.
+A layout is here only if a test builds it with the other project's code and the outputs agree. A key that no rule knows
+keeps its name, so that loading names it in the table of keys that do not fit.
 """
 
 import re
@@ -15,10 +15,11 @@ State = dict[str, Tensor]
 
 TORCHVISION, TRANSFORMERS = "torchvision (ViT)", "transformers (ViT-MAE)"
 LIGHTLY_SIMCLR, LIGHTLY_MAE = "lightly (SimCLR)", "lightly (MAE)"
-SUPPORTED = "timm; torchvision's ResNet, DenseNet and ViT; transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae"
+_OTHER_SUPPORTED = "transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae"
+SUPPORTED = f"timm; torchvision's ResNet, DenseNet and ViT; {_OTHER_SUPPORTED}"
 
-# what a key of such a file matches: the project whose layout nobody has tested here
-_OTHERS = (
+# (pattern that a key matches, project whose layout has not been tested here)
+_UNSUPPORTED = (
     (r"(encoder_[qk]|base_encoder|momentum_encoder)\.", "MoCo"),
     (r"(student|teacher)\.", "DINO or another of teacher and student"),
     (r"backbone\.(net|bottom_up)\.", "detectron2"),
@@ -28,7 +29,7 @@ _OTHERS = (
     (r"net\.\d+\.|contrastive_head\.", "SimCLR's TensorFlow weights, converted"),
 )
 
-_TRANSFORMERS = (  # in this order; the decoder's blocks have the encoder's names inside
+_TRANSFORMERS = (  # in this order; within a block, decoder and encoder use the same names
     (r"^vit\.", ""),
     (r"^decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)\.", r"decoder.blocks.\1."),
     (r"^decoder\.decoder_(embed|norm|pred|pos_embed)", r"decoder.\1"),
@@ -67,58 +68,62 @@ _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6":
 
 
 def convert_third_party_keys(state: State) -> tuple[State, str] | None:
-    """The state in the common form and the name of its layout, or None if it is of none of these projects.
+    """Return the state in the common form and the name of its layout, or None if it is of none of these projects.
 
     Raises:
         UserError: a layout that is known and not supported yet.
     """
-    # each project by any of its own names: a file that lacks one is still its file, and the table says what it lacks
+    # Any one of a project's names is enough: a file that lacks some keys is still its file, and loading names them.
     if any(re.search(r"(^|\.)embeddings\.(cls_token$|position_embeddings$|patch_embeddings\.)", key) for key in state):
         return _from_transformers(state), TRANSFORMERS
     if any(re.match(r"class_token$|conv_proj\.|encoder\.layers\.encoder_layer_\d", key) for key in state):
-        return _renamed(state, _TORCHVISION), TORCHVISION
+        return _rename(state, _TORCHVISION), TORCHVISION
     if any(key.startswith("backbone.vit.") for key in state):
         return _from_lightly_mae(state), LIGHTLY_MAE
     if any(key.startswith("projection_head.layers.") for key in state):
         return _from_lightly_simclr(state), LIGHTLY_SIMCLR
-    for pattern, project in _OTHERS:
+    for pattern, project in _UNSUPPORTED:
         if found := next((key for key in state if re.match(pattern, key)), None):
             raise UserError(
-                f"the layout of {project} ({found}) is not supported yet; supported: {SUPPORTED}. Rename the encoder's keys as timm's"
+                f"the layout of {project} ({found}) is not supported yet; supported: {SUPPORTED}. "
+                "Rename the encoder's keys as timm's"
             )
     return None
 
 
-def _renamed(state: State, rules: tuple[tuple[str, str], ...], inside: tuple[tuple[str, str], ...] = ()) -> State:
-    """Each key through the rules; names of the body get `backbone.` in front. `inside` is for keys of blocks only."""
+def _rename(state: State, rules: tuple[tuple[str, str], ...], block_rules: tuple[tuple[str, str], ...] = ()) -> State:
+    """Apply the rules to each key, `block_rules` to keys of blocks only; then prefix encoder keys with `backbone.`."""
     out = {}
     for key, value in state.items():
         name = key
         for pattern, new in rules:
             name = re.sub(pattern, new, name)
         if "blocks." in name:
-            for pattern, new in inside:
+            for pattern, new in block_rules:
                 name = re.sub(pattern, new, name)
         out[name if name.startswith(("decoder.", "head.")) else f"backbone.{name}"] = value
     return out
 
 
 def _from_transformers(state: State) -> State:
-    """ViTMAEForPreTraining or ViTMAEModel: as in memory, as its newer versions save, or as the Hub's files have it."""
-    named = _renamed(state, _TRANSFORMERS, _TRANSFORMERS_BLOCK)
+    """Convert ViTMAEForPreTraining or ViTMAEModel; names in memory, in newer and in the Hub's files differ."""
+    named = _rename(state, _TRANSFORMERS, _TRANSFORMERS_BLOCK)
     out: State = {}
     for key, value in named.items():
         part = re.search(r"\.attn\.(query|key|value)\.", key)
         thirds = [key.replace(part[0], f".attn.{name}.") for name in ("query", "key", "value")] if part else []
         if not part or not all(third in named and named[third].shape == value.shape for third in thirds):
-            out[key] = value  # if one of the three is missing or of another shape, the names stay for the table
+            out[key] = value  # one of the three is missing or of another shape: loading names what is there
         elif part[1] == "query":
             out[key.replace(part[0], ".attn.qkv.")] = torch.cat([named[third] for third in thirds])
     return out
 
 
 def _from_lightly_mae(state: State) -> State:
-    """lightly's examples: `backbone` a MaskedVisionTransformerTIMM, `decoder` a MAEDecoderTIMM (another one is left for dropping)."""
+    """Convert lightly's MAE: `backbone` is a MaskedVisionTransformerTIMM, `decoder` a MAEDecoderTIMM.
+
+    Keys of another decoder stay as they are; loading drops them where the target has no decoder.
+    """
     out = {}
     for key, value in state.items():
         if key.startswith("backbone.vit."):
@@ -130,7 +135,7 @@ def _from_lightly_mae(state: State) -> State:
 
 
 def _from_lightly_simclr(state: State) -> State:
-    """lightly's examples: `backbone` a torchvision ResNet, whole (fc Identity) or as the Sequential of its children."""
+    """Convert lightly's SimCLR: `backbone` is a torchvision ResNet (fc Identity) or the Sequential of its children."""
     out = {}
     for key, value in state.items():
         if match := re.match(r"backbone\.([014567])\.", key):

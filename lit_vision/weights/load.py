@@ -1,8 +1,9 @@
-"""Weights from a file into a module, with a report, or not at all.
+"""Load weights from a file into a module, with a report, or refuse without changing it.
 
-Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*`
-(SimCLR), `head.*` (classifier). What may then be left over is written down in compatibility.py, per pair of source layout and target; any
-other missing, unexpected or reshaped key raises PartialMatchError with the table of keys. Nothing in a file is ever executed.
+Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE),
+`projection.*` (SimCLR), `head.*` (classifier). compatibility.py lists the keys that may be missing or unused, per pair
+of source layout and target; any other missing, unexpected or reshaped key raises PartialMatchError with the table of
+keys. Nothing in a file is ever executed.
 """
 
 import json
@@ -18,19 +19,25 @@ from torch import Tensor, nn
 from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
-from lit_vision.io.hashing import sha256_of_file
-from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, to_common_keys
+from lit_vision.io.atomic import atomic_write
+from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file
 from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
 
-# Pre-training ends with `norm` on all tokens; a body that averages patches has `fc_norm` after the mean instead (papers: He et al.
-# 2022, A.1 and its code). Where the source has the first and the target the second, one goes and the other starts anew.
+# Pre-training ends with `norm` on all tokens; a backbone that averages patches has `fc_norm` after the mean instead
+# (He et al. 2022, A.1 and its code). Where the source has `norm` and the target `fc_norm`, the first is dropped and the
+# second keeps its initial values.
 _NORM, _FC_NORM = "backbone.norm.", "backbone.fc_norm."
 _RESIZABLE = ("backbone.pos_embed", "decoder.pos_embed")
 _TARGETS = ("MAE", "SimCLR", "Classifier", "Backbone")
 
 
 class PartialMatchError(UserError):
-    """A file that fits a module only in part. `rows` holds (key, what is wrong, shape in the file, shape in the module)."""
+    """The weights of a file fit a module only in part.
+
+    Attributes:
+        head: the message without the table.
+        rows: (key, what is wrong, shape in the file, shape in the module).
+    """
 
     def __init__(self, head: str, rows: list[tuple[str, str, str, str]], shown: int = 24) -> None:
         table = [("key", "", "in the file", "in the module"), *rows[:shown]]
@@ -43,18 +50,18 @@ class PartialMatchError(UserError):
 
 @dataclass
 class LoadReport:
-    """What `load_into` did. Keys are in the common form (`backbone.<timm name>`, `decoder.*`, `projection.*`, `head.*`).
+    """Report of `load_into`; keys are in the common form (see the module).
 
     Attributes:
         path: the file.
         source: its layout.
         target: class of the module.
-        matched: keys loaded, resized ones included.
-        dropped: keys of the file that the target has no use for.
+        matched: keys that were loaded, including the resized ones.
+        dropped: keys of the file that were not used.
         new: keys of the module that keep their initial values.
-        resized: keys whose position table was resized.
-        mean, std: pixel statistics that the weights want, per channel in [0, 1]; None where the file does not say.
-        metadata: the file's own (safetensors), strings.
+        resized: keys of position embeddings that were resized.
+        mean, std: pixel statistics of the training, per channel in [0, 1]; None if the file has none.
+        metadata: of the file (safetensors), strings.
     """
 
     path: str
@@ -73,15 +80,15 @@ class LoadReport:
         for name in ("dropped", "new", "resized"):
             if keys := getattr(self, name):
                 parts.append(f"{len(keys)} {name} ({_summary(keys)})")
-        if self.mean is None:  # timm's for the name are then used, which other weights of that shape may not want
+        if self.mean is None:  # timm's defaults for the name are then used, which may be wrong for these weights
             parts.append("no mean and std in it")
         return f"weights: {self.path} ({self.source}) into {self.target}: {', '.join(parts)}"
 
 
-def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
-    """Copies the weights of a file into a module; nothing is changed unless all of it fits by the rules.
+def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+    """Copy the weights of a file into a module; nothing is changed unless all keys fit (see compatibility.py).
 
-    A module with buffers `mean` and `std` gets those of the file, where it has them.
+    A module with buffers `mean` and `std` gets those of the file, if it has them.
 
     Args:
         module: a Backbone, MAE, SimCLR or Classifier.
@@ -92,26 +99,30 @@ def load_into(module: nn.Module, path: str | os.PathLike) -> LoadReport:
 
     Raises:
         PartialMatchError: a key is missing, unexpected or reshaped; with the table.
-        UserError: no such file, no checkpoint, a file that would run code, or a pair of source and target without a rule.
+        UserError: no such file, no checkpoint, a file that would run code, or a source that cannot be loaded into this
+            target.
     """
     return load_common(module, *read_common(path), path)
 
 
 def load_common(
-    module: nn.Module, state: dict[str, Tensor], layout: str, metadata: dict[str, str], path: str | os.PathLike
+    module: nn.Module, state: dict[str, Tensor], layout: str, metadata: dict[str, str], path: str | os.PathLike[str]
 ) -> LoadReport:
-    """`load_into` for what `checkpoint_layouts.read_common` gave; `path` is for the report and the errors."""
+    """Copy weights that `checkpoint_layouts.read_common` returned into a module, as `load_into`.
+
+    `path` is named in the report and in errors.
+    """
     state = dict(state)
     statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
     kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
     if (layout, kind) not in ALLOWED_MISMATCHES:
         raise UserError(
-            f"{path}: weights of {layout} have no rule to enter {kind}; load into one of {_known_targets(layout)}"
+            f"{path}: weights of {layout} cannot be loaded into {kind}; load them into one of {_known_targets(layout)}"
         )
     backbone = module if isinstance(module, Backbone) else module.backbone
     prefix = "" if module is backbone else "backbone."
-    own = {common_key(name, prefix): (name, value) for name, value in module.state_dict().items()}
-    target = {key: value for key, (_, value) in own.items() if key not in ("mean", "std")}
+    named = {common_key(name, prefix): (name, value) for name, value in module.state_dict().items()}
+    target = {key: value for key, (_, value) in named.items() if key not in ("mean", "std")}
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
     values, rows = _match(state, target, *_allowed_mismatch(layout, kind, state, target, backbone), backbone, report)
@@ -121,11 +132,11 @@ def load_common(
         )
     if rows:
         raise PartialMatchError(
-            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file was made with; "
-            "a layout that differs is not supported yet",
+            f"{path}: {len(rows)} keys do not fit {kind} ({layout}); give the backbone and backbone_args that the file "
+            "was made with; a layout that differs is not supported yet",
             rows,
         )
-    module.load_state_dict({own[key][0]: value for key, value in values.items()}, strict=False)
+    module.load_state_dict({named[key][0]: value for key, value in values.items()}, strict=False)
     for name, value in statistics.items():
         setattr(report, name, _rounded(value))
         if isinstance(getattr(module, name, None), Tensor):
@@ -136,13 +147,13 @@ def load_common(
 def _allowed_mismatch(
     layout: str, kind: str, state: dict[str, Tensor], target: dict[str, Tensor], backbone: Backbone
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Patterns that may be dropped and that may start anew, for this very pair of state and target."""
+    """Return the patterns of keys that may be dropped, and of keys that may keep their initial values."""
     drop, new = ALLOWED_MISMATCHES[layout, kind]
     if "<classifier>" in drop:
         drop = tuple(f"{name}.*" for name in classifier_names(backbone))
 
-    def has(keys: dict[str, Tensor], start: str) -> bool:
-        return any(key.startswith(start) for key in keys)
+    def has(keys: dict[str, Tensor], prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in keys)
 
     if has(state, _NORM) and not has(state, _FC_NORM) and has(target, _FC_NORM):
         drop, new = (*drop, f"{_NORM}*"), (*new, f"{_FC_NORM}*")
@@ -157,7 +168,7 @@ def _match(
     backbone: Backbone,
     report: LoadReport,
 ) -> tuple[dict[str, Tensor], list[tuple[str, str, str, str]]]:
-    """The values to load, and a row for each key that does not fit; fills the report."""
+    """Return the values to load and a row for each key that does not fit; fill the report."""
     values: dict[str, Tensor] = {}
     rows: list[tuple[str, str, str, str]] = []
     for key, value in state.items():
@@ -169,7 +180,7 @@ def _match(
             continue
         wanted = target[key]
         if key in _RESIZABLE and value.shape != wanted.shape:
-            resized = _resized(value, wanted, backbone)
+            resized = _resize(value, wanted, backbone)
             if resized is not None:
                 value = resized
                 report.resized.append(key)
@@ -188,24 +199,8 @@ def _match(
     return values, rows
 
 
-def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the file's own names; `mean` and `std` (3,) are among them where the file implies them.
-
-    Raises:
-        UserError: no such file, no checkpoint, a damaged one, or one that would run code.
-    """
-    state, metadata = read_file(path)
-    common, _ = to_common_keys(state, metadata)
-    return {**state, **{name: common[name] for name in ("mean", "std") if name in common}}
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes: what tables and releases name a set of weights by."""
-    return sha256_of_file(path)
-
-
 def save_backbone(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     backbone: Backbone,
     mean: Any,
     std: Any,
@@ -213,62 +208,62 @@ def save_backbone(
     half: bool = False,
     **metadata: Any,
 ) -> Path:
-    """Writes a body as safetensors under timm's names, so that timm loads it too; `load_into` and `load_backbone` read it back.
+    """Write a backbone as safetensors under timm's names; timm, `load_into` and `load_backbone` read it.
 
     Args:
-        path: ends in .safetensors; its folder is made.
-        backbone: the body; its `config` goes into the metadata.
-        mean: (3,) numbers or tensor, per channel in [0, 1], that the body was trained with.
+        path: ends in .safetensors; its folder is created.
+        backbone: its `config` goes into the metadata.
+        mean: (3,) numbers or tensor, per channel in [0, 1], that the backbone was trained with.
         std: (3,), likewise.
         half: store floats as float16 (half the size; weights change by at most one part in 2048).
-        metadata: anything more; values that are no strings are written as JSON.
+        metadata: further values for the metadata; those that are not strings are written as JSON.
 
     Returns:
         The path.
 
     Raises:
-        UserError: another suffix, or half precision cannot hold a value.
+        UserError: another suffix, or a value is too large for half precision.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: weights are published as safetensors; end the name in .safetensors")
+        raise UserError(f"{path}: weights are written as safetensors; end the name in .safetensors")
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
         if bad := [key for key, value in state.items() if not value.isfinite().all()]:
-            raise UserError(f"{path}: float16 cannot hold {bad[0]}; save with half=False")
+            raise UserError(f"{path}: values of {bad[0]} are too large for float16; save with half=False")
     notes = {"format": "pt", "lit_vision": "Backbone", "backbone": json.dumps(backbone.config)}
     notes.update(mean=json.dumps(_rounded(mean)), std=json.dumps(_rounded(std)))
     notes.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")  # a kill leaves the old file whole
-    save_file(state, beside, metadata=notes)
-    os.replace(beside, path)
+    atomic_write(path, lambda file: save_file(state, file, metadata=notes))
     return path
 
 
-def load_backbone(path: str | os.PathLike) -> tuple[Backbone, LoadReport]:
-    """The body that `save_backbone` wrote, built from the file's own description. The report has mean and std.
+def load_backbone(path: str | os.PathLike[str]) -> tuple[Backbone, LoadReport]:
+    """Build the backbone that `save_backbone` described in the file's metadata, and load its weights.
+
+    Returns:
+        The backbone and the report, which has mean and std.
 
     Raises:
         UserError: the file has no such description.
     """
     _, metadata = read_file(path)
     if "backbone" not in metadata:
-        raise UserError(f"{path}: does not say which backbone it holds; build the Backbone and use load_into")
+        raise UserError(f"{path}: its metadata does not name a backbone; build the Backbone and use load_into")
     backbone = Backbone(**json.loads(metadata["backbone"]))
     return backbone, load_into(backbone, path)
 
 
 def classifier_names(backbone: Backbone) -> tuple[str, ...]:
-    """Modules that timm's classifier of this family is made of, in the common form: `backbone.fc`, `backbone.head.fc`, ..."""
+    """Return the modules of timm's classifier in the common form: `backbone.fc`, `backbone.head.fc`, ..."""
     names = (backbone.model.pretrained_cfg or {}).get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
     return tuple(f"backbone.{name}" for name in (*names, "AuxLogits"))  # AuxLogits: Inception's second classifier
 
 
-def _resized(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
-    """The table on the wanted grid, or None where it cannot be."""
+def _resize(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
+    """Return the position embeddings resized to the wanted grid, or None where that is impossible."""
     if value.ndim != 3 or value.shape[2] != wanted.shape[2] or not is_plain_vit(backbone.model):
         return None
     grid = backbone.model.patch_embed.grid_size
@@ -296,7 +291,7 @@ def _rounded(value: Any) -> list[float]:
 
 
 def _summary(keys: list[str]) -> str:
-    """`decoder.blocks.0.norm1.weight, ...` to `decoder.*`; few keys in full."""
-    stems = dict.fromkeys(".".join(k.split(".")[: 2 if k.startswith("backbone.") else 1]) for k in keys)
-    names = keys if len(keys) <= 2 else [stem if stem in keys else f"{stem}.*" for stem in stems]
+    """Shorten `decoder.blocks.0.norm1.weight, ...` to `decoder.*`; one or two keys stay in full."""
+    prefixes = dict.fromkeys(".".join(k.split(".")[: 2 if k.startswith("backbone.") else 1]) for k in keys)
+    names = keys if len(keys) <= 2 else [prefix if prefix in keys else f"{prefix}.*" for prefix in prefixes]
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")

@@ -1,6 +1,6 @@
-"""What must travel with a model so that it can be used: task, class names, pixel statistics, size, license. Plain values only.
+"""Metadata stored with a model: task, classes, normalization, input size, license. Plain values only.
 
-One card serves every task and every file format: `task` says which. Imports nothing heavy.
+One class serves every task and every file format. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -8,36 +8,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.errors import UserError
 
-METADATA_KEY = "lit_vision_card"  # under this name the card lies in a file's metadata, as JSON
-RENAMED_KEYS = {"licence": "license"}  # in files of before the rooms were moved
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+
+METADATA_KEY = "lit_vision_card"  # the JSON of ModelMetadata is stored under this key of a file's metadata
+RENAMED_KEYS = {"licence": "license"}  # old key: new key; files written before the rename still load
 
 
 def current_keys(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata of a file with the keys of today, {} for None; every reader of metadata goes through this."""
+    """Return a file's metadata with old keys renamed, {} for None; every reader of metadata goes through this."""
     return {RENAMED_KEYS.get(key, key): value for key, value in (values or {}).items()}
 
 
 @dataclass
 class ModelMetadata:
-    """A model's card.
+    """Metadata of a model: what is needed to run it and to read its outputs.
 
     Attributes:
         task: "classification", "features", "detection" or "segmentation".
         size: side of the square input, pixels.
         mean, std: of the pixels, per channel, in [0, 1].
-        crop_pct: share of the resized short side that the evaluation view keeps.
+        crop_pct: fraction of the resized image's short side that the evaluation view keeps.
         class_names: in the order of the outputs; empty for features.
-        category_ids: of the classes in the COCO JSON that they were learnt from; empty where there is none, or an older card.
-        outputs: names of what the model gives, in order.
-        weights: sha256 of the weights' names, shapes and values: what results and exports name a model by.
-        features: the same of the backbone alone: what an index of features names it by.
-        license: of the weights, in words; "" is not stated.
-        precision: "fp32", or what the export made of it.
-        options: what a task needs besides (thresholds, anchors, ...), plain values.
+        category_ids: of the classes in the COCO JSON of the training data; empty without COCO JSON, and in older files.
+        outputs: names of the outputs, in order.
+        weights: sha256 of the weights' names, shapes and values, by which results and exports name a model.
+        features: the same of the backbone alone, by which an index of features names it.
+        license: of the weights, free text; "" if not stated.
+        precision: "fp32" or "int8".
+        options: further plain values of the task (thresholds, anchors, ...).
     """
 
     task: str
@@ -55,22 +58,24 @@ class ModelMetadata:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line."""
+        """Return one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, where: str) -> ModelMetadata:
-        """The card in a file's metadata.
+    def from_json(cls, text: str | None, path: str) -> ModelMetadata:
+        """Parse the metadata of a file.
 
         Args:
-            text: what `to_json` gave, or None where there is nothing.
-            where: the file, for the error.
+            text: from `to_json`, or None if the file has no metadata.
+            path: the file, for the error.
 
         Raises:
-            UserError: no card, or a damaged one.
+            UserError: no metadata, or damaged metadata.
         """
         if not text:
-            raise UserError(f"{where}: holds no card (class names, mean, std, size); export it with lit-vision export")
+            raise UserError(
+                f"{path}: has no metadata (class names, mean, std, size); write the file with lit-vision export"
+            )
         try:
             values = current_keys(json.loads(text))
             known = {f.name for f in fields(cls)}
@@ -80,14 +85,18 @@ class ModelMetadata:
             if metadata.category_ids and len(metadata.category_ids) != len(metadata.class_names):
                 raise ValueError(f"{len(metadata.category_ids)} category_ids for {len(metadata.class_names)} classes")
         except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: its card is damaged ({error}); export it again") from error
+            raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
         return metadata
 
 
-def metadata_from_datamodule(task: str, datamodule: Any) -> dict[str, Any] | None:
-    """What a method keeps of its data for later use: {task, class_names, size, crop_pct}, and category_ids of COCO JSON; None where the data does not say.
+def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict[str, Any] | None:
+    """Return what later use of a model needs to know of its data; None if the data has no class names or image size.
 
-    A method calls this when training starts and saves the result in its checkpoint under "card".
+    A method calls this when training starts and stores the result in its checkpoint under "card".
+
+    Returns:
+        {task, class_names, size, crop_pct}, with category_ids for COCO JSON, and options for an evaluation view that
+        is not the standard one.
     """
     names, size = getattr(datamodule, "class_names", None), getattr(datamodule, "img_size", None)
     if not names or not size:

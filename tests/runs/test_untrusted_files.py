@@ -137,12 +137,12 @@ def test_names_of_classes_in_hyper_parameters_are_not_followed(tmp_path: Path, r
 
 
 def test_a_weights_file_is_read_without_running_it(tmp_path: Path) -> None:
-    from lit_vision.weights.load import read_state
+    from lit_vision.weights.checkpoint_layouts import read_file
 
     for name in ("a.pth", "a.ckpt", "a.safetensors", "a.bin"):
         torch.save({"model": Runs(tmp_path)}, tmp_path / name)
         with pytest.raises(UserError):
-            read_state(tmp_path / name)
+            read_file(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -168,14 +168,14 @@ def test_a_sharded_checkpoint_holds_no_way_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a/../../outside.jpg", "..\\outside.jpg", "a\0.jpg"])
 def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
     from lit_vision.data.annotations.table import AnnotationTableBuilder
-    from lit_vision.data.folder import Folder, is_within
+    from lit_vision.data.folder import Folder, check_within_root
 
     with pytest.raises(UserError, match="leads out of"):
         Folder(tmp_path, [], {}).read(name)
     with pytest.raises(UserError, match="leads out of"):
         AnnotationTableBuilder(tmp_path, ["x"]).image(name)
     for fine in ("a..b.jpg", "a/b..", "...", "a/.../b.jpg"):
-        assert is_within(fine) == fine
+        assert check_within_root(fine) == fine
 
 
 def test_a_pack_names_bytes_in_itself_only(tmp_path: Path) -> None:

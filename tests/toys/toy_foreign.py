@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lit_vision.weights.checkpoint_layouts import FB
+from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
 from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
 
 NAME = "vit_base_patch16_224"
@@ -123,7 +123,7 @@ def foreign_states() -> dict[str, dict[str, Tensor]]:
     vit = {k: v for k, v in states[TRANSFORMERS].items() if k.startswith("vit.")}
     states[f"{TRANSFORMERS}, encoder"] = {k.removeprefix("vit."): v for k, v in vit.items()}
     for part in ("encoder", "full", "fine-tuned"):
-        states[f"{FB} ({part})"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, part, (16, 2)).items()}
+        states[f"{FACEBOOK_MAE} ({part})"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, part, (16, 2)).items()}
     states[LIGHTLY_SIMCLR] = LightlySimCLR(True).state_dict()
     states[LIGHTLY_MAE] = LightlyMAE().state_dict()
     return states
