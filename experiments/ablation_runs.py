@@ -20,7 +20,7 @@ from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone
 
 if TYPE_CHECKING:
-    from ablation import Ablation, Variant
+    from ablation_spec import Ablation, Variant
 
 
 class Runner:

@@ -1,23 +1,25 @@
-"""The cells of a study: what is asked, what came out, kept on disk one by one so that a stopped study goes on where it was."""
+"""Results of one (init, protocol, labels, seed), stored one by one so that an interrupted study can be continued."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_vision.errors import UserError
-from lit_vision.io.atomic import write_json
-from lit_vision.results.schema import make_cell
+from lit_vision.errors import UsageError, UserError
+from lit_vision.io.atomic import atomic_write, write_json
+from lit_vision.results.schema import SCHEMA, make_cell
 
 
 @dataclass(frozen=True)
 class CellKey:
-    """One training and measurement: a start, a protocol, a number of labels, a seed (label subset, initialisation and order)."""
+    """Identity of one measurement: init, protocol, number of labels, and seed (of label subset, initialization and order)."""
 
     init: str
     protocol: str
@@ -26,32 +28,90 @@ class CellKey:
 
     @property
     def name(self) -> str:
-        """A file name."""
+        """The beginning of the names of its files."""
         return f"{self.init.replace(':', '_')}-{self.protocol}-{self.labels}-{self.seed}"
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What came out: top-1 on the test split (fraction), seconds, steps, how its choices were made, and (M, K) probabilities on disk."""
+    """Result of one measurement; its (M, K) probabilities are stored in a file of their own.
+
+    Attributes:
+        key: init, protocol, labels and seed.
+        top1: accuracy on the test split, 0 to 1.
+        seconds: of training and measuring.
+        steps: of the training; 0 if no network was trained.
+        chosen_on: data on which hyper-parameters were chosen.
+        held_out: accuracy inside the labels (k-fold), 0 to 1, if the protocol has one.
+    """
 
     key: CellKey
     top1: float
     seconds: float
     steps: int
     chosen_on: str
-    held_out: float | None  # accuracy inside the labels (k-fold), where the protocol has one
+    held_out: float | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Output of a function that `measure_once` calls.
+
+    Attributes:
+        probabilities: (M, K) of the test split.
+        steps, chosen_on, held_out: as in CellResult.
+        seconds: of the training; None: the time that the function took.
+    """
+
+    probabilities: np.ndarray
+    steps: int = 0
+    chosen_on: str = "fixed recipe"
+    held_out: float | None = None
+    seconds: float | None = None
 
 
 def hash_inputs(*parts: Any) -> str:
-    """A short hash of plain data."""
+    """Return a short hash of plain data, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a study's file, or {} if it is missing, damaged or not of the current schema."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else {}
+
+
+def refuse_older_study(folder: Path) -> None:
+    """Raise an error if the folder holds the plan, weights or cells of a study of schema 1.
+
+    Their hashes covered more than what each init uses, so nothing of them would be found again: the study would train
+    anew and mix its files with the old ones.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    for path in [folder / "plan.json", *sorted(folder.glob("weights/*.json")), *sorted(folder.glob("cells/*.json"))]:
+        if path.name.endswith(".losses.json") or not path.is_file():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # damaged: counts as missing
+        if isinstance(record, dict) and record.get("schema") != SCHEMA:
+            raise UserError(
+                f"--run_dir {folder}: holds a study of an earlier version of lit-vision ({path.relative_to(folder)}), "
+                "which can be read and verified but not continued; name another folder"
+            )
+
+
 class CellStore:
-    """Outcomes under `folder`, each with a hash of all that it depends on; another hash counts as not there.
+    """Results in a folder, each with a hash of all its inputs; a result with another hash counts as missing.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
     """
 
     def __init__(self, folder: Path):
@@ -59,40 +119,64 @@ class CellStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: CellKey, inputs: str) -> CellResult | None:
-        """The stored outcome, or None if there is none for these inputs."""
-        try:
-            found = json.loads((self.folder / f"{key.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Return the stored result, or None if there is none for these inputs."""
+        record = read_record(self._file(key))
+        if record.pop("inputs", None) != inputs or not self._array(key).exists():
             return None
-        if found.pop("inputs", None) != inputs or not (self.folder / f"{key.name}.npy").exists():
-            return None
-        stored = found.pop("ask")
-        return CellResult(CellKey(stored.pop("start"), **stored), **found)
+        del record["schema"]
+        return CellResult(CellKey(**record.pop("key")), **record)
 
-    def put(self, outcome: CellResult, inputs: str, probabilities: np.ndarray) -> None:
-        """Store whole or not at all: the numbers are written after the predictions."""
-        np.save(self.folder / f"{outcome.key.name}.npy", probabilities.astype(np.float16))
-        content = asdict(outcome)
-        key = content.pop("key")
-        stored = {"ask": {"start": key.pop("init"), **key}, **content, "inputs": inputs}
-        write_json(self.folder / f"{outcome.key.name}.json", stored)
+    def put(self, result: CellResult, inputs: str, probabilities: np.ndarray) -> None:
+        """Store a result; its JSON file is written last, so that an interrupted write counts as missing."""
+        self._file(result.key).unlink(missing_ok=True)
+        atomic_write(self._array(result.key), lambda file: np.save(file, probabilities.astype(np.float16)))
+        write_json(self._file(result.key), {"schema": SCHEMA, **asdict(result), "inputs": inputs})
 
     def probabilities(self, key: CellKey) -> np.ndarray:
-        """(M, K) float32 class probabilities on the test split."""
-        return np.load(self.folder / f"{key.name}.npy").astype(np.float32)
+        """Return the (M, K) float32 class probabilities on the test split."""
+        return np.asarray(np.load(self._array(key)), np.float32)
+
+    def _file(self, key: CellKey) -> Path:
+        return self.folder / f"{key.name}.json"
+
+    def _array(self, key: CellKey) -> Path:
+        return self.folder / f"{key.name}.npy"
+
+
+def measure_once(
+    store: CellStore, key: CellKey, inputs: str, test_labels: np.ndarray, measure: Callable[[], Measurement]
+) -> CellResult:
+    """Return the stored result of a cell; if there is none for these inputs, measure it and store it.
+
+    Args:
+        store: of the study or table.
+        key: of the cell.
+        inputs: hash of all that the measurement depends on.
+        test_labels: (M,) true classes of the test split.
+        measure: trains or fits, and answers for the test split.
+    """
+    if (stored := store.get(key, inputs)) is not None:
+        return stored
+    begin = time.perf_counter()
+    found = measure()
+    seconds = time.perf_counter() - begin if found.seconds is None else found.seconds
+    top1 = float((found.probabilities.argmax(1) == test_labels).mean())
+    result = CellResult(key, top1, round(seconds, 3), found.steps, found.chosen_on, found.held_out)
+    store.put(result, inputs, found.probabilities)
+    return result
 
 
 def parse_labels(text: str, per_class: list[int]) -> list[int]:
-    """How many labels each cell gets: `1%`, `10%`, `all`, a count (`200`), or shots per class (`5-shot`), separated by commas.
+    """Return the numbers of labels of a list such as `1%,10%`, `200`, `5-shot` (images per class) or `all`.
 
-    Never fewer than one a class, never more than there are; duplicates fall together.
+    A number is at least one per class and at most all labels; duplicates are merged.
 
     Args:
-        text: as typed.
-        per_class: labelled training images of each class.
+        text: the list, separated by commas.
+        per_class: labeled training images of each class.
 
     Raises:
-        UserError: a word that is none of these.
+        UsageError: an item is none of these.
     """
     total, classes = sum(per_class), len(per_class)
     counts = []
@@ -107,33 +191,33 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
             else:
                 count = int(word)
         except ValueError:
-            raise UserError(f"--labels: {word!r} is not 1%, 200, 5-shot or all; separate them by commas") from None
+            raise UsageError(f"--labels: {word!r} is not 1%, 200, 5-shot or all; separate them by commas") from None
         if count <= 0:
-            raise UserError(f"--labels: {word!r} leaves no label; give more than 0")
+            raise UsageError(f"--labels: {word!r} leaves no label; give more than 0")
         counts.append(min(max(count, classes), total))
     return sorted(set(counts))
 
 
-def to_cells(outcomes: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Outcomes as the `cells` of results.json: one per (start, protocol, labels), values in the order of their seeds."""
-    groups: dict[tuple, list[CellResult]] = {}
-    for outcome in sorted(outcomes, key=lambda o: o.key.seed):
-        groups.setdefault((outcome.key.init, outcome.key.protocol, outcome.key.labels), []).append(outcome)
+def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Return results as the `cells` of results.json: one per (init, protocol, labels), values in the order of their seeds."""
+    groups: dict[tuple[str, str, int], list[CellResult]] = {}
+    for result in sorted(results, key=lambda r: r.key.seed):
+        groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result)
     cells = []
     for (init, protocol, labels), group in groups.items():
-        held = [o.held_out for o in group]
+        held_out = [r.held_out for r in group if r.held_out is not None]
         cells.append(
             make_cell(
                 init,
                 protocol,
                 labels,
-                [o.top1 for o in group],
-                seconds=sum(o.seconds for o in group),
+                [r.top1 for r in group],
+                seconds=sum(o.seconds for r in group),
                 pretrain_seconds=pretrain_seconds.get(init, 0.0),
                 chosen_on=group[0].chosen_on,
-                seeds=[o.key.seed for o in group],
+                seeds=[r.key.seed for r in group],
                 steps=group[0].steps,
-                held_out=None if None in held else sum(held) / len(held),
+                held_out=sum(held_out) / len(held_out) if len(held_out) == len(group) else None,
             )
         )
     return cells

@@ -1,7 +1,8 @@
-"""What a study trains: networks, views and hyper-parameters by image size. One fixed recipe, so that nothing is chosen per folder.
+"""Networks, views and hyper-parameters of a study by image size: one fixed recipe, so that nothing is chosen per folder.
 
-The values were settled on the training and validation splits of the embedded turned garments (CHANGELOG.md has the figures), and
-hold for every folder: a cell at L labels uses L labels in all.
+The values were tuned on the training and validation splits of the embedded rotated garments (CHANGELOG.md has the
+figures) and
+are used for every folder: a cell at L labels uses L labels in all.
 """
 
 from __future__ import annotations
@@ -10,45 +11,50 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-TIMM = "timm:"  # before the name of public weights
-TIMM_SIDE = 96  # public weights have learned from larger pictures: smaller ones are enlarged to this side, pixels
-PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by itself: small, Apache-2.0
-# protocols that train a network on labels; the first is the verdict's
+TIMM = "timm:"  # prefix of the names of public weights
+TIMM_SIDE = 96  # public weights were trained on larger images: smaller ones are enlarged to this side, pixels
+PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by default: small, Apache-2.0
+# protocols that train a network on labels; the verdict reads the first
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
 PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # of these, what needs a plain ViT
-HASHED = ("lora", "prompt-deep", "bias")  # of these, what a recipe's hash has always held; see StudyPreset.as_dict
 FULL_STEPS = 300  # from so many on a fine-tuning gets its full learning rate
+PRETRAINED = ("mae", "simclr")  # inits that a study pre-trains itself
 SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
 
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone: the short name that tables print, its timm name, and further arguments of Backbone."""
+    """A backbone of a study: short name, timm name, further arguments of Backbone, and side of its input."""
 
     name: str
     backbone: str
     args: dict[str, Any]
-    size: int | None = None  # side of its input, pixels; None: the recipe's
+    size: int | None = None  # side of its input, pixels; None: that of the preset
 
     @property
     def plain_vit(self) -> bool:
-        """Whether adapters can be added to it."""
+        """True if adapters can be added to it."""
         return self.backbone.startswith(("vit_", "deit"))
 
 
 @dataclass(frozen=True)
 class StudyPreset:
-    """Everything that a study trains with at one image size.
+    """All settings of a study's trainings at one image size.
 
     Attributes:
-        size: side of the pictures that the networks see, pixels.
-        cnn: the network of SimCLR and of the baseline `scratch-cnn`; vit: of MAE and `scratch-vit`.
-        simclr, mae: arguments of the method (its backbone apart); their `batch_size` goes to the loader.
-        simclr_views, mae_views: options of the views of that name; train_views: of the view `train`, by network.
-        tune: arguments of Classifier when it starts from pre-trained weights, by network; scratch: when it does not.
-        adapt: what another protocol than fine-tuning changes of them, by protocol.
+        size: side of the images that the networks see, pixels.
+        cnn: the network of SimCLR and of the baseline `scratch-cnn`.
+        vit: the network of MAE and of the baseline `scratch-vit`.
+        simclr: arguments of the method without its backbone; `batch_size` goes to the loader.
+        mae: likewise.
+        simclr_views: options of the view `simclr`.
+        mae_views: options of the view `mae`.
+        train_views: options of the view `train`, by network.
+        tune: arguments of Classifier from pre-trained weights, by network.
+        scratch: arguments of Classifier from random weights, by network.
+        adapt: changes of `tune` for protocols other than fine-tuning, by protocol.
         batch_size: of every training on labels, at most.
-        scratch_factor: steps of a training from scratch per step of a fine-tuning (it has no pre-training to lean on).
+        scratch_factor: steps of a training from scratch per step of a fine-tuning, since it has no pre-training.
     """
 
     size: int
@@ -66,16 +72,21 @@ class StudyPreset:
     scratch_factor: int = 4
 
     def network(self, init: str) -> Network:
-        """Of a start: MAE's and scratch-vit's is the ViT, SimCLR's and scratch-cnn's the CNN, `timm:NAME` is that model."""
+        """Return the network of an init: the ViT for MAE and scratch-vit, the CNN for SimCLR and scratch-cnn, or a timm model."""
         if init.startswith(TIMM):
             return Network("timm", init.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if init in ("mae", "scratch-vit") else self.cnn
 
     def options(self, init: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
-        """Arguments of Classifier (its backbone apart) for a start and a protocol.
+        """Return the arguments of Classifier, without its backbone, for an init and a protocol.
 
-        A fine-tuning of fewer than 300 steps gets a lower learning rate, down to a third: it begins at the linear probe, and large
-        steps take it from there before there is time to come back. None: as many as it needs.
+        A fine-tuning of fewer than 300 steps gets a lower learning rate, down to a third: it starts from the linear
+        probe, and large steps would leave that solution without time to come back.
+
+        Args:
+            init: mae, simclr, scratch-cnn, scratch-vit or timm:NAME.
+            protocol: one of ON_LABELS.
+            steps: of the training; None gives the full learning rate.
         """
         network = self.network(init).name
         if init.startswith("scratch-"):
@@ -85,36 +96,64 @@ class StudyPreset:
         return {**options, "lr": options["lr"] * share}
 
     def steps_per_epoch(self, labels: int) -> int:
-        """Of a training on so many labels."""
+        """Return the steps of one epoch of a training on this number of labels."""
         return -(-labels // self.batch_size)
 
-    def protocols(self, init: str, asked: Sequence[str]) -> list[str]:
-        """Those of `asked` that fit a start: from scratch everything trains, adapters need a plain ViT."""
+    def protocols(self, init: str, requested: Sequence[str]) -> list[str]:
+        """Return those of `requested` that an init can use: from scratch everything trains, adapters need a plain ViT."""
         if init.startswith("scratch-"):
             return ["finetune"]
-        return [one for one in asked if one not in PLAIN_VIT_PROTOCOLS or self.network(init).plain_vit]
+        return [name for name in requested if name not in PLAIN_VIT_PROTOCOLS or self.network(init).plain_vit]
 
     def side(self, init: str) -> int:
-        """Side of a start's input, pixels."""
+        """Return the side of an init's input, pixels."""
         return self.network(init).size or self.size
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for hashing and for the record.
+    def pretraining_fields(self, init: str) -> dict[str, Any]:
+        """Return what the pre-training of an init reads of this preset, as plain data for hashing; {} if it has none."""
+        if init not in PRETRAINED:
+            return {}
+        return {
+            "network": asdict(self.network(init)),
+            "method": getattr(self, init),
+            "views": getattr(self, f"{init}_views"),
+        }
 
-        Of `adapt` only what was there first: plans and pre-trainings on disk go by this hash, and a protocol that was added later costs
-        nobody a training. Each training on labels goes by its own `options` besides.
+    def training_fields(self, init: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
+        """Return what a training on labels reads of this preset, as plain data for hashing; see `options`."""
+        network = self.network(init)
+        return {
+            "network": asdict(network),
+            "options": self.options(init, protocol, steps),
+            "views": self.train_views[network.name],
+            "batch_size": self.batch_size,
+        }
+
+    def fields(self, inits: Sequence[str], protocols: Sequence[str]) -> dict[str, Any]:
+        """Return what the trainings of these inits read of this preset, by init, as plain data for hashing.
+
+        Inits and protocols that are not used leave the hash as it is, so that adding one to the presets costs no study
+        a training.
         """
-        return {**asdict(self), "adapt": {name: self.adapt[name] for name in HASHED if name in self.adapt}}
+        factor = {"scratch_factor": self.scratch_factor}
+        return {
+            init: {
+                "pretraining": self.pretraining_fields(init),
+                "training": {name: self.training_fields(init, name) for name in self.protocols(init, protocols)},
+            }
+            | (factor if init.startswith("scratch-") else {})
+            for init in inits
+        }
 
 
 def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
-    """The recipe for pictures of `size` pixels.
+    """Return the preset for images of `size` pixels.
 
     Args:
         size: side of the networks' input, pixels; a multiple of 4 up to 64, of 16 above.
-        rotation: all trainings, baselines too, see pictures turned by U(-rotation, rotation) degrees.
+        rotation: all trainings, baselines too, see images rotated by U(-rotation, rotation) degrees.
     """
-    turn = {"rotation": rotation} if rotation else {}
+    rotate = {"rotation": rotation} if rotation else {}
     if size <= SMALL:
         deep = {"stem": "small", "stem_type": "deep", "stem_width": 8}
         cnn = Network("cnn", "resnet18", {**deep, "layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]})
@@ -128,7 +167,7 @@ def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
         cnn = Network("cnn", "resnet18", {})
         vit = Network("vit", "vit_small_patch16_224", {"img_size": size})
         decoder = {"decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6}
-    light = {"brightness": 0.3, "contrast": 0.3}
+    color = {"brightness": 0.3, "contrast": 0.3}
     adam = {"optimizer": "adamw", "base_lr": None, "warmup_epochs": 0.0}
     return StudyPreset(
         size,
@@ -145,12 +184,12 @@ def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
             **adam,
         },
         mae={"mask_ratio": 0.75, "lr": 2e-3, "weight_decay": 0.05, "batch_size": 256, **decoder, **adam},
-        simclr_views={"crop_scale": [0.3, 1.0], **turn},
-        mae_views={"crop_scale": [0.5, 1.0], **turn},
+        simclr_views={"crop_scale": [0.3, 1.0], **rotate},
+        mae_views={"crop_scale": [0.5, 1.0], **rotate},
         train_views={
-            "cnn": {"crop_scale": [0.5, 1.0], **light, **turn},
-            "vit": {"crop_scale": [0.9, 1.0], **light, **turn},
-            "timm": {"crop_scale": [0.5, 1.0], **light, **turn},
+            "cnn": {"crop_scale": [0.5, 1.0], **color, **rotate},
+            "vit": {"crop_scale": [0.9, 1.0], **color, **rotate},
+            "timm": {"crop_scale": [0.5, 1.0], **color, **rotate},
         },
         tune={
             "cnn": {"lr": 3e-3, "weight_decay": 0.05, "label_smoothing": 0.1, **adam},

@@ -45,9 +45,10 @@ def write_report(study: Study, outcomes: Sequence[CellResult], wandb: str | None
     folder = study.folder
     cells = to_cells(list(outcomes), {init: encoder.seconds for init, encoder in study.encoders.items()})
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
+    used = study.preset.used_by_all([*SCRATCH, *study.inits], study.plan.protocols)
     results = write_result(
         folder / "results.json",
-        recipe=f"study-{study.preset.size}px-{hash_inputs(study.preset.as_dict())}",
+        recipe=f"study-{study.preset.size}px-{hash_inputs(used)}",
         seconds=round(max(study.report.elapsed, trainings), 1),  # a study that went on kept what was trained before
         data_fingerprint=study.images.fingerprint,
         cells=cells,

@@ -13,7 +13,6 @@ from lit_vision.data.views.views import resize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
-from lit_vision.io.atomic import write_json
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
@@ -115,8 +114,7 @@ class Study:
         inputs = hash_inputs(
             self.base,
             self.make.source.fingerprint,
-            self.preset.as_dict(),
-            self.inits,
+            self.preset.used_by_all([*SCRATCH, *self.inits], self.plan.protocols),
             self.plan.max_seeds,
             self.plan.protocols,
             self.plan.labels,
@@ -273,7 +271,7 @@ class Study:
                 save_classifier(self.store.folder / f"{key.name}.safetensors", module)
             outcome = self._outcome(key, answer, trained.seconds, trained.steps, "fixed recipe", None)
             self.store.put(outcome, inputs, answer)
-            write_json(self.store.folder / f"{key.name}.losses.json", [round(loss, 5) for loss in trained.losses])
+            self.store.put_losses(key, trained.losses)
         return outcome
 
     def _outcome(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.io.atomic import write_json
+from lit_vision.study.cells import SCHEMA, check_schema
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import TIMM, StudyPreset
 from lit_vision.study.training import TrainingCost, classification, measure, pretraining
@@ -64,22 +65,25 @@ class StudyPlan:
 
     def save(self, path: Path, inputs: str) -> None:
         """Write to plan.json, with a hash of what it was made for."""
-        content = asdict(self)
-        content["fewer"] = content.pop("max_seeds")
-        write_json(path, {**content, "inputs": inputs})
+        write_json(path, {"schema": SCHEMA, **asdict(self), "inputs": inputs})
 
     @staticmethod
     def load(path: Path, inputs: str) -> StudyPlan | None:
-        """The stored plan if it was made for the same inputs."""
+        """The stored plan if it was made for the same inputs.
+
+        Raises:
+            UserError: another version of lit_vision has written it.
+        """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if found.pop("inputs", None) != inputs:
+        check_schema(path.parent, found)
+        del found["schema"]
+        if found.pop("inputs") != inputs:
             return None
         for key in ("seeds", "tune", "scratch", "trained"):  # JSON knows only text keys
             found[key] = {int(k): v for k, v in found.get(key, {}).items()}
-        found["max_seeds"] = found.pop("fewer", {})
         return StudyPlan(**found)
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -248,10 +248,18 @@ def test_recipe__a_short_fine_tuning_takes_smaller_steps() -> None:
     assert preset.options("scratch-cnn", "finetune", 10) == preset.options("scratch-cnn", "finetune", 3000)
 
 
-def test_recipe__every_protocol_has_its_values_and_a_later_one_leaves_the_hash() -> None:
+def test_preset__every_protocol_has_its_values_and_an_init_depends_on_its_own_alone() -> None:
     for size in (32, 96):
         preset = preset_for(size)
         assert set(preset.adapt) == set(ON_LABELS) - {"finetune"}
         assert all(preset.options("mae", one)["tune"] == one for one in preset.adapt)
-        first = {name: preset.adapt[name] for name in ("lora", "prompt-deep", "bias")}
-        assert preset.as_dict() == asdict(replace(preset, adapt=first))
+        fewer = replace(preset, adapt={"lora": preset.adapt["lora"]}, simclr={}, simclr_views={})
+        assert preset.used_by("mae", ["finetune", "lora"]) == fewer.used_by("mae", ["finetune", "lora"])
+        assert preset.used_by("mae", ["finetune", "bias"]) != preset.used_by("mae", ["finetune", "lora"])
+        for changed in (replace(preset, mae={}), replace(preset, mae_views={}), replace(preset, vit=preset.cnn)):
+            assert changed.used_by("mae") != preset.used_by("mae")
+            assert changed.used_by("simclr", ["finetune"]) == preset.used_by("simclr", ["finetune"])
+        assert replace(preset, scratch_factor=2).used_by("mae", ["finetune"]) == preset.used_by("mae", ["finetune"])
+        assert replace(preset, scratch_factor=2).used_by("scratch-vit", ["finetune"]) != preset.used_by(
+            "scratch-vit", ["finetune"]
+        )
