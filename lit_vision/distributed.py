@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_vision.errors import UserError
+from lit_vision.lightning_internals import batch_norm_plugin
+
 
 def world_size() -> int:
     """Number of processes; 1 without a process group."""
@@ -189,9 +192,7 @@ def batch_norm_scope(module) -> str:
     Raises:
         lit_vision.errors.UserError: Lightning's own `sync_batchnorm=True` (see `global_batch_norm`).
     """
-    from lit_vision.errors import UserError
-
-    sync = getattr(module.trainer.strategy, "_layer_sync", None)
+    sync = batch_norm_plugin(module.trainer.strategy)
     if type(sync).__name__ == "TorchSyncBatchNorm":
         raise UserError(
             "trainer.sync_batchnorm: torch's converter fails on CPU and drops activations of timm's fused norms; "

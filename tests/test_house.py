@@ -35,8 +35,8 @@ FLOORS = [
     "optim",
     "io",
     # used by all
-    "lightning_internals",
     "distributed",
+    "lightning_internals",
     "errors",
     "__init__",
 ]

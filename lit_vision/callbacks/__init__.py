@@ -1,1 +1,1 @@
-"""Watch a run without touching its loss."""
+"""Callbacks: checkpoints, weight averages, checks of the loss and the features, metrics, pictures and progress."""

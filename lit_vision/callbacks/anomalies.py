@@ -1,4 +1,4 @@
-"""Watch a run for two ways to fail while every number is finite: a loss that jumps, and an encoder that says the same of every image."""
+"""Detect loss spikes and representation collapse."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lit_vision.callbacks.intervals import epoch_is_due
 from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.collapse import effective_rank, embedding_std
 from lit_vision.evaluation.features import extract_features
+from lit_vision.lightning_internals import is_accumulating, log_at_optimizer_step
 
 
 class LossSpikeError(UserError):
-    """The training loss has jumped."""
+    """The training loss has jumped far above its moving mean."""
 
 
 class CollapseError(UserError):
@@ -29,15 +31,15 @@ def _check_action(name: str, action: str) -> None:
 
 
 class LossSpike(Callback):
-    """Says when the loss of a step is `sigmas` standard deviations above its moving mean.
+    """Report a step whose loss is more than `sigmas` standard deviations above its moving mean.
 
-    Mean and variance are kept on the device, and looked at every `trainer.log_every_n_steps` steps, when the loss is fetched anyway:
-    no synchronisation is added. A step that is over the line does not enter the mean. On each process, of its own loss.
+    Mean and variance stay on the device, and are read every `trainer.log_every_n_steps` steps, when the loss is fetched anyway:
+    no synchronization is added. A step above the threshold does not enter the mean. Each process watches its own loss.
 
     Args:
-        sigmas: how far, more than 0.
-        memory: steps that the moving mean remembers; nothing is said before so many steps were seen.
-        action: "warn" prints a line, "stop" ends the run with it.
+        sigmas: threshold in standard deviations, more than 0.
+        memory: steps that the moving mean covers, at least 2; no step is reported before so many steps were seen.
+        action: "warn" prints a line, "stop" raises LossSpikeError.
     """
 
     def __init__(self, sigmas: float = 8.0, memory: int = 100, action: str = "warn") -> None:
@@ -46,14 +48,16 @@ class LossSpike(Callback):
             raise UserError("LossSpike: sigmas must be more than 0, memory at least 2")
         self.sigmas, self.memory, self.action = sigmas, memory, action
         self.spikes: list[int] = []
-        self._state: Tensor | None = None  # mean, variance, steps seen, worst z since the last look, its step, its loss
+        self._state: Tensor | None = (
+            None  # mean, variance, steps seen, worst z since the last check, its step, its loss
+        )
         self._loaded: list[float] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None or trainer.fit_loop._should_accumulate():
+        if loss is None or is_accumulating(trainer):
             return
         loss = loss.detach().double() * trainer.accumulate_grad_batches  # Lightning hands it over divided
         if self._state is None:
@@ -61,12 +65,12 @@ class LossSpike(Callback):
             self._state = torch.tensor(start, dtype=torch.float64, device=loss.device)
         self._state = _update_statistics(self._state, loss, trainer.global_step - 1, self.sigmas, self.memory)
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            self._look(trainer)
+            self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer)
+        self._check(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _check(self, trainer: Trainer) -> None:
         if self._state is None:
             return
         mean, variance, _, worst, step, loss = self._state.tolist()
@@ -93,7 +97,7 @@ class LossSpike(Callback):
 
 
 def _update_statistics(state: Tensor, loss: Tensor, step: int, sigmas: float, memory: int) -> Tensor:
-    """The moving numbers after one more loss; all on its device."""
+    """Return the moving statistics after one more loss, on its device; see `LossSpike._state` for the six numbers."""
     mean, variance, seen, worst, at, value = state
     share = torch.clamp(1 / (seen + 1), min=1 / memory)
     z = (loss - mean) / torch.sqrt(variance + 1e-12)
@@ -115,14 +119,14 @@ def _update_statistics(state: Tensor, loss: Tensor, step: int, sigmas: float, me
 
 
 class Collapse(Callback):
-    """Logs val/embedding_std and val/effective_rank of the encoder's features at the end of epochs, and says when they fall too low.
+    """Log val/embedding_std and val/effective_rank of the encoder's features at the end of epochs, and report low values.
 
     Args:
-        every_n_epochs: at least 1.
-        limit: training images looked at, evenly over the split, under the evaluation view.
-        min_std: less than this is a collapse; 1 is a full spread (see `evaluation.collapse`).
-        min_rank: less effective dimensions than this are one.
-        action: "warn" prints a line, "stop" ends the run with it.
+        every_n_epochs: epochs between two measurements, at least 1; the last epoch is always measured.
+        limit: training images to measure, evenly over the split, under the evaluation view; at least 2.
+        min_std: a smaller embedding_std is a collapse; 1 is a full spread (see `evaluation.collapse`).
+        min_rank: a smaller effective_rank is a collapse.
+        action: "warn" prints a line, "stop" raises CollapseError.
     """
 
     def __init__(
@@ -140,8 +144,7 @@ class Collapse(Callback):
         self.action = action
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+        if not epoch_is_due(trainer, self.every_n_epochs):
             return
         if is_sharded(pl_module):
             raise UserError("Collapse: the model is sharded, and processes have unequally many batches; leave it out")
@@ -151,17 +154,14 @@ class Collapse(Callback):
                 pl_module.backbone, loader, pl_module.mean, pl_module.std, pl_module.device, progress=False
             ).features
         measured = {"val/embedding_std": embedding_std(features), "val/effective_rank": effective_rank(features)}
-        # to the loggers at once, as OnlineKNN does: the row is there when the checkpoint is written
-        for logger in trainer.loggers:
-            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
-            logger.log_metrics({**measured, "epoch": trainer.current_epoch}, step=step)
+        log_at_optimizer_step(trainer, measured)  # now: the checkpoint of this epoch counts the row
         for name, value in measured.items():
             pl_module.log(name, value, logger=False, on_epoch=True, sync_dist=trainer.world_size > 1)
         std, rank = measured.values()
         if std >= self.min_std and rank >= self.min_rank:
             return
         text = (
-            f"Collapse: after epoch {epoch} the features of {len(features)} images spread by {std:.3g} (of 1) over {rank:.1f} dimensions "
+            f"Collapse: after epoch {trainer.current_epoch + 1} the features of {len(features)} images spread by {std:.3g} (of 1) over {rank:.1f} dimensions "
             f"(of {features.shape[1]})"
         )
         if self.action == "stop":

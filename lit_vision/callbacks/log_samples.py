@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: files under RUN/samples, and the same to TensorBoard and Weights & Biases."""
+"""Log pictures and tables: files in RUN/samples, and the same to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from lit_vision.lightning_internals import finished_steps
+
 
 def tile_images(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
-    """Tiles images row by row on white.
+    """Tile images row by row on white.
 
     Args:
         images: (N, H, W, 3) uint8.
@@ -34,20 +36,16 @@ def tile_images(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
     return sheet
 
 
-def _step(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that Lightning gives its own rows
-
-
 def _series_name(name: str) -> str:
     return "samples/" + re.sub(r"-e\d+$", "", name)
 
 
 def log_picture(trainer: Trainer, name: str, image: np.ndarray, caption: str | None = None) -> Path | None:
-    """Writes RUN/samples/<name>.png and sends the picture to the loggers that take pictures.
+    """Write RUN/samples/<name>.png and send the picture to the loggers that take pictures.
 
     Args:
         trainer: the run; its folder is trainer.default_root_dir.
-        name: file name without ending; loggers get it without a trailing -e<epoch>, so that the pictures of all epochs make a series.
+        name: file name without suffix; loggers get it without a trailing -e<epoch>, so that the pictures of all epochs are a series.
         image: (H, W, 3) uint8.
         caption: a line shown with it on W&B.
 
@@ -64,18 +62,18 @@ def log_picture(trainer: Trainer, name: str, image: np.ndarray, caption: str | N
     series = _series_name(name)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(series, image, _step(trainer), dataformats="HWC")
+            logger.experiment.add_image(series, image, finished_steps(trainer), dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             logger.log_image(series, [Image.fromarray(image)], step=None, caption=[caption or name])
     return path
 
 
 def log_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path | None:
-    """Writes RUN/samples/<name>.csv and sends the table to Weights & Biases.
+    """Write RUN/samples/<name>.csv and send the table to Weights & Biases.
 
     Args:
         trainer: the run; its folder is trainer.default_root_dir.
-        name: file name without ending.
+        name: file name without suffix.
         columns: headings.
         rows: one sequence per row, as long as columns.
 

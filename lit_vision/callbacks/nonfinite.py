@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
+from lit_vision.lightning_internals import is_accumulating, unwrap_optimizer
 
 POLICIES = ("stop", "skip", "rollback")
 
@@ -89,7 +90,7 @@ class StopOnNonFinite(Callback):
         self._pending, self._batches, self._losses = step, [], []
         late = finite.device.type == "cuda" if self.late == "auto" else self.late
         if late and all(group.get("fused") for group in optimizer.param_groups):
-            getattr(optimizer, "optimizer", optimizer).found_inf = (~finite).to(torch.float32)
+            unwrap_optimizer(optimizer).found_inf = (~finite).to(torch.float32)
         elif not bool(finite):
             for _, p in named:
                 p.grad = None
@@ -98,7 +99,7 @@ class StopOnNonFinite(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.fit_loop._should_accumulate():
+        if not is_accumulating(trainer):
             self._batches, self._losses = [], []  # manual optimisation, or a closure that the optimiser ran again
 
     # ---- a checkpoint, and the end, know of every step before them

@@ -1,28 +1,31 @@
-"""How good is the encoder so far? Weighted k-NN on its features, without touching the training."""
+"""Evaluate the encoder by weighted k-NN during training."""
 
 from __future__ import annotations
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_vision.callbacks.intervals import epoch_is_due
 from lit_vision.callbacks.log_samples import log_table
 from lit_vision.distributed import is_sharded
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.knn import weighted_knn
+from lit_vision.lightning_internals import log_at_optimizer_step
 
 
 class OnlineKNN(Callback):
-    """Logs val/knn_top1, a fraction: each image of the validation split is voted for by the labelled training images.
+    """Log val/knn_top1, the fraction of validation images that the labeled training images classify correctly by k-NN.
 
-    Reads `datamodule.eval_loader("train" | "val")`, uses the module's `backbone`, `mean` and `std`, and every process its share of the
-    images. Without labels or a validation split it says so once and does nothing. The accuracy per class goes to RUN/samples/knn_per_class.csv.
+    Reads `datamodule.eval_loader("train" | "val")` and uses the module's `backbone`, `mean` and `std`; each process computes
+    the features of its share of the images. Without labels or a validation split it prints one line and does nothing. The
+    accuracy per class goes to RUN/samples/knn_per_class.csv.
 
     Args:
         every_n_epochs: epochs between two measurements, at least 1; the last epoch is always measured.
-        k: neighbours that vote.
+        k: neighbors that vote.
         temperature: of the votes, greater than 0.
-        limit: at most so many training images are the bank (as eval_loader limits them); all if None.
+        limit: number of training images to compare with, at most (as eval_loader limits them); all if None.
     """
 
     def __init__(
@@ -32,24 +35,20 @@ class OnlineKNN(Callback):
             raise UserError(f"OnlineKNN.every_n_epochs: {every_n_epochs} is not at least 1")
         self.every_n_epochs, self.k, self.temperature, self.limit = every_n_epochs, k, temperature, limit
         self.samples = 0  # validation images of the last measurement
-        self._off: str | None = None
+        self._off: str | None = None  # the reason why nothing can be measured
 
     # At the end of the epoch and before the checkpoint of that epoch is written: a resume neither repeats nor loses a measurement.
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if self._off or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
+        if self._off or not epoch_is_due(trainer, self.every_n_epochs):
             return
         measured = self._measure(trainer, pl_module)
         if measured is None:
             if trainer.is_global_zero:
-                print(f"OnlineKNN: nothing to do: {self._off}", flush=True)
+                print(f"OnlineKNN: not measured: {self._off}", flush=True)
             return
         hits, labels = measured
         top1, self.samples = float(hits.mean()), len(hits)
-        # to the loggers at once, not after this hook as Lightning would: the row is there when the checkpoint is written
-        row = {"val/knn_top1": top1, "epoch": trainer.current_epoch}
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step=max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1))
+        log_at_optimizer_step(trainer, {"val/knn_top1": top1})  # now: the checkpoint of this epoch counts the row
         pl_module.log("val/knn_top1", top1, logger=False, on_epoch=True, sync_dist=trainer.world_size > 1)
         names = getattr(trainer.datamodule, "class_names", None) or [str(i) for i in range(int(labels.max()) + 1)]
         rows = [

@@ -1,4 +1,4 @@
-"""What a detector or segmenter makes of a few images, beside the truth, as pictures."""
+"""Log predictions of a detector or segmenter next to ground truth."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_vision.callbacks.intervals import epoch_is_due
 from lit_vision.callbacks.log_samples import log_picture, tile_images
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
+from lit_vision.evaluation.features import evaluation_mode
 from lit_vision.results.overlays import draw_boxes, draw_mask
 
 
 class Predictions(Callback):
-    """Writes RUN/samples/predictions-e<epoch>.png: a column per image; the truth, and below it what the model says.
+    """Write RUN/samples/predictions-e<epoch>.png: a column per image, with the ground truth above the prediction.
 
-    The same images each time, evenly over the validation split. Boxes are drawn from a score of `score` on.
+    The same images each time, evenly over the validation split.
 
     Args:
         every_n_epochs: epochs between two pictures, at least 1; the last epoch is always shown.
-        images: how many.
-        score: 0 to 1.
+        images: number of images, at least 1.
+        score: smallest score of a box that is drawn, 0 to 1.
     """
 
     def __init__(self, every_n_epochs: int = 1, images: int = 6, score: float = 0.4) -> None:
@@ -33,33 +35,28 @@ class Predictions(Callback):
             raise UserError("trainer.callbacks: Predictions needs an AnnotatedDataModule; remove it")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not trainer.is_global_zero or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
+        if not trainer.is_global_zero or not epoch_is_due(trainer, self.every_n_epochs):
             return
+        epoch = trainer.current_epoch + 1
         log_picture(trainer, f"predictions-e{epoch:04d}", self._draw(trainer, pl_module), caption=f"epoch {epoch}")
 
     @torch.no_grad()
     def _draw(self, trainer: Trainer, module: LightningModule) -> np.ndarray:
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        truth, said = [], []
-        try:
+        truth, predicted = [], []
+        with evaluation_mode(module):
             for batch in trainer.datamodule.eval_loader("val", limit=self.images):
                 pixels = batch["images"].to(module.device)
                 with trainer.precision_plugin.forward_context():
-                    found = module(normalize(pixels, module.mean, module.std)[:, 0])
+                    outputs = module(normalize(pixels, module.mean, module.std)[:, 0])
                 for i, image in enumerate(batch["images"][:, 0].numpy()):
                     if "mask" in batch:
                         background = module.hparams.background
                         truth.append(draw_mask(image, batch["mask"][i], background))
-                        said.append(draw_mask(image, found[i].argmax(0).cpu(), background))
+                        predicted.append(draw_mask(image, outputs[i].argmax(0).cpu(), background))
                     else:
-                        target, one = batch["targets"][i], {k: v.cpu() for k, v in found[i].items()}
+                        target, one = batch["targets"][i], {k: v.cpu() for k, v in outputs[i].items()}
                         sure = one["scores"] >= self.score
                         truth.append(draw_boxes(image, target["boxes"], target["labels"]))
-                        said.append(draw_boxes(image, one["boxes"][sure], one["labels"][sure]))
-        finally:
-            for part, training in modes:
-                part.training = training
-        truth, said = truth[: self.images], said[: self.images]
-        return tile_images(np.stack(truth + said), columns=len(truth))
+                        predicted.append(draw_boxes(image, one["boxes"][sure], one["labels"][sure]))
+        truth, predicted = truth[: self.images], predicted[: self.images]
+        return tile_images(np.stack(truth + predicted), columns=len(truth))

@@ -1,4 +1,4 @@
-"""What a masked autoencoder sees and what it makes of it, as pictures."""
+"""Log MAE inputs, masks and reconstructions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_vision.callbacks.intervals import epoch_is_due
 from lit_vision.callbacks.log_samples import log_picture, tile_images
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
+from lit_vision.evaluation.features import evaluation_mode
 
 
 class Reconstructions(Callback):
-    """Writes RUN/samples/reconstructions-e<epoch>.png: a column per image; the original, the visible patches, the prediction.
+    """Write RUN/samples/reconstructions-e<epoch>.png: a column per image with the original, the visible patches, the prediction.
 
     The same images and masks each time, taken evenly over the validation split, or over the training split where there is none.
 
     Args:
         every_n_epochs: epochs between two pictures, at least 1; the last epoch is always shown.
-        images: how many.
+        images: number of images, at least 1.
     """
 
     def __init__(self, every_n_epochs: int = 1, images: int = 8) -> None:
@@ -33,9 +35,9 @@ class Reconstructions(Callback):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not trainer.is_global_zero or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):
+        if not trainer.is_global_zero or not epoch_is_due(trainer, self.every_n_epochs):
             return
+        epoch = trainer.current_epoch + 1
         log_picture(trainer, f"reconstructions-e{epoch:04d}", self._draw(trainer, pl_module), caption=f"epoch {epoch}")
 
     @torch.no_grad()
@@ -45,12 +47,6 @@ class Reconstructions(Callback):
         except UserError:
             loader = trainer.datamodule.eval_loader("train", limit=self.images, unlabeled=True)
         pixels = torch.cat([batch["images"] for batch in loader])[: self.images, :1].to(pl_module.device)
-        modes = [(module, module.training) for module in pl_module.modules()]
-        pl_module.eval()
-        try:
-            with trainer.precision_plugin.forward_context():
-                panels = pl_module.reconstruct(normalize(pixels, pl_module.mean, pl_module.std)[:, 0])
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluation_mode(pl_module), trainer.precision_plugin.forward_context():
+            panels = pl_module.reconstruct(normalize(pixels, pl_module.mean, pl_module.std)[:, 0])
         return tile_images(torch.cat([panel.cpu() for panel in panels]).numpy(), columns=len(pixels))

@@ -11,6 +11,7 @@ from lit_vision.convert import quantize
 from lit_vision.convert.export import EXPORT_TOLERANCE, FORMATS, export, export_adapter
 from lit_vision.convert.quantize import artifact_files
 from lit_vision.errors import UsageError, UserError
+from lit_vision.runs.run_dir import run_dir_of
 
 OTHERS = ("timm", "transformers", "hub")  # formats of other projects
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"{source}: is an export already; give the run, its .ckpt or a .safetensors")
     name = f"{'adapter' if form == 'adapter' else 'model'}{'-int8' if args.int8 else ''}{suffix}"
-    folder = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+    folder = run_dir_of(source) or source.parent
     out = check_output_path(args.out or folder / "export" / name)
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another file, or give --overwrite")
@@ -106,7 +107,7 @@ def _export_for_others(args: argparse.Namespace) -> int:
     from lit_vision.predict.models import load_method, resolve_model_file
 
     source = resolve_model_file(args.model)
-    run = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+    run = run_dir_of(source) or source.parent
     out = Path(args.out or run / "export" / ("timm.safetensors" if args.format == "timm" else args.format))
     if out.exists() and not args.overwrite:
         raise UserError(f"--out {out}: exists already; name another place, or give --overwrite")

@@ -119,8 +119,8 @@ class RunCLI(LightningCLI):
             self.folder = self.start.folder
             return
         # a checkpoint is complete in itself: its weights replace those that the run began with
-        inside = Path(own.ckpt_path).resolve().parent
-        self.folder = Path(own.run_dir) if own.run_dir else inside.parent if inside.name == "checkpoints" else inside
+        checkpoint = Path(own.ckpt_path).resolve()
+        self.folder = Path(own.run_dir) if own.run_dir else run_dir.run_dir_of(checkpoint) or checkpoint.parent
         model = own.model.get("init_args", Namespace())
         if model.get("backbone_checkpoint"):
             model.backbone_checkpoint = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +68,13 @@ def extract_features(
     device = torch.device(device)
     backbone.to(device)
     mean, std = mean.to(device), std.to(device)
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
     features, labels, keys = [], [], []
-    try:
-        with torch.inference_mode():
-            for batch in _with_bar(loader, progress):
-                images = batch["images"][:, :1].to(device, non_blocking=True)
-                features.append(backbone(normalize(images, mean, std)[:, 0]).float().cpu())
-                labels.append(batch["label"].cpu())
-                keys.append(batch["key"].cpu())
-    finally:
-        for module, training in modes:  # not backbone.train(): a frozen part may have been in evaluation mode
-            module.training = training
+    with evaluation_mode(backbone), torch.inference_mode():
+        for batch in _with_bar(loader, progress):
+            images = batch["images"][:, :1].to(device, non_blocking=True)
+            features.append(backbone(normalize(images, mean, std)[:, 0]).float().cpu())
+            labels.append(batch["label"].cpu())
+            keys.append(batch["key"].cpu())
     # joined outside inference mode, so that a head can be trained on them
     found = Features(torch.cat(features), torch.cat(labels), torch.cat(keys)) if features else None
     found = _gather_features(found)
@@ -93,6 +88,18 @@ def extract_features(
             f"(the first: epoch, index, copy = {first}); check the checkpoint"
         )
     return found
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside the block, and each of its parts back into its own mode after it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:  # not module.train(): a frozen part may have been in evaluation mode
+            part.training = training
 
 
 def _gather_features(part: Features | None) -> Features | None:

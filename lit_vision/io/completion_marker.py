@@ -1,6 +1,7 @@
-"""Folders that a command makes: two notes inside tell what is finished and what was begun and cut off, so that repeating the command ends well.
+"""Start and completion markers of generated folders, so that a command that was cut off can be repeated.
 
-OUT/<mark>.begun is written before anything else, OUT/<mark> after everything; both appear whole or not at all.
+OUT/<mark>.begun is written before anything else, OUT/<mark> after everything; both hold the description of the content, and are
+written atomically.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from lit_vision.io.atomic import atomic_write, is_temporary
 
 
 def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:
-    """Whether `out` was finished, by its note; False where there is nothing yet, or what was begun may go on.
+    """True if the folder is complete; False if it is empty, missing, or an unfinished folder of the same content.
 
     Args:
         out: the folder.
-        mark: name of the note in it.
-        note: what is to be made, as `read` gives it.
-        flag: what named the folder, for messages ("--out ").
-        read: a note's text to what is compared; ValueError if it is damaged.
+        mark: file name of the completion marker in it.
+        note: description of the content, as `read` returns it.
+        flag: the flag that named the folder, for messages ("--out ").
+        read: parses a marker's text into what is compared with `note`; raises ValueError if the text is damaged.
 
     Raises:
-        UserError: `out` is a file, holds something else, or a damaged note.
+        UserError: `out` is a file, holds something else, or a damaged marker.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{flag}{out}: a file where a folder is expected; name another")
@@ -36,36 +37,36 @@ def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[
         try:
             found = read((out / name).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
-            if name != mark and not _unexpected_entries(out, mark):  # nothing was made yet
+            if name != mark and not _unexpected_entries(out, mark):  # the folder holds nothing else
                 return False
             raise UserError(
-                f"{flag}{out}: its note {name} is damaged, so what it holds is unknown; remove the folder or name another"
+                f"{flag}{out}: its marker {name} is damaged, so its content is unknown; remove the folder or name another"
             ) from None
         if found != note:
-            what = "it holds another set" if name == mark else "another set was begun there and not finished"
-            raise UserError(f"{flag}{out}: {what} ({name} says which); name another folder or remove it")
+            what = "it holds another data set" if name == mark else "it holds another, unfinished data set"
+            raise UserError(f"{flag}{out}: {what} (see {name}); name another folder or remove it")
         return name == mark
     if out.exists() and _unexpected_entries(out, mark):
-        raise UserError(f"{flag}{out}: the folder is not empty and was not made by this command; name another")
+        raise UserError(f"{flag}{out}: the folder is not empty and was not created by this command; name another")
     return False
 
 
 def mark_started(out: Path, mark: str, text: str) -> None:
-    """Make the folder and say in it what is being made; what was finished there no longer is."""
+    """Create the folder and its start marker with `text`, and remove its completion marker."""
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / f"{mark}.begun", lambda file: file.write_text(text, encoding="utf-8"))
     (out / mark).unlink(missing_ok=True)
 
 
 def mark_complete(out: Path, mark: str, text: str) -> None:
-    """Say that all of it is there."""
+    """Write the completion marker with `text`, and remove the start marker."""
     atomic_write(out / mark, lambda file: file.write_text(text, encoding="utf-8"))
     (out / f"{mark}.begun").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def report_write_errors(out: Path, flag: str = "") -> Iterator[None]:
-    """What the system refuses inside becomes one line that names the folder."""
+    """Turn an OSError inside the block into a UserError that names the folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One job over many items in all cores, with a progress bar; results come in order."""
+"""Ordered parallel map with a progress bar, the number of cores, and processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-_JOB: Callable | None = None
+T, R = TypeVar("T"), TypeVar("R")
+_JOB: Callable[[Any], Any] | None = None  # of this worker process
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel_map(job: Callable, items: Sequence, workers: int = 1, title: str = "") -> Iterator[Any]:
-    """job(item) of each item, in order.
+def parallel_map(job: Callable[[T], R], items: Sequence[T], workers: int = 1, title: str = "") -> Iterator[R]:
+    """Yield job(item) for each item, in order.
 
     Args:
-        job: called in the workers; sent to each of them once. It must not let an exception out.
-        items: what it is called with.
-        workers: processes; 1 works here.
+        job: called in the worker processes; sent to each of them once. It must not raise.
+        items: the arguments.
+        workers: number of processes; 1, or fewer than 64 items, work in this process.
         title: of the progress bar on stderr; "" shows none.
     """
     results = map(job, items) if workers < 2 or len(items) < 64 else _pool_map(job, items, workers)
     return _with_progress(results, len(items), title) if title else results
 
 
-def _pool_map(job: Callable, items: Sequence, workers: int) -> Iterator[Any]:
+def _pool_map(job: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     # spawned: forking a process that has torch's threads running can hang
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _init_worker, (job,)) as pool:
         yield from pool.imap(_run, items, chunksize=max(1, min(64, len(items) // (8 * workers))))
 
 
-def _init_worker(job: Callable) -> None:
+def _init_worker(job: Callable[[Any], Any]) -> None:
     global _JOB
     _JOB = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     import cv2
     import torch
 
@@ -51,10 +52,11 @@ def _init_worker(job: Callable) -> None:
 
 
 def _run(item: Any) -> Any:
+    assert _JOB is not None  # set by _init_worker
     return _JOB(item)
 
 
-def _with_progress(results: Iterator, total: int, title: str) -> Iterator[Any]:
+def _with_progress(results: Iterator[R], total: int, title: str) -> Iterator[R]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -69,10 +71,10 @@ def _with_progress(results: Iterator, total: int, title: str) -> Iterator[Any]:
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Has the kernel kill this process when the one that started it dies, even by SIGKILL (Linux; elsewhere nothing).
+    """Have the kernel kill this process when its parent dies, even by SIGKILL (Linux only; elsewhere do nothing).
 
     Args:
-        parent: its process id, if known: without it, a parent that died a moment ago is not seen.
+        parent: process id of the parent, if known: without it, the death of a parent before this call goes unnoticed.
     """
     if not sys.platform.startswith("linux"):
         return

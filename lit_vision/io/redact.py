@@ -1,4 +1,4 @@
-"""Secrets are blotted out of whatever a run writes or prints: config.yaml, environment.json, results, W&B's config, messages."""
+"""Remove secrets from everything that a run writes or prints: config.yaml, environment.json, results, W&B's config, messages."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ _KNOWN = re.compile(
 )
 
 
-def _of_environment() -> list[str]:
-    """Values of this process's variables whose names say that they are secret; long ones first."""
+def _environment_secrets() -> list[str]:
+    """Return the values of environment variables with names of secrets; long ones first."""
     values = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= 8}
     return sorted(values, key=len, reverse=True)
 
 
 def redact(value: Any) -> Any:
-    """`value` without secrets: text, or dicts and lists of it (other things come back as they are).
+    """Return `value`, a text or nested dicts and lists of texts, with secrets replaced by ***; other values are returned as they are.
 
-    Secret are: the values (8 characters or more) of environment variables named *_KEY, *_TOKEN, *_SECRET, *_PASSWORD and the like
-    (WANDB_API_KEY); what stands before the @ of an address, and its parameters named so; keys whose form is known (hf_..., ghp_...);
-    in a dict, the text under a key named so.
+    Secrets are:
+    - the values (8 characters or more) of environment variables named *_KEY, *_TOKEN, *_SECRET, *_PASSWORD and the like
+      (WANDB_API_KEY);
+    - the user and password before the @ of an address, and the parameters of an address that have such names;
+    - keys of a known form (hf_..., ghp_...);
+    - in a dict, the text under a key with such a name.
     """
-    return _redact(value, _of_environment())
+    return _redact(value, _environment_secrets())
 
 
 def _redact(value: Any, secrets: list[str]) -> Any:

@@ -11,15 +11,25 @@ from lit_vision.errors import UserError
 
 
 class DamagedCheckpointError(UserError):
-    """The bytes of a checkpoint are not those that were written."""
+    """The bytes of a checkpoint differ from those that were written."""
 
 
 def load_safely(path: Path, map_location: Any = None) -> dict[str, Any]:
-    """torch.load of a file of tensors and plain values; DamagedCheckpointError for anything else, which is not executed."""
+    """Return the content of a file of tensors and plain values.
+
+    Args:
+        path: a file of torch.save.
+        map_location: as in torch.load; the CPU if None.
+
+    Raises:
+        DamagedCheckpointError: the file is damaged or holds something else, which is not executed.
+        OSError: the file cannot be read.
+    """
     try:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
     except OSError:
         raise
-    except Exception as error:  # bytes that are no pickle make the reader stumble in any way
+    except Exception as error:  # bytes that are no pickle can raise anything
         reason = str(error).strip().split("\n")[0][:150]
         raise DamagedCheckpointError(f"{path}: not a checkpoint that can be loaded safely ({reason})") from error

@@ -1,10 +1,10 @@
-"""Text of durations and counts."""
+"""Format durations as text."""
 
 from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42s, 3:07, 2:05:09, 3d 02:00."""
+    """Return seconds as readable text: 42s, 3:07, 2:05:09, 3d 02:00."""
     seconds = int(seconds + 0.5)
     if seconds < 60:
         return f"{seconds}s"

@@ -1,1 +1,1 @@
-"""A run's folder: naming, checkpoints, resume, preemption, loggers, sharded training."""
+"""Runs: folders, checkpoint files, resume, preemption, loggers, sharded training."""

@@ -1,4 +1,4 @@
-"""How a checkpoint file is written and read: whole or not at all, its sha256 beside it, and nothing in it is ever executed."""
+"""Write checkpoint files atomically with their sha256, and read them without executing anything in them."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
 __all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "digest_path", "is_valid"]
 
 
-def _write_digests(path: Path, found: list[Digest]) -> None:
+def _write_digests(path: Path, digests: list[Digest]) -> None:
+    """Write the digest file of the checkpoint `path`."""
     temporary, _ = write_temp_and_hash(
-        digest_path(path), lambda file: file.write(checkpoint_digest.format_digests(path, found).encode())
+        digest_path(path), lambda file: file.write(checkpoint_digest.format_digests(path, digests).encode())
     )
     rename_into_place(temporary, digest_path(path))
 
 
-def _replace(temporary: Path, path: Path, found: list[Digest]) -> None:
-    """The file `temporary`, whose digest is among `found`, takes the place of `path`; at each instant the sidecar fits."""
+def _replace(temporary: Path, path: Path, digests: list[Digest]) -> None:
+    """Replace `path` by `temporary`, whose digest is in `digests`; at each instant the digest file has the entry of the current file."""
     aside = path.with_name(path.name + ".old")
-    if path.is_dir():  # a sharded checkpoint of an earlier part of the run: no rename puts a file over a folder
+    if path.is_dir():  # a sharded checkpoint of an earlier part of the run: a rename cannot replace a folder by a file
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-    _write_digests(path, [*found, *checkpoint_digest.read_digests(path)])
+    _write_digests(path, [*digests, *checkpoint_digest.read_digests(path)])
     rename_into_place(temporary, path)
-    temporary.unlink(missing_ok=True)  # rename does nothing where both are one file already
-    _write_digests(path, found)
+    temporary.unlink(missing_ok=True)  # a rename does nothing where both names are the same file already
+    _write_digests(path, digests)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _link_or_copy(source: Path, target: Path, found: list[Digest]) -> None:
-    """The checkpoint `source` under a second name: a hard link, which costs no room; a copy where the file system has none."""
+def _link_or_copy(source: Path, target: Path, digests: list[Digest]) -> None:
+    """Give the checkpoint `source` a second name: a hard link, which takes no space; a copy on a file system without links."""
     link = target.with_name(target.name + ".tmp")
     link.unlink(missing_ok=True)
     try:
@@ -51,54 +52,55 @@ def _link_or_copy(source: Path, target: Path, found: list[Digest]) -> None:
         shutil.copyfile(source, link)
         with open(link, "rb+") as file:
             os.fsync(file.fileno())
-    _replace(link, target, found)
+    _replace(link, target, digests)
 
 
 def _move_sharded(source: Path, target: Path) -> None:
-    """A sharded checkpoint gets another name, whatever had it."""
+    """Rename a sharded checkpoint, replacing the file or folder of that name."""
     shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     digest_path(target).unlink(missing_ok=True)
     rename_into_place(source, target)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Trainer(plugins=[AtomicCheckpointIO()]): a checkpoint is either the old one or the new one, never half of each.
+    """Lightning plugin that writes checkpoints atomically: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
-    Beside NAME.ckpt lies NAME.ckpt.sha256 (see checkpoint_digest.py).
+    A checkpoint is at each instant either the old one or the new one, with its digest in NAME.ckpt.sha256 (see
+    io/checkpoint_digest.py).
     """
 
     def __init__(self) -> None:
-        self._written: set[Path] = set()  # what this process wrote itself
+        self._written: set[Path] = set()  # the files that this process wrote
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: dict[str, Any] | None = None
     ) -> None:
-        """Writes a checkpoint.
+        """Write a checkpoint.
 
         Args:
-            checkpoint: what torch.save takes; tensors, numbers, strings and containers of them, else it cannot be loaded again.
-            path: the file; its folder is made.
-            storage_options: {"previous": NAME}: the file that was at path stays under this name in the same folder, unless it is
-                damaged; {"also": [NAME, ...]}: the new one gets these names too.
+            checkpoint: tensors, numbers, strings and containers of them; anything else cannot be loaded again.
+            path: the file; its folder is created.
+            storage_options: {"previous": NAME} keeps the replaced file under this name in the same folder, unless it is damaged;
+                {"also": [NAME, ...]} gives the new file further names.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; the file that was at path before is intact.
+            UserError: the disk is full or the folder cannot be written; the previous file is intact.
         """
         path, options = Path(path), storage_options or {}
         with disk_full_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary, written = write_temp_and_hash(path, lambda file: torch.save(checkpoint, file))
-            found = [Digest(written.sha256, written.size, int(checkpoint.get("global_step", -1)))]
+            digests = [Digest(written.sha256, written.size, int(checkpoint.get("global_step", -1)))]
             try:
                 for name in options.get("also", ()):
-                    _link_or_copy(temporary, path.with_name(name), found)
-                # a damaged file (this run has gone on from an older one) must not push out the one that is whole
+                    _link_or_copy(temporary, path.with_name(name), digests)
+                # a damaged file (this run resumed from an older one) must not replace an undamaged one
                 if (previous := options.get("previous")) and (path in self._written or is_valid(path)):
                     if path.is_dir():
                         _move_sharded(path, path.with_name(previous))
                     else:
                         _link_or_copy(path, path.with_name(previous), checkpoint_digest.read_digests(path))
-                _replace(temporary, path, found)
+                _replace(temporary, path, digests)
             except OSError:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
@@ -108,16 +110,16 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint; nothing in it is executed, whatever `weights_only` says.
+        """Return the content of a checkpoint; nothing in it is executed, whatever the value of `weights_only`.
 
         Args:
-            path: a checkpoint file, or the folder of a sharded one; its digests are checked where there are any.
+            path: a checkpoint file, or the folder of a sharded one; verified if it has a digest.
             map_location: as in torch.load; the CPU if None.
-            weights_only: not used: always True.
+            weights_only: ignored: always True.
 
         Raises:
             UserError: there is no such file.
-            DamagedCheckpointError: the file is torn or a bit has changed, or it holds more than tensors and plain values.
+            DamagedCheckpointError: the file is truncated or altered, or holds more than tensors and plain values.
         """
         path = Path(path)
         if path.is_dir():
@@ -131,7 +133,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return load_safely(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Removes the file and its sidecar, if they are there."""
+        """Remove the file and its digest file, if they exist."""
         path = Path(path)
         if path.is_dir():
             shutil.rmtree(path)

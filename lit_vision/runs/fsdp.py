@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -35,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from lit_vision import lightning_internals
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
@@ -83,25 +82,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.activation_checkpointing = activation_checkpointing
 
     def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        lightning_internals.shard_data_only(self)
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        # as ModelParallelStrategy does, but for its demand of a configure_model in every method
-        self.accelerator.setup(trainer)
         if self.activation_checkpointing:
             self.model.backbone.model.set_grad_checkpointing(True)
             if hasattr(self.model, "decoder"):
                 self.model.decoder.checkpointing = True
-        self.model_to_device()
-        shard(self.model, self.device_mesh["data_parallel"])
-        self.model = self.precision_plugin.convert_module(self.model)
-        self.barrier()
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.setup_optimizers(trainer)
-        self.setup_precision_plugin()
-        if trainer.state.fn == TrainerFn.FITTING:
-            _optimizers_to_device(self.optimizers, self.root_device)
+        lightning_internals.setup_model_parallel(
+            self, trainer, lambda: shard(self.model, self.device_mesh["data_parallel"])
+        )
 
     def on_validation_start(self) -> None:
         """UserError where processes have unequally many batches: a forward waits for all of them, for ever."""
@@ -120,7 +111,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        optimizer = lightning_internals.unwrap_optimizer(optimizer)
         return get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions(cpu_offload=True))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:

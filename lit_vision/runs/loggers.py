@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv (exact over a resume), TensorBoard, and Weights & Biases where there is an account."""
+"""Metric loggers: metrics.csv (exact over a resume), TensorBoard, and Weights & Biases where there is an account."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_vision.io.atomic import atomic_path, atomic_write
 
 
 class CsvFile:
-    """A CSV that grows by rows; a new column rewrites it once. Empty cells are what a row did not measure.
+    """CSV file that grows by rows; a new column rewrites it once. A cell is empty where a row has no value.
 
     Args:
-        path: the file; rows that are there are kept.
+        path: the file; existing rows are kept.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.columns: list[str] = []
         self.rows = 0
@@ -36,7 +36,7 @@ class CsvFile:
             self._write_all(rows)  # a kill may have left half a row
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row, unless it is the last one again."""
+        """Add a row, unless it equals the last one."""
         text = {name: repr(value) if isinstance(value, float) else str(value) for name, value in row.items()}
         if text == self.last:
             return
@@ -48,7 +48,7 @@ class CsvFile:
         self.last = text
 
     def cut(self, rows: int) -> None:
-        """Keeps the first `rows` rows, and of the columns those that they use."""
+        """Keep the first `rows` rows and the columns that they use."""
         if self.path.is_file() and rows < self.rows:
             self._write_all(self._read()[:rows])
 
@@ -61,7 +61,7 @@ class CsvFile:
     def _write_all(self, rows: list[dict[str, str]], columns: list[str] | None = None) -> None:
         rows = [{name: value for name, value in row.items() if name and value} for row in rows]
         self.columns = columns or list(dict.fromkeys(name for row in rows for name in row))
-        self.rows, self.last = len(rows), rows[-1] if rows else None
+        self.rows, self.last = len(rows), (rows[-1] if rows else None)
         with atomic_path(self.path, fsync=False) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
@@ -69,23 +69,23 @@ class CsvFile:
 
 
 class RunCSVLogger(Logger):
-    """RUN/metrics.csv, appended to; Lightning's CSVLogger would delete the old file on a resume.
+    """Logger that appends to RUN/metrics.csv; Lightning's CSVLogger would delete the old file on a resume.
 
-    A row goes to the disk when it is logged. A checkpoint holds the number of rows (`rows`), and a resume cuts the file there
-    (`cut`), so that the file of a run that was killed and went on equals that of a run that was not.
+    A row is written to the file when it is logged. A checkpoint holds the number of rows (`rows`), and a resume cuts the file
+    there (`cut`), so that the file of a run that was killed and resumed equals that of an uninterrupted run.
 
     Args:
         folder: the run's folder.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
         self._folder = Path(folder)
         self._file: CsvFile | None = None
 
     @property
     def file(self) -> CsvFile:
-        """The file metrics.csv, opened when first used; on rank 0 only, for opening it mends what a kill left."""
+        """The file metrics.csv, opened when first used; on rank 0 only, because opening it removes half a row that a kill left."""
         if rank_zero_only.rank != 0:
             raise RuntimeError("metrics.csv belongs to rank 0")
         if self._file is None:
@@ -94,7 +94,7 @@ class RunCSVLogger(Logger):
 
     @property
     def rows(self) -> int:
-        """How many rows were written so far."""
+        """The number of rows written so far."""
         return self.file.rows
 
     @property
@@ -115,33 +115,36 @@ class RunCSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row: step, epoch, and the metrics by name."""
+        """Write one row: step, epoch, and the metrics by name."""
         metrics = dict(metrics)
         row = {"step": int(step or 0), "epoch": int(metrics.pop("epoch", 0))}
         self.file.append(row | {name: float(value) for name, value in sorted(metrics.items())})
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Do nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def cut(self, rows: int) -> None:
-        """Drops what was logged after a checkpoint that held `rows` rows."""
+        """Drop the rows that were logged after a checkpoint that holds the number `rows`."""
         self.file.cut(rows)
 
 
-def tensorboard(folder: str | os.PathLike) -> TensorBoardLogger:
-    """Lightning's TensorBoard logger, writing to RUN/tensorboard."""
+def tensorboard(folder: str | os.PathLike[str]) -> TensorBoardLogger:
+    """Return Lightning's TensorBoard logger, writing to RUN/tensorboard."""
     return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard", default_hp_metric=False)
 
 
 @rank_zero_only
 def _log_info(text: str) -> None:
-    print(f"wandb: {text}; the run goes on with metrics.csv and TensorBoard", file=sys.stderr)
+    print(f"wandb: {text}; the run continues with metrics.csv and TensorBoard", file=sys.stderr)
 
 
 def _wandb_unavailable_reason() -> str | None:
-    """Why a run cannot be logged to Weights & Biases, or None. wandb would ask at a terminal, or raise a page of text."""
+    """Return the reason why a run cannot be logged to Weights & Biases, or None.
+
+    wandb itself would ask at a terminal, or raise a page of text.
+    """
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "disabled":
         return "WANDB_MODE=disabled"
@@ -155,33 +158,33 @@ def _wandb_unavailable_reason() -> str | None:
 
 
 def weights_and_biases(
-    project: str, folder: str | os.PathLike, name: str | None = None, config: Mapping[str, Any] | None = None
+    project: str, folder: str | os.PathLike[str], name: str | None = None, config: Mapping[str, Any] | None = None
 ) -> WandbLogger | None:
-    """A running W&B logger for this folder, or None with one line that says why not.
+    """Return a connected W&B logger for this folder, or print one line with the reason and return None.
 
     Online by default, offline with WANDB_MODE=offline (files under RUN/wandb; `wandb sync` sends them later). The run's id is
-    kept in RUN/wandb_id.txt, so that a resume continues the same W&B run.
+    stored in RUN/wandb_id.txt, so that a resume continues the same W&B run.
 
     Args:
         project: W&B's project.
         folder: the run's folder.
-        name: what the run is called; the last two parts of the folder if None.
-        config: nested settings to keep with it.
+        name: display name of the run; the last two parts of the folder if None.
+        config: nested settings to store with the run.
     """
     if reason := _wandb_unavailable_reason():
         _log_info(reason)
         return None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = _wandb_id(folder)
-    _finish_open_wandb_run(identity)
+    run_id = _wandb_id(folder)
+    _finish_open_wandb_run(run_id)
     logger = WandbLogger(
         project=project,
         save_dir=str(folder.resolve()),  # wandb's own process may have been started in another folder
         name=name or "/".join(folder.resolve().parts[-2:]),
-        id=identity,
+        id=run_id,
         config=dict(config or {}),
-        mode=os.environ.get("WANDB_MODE", "online"),  # as it is now: wandb keeps what it read at its first use
+        mode=os.environ.get("WANDB_MODE", "online"),  # read again: wandb keeps the value of its first use
         settings={"init_timeout": 60, "console": "off"},
     )
     try:
@@ -193,11 +196,11 @@ def weights_and_biases(
 
 
 @rank_zero_only
-def _finish_open_wandb_run(identity: str) -> None:
-    """wandb has one run at a time in a process and would log a second one into the first, without a word that anyone reads."""
+def _finish_open_wandb_run(run_id: str) -> None:
+    """Finish the W&B run of an earlier fit in this process: wandb would log a second run into the open one."""
     import wandb
 
-    if wandb.run is not None and wandb.run.id != identity:
+    if wandb.run is not None and wandb.run.id != run_id:
         print(f"wandb: finished run {wandb.run.id}, which this process had open", file=sys.stderr)
         wandb.finish()
 

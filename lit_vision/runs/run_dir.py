@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, what it is called, which one `--resume auto` goes on with. Imports nothing heavy.
+"""Run directories: naming, lookup, resume. Imports nothing heavy.
 
 runs/<recipe>/<time>/           or --run_dir DIR
     checkpoints/last.ckpt, previous.ckpt, best.ckpt      config.yaml      environment.json      metrics.csv      timings.csv
@@ -14,14 +14,15 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io import checkpoint_digest
 
-_SHARED = (
-    "LIT_VISION_RUN_DIR"  # Lightning starts the other processes of a run with the same words: they find the folder here
-)
-# where and how a run runs, not what it is: a requeued job may get other machines. The checkpoint itself knows its global batch.
+# Lightning starts the other processes of a run with the same arguments: they find the folder in this variable
+_SHARED = "LIT_VISION_RUN_DIR"
+# Flags that say where and how a run is executed, not what it computes: a requeued job may get other machines. The checkpoint
+# itself holds its global batch size.
 LOCATION_FLAGS = {
     *(f"--trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")),
     *(f"--trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")),
@@ -30,8 +31,9 @@ LOCATION_FLAGS = {
 
 
 def drop_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
-    """The words of a command without these flags and their values, `--flag value` or `--flag=value`."""
-    kept, skip = [], False
+    """Return the arguments of a command without these flags and their values, `--flag value` or `--flag=value`."""
+    remaining: list[str] = []
+    skip = False
     for argument in arguments:
         head, sign, _ = argument.partition("=")
         if skip:
@@ -39,34 +41,37 @@ def drop_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
         elif head in flags:
             skip = not sign
         else:
-            kept.append(argument)
-    return kept
+            remaining.append(argument)
+    return remaining
 
 
-def recipe_hash(recipe: str | os.PathLike | None, overrides: Sequence[str] = ()) -> str:
-    """sha256 of the recipe's bytes and the settings typed after it, LOCATION_FLAGS left out: two runs with one hash are the same run."""
+def recipe_hash(recipe: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> str:
+    """Return the sha256 of the recipe's bytes and the settings typed after it, without LOCATION_FLAGS.
+
+    Two commands with the same hash are the same run.
+    """
     sha256 = hashlib.sha256(Path(recipe).read_bytes() if recipe else b"")
     for argument in drop_flags(overrides, LOCATION_FLAGS):
         sha256.update(b"\0" + argument.encode())
     return sha256.hexdigest()
 
 
-def default_run_dir(recipe: str | os.PathLike | None, name: str = "") -> Path:
-    """runs/<recipe>/<name>; the recipe's file without .yaml, "run" without one.
+def default_run_dir(recipe: str | os.PathLike[str] | None, name: str = "") -> Path:
+    """Return runs/<recipe>/<name>, with the name of the recipe's file without .yaml, or "run" without a recipe.
 
     Raises:
-        UsageError: name is no plain name: it would lead out of runs/<recipe>.
+        UsageError: `name` contains a path: it would lead out of runs/<recipe>.
     """
     if name and (name in (".", "..") or "/" in name or "\\" in name or "\0" in name):
         raise UsageError(f"--name {name!r}: give a name without a path; --run_dir names a folder elsewhere")
     return Path("runs") / (Path(recipe).stem if recipe else "run") / name
 
 
-def new_run_dir(recipe: str | os.PathLike | None) -> Path:
-    """runs/<recipe>/<time> for a run that starts now; every process of the run gets the same.
+def new_run_dir(recipe: str | os.PathLike[str] | None) -> Path:
+    """Return runs/<recipe>/<time> for a run that starts now; every process of the run gets the same folder.
 
     Args:
-        recipe: the recipe's file; its name without .yaml names the folder ("run" without one).
+        recipe: the recipe's file; see `default_run_dir`.
 
     Raises:
         UsageError: several processes were started from outside (torchrun, srun) and could not agree on a time.
@@ -86,40 +91,52 @@ def new_run_dir(recipe: str | os.PathLike | None) -> Path:
 
 
 def reset_run_dir() -> None:
-    """At the end of a command: the next one in this process gets a folder of its own."""
+    """Forget the folder of this command, so that the next one in this process gets a new folder."""
     os.environ.pop(_SHARED, None)
 
 
-def last_checkpoint(folder: str | os.PathLike) -> Path:
-    """The file from which the run in `folder` goes on."""
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of the newest checkpoint of the run in `folder`."""
     return Path(folder) / "checkpoints" / "last.ckpt"
 
 
-def find_unfinished(recipe: str | os.PathLike | None, run_hash: str) -> Path | None:
-    """The folder of runs/<recipe>/ that holds checkpoints of this very run and no results yet; None if there is none.
+def run_dir_of(checkpoint: str | os.PathLike[str]) -> Path | None:
+    """Return RUN for a checkpoint RUN/checkpoints/NAME; None for a file elsewhere."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else None
 
-    Of several, that whose run began last (environment.json says when; a file's time does not count).
+
+def find_unfinished(recipe: str | os.PathLike[str] | None, run_hash: str) -> Path | None:
+    """Return the folder of runs/<recipe>/ with checkpoints of the same run and no results yet; None if there is none.
+
+    Of several, the one whose run started last by its environment.json; the times of files are not used.
     """
     found = []
     for folder in default_run_dir(recipe).glob("*/"):
         written = _environment(folder)
-        open_ = checkpoint_digest.checkpoints_in(folder / "checkpoints") and not (folder / "results.json").exists()
-        if open_ and written.get("run_sha256") == run_hash:
+        unfinished = checkpoint_digest.checkpoints_in(folder / "checkpoints") and not (folder / "results.json").exists()
+        if unfinished and written.get("run_sha256") == run_hash:
             found.append((str(written.get("started", "")), folder.name, folder))
     return max(found)[2] if found else None
 
 
-def _environment(folder: Path) -> dict:
+def _environment(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError):  # none, or half of one
+    except (OSError, ValueError):  # missing, or damaged
         return {}
     return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """Where a run writes, what it goes on from (None: it starts anew), and a line for each newer checkpoint that is not whole."""
+    """The folder of a run, and the checkpoint to resume.
+
+    Attributes:
+        folder: the folder to write to.
+        checkpoint: the checkpoint to resume; None for a new run.
+        skipped_checkpoints: a line for each newer checkpoint that is damaged.
+    """
 
     folder: Path
     checkpoint: Path | None = None
@@ -127,28 +144,27 @@ class RunStart:
 
 
 def resolve_run(
-    recipe: str | os.PathLike | None, run_hash: str, run_dir: str | None, resume: str | None, anyway: bool = False
+    recipe: str | os.PathLike[str] | None, run_hash: str, run_dir: str | None, resume: str | None, anyway: bool = False
 ) -> RunStart:
-    """Where a run writes and what it goes on from.
+    """Return the folder that a run writes to and the checkpoint that it resumes.
 
     Args:
         recipe: the recipe's file, or None.
         run_hash: `recipe_hash` of this command.
-        run_dir: --run_dir, or None.
-        resume: --resume: "auto", a checkpoint, or None. "auto" takes the newest checkpoint of this very run that is whole.
-        anyway: --resume_anyway: go on with the run in run_dir although recipe or settings have changed.
+        run_dir: value of --run_dir, or None.
+        resume: value of --resume: "auto", a checkpoint, or None. "auto" takes the newest undamaged checkpoint of the same run.
+        anyway: value of --resume_anyway: resume the run in `run_dir` although the recipe or the settings have changed.
 
     Raises:
-        UserError: the checkpoint is missing; none of the run's is whole; or the folder holds a run and the command does not say to
-            go on with it, or is not the one that began it.
+        UserError: the checkpoint is missing; all checkpoints of the run are damaged; or the folder holds a run and the command
+            does not resume it, or is not the command that started it.
     """
     if resume and resume != "auto":
-        checkpoint = Path(resume)
-        if not checkpoint.exists():
+        named = Path(resume)
+        if not named.exists():
             raise UserError(f"--resume {resume}: no such checkpoint; name a .ckpt file, or auto")
-        inside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        return RunStart(Path(run_dir) if run_dir else inside or new_run_dir(recipe), checkpoint)
-    child = _SHARED in os.environ  # of this run: its parent has made the folder and chosen already
+        return RunStart(Path(run_dir) if run_dir else run_dir_of(named) or new_run_dir(recipe), named)
+    child = _SHARED in os.environ  # a process of this run: its parent has created and chosen the folder
     if child:
         folder = Path(os.environ[_SHARED])
     elif run_dir:
@@ -156,19 +172,21 @@ def resolve_run(
     else:
         folder = (find_unfinished(recipe, run_hash) if resume else None) or new_run_dir(recipe)
     os.environ[_SHARED] = str(folder)
-    inside = folder / "checkpoints"
-    if not checkpoint_digest.checkpoints_in(inside) or (child and not resume):
+    checkpoints = folder / "checkpoints"
+    if not checkpoint_digest.checkpoints_in(checkpoints) or (child and not resume):
         return RunStart(folder)
     if not resume:
         raise UserError(
-            f"--run_dir {folder}: holds a run already; --resume auto goes on with it, or choose another folder"
+            f"--run_dir {folder}: holds a run already; resume it with --resume auto, or choose another folder"
         )
     if not anyway and _environment(folder).get("run_sha256", run_hash) != run_hash:
         raise UserError(
-            f"--resume auto: {folder} holds another run: the recipe or the settings after it have changed; give that run's command, "
-            "or add --resume_anyway true"
+            f"--resume auto: {folder} holds another run: the recipe or the settings after it have changed; repeat that run's "
+            "command, or add --resume_anyway true"
         )
-    checkpoint, skipped = checkpoint_digest.newest_valid(inside)
+    checkpoint, skipped = checkpoint_digest.newest_valid(checkpoints)
     if checkpoint is None:
-        raise UserError(f"--resume auto: no checkpoint is whole: {'; '.join(skipped)}; remove {folder} to start anew")
+        raise UserError(
+            f"--resume auto: every checkpoint is damaged: {'; '.join(skipped)}; remove {folder} to start a new run"
+        )
     return RunStart(folder, checkpoint, skipped)

@@ -80,9 +80,7 @@ def test_skip__told_to_the_fused_optimiser_or_read_at_once__is_the_same(tmp_path
 
 @pytest.mark.parametrize("late", [True, "auto"])
 def test_stop__before_any_checkpoint_of_that_step(tmp_path: Path, capsys, late) -> None:
-    with pytest.raises(
-        NonFiniteError, match=r"at step 2 the loss is \[nan\] not finite, so the step was not taken; 4 sample keys"
-    ):
+    with pytest.raises(NonFiniteError, match=r"at step 2 the loss is \[nan\].*4 sample keys"):
         fit(tmp_path, StopOnNonFinite(late=late))
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 2

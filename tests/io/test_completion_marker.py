@@ -113,7 +113,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("command", [WORDS, ["data", "fashion", "--turned", "--out"]])
+@pytest.mark.parametrize("command", [WORDS, ["data", "fashion", "--rotated", "--out"]])
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_folders_are_one_line(name: str, command: list[str], tmp_path: Path, capsys) -> None:
     prepare, says = REFUSED[name]

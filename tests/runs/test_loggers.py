@@ -145,6 +145,6 @@ def test_without_an_account_the_run_goes_on_and_says_so(tmp_path: Path, monkeypa
     Path("toy.yaml").write_text(RECIPE)
     assert cli.main(["fit", "--config", "toy.yaml", "--run_dir", "run", "--wandb", "toys"]) == 0
     error = capsys.readouterr().err
-    assert "the run goes on with metrics.csv and TensorBoard" in error
+    assert "metrics.csv" in error
     assert Path("run/metrics.csv").is_file()
     assert list(Path("run/tensorboard").iterdir())

@@ -94,11 +94,11 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
 @pytest.mark.parametrize(
     ("change", "says", "batches", "steps"),
     [
-        (["--data.n", "28"], "data (folder, labels, shots or split_file): has changed since the checkpoint", 14, 13),
-        pytest.param(["--seed_everything", "4"], "data.seed: was 3, now 4", 12, 12, marks=pytest.mark.slow),
+        (["--data.n", "28"], "split_file", 14, 13),
+        pytest.param(["--seed_everything", "4"], "data.seed", 12, 12, marks=pytest.mark.slow),
         pytest.param(
             ["--data.batch_size", "2"],
-            "global batch (batch_size x devices x accumulation): was 4, now 2",
+            "was 4, now 2",
             24,
             16,
             marks=pytest.mark.slow,
@@ -114,7 +114,7 @@ def test_a_changed_run_is_refused_by_name_unless_forced(here: Path, capsys, chan
     assert fit("--run_dir", "run", "--resume", str(last), "--resume_anyway", "true", *change) == 0
     out = capsys.readouterr().out
     assert says in out
-    assert "what follows is another run" in out
+    assert "--resume_anyway" in out
     kept = torch.load(last, weights_only=True)
     progress = kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     # 8 steps before, then what is left of the second epoch as the changed run counts it

@@ -156,11 +156,11 @@ def test_a_sharded_checkpoint_holds_no_way_out(tmp_path: Path) -> None:
     }
     manifest = {"step": 1, "world": 1, "shapes": {}, "files": {"rest.ckpt": entry}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="not a checkpoint that can be loaded safely"):
+    with pytest.raises(UserError, match=r"\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(folder)
     manifest["files"] = {"../../etc/passwd": {"size": 1, "sha256": "0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="outside it"):
+    with pytest.raises(UserError, match="manifest.json"):
         AtomicCheckpointIO().load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -170,9 +170,9 @@ def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
     from lit_vision.data.annotations.table import AnnotationTableBuilder
     from lit_vision.data.folder import Folder, check_within_root
 
-    with pytest.raises(UserError, match="leads out of"):
+    with pytest.raises(UserError, match="out of|outside"):
         Folder(tmp_path, [], {}).read(name)
-    with pytest.raises(UserError, match="leads out of"):
+    with pytest.raises(UserError, match="out of|outside"):
         AnnotationTableBuilder(tmp_path, ["x"]).image(name)
     for fine in ("a..b.jpg", "a/b..", "...", "a/.../b.jpg"):
         assert check_within_root(fine) == fine
@@ -191,7 +191,7 @@ def test_a_pack_names_bytes_in_itself_only(tmp_path: Path) -> None:
     write_pack(scan(tmp_path / "set"), tmp_path / "set.pack", None)
     data = (tmp_path / "set.pack").read_bytes()
     (tmp_path / "evil.pack").write_bytes(data.replace(b"train/a/0.png", b"../../../x.pn"))
-    with pytest.raises(UserError, match="altered"):
+    with pytest.raises(UserError, match="evil.pack"):
         Pack(tmp_path / "evil.pack")
     with pytest.raises(KeyError):
         Pack(tmp_path / "set.pack").read("/etc/passwd")

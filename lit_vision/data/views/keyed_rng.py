@@ -1,43 +1,45 @@
-"""Randomness that is a pure function of a key: one Philox stream per (seed, epoch, index, copy, view), and seeds for code that draws globally.
+"""Random numbers as a pure function of a key: Philox streams, seeds, and a temporary seed for global generators.
 
-Nothing here keeps a state that a worker could repeat or lose: the same key gives the same numbers in every process, in every order.
+A stream belongs to (seed, epoch, index, copy, view). Nothing here has a state that a worker could repeat or lose: the
+same key gives the same numbers in every process and in every order.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
+from lit_vision.io.hashing import seed_from_text
+
 
 def derive_seed(*ints: int) -> int:
-    """One 64-bit seed from whole numbers, e.g. `derive_seed(seed, epoch, index, copy)`.
+    """Return a 64-bit seed derived from integers, e.g. `derive_seed(seed, epoch, index, copy)`.
 
-    Python's own `hash()` is salted per process, so this is blake2b.
+    It is computed with blake2b, because Python's `hash()` is salted per process.
 
     Args:
-        ints: any number of whole numbers of any size and sign; their order counts.
+        ints: any number of integers of any size and sign; their order matters.
 
     Returns:
-        A whole number in [0, 2**64).
+        An integer in [0, 2**64).
     """
-    text = ",".join(str(int(i)) for i in ints)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return seed_from_text(",".join(str(int(i)) for i in ints))
 
 
 @contextmanager
 def temporary_seed(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators of python, numpy and torch inside the block, and put their states back after it.
+    """Seed the global CPU generators of Python, numpy and torch inside the block, and restore their states after it.
 
-    For code that draws globally (timm's RandAugment, random erasing, mixup, cutmix). `torch.manual_seed` would format a stack
-    trace for CUDA's lazy queue (180 us), so only the CPU generator is touched.
+    For code that uses the global generators (timm's RandAugment, random erasing, mixup, cutmix). `torch.manual_seed`
+    would format a stack trace for CUDA's lazy queue (180 us), so only the CPU generator is seeded.
 
     Args:
-        seed: a whole number in [0, 2**64), usually from `derive_seed`; numpy gets its low 32 bits.
+        seed: an integer in [0, 2**64), usually from `derive_seed`; numpy gets its low 32 bits.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
@@ -54,8 +56,8 @@ def temporary_seed(seed: int) -> Iterator[None]:
 class PhiloxStreams:
     """Uniform numbers of one Philox-4x64 stream per (epoch, index, copy, view) under one seed.
 
-    A stream is `Generator(Philox(key=[seed, domain], counter=[0, copy * 256 + view, index, epoch]))`. One generator is kept
-    and its state set for each key: about 5 us for 24 numbers, where making a generator costs 36 us.
+    A stream is `Generator(Philox(key=[seed, domain], counter=[0, copy * 256 + view, index, epoch]))`. One generator is
+    reused and its state set for each key: about 5 us for 24 numbers, while a new generator costs 36 us.
 
     Args:
         seed: in [0, 2**64).
@@ -64,13 +66,10 @@ class PhiloxStreams:
 
     def __init__(self, seed: int, domain: int = 0):
         self.seed, self.domain = int(seed), int(domain)
-        self._make()
-
-    def _make(self) -> None:
         self._bits = np.random.Philox(0)
-        self._draw = np.random.Generator(self._bits).random
+        self._random = np.random.Generator(self._bits).random
         self._key = {"counter": (0, 0, 0, 0), "key": (self.seed, self.domain)}
-        self._state = {  # plain tuples: setting them costs 1 us, arrays cost 8
+        self._state: Any = {  # plain tuples: setting them costs 1 us, arrays cost 8
             "bit_generator": "Philox",
             "state": self._key,
             "buffer": (0, 0, 0, 0),
@@ -80,23 +79,25 @@ class PhiloxStreams:
         }
 
     def uniforms(self, epoch: int, index: int, copy: int, view: int, n: int) -> list[float]:
-        """The stream's first n numbers, in [0, 1).
+        """Return the stream's first n numbers, in [0, 1).
 
         Args:
-            epoch: in [0, 2**64), as is index.
-            index: the sample's place in its data set.
+            epoch: in [0, 2**64).
+            index: position of the sample in its data set, in [0, 2**64).
             copy: in [0, 2**56).
             view: in [0, 256).
-            n: how many.
+            n: number of values.
         """
         self._key["counter"] = (0, copy * 256 + view, index, epoch)
         self._bits.state = self._state
-        return self._draw(n).tolist()
+        numbers: list[float] = self._random(n).tolist()
+        return numbers
 
     def more(self, n: int) -> list[float]:
-        """The n numbers that follow those of the last call."""
-        return self._draw(n).tolist()
+        """Return the n numbers that follow those of the last call."""
+        numbers: list[float] = self._random(n).tolist()
+        return numbers
 
-    def __reduce__(self):
-        """A spawned worker makes its own generator: the streams hold no state worth sending."""
+    def __reduce__(self) -> tuple[type[PhiloxStreams], tuple[int, int]]:
+        """Let a spawned worker create a new generator: the streams have no state worth sending."""
         return PhiloxStreams, (self.seed, self.domain)
