@@ -16,10 +16,12 @@ from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.results.schema import SCHEMA, make_cell
 
+LOSSES = ".losses.json"  # end of the names of files with the losses of a training
+
 
 @dataclass(frozen=True)
 class CellKey:
-    """Identity of one measurement: init, protocol, number of labels, and seed (of label subset, initialization and order)."""
+    """Identity of one measurement; the seed is that of label subset, initialization and order."""
 
     init: str
     protocol: str
@@ -94,7 +96,7 @@ def refuse_older_study(folder: Path) -> None:
         UserError: there is such a file.
     """
     for path in [folder / "plan.json", *sorted(folder.glob("weights/*.json")), *sorted(folder.glob("cells/*.json"))]:
-        if path.name.endswith(".losses.json") or not path.is_file():
+        if path.name.endswith(LOSSES) or not path.is_file():
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -131,6 +133,10 @@ class CellStore:
         self._file(result.key).unlink(missing_ok=True)
         atomic_write(self._array(result.key), lambda file: np.save(file, probabilities.astype(np.float16)))
         write_json(self._file(result.key), {"schema": SCHEMA, **asdict(result), "inputs": inputs})
+
+    def put_losses(self, key: CellKey, losses: list[float]) -> None:
+        """Store the loss of each step of a training."""
+        write_json(self.folder / f"{key.name}{LOSSES}", [round(loss, 5) for loss in losses])
 
     def probabilities(self, key: CellKey) -> np.ndarray:
         """Return the (M, K) float32 class probabilities on the test split."""
@@ -182,7 +188,7 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
     counts = []
     for word in (part.strip() for part in text.split(",")):
         try:
-            if word in ("all", "these"):
+            if word == "all":
                 count = total
             elif word.endswith("%"):
                 count = round(float(word[:-1]) / 100 * total)
@@ -199,7 +205,7 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
 
 
 def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Return results as the `cells` of results.json: one per (init, protocol, labels), values in the order of their seeds."""
+    """Return results as the `cells` of results.json: one per (init, protocol, labels), values in order of the seeds."""
     groups: dict[tuple[str, str, int], list[CellResult]] = {}
     for result in sorted(results, key=lambda r: r.key.seed):
         groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result)
@@ -212,7 +218,7 @@ def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> l
                 protocol,
                 labels,
                 [r.top1 for r in group],
-                seconds=sum(o.seconds for r in group),
+                seconds=sum(r.seconds for r in group),
                 pretrain_seconds=pretrain_seconds.get(init, 0.0),
                 chosen_on=group[0].chosen_on,
                 seeds=[r.key.seed for r in group],

@@ -19,7 +19,7 @@ from lit_vision.data.datasets import InMemoryDataset
 from lit_vision.data.folder import Folder
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
-from lit_vision.data.splits import stratified
+from lit_vision.data.splits import sample_stratified
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.data.views.views import resize_and_crop
@@ -66,7 +66,7 @@ class StudyImages:
 
     def subset(self, count: int, seed: int) -> np.ndarray:
         """Rows of `count` labelled pool images, stratified; nested in count, different for every seed."""
-        return stratified(self.labels, count, seed)
+        return sample_stratified(self.labels, count, seed)
 
 
 def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> StudyImages:
@@ -84,8 +84,8 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         UserError: fewer than two labelled classes, a class with one image and no test split, or more than 1 % unreadable images.
     """
     folder = open_images(root)
-    folder.need_classes("a study")
-    train = folder.need("train", "a study")
+    folder.require_classes("a study")
+    train = folder.require_split("train", "a study")
     notes: list[str] = []
     keep = np.arange(len(train))
     if "test" in folder.splits:
@@ -140,7 +140,7 @@ def read_pool(root: str | Path, size: int) -> StudyImages:
         UserError: no image, or more than 1 % unreadable ones.
     """
     folder = open_images(root)
-    train, notes = folder.need("train", "pre-training"), []
+    train, notes = folder.require_split("train", "pre-training"), []
     paths = [*train.paths, *folder.unlabeled.paths]
     first = _read(folder, paths[0])
     store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
@@ -156,7 +156,7 @@ def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
     if counts.min() < 2:
         few = folder.classes[int(counts.argmin())]
         raise UserError(f"{folder.root}: class {few!r} has one image and there is no test split; give it two or more")
-    return stratified(labels, max(len(counts), round(HELD_OUT * counts.sum())), seed)
+    return sample_stratified(labels, max(len(counts), round(HELD_OUT * counts.sum())), seed)
 
 
 def _read(folder: Folder, path: str) -> np.ndarray:

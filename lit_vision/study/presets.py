@@ -1,8 +1,7 @@
-"""Networks, views and hyper-parameters of a study by image size: one fixed recipe, so that nothing is chosen per folder.
+"""Networks, views and hyper-parameters of a study by image size: a fixed recipe; nothing is chosen per folder.
 
 The values were tuned on the training and validation splits of the embedded rotated garments (CHANGELOG.md has the
-figures) and
-are used for every folder: a cell at L labels uses L labels in all.
+figures) and are used for every folder: a cell at L labels uses L labels in all.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ TIMM_SIDE = 96  # public weights were trained on larger images: smaller ones are
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by default: small, Apache-2.0
 # protocols that train a network on labels; the verdict reads the first
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
-PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # of these, what needs a plain ViT
-FULL_STEPS = 300  # from so many on a fine-tuning gets its full learning rate
+PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # those of ON_LABELS that need a plain ViT
+FULL_STEPS = 300  # steps from which a fine-tuning gets its full learning rate
 PRETRAINED = ("mae", "simclr")  # inits that a study pre-trains itself
-SMALL = 64  # up to this side, pixels: small-stem CNN and patch-4 ViT
+SMALL = 64  # up to this side, pixels: CNN with a small stem, ViT with patches of 4 pixels
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class StudyPreset:
     scratch_factor: int = 4
 
     def network(self, init: str) -> Network:
-        """Return the network of an init: the ViT for MAE and scratch-vit, the CNN for SimCLR and scratch-cnn, or a timm model."""
+        """Return the network of an init: the ViT for mae and scratch-vit, that timm model for timm:NAME, else the CNN."""
         if init.startswith(TIMM):
             return Network("timm", init.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if init in ("mae", "scratch-vit") else self.cnn
@@ -100,7 +99,7 @@ class StudyPreset:
         return -(-labels // self.batch_size)
 
     def protocols(self, init: str, requested: Sequence[str]) -> list[str]:
-        """Return those of `requested` that an init can use: from scratch everything trains, adapters need a plain ViT."""
+        """Return those of `requested` that fit an init: from scratch everything trains, adapters need a plain ViT."""
         if init.startswith("scratch-"):
             return ["finetune"]
         return [name for name in requested if name not in PLAIN_VIT_PROTOCOLS or self.network(init).plain_vit]
@@ -110,7 +109,7 @@ class StudyPreset:
         return self.network(init).size or self.size
 
     def pretraining_fields(self, init: str) -> dict[str, Any]:
-        """Return what the pre-training of an init reads of this preset, as plain data for hashing; {} if it has none."""
+        """Return what the pre-training of an init reads of this preset, as plain data to hash; {} if it has none."""
         if init not in PRETRAINED:
             return {}
         return {

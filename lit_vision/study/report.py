@@ -45,7 +45,7 @@ def write_report(study: Study, outcomes: Sequence[CellResult], wandb: str | None
     folder = study.folder
     cells = to_cells(list(outcomes), {init: encoder.seconds for init, encoder in study.encoders.items()})
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
-    used = study.preset.used_by_all([*SCRATCH, *study.inits], study.plan.protocols)
+    used = study.preset.fields([*SCRATCH, *study.inits], study.plan.protocols)
     results = write_result(
         folder / "results.json",
         recipe=f"study-{study.preset.size}px-{hash_inputs(used)}",

@@ -61,8 +61,7 @@ def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, floa
         ways = list(dict.fromkeys(_action(v) for v in found))
         how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
         took = [
-            f"{init} {format_duration(pretrain_seconds.get(init, 0))}"
-            for init in {v.best["init"]: None for v in found}
+            f"{init} {format_duration(pretrain_seconds.get(init, 0))}" for init in {v.best["init"]: None for v in found}
         ]
         return f"Pre-train on your own images: within this budget it beats every baseline at each number of labels. Then {how}. Pre-training took: {', '.join(took)}."
     if kinds == {"loses"}:

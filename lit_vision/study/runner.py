@@ -114,7 +114,7 @@ class Study:
         inputs = hash_inputs(
             self.base,
             self.make.source.fingerprint,
-            self.preset.used_by_all([*SCRATCH, *self.inits], self.plan.protocols),
+            self.preset.fields([*SCRATCH, *self.inits], self.plan.protocols),
             self.plan.max_seeds,
             self.plan.protocols,
             self.plan.labels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.io.atomic import write_json
-from lit_vision.study.cells import SCHEMA, check_schema
+from lit_vision.results.schema import SCHEMA
+from lit_vision.study.cells import read_record
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import TIMM, StudyPreset
 from lit_vision.study.training import TrainingCost, classification, measure, pretraining
@@ -69,22 +69,14 @@ class StudyPlan:
 
     @staticmethod
     def load(path: Path, inputs: str) -> StudyPlan | None:
-        """The stored plan if it was made for the same inputs.
-
-        Raises:
-            UserError: another version of lit_vision has written it.
-        """
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Return the stored plan if it was made for the same inputs, else None."""
+        record = read_record(path)
+        if record.pop("inputs", None) != inputs:
             return None
-        check_schema(path.parent, found)
-        del found["schema"]
-        if found.pop("inputs") != inputs:
-            return None
+        del record["schema"]
         for key in ("seeds", "tune", "scratch", "trained"):  # JSON knows only text keys
-            found[key] = {int(k): v for k, v in found.get(key, {}).items()}
-        return StudyPlan(**found)
+            record[key] = {int(k): v for k, v in record[key].items()}
+        return StudyPlan(**record)
 
 
 def measure_all(

@@ -26,6 +26,7 @@ from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
+from lit_vision.io.atomic import atomic_write
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
@@ -270,7 +271,7 @@ def public_weights(init: str, path: Path) -> str:
     """Fetch a timm model's weights (from timm's cache or hub) and write its encoder to `path`.
 
     Returns:
-        Its licence as timm states it.
+        Its license as timm states it.
 
     Raises:
         UserError: no such model, or no network and nothing in the cache.
@@ -280,7 +281,7 @@ def public_weights(init: str, path: Path) -> str:
         backbone = Backbone(name, pretrained=True)
     license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
-    save_encoder(backbone, data["mean"], data["std"], path, licence=license)
+    save_encoder(backbone, data["mean"], data["std"], path, license=license)
     return license
 
 
@@ -294,7 +295,8 @@ def save_classifier(path: Path, module: Classifier) -> None:
         name: value.half() if value.is_floating_point() and name.startswith("backbone.") else value
         for name, value in module.state_dict().items()
     }
-    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    state = {name: value.contiguous() for name, value in state.items()}
+    atomic_write(path, lambda file: save_file(state, file))
 
 
 def load_classifier(path: Path, module: Classifier) -> None:
@@ -306,6 +308,4 @@ def load_classifier(path: Path, module: Classifier) -> None:
 
 def save_encoder(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:
     """Write the encoder, whole or not at all, with the mean and std that it expects."""
-    temporary = path.with_suffix(".tmp.safetensors")
-    save_backbone(temporary, backbone, mean, std, **notes)
-    temporary.replace(path)
+    save_backbone(path, backbone, mean, std, **notes)
