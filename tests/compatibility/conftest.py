@@ -12,11 +12,11 @@ FILES = Path(__file__).parent / "files"
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def start_folder(tmp_path_factory):
     """The folder that the commands of that time were given in: garments/, shapes/, recipes/, a pack and a list."""
     from resume_runs import prepare
 
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("started_in")
     prepare(folder)
     for name in ("exports", "answers"):
         shutil.copytree(FILES / name, folder / name)
@@ -24,10 +24,10 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture
-def here(workplace, monkeypatch):
+def here(start_folder, monkeypatch):
     """The working directory is that folder."""
-    monkeypatch.chdir(workplace)
-    return workplace
+    monkeypatch.chdir(start_folder)
+    return start_folder
 
 
 @pytest.fixture

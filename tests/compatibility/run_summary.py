@@ -111,7 +111,7 @@ def plain(value: Any) -> Any:
 
 
 def summarize_run(folder: Path) -> dict[str, Any]:
-    """What a finished run's files say, without times, versions and places."""
+    """Summary of a finished run's files, without times, versions and places."""
     checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     weights = {name: checkpoint[name] for name in ("state_dict", "training_weights") if name in checkpoint}
     result = json.loads((folder / "results.json").read_text())

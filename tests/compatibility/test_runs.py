@@ -18,7 +18,7 @@ EXACT = ("step", "data", "pictures")  # on any machine; the others depend on the
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """What each run came to; all of them in one process, whose arithmetic is that of any x86-64 processor."""
+    """Summaries of the resumed runs; one process resumes all, with the arithmetic of any x86-64 processor."""
     from run_summary import PORTABLE
 
     folder = tmp_path_factory.mktemp("resumed")
