@@ -1,4 +1,4 @@
-"""What each protocol of the adaptation table costs: parameters, bytes of a training step, and its time against full fine-tuning's."""
+"""Costs of each protocol of the adaptation table: parameters, bytes of a training step, time against fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from adaptation_protocols import INIT, PROTOCOLS
+
+if TYPE_CHECKING:
+    from lit_vision.study.images import StudyImages
+    from lit_vision.study.presets import StudyPreset
 
 LABELS = 800  # labels of the step's batch; only its size matters
 TURNS = 15  # of the timing, after one that warms up
 
 
-def costs(images: Any, preset: Any, weights: Path) -> dict[str, dict[str, float]]:
-    """By protocol: `parameters` that train and their `share`, `bytes` of a step, `activation_bytes`, `step_time` (1 is full fine-tuning).
+def costs(images: StudyImages, preset: StudyPreset, weights: Path) -> dict[str, dict[str, float]]:
+    """Measure every protocol: `parameters` trained and their `share`, `bytes`, `activation_bytes`, `step_time`.
 
-    Bytes: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept for the backward pass (each
-    storage once, the weights themselves apart). The same on every machine, where a process's peak is not. Time: forward, backward and
-    AdamW on one batch; the protocols take turns and the ratio is taken within a turn, so that a busy machine slows all of them.
+    Bytes of a step: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept
+    for the backward pass (each storage once, without the weights). The same on every machine, where a process's peak is
+    not. Step time, 1 for full fine-tuning: forward, backward and AdamW on one batch; the protocols take turns
+    and the ratio is taken within a turn, so that a busy machine slows all of them.
 
     Args:
         images: from `lit_vision.study.images.read_images`.
         preset: the study's, with this table's protocols.
-        weights: the encoder that all begin from.
+        weights: the encoder that all start from.
+
+    Returns:
+        {protocol: {name: value}}.
     """
     built = {protocol: _build(protocol, images, preset, weights) for protocol in PROTOCOLS}
     steps = {protocol: _step(*one) for protocol, one in built.items()}
@@ -33,13 +41,16 @@ def costs(images: Any, preset: Any, weights: Path) -> dict[str, dict[str, float]
     return {protocol: {**_bytes(*built[protocol]), "step_time": times[protocol]} for protocol in PROTOCOLS}
 
 
-def protocol_of(name: str) -> str:
-    """The name under which the recipe holds a protocol's changes; the probe is costed as a head on a frozen body."""
+def preset_protocol(name: str) -> str:
+    """Return the name that a protocol has in the preset; the linear probe is measured as a head on a frozen body."""
     return name if PROTOCOLS[name] is not None else "finetune"
 
 
 def step_times(steps: dict[str, Callable[[], None]], turns: int, against: str = "finetune") -> dict[str, float]:
-    """Median over turns of each step's seconds over those of `against` in the same turn; a first turn warms up and does not count."""
+    """Return the median over turns of each step's seconds divided by those of `against` in the same turn.
+
+    A first turn warms up and does not count.
+    """
     ratios: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):
         seconds = {name: _seconds(step) for name, step in steps.items()}
@@ -54,12 +65,14 @@ def _seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def _build(protocol: str, images: Any, preset: Any, weights: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The protocol's module in training mode, and a full batch on it."""
+def _build(
+    protocol: str, images: StudyImages, preset: StudyPreset, weights: Path
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the protocol's module in training mode, and a full batch for it."""
     from lit_vision.study.training import classification
 
     rows = images.subset(min(LABELS, int((images.labels >= 0).sum())), 0)
-    module, data = classification(INIT, images, rows, preset, 0, weights, protocol=protocol_of(protocol))
+    module, data = classification(INIT, images, rows, preset, 0, weights, protocol=preset_protocol(protocol))
     if PROTOCOLS[protocol] is None:
         for parameter in module.backbone.parameters():
             parameter.requires_grad_(False)
@@ -83,12 +96,12 @@ def _step(module: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def _bytes(module: Any, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-    own = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
+    model_storages = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in model_storages:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -1,4 +1,4 @@
-"""What trains of the ViT of the adaptation table: each protocol is a change of the study's fine-tuning, with the study's values."""
+"""Protocols of the adaptation table: each changes the study's fine-tuning of a ViT, with the study's values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lit_vision.study.presets import StudyPreset, preset_for
 
 NAME, INIT, ROTATION = "adaptation", "mae", 180.0
 _STUDY = preset_for(32).adapt  # the same for every size
-# protocol: what it changes of the study's fine-tuning; None is the probe itself
+# protocol: its changes to the study's fine-tuning; None is the linear probe
 PROTOCOLS: dict[str, dict[str, Any] | None] = {
     "linear": None,
     "finetune": {},
@@ -21,6 +21,6 @@ PROTOCOLS: dict[str, dict[str, Any] | None] = {
 
 
 def preset_of(size: int) -> StudyPreset:
-    """The study's recipe with this table's protocols."""
+    """Return the study's preset with this table's protocols, for images of `size` pixels."""
     changes = {name: options for name, options in PROTOCOLS.items() if options is not None}
     return replace(preset_for(size, ROTATION), adapt=changes)

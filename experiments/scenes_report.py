@@ -1,4 +1,4 @@
-"""The table and the page of experiments/table_scenes.py, from its results alone."""
+"""Table and page of table_scenes.py, made from its results alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lit_vision.results.plots import Series, training_curves
 from lit_vision.results.schema import summarize
 from lit_vision.results.tables import NOT_RUN, Table, commits, to_markdown
 
+# task: (title, metric as printed, its key, the value to reach, keys of further metrics)
 TASKS = {
     "detect": ("detection", "mAP@[.5:.95]", "map", 0.45, ("map50", "map75")),
     "segment": ("segmentation", "mean Dice, ten garments", "dice", 0.85, ("miou", "pixel_accuracy")),
@@ -29,7 +30,7 @@ COLUMNS = [
 
 
 def values(results: dict[Any, dict], task: str, init: str, metric: str) -> dict[int, float]:
-    """{seed: value} of one measure on the test split."""
+    """Return {seed: value} of one metric on the test split."""
     return {
         run.seed: result["metrics"][f"test/{metric}"]
         for run, result in results.items()
@@ -38,15 +39,15 @@ def values(results: dict[Any, dict], task: str, init: str, metric: str) -> dict[
 
 
 def gap(results: dict[Any, dict], task: str) -> Any:
-    """Difference between the pre-trained start and scratch over the seeds that both have; None without any."""
+    """Return the paired difference of pre-trained minus scratch over the seeds that both have; None without any."""
     metric = TASKS[task][2]
     ours, theirs = (values(results, task, init, metric) for init in ("simclr", "scratch"))
     both = sorted(ours.keys() & theirs.keys())
     return paired_difference([ours[s] for s in both], [theirs[s] for s in both]) if both else None
 
 
-def table_of(results: dict[Any, dict]) -> Table:
-    """A row per task and start."""
+def make_table(results: dict[Any, dict]) -> Table:
+    """Return the table: a row per task and initialization."""
     rows = []
     for task, (title, shown, metric, _, others) in TASKS.items():
         for init, name in INITS.items():
@@ -60,9 +61,9 @@ def table_of(results: dict[Any, dict]) -> Table:
                 mean = summarize(values(results, task, init, other).values()).mean
                 also.append(f"{other} {100 * mean:.1f} %")
             difference = gap(results, task) if init != "scratch" else None
-            said = "-" if difference is None else f"{100 * difference.mean:+.1f}"
+            gap_text = "-" if difference is None else f"{100 * difference.mean:+.1f}"
             if difference is not None and difference.se is not None:
-                said += f" ± {100 * difference.se:.1f}"
+                gap_text += f" ± {100 * difference.se:.1f}"
             minutes = summarize([r["trained"]["seconds"] / 60 for r in found]).mean
             before = summarize([r["pretrain_seconds"] / 60 for r in found]).mean
             rows.append(
@@ -71,19 +72,22 @@ def table_of(results: dict[Any, dict]) -> Table:
                     name,
                     shown,
                     f"{format_percent(summary.mean, summary.sd)} ({summary.n})",
-                    said,
+                    gap_text,
                     ", ".join(also),
                     f"{minutes:.1f}",
                     f"{before:.1f}" if before else "-",
                     commits(found[0]),
                 ]
             )
-    note = "Gap: to the same seeds from scratch, in points. Same network, schedule and augmentation; the pre-training is shared by all runs."
+    note = (
+        "Gap: to the same seeds from scratch, in points. Same network, schedule and augmentation; the pre-training is "
+        "shared by all runs."
+    )
     return Table(COLUMNS, rows, note)
 
 
 def sentences(results: dict[Any, dict]) -> list[str]:
-    """What the table supports, a line per task."""
+    """Return the conclusions from the table, a line per task."""
     lines = []
     for task, (title, shown, metric, aim, _) in TASKS.items():
         best = [(summarize(v.values()).mean, INITS[s]) for s in INITS if (v := values(results, task, s, metric))]
@@ -94,7 +98,7 @@ def sentences(results: dict[Any, dict]) -> list[str]:
         line = f"- {title}: best {shown} {100 * mean:.1f} % ({name}); the aim of {100 * aim:.0f} % is {reached}."
         difference = gap(results, task)
         if difference is None:
-            line += " The starts cannot be compared yet."
+            line += " The initializations cannot be compared yet."
         elif difference.se is None:
             line += f" Pre-training moves it by {100 * difference.mean:+.1f} points on one seed, which says little."
         elif abs(difference.mean) <= 2 * difference.se:
@@ -104,13 +108,16 @@ def sentences(results: dict[Any, dict]) -> list[str]:
             )
         else:
             verb = "helps" if difference.mean > 0 else "harms"
-            line += f" Pre-training {verb}: {100 * difference.mean:+.1f} ± {100 * difference.se:.1f} points over {difference.n} seeds."
+            line += (
+                f" Pre-training {verb}: {100 * difference.mean:+.1f} ± {100 * difference.se:.1f} points"
+                f" over {difference.n} seeds."
+            )
         lines.append(line)
     return lines
 
 
 def int8_lines(results: dict[Any, dict]) -> list[str]:
-    """What int8 loses, for the runs that were quantised."""
+    """Return the Markdown section on int8 exports, empty without any."""
     rows = []
     for run, result in results.items():
         if found := result.get("int8"):
@@ -128,8 +135,8 @@ def int8_lines(results: dict[Any, dict]) -> list[str]:
     ]
 
 
-def page(results: dict[Any, dict], table: Table, out: Path) -> None:
-    """Write scenes.md with table, sentences, curves and drawn examples into `out`."""
+def write_page(results: dict[Any, dict], table: Table, out: Path) -> None:
+    """Write scenes.md with table, sentences, curves and example images to the folder `out`."""
     parts = ["# Detection and segmentation on the scenes\n", to_markdown(table), *sentences(results), ""]
     parts += int8_lines(results)
     for task, (title, shown, metric, *_) in TASKS.items():

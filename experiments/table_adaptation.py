@@ -1,8 +1,9 @@
-"""The adaptation table: what trains of a pre-trained ViT, against accuracy, parameters, memory and time, at 1 %, 10 % and all labels.
+"""Adaptation table: accuracy, parameters, memory and time of each way to fine-tune a pre-trained ViT.
 
-One ViT is pre-trained by MAE on the turned garments without labels (the study's recipe, the study's images). Then each protocol learns
-from the same labels, five seeds (label subset, initialisation, order): all of it from the linear probe's head on, for as many steps.
-Every finished piece is on disk under runs/table-adaptation/, so a stopped run goes on. Prints from experiments/results/adaptation-desk.json.
+One ViT is pre-trained by MAE on the rotated garments without labels (the study's preset, the study's images). Then each
+protocol learns from 1 %, 10 % and all labels, the same for all protocols, five seeds (label subset, initialization,
+order): each starts with the linear probe's head and takes the same number of steps. Every finished piece is on disk
+under runs/table-adaptation/, so a stopped run continues. Prints from experiments/results/adaptation-desk.json.
 Run: make table-adaptation SCALE=desk        Measure the committed weights again: make verify-adaptation
 """
 
@@ -11,27 +12,35 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ablation import DATA, RESULTS, ROOT, WEIGHTS
 from ablation_runs import frozen_features, probe
 from adaptation_protocols import INIT, NAME, PROTOCOLS, preset_of
 from adaptation_runs import EPOCHS, LABELS, SEEDS, Runner
-from table_script import Tally, run_table
+from table_script import MAKE_ROTATED, RESULTS, ROOT, WEIGHTS, Tally, read_rotated_garments, run_table
+
+if TYPE_CHECKING:
+    from lit_vision.study.images import StudyImages
 
 
 def results_file() -> Path:
-    """The committed results file."""
+    """Return the path of the committed results."""
     return RESULTS / f"{NAME}-desk.json"
 
 
-def make(images=None, folder: Path | None = None, **smaller: Any) -> None:
-    """Make the data, run, and put results and small weights where the table reads them."""
+def make(images: StudyImages | None = None, folder: Path | None = None, **smaller: Any) -> None:
+    """Make the data, train and measure what is missing, and copy results and small weights to experiments/.
+
+    Args:
+        images: default: the rotated garments.
+        folder: default: runs/table-adaptation.
+        **smaller: arguments of `Runner` for a smaller run.
+    """
     from lit_vision.results.schema import write_result
     from lit_vision.study.cells import to_cells
     from lit_vision.study.progress import Reporter
 
-    images = images or read()
+    images = images or read_rotated_garments()
     folder = folder or ROOT / "runs" / f"table-{NAME}"
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     with Reporter() as report:
@@ -48,18 +57,8 @@ def make(images=None, folder: Path | None = None, **smaller: Any) -> None:
         shutil.copy(path, target / path.name)
 
 
-def read() -> Any:
-    """The turned garments, made if they are not there."""
-    from lit_vision.cli.main import main
-    from lit_vision.study.images import read_images
-
-    if code := main(["data", "fashion", "--turned", "--out", DATA]):
-        sys.exit(code)
-    return read_images(ROOT / DATA)
-
-
 def show() -> None:
-    """Print the table and what it says; write it as Markdown, CSV and PNG."""
+    """Print the table and what it shows; write it as Markdown, CSV and PNG."""
     from lit_vision.results.schema import read_result
     from lit_vision.results.tables import NOT_RUN, Table, rows_from, score, to_csv, to_markdown, to_png
 
@@ -90,10 +89,11 @@ def show() -> None:
             ]
         )
     note = (
-        "Test top-1, mean ± sd (seeds) on the turned garments; ViT of 0.16 M parameters, MAE without labels. linear: logistic regression on "
-        "frozen features; all others go on from its head. Memory: weights, gradients, AdamW's moments and what the backward pass keeps, batch "
-        "of at most 64. Time: forward, backward and AdamW against full fine-tuning's, taking turns in one process (linear: a head on the frozen "
-        "body, where the probe itself takes no steps)."
+        "Test top-1, mean ± sd (seeds) on the turned garments; ViT of 0.16 M parameters, MAE without labels. linear: "
+        "logistic regression on frozen features; all others go on from its head. Memory: weights, gradients, AdamW's "
+        "moments and what the backward pass keeps, batch of at most 64. Time: forward, backward and AdamW against full "
+        "fine-tuning's, taking turns in one process (linear: a head on the frozen body, where the probe itself takes "
+        "no steps)."
     )
     table = Table(columns, lines, note)
     found = sentences({key: row["values"] for key, row in cells.items()}, counts)
@@ -107,10 +107,17 @@ def show() -> None:
 
 
 def sentences(values: dict[tuple[str, int], list[float]], counts: list[int]) -> list[str]:
-    """For each number of labels: which protocols differ from fine-tuning by more than two standard errors over paired seeds."""
+    """Return a sentence for each number of labels: the protocols above, below and not told apart from fine-tuning.
+
+    The criterion is two standard errors over paired seeds.
+
+    Args:
+        values: {(protocol, labels): values, one per seed}.
+        counts: numbers of labels.
+    """
     from lit_vision.evaluation.metrics import paired_difference
 
-    said = []
+    lines = []
     for n in counts:
         parts: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
         for protocol in PROTOCOLS:
@@ -119,19 +126,19 @@ def sentences(values: dict[tuple[str, int], list[float]], counts: list[int]) -> 
                 continue
             gap = paired_difference(ours, full)
             spread = "" if gap.se is None else f" ± {100 * gap.se:.1f}"
-            told = gap.se is not None and abs(gap.mean) > 2 * gap.se
-            side = ("above" if gap.mean > 0 else "below") if told else "not told apart from"
+            significant = gap.se is not None and abs(gap.mean) > 2 * gap.se
+            side = ("above" if gap.mean > 0 else "below") if significant else "not told apart from"
             parts[side].append(f"{protocol} ({100 * gap.mean:+.1f}{spread})")
         text = "; ".join(f"{side} fine-tuning: {', '.join(found)}" for side, found in parts.items() if found)
         if text:
-            said.append(
+            lines.append(
                 f"{n} labels, points against fine-tuning everything over paired seeds. {text[0].upper()}{text[1:]}."
             )
-    return said
+    return lines
 
 
-def check(images=None) -> int:
-    """Measure again what weights are committed for; 1 when a number moved, the data differ or nothing could be measured."""
+def verify(images: StudyImages | None = None) -> int:
+    """Measure the committed weights again; return 1 if a value moved, the data differ or nothing was measured."""
     from lit_vision.results.schema import read_result
     from lit_vision.study.cells import CellKey
     from lit_vision.study.training import classification, load_classifier, probabilities
@@ -140,7 +147,7 @@ def check(images=None) -> int:
     if not results_file().exists():
         print(f"{NAME}: not run yet")
         return 1
-    images, result = images or read(), read_result(results_file())
+    images, result = images or read_rotated_garments(), read_result(results_file())
     if images.fingerprint != result["data_fingerprint"]:
         print(f"{results_file().name}: made from other images (fingerprint differs); make the data again")
         return 1
@@ -165,17 +172,18 @@ def check(images=None) -> int:
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))
 
 
-def dry() -> None:
+def print_commands() -> None:
     """Print what would be trained."""
-    print(f"lit-vision data fashion --turned --out {DATA}")
+    print("lit-vision " + " ".join(MAKE_ROTATED))
     print(f"python experiments/table_{NAME}.py   # MAE {EPOCHS} epochs, then {SEEDS} seeds x {', '.join(LABELS)} of:")
     print("\n".join(f"  {name}: {options or 'as it is'}" for name, options in PROTOCOLS.items()))
 
 
-def paper() -> None:
-    """Print the commands."""
+def print_paper_scale() -> None:
+    """Print the commands of the same question on ImageNet-1k."""
     print(
-        "not run yet; on a cluster with ImageNet-1k in data/imagenet (train/ and val/ by class), for each labels and tune:"
+        "not run yet; on a cluster with ImageNet-1k in data/imagenet (train/ and val/ by class), "
+        "for each labels and tune:"
     )
     recipe = "experiments/mae/vitb16_in1k_100ep_finetune.yaml"
     for tune in ("linear", "bias", "lora", "prompt-deep", "full"):
@@ -183,8 +191,8 @@ def paper() -> None:
 
 
 def main() -> int:
-    """The script."""
-    return run_table(str(__doc__), make, show, check, dry, paper)
+    """Run the script; return its exit code."""
+    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The few-label table: test top-1 at 1 % and 10 % labels on the turned garments, pre-trained starts against honest baselines.
+"""Few-label table: test top-1 at 1 % and 10 % of the labels of the garments, pre-trained against tuned baselines.
 
-Trains through `lit-vision study` (resumable, cell by cell), then prints from experiments/results/few-label-<scale>*.json only.
+Trains by `lit-vision study` (resumable, cell by cell), prints from experiments/results/few-label-<scale>*.json only.
 Run: make table-few-label SCALE=desk        Measure the committed weights again: make verify-few-label
 """
 
@@ -11,77 +11,77 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from table_script import Tally, run_table
+from table_script import RESULTS, ROOT, WEIGHTS, Tally, run_table
 
-ROOT = Path(__file__).parents[1]
-RESULTS, WEIGHTS, RUNS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights", ROOT / "runs"
-FEWER = "mae=1,scratch-vit=1"
+RUNS = ROOT / "runs"
+MAX_SEEDS = "mae=1,scratch-vit=1"
 
 
 @dataclass(frozen=True)
 class Half:
-    """One half of the table: how its data is made, how far pictures turn in training, seeds, epochs (pre-training; on 80, 800 labels)."""
+    """One half of the table.
+
+    Attributes:
+        name: of the half, of its files and of its data's folder.
+        data_flags: of `lit-vision data fashion`.
+        rotation: of training images, degrees each way.
+        seeds: number of seeds.
+        kept: number of seeds whose classifiers are committed.
+        epochs: the study's --epochs: of each pre-training, and of fine-tuning on 80 and 800 labels.
+    """
 
     name: str
-    how: str
+    data_flags: str
     rotation: int
     seeds: int
-    kept: int  # classifiers of so many seeds are committed
+    kept: int
     epochs: str
 
 
-# the first is the table's claim; the second is printed beside it, at a third of the cost
+# the first is the table's claim; the second is printed for comparison, at a third of the cost
 HALVES = (
-    Half("turned", "--turned", 180, 10, 3, "simclr=150,mae=40,80=300,800=25"),
+    Half("turned", "--rotated", 180, 10, 3, "simclr=150,mae=40,80=300,800=25"),
     Half("upright", "", 0, 5, 1, "simclr=50,mae=20,80=150,800=25"),
 )
 
 
-def data_words(half: Half) -> list[str]:
-    """The words that make its images."""
-    return ["data", "fashion", *half.how.split(), "--out", f"data/fashion-{half.name}"]
+def data_arguments(half: Half) -> list[str]:
+    """Return the command line after `lit-vision` that makes the images of a half."""
+    return ["data", "fashion", *half.data_flags.split(), "--out", f"data/fashion-{half.name}"]
 
 
-def study_words(half: Half) -> list[str]:
-    """The words of the study that makes one half."""
-    words = ["study", f"data/fashion-{half.name}", "--labels", "1%,10%", "--seeds", str(half.seeds), "--fewer", FEWER]
-    words += [
-        "--starts",
-        "simclr,mae",
-        "--epochs",
-        half.epochs,
-        "--rotation",
-        str(half.rotation),
-        "--pretrained",
-        "off",
-    ]
-    return [
-        *words,
-        "--keep_weights",
-        str(half.kept),
-        "--budget",
-        "120",
-        "--run_dir",
-        f"runs/table-few-label/{half.name}",
-    ]
+def study_arguments(half: Half) -> list[str]:
+    """Return the command line after `lit-vision` of the study behind a half."""
+    flags = {
+        "--labels": "1%,10%",
+        "--seeds": str(half.seeds),
+        "--fewer": MAX_SEEDS,
+        "--starts": "simclr,mae",
+        "--epochs": half.epochs,
+        "--rotation": str(half.rotation),
+        "--pretrained": "off",
+        "--keep_weights": str(half.kept),
+        "--budget": "120",
+        "--run_dir": f"runs/table-few-label/{half.name}",
+    }
+    return ["study", f"data/fashion-{half.name}", *(text for flag in flags.items() for text in flag)]
 
 
 def make() -> None:
-    """Make the data, run the studies, put results and small weights where the table reads them."""
+    """Make the data, run the studies, and copy results and small weights to experiments/."""
     from lit_vision.cli.main import main
 
     for half in HALVES:
-        for command in (data_words(half), study_words(half)):
+        for command in (data_arguments(half), study_arguments(half)):
             if code := main(command):
                 sys.exit(code)
-    for half in HALVES:  # at the end: what is published changes files that git knows
+    for half in HALVES:  # at the end: publishing changes files that git tracks
         publish(half.name)
 
 
 def publish(name: str) -> None:
-    """Copy results, encoders and the kept classifiers of the two starts that the verdict compares."""
+    """Copy results, encoders and the kept classifiers of the two initializations that the verdict compares."""
     run, target = RUNS / "table-few-label" / name, WEIGHTS / f"few-label-{name}"
     RESULTS.mkdir(exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def publish(name: str) -> None:
 
 
 def show() -> None:
-    """Print the table, write it as Markdown, CSV and PNG, and say what it supports."""
+    """Print the table and its verdicts; write it as Markdown, CSV and PNG."""
     from lit_vision.results.tables import comparison_table, rows_from, to_csv, to_markdown, to_png
     from lit_vision.study.verdict import sentence, verdicts
 
@@ -112,13 +112,14 @@ def show() -> None:
         print(f"\n{target.relative_to(ROOT)}.md, .csv, .png\n")
 
 
-def check() -> int:
-    """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
+def verify() -> int:
+    """Measure the committed weights again; return 1 if a value moved, the data differ or nothing was measured."""
     from lit_vision.cli.main import main
     from lit_vision.results.schema import read_result
     from lit_vision.study.images import read_images
     from lit_vision.study.presets import preset_for
-    from lit_vision.study.verify import tolerance, verify
+    from lit_vision.study.verify import tolerance
+    from lit_vision.study.verify import verify as verify_cells
 
     tally, total = Tally(), 0
     for half in HALVES:
@@ -127,34 +128,33 @@ def check() -> int:
         if not file.exists():
             print(f"{name}: not run yet")
             continue
-        main(data_words(half))
+        main(data_arguments(half))
         result, images = read_result(file), read_images(f"data/fashion-{name}")
         if images.fingerprint != result["data_fingerprint"]:
             print(f"{file.name}: made from other images (fingerprint differs); make the data again")
             return 1
         total += sum(len(cell["values"]) for cell in result["cells"])
-        for one in verify(
-            result["cells"], images, preset_for(images.size, half.rotation), WEIGHTS / f"few-label-{name}"
-        ):
+        preset = preset_for(images.size, half.rotation)
+        for one in verify_cells(result["cells"], images, preset, WEIGHTS / f"few-label-{name}"):
             tally.add(f"{name} {one.key.name}", one.stands, one.measured, tolerance(one.key.protocol))
     return tally.close(total)
 
 
-def dry() -> None:
+def print_commands() -> None:
     """Print the commands."""
     for half in HALVES:
-        print("lit-vision " + shlex.join(data_words(half)) + "\nlit-vision " + shlex.join(study_words(half)))
+        print("lit-vision " + shlex.join(data_arguments(half)) + "\nlit-vision " + shlex.join(study_arguments(half)))
 
 
-def paper() -> None:
-    """Say what stands for it."""
+def print_paper_scale() -> None:
+    """Print what there is of this table on ImageNet."""
     print("few-label has no paper scale: simclr/resnet50_in1k recipes hold ImageNet's 1 % and 10 % (not run yet)")
 
 
 def main() -> int:
-    """The script."""
+    """Run the script; return its exit code."""
     os.chdir(ROOT)  # data/ and runs/ are the repository's
-    return run_table(str(__doc__), make, show, check, dry, paper)
+    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The scenes' table: detection (mAP) and segmentation (Dice) on the test split, from scratch against a body pre-trained without labels.
+"""Scenes table: test mAP of detection and Dice of segmentation, from scratch and from a pre-trained backbone.
 
-One body is pre-trained by SimCLR on tiles of the training scenes, then every task begins from it and from scratch: same network, same
-schedule, three seeds. Every run goes on where it stopped when the command is given again. Prints from experiments/results/scenes/ only.
+One backbone is pre-trained by SimCLR on tiles of the training scenes, without labels; then every task is trained from
+it and from scratch: same network, same schedule, three seeds. The same command again resumes each run where it stopped.
+Prints from experiments/results/scenes/ only.
 Run: make table-scenes SCALE=desk        Measure the committed weights again: make verify-scenes
 """
 
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from table_script import Tally, run_table
+from table_script import RESULTS, ROOT, Tally, run_table
+from table_script import WEIGHTS as ALL_WEIGHTS
 
-ROOT = Path(__file__).parents[1]
-RESULTS, WEIGHTS = ROOT / "experiments" / "results", ROOT / "experiments" / "weights" / "scenes"
+WEIGHTS = ALL_WEIGHTS / "scenes"
 RUNS, DATA, TILES = Path("runs") / "table-scenes", Path("data") / "scenes", Path("data") / "scenes-tiles"
 PRETRAIN = "experiments/simclr/resnet10_scenes_12ep.yaml"
 RECIPES = {
@@ -26,10 +27,9 @@ RECIPES = {
     "segment": "experiments/segment/resnet10_scenes_16ep.yaml",
 }
 METRICS = {"detect": "map", "segment": "dice"}
-AIMS = {"detect": 0.45, "segment": 0.85}  # what the table is meant to reach; printed beside what it does
 INITS, SEEDS = ("scratch", "simclr"), (0, 1, 2)
 SIDE, STRIDE = 64, 32  # of a tile, pixels
-TOLERANCE = 0.005  # committed weights are halves, measured in float32 where the run measured in bfloat16
+TOLERANCE = 0.005  # committed weights are float16, measured in float32; the run measured in bfloat16
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Run:
     def result(self) -> Path:
         return RESULTS / "scenes" / f"{self.name}.json"
 
-    def words(self) -> list[list[str]]:
-        """The commands that make it: train, then measure the last weights on the test split."""
+    def commands(self) -> list[list[str]]:
+        """Return the commands after `lit-vision`: train, then measure the last weights on the test split."""
         recipe = RECIPES[self.task]
         fit = ["fit", "--config", recipe, "--seed_everything", str(self.seed)]
         if self.init != "scratch":
@@ -64,14 +64,17 @@ class Run:
 
 
 ALL = [Run(task, init, seed) for seed in SEEDS for task in RECIPES for init in INITS]
-PRETRAIN_WORDS = ["fit", "--config", PRETRAIN, "--run_dir", str(RUNS / "simclr"), "--resume", "auto"]
-DATA_WORDS = ["data", "scenes", "--out", str(DATA)]
+PRETRAIN_COMMAND = ["fit", "--config", PRETRAIN, "--run_dir", str(RUNS / "simclr"), "--resume", "auto"]
+DATA_COMMAND = ["data", "scenes", "--out", str(DATA)]
 
 
 def cut_tiles(source: Path, out: Path) -> int:
-    """Overlapping SIDE x SIDE tiles of every picture in `source` as PNG files in `out`; nothing happens if they are there.
+    """Write overlapping SIDE x SIDE tiles of every image in `source` to `out` as PNG files, unless done before.
 
-    Two crops of a whole scene have its background in common and often no garment; two crops of a tile mostly show one.
+    Why tiles: two crops of a scene share its background and often no garment; two crops of a tile mostly show one.
+
+    Returns:
+        Number of tiles.
     """
     import cv2
 
@@ -81,31 +84,29 @@ def cut_tiles(source: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     for path in sorted(source.glob("*.png")):
-        picture = cv2.imread(str(path))
-        for top in range(0, picture.shape[0] - SIDE + 1, STRIDE):
-            for left in range(0, picture.shape[1] - SIDE + 1, STRIDE):
-                cv2.imwrite(
-                    f"{out}/{path.stem}-{top:03d}-{left:03d}.png", picture[top : top + SIDE, left : left + SIDE]
-                )
+        image = cv2.imread(str(path))
+        for top in range(0, image.shape[0] - SIDE + 1, STRIDE):
+            for left in range(0, image.shape[1] - SIDE + 1, STRIDE):
+                cv2.imwrite(f"{out}/{path.stem}-{top:03d}-{left:03d}.png", image[top : top + SIDE, left : left + SIDE])
                 count += 1
     done.write_text(f"{count}\n")
     return count
 
 
 def make() -> None:
-    """Make the data, train what is not trained yet, measure and publish each run as it ends."""
-    _do(DATA_WORDS)
+    """Make the data, train what is missing, measure and publish each run as it ends."""
+    _run_command(DATA_COMMAND)
     print(f"{cut_tiles(DATA / 'train' / 'images', TILES)} tiles in {TILES}", flush=True)
     if not (RUNS / "simclr" / "results.json").exists():
         print(f"[0/{len(ALL)}] pre-training", flush=True)
-        _do(PRETRAIN_WORDS)
+        _run_command(PRETRAIN_COMMAND)
     for number, run in enumerate(ALL, 1):
         if not (run.folder / "results-test.json").exists():
             print(f"[{number}/{len(ALL)}] {run.name}", flush=True)
-            fit, test = run.words()
+            fit, test = run.commands()
             if not (run.folder / "results.json").exists():
-                _do(fit)
-            _do(test)
+                _run_command(fit)
+            _run_command(test)
         publish(run)
         show(quiet=True)
     for run in ALL:  # last, so that nothing waits for it
@@ -113,15 +114,15 @@ def make() -> None:
             add_int8(run)
 
 
-def _do(words: list[str]) -> None:
+def _run_command(arguments: list[str]) -> None:
     from lit_vision.cli.main import main
 
-    if code := main(words):
+    if code := main(arguments):
         sys.exit(code)
 
 
 def publish(run: Run) -> None:
-    """Write what the table prints of a run, its picture, and for the first seed its weights, where they are committed."""
+    """Write the table's numbers of a run, its picture, and for the first seed its weights to experiments/."""
     from lit_vision.io.atomic import write_json
     from lit_vision.results.schema import read_result
 
@@ -151,14 +152,14 @@ def publish(run: Run) -> None:
 
 
 def curve(path: Path, name: str) -> list[list[float]]:
-    """[[epoch, value], ...] of a measure in a run's metrics.csv; epochs are counted from 1."""
+    """Return [[epoch, value], ...] of a metric in a run's metrics.csv; epochs are counted from 1."""
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get(name)]
     return [[int(float(row["epoch"])) + 1, round(float(row[name]), 5)] for row in rows]
 
 
 def save_half(checkpoint: Path, file: Path) -> None:
-    """A run's weights as a safetensors export in half precision."""
+    """Export a run's weights to a safetensors file in half precision."""
     from lit_vision.convert.export import write_safetensors
     from lit_vision.predict.models import load_method
 
@@ -168,7 +169,7 @@ def save_half(checkpoint: Path, file: Path) -> None:
 
 
 def add_int8(run: Run) -> None:
-    """Note in a run's result what an int8 OpenVINO export of it loses on the test scenes."""
+    """Add to a run's result what its int8 OpenVINO export loses on the test scenes."""
     from lit_vision.convert.accuracy import accuracy_check_for
     from lit_vision.convert.export import export
     from lit_vision.convert.quantize import require_packages
@@ -183,18 +184,18 @@ def add_int8(run: Run) -> None:
     try:
         require_packages()
         method, metadata = load_method(run.folder / "checkpoints" / "last.ckpt")
-        said = export(
+        summary = export(
             method, metadata, "openvino", run.folder / "model-int8.xml", accuracy_check_for(str(DATA), metadata)
         )
     except UserError as error:
         print(f"{run.name}: no int8 figure: {error}", flush=True)
         return
-    print(f"{run.name}: {said}", flush=True)
+    print(f"{run.name}: {summary}", flush=True)
     write_json(run.result, {**result, "int8": {**metadata.options["int8"], "format": "openvino"}})
 
 
 def measure(task: str, file: Path) -> float:
-    """The task's measure of an exported model on the test scenes, in float32."""
+    """Return the task's metric of an exported model on the test scenes, in float32."""
     import lightning as L
     import yaml
 
@@ -215,58 +216,58 @@ def measure(task: str, file: Path) -> float:
     return found[f"test/{METRICS[task]}"]
 
 
-def found_results() -> dict[Run, dict[str, Any]]:
-    """The committed results, by run."""
+def read_run_results() -> dict[Run, dict[str, Any]]:
+    """Return {run: its committed result}."""
     from lit_vision.results.schema import read_result
 
     return {run: read_result(run.result) for run in ALL if run.result.exists()}
 
 
 def show(quiet: bool = False) -> None:
-    """Write the table, the curves and the page that shows them; print table and sentences."""
-    from scenes_report import page, table_of
+    """Write the table, the curves and the page that shows them; print the table unless `quiet`."""
+    from scenes_report import make_table, write_page
 
     from lit_vision.results.tables import to_csv, to_markdown
 
-    results = found_results()
-    table = table_of(results)
+    results = read_run_results()
+    table = make_table(results)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "scenes.csv").write_text(to_csv(table), encoding="utf-8")
-    page(results, table, RESULTS)
+    write_page(results, table, RESULTS)
     if not quiet:
         print(to_markdown(table))
         print(f"scenes.md, scenes.csv, scenes-*.png in experiments/{RESULTS.name}/")
 
 
-def check() -> int:
-    """Measure again what weights are committed for; 1 when a number moved or none could be measured."""
+def verify() -> int:
+    """Measure the committed weights again; return 1 if a value moved or none was measured."""
     from lit_vision.cli.main import main
 
-    if code := main(DATA_WORDS):
+    if code := main(DATA_COMMAND):
         return code
-    results, tally = found_results(), Tally()
+    results, tally = read_run_results(), Tally()
     for run, result in results.items():
         if (kept := result.get("weights")) and (ROOT / kept["file"]).exists():
             tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / kept["file"]), TOLERANCE)
     return tally.close(len(results))
 
 
-def dry() -> None:
+def print_commands() -> None:
     """Print the commands."""
-    print("lit-vision " + shlex.join(DATA_WORDS))
+    print("lit-vision " + shlex.join(DATA_COMMAND))
     print(f"tiles of {DATA}/train/images in {TILES}")
-    for words in [PRETRAIN_WORDS, *(words for run in ALL for words in run.words())]:
-        print("lit-vision " + shlex.join(words))
+    for command in [PRETRAIN_COMMAND, *(command for run in ALL for command in run.commands())]:
+        print("lit-vision " + shlex.join(command))
 
 
-def paper() -> None:
-    """Say what stands for it."""
+def print_paper_scale() -> None:
+    """Print the recipes that are nearest to it at the scale of papers."""
     print("scenes has no paper scale: detect/vitb16_coco_100ep.yaml and segment/vitb16_ade20k_127ep.yaml (not run yet)")
 
 
 def main() -> int:
-    """The script."""
-    return run_table(str(__doc__), make, show, check, dry, paper)
+    """Run the script; return its exit code."""
+    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""SimCLR's colour distortion (the strength table of Chen et al. 2020, arXiv:2002.05709, section 3.3) at desk scale: how strong.
+"""Strength of SimCLR's color distortion at desk scale: the table of Chen et al. 2020, arXiv:2002.05709, section 3.3.
 
-Trains a small CNN on the turned garments, resumable piece by piece, then prints from experiments/results/simclr-augmentation-desk.json only.
-Run: make table-simclr-augmentation SCALE=desk        Measure the committed weights again: make verify-simclr-augmentation
+Trains a small CNN on the rotated garments, resumable piece by piece, then prints from
+experiments/results/simclr-augmentation-desk.json only.
+Run: make table-simclr-augmentation SCALE=desk      Measure the committed weights again: make verify-simclr-augmentation
 """
 
 import sys
+from collections.abc import Callable, Sequence
 
-from ablation import Ablation, Claim, Values, Variant, main
+from ablation import main
+from ablation_spec import Ablation, Claim, Values, Variant
 from paper_rows.simclr import strength
 
 STRENGTHS = (0.125, 0.25, 0.5, 1.0)
@@ -18,12 +21,15 @@ PAPER = {
     "strength-1.0-blur": "64.5 %",
 }
 ALL, FEW = 8000, 800
+Sides = tuple[Sequence[float], Sequence[float]]
 BLURRED = "strength-1.0-blur"
-COMMANDS = tuple(c for line in (*map(strength, STRENGTHS), strength(1.0, blur=0.5)) for c in line.commands)
+COMMANDS = tuple(c for row in (*map(strength, STRENGTHS), strength(1.0, blur=0.5)) for c in row.commands)
 
 
-def against(better: str, worse: str):
-    def sides(values: Values):
+def against(better: str, worse: str) -> Callable[[Values], Sides]:
+    """Return the two sides of a claim that one row is better than another."""
+
+    def sides(values: Values) -> Sides:
         return values[better, "linear", ALL], values[worse, "linear", ALL]
 
     return sides
@@ -32,9 +38,10 @@ def against(better: str, worse: str):
 TABLE = Ablation(
     name="simclr-augmentation",
     title="SimCLR: how strong a distortion (the strength table's question)",
-    note="The paper: ResNet-50, ImageNet-1k, 100 epochs, linear evaluation. Here a ResNet of 0.3 M parameters and 8,000 turned garments of 32 "
-    "pixels, which are gray: of the paper's colour distortion only brightness and contrast act on them. crop-and-turn: crop, flip and rotation "
-    "alone, which all rows have. untrained: the encoder as initialised. One seed's weights are committed.",
+    note="The paper: ResNet-50, ImageNet-1k, 100 epochs, linear evaluation. Here a ResNet of 0.3 M parameters and "
+    "8,000 turned garments of 32 pixels, which are gray: of the paper's colour distortion only brightness and contrast "
+    "act on them. crop-and-turn: crop, flip and rotation alone, which all rows have. untrained: the encoder as "
+    "initialised. One seed's weights are committed.",
     init="simclr",
     variants=(
         Variant("untrained", trained=False),

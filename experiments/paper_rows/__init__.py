@@ -1,10 +1,10 @@
-"""What the papers' tables ask for: each row's recipes and flags, what the paper and others report, and the data. Used by paper_tables.py."""
+"""The papers' tables: recipes, flags and data of each row, and what the paper and others report."""
 
-from paper_rows.lines import Line, PaperTable, Stage
 from paper_rows.mae import MAE_ABLATION, MAE_FINETUNE, MAE_LINEAR
+from paper_rows.rows import PaperTable, Row, Stage
 from paper_rows.simclr import SIMCLR_LINEAR, SIMCLR_SEMI, SIMCLR_TRANSFER
 
-__all__ = ["TABLES", "Line", "PaperTable", "Stage"]
+__all__ = ["TABLES", "PaperTable", "Row", "Stage"]
 
 TABLES = {
     "mae-finetune": MAE_FINETUNE,

@@ -1,8 +1,8 @@
-"""MAE's tables: He et al. 2022 (arXiv:2111.06377); others from the named projects' own tables of results."""
+"""MAE's tables: He et al. 2022 (arXiv:2111.06377); peers' numbers from the named projects' tables of results."""
 
 from __future__ import annotations
 
-from paper_rows.lines import Line, PaperTable, Stage, pair
+from paper_rows.rows import PaperTable, Row, Stage, pair
 
 VITS = {"ViT-B": "vitb16", "ViT-L": "vitl16", "ViT-H": "vith14"}
 NAMES = {"ViT-B": "vit_base_patch16_224", "ViT-L": "vit_large_patch16_224", "ViT-H": "vit_huge_patch14_224"}
@@ -35,11 +35,11 @@ MAE_FINETUNE = PaperTable(
     "MAE, fine-tuning on ImageNet-1k, top-1 (He et al. 2022, Table 3)",
     (
         *(
-            Line(f"{v}, from scratch", (_scratch(v),), SCRATCH[v], "MMPreTrain 82.37" if v == "ViT-B" else "")
+            Row(f"{v}, from scratch", (_scratch(v),), SCRATCH[v], "MMPreTrain 82.37" if v == "ViT-B" else "")
             for v in VITS
         ),
         *(
-            Line(
+            Row(
                 f"{v}, 1600 epochs, repository's values",
                 pair(PRETRAINED[v], f"mae/{TUNE[v]}"),
                 PAPER_FT[v],
@@ -47,21 +47,22 @@ MAE_FINETUNE = PaperTable(
             )
             for v in VITS
         ),
-        *(Line(f"{v}, 1600 epochs, paper's values", pair(PRETRAINED[v], f"mae/{TUNE[v]}_paper")) for v in VITS),
-        Line(
+        *(Row(f"{v}, 1600 epochs, paper's values", pair(PRETRAINED[v], f"mae/{TUNE[v]}_paper")) for v in VITS),
+        Row(
             "ViT-B, 800 epochs, repository's values",
             pair(SHORT["ViT-B"], f"mae/{TUNE['ViT-B']}"),
             None,
             "MMPreTrain 83.3",
         ),
-        Line(
+        Row(
             "ViT-L, 800 epochs, repository's values",
             pair(SHORT["ViT-L"], f"mae/{TUNE['ViT-L']}"),
             0.854,
             "MMPreTrain 85.4; authors' rerun 85.5",
         ),
     ),
-    note="The authors' numbers come from the repository's values (FINETUNE.md). ViT-H at 448 pixels (87.8) is not scripted: the paper gives no schedule for it.",
+    note="The authors' numbers come from the repository's values (FINETUNE.md). ViT-H at 448 pixels (87.8) is not "
+    "scripted: the paper gives no schedule for it.",
 )
 
 
@@ -73,21 +74,21 @@ def _probe(vit: str, stage: Stage) -> tuple[Stage, Stage]:
 MAE_LINEAR = PaperTable(
     "MAE, linear probe on ImageNet-1k, top-1 (He et al. 2022, section 4 and Table 10)",
     (
-        Line(
+        Row(
             "ViT-B, 1600 epochs",
             _probe("ViT-B", PRETRAINED["ViT-B"]),
             0.680,
             "PyTorch repository 67.8; MMPreTrain 67.1; a user of the official code 66.9",
         ),
-        Line(
+        Row(
             "ViT-L, 1600 epochs",
             _probe("ViT-L", PRETRAINED["ViT-L"]),
             0.758,
             "PyTorch repository 76.0; MMPreTrain 75.5; MoCo v3 77.6",
         ),
-        Line("ViT-H, 1600 epochs", _probe("ViT-H", PRETRAINED["ViT-H"]), 0.766, "PyTorch repository 77.2"),
-        Line("ViT-B, 800 epochs", _probe("ViT-B", SHORT["ViT-B"]), None, "MMPreTrain 65.1"),
-        Line("ViT-L, 800 epochs", _probe("ViT-L", SHORT["ViT-L"]), 0.739, "MMPreTrain 73.7"),
+        Row("ViT-H, 1600 epochs", _probe("ViT-H", PRETRAINED["ViT-H"]), 0.766, "PyTorch repository 77.2"),
+        Row("ViT-B, 800 epochs", _probe("ViT-B", SHORT["ViT-B"]), None, "MMPreTrain 65.1"),
+        Row("ViT-L, 800 epochs", _probe("ViT-L", SHORT["ViT-L"]), 0.739, "MMPreTrain 73.7"),
     ),
     note="lightly: 46.0 for ViT-B after 100 epochs at batch 256 on raw pixels, which none of these rows is.",
 )
@@ -109,7 +110,7 @@ ABLATIONS = (
 
 
 def _pretrained(name: str, flags: str) -> Stage:
-    """The pre-training of an ablation: ViT-L, 800 epochs, raw pixels unless the flags say otherwise."""
+    """Return the pre-training of an ablation: ViT-L, 800 epochs, raw pixels unless the flags normalize them."""
     if "norm_pix" in flags:
         return SHORT["ViT-L"]
     slug = "ablation-" + name.split(" (")[0].replace(" ", "-")
@@ -117,16 +118,16 @@ def _pretrained(name: str, flags: str) -> Stage:
     return Stage("mae/vitl16_in1k_1600ep", changes, name=slug)
 
 
-def _ablation(name: str, flags: str, tuned: float | None = None, linear: float | None = None) -> tuple[Line, Line]:
+def _ablation(name: str, flags: str, tuned: float | None = None, linear: float | None = None) -> tuple[Row, Row]:
     stage = _pretrained(name, flags)
     return (
-        Line(f"{name}: fine-tune", pair(stage, f"mae/{TUNE['ViT-L']}_paper"), tuned),
-        Line(f"{name}: linear", _probe("ViT-L", stage), linear),
+        Row(f"{name}: fine-tune", pair(stage, f"mae/{TUNE['ViT-L']}_paper"), tuned),
+        Row(f"{name}: linear", _probe("ViT-L", stage), linear),
     )
 
 
-def mask_ratio(ratio: float) -> tuple[Line, Line]:
-    """Figure 5's question, as the ablations ask theirs; 0.75 is their default row, with the same runs."""
+def mask_ratio(ratio: float) -> tuple[Row, Row]:
+    """Return the rows of a mask ratio (figure 5), set up like the ablations; 0.75 is their default, the same runs."""
     return (
         _ablation(*ABLATIONS[0]) if ratio == 0.75 else _ablation(f"mask ratio {ratio}", f"--model.mask_ratio {ratio}")
     )
@@ -134,8 +135,8 @@ def mask_ratio(ratio: float) -> tuple[Line, Line]:
 
 MAE_ABLATION = PaperTable(
     "MAE, ablations, ViT-L/16, 800 epochs, ImageNet-1k, top-1 (He et al. 2022, Table 1)",
-    tuple(line for row in ABLATIONS for line in _ablation(*row)),
-    note="Not here, since MAE has no argument for them: mask tokens in the encoder (84.2 / 59.6), PCA and dVAE targets, block and grid masks; "
-    "nor has its view crops of a fixed size (84.7 / 73.1) or colour jitter (84.3 / 71.9). "
-    "The mask ratio (figure 5) is table-mae-mask-ratio.",
+    tuple(row for ablation in ABLATIONS for row in _ablation(*ablation)),
+    note="Not here, since MAE has no argument for them: mask tokens in the encoder (84.2 / 59.6), PCA and dVAE "
+    "targets, block and grid masks; nor has its view crops of a fixed size (84.7 / 73.1) or colour jitter (84.3 / "
+    "71.9). The mask ratio (figure 5) is table-mae-mask-ratio.",
 )

@@ -1,8 +1,8 @@
-"""SimCLR's tables: Chen et al. 2020 (arXiv:2002.05709); others from the named projects' own tables of results."""
+"""SimCLR's tables: Chen et al. 2020 (arXiv:2002.05709); peers' numbers from the named projects' tables of results."""
 
 from __future__ import annotations
 
-from paper_rows.lines import IMAGENET, Line, PaperTable, Stage, pair
+from paper_rows.rows import IMAGENET, PaperTable, Row, Stage, pair
 
 SIMCLR = {
     ep: Stage(
@@ -39,24 +39,24 @@ def _linear(stage: Stage, flags: str = "") -> tuple[Stage, Stage]:
     return pair(stage, "simclr/resnet50_in1k_90ep_linear", flags, name="linear")
 
 
-def _batch(size: int) -> Line:
+def _batch(size: int) -> Row:
     nodes, per_device, lr, top1 = BATCHES[size]
     flags = f"--trainer.max_epochs 100 --trainer.num_nodes {nodes} --data.batch_size {per_device} --model.lr {lr}"
     stage = Stage("simclr/resnet50_in1k_1000ep", flags, name=f"simclr_resnet50_in1k_100ep_batch{size}")
     peers = "lightly 63.2" if size == 256 else ""
-    return Line(f"ResNet-50, 100 epochs, batch {size}, lr {lr:g}", _linear(stage), top1, peers)
+    return Row(f"ResNet-50, 100 epochs, batch {size}, lr {lr:g}", _linear(stage), top1, peers)
 
 
 SIMCLR_LINEAR = PaperTable(
     "SimCLR, linear evaluation on ImageNet-1k, top-1 (Chen et al. 2020, Tables 6 and B.1)",
     (
         *(
-            Line(f"ResNet-50, {ep} epochs, batch 4096", _linear(stage), LINEAR_4096[ep], LINEAR_PEERS.get(ep, ""))
+            Row(f"ResNet-50, {ep} epochs, batch 4096", _linear(stage), LINEAR_4096[ep], LINEAR_PEERS.get(ep, ""))
             for ep, stage in SIMCLR.items()
         ),
         *(_batch(size) for size in BATCHES),
         *(
-            Line(
+            Row(
                 f"ResNet-50 ({width}), 1000 epochs, batch 4096",
                 _linear(WIDER[width], flags),
                 top1,
@@ -68,13 +68,16 @@ SIMCLR_LINEAR = PaperTable(
 )
 
 
-def strength(value: float, blur: float = 0.0) -> Line:
-    """Section 3.3's question, how strong a distortion: 100 epochs, linear evaluation. The recipe's own views are the 100-epoch row's run."""
+def strength(value: float, blur: float = 0.0) -> Row:
+    """Return the row of a distortion strength (section 3.3): 100 epochs, linear evaluation.
+
+    Strength 1 with blur 0.5, the recipe's values, is the run of the 100-epoch row.
+    """
     name = f"strength-{value}{'-blur' if blur else ''}"
     if (value, blur) == (1.0, 0.5):
-        return Line(name, _linear(SIMCLR[100]))
+        return Row(name, _linear(SIMCLR[100]))
     flags = f"--trainer.max_epochs 100 --data.strength {value} --data.blur {blur:g}"
-    return Line(name, _linear(Stage("simclr/resnet50_in1k_1000ep", flags, name=f"simclr_resnet50_in1k_100ep_{name}")))
+    return Row(name, _linear(Stage("simclr/resnet50_in1k_1000ep", flags, name=f"simclr_resnet50_in1k_100ep_{name}")))
 
 
 FEW = {"1 %": "simclr/resnet50_in1k1pct_60ep_finetune", "10 %": "simclr/resnet50_in1k10pct_30ep_finetune"}
@@ -89,11 +92,11 @@ SEMI = {
 }
 
 
-def _semi(width: str, labels: str) -> Line:
+def _semi(width: str, labels: str) -> Row:
     top1, peers = SEMI[width, labels]
     if width == "1x":
-        return Line(f"ResNet-50, {labels}", pair(SIMCLR[1000], FEW[labels]), top1, peers)
-    return Line(f"ResNet-50 ({width}), {labels}", pair(WIDER[width], FEW[labels], WIDTHS[width][0]), top1, peers)
+        return Row(f"ResNet-50, {labels}", pair(SIMCLR[1000], FEW[labels]), top1, peers)
+    return Row(f"ResNet-50 ({width}), {labels}", pair(WIDER[width], FEW[labels], WIDTHS[width][0]), top1, peers)
 
 
 SIMCLR_SEMI = PaperTable(
@@ -101,12 +104,13 @@ SIMCLR_SEMI = PaperTable(
     tuple(_semi(width, labels) for width, labels in SEMI),
     {
         "data/imagenet/train": IMAGENET,
-        "data/imagenet-1pct.txt": "data/imagenet-1pct.txt: google-research/simclr's 1percent.txt (12,811 files) as paths; the recipe's header has the command",
+        "data/imagenet-1pct.txt": "data/imagenet-1pct.txt: google-research/simclr's 1percent.txt (12,811 files) "
+        "as paths; the recipe's header has the command",
         "data/imagenet-10pct.txt": "data/imagenet-10pct.txt: its 10percent.txt (128,116 files), likewise",
     },
 )
 
-# name: (folder, mean per class instead of top-1, linear, fine-tuned, supervised linear, supervised fine-tuned); ResNet-50 (1x)
+# ResNet-50 (1x); name: (folder, mean per class instead of top-1, linear, fine-tuned, supervised linear, fine-tuned)
 TRANSFER = {
     "Food-101": ("food101", False, 0.684, 0.882, 72.3, 88.3),
     "CIFAR-10": ("cifar10", False, 0.906, 0.977, 93.6, 97.5),
@@ -122,22 +126,22 @@ TRANSFER = {
 }
 
 
-def _transfers() -> tuple[Line, ...]:
-    lines, encoder = [], SIMCLR[1000]
+def _transfer_rows() -> tuple[Row, ...]:
+    rows, encoder = [], SIMCLR[1000]
     for name, (folder, per_class, linear, tuned, other_linear, other_tuned) in TRANSFER.items():
         out = f"{encoder.folder}--linear-{folder}/results.json"
-        words = f"--root data/{folder}{' --per_class' if per_class else ''} --out {out}"
-        command = f"python experiments/transfer_linear.py {encoder.folder}/checkpoints/last.ckpt {words}"
+        flags = f"--root data/{folder}{' --per_class' if per_class else ''} --out {out}"
+        command = f"python experiments/transfer_linear.py {encoder.folder}/checkpoints/last.ckpt {flags}"
         peers = f"supervised {other_linear} (paper)"
-        lines.append(Line(f"{name}: linear", (encoder,), linear, peers, command, out))
+        rows.append(Row(f"{name}: linear", (encoder,), linear, peers, command, out))
         count = f"$(ls data/{folder}/train | wc -l)"
         epochs = f"$(find -L data/{folder}/train -type f | wc -l | awk '{{print int(20000 * 256 / $1 + 0.5)}}')"
         flags = f"--data.root data/{folder} --model.num_classes {count} --trainer.max_epochs {epochs}"
         stage = Stage("simclr/resnet50_transfer_finetune", flags, encoder, f"finetune-{folder}")
         test = f"lit-vision test --ckpt_path {stage.folder}/checkpoints/last.ckpt"
         peers = f"supervised {other_tuned} (paper)"
-        lines.append(
-            Line(
+        rows.append(
+            Row(
                 f"{name}: fine-tune",
                 (encoder, stage),
                 tuned,
@@ -147,17 +151,18 @@ def _transfers() -> tuple[Line, ...]:
                 metric="test/mean_per_class" if per_class else "",
             )
         )
-    return tuple(lines)
+    return tuple(rows)
 
 
 SIMCLR_TRANSFER = PaperTable(
     "SimCLR's ResNet-50 on eleven of the paper's twelve other data sets (Chen et al. 2020, Table 8)",
-    _transfers(),
+    _transfer_rows(),
     {"data/imagenet/train": IMAGENET}
     | {
         f"data/{folder}/train": f"data/{folder}: {name} as train/<class>/, val/<class>/ and test/<class>/"
         for name, (folder, *_) in TRANSFER.items()
     },
     note="The paper has mean per class for Aircraft, Pets, Caltech-101 and Flowers, else top-1; ours is the same. "
-    "VOC07, the twelfth (80.5 linear, 84.1 fine-tuned), has several labels an image, which is not supported yet. Fine-tuning: one learning rate here; the paper chooses out of 7 x 8 settings on val (the recipe's header).",
+    "VOC07, the twelfth (80.5 linear, 84.1 fine-tuned), has several labels an image, which is not supported yet. "
+    "Fine-tuning: one learning rate here; the paper chooses out of 7 x 8 settings on val (the recipe's header).",
 )

@@ -1,4 +1,7 @@
-"""The desk tables about masking and augmentation at toy size: run, stop and go on, publish, print, verify; no accuracy is judged here."""
+"""The desk tables about masking and augmentation at toy size: run, stop, resume, publish, print, verify.
+
+No accuracy is judged here.
+"""
 
 import importlib
 import json
@@ -59,9 +62,9 @@ def test_tables__paper_scale_names_recipes_that_are_there(scripts, capsys, monke
         printed = capsys.readouterr().out
         assert printed.startswith("not run yet")
         for line in printed.splitlines()[1:]:
-            words = shlex.split(line)
-            assert words[:3] == ["lit-vision", "fit", "--config"]
-            assert (EXPERIMENTS.parent / words[3]).is_file()
+            arguments = shlex.split(line)
+            assert arguments[:3] == ["lit-vision", "fit", "--config"]
+            assert (EXPERIMENTS.parent / arguments[3]).is_file()
         monkeypatch.setattr(sys, "argv", ["table", "--dry"])
         assert ablation.main(table) == 0
         assert f"trains {table.seeds} seeds of:" in capsys.readouterr().out
@@ -74,33 +77,33 @@ def test_tables__paper_scale_names_recipes_that_are_there(scripts, capsys, monke
         pytest.param(TABLES[1], ("strength-0.5", "strength-1.0-blur"), marks=pytest.mark.slow),
     ],
 )
-def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, capsys, monkeypatch, name, labels) -> None:
+def test_table__runs_resumes_prints_and_verifies(scripts, images, tmp_path, capsys, monkeypatch, name, labels) -> None:
     ablation, tables = scripts
     table, folder = toy(tables[name], *labels), tmp_path / "run"
     from lit_vision.study import training
 
-    trained, whole = [], training.train
+    trained, train = [], training.train
 
-    def stopped(module, data, epochs, seed, *rest):
+    def interrupted(module, data, epochs, seed, *rest):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(type(module).__name__)
-        return whole(module, data, epochs, seed, *rest)
+        return train(module, data, epochs, seed, *rest)
 
-    monkeypatch.setattr(training, "train", stopped)
+    monkeypatch.setattr(training, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ablation.make(table, images, folder)
-    assert not ablation.results_of(table).exists()
+    assert not ablation.results_file(table).exists()
 
-    monkeypatch.setattr(training, "train", lambda *a: trained.append(type(a[0]).__name__) or whole(*a))
+    monkeypatch.setattr(training, "train", lambda *a: trained.append(type(a[0]).__name__) or train(*a))
     ablation.make(table, images, folder)
     pretrainings = 2 * sum(one.trained for one in table.variants)
     tunings = 2 * len(table.variants) * sum(protocol == "finetune" for protocol, _ in table.columns)
     assert len(trained) == pretrainings + tunings  # nothing twice, though it was stopped
-    before = json.loads(ablation.results_of(table).read_text())
+    before = json.loads(ablation.results_file(table).read_text())
     ablation.make(table, images, folder)
     assert len(trained) == pretrainings + tunings
-    after = json.loads(ablation.results_of(table).read_text())
+    after = json.loads(ablation.results_file(table).read_text())
     assert [cell["values"] for cell in before["cells"]] == [cell["values"] for cell in after["cells"]]
     assert {len(cell["values"]) for cell in after["cells"]} == {2}
     assert len(after["cells"]) == 2 * len(table.columns)
@@ -111,7 +114,7 @@ def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, caps
     assert all(f"| {label}" in printed for label in labels)
     assert "not run yet" in printed  # claims about variants that the toy leaves out
 
-    assert ablation.check(table, images) == 0
+    assert ablation.verify(table, images) == 0
     assert (
         f"{2 * len(table.columns)} of {4 * len(table.columns)} values re-evaluated, 0 moved" in capsys.readouterr().out
     )
@@ -119,21 +122,21 @@ def test_table__runs_goes_on_prints_and_verifies(scripts, images, tmp_path, caps
     values = after["cells"][0]["values"]
     after["cells"][0]["mean"] = sum(values) / 2
     after["cells"][0]["std"] = abs(values[0] - values[1]) / 2**0.5
-    ablation.results_of(table).write_text(json.dumps(after))
-    assert ablation.check(table, images) == 1
+    ablation.results_file(table).write_text(json.dumps(after))
+    assert ablation.verify(table, images) == 1
     assert "MOVED" in capsys.readouterr().out
 
 
-def test_verdict__says_what_two_standard_errors_support(scripts) -> None:
+def test_verdict__claims_what_two_standard_errors_support(scripts) -> None:
     ablation, _ = scripts
     claim = ablation.Claim("High is better", "70 against 50", lambda values: (values["high"], values["low"]))
-    says = {
+    expected = {
         (0.7, 0.71, 0.72): "confirmed at this scale (+20.0 points",
         (0.3, 0.31, 0.32): "the opposite at this scale (-20.0 points",
         (0.4, 0.51, 0.62): "neither confirmed nor contradicted",
         (0.9,): "too few seeds to say",
     }
-    for high, words in says.items():
+    for high, text in expected.items():
         low = (0.5, 0.51, 0.52)[: len(high)]
-        assert words in ablation.verdict(claim, {"high": high, "low": low})
+        assert text in ablation.verdict(claim, {"high": high, "low": low})
     assert ablation.verdict(claim, {"high": (0.5,)}).endswith("not run yet.")

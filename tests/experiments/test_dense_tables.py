@@ -1,4 +1,7 @@
-"""The scripts of the scenes' and the adaptation table at toy size: run, stop, go on, publish, print, verify; no accuracy is judged."""
+"""The scripts of the scenes', the adaptation and the transfer table at toy size: run, stop, resume, publish, verify.
+
+No accuracy is judged here.
+"""
 
 import csv
 import dataclasses
@@ -25,7 +28,7 @@ def adaptation(monkeypatch, tmp_path):
     return script
 
 
-def test_adaptation__stops_goes_on_prints_and_verifies(adaptation, images, monkeypatch, tmp_path, capsys) -> None:
+def test_adaptation__stops_resumes_prints_and_verifies(adaptation, images, monkeypatch, tmp_path, capsys) -> None:
     small = {"epochs": 1, "steps": 2, "seeds": 2, "labels": ("24",)}
     folder = tmp_path / "run"
     put, calls = adaptation.Runner._measure, []
@@ -60,7 +63,7 @@ def test_adaptation__stops_goes_on_prints_and_verifies(adaptation, images, monke
     printed = capsys.readouterr().out
     assert all(f"| {name} " in printed for name in adaptation.PROTOCOLS)
     assert "24 labels, points against fine-tuning everything" in printed
-    assert adaptation.check(images) == 0
+    assert adaptation.verify(images) == 0
     assert "10 of 18 values re-evaluated, 0 moved" in capsys.readouterr().out
 
 
@@ -113,7 +116,7 @@ def _result(script, run, value: float) -> None:
     write_json(run.result, {**collect_environment(run.seed), **facts})
 
 
-def test_scenes__the_page_says_what_the_results_say(scenes, capsys) -> None:
+def test_scenes__the_page_agrees_with_the_results(scenes, capsys) -> None:
     for run in scenes.ALL:
         if run.task == "detect":
             _result(scenes, run, 0.40 + 0.01 * run.seed + (0.08 if run.init == "simclr" else 0))
@@ -137,7 +140,7 @@ def test_scenes__without_results_nothing_is_claimed(scenes) -> None:
     assert (scenes.RESULTS / "scenes.md").read_text().count("not run yet") == 4
 
 
-def test_scenes__commands_name_recipes_that_are_there(scenes, monkeypatch, capsys) -> None:
+def test_scenes__commands_name_existing_recipes(scenes, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["table", "--dry"])
     assert scenes.main() == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("lit-vision fit")]
@@ -146,20 +149,20 @@ def test_scenes__commands_name_recipes_that_are_there(scenes, monkeypatch, capsy
     assert len({words[words.index("--run_dir") + 1] for words in lines}) == 13
 
 
-def test_scenes__tiles_cover_every_picture_once(scenes, tmp_path) -> None:
+def test_scenes__tiles_cover_every_image_once(scenes, tmp_path) -> None:
     source = tmp_path / "images"
     source.mkdir()
-    picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
-    cv2.imwrite(str(source / "000000.png"), picture)
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    cv2.imwrite(str(source / "000000.png"), image)
     out = tmp_path / "tiles"
     assert scenes.cut_tiles(source, out) == 9
-    np.testing.assert_array_equal(cv2.imread(str(out / "000000-032-064.png")), picture[32:96, 64:128])
+    np.testing.assert_array_equal(cv2.imread(str(out / "000000-032-064.png")), image[32:96, 64:128])
     (out / "000000-032-064.png").unlink()
     assert scenes.cut_tiles(source, out) == 9  # done is done
     assert not (out / "000000-032-064.png").exists()
 
 
-def test_transfer__both_directions_stopped_and_gone_on(images, monkeypatch, tmp_path, capsys) -> None:
+def test_transfer__both_directions_stopped_and_resumed(images, monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script = importlib.import_module("transfer")
     other = dataclasses.replace(images, pool=255 - images.pool, test=255 - images.test, fingerprint="e" * 64)

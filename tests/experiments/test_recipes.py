@@ -105,7 +105,7 @@ def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> No
     """One parse per recipe; of a flag its key must be there and its value of the key's kind."""
     monkeypatch.syspath_prepend(str(ROOT))
     rows = importlib.import_module("paper_rows")
-    commands = {c for table in rows.TABLES.values() for line in table.lines for c in line.commands}
+    commands = {c for table in rows.TABLES.values() for line in table.rows for c in line.commands}
     commands |= set(importlib.import_module("table_mae_mask_ratio").COMMANDS)
     trained = [command for command in commands if command.startswith("lit-vision fit")]
     assert len(trained) > 70
