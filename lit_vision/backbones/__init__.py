@@ -1,1 +1,1 @@
-"""A timm model behind one contract."""
+"""Timm models behind one interface: features, tokens, feature maps, adapters."""

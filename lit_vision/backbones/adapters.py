@@ -1,14 +1,14 @@
-"""Few trained parameters on a frozen backbone: LoRA (through peft) and visual prompts, by name. Their files: adapter_io.py.
+"""LoRA (through peft) and visual prompts: few trained parameters on a frozen backbone, each set under a name.
 
 Letters: B images, L tokens, D width, r rank, p prompt tokens.
 
-Nothing here touches the keys of the frozen weights' values: an adapter is added, switched, saved and loaded by its name; LoRA can be merged.
+The frozen weights' values never change, except by `merge`. An adapter is added, activated, saved and loaded by its
+name. Adapter files are read and written by weights/adapter_io.py.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+from lit_vision.io.hashing import state_dict_sha256
 
-# what a target is called in timm's ViTs (query, key and value are one layer there: `qkv` adapts the three)
+# names of the targets in timm's ViTs (query, key and value are one layer there: `qkv` adapts the three)
 TARGETS = {"qkv": ("attn.qkv",), "proj": ("attn.proj",), "mlp": ("mlp.fc1", "mlp.fc2")}
-_EXTRA = "peft is not installed; pip install 'lit-vision[peft]'"
+_PEFT_MISSING = "peft is not installed; pip install 'lit-vision[peft]'"
 
 
 def add_lora(
@@ -34,15 +35,16 @@ def add_lora(
     dropout: float = 0.0,
     name: str = "default",
 ) -> list[str]:
-    """Puts low-rank updates beside linear layers: y = W x + (alpha / r) B A x. A is uniform (Kaiming), B is 0: at first nothing changes.
+    """Add low-rank updates to linear layers: y = W x + (alpha / r) B A x.
 
-    Everything else in the backbone is frozen. Source: Hu et al. 2021, arXiv:2106.09685, section 4; the layers are peft's.
+    A is uniform (Kaiming), B is 0: at first the output does not change. Everything else in the backbone is frozen.
+    Source: Hu et al. 2021, arXiv:2106.09685, section 4; the layers are peft's.
 
     Args:
         backbone: a ViT, for the named targets.
         rank: r; each layer gets r x (in + out) parameters.
         alpha: numerator of the scale.
-        targets: of qkv, proj and mlp; or endings of names of linear or convolution layers ("layer4.0.conv2").
+        targets: some of qkv, proj and mlp; or endings of names of linear or convolution layers ("layer4.0.conv2").
         layers: first and last block, from 0, both included; None is all of them.
         dropout: on the update's input, in training.
         name: of this adapter, without dots.
@@ -55,17 +57,18 @@ def add_lora(
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise UserError(
-            f"lora_rank, lora_alpha, lora_dropout: {rank}, {alpha}, {dropout}; rank from 1, alpha above 0, dropout in [0, 1)"
+            f"lora_rank, lora_alpha, lora_dropout: {rank}, {alpha}, {dropout}; "
+            "rank must be 1 or more, alpha above 0, dropout in [0, 1)"
         )
     _check_name(backbone, name)
     found = _layers_named(backbone, targets, layers)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError(f"tune: lora: {_EXTRA}") from error
+        raise UserError(f"tune: lora: {_PEFT_MISSING}") from error
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=found)
     inject_adapter_in_model(config, backbone.model, adapter_name=name)
-    vars(backbone.model).pop("peft_config", None)  # peft's note to itself; it warns when it finds one
+    vars(backbone.model).pop("peft_config", None)  # left there by peft, which warns when it finds one
     settings = {"kind": "lora", "rank": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
     adapter_config(backbone)[name] = {**settings, "layers": None if layers is None else list(layers)}
     use_adapter(backbone, name)
@@ -73,10 +76,11 @@ def add_lora(
 
 
 class Prompts(nn.Module):
-    """Trained tokens after the prefix (cls) tokens of a ViT: before the first block (shallow) or before every block (deep).
+    """Trained tokens after the prefix (cls) tokens of a ViT, before the first block (shallow) or every block (deep).
 
-    Prompts enter by hooks on the blocks and leave after the last one, so features, tokens and maps keep their shapes, and a mean over
-    patches does not see them. Source: Jia et al. 2022, arXiv:2203.12119 (VPT), section 3.2; there the class is read from cls.
+    Hooks on the blocks insert the prompts and remove them after the last block, so features, tokens and maps keep their
+    shapes, and a mean over patches does not include them. Source: Jia et al. 2022, arXiv:2203.12119 (VPT), section 3.2,
+    where the classifier reads the cls token.
 
     Args:
         model: timm's VisionTransformer.
@@ -88,37 +92,37 @@ class Prompts(nn.Module):
         self.active: str | None = None
         self.prefix: int = model.num_prefix_tokens
         for i, block in enumerate(model.blocks):
-            block.register_forward_pre_hook(functools.partial(self._enter, i))
-        model.blocks[-1].register_forward_hook(self._leave)
+            block.register_forward_pre_hook(functools.partial(self._insert, i))
+        model.blocks[-1].register_forward_hook(self._remove)
 
     def add(self, name: str, length: int, deep: bool, model: nn.Module) -> None:
-        """A new set, uniform in (-v, v) with v = sqrt(6 / (3 p_h p_w + D))."""
-        high, wide = model.patch_embed.patch_size
-        bound = math.sqrt(6 / (3 * high * wide + model.embed_dim))
+        """Add a set of prompts, uniform in (-v, v) with v = sqrt(6 / (3 p_h p_w + D))."""
+        height, width = model.patch_embed.patch_size
+        bound = math.sqrt(6 / (3 * height * width + model.embed_dim))
         device = model.patch_embed.proj.weight.device
         values = torch.empty(len(model.blocks) if deep else 1, length, model.embed_dim, device=device)
         self.sets[name] = nn.Parameter(values.uniform_(-bound, bound))
 
-    def _enter(self, i: int, block: nn.Module, inputs: tuple) -> tuple | None:
+    def _insert(self, i: int, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.active is None:
             return None
         prompts = self.sets[self.active]  # (1 or depth, p, D)
         if i >= len(prompts):
             return None
         x, *rest = inputs  # (B, L, D)
-        after = self.prefix + (prompts.shape[1] if i else 0)  # those of the block before are replaced
+        after = self.prefix + (prompts.shape[1] if i else 0)  # the prompts of the block before are replaced
         # x.shape[0], not len(x), which torch.export would freeze
         x = torch.cat([x[:, : self.prefix], prompts[i].to(x.dtype).expand(x.shape[0], -1, -1), x[:, after:]], dim=1)
         return (x, *rest)
 
-    def _leave(self, block: nn.Module, inputs: tuple, x: Tensor) -> Tensor | None:
+    def _remove(self, block: nn.Module, inputs: tuple[Any, ...], x: Tensor) -> Tensor | None:
         if self.active is None:
             return None
         return torch.cat([x[:, : self.prefix], x[:, self.prefix + self.sets[self.active].shape[1] :]], dim=1)
 
 
 def add_prompts(backbone: Backbone, *, length: int = 50, deep: bool = False, name: str = "default") -> Prompts:
-    """Puts p trained tokens into a ViT and freezes the rest: p x D parameters, or depth x p x D if deep. See `Prompts`.
+    """Add p trained tokens to a ViT and freeze the rest: p x D parameters, or depth x p x D if deep; see `Prompts`.
 
     Args:
         backbone: a ViT.
@@ -133,21 +137,22 @@ def add_prompts(backbone: Backbone, *, length: int = 50, deep: bool = False, nam
         raise UserError(f"prompt_length: {length}; give at least 1 token")
     if not (hasattr(backbone.model, "blocks") and hasattr(backbone.model, "num_prefix_tokens")):
         raise UserError(
-            f"tune: prompts are tokens, and {backbone.config['name']} has none; choose a ViT, or last-<k> or head+norm"
+            f"tune: prompts need a ViT and {backbone.config['name']} is none; use a ViT, or tune last-<k> or head+norm"
         )
     _check_name(backbone, name)
     if getattr(backbone, "prompts", None) is None:
         for parameter in backbone.parameters():
             parameter.requires_grad_(False)
         backbone.prompts = Prompts(backbone.model)
-    backbone.prompts.add(name, length, deep, backbone.model)
+    prompts: Prompts = backbone.prompts
+    prompts.add(name, length, deep, backbone.model)
     adapter_config(backbone)[name] = {"kind": "prompts", "length": length, "deep": deep}
     use_adapter(backbone, name)
-    return backbone.prompts
+    return prompts
 
 
 def use_adapter(backbone: Backbone, name: str | None) -> None:
-    """Makes one adapter the active one, and the only one that trains; None switches all of them off.
+    """Make one adapter the active one, and the only one that trains; None deactivates all of them.
 
     Raises:
         UserError: there is no adapter of that name.
@@ -157,9 +162,9 @@ def use_adapter(backbone: Backbone, name: str | None) -> None:
         raise UserError(f"adapter {name!r}: this backbone has {', '.join(known) or 'none'}; load or add it first")
     kind = known[name]["kind"] if name else None
     for layer in _lora_layers(backbone):
-        mine = kind == "lora" and name in layer.lora_A
-        layer.enable_adapters(mine)
-        if mine:
+        active = kind == "lora" and name in layer.lora_A
+        layer.enable_adapters(active)
+        if active:
             layer.set_adapter(name)
     if (prompts := getattr(backbone, "prompts", None)) is not None:
         prompts.active = name if kind == "prompts" else None
@@ -168,14 +173,14 @@ def use_adapter(backbone: Backbone, name: str | None) -> None:
 
 
 def merge(backbone: Backbone, name: str | None = None) -> int:
-    """Folds a LoRA adapter into the weights, W + (alpha / r) B A, and removes peft's layers; prompts cannot be folded and stay.
+    """Merge a LoRA adapter into the weights, W + (alpha / r) B A, and remove peft's layers; prompts stay.
 
     Args:
         backbone: changed in place; its keys are timm's again, and other LoRA adapters are dropped.
-        name: which one; None is the active one.
+        name: of the adapter; None is the active one.
 
     Returns:
-        How many layers were merged; 0 where there is no LoRA.
+        Number of merged layers; 0 without LoRA.
 
     Raises:
         UserError: no such adapter, or a merged weight is not finite.
@@ -200,30 +205,25 @@ def merge(backbone: Backbone, name: str | None = None) -> int:
 
 
 def trainable_parameters(module: nn.Module) -> tuple[int, int]:
-    """(trained, all) parameters of a module."""
+    """Return the numbers of trained and of all parameters of a module."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
 def describe_trainable(module: nn.Module) -> str:
-    """One line: how many parameters are trained."""
+    """Return one line with the number of trained parameters."""
     trained, total = trainable_parameters(module)
     return f"parameters: {trained:,} of {total:,} are trained ({trained / max(total, 1):.2%})"
 
 
 def base_weights_sha256(backbone: Backbone) -> str:
-    """sha256 (hex) of the frozen weights' names, shapes and values: the same with and without adapters on them."""
-    digest = hashlib.sha256()
+    """Return the sha256 (hex) of the frozen weights' names, shapes and values, the same with and without adapters."""
     state = {k.replace(".base_layer.", "."): v for k, v in backbone.model.state_dict().items() if "lora_" not in k}
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
-    return digest.hexdigest()
+    return state_dict_sha256(state, scalars_as_text=True)
 
 
 def adapter_state_dict(backbone: Backbone, name: str) -> dict[str, Tensor]:
-    """The adapter's tensors, under names that do not hold the adapter's own."""
+    """Return the adapter's tensors, under keys without the adapter's name."""
     if adapter_config(backbone)[name]["kind"] == "prompts":
         return {"prompts": backbone.prompts.sets[name].data}
     state = {}
@@ -235,17 +235,18 @@ def adapter_state_dict(backbone: Backbone, name: str) -> dict[str, Tensor]:
 
 
 def adapter_config(backbone: Backbone) -> dict[str, dict[str, Any]]:
-    """{name: what it was added with} of the adapters on a backbone."""
+    """Return {name: arguments that it was added with} of the adapters on a backbone."""
     if not hasattr(backbone, "adapters"):
         backbone.adapters = {}
-    return backbone.adapters
+    adapters: dict[str, dict[str, Any]] = backbone.adapters
+    return adapters
 
 
 def _check_name(backbone: Backbone, name: str) -> None:
     if not name or "." in name:
-        raise UserError(f"adapter {name!r}: a name must not be empty and has no dots; rename it")
+        raise UserError(f"adapter {name!r}: a name must not be empty or contain dots; rename it")
     if name in adapter_config(backbone):
-        raise UserError(f"adapter {name!r}: is on this backbone already; give another name")
+        raise UserError(f"adapter {name!r}: this backbone has one of that name already; give another name")
 
 
 def _is_lora(module: nn.Module) -> bool:
@@ -257,9 +258,9 @@ def _lora_layers(backbone: Backbone) -> list[Any]:
 
 
 def _layers_named(backbone: Backbone, targets: Iterable[str], layers: Sequence[int] | None) -> list[str]:
-    """Names of the layers that the targets mean, in the order of the model."""
+    """Return the names of the layers that match the targets, in the order of the model."""
     if isinstance(targets, str) or not targets:
-        raise UserError(f"lora_targets: {targets!r} is no list; give some of {', '.join(TARGETS)}, such as [qkv]")
+        raise UserError(f"lora_targets: {targets!r} is not a list; give some of {', '.join(TARGETS)}, such as [qkv]")
     blocks: tuple[str, ...] | None = None
     if layers is not None:
         depth = len(getattr(backbone.model, "blocks", ()))
@@ -276,12 +277,12 @@ def _layers_named(backbone: Backbone, targets: Iterable[str], layers: Sequence[i
     found: list[str] = []
     for target in targets:
         endings = TARGETS.get(target, (target,))
-        mine = [key for key in plain if any(key == end or key.endswith(f".{end}") for end in endings)]
-        mine = [key for key in mine if blocks is None or key.startswith(blocks)]
-        if not mine:
+        matched = [key for key in plain if any(key == end or key.endswith(f".{end}") for end in endings)]
+        matched = [key for key in matched if blocks is None or key.startswith(blocks)]
+        if not matched:
             raise UserError(
-                f"lora_targets: {target!r} is no layer of {backbone.config['name']}; give some of {', '.join(TARGETS)} "
-                "(ViTs), or endings of its layers' names"
+                f"lora_targets: {target!r} matches no layer of {backbone.config['name']}; "
+                f"give some of {', '.join(TARGETS)} (ViTs), or endings of its layers' names"
             )
-        found += mine
+        found += matched
     return [key for key in plain if key in set(found)]

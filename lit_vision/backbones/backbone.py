@@ -1,12 +1,13 @@
-"""A timm model behind one contract: pooled features, tokens of visible patches, feature maps, layer groups.
+"""A timm model behind one interface: pooled features, tokens of visible patches, feature maps, layer groups.
 
 Letters: B images, C channels, H W pixels, L patches, D width.
 
-Small bodies for 32-pixel images, cheap enough for two CPU cores (lists from a YAML recipe work like tuples):
-    Backbone("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))                          # 0.32 M parameters
-    Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)                # 0.68 M parameters
+Small backbones for 32-pixel images, cheap enough for two CPU cores (lists from a YAML recipe work like tuples):
+    Backbone("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))              # 0.32 M parameters
+    Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)  # 0.68 M parameters
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -26,16 +27,18 @@ class Backbone(nn.Module):
     """Any timm model without its classifier.
 
     Args:
-        name: timm's name, as `timm.list_models()` gives it, with or without a weight tag ("vit_base_patch16_224.augreg_in21k").
+        name: timm's name, as `timm.list_models()` gives it, with or without a weight tag
+            ("vit_base_patch16_224.augreg_in21k").
         pretrained: load timm's weights of that name (needs the network once).
-        img_size: side of the square input in pixels. ViTs are built for it; CNNs take any size and only note it in `data_config`.
+        img_size: side of the square input in pixels. ViTs are built for it; CNNs take any size and only note it in
+            `data_config`.
         patch_size: side of a patch in pixels, models with patches only.
         in_chans: channels of the input.
-        pool: None is the model's own. "avg": mean over patches (ViTs: without cls; the final norm then comes after the mean,
-            timm's `fc_norm`) or over positions. "token": the cls token after the final norm, ViTs only.
-        stem: "small" is for CNNs on images of about 32 pixels: the first convolution becomes 3x3 with stride 1, and the max-pool
-            after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9). "wide" is for wide ResNets (`channels` in
-            timm_args): the stem gets the first stage's width, as SimCLR's 2x and 4x have it.
+        pool: None is the model's own. "avg": mean over patches (ViTs: without cls; the final norm then comes after the
+            mean, timm's `fc_norm`) or over positions. "token": the cls token after the final norm, ViTs only.
+        stem: "small" is for CNNs on images of about 32 pixels: the first convolution becomes 3x3 with stride 1, and the
+            max-pool after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9). "wide" is for wide
+            ResNets (`channels` in timm_args): the stem gets the first stage's width, as SimCLR's 2x and 4x have it.
         drop_path_rate: stochastic depth, 0 to 1.
         timm_args: what else timm's constructor of this family takes.
 
@@ -44,10 +47,11 @@ class Backbone(nn.Module):
         width: D, length of the feature vector.
         strides: pixels of the input per position of each map of `forward_maps`.
         data_config: mean, std, interpolation, crop_pct and input_size of these weights, as timm knows them.
-        config: the arguments above, to build the same body again.
+        config: the arguments above, to build the same model again.
 
     Raises:
-        UserError: unknown name (with close ones), an argument that this family does not take, weights that cannot be fetched.
+        UserError: unknown name (with close ones), an argument that this family does not take, weights that cannot be
+            fetched.
     """
 
     def __init__(
@@ -86,9 +90,8 @@ class Backbone(nn.Module):
         if drop_path_rate:
             arguments["drop_path_rate"] = drop_path_rate
         if stem == "small" and name.startswith("vgg"):
-            arguments["mlp_ratio"] = (
-                1 / 4096
-            )  # its 100 M fully connected weights are left out; do not spend 7 s to draw them
+            # its 100 M fully connected weights are left out; do not spend 7 s to draw them
+            arguments["mlp_ratio"] = 1 / 4096
         self.model = create_timm_model(name, pretrained, img_size, arguments)
         if pool == "token" and not isinstance(self.model, VisionTransformer):
             raise UserError(f"pool: 'token' needs a ViT with a cls token, {name} has none; use 'avg' or None")
@@ -99,27 +102,26 @@ class Backbone(nn.Module):
             make_stem_wide(name, self.model)
         elif stem == "small":
             reductions = make_stem_small(name, self.model, reductions)
-        self.strides = reductions[-1:] if self._is_vit else reductions
-        if not self._is_vit:
+        self.strides = reductions[-1:] if is_vit(self.model) else reductions
+        if not is_vit(self.model):
             self.model.to(memory_format=torch.channels_last)
         self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.data_config = resolve_model_data_config(self.model)
         if img_size is not None:
             self.data_config["input_size"] = (in_chans, img_size, img_size)
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        """Channels last in memory for convolutions: 1.3 to 2 times faster on CPUs with small channels, and what tensor cores want."""
-        return images if self._is_vit else images.contiguous(memory_format=torch.channels_last)
+    def _to_channels_last(self, images: Tensor) -> Tensor:
+        """Return a CNN's images channels last in memory.
 
-    @property
-    def _is_vit(self) -> bool:
-        return hasattr(self.model, "blocks") and hasattr(self.model, "patch_embed")
+        Convolutions are then 1.3 to 2 times faster on CPUs with few channels, and it is the layout of tensor cores.
+        """
+        return images if is_vit(self.model) else images.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features.
+        """Return the pooled features.
 
         Args:
-            images: (B, C, H, W) float, normalised as the weights want it.
+            images: (B, C, H, W) float, normalised as the weights expect it.
 
         Returns:
             (B, D).
@@ -128,13 +130,14 @@ class Backbone(nn.Module):
             UserError: the model is built for another size.
         """
         self._check_size(images)
-        return self.model(self._laid_out(images))
+        return self.model(self._to_channels_last(images))
 
     def forward_tokens(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Tokens after the last block (and the final norm where the model has one before pooling), cls first.
+        """Return the tokens after the last block (and the final norm if the model has one before pooling), cls first.
 
-        Patches that are not kept are never seen by a block: MAE's encoder (He et al. 2022, arXiv:2111.06377, section 3).
-        Hidden patches are not even embedded, and each patch keeps its own position. timm's `model.set_grad_checkpointing()` is heeded.
+        Patches that are not in `ids_keep` are neither embedded nor seen by a block: MAE's encoder (He et al. 2022,
+        arXiv:2111.06377, section 3). Each remaining patch has the position of its place in the image.
+        timm's `model.set_grad_checkpointing()` is respected.
 
         Args:
             images: (B, C, H, W) float, normalised.
@@ -144,13 +147,14 @@ class Backbone(nn.Module):
             (B, 1 + L_keep, D).
 
         Raises:
-            UserError: not a plain ViT (cls token, no registers, learned or fixed absolute positions), or another image size.
+            UserError: not a plain ViT (cls token, no registers, learned or fixed absolute positions), or another image
+                size.
         """
         model = self.model
         if not is_plain_vit(model):
             raise UserError(
-                f"backbone: {self.config['name']} has no tokens to drop; plain ViTs can: vit_tiny|small|base|large_patch16_224, "
-                "vit_huge_patch14_224, deit3_*"
+                f"backbone: {self.config['name']} has no tokens to drop; use a plain ViT: "
+                "vit_tiny|small|base|large_patch16_224, vit_huge_patch14_224, deit3_*"
             )
         self._check_size(images)
         cls, position = model.cls_token, model.pos_embed[0]
@@ -169,13 +173,14 @@ class Backbone(nn.Module):
         return model.norm(x)
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps, fine to coarse, one for each of `strides`; a ViT gives its last one, without the final norm.
+        """Return feature maps, fine to coarse, one for each of `strides`; a ViT's last one, without the final norm.
 
         Args:
             images: (B, C, H, W) float, normalised.
 
         Returns:
-            [(B, C_i, H_i, W_i)]; H_i is H / strides[i] up to rounding (Inception's unpadded convolutions lose a few rows more).
+            [(B, C_i, H_i, W_i)]; H_i is H / strides[i] up to rounding (Inception's unpadded convolutions lose a few
+            rows more).
 
         Raises:
             UserError: the model is built for another size, or this family gives no maps.
@@ -183,27 +188,32 @@ class Backbone(nn.Module):
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"backbone: timm gives no feature maps of {self.config['name']}; choose another family")
         self._check_size(images)
-        return self.model.forward_intermediates(images, indices=1 if self._is_vit else None, intermediates_only=True)
+        maps: list[Tensor] = self.model.forward_intermediates(
+            images, indices=1 if is_vit(self.model) else None, intermediates_only=True
+        )
+        return maps
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of this module's parameters by depth, input to output, for layer-wise learning rates.
+        """Return the names of this module's parameters by depth, input to output, for layer-wise learning rates.
 
         A ViT has depth + 2 groups: cls, positions and patch embedding; one per block; final norm (He et al. 2022, A.1).
-        timm's own matcher would put a token-pooled ViT's `norm` with the last block. Other families are grouped by timm's matcher.
-        The last group holds what comes after the body (it may be empty); a head outside belongs there too.
+        timm's own matcher would put a token-pooled ViT's `norm` with the last block. Other families are grouped by
+        timm's matcher. The last group holds what comes after the last block or stage (it may be empty); a head outside
+        belongs there too.
 
         Raises:
             UserError: nothing matched, so that a layer decay would touch no layer.
         """
         names = [name for name, _ in self.model.named_parameters()]
-        if self._is_vit:
+        if is_vit(self.model):
             groups: list[list[str]] = [[] for _ in range(len(self.model.blocks) + 2)]
             for name in names:
                 groups[self._vit_layer(name)].append(f"model.{name}")
             return groups
         if not hasattr(self.model, "group_matcher"):
             raise UserError(f"backbone: timm does not group the layers of {self.config['name']}; use layer_decay 1")
-        # The parameter that no pattern can match opens the group of what is unmatched, even where there is nothing else in it.
+        # The parameter that no pattern can match opens the group of what is unmatched, even where there is nothing else
+        # in it.
         probe = "\0unmatched"
         matched = group_parameters(_Names([*names, probe]), self.model.group_matcher(coarse=False))
         groups = [[f"model.{name}" for name in matched[i] if name != probe] for i in sorted(matched)]
@@ -224,24 +234,25 @@ class Backbone(nn.Module):
             return
         if tuple(images.shape[-2:]) != tuple(size):
             raise UserError(
-                f"img_size: images are {images.shape[-2]}x{images.shape[-1]} pixels and {self.config['name']} is built for "
-                f"{size[0]}x{size[1]}; set img_size in backbone_args or of the data"
+                f"img_size: images are {images.shape[-2]}x{images.shape[-1]} pixels and {self.config['name']} is built "
+                f"for {size[0]}x{size[1]}; set img_size in backbone_args or of the data"
             )
 
 
 class _Names:
-    """Quacks like a module to timm's `group_parameters`, which reads only `named_parameters()`."""
+    """Stand-in for a module in timm's `group_parameters`, which reads only `named_parameters()`."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
 
-    def named_parameters(self):
+    def named_parameters(self) -> Iterator[tuple[str, None]]:
         return ((name, None) for name in self.names)
 
 
 def _embed_patches(embed: nn.Module, images: Tensor, ids: Tensor) -> Tensor:
-    """timm's patch embedding of some patches only: the convolution's stride is its size, so it is a Linear of a patch's pixels.
+    """Apply timm's patch embedding to some patches only.
 
+    The convolution's stride is its size, so it is a linear map of a patch's pixels.
     images (B, C, H, W); ids (B, L_keep), row-major over the grid. Returns (B, L_keep, D).
     """
     (p, q), (b, c, h, w) = embed.patch_size, images.shape
@@ -251,8 +262,13 @@ def _embed_patches(embed: nn.Module, images: Tensor, ids: Tensor) -> Tensor:
     return embed.norm(F.linear(pixels.flatten(2), embed.proj.weight.flatten(1), embed.proj.bias))
 
 
+def is_vit(model: nn.Module) -> bool:
+    """True for timm models of transformer blocks on embedded patches: ViT, DeiT, BEiT, EVA and the like."""
+    return hasattr(model, "blocks") and hasattr(model, "patch_embed")
+
+
 def is_plain_vit(model: nn.Module) -> bool:
-    """True for a ViT whose tokens are one cls token and the patches, each a linear map of its pixels, with absolute positions."""
+    """True for a ViT of one cls token and patches with absolute positions, each patch a linear map of its pixels."""
     return (
         isinstance(model, VisionTransformer)
         and isinstance(model.patch_embed, PatchEmbed)  # not a convolutional stem, where a patch sees its neighbours

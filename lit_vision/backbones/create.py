@@ -1,4 +1,4 @@
-"""timm's constructors, with faults that a user can mend."""
+"""Create timm models, with errors that say what to change."""
 
 from __future__ import annotations
 
@@ -12,11 +12,23 @@ from lit_vision.errors import UserError
 
 
 def lists_to_tuples(value: Any) -> Any:
+    """Return `value` with every list in it, at any depth, as a tuple; timm's constructors expect tuples."""
     return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def create_timm_model(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
-    """timm.create_model with faults that a user can mend."""
+    """Call timm.create_model and turn what it raises into errors that name the key and what to do.
+
+    Args:
+        name: of the model, as timm lists it, with or without a weight tag.
+        pretrained: load timm's weights.
+        img_size: side of the images, pixels; passed on to models that are built for one size.
+        arguments: further arguments of timm's constructor.
+
+    Raises:
+        UserError: unknown name (with close ones), an argument that the model does not take, weights that cannot be
+            fetched.
+    """
     remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     base = name.split(".")[0]
     if not remote and not timm.is_model(base):
@@ -34,7 +46,7 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
         unknown = {"global_pool": "pool"}.get(unknown, unknown)
         raise UserError(f"backbone_args.{unknown}: {name} takes no such argument; leave it out") from error
     except AssertionError as error:
-        raise UserError(f"backbone_args: {name} refuses them: {error}; change the value") from error
+        raise UserError(f"backbone_args: {name} does not accept them: {error}; change the value") from error
     except OSError as error:
         if not pretrained:
             raise
@@ -50,6 +62,11 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
 
 
 def check_patches(model: nn.Module) -> None:
+    """Refuse an image size that is no multiple of the patch size.
+
+    Raises:
+        UserError: img_size, with both numbers.
+    """
     embed = getattr(model, "patch_embed", None)
     size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
     if size and patch and any(s % p for s, p in zip(size, patch)):  # timm would leave out the last rows silently
@@ -57,6 +74,7 @@ def check_patches(model: nn.Module) -> None:
 
 
 def feature_strides(model: nn.Module) -> list[int]:
+    """Return the stride of each of the model's feature maps, fine to coarse; empty if timm lists none."""
     info = getattr(model, "feature_info", None)
     info = getattr(info, "info", info) or []
     return [int(entry["reduction"]) for entry in info]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def sincos_2d(width: int, grid: int | tuple[int, int], cls_token: bool = True) -> Tensor:
-    """Fixed 2-D sin-cos position embedding.
+    """Return the fixed 2-D sin-cos position embedding.
 
-    The first half of the channels holds the column x, the second the row y; each half is sin(x w_k) for all k, then cos(x w_k),
-    with w_k = 10000^(-k / (width / 4)) and whole-numbered x. Patches are row-major.
+    The first half of the channels holds the column x, the second the row y; each half is sin(x w_k) for all k, then
+    cos(x w_k), with w_k = 10000^(-k / (width / 4)) and integer x. Patches are row-major.
     Source: He et al. 2022, arXiv:2111.06377, A.1, in the channel order of the released weights.
 
     Args:
@@ -46,9 +46,10 @@ def sincos_2d(width: int, grid: int | tuple[int, int], cls_token: bool = True) -
 
 
 def resize_pos_embed(table: Tensor, grid: tuple[int, int], prefix: int = 1) -> Tensor:
-    """Resize a square table of positions to another grid, bicubic without antialiasing; the first `prefix` rows are kept as they are.
+    """Resize a square table of positions to another grid, bicubic without antialiasing.
 
-    Source: facebookresearch/mae's fine-tuning (bicubic, align_corners False, cls row kept).
+    The first `prefix` rows stay as they are.
+    Source: facebookresearch/mae's fine-tuning (bicubic, align_corners False, cls row unchanged).
 
     Args:
         table: (1, prefix + L, D) with L a square.

@@ -1,17 +1,20 @@
-"""What a batch is, and how its pixels become floats.
+"""Batch layout and pixel normalization.
 
-A batch is a dict: `images` uint8 (B, V, H, W, 3), always RGB (gray is repeated); `label` int64 (B,), -1 without one; `key` int64 (B, 3),
-the columns being (epoch, index, copy). Float and normalisation happen once, on the device.
+A batch is a dict: `images` uint8 (B, V, H, W, 3), always RGB (gray is repeated); `label` int64 (B,), -1 for an
+unlabeled image; `key` int64 (B, 3), the columns being (epoch, index, copy). Conversion to float and normalization
+happen once, on the device.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 pixels to normalised floats: (images / 255 - mean) / std, channels first.
+    """Convert uint8 pixels to normalized floats, channels first: (images / 255 - mean) / std.
 
     Args:
         images: (B, V, H, W, 3) uint8, RGB.
@@ -19,7 +22,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         std: (3,) float, greater than 0.
 
     Returns:
-        (B, V, 3, H, W) float32, contiguous. With mean 0 and std 1 it lies in [0, 1], as SimCLR's official code has it.
+        (B, V, 3, H, W) float32, contiguous. With mean 0 and std 1 they lie in [0, 1], as in SimCLR's official code.
 
     Raises:
         ValueError: images are not uint8 with three channels last.
@@ -30,3 +33,8 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # one pass over the pixels: contiguous() moves bytes, not floats
     channels_first = images.permute(0, 1, 4, 2, 3).contiguous().float()  # (B, V, 3, H, W)
     return channels_first.mul_(scale[:, None, None]).sub_(shift[:, None, None])
+
+
+def normalize_batch(batch: dict[str, Any], mean: Tensor, std: Tensor) -> dict[str, Any]:
+    """Return the batch with its images normalized, in the dtype of `mean`; see `normalize` for the arguments."""
+    return {**batch, "images": normalize(batch["images"], mean, std).to(mean.dtype)}

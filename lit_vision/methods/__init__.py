@@ -1,4 +1,4 @@
-"""One paper, one file. Names are imported when first used."""
+"""Training methods: one file or folder each, imported when first used."""
 
 from importlib import import_module
 
@@ -12,7 +12,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,8 @@
-"""Classify with a backbone: fine-tune all of it, parts of it, or a linear probe.
+"""Image classification: full, partial or linear fine-tuning of a backbone.
 
 B images, K classes, D backbone width, C H W channels and pixels.
 """
 
-import warnings
 from typing import Any
 
 import lightning as L
@@ -14,31 +13,32 @@ from torchmetrics import MeanMetric
 
 from lit_vision import distributed
 from lit_vision.backbones import adapters
-from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.batch import normalize
+from lit_vision.data.batch import normalize_batch
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.errors import UserError
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.fine_tuning import ADAPTERS
-from lit_vision.weights import load
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 CLASSIFICATION_LOSSES = ("ce", "bce")
 
 
 def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """(B,) int64 labels as (B, K) float32 probabilities: 1 - e + e/K on the label, e/K elsewhere (Szegedy et al. 2016, arXiv:1512.00567)."""
+    """Turn (B,) int64 labels into (B, K) float32 probabilities: 1 - e + e/K on the label, e/K elsewhere.
+
+    Source: Szegedy et al. 2016, arXiv:1512.00567; e is `label_smoothing`.
+    """
     targets = torch.full((len(labels), num_classes), label_smoothing / num_classes, device=labels.device)
     return targets.scatter(1, labels[:, None], 1 - label_smoothing + label_smoothing / num_classes)
 
 
 def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce", weights: Tensor | None = None) -> Tensor:
-    """Mean loss over a batch, in at least float32.
+    """Return the mean loss over a batch, in at least float32.
 
     Args:
         logits: (B, K).
-        targets: (B, K) in [0, 1], already mixed and smoothed; smooth nowhere else.
+        targets: (B, K) in [0, 1], already mixed and smoothed; the loss does not smooth again.
         loss: "ce": softmax cross-entropy; "bce": sigmoid cross-entropy, mean over images and classes
             (Wightman et al. 2021, arXiv:2110.00476).
         weights: (K,) of the classes, or None; the sum is divided by the number of images, whatever the weights are.
@@ -55,44 +55,48 @@ def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce", weigh
 
 
 class Classifier(L.LightningModule):
-    """A backbone and a linear head, trained on labels.
+    """Backbone and linear head, trained on labels.
 
-    MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr 5e-4, mixup 0.8,
-    cutmix 1.0, label_smoothing 0.1, weight_decay 0.05, betas (0.9, 0.999), min_lr 1e-6. Its linear probe: tune linear, head_norm true,
-    optimizer lars, lr_in_momentum false, base_lr 0.1, weight_decay 0, warmup_epochs 10. SimCLR's linear evaluation: tune linear,
-    optimizer sgd, nesterov true, base_lr 0.1, weight_decay 0, warmup_epochs 0.
+    MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr
+    5e-4, mixup 0.8, cutmix 1.0, label_smoothing 0.1, weight_decay 0.05, betas (0.9, 0.999), min_lr 1e-6. Its linear
+    probe: tune linear, head_norm true, optimizer lars, lr_in_momentum false, base_lr 0.1, weight_decay 0, warmup_epochs
+    10. SimCLR's linear evaluation: tune linear, optimizer sgd, nesterov true, base_lr 0.1, weight_decay 0,
+    warmup_epochs 0.
 
-    What is frozen stays in evaluation mode (batch-norm statistics fixed, drop path off); see `train`.
+    Frozen parts stay in evaluation mode (batch-norm statistics fixed, drop path off); see `train`.
 
     Args:
         backbone: a timm model name.
         num_classes: K, 2 or more; must be the data's.
         backbone_args: further arguments of Backbone.
-        backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.weights.load`); the report is printed.
-        tune: what trains beside the head: full, linear (nothing), head+norm, bias, last-<k> (blocks), lora, prompt-shallow, prompt-deep
-            (see `lit_vision.backbones.adapters`; `lit-vision export RUN --format adapter` writes what was added without the backbone).
+        backbone_checkpoint: a file whose encoder is loaded (any layout of `lit_vision.weights.load`); the report is
+            printed.
+        tune: the parameters that train in addition to the head: full, linear (none), head+norm, bias, last-<k>
+            (blocks), lora, prompt-shallow, prompt-deep (see `lit_vision.backbones.adapters`; `lit-vision export RUN
+            --format adapter` writes the added parameters without the backbone).
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
         mixup: alpha of mixup (arXiv:1710.09412); 0 is off.
-        cutmix: alpha of cutmix (arXiv:1905.04899); 0 is off. With both, each batch takes one of them by a fair coin.
+        cutmix: alpha of cutmix (arXiv:1905.04899); 0 is off. With both, each batch has one of them, with equal
+            probability.
         label_smoothing: e, in [0, 1); applied once, in the targets, in training only.
         loss: ce or bce.
-        class_weights: K numbers, greater than 0, that the training loss counts the classes with, for classes of unequal size
-            (`evaluation.binary.class_weights`); measures are not weighted.
+        class_weights: K weights of the classes in the training loss, greater than 0, for classes of unequal size
+            (`evaluation.clinical.class_weights`); metrics are not weighted.
         head_norm: an affine-free batch norm before the linear map, as in MAE's linear probe.
-        head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear, lora and prompts, and 2e-5 otherwise
-            (MAE's values for its probe and its fine-tuning).
+        head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear, lora and prompts, and
+            2e-5 otherwise (MAE's values for its probe and its fine-tuning).
         mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
         std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
         nesterov: of sgd.
-        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR's form) or, if false, outside (MAE's linear probe);
-            they differ while the learning rate changes, as here it does at every step.
+        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR's form) or, if false, outside
+            (MAE's linear probe); they differ while the learning rate changes, as here it does at every step.
         base_lr: learning rate per 256 images.
-        lr: absolute learning rate; wins over base_lr.
+        lr: absolute learning rate; if given, base_lr is not used.
         min_lr: absolute learning rate at the end.
-        weight_decay: of parameters with more than one dimension that are no token or position.
+        weight_decay: of parameters with more than one dimension, except tokens and positions.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
         lora_rank: r of tune=lora; each adapted layer gets r x (in + out) parameters.
         lora_alpha: the update is scaled by lora_alpha / lora_rank.
@@ -102,7 +106,8 @@ class Classifier(L.LightningModule):
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work; the message names it and says what to do. PartialMatchError (a UserError):
+            the checkpoint does not fit.
     """
 
     def __init__(
@@ -141,7 +146,7 @@ class Classifier(L.LightningModule):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise UserError(f"num_classes: {num_classes} class(es) leave nothing to tell apart; give 2 or more")
+            raise UserError(f"num_classes: {num_classes} is too few to classify; give 2 or more")
         if loss not in CLASSIFICATION_LOSSES:
             raise UserError(f"loss: {loss!r} is not one of {', '.join(CLASSIFICATION_LOSSES)}; choose one of these")
         if not 0 <= label_smoothing < 1:
@@ -153,19 +158,13 @@ class Classifier(L.LightningModule):
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
         self.save_hyperparameters()
-        self.backbone = Backbone(backbone, **(backbone_args or {}))
-        own_mean, own_std = self.backbone.data_config["mean"], self.backbone.data_config["std"]
-        if backbone_checkpoint is not None:
-            report = load.load_into(self.backbone, backbone_checkpoint)
-            print(report, flush=True)
-            own_mean, own_std = report.mean or own_mean, report.std or own_std
-        fine_tuning.apply_tuning_mode(self.backbone, self.hparams)
+        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
         self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
         self.head = nn.Linear(self.backbone.width, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.tensor(mean or own_mean))
-        self.register_buffer("std", torch.tensor(std or own_std))
+        self.register_buffer("mean", torch.tensor(mean or weights_mean))
+        self.register_buffer("std", torch.tensor(std or weights_std))
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
         self.metrics["test_mean_per_class"] = MeanClassRecall(num_classes)
@@ -176,68 +175,65 @@ class Classifier(L.LightningModule):
             from timm.data import Mixup
 
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.train()  # Lightning keeps the modes it finds: what is frozen must be in evaluation mode from the start
+        self.train()  # Lightning does not change the modes: frozen parts must be in evaluation mode from the start
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images (B, C, H, W)."""
+        """Return logits (B, K) of normalised images (B, C, H, W)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams.tune != "linear"):
             features = self.backbone(images)
         return self.head(self.head_norm(features))
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Training mode for what trains, evaluation mode for what is frozen.
-
-        A part of the backbone whose parameters all train (a norm with head+norm, the blocks of last-<k>) is in training mode, the rest
-        keeps its batch-norm statistics and has drop path off.
-        """
+        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
         super().train(mode)
-        if mode and self.hparams.tune != "full":
-            fine_tuning.keep_frozen_in_eval(self.backbone)
+        fine_tuning.keep_frozen_in_eval(self)
         return self
 
     def setup(self, stage: str) -> None:
-        """Refuse data whose classes are not the head's, and a batch-norm converter that would break the model, before any step."""
-        distributed.batch_norm_scope(self)
-        if self.hparams.tune != "full":  # Lightning warns of modules in evaluation mode; here they are meant to be
-            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        heads = self.hparams.num_classes
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", heads)
+        """Refuse data with another number of classes, and a batch-norm converter that would break the model."""
+        fine_tuning.check_batch_norm(self)
+        head_classes = self.hparams.num_classes
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", head_classes)
         if not classes:
             raise UserError(
-                "data.root: a classifier needs labels and this folder has no classes; give one with a folder per class"
+                "data.root: a classifier needs labels and this folder has no classes; use one with a folder per class"
             )
-        if classes != heads:
+        if classes != head_classes:
             raise UserError(
-                f"model.num_classes: the head has {heads} classes, the data has {classes}; set it to {classes}"
+                f"model.num_classes: the head has {head_classes} classes, the data has {classes}; set it to {classes}"
             )
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Refuse labels outside [0, K), while they are still on the host."""
+        """Refuse labels outside [0, K), while the batch is still on the CPU."""
         labels, classes = batch["label"], self.hparams.num_classes
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
             low, high = int(labels.min()), int(labels.max())
             raise UserError(
-                f"data: labels {low} to {high} in a batch, the head has 0 to {classes - 1}; -1 is an image without a label"
+                f"data: a batch has labels {low} to {high}, the head has classes 0 to {classes - 1}; "
+                "-1 is an image without a label: leave such images out"
             )
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
+        return normalize_batch(batch, self.mean, self.std)
 
     def training_targets(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images (B, C, H, W) and smoothed targets (B, K). The draw is a function of the batch's keys (B, 3) alone."""
+        """Return mixed images (B, C, H, W) and smoothed targets (B, K); the keys (B, 3) alone determine the mix."""
         if self.mix is None:
             return images, soft_targets(labels, self.hparams.num_classes, self.hparams.label_smoothing)
         if len(images) % 2:
             raise UserError(
-                f"data.batch_size: mixup and cutmix pair the images of a batch, {len(images)} is odd; make it even"
+                f"data.batch_size: mixup and cutmix pair the images of a batch and {len(images)} is odd; make it even"
             )
         with temporary_seed(derive_seed(*keys.flatten().tolist())):
-            return self.mix(images.clone(), labels)  # timm mixes in place; callbacks see the batch too
+            mixed: tuple[Tensor, Tensor] = self.mix(
+                images.clone(), labels
+            )  # timm mixes in place; callbacks see the batch
+        return mixed
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch; logs train/loss."""
+        """Return the loss of one batch; logs train/loss."""
         images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
         loss = classification_loss(self(images), targets, self.hparams.loss, self.class_weights)
         self.log("train/loss", loss, prog_bar=True)
@@ -262,19 +258,19 @@ class Classifier(L.LightningModule):
             self.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5: means over all images of all processes, fractions."""
+        """Log val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5 (fractions), over all processes."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """As `validation_step`, under test/; and test/mean_per_class, the mean recall of the classes that occur."""
+        """Log the same under test/, and test/mean_per_class, the mean recall of the classes that occur."""
         self._evaluate(batch, "test")
 
     def on_fit_start(self) -> None:
-        """Keep what using the model takes: class names, image size, crop."""
+        """Store class names, image size and crop, which prediction needs."""
         self.metadata = metadata_from_datamodule("classification", self.trainer.datamodule) or self.metadata
 
     def on_train_start(self) -> None:
-        """Say how much trains, and what batch norm sees where it matters."""
+        """Print how many parameters train, and a note if batch norm sees one process's images only."""
         if self.trainer.is_global_zero and self.hparams.tune != "full":
             print(f"Classifier: {adapters.describe_trainable(self)}", flush=True)
         if (
@@ -287,21 +283,14 @@ class Classifier(L.LightningModule):
                 flush=True,
             )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is complete in itself: loading it must not ask for the weights that this run began with."""
-        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The other half of `on_save_checkpoint`."""
-        self.metadata = checkpoint.get("card", self.metadata)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
-        return fine_tuning.configure_optimizer(self)
+    # hooks that all supervised methods share
+    on_save_checkpoint = fine_tuning.make_checkpoint_self_contained
+    on_load_checkpoint = fine_tuning.restore_metadata
+    configure_optimizers = fine_tuning.configure_optimizer
 
 
 def _single_view(batch: dict[str, Tensor]) -> Tensor:
     views = batch["images"].shape[1]
     if views != 1:
-        raise UserError(f"data.train_view: a classifier takes one view of each image, got {views}; set it to train")
+        raise UserError(f"data.train_view: a classifier needs one view of each image, got {views}; set it to train")
     return batch["images"][:, 0]

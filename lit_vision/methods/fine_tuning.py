@@ -1,10 +1,10 @@
-"""What trains of a backbone, in which mode the rest stays, its parameter groups, and a checkpoint that is whole: what all methods on labels share."""
+"""Fine-tuning modes, optimizer, metadata and checkpoints of the supervised methods, as plain functions they share."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,25 @@ from lit_vision.errors import UserError
 from lit_vision.weights import load
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
-TUNES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
-ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen, what is added to it trains
+if TYPE_CHECKING:
+    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch.utilities.parsing import AttributeDict
+
+TUNING_MODES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
+ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen; parameters added to it train
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def set_trainable(backbone: Backbone, tune: str) -> None:
-    """Freeze (requires_grad False) what `tune` leaves out of the backbone; the head is not its matter.
+    """Freeze (requires_grad False) the backbone's parameters that do not train in the mode `tune`.
 
-    "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but the biases
-    (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial fine-tuning, arXiv:2111.06377, Figure 9).
-    "lora" and "prompt-*": everything, before `backbones.adapters` adds what trains.
+    "full": nothing is frozen. "linear": everything. "head+norm": all but the norms' gains and biases. "bias": all but
+    the biases (BitFit, arXiv:2106.10199). "last-<k>": all but the last k blocks and the final norm (partial
+    fine-tuning, arXiv:2111.06377, Figure 9). "lora" and "prompt-*": everything, before `backbones.adapters` adds
+    parameters that train.
 
     Raises:
-        UserError: an unknown value, or more blocks than there are.
+        UserError: an unknown value, more blocks than there are, or a mode that leaves no parameter trainable.
     """
     if tune == "full":
         return
@@ -46,51 +51,62 @@ def set_trainable(backbone: Backbone, tune: str) -> None:
             raise UserError(f"tune: {tune} asks for {k} blocks, this backbone has {len(groups) - 2}; lower it")
         keep = {name for group in groups[-k - 1 :] for name in group}
     elif tune != "linear" and tune not in ADAPTERS:
-        raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNES)}; choose one of these")
+        raise UserError(f"tune: {tune!r} is not one of {', '.join(TUNING_MODES)}; choose one of these")
     if not keep and tune != "linear" and tune not in ADAPTERS:
         raise UserError(f"tune: {tune} leaves nothing of this backbone trainable; use linear")
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name in keep and parameter.requires_grad)
 
 
-def apply_tuning_mode(backbone: Backbone, h: Any) -> None:
-    """Freeze what `tune` leaves out of the backbone, and add what it adds: LoRA, or prompts.
+def apply_tuning_mode(backbone: Backbone, hparams: AttributeDict) -> None:
+    """Freeze what does not train in the mode `hparams.tune`, and add LoRA or prompts if it asks for them.
 
     Args:
-        backbone: has its weights already.
-        h: the method's hyper-parameters: tune, lora_rank, lora_targets, prompt_length, and lora_alpha (8), lora_layers (all) and
-            lora_dropout (0) where it has them.
+        backbone: with its weights loaded.
+        hparams: of the method: tune, lora_rank, lora_targets, prompt_length; lora_alpha (else 8), lora_layers (else
+            all) and lora_dropout (else 0) are optional.
 
     Raises:
         UserError: as `set_trainable`, `adapters.add_lora` and `adapters.add_prompts`.
     """
-    set_trainable(backbone, h.tune)
-    if h.tune == "lora":
+    set_trainable(backbone, hparams.tune)
+    if hparams.tune == "lora":
         adapters.add_lora(
             backbone,
-            rank=h.lora_rank,
-            alpha=h.get("lora_alpha", 8.0),
-            targets=["qkv"] if h.lora_targets is None else h.lora_targets,
-            layers=h.get("lora_layers"),
-            dropout=h.get("lora_dropout", 0.0),
+            rank=hparams.lora_rank,
+            alpha=hparams.get("lora_alpha", 8.0),
+            targets=["qkv"] if hparams.lora_targets is None else hparams.lora_targets,
+            layers=hparams.get("lora_layers"),
+            dropout=hparams.get("lora_dropout", 0.0),
         )
-    elif h.tune in ADAPTERS:
-        adapters.add_prompts(backbone, length=h.prompt_length, deep=h.tune == "prompt-deep")
+    elif hparams.tune in ADAPTERS:
+        adapters.add_prompts(backbone, length=hparams.prompt_length, deep=hparams.tune == "prompt-deep")
 
 
-def keep_frozen_in_eval(backbone: Backbone) -> None:
-    """Evaluation mode for the parts of the backbone that do not train: fixed batch-norm statistics, no drop path."""
+def keep_frozen_in_eval(module: LightningModule) -> None:
+    """Put the frozen parts of `module.backbone` in evaluation mode: fixed batch-norm statistics, no drop path.
+
+    A part whose parameters all train (a norm with head+norm, the blocks of last-<k>) is in training mode. Does nothing
+    in evaluation mode or with tune "full". A method calls it at the end of `train`.
+    """
+    if not module.training or module.hparams.tune == "full":
+        return
+    backbone = module.backbone
     backbone.eval()
-    for name, module in backbone.named_modules():
-        parameters = list(module.parameters())
+    for name, part in backbone.named_modules():
+        parameters = list(part.parameters())
         if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
-            module.train()
+            part.train()
 
 
-def make_checkpoint_self_contained(checkpoint: dict[str, Any], metadata: dict[str, Any] | None) -> None:
-    """A checkpoint is complete in itself: loading it must not ask for the weights that its run began with."""
-    if metadata is not None:
-        checkpoint["card"] = metadata
+# The next three are hooks of Lightning: a method has them as `on_save_checkpoint`, `on_load_checkpoint` and
+# `configure_optimizers`.
+
+
+def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Add `module.metadata` to a checkpoint, and make it independent of the weights file that the run started from."""
+    if module.metadata is not None:
+        checkpoint["card"] = module.metadata
     parameters = checkpoint.get("hyper_parameters")
     if parameters is not None:
         args = dict(parameters["backbone_args"] or {})
@@ -100,97 +116,103 @@ def make_checkpoint_self_contained(checkpoint: dict[str, Any], metadata: dict[st
         checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
 
 
-def configure_optimizer(module: Any) -> dict[str, Any]:
-    """Optimiser and per-step schedule from the module's hyper-parameters; see `lit_vision.optim.optimizer_and_schedule`."""
-    h = module.hparams
+def restore_metadata(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Read `module.metadata` from a checkpoint of `make_checkpoint_self_contained`."""
+    module.metadata = checkpoint.get("card", module.metadata)
+
+
+def configure_optimizer(module: LightningModule) -> dict[str, Any]:
+    """Return optimizer and per-step schedule from the hyper-parameters; see `optim.optimizer_and_schedule`."""
+    hparams = module.hparams
     layers: list[list[str]] = []
-    if h.layer_decay != 1:
+    if hparams.layer_decay != 1:
         layers = [[f"backbone.{name}" for name in group] for group in module.backbone.layer_groups()]
-    groups = optim.layer_decay_groups(module.named_parameters(), layers, h.weight_decay, h.layer_decay)
-    return optim.optimizer_and_schedule(
-        module,
-        groups,
-        optimizer=h.optimizer,
-        base_lr=h.base_lr,
-        lr=h.lr,
-        betas=h.betas,
-        momentum=h.momentum,
-        nesterov=h.get("nesterov", False),
-        lr_in_momentum=h.get("lr_in_momentum", True),
-        warmup_epochs=h.warmup_epochs,
-        min_lr=h.min_lr,
-    )
+    groups = optim.layer_decay_groups(module.named_parameters(), layers, hparams.weight_decay, hparams.layer_decay)
+    return optim.optimizer_from_hparams(module, groups)
 
 
-def build_backbone(h: Any) -> tuple[Backbone, list[float], list[float]]:
-    """The backbone with its weights and what trains of it or beside it, and the mean and std that these weights want.
+def build_backbone(hparams: AttributeDict) -> tuple[Backbone, list[float], list[float]]:
+    """Return the backbone in its tuning mode, with its weights, and the mean and std that these weights expect.
 
     Args:
-        h: hyper-parameters of Detector or Segmenter: backbone, img_size, backbone_args, backbone_checkpoint (whose report is printed), tune,
-            lora_rank, lora_targets, prompt_length.
+        hparams: of the method: backbone, backbone_args, backbone_checkpoint (whose report is printed), img_size if it
+            has one, and those of `apply_tuning_mode`.
 
     Raises:
         UserError: as Backbone and `apply_tuning_mode`. PartialMatchError: the checkpoint does not fit.
     """
-    backbone = Backbone(h.backbone, **{"img_size": h.img_size, **(h.backbone_args or {})})
+    args = {"img_size": hparams.img_size} if "img_size" in hparams else {}
+    backbone = Backbone(hparams.backbone, **{**args, **(hparams.backbone_args or {})})
     mean, std = backbone.data_config["mean"], backbone.data_config["std"]
-    if h.backbone_checkpoint is not None:
-        report = load.load_into(backbone, h.backbone_checkpoint)
+    if hparams.backbone_checkpoint is not None:
+        report = load.load_into(backbone, hparams.backbone_checkpoint)
         print(report, flush=True)
         mean, std = report.mean or mean, report.std or std
-    apply_tuning_mode(backbone, h)
+    apply_tuning_mode(backbone, hparams)
     return backbone, list(mean), list(std)
 
 
 def feature_maps(backbone: Backbone, images: Tensor) -> list[Tensor]:
-    """`forward_maps`, with CNN images channels last in memory, which is faster."""
+    """Return `forward_maps`, with CNN images channels last in memory, which is faster."""
     if len(backbone.strides) > 1:
         images = images.contiguous(memory_format=torch.channels_last)
     return backbone.forward_maps(images)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """What losses and thresholds are computed in; float64 stays float64."""
+    """Convert to float32, in which losses and thresholds are computed; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_data(module: Any, needs: str) -> None:
-    """Refuse data that cannot serve, before any step.
+def check_batch_norm(module: LightningModule) -> None:
+    """Refuse a batch-norm converter that would break the model; silence Lightning's warning about frozen modules.
+
+    Raises:
+        UserError: as `distributed.batch_norm_scope`.
+    """
+    distributed.batch_norm_scope(module)
+    if module.hparams.tune != "full":  # Lightning warns of modules in evaluation mode; frozen ones are in it on purpose
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+
+
+def check_data(module: LightningModule, needs: Literal["targets", "mask"]) -> None:
+    """Refuse data that a detector or segmenter cannot train on, before any step; also calls `check_batch_norm`.
 
     Args:
         module: Detector or Segmenter.
-        needs: "targets" or "mask", what its batches must hold.
+        needs: the key that its batches must hold.
 
     Raises:
         UserError: other classes or another size than the model's, or data without boxes (masks).
     """
-    distributed.batch_norm_scope(module)
-    if module.hparams.tune != "full":  # Lightning warns of modules in evaluation mode; here they are meant to be
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-    data, h = getattr(module.trainer, "datamodule", None), module.hparams
-    semantic = getattr(data, "format", None)
-    if data is not None and (semantic is None or (semantic == "masks") != (needs == "mask")):
-        want = (
+    check_batch_norm(module)
+    data, hparams = getattr(module.trainer, "datamodule", None), module.hparams
+    annotation_format = getattr(data, "format", None)
+    if data is not None and (annotation_format is None or (annotation_format == "masks") != (needs == "mask")):
+        wanted = (
             "semantic masks (AnnotatedDataModule, format masks)"
             if needs == "mask"
             else "boxes (AnnotatedDataModule, format coco, yolo or voc)"
         )
-        raise UserError(f"data: {type(module).__name__} needs {want}; change data.class_path or data.format")
+        raise UserError(f"data: {type(module).__name__} needs {wanted}; change data.class_path or data.format")
     for name, ours, theirs in (
-        ("num_classes", h.num_classes, getattr(data, "num_classes", h.num_classes)),
-        ("img_size", h.img_size, getattr(data, "img_size", h.img_size)),
+        ("num_classes", hparams.num_classes, getattr(data, "num_classes", hparams.num_classes)),
+        ("img_size", hparams.img_size, getattr(data, "img_size", hparams.img_size)),
     ):
         if ours != theirs:
             raise UserError(f"model.{name}: {ours}, the data has {theirs}; make them equal")
 
 
-def metadata_for(task: str, datamodule: Any, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The card of this model's task: evaluation scales the longer side to the size and cuts nothing off."""
+def metadata_for(task: str, datamodule: LightningDataModule | None, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the metadata of a detector or segmenter, None if the data does not give it.
+
+    Evaluation scales the longer side to the size and crops nothing.
+    """
     metadata = metadata_from_datamodule(task, datamodule)
     return None if metadata is None else {**metadata, "crop_pct": 1.0, "options": options}
 
 
 def channels_last(module: nn.Module, backbone: Backbone) -> None:
-    """Lay a head's convolutions out as its CNN backbone's are."""
+    """Put a head's convolutions in channels-last layout if its backbone is a CNN."""
     if len(backbone.strides) > 1:
         module.to(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""Noise, of masks and of sampled regions, that is a pure function of a sample's key, on any device."""
+"""Noise for masks and sampled regions, a pure function of a sample's key on any device."""
 
 import torch
 from torch import Tensor
 
-TRAIN, VALIDATION, PICTURES, ANCHORS, PROPOSALS = range(5)  # streams; they share no number
+TRAIN, VALIDATION, PICTURES, ANCHORS, PROPOSALS = range(5)  # streams with different noise
 
 
 def _signed(x: int) -> int:
@@ -14,7 +14,7 @@ _GOLDEN, _M1, _M2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D0
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
-    return (x >> n) & ((1 << (64 - n)) - 1)  # int64 shifts drag the sign along; uint64 has no kernels on all devices
+    return (x >> n) & ((1 << (64 - n)) - 1)  # int64 shifts copy the sign bit; uint64 has no kernels on all devices
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -23,16 +23,17 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def keyed_noise(keys: Tensor, patches: int, seed: int, stream: int = TRAIN) -> Tensor:
-    """Uniform noise for each sample as a pure function of (seed, stream, key): no rank, worker or batch layout enters it.
+def keyed_noise(keys: Tensor, length: int, seed: int, stream: int = TRAIN) -> Tensor:
+    """Return uniform noise for each sample, which depends on (seed, stream, key) alone: not on rank, worker or batch.
 
-    A SplitMix64 sequence per sample, started from a hash of its key (Steele et al. 2014, doi:10.1145/2660193.2660195), in whole
-    batches: 0.7 ms for 256 samples of 64 patches on one core, where a torch.Generator per sample takes 2.7 ms and must be on the CPU.
+    A SplitMix64 sequence per sample, started from a hash of its key (Steele et al. 2014, doi:10.1145/2660193.2660195),
+    for a batch at once: 0.7 ms for 256 samples of 64 patches on one core, where a torch.Generator per sample takes 2.7
+    ms and must be on the CPU.
 
     Args:
         keys: (B, any) int64, the batch's `key`.
-        patches: L.
-        seed: any whole number.
+        length: L, numbers per sample.
+        seed: any integer.
         stream: 0 training, 1 validation, 2 pictures, 3 anchors, 4 proposals.
 
     Returns:
@@ -41,5 +42,5 @@ def keyed_noise(keys: Tensor, patches: int, seed: int, stream: int = TRAIN) -> T
     state = keys.new_zeros(len(keys))
     for part in (torch.full_like(state, _signed(seed)), torch.full_like(state, stream), *keys.unbind(1)):
         state = _mix((state ^ part) + _GOLDEN)
-    steps = torch.arange(1, patches + 1, device=keys.device) * _GOLDEN
+    steps = torch.arange(1, length + 1, device=keys.device) * _GOLDEN
     return _shift(_mix(state[:, None] + steps), 40).float() * 2**-24

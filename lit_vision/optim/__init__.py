@@ -1,9 +1,12 @@
-"""What a method's `configure_optimizers` needs: parameter groups, learning-rate schedule, optimiser, and one printed summary.
+"""Optimizer, parameter groups and schedule of a run, with one printed summary.
 
-Words: `base_lr` is per 256 images, `lr` is what the optimiser gets; `global_batch_size` is per-device batch x devices x accumulation.
+`base_lr` is per 256 images, `lr` is the value in the optimizer; `global_batch_size` is per-device batch x devices x
+accumulation.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +15,9 @@ from lit_vision.errors import UserError
 from lit_vision.optim.groups import NO_DECAY, decay_groups, is_no_decay, layer_decay_groups
 from lit_vision.optim.lars import LARS
 from lit_vision.optim.schedule import TrainingLength, scaled_lr, training_length, warmup_cosine
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "is_no_decay",
     "layer_decay_groups",
     "optimizer_and_schedule",
+    "optimizer_from_hparams",
     "scaled_lr",
     "training_length",
     "warmup_cosine",
@@ -42,29 +49,31 @@ def build_optimizer(
     lr_in_momentum: bool = True,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """One of OPTIMIZERS over `groups`; each group's learning rate is lr x its lr_scale.
+    """Build the optimizer `name` over `groups`; each group's learning rate is lr x its lr_scale.
 
     Args:
         groups: from `decay_groups` or `layer_decay_groups`; not changed.
-        name: adamw, adam (L2 decay), sgd, lars (ours), lamb (timm's, which also clips the global gradient norm at 1).
+        name: one of OPTIMIZERS: adamw, adam (L2 decay), sgd, lars (ours), lamb (timm's, which also clips the global
+            gradient norm at 1).
         lr: peak learning rate.
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
         nesterov: of sgd.
-        lr_in_momentum: of lars: the learning rate inside the momentum buffer (SimCLR) or, if False, outside (MAE's linear probe).
+        lr_in_momentum: of lars: True has the learning rate inside the momentum buffer (SimCLR), False outside (MAE's
+            linear probe).
         fused: one kernel per step for adam and adamw where the parameters' device has one.
 
     Raises:
-        UserError: unknown name, or lr_in_momentum=False for another optimiser than lars.
+        UserError: unknown name, or lr_in_momentum=False for another optimizer than lars.
     """
     if not lr_in_momentum and name != "lars":
-        raise UserError(f"lr_in_momentum: false is a form of lars and does nothing for {name}; set it to true")
+        raise UserError(f"lr_in_momentum: false has an effect with lars only, not with {name}; set it to true")
     groups = [{**group, "lr": lr * group.get("lr_scale", 1.0)} for group in groups]
     parameters = [p for group in groups for p in group["params"]]
     fused = fused and all(
         type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters
     )
-    betas = tuple(betas)
+    betas = (betas[0], betas[1])  # a recipe gives a list
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     if name == "adam":
@@ -81,16 +90,21 @@ def build_optimizer(
 
 
 def format_summary(
-    optimizer: torch.optim.Optimizer, plan: TrainingLength, lr: float, scaling: str, warmup_steps: int
+    optimizer: torch.optim.Optimizer, length: TrainingLength, lr: float, scaling: str, warmup_steps: int
 ) -> str:
-    """The lines that `optimizer_and_schedule` prints: the learning rate and where it comes from, the schedule, then each group's count, lr and decay."""
+    """Return the lines that `optimizer_and_schedule` prints.
+
+    They hold the learning rate and its origin (`scaling`), the schedule, then each group's count, lr and decay.
+    """
     lines = [
         f"{type(optimizer).__name__}: lr {lr:.4g} = {scaling}",
-        f"schedule: {plan.total_steps} steps ({plan.epochs} epochs x {plan.steps_per_epoch}), warm-up {warmup_steps}, then cosine",
+        f"schedule: {length.total_steps} steps ({length.epochs} epochs x {length.steps_per_epoch}), "
+        f"warm-up {warmup_steps}, then cosine",
     ]
-    if warmup_steps >= plan.total_steps:
+    if warmup_steps >= length.total_steps:
         lines.append(
-            f"note: the warm-up does not end within this run; the learning rate stops at {lr * plan.total_steps / warmup_steps:.4g}"
+            "note: the warm-up does not end within this run; "
+            f"the learning rate stops at {lr * length.total_steps / warmup_steps:.4g}"
         )
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
@@ -102,7 +116,7 @@ def format_summary(
 
 
 def optimizer_and_schedule(
-    module,
+    module: LightningModule,
     groups: list[dict[str, Any]],
     *,
     optimizer: str,
@@ -115,14 +129,16 @@ def optimizer_and_schedule(
     nesterov: bool = False,
     lr_in_momentum: bool = True,
 ) -> dict[str, Any]:
-    """What a method's `configure_optimizers` returns: optimiser and per-step warm-up + cosine schedule. Prints the summary once (rank zero).
+    """Build optimizer and per-step warm-up + cosine schedule, as Lightning's `configure_optimizers` returns them.
+
+    Prints the summary once (rank zero).
 
     Args:
         module: a LightningModule attached to a trainer with our datamodule.
         groups: from `decay_groups` or `layer_decay_groups`.
         optimizer: one of OPTIMIZERS.
         base_lr: learning rate per 256 images; world size and accumulation are counted.
-        lr: absolute peak learning rate; wins over base_lr.
+        lr: absolute peak learning rate; if given, base_lr is not used.
         betas: of adam, adamw, lamb.
         warmup_epochs: linear part, may be fractional.
         min_lr: absolute learning rate at the end, for a group with lr_scale 1; other groups end at min_lr x lr_scale.
@@ -133,21 +149,48 @@ def optimizer_and_schedule(
     Raises:
         UserError: as `training_length`, `scaled_lr` and `build_optimizer`.
     """
-    plan = training_length(module)
-    peak = scaled_lr(base_lr, lr, plan.global_batch_size)
+    length = training_length(module)
+    peak = scaled_lr(base_lr, lr, length.global_batch_size)
     if not 0 <= min_lr <= peak:
         raise UserError(f"min_lr: {min_lr} is not between 0 and the peak learning rate {peak:.4g}; lower it")
-    # A fused optimiser unscales gradients itself, and Lightning then refuses to clip them (fp16 only).
+    # A fused optimizer unscales gradients itself, and Lightning then refuses to clip them (fp16 only).
     fused = module.trainer.precision != "16-mixed"
-    forms = {"momentum": momentum, "nesterov": nesterov, "lr_in_momentum": lr_in_momentum}
-    built = build_optimizer(groups, optimizer, lr=peak, betas=betas, fused=fused, **forms)
-    warmup_steps = round(warmup_epochs * plan.steps_per_epoch)
+    built = build_optimizer(
+        groups,
+        optimizer,
+        lr=peak,
+        betas=betas,
+        momentum=momentum,
+        nesterov=nesterov,
+        lr_in_momentum=lr_in_momentum,
+        fused=fused,
+    )
+    warmup_steps = round(warmup_epochs * length.steps_per_epoch)
 
     def factor(step: int) -> float:
-        return warmup_cosine(step, total_steps=plan.total_steps, warmup_steps=warmup_steps, min_ratio=min_lr / peak)
+        return warmup_cosine(step, total_steps=length.total_steps, warmup_steps=warmup_steps, min_ratio=min_lr / peak)
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(built, factor)
     if module.trainer.is_global_zero:
-        scaling = "given" if lr is not None else f"base_lr {base_lr:.4g} x {plan.global_batch_size} images a step / 256"
-        print(format_summary(built, plan, peak, scaling, warmup_steps), flush=True)
+        scaling = (
+            "given" if lr is not None else f"base_lr {base_lr:.4g} x {length.global_batch_size} images a step / 256"
+        )
+        print(format_summary(built, length, peak, scaling, warmup_steps), flush=True)
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def optimizer_from_hparams(module: LightningModule, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Call `optimizer_and_schedule` with those of its arguments that are hyper-parameters of the module.
+
+    Args:
+        module: its `hparams` hold optimizer, base_lr and lr, and any of betas, warmup_epochs, min_lr, momentum,
+            nesterov and lr_in_momentum.
+        groups: from `decay_groups` or `layer_decay_groups`.
+
+    Raises:
+        UserError: as `optimizer_and_schedule`.
+    """
+    names = ("optimizer", "base_lr", "lr", "betas", "warmup_epochs", "min_lr", "momentum", "nesterov", "lr_in_momentum")
+    return optimizer_and_schedule(
+        module, groups, **{name: module.hparams[name] for name in names if name in module.hparams}
+    )

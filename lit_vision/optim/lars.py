@@ -1,21 +1,22 @@
 """LARS, written from the paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling: each weight matrix moves by a share of its own norm.
+    """Layer-wise adaptive rate scaling: the step of a weight matrix is a fraction of its norm.
 
     For a parameter w with more than one dimension, g <- gradient + weight_decay * w, and the step length is
-    trust = trust_coefficient * |w| / |g| (1 where either norm is 0). Exclusion rule: parameters with at most one dimension
-    (biases, norm gains) get neither trust scaling nor weight decay, that is SGD with momentum.
+    trust = trust_coefficient * |w| / |g| (1 where either norm is 0). Exclusion rule: parameters with at most one
+    dimension (biases, norm gains) get neither trust scaling nor weight decay, that is SGD with momentum.
     Momentum convention: lr and trust are inside the buffer, v <- momentum * v + lr * trust * g; w <- w - v.
     Source: You et al. 2017, arXiv:1708.03888, Algorithm 1; SimCLR (arXiv:2002.05709) uses this form.
-    With `lr_in_momentum=False` the buffer holds v <- momentum * v + trust * g and w <- w - lr * v (the form of MoCo v3 and MAE's
-    linear probe); the two differ only while lr changes.
+    With `lr_in_momentum=False` the buffer holds v <- momentum * v + trust * g and w <- w - lr * v (the form of MoCo v3
+    and MAE's linear probe); the two differ only while lr changes.
 
     Args:
         params: parameters or groups.
@@ -31,7 +32,7 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -40,7 +41,8 @@ class LARS(torch.optim.Optimizer):
     ) -> None:
         if lr < 0 or weight_decay < 0 or trust_coefficient <= 0 or not 0 <= momentum < 1:
             raise ValueError(
-                f"LARS: lr {lr}, momentum {momentum}, weight_decay {weight_decay} or trust_coefficient {trust_coefficient} out of range"
+                f"LARS: lr {lr}, momentum {momentum}, weight_decay {weight_decay} or "
+                f"trust_coefficient {trust_coefficient} is out of range"
             )
         defaults = {
             "lr": lr,
@@ -52,7 +54,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One update. `closure`, if given, recomputes and returns the loss."""
+        """Make one update; `closure`, if given, recomputes and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,19 +1,25 @@
-"""Learning rates: the length of a run in steps, the peak, and the curve over the steps."""
+"""Warm-up + cosine schedule, peak learning rate, and the length of a run in steps."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
 
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """The length of a run in optimiser steps.
+    """Length of a run in optimizer steps.
 
     Args:
-        steps_per_epoch: optimiser steps (not micro-batches) of one epoch.
+        steps_per_epoch: optimizer steps (not micro-batches) of one epoch.
         epochs: epochs of the whole run.
-        global_batch_size: images per optimiser step over all devices and accumulated micro-batches.
+        global_batch_size: images per optimizer step over all devices and accumulated micro-batches.
     """
 
     steps_per_epoch: int
@@ -25,23 +31,25 @@ class TrainingLength:
         return self.steps_per_epoch * self.epochs
 
 
-def training_length(module) -> TrainingLength:
-    """The plan of the run that `module` (a LightningModule) is attached to, from the datamodule's own sampler.
+def training_length(module: LightningModule) -> TrainingLength:
+    """Return the length of the run of the trainer that `module` is attached to, from the datamodule's sampler.
 
-    Never reads `trainer.estimated_stepping_batches`: it builds the loaders early, and a restored loader state is lost (Lightning #20550).
+    Never reads `trainer.estimated_stepping_batches`: it builds the loaders early, and a restored loader state is lost
+    (Lightning #20550).
 
     Raises:
-        UserError: no datamodule that counts its batches, no `max_epochs`, or not one optimiser step per epoch.
+        UserError: no datamodule that counts its batches, no `max_epochs`, or less than one optimizer step per epoch.
     """
     trainer = module.trainer
-    data = getattr(trainer, "datamodule", None)
+    data: Any = getattr(trainer, "datamodule", None)
     if not hasattr(data, "batches_per_epoch"):
         raise UserError(
-            "data: the trainer has no datamodule with batches_per_epoch; pass datamodule=ImageFolderDataModule(...) to fit"
+            "data: the trainer has no datamodule with batches_per_epoch; "
+            "pass datamodule=ImageFolderDataModule(...) to fit"
         )
     if trainer.max_epochs is None or trainer.max_epochs < 1:
         raise UserError(
-            "trainer.max_epochs: not set, and the learning-rate schedule counts epochs; set it to 1 or more"
+            "trainer.max_epochs: not set, but the learning-rate schedule depends on it; set it to 1 or more"
         )
     batches, limit = data.batches_per_epoch, trainer.limit_train_batches
     if isinstance(limit, int):
@@ -51,19 +59,20 @@ def training_length(module) -> TrainingLength:
     steps = math.ceil(batches / trainer.accumulate_grad_batches)  # Lightning steps after the last batch in any case
     if steps < 1:
         raise UserError(
-            f"data.batch_size: {data.global_batch_size} images a step are more than the training set holds; lower batch_size or accumulation"
+            f"data.batch_size: {data.global_batch_size} images a step are more than the training set holds; "
+            "lower batch_size or accumulation"
         )
     return TrainingLength(steps, trainer.max_epochs, data.global_batch_size)
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
-    """The factor on the peak learning rate at an optimiser step: linear from 0, then half a cosine down to `min_ratio`.
+    """Return the factor on the peak learning rate at a step: linear from 0, then half a cosine down to `min_ratio`.
 
-    Source: He et al. 2022, arXiv:2111.06377, Table 8 (set per step, not per epoch); Chen et al. 2020, arXiv:2002.05709, section 2.3.
-    The first step of a run with warm-up therefore has learning rate 0, as in the official code.
+    Source: He et al. 2022, arXiv:2111.06377, Table 8 (set per step, not per epoch); Chen et al. 2020, arXiv:2002.05709,
+    section 2.3. The first step of a run with warm-up therefore has learning rate 0, as in the official code.
 
     Args:
-        step: optimiser steps done so far, 0 or more; past the end the factor stays at `min_ratio`.
+        step: optimizer steps done so far, 0 or more; past the end the factor stays at `min_ratio`.
         total_steps: steps of the whole run.
         warmup_steps: steps of the linear part; the factor is exactly 1 at step == warmup_steps.
         min_ratio: last learning rate over peak learning rate, 0 to 1.
@@ -78,14 +87,19 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, min_ratio: 
 
 
 def scaled_lr(base_lr: float | None, lr: float | None, global_batch_size: int) -> float:
-    """The peak learning rate: `lr` if it is given, else base_lr x global_batch_size / 256 (Goyal et al. 2017, arXiv:1706.02677).
+    """Return the peak learning rate: `lr` if it is given, else base_lr x global_batch_size / 256.
+
+    Source: Goyal et al. 2017, arXiv:1706.02677.
 
     Raises:
         UserError: neither is given, or the result is not positive.
     """
-    if lr is None and base_lr is None:
+    if lr is not None:
+        value = lr
+    elif base_lr is not None:
+        value = base_lr * global_batch_size / 256
+    else:
         raise UserError("base_lr: neither base_lr (per 256 images) nor lr (absolute) is set; set one of them")
-    value = lr if lr is not None else base_lr * global_batch_size / 256
     if value <= 0:
         raise UserError(f"{'base_lr' if lr is None else 'lr'}: {value} is not positive; give a positive learning rate")
     return value

@@ -1,4 +1,4 @@
-"""Classifier: what trains and what stays, targets and losses in closed form, exact metrics, all families, one batch learnt."""
+"""Classifier: trainable and frozen parts, targets and losses in closed form, exact metrics, overfitting of one batch."""
 
 import itertools
 import math
@@ -154,7 +154,7 @@ def test_mix__targets_are_smoothed_once(alphas: dict[str, float]) -> None:
 
 def test_mix__refuses_an_odd_batch() -> None:
     method = Classifier(VIT_NAME, 5, VIT, mixup=1.0)
-    with pytest.raises(UserError, match=r"data\.batch_size: .* 3 is odd"):
+    with pytest.raises(UserError, match=r"data\.batch_size: .* 3 "):
         method.training_targets(torch.zeros(3, 3, 16, 16), torch.zeros(3).long(), torch.zeros(3, 3).long())
 
 
@@ -215,12 +215,12 @@ def test_train__drop_path_is_off_where_frozen_and_on_where_trained() -> None:
 
 def test_tune__faults() -> None:
     for tune in ("prompt", "last-0", "everything"):
-        with pytest.raises(UserError, match=r"is not one of full, linear, head\+norm, bias, last-<k>"):
+        with pytest.raises(UserError, match=r"tune: .*full, linear, head\+norm, bias, last-<k>"):
             Classifier(VIT_NAME, 5, VIT, tune=tune)
-    with pytest.raises(UserError, match="last-3 asks for 3 blocks, this backbone has 2"):
+    with pytest.raises(UserError, match="tune: last-3 .*3 blocks.* 2"):
         Classifier(VIT_NAME, 5, VIT, tune="last-3")
     vgg = Backbone("vgg11", stem="small")
-    with pytest.raises(UserError, match=r"head\+norm leaves nothing"):
+    with pytest.raises(UserError, match=r"tune: head\+norm"):
         set_trainable(vgg, "head+norm")
 
 
@@ -240,7 +240,7 @@ def test_layer_decay__reaches_the_optimizer_and_refuses_to_do_nothing(capsys: py
     assert {"backbone.model.cls_token", "backbone.model.pos_embed", "head.bias"} <= exempt
     assert "head.weight" not in exempt
     assert "layer_00/no_decay" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"layer_decay: 0\.5 touches no parameter"):
+    with pytest.raises(UserError, match=r"layer_decay: 0\.5"):
         trainer().fit(Classifier(VIT_NAME, 5, VIT, layer_decay=0.5, tune="linear"), datamodule=Images())
 
 
@@ -317,10 +317,10 @@ def test_head__initialisation_and_norm() -> None:
     assert not fine.head.bias.any()
 
 
-def test_data_faults__one_line_before_any_step() -> None:
+def test_data_errors__one_line_before_any_step() -> None:
     for classes, text in (
-        (4, "the head has 5 classes, the data has 4; set it to 4"),
-        (0, "this folder has no classes"),
+        (4, r"model\.num_classes: .* 5 .* 4"),
+        (0, r"data\.root"),
     ):
         data = Images()
         data.num_classes = classes
@@ -328,9 +328,9 @@ def test_data_faults__one_line_before_any_step() -> None:
             trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=data)
     unlabeled = Images()
     unlabeled.batch["label"][3] = -1
-    with pytest.raises(UserError, match="-1 is an image without a label"):
+    with pytest.raises(UserError, match="data: .* -1 to "):
         trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=unlabeled)
-    with pytest.raises(UserError, match=r"data\.train_view: a classifier takes one view"):
+    with pytest.raises(UserError, match=r"data\.train_view: .* 2"):
         trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=Images(views=2))
     for wrong in ({"num_classes": 1}, {"loss": "mse"}, {"label_smoothing": 1.0}, {"mixup": -1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
@@ -416,7 +416,7 @@ def test_adapters__train_alone_in_evaluation_mode_and_come_back(tune: str, tmp_p
     assert changed == trainable(method)
     mark = "lora_" if tune == "lora" else "backbone.prompts."
     assert {name for name in changed if not name.startswith("head.")} == {n for n in before if mark in n}
-    assert "are trained" in capsys.readouterr().out
+    assert "parameters: " in capsys.readouterr().out
     loaded = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).eval()
     x = plain(method, data)
     torch.testing.assert_close(loaded(x), method.eval()(x), rtol=0, atol=0)

@@ -82,7 +82,7 @@ def test_into_a_classifier_only_its_head_is_new(tmp_path: Path) -> None:
 
 def test_another_body_is_refused(tmp_path: Path) -> None:
     other = SimCLR(RESNET, {**CNN, "channels": [8, 16, 16, 32]}, projection_width=8)
-    with pytest.raises(PartialMatchError, match="do not fit"):
+    with pytest.raises(PartialMatchError, match=r"o\.ckpt"):
         _dense("detector", False, _saved(other, tmp_path / "o.ckpt"))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"none\.ckpt"):
         _dense("segmenter", False, tmp_path / "none.ckpt")

@@ -1,4 +1,4 @@
-"""Schedule values, parameter groups and LARS against the papers' numbers and hand-made steps."""
+"""Schedule values, parameter groups and LARS against the papers' numbers and steps computed by hand."""
 
 import math
 from types import SimpleNamespace
@@ -38,9 +38,9 @@ def test_scaled_lr__values_of_the_papers_and_faults() -> None:
     assert optim.scaled_lr(5e-4, None, 1024) == pytest.approx(2e-3)  # MAE fine-tuning, ViT-B
     assert optim.scaled_lr(0.1, None, 16384) == pytest.approx(6.4)  # MAE linear probe
     assert optim.scaled_lr(0.3, 0.01, 4096) == 0.01
-    with pytest.raises(UserError, match="base_lr: neither"):
+    with pytest.raises(UserError, match="base_lr"):
         optim.scaled_lr(None, None, 256)
-    with pytest.raises(UserError, match="not positive"):
+    with pytest.raises(UserError, match=r"base_lr: 0\.0"):
         optim.scaled_lr(0.0, None, 256)
 
 
@@ -72,15 +72,15 @@ def test_decay_groups__vectors_tokens_and_positions_are_exempt_and_frozen_ones_a
 
 def test_decay_that_touches_nothing_is_an_error() -> None:
     norm = nn.LayerNorm(4)
-    with pytest.raises(UserError, match=r"weight_decay: 0\.05 touches no parameter"):
+    with pytest.raises(UserError, match=r"weight_decay: 0\.05"):
         optim.decay_groups(norm.named_parameters(), 0.05)
     assert len(optim.decay_groups(norm.named_parameters(), 0.0)) == 1
-    with pytest.raises(UserError, match="no parameter is trainable"):
+    with pytest.raises(UserError, match="tune"):
         optim.decay_groups(norm.requires_grad_(False).named_parameters(), 0.0)
     head = nn.Linear(4, 2)
-    with pytest.raises(UserError, match=r"layer_decay: 0\.5 touches no parameter"):
+    with pytest.raises(UserError, match=r"layer_decay: 0\.5"):
         optim.layer_decay_groups(head.named_parameters(), [["weight"]], 0.0, 0.5)
-    with pytest.raises(UserError, match="layers name parameters"):
+    with pytest.raises(UserError, match="layer_decay: .*other"):
         optim.layer_decay_groups(head.named_parameters(), [["other"], ["weight"]], 0.0, 0.5)
     with pytest.raises(UserError, match=r"layer_decay: 1\.5"):
         optim.layer_decay_groups(head.named_parameters(), [], 0.0, 1.5)
@@ -137,7 +137,7 @@ def test_lars__trust_does_not_depend_on_the_gradients_scale_and_zero_norms_give_
     zero.grad = torch.ones(2, 2)
     LARS([zero], lr=0.5).step()
     torch.testing.assert_close(zero.data, torch.full((2, 2), -0.5))
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ValueError, match="LARS"):
         LARS([zero], lr=-1.0)
 
 
@@ -173,12 +173,12 @@ def test_build_optimizer__the_two_forms_of_lars_part_when_the_learning_rate_chan
             w.grad, optimizer.param_groups[0]["lr"] = torch.tensor([gradient]), lr
             optimizer.step()
         assert w.item() == pytest.approx(-moved)
-    with pytest.raises(UserError, match="lr_in_momentum: false is a form of lars and does nothing for sgd"):
+    with pytest.raises(UserError, match="lr_in_momentum: .*sgd"):
         optim.build_optimizer(groups, "sgd", lr=1.0, lr_in_momentum=False)
 
 
 def test_build_optimizer__unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match="optimizer: 'adamx' is not one of adamw, adam, sgd, lars, lamb"):
+    with pytest.raises(UserError, match="optimizer: 'adamx'.*adamw, adam, sgd, lars, lamb"):
         optim.build_optimizer([{"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0}], "adamx", lr=0.1)
 
 
@@ -194,11 +194,10 @@ def attached(batches: int = 10, **trainer) -> SimpleNamespace:
     return SimpleNamespace(trainer=SimpleNamespace(**{**settings, "is_global_zero": True, **trainer}))
 
 
-def test_plan_of__counts_accumulation_and_limits() -> None:
+def test_training_length__counts_accumulation_and_limits() -> None:
     assert optim.training_length(attached()) == optim.TrainingLength(10, 3, 512)
-    assert (
-        optim.training_length(attached(accumulate_grad_batches=4)).steps_per_epoch == 3
-    )  # the last, partial window steps too
+    # the last, partial window steps too
+    assert optim.training_length(attached(accumulate_grad_batches=4)).steps_per_epoch == 3
     assert optim.training_length(attached(limit_train_batches=4)).steps_per_epoch == 4
     assert optim.training_length(attached(limit_train_batches=0.5, accumulate_grad_batches=5)).steps_per_epoch == 1
     for wrong, text in (
@@ -210,7 +209,7 @@ def test_plan_of__counts_accumulation_and_limits() -> None:
             optim.training_length(attached(**wrong))
 
 
-def test_configure__steps_through_the_schedule_and_prints_once(capsys: pytest.CaptureFixture) -> None:
+def test_optimizer_and_schedule__steps_through_the_schedule_and_prints_once(capsys: pytest.CaptureFixture) -> None:
     model = Tiny()
     groups = optim.layer_decay_groups(
         model.named_parameters(), [["cls_token", "patch.weight"], ["head.weight"]], 0.05, 0.5
@@ -235,12 +234,12 @@ def test_configure__steps_through_the_schedule_and_prints_once(capsys: pytest.Ca
     assert made["lr_scheduler"]["interval"] == "step"
 
 
-def test_configure__says_when_the_warmup_does_not_end_and_refuses_a_floor_above_the_peak(
+def test_optimizer_and_schedule__notes_an_unfinished_warmup_and_refuses_a_floor_above_the_peak(
     capsys: pytest.CaptureFixture,
 ) -> None:
     groups = optim.decay_groups(Tiny().named_parameters(), 0.05)
     optim.optimizer_and_schedule(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, warmup_epochs=40)
-    assert "the warm-up does not end within this run; the learning rate stops at 0.0075" in capsys.readouterr().out
+    assert "0.0075" in capsys.readouterr().out
     with pytest.raises(UserError, match="min_lr"):
         optim.optimizer_and_schedule(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, min_lr=1.0)
     optim.optimizer_and_schedule(attached(is_global_zero=False), groups, optimizer="adamw", base_lr=None, lr=0.1)

@@ -1,7 +1,7 @@
-"""Detect objects: any backbone's maps, a feature pyramid, and torchvision's FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
+"""Object detection on any backbone: feature pyramid and an FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
 
-Nothing of torchvision's image transform is used: images come in the size that the data module gives them, so a 128-pixel scene is not
-blown up to 800. Anchors are multiples of the strides, whose default follows from the size of the images.
+The heads are torchvision's, without its image transform: images have the size that the data module gives them, so a
+128-pixel scene is not enlarged to 800. Anchors are multiples of the strides, whose default follows from the image size.
 
 B images, K classes, A anchors, n objects of an image, S side of the image.
 """
@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
-from lit_vision.data.batch import normalize
+from lit_vision.data.batch import normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
@@ -33,45 +33,56 @@ from lit_vision.methods.detection.heads import (
 
 
 class Detector(L.LightningModule):
-    """A detector on any backbone with feature maps.
+    """Object detection and instance segmentation on any backbone with feature maps.
 
-    FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017, arXiv:1708.02002): focal loss
-    and L1. Faster and Mask R-CNN (Ren et al. 2015, arXiv:1506.01497; He et al. 2017, arXiv:1703.06870): cross-entropy and smooth L1, and
-    binary cross-entropy per mask. A ViT gets ViTDet's simple feature pyramid (arXiv:2203.16527), a CNN gets FPN.
+    FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017,
+    arXiv:1708.02002): focal loss and L1. Faster and Mask R-CNN (Ren et al. 2015, arXiv:1506.01497; He et al. 2017,
+    arXiv:1703.06870): cross-entropy and smooth L1, and binary cross-entropy per mask. A ViT gets ViTDet's simple
+    feature pyramid (arXiv:2203.16527), a CNN gets FPN.
 
-    Two processes learn what one learns from the joined batch: what a loss divides by is counted over all processes, and the regions that
-    an R-CNN draws follow from the images' keys.
+    Several processes learn the same as one on the joined batch: the counts that losses are divided by are summed over
+    all processes, and the regions that an R-CNN samples follow from the images' keys.
 
-    Crowd regions do not train. Measures: COCO's average precision in the files' own pixels; mask precision at the evaluation size.
+    Crowd regions do not train. Metrics: COCO's average precision in the pixels of the files; mask precision at the
+    evaluation size.
 
     Args:
         backbone: a timm model name.
         num_classes: K, without background; must be the data's.
         img_size: side of the images, pixels; must be the data's.
         head: fcos, retinanet, faster_rcnn or mask_rcnn (needs data.with_masks).
-        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) without those too coarse for img_size:
-            8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`heads.default_strides`). Checkpoints keep what was taken.
+        strides: of the pyramid's levels; None is 8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) without those too
+            coarse for img_size: 8, 16, 32 or 4, 8, 16 at 128 pixels, all from 512 on (`heads.default_strides`).
+            Checkpoints hold the strides in use.
         pyramid_width: channels of the levels, a multiple of 32.
         head_convs: convolutions before FCOS's outputs.
         head_width: of the R-CNNs' linear layers.
         rois: regions of each image that train the R-CNNs' second stage.
         score_threshold: detections below are dropped.
-        nms_threshold: overlap above which the lower of two detections of one class is dropped; None is 0.6 for FCOS, 0.5 otherwise.
+        nms_threshold: overlap above which the lower of two detections of one class is dropped; None is 0.6 for FCOS,
+            0.5 otherwise.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
-        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>; on ViTs also lora, prompt-shallow, prompt-deep.
+        tune: the parameters of the backbone that train: full, linear (none), head+norm, bias, last-<k>; on ViTs also
+            lora, prompt-shallow, prompt-deep.
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
-        mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
+        mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
+        std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
-        betas: of adam, adamw and lamb; momentum: of sgd and lars.
-        base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
-        weight_decay: of parameters with more than one dimension that are no token or position.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        base_lr: learning rate per 256 images.
+        lr: absolute learning rate; if given, base_lr is not used.
+        min_lr: absolute learning rate at the end.
+        weight_decay: of parameters with more than one dimension, except tokens and positions.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
-        lora_rank: r of tune=lora, whose update is scaled by 8 / r; lora_targets: some of qkv, proj, mlp, or endings of layers' names.
-        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
+        lora_rank: r of tune=lora, whose update is scaled by 8 / r.
+        lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the feature maps do not include them.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work; the message names it and says what to do. PartialMatchError (a UserError):
+            the checkpoint does not fit.
     """
 
     def __init__(
@@ -109,15 +120,15 @@ class Detector(L.LightningModule):
         if head not in DETECTION_HEADS:
             raise UserError(f"model.head: {head!r} is not one of {', '.join(DETECTION_HEADS)}; choose one of these")
         if num_classes < 1:
-            raise UserError(f"model.num_classes: {num_classes} leaves nothing to find; give 1 or more")
+            raise UserError(f"model.num_classes: {num_classes} is too few; give 1 or more")
         if pyramid_width < 32 or pyramid_width % 32:
             raise UserError(
-                f"model.pyramid_width: {pyramid_width} is no multiple of 32; the heads' group norm needs one"
+                f"model.pyramid_width: {pyramid_width} is not a multiple of 32; the heads' group norm needs one"
             )
         self.save_hyperparameters()
         self.one_stage = head in ONE_STAGE
         strides = self.hparams.strides = list(strides or default_strides(head, img_size))
-        self.backbone, own_mean, own_std = fine_tuning.build_backbone(self.hparams)
+        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
         self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)
         self.head = build_head(
@@ -133,73 +144,80 @@ class Detector(L.LightningModule):
         )
         self.decoder = AnchorDecoder(self.head, strides)
         fine_tuning.channels_last(self.pyramid, self.backbone)
-        self.register_buffer("mean", torch.tensor(mean or own_mean))
-        self.register_buffer("std", torch.tensor(std or own_std))
+        self.register_buffer("mean", torch.tensor(mean or weights_mean))
+        self.register_buffer("std", torch.tensor(std or weights_std))
         self.metrics = nn.ModuleDict({f"{split}_map": coco_metric(head == "mask_rcnn") for split in ("val", "test")})
         self.metadata: dict[str, Any] | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Detector:
-        """Training mode for what trains, evaluation mode for what is frozen."""
+        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
         super().train(mode)
-        if mode and self.hparams.tune != "full":
-            fine_tuning.keep_frozen_in_eval(self.backbone)
+        fine_tuning.keep_frozen_in_eval(self)
         return self
 
-    # ------------------------------------------------------------------ from images to detections
+    # ------------------------------------------------------------------ inference
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The pyramid's levels [(B, pyramid_width, S / stride, S / stride)], fine to coarse, of normalised images (B, 3, S, S)."""
-        return self.pyramid(fine_tuning.feature_maps(self.backbone, images))
+        """Return the pyramid's levels [(B, pyramid_width, S / stride, S / stride)], fine to coarse.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+        """
+        levels: list[Tensor] = self.pyramid(fine_tuning.feature_maps(self.backbone, images))
+        return levels
 
     def raw(self, images: Tensor) -> dict[str, Tensor]:
-        """What a one-stage head says of each anchor, before any threshold: this is what is exported, in this order.
+        """Return a one-stage head's outputs for each anchor, before any threshold, in the order of exported models.
 
         Args:
             images: (B, 3, S, S) float, normalised.
 
         Returns:
-            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), at least float32, levels one after another.
+            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), at least
+            float32, levels one after another.
 
         Raises:
-            UserError: a two-stage head: its second stage depends on the first one's choice.
+            UserError: a two-stage head, whose second stage depends on the first one's selection.
         """
         if not self.one_stage:
-            raise UserError(f"model.head: {self.hparams.head} has no raw outputs; fcos and retinanet have")
+            raise UserError(f"model.head: {self.hparams.head} has no raw outputs; use fcos or retinanet")
         found = self.head.head(self.features(images))
         return {name: fine_tuning.at_least_float32(value) for name, value in found.items()}
 
     def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-        """Raw outputs, of torch or of an exported model, to detections; see `AnchorDecoder`."""
+        """Turn raw outputs, of torch or of an exported model, into detections; see `AnchorDecoder`."""
         return self.decoder(raw, size)
 
     def forward(self, images: Tensor) -> Detections:
-        """Detections in normalised images (B, 3, S, S); in evaluation mode.
+        """Return the detections in normalised images (B, 3, S, S); in evaluation mode.
 
         Returns:
-            B dictionaries, best first: `boxes` (n, 4) x1, y1, x2, y2 in pixels, `scores` (n,) 0 to 1, `labels` (n,) 0 to K - 1; Mask R-CNN
-            also `masks` (n, S, S) bool.
+            B dictionaries, best first: `boxes` (n, 4) x1, y1, x2, y2 in pixels, `scores` (n,) 0 to 1, `labels` (n,) 0
+            to K - 1; Mask R-CNN also `masks` (n, S, S) bool.
         """
         size = tuple(images.shape[-2:])
         if self.one_stage:
             return self.decode(self.raw(images), size)
-        found = self.regions(images)
-        for one in found:
-            if "mask_probs" in one:
-                one["masks"] = paste_masks_in_image(one.pop("mask_probs")[:, None], one["boxes"], size)[:, 0] > 0.5
+        found = self.detect_with_mask_probs(images)
+        for image in found:
+            if "mask_probs" in image:
+                masks = paste_masks_in_image(image.pop("mask_probs")[:, None], image["boxes"], size)
+                image["masks"] = masks[:, 0] > 0.5
         return found
 
-    def regions(self, images: Tensor) -> Detections:
-        """As `forward` of a two-stage head, but Mask R-CNN's masks as its head gives them, so that they can be drawn at any size.
+    def detect_with_mask_probs(self, images: Tensor) -> Detections:
+        """Return a two-stage head's detections with the mask head's probabilities, which can be drawn at any size.
 
         Returns:
-            B dictionaries, best first: `boxes`, `scores`, `labels`; Mask R-CNN also `mask_probs` (n, 28, 28), 0 to 1, a grid over each box.
+            B dictionaries, best first: `boxes`, `scores`, `labels`; Mask R-CNN also `mask_probs` (n, 28, 28), 0 to 1, a
+            grid over each box.
         """
         found, _ = self._two_stage(images, None)
-        for one in found:
-            one["labels"] = one["labels"] - 1  # 0 is the background there
-            if "masks" in one:
-                one["mask_probs"] = one.pop("masks")[:, 0]
+        for image in found:
+            image["labels"] = image["labels"] - 1  # in torchvision 0 is the background
+            if "masks" in image:
+                image["mask_probs"] = image.pop("masks")[:, 0]
         return found
 
     def _two_stage(
@@ -207,32 +225,35 @@ class Detector(L.LightningModule):
     ) -> tuple[Detections, dict[str, Tensor]]:
         size = tuple(images.shape[-2:])
         levels = OrderedDict((str(i), fine_tuning.at_least_float32(x)) for i, x in enumerate(self.features(images)))
-        listed = ImageList(images, [size] * len(images))
-        anchors, regions = self.head.rpn.fg_bg_sampler, self.head.roi_heads.fg_bg_sampler
-        anchors.keys = regions.keys = keys
+        image_list = ImageList(images, [size] * len(images))
+        anchor_sampler, region_sampler = self.head.rpn.fg_bg_sampler, self.head.roi_heads.fg_bg_sampler
+        anchor_sampler.keys = region_sampler.keys = keys
         # in bfloat16 torchvision would round the proposals themselves, at 512 pixels by up to two
         with torch.autocast(images.device.type, enabled=False):
-            proposals, first = self.head.rpn(listed, levels, targets)
-            found, second = self.head.roi_heads(levels, proposals, listed.image_sizes, targets)
+            proposals, first = self.head.rpn(image_list, levels, targets)
+            found, second = self.head.roi_heads(levels, proposals, image_list.image_sizes, targets)
         losses = {**first, **second}
         if not losses:
             return found, losses
-        counts = dict.fromkeys(first, anchors.taken) | dict.fromkeys(second, regions.taken)
-        return found, globally_normalized_losses(losses, counts | {"loss_mask": regions.positives})
+        counts = dict.fromkeys(first, anchor_sampler.num_sampled) | dict.fromkeys(second, region_sampler.num_sampled)
+        return found, globally_normalized_losses(losses, counts | {"loss_mask": region_sampler.num_positives})
 
-    # ------------------------------------------------------------------ learning
+    # ------------------------------------------------------------------ training and evaluation
 
     def losses(self, images: Tensor, targets: list[dict[str, Tensor]], keys: Tensor | None = None) -> dict[str, Tensor]:
-        """The head's losses, whose sum is minimised: those of the joined batch of all processes, on each of them; in training mode.
+        """Return the head's losses, whose sum is minimised; in training mode.
+
+        On each process they are the losses of the joined batch of all processes.
 
         Args:
             images: (B, 3, S, S) float, normalised.
             targets: B dictionaries: `boxes` (n, 4), `labels` (n,), for Mask R-CNN `masks` (n, S, S); n may be 0.
-            keys: (B, 3) of the images, from which an R-CNN draws the regions that train; None draws from torch's global generator.
+            keys: (B, 3) of the images, which determine the regions that train an R-CNN; None samples them with torch's
+                global generator.
 
         Returns:
-            Scalars: classification, bbox_regression, bbox_ctrness (FCOS); classification, bbox_regression (RetinaNet); loss_objectness,
-            loss_rpn_box_reg, loss_classifier, loss_box_reg, loss_mask (R-CNNs).
+            Scalars: classification, bbox_regression, bbox_ctrness (FCOS); classification, bbox_regression (RetinaNet);
+            loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg, loss_mask (R-CNNs).
         """
         if not self.one_stage:
             shifted = [{**t, "labels": t["labels"] + 1} for t in targets]
@@ -240,23 +261,23 @@ class Detector(L.LightningModule):
         raw = self.raw(images)
         size = tuple(images.shape[-2:])
         anchors = [self.decoder.anchors(size, images)] * len(images)
-        if self.hparams.head == "retinanet":
-            return self.head.compute_loss(targets, raw, anchors)
-        return self.head.compute_loss(targets, raw, anchors, self.decoder.counts(size))
+        per_level = () if self.hparams.head == "retinanet" else (self.decoder.anchors_per_level(size),)
+        losses: dict[str, Tensor] = self.head.compute_loss(targets, raw, anchors, *per_level)
+        return losses
 
     def setup(self, stage: str) -> None:
-        """Refuse data that cannot serve, before any step."""
+        """Refuse data that does not fit the model, before any step."""
         fine_tuning.check_data(self, "targets")
         data = getattr(self.trainer, "datamodule", None)
         if self.hparams.head == "mask_rcnn" and data is not None and not getattr(data, "with_masks", True):
-            raise UserError("data.with_masks: mask_rcnn learns masks; set it to true, or choose another model.head")
+            raise UserError("data.with_masks: mask_rcnn needs masks; set it to true, or choose another model.head")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
+        return normalize_batch(batch, self.mean, self.std)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Sum of the losses of one batch; logs train/loss and each part."""
+        """Return the sum of the losses of one batch; logs train/loss and each part."""
         parts = self.losses(batch["images"][:, 0], batch["targets"], batch["key"])
         loss = sum(parts.values())
         self.log("train/loss", loss, prog_bar=True)
@@ -267,48 +288,41 @@ class Detector(L.LightningModule):
         update_boxes(self.metrics[f"{split}_map"], self(batch["images"][:, 0]), batch["targets"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Gathers detections; val/map, val/map50 and others are logged at the end of the split."""
+        """Collect detections; val/map, val/map50 and other metrics are logged at the end of the split."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As `validation_step`, under test/."""
+        """Do as `validation_step`, under test/."""
         self._evaluate(batch, "test")
 
-    def _finish(self, split: str) -> None:
+    def _log_metrics(self, split: str) -> None:
         metric = self.metrics[f"{split}_map"]
         values = coco_values(metric)
         metric.reset()
         if "map" not in values and not self.trainer.sanity_checking:
             raise UserError(
-                f"data.{split}_split: no object is annotated there, so there is no precision; give another split"
+                f"data.{split}_split: this split has no annotated object, so no precision; choose another split"
             )
         for name, value in values.items():
             self.log(f"{split}/{name}", value, prog_bar=name == "map", sync_dist=self.trainer.world_size > 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/map (mean over overlaps .50 to .95), val/map50, val/map75, ...; fractions."""
-        self._finish("val")
+        """Log val/map (mean over overlaps .50 to .95), val/map50, val/map75, ...; fractions."""
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """As for validation, under test/."""
-        self._finish("test")
+        """Log the same metrics under test/."""
+        self._log_metrics("test")
 
-    # ------------------------------------------------------------------ the rest of a run
+    # ------------------------------------------------------------------ metadata, checkpoints, optimizer
 
     def on_fit_start(self) -> None:
-        """Keep what using the model takes."""
+        """Store class names, image size and options, which prediction needs."""
         self.metadata = (
             fine_tuning.metadata_for("detection", self.trainer.datamodule, {"head": self.hparams.head}) or self.metadata
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is complete in itself."""
-        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The other half of `on_save_checkpoint`."""
-        self.metadata = checkpoint.get("card", self.metadata)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
-        return fine_tuning.configure_optimizer(self)
+    # hooks that all supervised methods share
+    on_save_checkpoint = fine_tuning.make_checkpoint_self_contained
+    on_load_checkpoint = fine_tuning.restore_metadata
+    configure_optimizers = fine_tuning.configure_optimizer

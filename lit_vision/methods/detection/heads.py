@@ -1,7 +1,8 @@
-"""torchvision's detection heads without its backbones and its image transform, anchors in multiples of the strides.
+"""Detection heads of torchvision without its backbones and image transform, anchors in multiples of the strides.
 
-Their losses divide by what was found in a batch (positives, sampled regions). With several processes they divide here by what was found in
-all of them, so that DDP's average of gradients is the joined batch's; RetinaNet divides per image and needs nothing.
+Their losses divide by counts in a batch (positives, sampled regions). With several processes they divide here by the
+counts in all of them, so that DDP's average of gradients is that of the joined batch; RetinaNet divides per image and
+needs no change.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 def default_strides(head: str, img_size: int) -> list[int]:
-    """The papers' strides without those whose anchors are too large for the image.
+    """Return the papers' strides without those whose anchors are too large for the image.
 
-    8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) belong to 512 pixels and more. A smaller image keeps the strides that are no larger a
-    share of it than the coarsest is of 512, a quarter or an eighth, and at least one: at 128 pixels 8, 16, 32 or 4, 8, 16. So from 32
-    pixels on the largest anchor, as the side of a square of its area, is at most 1.6 x the image (RetinaNet) or 1 x (R-CNNs).
+    8 to 128 (FCOS, RetinaNet) or 4 to 64 (R-CNNs) are for 512 pixels and more. A smaller image has the strides that are
+    at most a quarter or an eighth of its side, as the coarsest is of 512, and at least one: at 128 pixels 8, 16, 32 or
+    4, 8, 16. So from 32 pixels on the largest anchor, as the side of a square of its area, is at most 1.6 x the image
+    (RetinaNet) or 1 x (R-CNNs).
 
     Args:
         head: one of DETECTION_HEADS.
@@ -47,7 +49,7 @@ def default_strides(head: str, img_size: int) -> list[int]:
 
 
 class _BackboneStub(nn.Module):
-    """What torchvision's constructors ask of a backbone: how wide its maps are."""
+    """Stand-in for a backbone in torchvision's constructors, which read only its number of channels."""
 
     def __init__(self, out_channels: int):
         super().__init__()
@@ -55,7 +57,7 @@ class _BackboneStub(nn.Module):
 
 
 def globally_normalized_losses(losses: dict[str, Tensor], counts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses that are a process's sums over its counts, as those of the joined batch; what they were with one process.
+    """Turn losses that divide by this process's counts into those of the joined batch; no change with one process.
 
     Args:
         losses: scalars, each a sum over max(1, count).
@@ -69,7 +71,7 @@ def globally_normalized_losses(losses: dict[str, Tensor], counts: dict[str, Tens
 
 
 class GlobalNormFCOSHead(FCOSHead):
-    """torchvision's, with the number of positives of all processes under its losses."""
+    """FCOS head of torchvision whose losses divide by the number of positives in all processes."""
 
     def compute_loss(
         self,
@@ -78,46 +80,58 @@ class GlobalNormFCOSHead(FCOSHead):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Arguments and result are torchvision's."""
-        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        """Return torchvision's losses, globally normalised; the arguments are torchvision's."""
+        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         return globally_normalized_losses(losses, dict.fromkeys(losses, (torch.stack(matched_idxs) >= 0).sum()))
 
 
 class KeyedSampler(BalancedPositiveNegativeSampler):
-    """torchvision's choice of regions that train, drawn from each image's key: the same on any number of processes.
+    """Sampler of the regions that train, which depends on each image's key: the same on any number of processes.
 
-    Without `keys` it draws from torch's global generator, as torchvision does. `positives` and `taken` count the last choice.
+    Without `keys` it draws from torch's global generator, as torchvision does.
 
     Args:
-        like: the sampler that it replaces.
-        stream: of the noise.
+        replaced: torchvision's sampler, whose settings it takes over.
+        stream: of the noise, see `keyed_noise`.
+
+    Attributes:
+        keys: (B, 3) of the images of the next call, or None.
+        num_positives: sampled objects in the last call, over the batch.
+        num_sampled: sampled regions in the last call, over the batch.
     """
 
-    def __init__(self, like: BalancedPositiveNegativeSampler, stream: int) -> None:
-        super().__init__(like.batch_size_per_image, like.positive_fraction)
-        self.stream, self.keys = stream, None
+    def __init__(self, replaced: BalancedPositiveNegativeSampler, stream: int) -> None:
+        super().__init__(replaced.batch_size_per_image, replaced.positive_fraction)
+        self.stream = stream
+        self.keys: Tensor | None = None
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """One label for each region of each image (-1 is out, 0 background) to two lists of uint8 masks: chosen objects, chosen background."""
-        chosen = super().__call__(matched_idxs) if self.keys is None else self._keyed(matched_idxs)
-        self.positives, negatives = (torch.stack([mask.sum() for mask in masks]).sum() for masks in chosen)
-        self.taken = self.positives + negatives
-        return chosen
+        """Turn the labels of each image's regions into uint8 masks of the sampled ones: objects, background.
 
-    def _keyed(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        noise = keyed_noise(self.keys, max(map(len, labels)), 0, self.stream)
+        A label of -1 excludes a region, 0 is background.
+        """
+        sampled: tuple[list[Tensor], list[Tensor]]
+        sampled = super().__call__(matched_idxs) if self.keys is None else self._sample(self.keys, matched_idxs)
+        self.num_positives, negatives = (torch.stack([mask.sum() for mask in masks]).sum() for masks in sampled)
+        self.num_sampled = self.num_positives + negatives
+        return sampled
+
+    def _sample(self, keys: Tensor, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        noise = keyed_noise(keys, max(map(len, labels)), 0, self.stream)
         positives, negatives = [], []
-        for own, ranks in zip(labels, noise):
-            positives.append(_k_smallest(ranks, own >= 1, int(self.batch_size_per_image * self.positive_fraction)))
-            negatives.append(_k_smallest(ranks, own == 0, self.batch_size_per_image - int(positives[-1].sum())))
+        for image_labels, image_noise in zip(labels, noise):
+            quota = int(self.batch_size_per_image * self.positive_fraction)
+            positives.append(_k_smallest(image_noise, image_labels >= 1, quota))
+            quota = self.batch_size_per_image - int(positives[-1].sum())
+            negatives.append(_k_smallest(image_noise, image_labels == 0, quota))
         return positives, negatives
 
 
-def _k_smallest(noise: Tensor, among: Tensor, n: int) -> Tensor:
-    """A uint8 mask of the at most n lowest in noise where `among` is true."""
-    places = among.nonzero()[:, 0]
-    mask = torch.zeros_like(among, dtype=torch.uint8)
-    mask[places[noise[places].argsort(stable=True)[:n]]] = 1
+def _k_smallest(noise: Tensor, candidates: Tensor, k: int) -> Tensor:
+    """Return a uint8 mask of the at most k smallest values of `noise` where `candidates` is true."""
+    indices = candidates.nonzero()[:, 0]
+    mask = torch.zeros_like(candidates, dtype=torch.uint8)
+    mask[indices[noise[indices].argsort(stable=True)[:k]]] = 1
     return mask
 
 
@@ -133,11 +147,12 @@ def build_head(
     score: float,
     nms: float,
 ) -> nn.Module:
-    """One of torchvision's detectors without backbone and image transform.
+    """Build one of torchvision's detectors without backbone and image transform.
 
-    Anchors: FCOS one point per position; RetinaNet nine, sides 4 x stride x 2^(0, 1/3, 2/3), ratios 1/2, 1, 2; the R-CNNs three, side
-    8 x stride. At strides 8 to 128 (4 to 64 for the R-CNNs) these are the papers' 32 to 512; see `default_strides`.
-    Unlike torchvision's defaults: RetinaNet's convolutions have group norm (as its v2 model) and the R-CNNs' heads follow `head_width`.
+    Anchors: FCOS one point per position; RetinaNet nine, sides 4 x stride x 2^(0, 1/3, 2/3), ratios 1/2, 1, 2; the
+    R-CNNs three, side 8 x stride. At strides 8 to 128 (4 to 64 for the R-CNNs) these are the papers' 32 to 512; see
+    `default_strides`. Unlike torchvision's defaults: RetinaNet's convolutions have group norm (as its v2 model) and the
+    R-CNNs' heads follow `head_width`.
 
     Args:
         name: one of DETECTION_HEADS.
@@ -146,30 +161,30 @@ def build_head(
         strides: of the levels.
         head_convs: convolutions before FCOS's outputs.
         head_width: of the R-CNNs' two linear layers.
-        rois: regions of each image that train the R-CNNs' second stage, a quarter of them objects at most.
+        rois: regions of each image that train the R-CNNs' second stage, at most a quarter of them objects.
         score: detections below are dropped.
         nms: overlap above which of two detections of one class the lower is dropped.
     """
     rules = {"score_thresh": score, "nms_thresh": nms, "detections_per_img": MAX_DETECTIONS}
-    body, flat = _BackboneStub(channels), (RATIOS,) * len(strides)
+    stub, ratios = _BackboneStub(channels), (RATIOS,) * len(strides)
     if name == "fcos":
         points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
-        made = FCOS(
-            body,
+        detector = FCOS(
+            stub,
             num_classes,
             anchor_generator=points,
             head=GlobalNormFCOSHead(channels, 1, num_classes, head_convs),
             **rules,
         )
     elif name == "retinanet":
-        anchors = AnchorGenerator(tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in strides), flat)
+        anchors = AnchorGenerator(tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in strides), ratios)
         head = RetinaNetHead(channels, 9, num_classes, norm_layer=group_norm)
-        made = RetinaNet(body, num_classes, anchor_generator=anchors, head=head, **rules)
+        detector = RetinaNet(stub, num_classes, anchor_generator=anchors, head=head, **rules)
     else:
         levels = [str(i) for i in range(min(4, len(strides)))]
         pool = partial(MultiScaleRoIAlign, levels, sampling_ratio=2)
         parts: dict[str, Any] = {
-            "rpn_anchor_generator": AnchorGenerator(tuple((8 * s,) for s in strides), flat),
+            "rpn_anchor_generator": AnchorGenerator(tuple((8 * s,) for s in strides), ratios),
             "box_roi_pool": pool(output_size=7),
             "box_head": TwoMLPHead(channels * 49, head_width),
             "box_batch_size_per_image": rois,
@@ -180,11 +195,11 @@ def build_head(
             parts["mask_roi_pool"] = pool(output_size=14)
             parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
             parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes + 1)
-        made = (MaskRCNN if name == "mask_rcnn" else FasterRCNN)(body, **parts)
-        made.rpn.fg_bg_sampler = KeyedSampler(made.rpn.fg_bg_sampler, ANCHORS)
-        made.roi_heads.fg_bg_sampler = KeyedSampler(made.roi_heads.fg_bg_sampler, PROPOSALS)
-    made.transform = nn.Identity()
-    for part in made.modules():
-        if type(part) is nn.GroupNorm:  # torchvision's own, in FCOS's head: ours computes the same, faster on CPUs
+        detector = (MaskRCNN if name == "mask_rcnn" else FasterRCNN)(stub, **parts)
+        detector.rpn.fg_bg_sampler = KeyedSampler(detector.rpn.fg_bg_sampler, ANCHORS)
+        detector.roi_heads.fg_bg_sampler = KeyedSampler(detector.roi_heads.fg_bg_sampler, PROPOSALS)
+    detector.transform = nn.Identity()
+    for part in detector.modules():
+        if type(part) is nn.GroupNorm:  # torch's, in FCOS's head: ours computes the same, faster on CPUs
             part.__class__ = GroupNorm
-    return made
+    return detector

@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2022). Names are imported when first used."""
+"""Masked autoencoder (He et al. 2022); names are imported when first used."""
 
 from importlib import import_module
 

@@ -1,4 +1,7 @@
-"""MAE's decoder, and which attention kernel suits the device. B images, L patches, D encoder width, d decoder width, P patch side."""
+"""Decoder of MAE, and choice of the attention kernel.
+
+B images, L patches, D encoder width, d decoder width, P patch side.
+"""
 
 from functools import partial
 
@@ -10,34 +13,38 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_vision.backbones.pos_embed import sincos_2d
 
-LONG = 128  # tokens from which on the fused kernel's float32 path pays on CPUs
+MIN_TOKENS_FUSED = 128  # from here on the fused kernel's float32 path is faster on CPUs
 
 
 def select_attention_kernel(module: nn.Module, images: Tensor, tokens: int) -> None:
-    """Let every attention layer of timm in `module` use PyTorch's fused kernel, or plain products where those are faster.
+    """Choose PyTorch's fused kernel or plain matrix products, whichever is faster, for timm's attention layers.
 
-    That is on CPUs in bfloat16, where the fused kernel's backward runs without AMX: forward + backward of 16 images took 114 ms instead of
-    208 ms in a decoder block of ViT-B (197 tokens, 16 heads), 14 ms instead of 69 ms in an encoder block (50 tokens, 12 heads). In
-    float32 the fused kernel wins on many tokens (120 ms against 169 ms there) and loses on few (18.4 against 17.0; up to 15 % of a
-    step of the small ViT for 32 pixels).
+    Plain products are faster on CPUs in bfloat16, where the fused kernel's backward runs without AMX: forward +
+    backward of 16 images took 114 ms instead of 208 ms in a decoder block of ViT-B (197 tokens, 16 heads), 14 ms
+    instead of 69 ms in an encoder block (50 tokens, 12 heads). In float32 the fused kernel is faster with many tokens
+    (120 ms against 169 ms there) and slower with few (18.4 against 17.0 ms; up to 15 % of a step of the small ViT for
+    32 pixels).
 
     Args:
-        module: the encoder or the decoder.
+        module: the encoder or the decoder; its `fused_attn` flags change.
         images: the batch, for its device and dtype; autocast counts.
         tokens: of each image.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-    fused = images.device.type != "cpu" or (tokens >= LONG and dtype != torch.bfloat16)
+    fused = images.device.type != "cpu" or (tokens >= MIN_TOKENS_FUSED and dtype != torch.bfloat16)
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = fused
 
 
 class DecoderBlock(Block):
-    """timm's plain block; with `first` it computes only what the tokens from there on need. No layer scale, dropout, norms on q and k."""
+    """Transformer block of timm that can leave out the outputs of the first tokens.
+
+    Without layer scale, dropout and norms on q and k.
+    """
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """x (B, N, d); returns (B, N - first, d), equal to forward(x)[:, first:]."""
+        """Turn (B, N, d) into (B, N - first, d): the block's outputs for the tokens from `first` on."""
         if first == 0:
             return super().forward(x)
         attention, (b, _, width) = self.attn, x.shape
@@ -57,10 +64,10 @@ class DecoderBlock(Block):
 
 
 class MAEDecoder(nn.Module):
-    """Predicts pixels of patches from the latent of the visible ones; thrown away after pre-training.
+    """Predict pixels of patches from the latent of the visible ones; not used after pre-training.
 
-    Tokens stay in shuffled order, visible ones first: attention knows no order, and each token carries its position. So nothing is put
-    back in order before the end, and what only the hidden patches need is a slice.
+    Tokens stay in shuffled order, visible ones first: attention does not depend on the order, and each token has its
+    position embedding. So the order is restored only at the end, and the hidden patches are a slice.
 
     Args:
         in_width: D of the encoder.
@@ -89,12 +96,12 @@ class MAEDecoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, latent: Tensor, shuffle: Tensor, hidden_only: bool = False) -> Tensor:
-        """Predictions in shuffled order.
+        """Return predictions in shuffled order.
 
         Args:
             latent: (B, 1 + L_keep, D), cls first, then the visible patches as `shuffle` has them.
             shuffle: (B, L) indices of the patches, visible ones first.
-            hidden_only: leave out what no hidden patch needs: the last block's work on visible tokens and their predictions
+            hidden_only: leave out the last block's outputs for visible tokens and their predictions
                 (1.6 % of a ViT-B step's multiply-adds, 25 % of the last block's).
 
         Returns:
@@ -111,15 +118,19 @@ class MAEDecoder(nn.Module):
         x = self._run(self.blocks[-1], x, first)
         return self.pred(self.norm(x))
 
-    def _run(self, block, *inputs) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, first: int = 0) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+            out: Tensor = checkpoint(block, x, first, use_reentrant=False)
+        else:
+            out = block(x, first)
+        return out
 
 
 def init_weights(module: nn.Module) -> None:
-    """The paper's initialisation for one module: xavier uniform and zero bias for every Linear, 1 and 0 for LayerNorm (A.1).
-    A convolution (the patch embedding) is treated as the Linear of its patch; its bias keeps PyTorch's default."""
+    """Initialise one module as the paper does (A.1): Linear xavier uniform with zero bias, LayerNorm 1 and 0.
+
+    A convolution (the patch embedding) is treated as the Linear of its patch; its bias has PyTorch's default.
+    """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

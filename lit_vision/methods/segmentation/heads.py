@@ -1,7 +1,7 @@
-"""Heads that turn maps into class scores per position: linear, FCN, UPerNet.
+"""Segmentation heads: linear, FCN and UPerNet, from feature maps to class scores per position.
 
-B images, K classes, C_i H_i W_i channels and sides of map i, D width of the head. Unlike the papers: group norm instead of synchronised
-batch norm, so that a score does not depend on the other images of the batch.
+B images, K classes, C_i H_i W_i channels and sides of map i, D width of the head. Unlike the papers: group norm instead
+of synchronised batch norm, so that a score does not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ POOLS = (1, 2, 3, 6)  # of the pyramid pooling module, cells a side
 
 
 def conv_norm_relu(inner: int, outer: int, side: int) -> nn.Sequential:
-    """Convolution without bias, group norm, ReLU; the maps keep their size."""
+    """Return a convolution without bias, group norm and ReLU; the size of the maps does not change."""
     return nn.Sequential(nn.Conv2d(inner, outer, side, padding=side // 2, bias=False), group_norm(outer), nn.ReLU())
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear to (H, W), corners not aligned."""
+    """Resize maps to (H, W), bilinear, corners not aligned."""
     return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class LinearHead(nn.Conv2d):
-    """One linear map per position of the last level: Segmenter's linear decoder. Strudel et al. 2021, arXiv:2105.05633, section 3.2."""
+    """Linear map per position of the last level. Source: Strudel et al. 2021, arXiv:2105.05633, section 3.2."""
 
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float):
         super().__init__(channels[-1], num_classes, 1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """[(B, C_i, H_i, W_i)] to scores (B, K, H, W) at the last level's size."""
+        """Turn [(B, C_i, H_i, W_i)] into scores (B, K, H, W) at the last level's size."""
         return super().forward(levels[-1])
 
 
 class FCNHead(nn.Module):
-    """3x3 convolutions on one level, then scores. Long et al. 2015, arXiv:1411.4038, as mmsegmentation builds it.
+    """FCN head of Long et al. 2015, arXiv:1411.4038, as mmsegmentation builds it: 3x3 convolutions, then scores.
 
     Args:
-        channels: of the levels; the head takes the last one.
+        channels: of the levels; the head uses the last one.
         width: D.
         num_classes: K.
         dropout: of whole channels before the scores, 0 to 1.
-        convs: how many 3x3 convolutions.
+        convs: number of 3x3 convolutions.
     """
 
     def __init__(self, channels: Sequence[int], width: int, num_classes: int, dropout: float, convs: int = 2):
@@ -56,12 +56,14 @@ class FCNHead(nn.Module):
         self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """[(B, C_i, H_i, W_i)] to scores (B, K, H, W) at the last level's size."""
+        """Turn [(B, C_i, H_i, W_i)] into scores (B, K, H, W) at the last level's size."""
         return self.scores(self.convs(levels[-1]))
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest level, top-down sums, all levels joined at the finest. Xiao et al. 2018, arXiv:1807.10221.
+    """UPerNet head of Xiao et al. 2018, arXiv:1807.10221.
+
+    Pyramid pooling on the coarsest level, top-down sums, all levels concatenated at the finest.
 
     Args:
         channels: of the levels, fine to coarse.
@@ -80,7 +82,7 @@ class UPerHead(nn.Module):
         self.scores = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """[(B, C_i, H_i, W_i)], fine to coarse, to scores (B, K, H_0, W_0)."""
+        """Turn [(B, C_i, H_i, W_i)], fine to coarse, into scores (B, K, H_0, W_0)."""
         last = levels[-1]
         pools = [
             upsample(conv(adaptive_avg_pool2d(last, cells)), last.shape[-2:]) for conv, cells in zip(self.pooled, POOLS)
@@ -93,4 +95,4 @@ class UPerHead(nn.Module):
         return self.scores(self.fuse(torch.cat([joined[0], *(upsample(x, finest) for x in joined[1:])], 1)))
 
 
-SEGMENTATION_HEADS = {"linear": LinearHead, "fcn": FCNHead, "upernet": UPerHead}
+SEGMENTATION_HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "fcn": FCNHead, "upernet": UPerHead}

@@ -1,7 +1,8 @@
-"""What a segmenter minimises: cross-entropy per pixel, soft Dice loss, or their sum.
+"""Segmentation losses: cross-entropy per pixel, soft Dice loss, or their sum.
 
-With `shared` a loss is that of the joined batch of all processes: its sums and counts are added up over them, so that DDP's average of
-gradients is the joined batch's however many pixels count where. Each process must then call it equally often, as in training.
+With `across_processes` a loss is that of the joined batch of all processes: its sums and counts are added over them, so
+that DDP's average of gradients is that of the joined batch even if the processes have unequal numbers of counted
+pixels. Each process must then call it equally often, as in training.
 
 B images, K classes, H W rows and columns of pixels.
 """
@@ -19,55 +20,59 @@ from lit_vision.methods.fine_tuning import at_least_float32
 SEGMENTATION_LOSSES = ("ce", "dice", "ce+dice")
 
 
-def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, shared: bool = False) -> Tensor:
-    """Mean cross-entropy over the pixels that count; 0 if none does.
+def pixel_cross_entropy(
+    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, across_processes: bool = False
+) -> Tensor:
+    """Return the mean cross-entropy over the pixels that count; 0 if none does.
 
     Args:
         logits: (B, K, H, W).
         truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
         ignore: marks pixels that do not count.
-        shared: over the pixels of all processes.
+        across_processes: over the pixels of all processes.
 
     Returns:
         Scalar in nats, at least float32. With equal logits it is log K.
     """
-    return _cross_entropy(_log_softmax(logits), truth, shared, ignore)
+    return _cross_entropy(_log_softmax(logits), truth, across_processes, ignore)
 
 
 def dice_loss(
-    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, smooth: float = 0.0, shared: bool = False
+    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, smooth: float = 0.0, across_processes: bool = False
 ) -> Tensor:
-    """Soft Dice loss: mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
+    """Return the soft Dice loss.
 
-    Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear denominator, as
-    segmentation_models.pytorch has it. Unlike it: the mean is over the classes that are true somewhere in the batch, where it counts
-    absent ones as 0 and so shrinks the loss of what is there.
+    It is the mean over the classes of the batch of 1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s), p softmax, g one-hot.
+
+    Sums run over all counted pixels of the batch. Source: Milletari et al. 2016, arXiv:1606.04797, with a linear
+    denominator, as segmentation_models.pytorch has it. Unlike it: the mean is over the classes that occur in the batch;
+    there, absent classes count as 0, which makes the loss of the others smaller.
 
     Args:
         logits: (B, K, H, W).
         truth: (B, H, W) int64, 0 to K - 1 or `ignore`.
         ignore: marks pixels that do not count.
         smooth: s, 0 or more.
-        shared: over the pixels of all processes.
+        across_processes: over the pixels of all processes.
 
     Returns:
         Scalar, 0 (perfect) to 1 (disjoint); 0 if no pixel counts.
     """
-    return _dice(_log_softmax(logits), truth, shared, ignore, smooth)
+    return _dice(_log_softmax(logits), truth, across_processes, ignore, smooth)
 
 
-def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce", shared: bool = False) -> Tensor:
-    """`pixel_cross_entropy`, `dice_loss` or their sum ("ce+dice"), from one softmax."""
+def segmentation_loss(logits: Tensor, truth: Tensor, loss: str = "ce", across_processes: bool = False) -> Tensor:
+    """Return `pixel_cross_entropy` ("ce"), `dice_loss` ("dice") or their sum ("ce+dice"), from one softmax."""
     log_p = _log_softmax(logits)
     parts = {"ce": _cross_entropy, "dice": _dice}
-    return sum(parts[name](log_p, truth, shared) for name in loss.split("+"))
+    return sum(parts[name](log_p, truth, across_processes) for name in loss.split("+"))
 
 
 def subsample_targets(truth: Tensor, stride: int) -> Tensor:
-    """One pixel of each stride x stride block, (B, H, W) to (B, ceil(H / stride), ceil(W / stride)).
+    """Select one pixel of each stride x stride block, (B, H, W) to (B, ceil(H / stride), ceil(W / stride)).
 
-    Which one alternates from block to block between the two corners, so that on average it lies in the middle, where scores of a coarser
-    grid are taken: the first pixel of every block would teach a shift of half a block.
+    It is the first and the last of a block in turn, so that on average it lies in the middle, where scores of a coarser
+    grid are: the first pixel of every block would train a shift of half a block.
     """
     if stride == 1:
         return truth
@@ -79,16 +84,18 @@ def subsample_targets(truth: Tensor, stride: int) -> Tensor:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """(B, K, H, W) in at least float32, laid out plainly: one class's pixels side by side."""
+    """Return log softmax over K of (B, K, H, W), in at least float32, contiguous: one class's pixels in sequence."""
     return at_least_float32(logits).contiguous().log_softmax(1)
 
 
-def _cross_entropy(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE_INDEX) -> Tensor:
+def _cross_entropy(log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE_INDEX) -> Tensor:
     total, count = F.nll_loss(log_p, truth, ignore_index=ignore, reduction="sum"), (truth != ignore).sum()
-    return distributed.global_mean(total, count) if shared else total / count.clamp(min=1)
+    return distributed.global_mean(total, count) if across_processes else total / count.clamp(min=1)
 
 
-def _dice(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE_INDEX, smooth: float = 0.0) -> Tensor:
+def _dice(
+    log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE_INDEX, smooth: float = 0.0
+) -> Tensor:
     counted = truth != ignore  # (B, H, W)
     classes, known = log_p.shape[1], torch.where(counted, truth, 0)
     p = log_p.exp()
@@ -96,7 +103,7 @@ def _dice(log_p: Tensor, truth: Tensor, shared: bool, ignore: int = IGNORE_INDEX
     both = p.new_zeros(classes).index_add(0, known.flatten(), at_truth.flatten())
     predicted = (p.flatten(2) @ counted.flatten(1)[..., None].to(p.dtype)).sum((0, 2))  # (K,)
     true = p.new_zeros(classes).index_add(0, known.flatten(), counted.flatten().to(p.dtype))
-    if shared:
+    if across_processes:
         both, predicted, true = distributed.all_reduce_sum(torch.stack((both, predicted, true)))
     loss = 1 - (2 * both + smooth) / (predicted + true + smooth).clamp(min=1e-7)
     present = true > 0

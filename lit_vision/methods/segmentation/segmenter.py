@@ -1,4 +1,4 @@
-"""Give every pixel a class: any backbone's maps, a linear, FCN or UPerNet head; cross-entropy, Dice loss or their sum.
+"""Semantic segmentation on any backbone: linear, FCN or UPerNet head; cross-entropy, Dice loss or their sum.
 
 B images, K classes, S side of the image.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels
-from lit_vision.data.batch import normalize
+from lit_vision.data.batch import normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import IGNORE_INDEX, PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
@@ -29,10 +29,11 @@ from lit_vision.methods.segmentation.losses import (
 class Segmenter(L.LightningModule):
     """Semantic segmentation on any backbone with feature maps.
 
-    Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in training). Unlike
-    mmsegmentation's UPerNet on ViT: the levels come from the last map (ViTDet's simple pyramid), not from four blocks.
+    Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in
+    training). Unlike mmsegmentation's UPerNet on ViT: the levels come from the last map (ViTDet's simple pyramid), not
+    from four blocks.
 
-    Measures are at the size of the evaluation view (longer side scaled to img_size; padding does not count).
+    Metrics are computed at the size of the evaluation view (longer side scaled to img_size; padding does not count).
 
     Args:
         backbone: a timm model name.
@@ -40,27 +41,34 @@ class Segmenter(L.LightningModule):
         img_size: side of the images, pixels; must be the data's.
         head: linear, fcn or upernet.
         strides: of the maps used, fine to coarse. None: the last map (linear, fcn), or 4 to 32 (upernet).
-        width: D of fcn and upernet; papers take 512.
+        width: D of fcn and upernet; 512 in the papers.
         dropout: before the scores.
         aux_weight: of upernet's auxiliary loss; 0 is none.
         loss: ce, dice or ce+dice.
-        loss_stride: the training loss takes one pixel of each block of this side; 2 costs a quarter of 1.
-        background: the class that is no object, kept apart in val/dice; None if there is none.
+        loss_stride: the training loss uses one pixel of each block of this side; 2 costs a quarter of 1.
+        background: index of the background class, which val/dice does not include; None if there is none.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
-        tune: what trains of the backbone: full, linear (nothing), head+norm, bias, last-<k>; on ViTs also lora, prompt-shallow, prompt-deep.
+        tune: the parameters of the backbone that train: full, linear (none), head+norm, bias, last-<k>; on ViTs also
+            lora, prompt-shallow, prompt-deep.
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
-        mean, std: of the pixels, per channel, in [0, 1]; None are those of the loaded weights.
+        mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
+        std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
-        betas: of adam, adamw and lamb; momentum: of sgd and lars.
-        base_lr: learning rate per 256 images; lr: absolute, wins over base_lr; min_lr: absolute, at the end.
-        weight_decay: of parameters with more than one dimension that are no token or position.
+        betas: of adam, adamw and lamb.
+        momentum: of sgd and lars.
+        base_lr: learning rate per 256 images.
+        lr: absolute learning rate; if given, base_lr is not used.
+        min_lr: absolute learning rate at the end.
+        weight_decay: of parameters with more than one dimension, except tokens and positions.
         warmup_epochs: linear warm-up, then a cosine to min_lr.
-        lora_rank: r of tune=lora, whose update is scaled by 8 / r; lora_targets: some of qkv, proj, mlp, or endings of layers' names.
-        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the maps leave them out.
+        lora_rank: r of tune=lora, whose update is scaled by 8 / r.
+        lora_targets: some of qkv, proj, mlp, or endings of layers' names.
+        prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the feature maps do not include them.
 
     Raises:
-        UserError: a value that cannot work, named with its mend. PartialMatchError (a UserError): the checkpoint does not fit.
+        UserError: a value that cannot work; the message names it and says what to do. PartialMatchError (a UserError):
+            the checkpoint does not fit.
     """
 
     def __init__(
@@ -101,16 +109,18 @@ class Segmenter(L.LightningModule):
             raise UserError(f"model.loss: {loss!r} is not one of {', '.join(SEGMENTATION_LOSSES)}; choose one of these")
         if num_classes < 2 or (background is not None and not 0 <= background < num_classes):
             raise UserError(
-                f"model.num_classes, model.background: {num_classes}, {background}; give 2 or more, and one of them (or null)"
+                f"model.num_classes, model.background: {num_classes}, {background}; "
+                "give 2 classes or more, and the background's index below that (or null)"
             )
         if not 0 <= dropout < 1 or aux_weight < 0:
             raise UserError(
-                f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; give a share below 1, and 0 or more"
+                f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; "
+                "dropout must be in [0, 1), aux_weight 0 or more"
             )
         if not 1 <= loss_stride <= 8:
             raise UserError(f"model.loss_stride: {loss_stride}; give 1 (every pixel) to 8")
         self.save_hyperparameters()
-        self.backbone, own_mean, own_std = fine_tuning.build_backbone(self.hparams)
+        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
         strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
         self.pyramid, channels = make_feature_levels(self.backbone, img_size, width, strides)
         freeze_unused(self.backbone, self.pyramid, img_size)
@@ -118,28 +128,32 @@ class Segmenter(L.LightningModule):
         self.auxiliary = None
         if head == "upernet" and aux_weight and len(channels) > 1:
             self.auxiliary = FCNHead(channels[:-1], width, num_classes, dropout, convs=1)  # on the last level but one
-        for part in (self.pyramid, self.head, self.auxiliary or nn.Identity()):
+        parts: tuple[nn.Module, ...] = (self.pyramid, self.head, self.auxiliary or nn.Identity())
+        for part in parts:
             fine_tuning.channels_last(part, self.backbone)
-        self.register_buffer("mean", torch.tensor(mean or own_mean))
-        self.register_buffer("std", torch.tensor(std or own_std))
+        self.register_buffer("mean", torch.tensor(mean or weights_mean))
+        self.register_buffer("std", torch.tensor(std or weights_std))
         self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
         self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.metadata: dict[str, Any] | None = None
         self.train()
 
     def train(self, mode: bool = True) -> Segmenter:
-        """Training mode for what trains, evaluation mode for what is frozen."""
+        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
         super().train(mode)
-        if mode and self.hparams.tune != "full":
-            fine_tuning.keep_frozen_in_eval(self.backbone)
+        fine_tuning.keep_frozen_in_eval(self)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores (B, K, S, S), at least float32, of normalised images (B, 3, S, S); the class of a pixel is their argmax over K."""
+        """Return scores (B, K, S, S), at least float32; a pixel's class is the argmax over K.
+
+        Args:
+            images: (B, 3, S, S) float, normalised.
+        """
         return upsample(self._scores(images)[0], images.shape[-2:])
 
     def _scores(self, images: Tensor) -> list[Tensor]:
-        """The head's scores on its own grid and, in training, the auxiliary head's; at least float32, laid out plainly."""
+        """Return the head's scores on its grid and, in training, the auxiliary head's; at least float32, contiguous."""
         levels = self.pyramid(fine_tuning.feature_maps(self.backbone, images))
         found = [self.head(levels)]
         if self.training and self.auxiliary is not None:
@@ -147,7 +161,7 @@ class Segmenter(L.LightningModule):
         return [fine_tuning.at_least_float32(scores).contiguous() for scores in found]
 
     def losses(self, images: Tensor, truth: Tensor) -> Tensor:
-        """The loss that is minimised: that of the joined batch of all processes, on each of them.
+        """Return the loss that is minimised; on each process it is the loss of the joined batch of all processes.
 
         Args:
             images: (B, 3, S, S) float, normalised.
@@ -155,21 +169,21 @@ class Segmenter(L.LightningModule):
         """
         truth = subsample_targets(truth.long(), self.hparams.loss_stride)
         scores, *auxiliary = (upsample(scores, truth.shape[-2:]) for scores in self._scores(images))
-        loss = segmentation_loss(scores, truth, self.hparams.loss, shared=True)
+        loss = segmentation_loss(scores, truth, self.hparams.loss, across_processes=True)
         for extra in auxiliary:
-            loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, shared=True)
+            loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, across_processes=True)
         return loss
 
     def setup(self, stage: str) -> None:
-        """Refuse data that cannot serve, before any step."""
+        """Refuse data that does not fit the model, before any step."""
         fine_tuning.check_data(self, "mask")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Pixels to normalised floats, (B, V, C, H, W), on the device."""
-        return {**batch, "images": normalize(batch["images"], self.mean, self.std).to(self.mean.dtype)}
+        """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
+        return normalize_batch(batch, self.mean, self.std)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch; logs train/loss."""
+        """Return the loss of one batch; logs train/loss."""
         loss = self.losses(batch["images"][:, 0], batch["mask"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -181,14 +195,14 @@ class Segmenter(L.LightningModule):
         self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Counts pixels; val/dice, val/miou and others are logged at the end of the split."""
+        """Count pixels; val/dice, val/miou and other metrics are logged at the end of the split."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """As `validation_step`, under test/."""
+        """Do as `validation_step`, under test/."""
         self._evaluate(batch, "test")
 
-    def _finish(self, split: str) -> None:
+    def _log_metrics(self, split: str) -> None:
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) if split == "test" else None
         values = segmentation_values(self.counts[split].compute().cpu(), self.hparams.background, names)
         values["loss"] = float(self.mean_loss[split].compute())
@@ -198,28 +212,24 @@ class Segmenter(L.LightningModule):
             self.log(f"{split}/{name}", value, prog_bar=name == "dice", sync_dist=self.trainer.world_size > 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/dice (mean over classes, background apart), val/miou, val/pixel_accuracy, val/loss, ...; fractions but for the loss."""
-        self._finish("val")
+        """Log val/dice (mean over classes without background), val/miou, val/pixel_accuracy, val/loss and others.
+
+        All are fractions except the loss.
+        """
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """As for validation, under test/, and test/dice/<class>."""
-        self._finish("test")
+        """Log the same metrics under test/, and test/dice/<class>."""
+        self._log_metrics("test")
 
     def on_fit_start(self) -> None:
-        """Keep what using the model takes."""
+        """Store class names, image size and options, which prediction needs."""
         self.metadata = (
             fine_tuning.metadata_for("segmentation", self.trainer.datamodule, {"background": self.hparams.background})
             or self.metadata
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is complete in itself."""
-        fine_tuning.make_checkpoint_self_contained(checkpoint, self.metadata)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The other half of `on_save_checkpoint`."""
-        self.metadata = checkpoint.get("card", self.metadata)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimiser and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
-        return fine_tuning.configure_optimizer(self)
+    # hooks that all supervised methods share
+    on_save_checkpoint = fine_tuning.make_checkpoint_self_contained
+    on_load_checkpoint = fine_tuning.restore_metadata
+    configure_optimizers = fine_tuning.configure_optimizer

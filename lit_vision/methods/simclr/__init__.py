@@ -1,10 +1,8 @@
-"""SimCLR (Chen et al. 2020). Names are imported when first used."""
+"""SimCLR (Chen et al. 2020); names are imported when first used."""
 
 from importlib import import_module
 
-_HOMES = {
-    "SimCLR": "lit_vision.methods.simclr.simclr",
-}
+_HOMES = {"SimCLR": "lit_vision.methods.simclr.simclr"}
 __all__ = list(_HOMES)
 
 

@@ -1,4 +1,6 @@
-"""NT-Xent, the loss of SimCLR, in tiles: the matrix of all similarities never exists. Chen et al. 2020, arXiv:2002.05709.
+"""NT-Xent, the loss of SimCLR, in tiles: the matrix of all similarities is never stored.
+
+Source: Chen et al. 2020, arXiv:2002.05709.
 
 B images of this process, K = 2 x images of all processes (every view), D width of a vector, t temperature.
 """
@@ -14,38 +16,40 @@ from torch.autograd.function import once_differentiable
 
 from lit_vision import distributed
 
-MAX_EXP_SCALE = (
-    40.0  # up to this 1/t, sums of exp(s/t) need no shift in float32: e^40 x K and e^-40 are both far inside its range
-)
+# up to this 1/t, sums of exp(s/t) need no shift in float32: e^40 x K and e^-40 are both far inside its range
+MAX_EXP_SCALE = 40.0
 
 
 def nt_xent(
     z1: Tensor, z2: Tensor, temperature: float = 0.1, negatives: Literal["global", "local"] = "global"
 ) -> Tensor:
-    """Contrastive loss between two views of each image (SimCLR).
+    """Return the contrastive loss between two views of each image (SimCLR).
 
     For view i with partner j among the 2B views, and s the cosine similarity:
         l(i, j) = -log( exp(s_ij / t) / sum over k != i of exp(s_ik / t) );  returns the mean over all 2B views.
     Source: Chen et al. 2020, arXiv:2002.05709, Eq. 1 and Algorithm 1.
-    Negatives come from all processes, so B is the global batch. Every process must bring equally many rows.
-    Its own rows are the anchors of a process; the value returned is the global mean, the gradient (after DDP's averaging) that of it.
+    Negatives come from all processes, so B is the global batch. All processes must have equally many rows.
+    The anchors of a process are its rows; the value returned is the global mean, and the gradient (after DDP's
+    averaging) is that of the global mean.
     Unlike the official code: the loss is not counted twice (it returns the sum of two means over B).
 
-    Memory grows with B, not with B^2: forward keeps one number per view, backward computes each tile of similarities again. With one
-    process a tile serves its rows and its columns, half of the work. Processes exchange their vectors and one number per view,
-    and no gradients of vectors: each knows all that its own rows' gradient needs. Differentiable once.
+    Memory grows with B, not with B^2: forward keeps one number per view, backward computes each tile of similarities
+    again. With one process a tile is used for its rows and its columns, half of the work. Processes exchange their
+    vectors and one number per view, and no gradients of vectors: the gradient of a process's rows needs nothing more.
+    Differentiable once.
 
     Args:
         z1: (B, D) projections of view one, any scale; row i of z1 and row i of z2 are the same image.
         z2: (B, D) projections of view two.
         temperature: t, no unit, greater than 0.
-        negatives: "global"; or "local", those of this process alone: another loss, which does not gain from more processes.
+        negatives: "global"; or "local", those of this process alone, a different loss that does not improve with more
+            processes.
 
     Returns:
         Scalar in nats, at least float32 even under autocast. If every row is equal it is log(2B - 1).
 
     Raises:
-        ValueError: shapes differ, temperature is not positive, or negatives is neither word.
+        ValueError: shapes differ, temperature is not positive, or negatives is neither of the two.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
         raise ValueError(f"z1 and z2 must both be (B, D), not {tuple(z1.shape)} and {tuple(z2.shape)}")
@@ -60,16 +64,17 @@ def nt_xent(
 
 
 class _NTXent(torch.autograd.Function):
-    """The loss of unit vectors (2B, D), partners next to each other; `shared`: negatives from all processes."""
+    """Loss of unit vectors (2B, D), partners next to each other; `is_global`: negatives from all processes."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, temperature: float, shared: bool) -> Tensor:
-        ctx.start = distributed.rank() * len(own) if shared else 0
-        views = distributed.gather(own) if shared else own  # (K, D)
-        sums = _tiled_logsumexp(views, ctx.start, len(own), 1 / temperature)  # (2B,)
-        sums = distributed.gather(sums) if shared else sums
+    def forward(ctx: Any, local_views: Tensor, temperature: float, is_global: bool) -> Tensor:
+        rows = len(local_views)
+        ctx.start = distributed.rank() * rows if is_global else 0
+        views = distributed.gather(local_views) if is_global else local_views  # (K, D)
+        sums = _tiled_logsumexp(views, ctx.start, rows, 1 / temperature)  # (2B,)
+        sums = distributed.gather(sums) if is_global else sums
         ctx.save_for_backward(views, sums)
-        ctx.rows, ctx.temperature, ctx.shared = len(own), temperature, shared
+        ctx.rows, ctx.temperature, ctx.is_global = rows, temperature, is_global
         positives = torch.linalg.vecdot(views[::2], views[1::2])
         return sums.mean() - positives.mean() / temperature
 
@@ -77,27 +82,29 @@ class _NTXent(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         views, sums = ctx.saved_tensors
-        # each process's loss is the mean over its own anchors; here comes d(sum over processes of grad x loss) / d(own rows)
-        grads = distributed.gather(grad.reshape(1)) if ctx.shared else grad.reshape(1)
+        # each process's loss is the mean over its anchors; this is d(sum over processes of grad x loss) / d(local
+        # views)
+        grads = distributed.gather(grad.reshape(1)) if ctx.is_global else grad.reshape(1)
         weights = (grads / ctx.rows).repeat_interleave(ctx.rows)  # (K,)
-        own = slice(ctx.start, ctx.start + ctx.rows)
+        local = slice(ctx.start, ctx.start + ctx.rows)
         with torch.autocast(views.device.type, enabled=False):
             out = _tiled_gradient(views, sums, weights, ctx.start, ctx.rows, 1 / ctx.temperature)
-        partners = views[own].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        out -= 2 * weights[own, None] * partners
+        partners = views[local].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        out -= 2 * weights[local, None] * partners
         return out.div_(ctx.temperature), None, None
 
 
 def _tile_size(views: Tensor) -> tuple[int, int]:
-    """Rows and columns of a tile: on a CPU small enough for the core's cache, elsewhere large enough to fill the device."""
+    """Return rows and columns of a tile that fits a CPU core's cache, or that is large enough for another device."""
     return (256, 1024) if views.device.type == "cpu" else (4096, 4096)
 
 
 def _tiles(views: Tensor, start: int, rows: int, scale: float) -> Iterator[tuple[slice, slice, Tensor, bool]]:
-    """(rows I, columns J, logits of I against J, whether they are to serve J against I too), tile by tile.
+    """Yield (rows I, columns J, logits of I against J, True if the logits are also those of J against I) per tile.
 
-    A view's logit with itself is minus infinity. Where the rows are all views, only tiles from the diagonal on are visited, and all
-    but those on it serve both ways. The logits lie in one buffer that the next tile overwrites.
+    A view's logit with itself is minus infinity. If the rows are all views, only tiles from the diagonal on are
+    visited, and all but those on it are used in both directions. The logits are in one buffer that the next tile
+    overwrites.
     """
     height, width = _tile_size(views)
     buffer = views.new_empty(height * max(height, width))
@@ -116,7 +123,7 @@ def _tiles(views: Tensor, start: int, rows: int, scale: float) -> Iterator[tuple
 
 
 def _tiled_logsumexp(views: Tensor, start: int, rows: int, scale: float) -> Tensor:
-    """log of the sum of exp(scale x similarity) with all views but itself, for `rows` views from `start` on: (rows,)."""
+    """Return log sum over k != i of exp(scale x s_ik) for the `rows` views i from `start` on: (rows,)."""
     if scale <= MAX_EXP_SCALE:
         sums = views.new_zeros(len(views))
         for i, j, logits, both in _tiles(views, start, rows, scale):
@@ -135,15 +142,19 @@ def _tiled_logsumexp(views: Tensor, start: int, rows: int, scale: float) -> Tens
 
 
 def _tiled_gradient(views: Tensor, sums: Tensor, weights: Tensor, start: int, rows: int, scale: float) -> Tensor:
-    """For each of `rows` views i from `start` on: sum over k of (w_i p_ik + w_k p_ki) v_k, with p_ik = exp(scale s_ik - sums_i); (rows, D)."""
+    """Return sum over k of (w_i p_ik + w_k p_ki) v_k for the `rows` views i from `start` on: (rows, D).
+
+    Here p_ik = exp(scale s_ik - sums_i).
+    """
     out = torch.zeros_like(views)
     shares = weights * (-sums).exp() if scale <= MAX_EXP_SCALE else None
     for i, j, logits, both in _tiles(views, start, rows, scale):
         if shares is not None:
             logits.exp_().mul_(shares[i, None] + shares[j])
         else:
-            mine, theirs = weights[i, None] * (logits - sums[i, None]).exp(), weights[j] * (logits - sums[j]).exp()
-            torch.add(mine, theirs, out=logits)
+            row_part = weights[i, None] * (logits - sums[i, None]).exp()
+            column_part = weights[j] * (logits - sums[j]).exp()
+            torch.add(row_part, column_part, out=logits)
         out[i].addmm_(logits, views[j])
         if both:
             out[j].addmm_(logits.T, views[i])

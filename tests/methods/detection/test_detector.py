@@ -1,4 +1,4 @@
-"""Detector: every head overfits one batch, in the size it was given; losses against slow references; saved whole."""
+"""Detector: every head overfits one batch, at the size of the images; losses against slow references; checkpoints."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels, make_pyramid
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import scenes
+from lit_vision.data.make.scenes import make_scenes
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values
 from lit_vision.methods import Detector
@@ -33,7 +33,7 @@ def _detector(head: str = "fcos", backbone: str = "resnet18", args: dict | None 
 
 
 def _batch(empty: bool = True):
-    """Bright boxes on dark noise, each class a channel; the last image has none."""
+    """Images with bright boxes on dark noise, each class a channel; the last image has no box."""
     g = torch.Generator().manual_seed(0)
     boxes = [[[4, 4, 28, 30], [34, 30, 60, 58]], [[10, 20, 44, 40]], []]
     labels = [[0, 1], [2], []]
@@ -90,7 +90,7 @@ def test_every_head_overfits_one_batch(head: str, backbone: str) -> None:
 
 
 def test_losses_are_the_papers() -> None:
-    """FCOS by a slow loop: focal loss, 1 - GIoU and centre-ness over the positions that the paper calls positive."""
+    """Losses of FCOS by a slow loop: focal loss, 1 - GIoU and centre-ness over the paper's positive positions."""
     model = _detector()
     images, targets = _batch()
     model.eval()  # fixed batch-norm statistics
@@ -207,7 +207,7 @@ def test_raw_and_decode_are_what_forward_does() -> None:
     for a, b in zip(model.decode(raw, (64, 64)), found):
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert len(found[0]["labels"]) > 0
-    with pytest.raises(UserError, match="has no raw outputs"):
+    with pytest.raises(UserError, match=r"model\.head"):
         _detector("faster_rcnn").raw(images)
 
 
@@ -249,14 +249,14 @@ def test_pyramids_have_the_papers_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "expected"),
     [
         ({"head": "yolo"}, "model.head: 'yolo'"),
         ({"num_classes": 0}, "model.num_classes"),
         ({"pyramid_width": 48}, "model.pyramid_width: 48"),
-        ({"strides": [8, 24]}, "must double"),
-        ({"strides": [8, 16, 32, 64, 128]}, "is no multiple of the coarsest stride 128"),
-        ({"strides": [1, 2]}, "has maps of strides"),
+        ({"strides": [8, 24]}, "model.strides: .*24"),
+        ({"strides": [8, 16, 32, 64, 128]}, "model.img_size: .* 128"),
+        ({"strides": [1, 2]}, "model.strides: "),
         (
             {
                 "strides": [4, 8, 16, 32],
@@ -266,19 +266,19 @@ def test_pyramids_have_the_papers_parts() -> None:
             "img_size",
         ),
         ({"tune": "some"}, "tune: 'some'"),
-        ({"tune": "lora"}, "lora_targets: 'qkv' is no layer of resnet18"),
-        ({"tune": "prompt-deep"}, "resnet18 has none; choose a ViT"),
+        ({"tune": "lora"}, "lora_targets: 'qkv' .*resnet18"),
+        ({"tune": "prompt-deep"}, "tune: .*resnet18"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_wrong_settings_are_named(changes: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
         _detector(**changes)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "set"
-    scenes(out, {"train": 8, "val": 3, "test": 2})
+    make_scenes(out, {"train": 8, "val": 3, "test": 2})
     return out
 
 
@@ -320,15 +320,17 @@ def test_a_run_its_measures_and_its_checkpoint(root: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "says"),
+    ("changes", "settings", "expected"),
     [
-        ({"num_classes": 4}, {}, "model.num_classes: 4, the data has 10"),
-        ({"num_classes": 10}, {"img_size": 96}, "model.img_size: 64, the data has 96"),
-        ({"num_classes": 10, "head": "mask_rcnn"}, {}, "data.with_masks: mask_rcnn"),
-        ({"num_classes": 11}, {"format": "masks", "class_names": list("0123456789a")}, "Detector needs boxes"),
+        ({"num_classes": 4}, {}, "model.num_classes: 4.* 10"),
+        ({"num_classes": 10}, {"img_size": 96}, "model.img_size: 64.* 96"),
+        ({"num_classes": 10, "head": "mask_rcnn"}, {}, "data.with_masks"),
+        ({"num_classes": 11}, {"format": "masks", "class_names": list("0123456789a")}, "data: Detector"),
     ],
 )
-def test_data_that_cannot_serve_is_refused_before_a_step(root: Path, tmp_path: Path, changes, settings, says) -> None:
+def test_data_that_does_not_fit_is_refused_before_a_step(
+    root: Path, tmp_path: Path, changes, settings, expected
+) -> None:
     data = AnnotatedDataModule(str(root), **{"img_size": 64, "batch_size": 4, "num_workers": 0} | settings)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=expected):
         _trainer(tmp_path).fit(_detector(**changes), datamodule=data)

@@ -1,4 +1,4 @@
-"""What the detectors' losses divide by, and which regions an R-CNN draws: on one process as torchvision does, on several as on one."""
+"""Normalization of the detectors' losses and sampled regions: one process equals torchvision, several equal one."""
 
 import pytest
 import torch
@@ -27,14 +27,14 @@ def _batch() -> tuple[Tensor, list[dict[str, Tensor]]]:
 
 
 def _learning(head: str, **more):
-    """In training mode, with fixed batch-norm statistics: an image's maps do not depend on the others."""
+    """Detector in training mode with fixed batch-norm statistics, so that images do not influence each other."""
     model = make_detector(head, **more).train()
     model.backbone.eval()
     return model
 
 
 def test_losses_of_one_process_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit by bit at a fixed seed, where no keys are given; with keys the global generator is left alone."""
+    """Equal to the bit at a fixed seed if no keys are given; with keys the global generator is not used."""
     images, targets = _batch()
     fcos, rcnn = _learning("fcos"), _learning("mask_rcnn", rois=8)
     ours = fcos.losses(images, targets)
@@ -56,14 +56,14 @@ def test_losses_of_one_process_are_torchvisions(monkeypatch: pytest.MonkeyPatch)
 
 
 class _Counting(BalancedPositiveNegativeSampler):
-    """torchvision's own."""
+    """Sampler of torchvision with the attributes that `Detector` reads."""
 
-    positives = taken = torch.tensor(1)
+    num_positives = num_sampled = torch.tensor(1)
 
 
 @pytest.mark.parametrize("head", ["fcos", "mask_rcnn"])
-def test_losses_divide_by_what_all_processes_found(monkeypatch: pytest.MonkeyPatch, head: str) -> None:
-    """By hand: the images of two processes, the second without an object, one after the other."""
+def test_losses_divide_by_the_counts_of_all_processes(monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    """Two processes simulated one after the other, the second with an image without objects."""
     images, targets = _batch()
     model = _learning(head, rois=2000)
     wanted, sums = model.losses(images, targets, KEYS), []
@@ -76,8 +76,8 @@ def test_losses_divide_by_what_all_processes_found(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(got[name], value, msg=name)
 
 
-def test_joined_losses__closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing found here (a loss of 3 over 1 in the clamp's place), 4 found elsewhere with sum 5: 8 / 4."""
+def test_globally_normalized_losses__closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No object in this process (a loss of 3, clamped count 1), 4 in another with sum 5: (3 + 5) / 4."""
     losses, counts = {"a": torch.tensor(3.0)}, {"a": torch.tensor(0), "b": torch.tensor(7)}
     assert globally_normalized_losses(losses, counts) is losses
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -86,22 +86,22 @@ def test_joined_losses__closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keyed_sampler__slow_reference() -> None:
-    """The quota of objects with the lowest noise, then background up to the size; unequal numbers of regions; order of images does not enter."""
+    """Objects with the lowest noise up to their quota, then background; the order of the images does not matter."""
     g = torch.Generator().manual_seed(0)
     labels = [torch.randint(-1, 3, (n,), generator=g) for n in (40, 7, 25)] + [torch.zeros(30)]
     keys = torch.tensor([[2, i, 0] for i in (5, 1, 8, 0)])
     sampler = KeyedSampler(BalancedPositiveNegativeSampler(8, 0.25), ANCHORS)
     sampler.keys = keys
     positives, negatives = sampler(labels)
-    for own, key, objects, background in zip(labels, keys, positives, negatives):
-        noise = keyed_noise(key[None], len(own), 0, ANCHORS)[0].tolist()
-        order = sorted(range(len(own)), key=noise.__getitem__)
-        wanted = [i for i in order if own[i] >= 1][:2]
-        rest = [i for i in order if own[i] == 0][: 8 - len(wanted)]
+    for image_labels, key, objects, background in zip(labels, keys, positives, negatives):
+        noise = keyed_noise(key[None], len(image_labels), 0, ANCHORS)[0].tolist()
+        order = sorted(range(len(image_labels)), key=noise.__getitem__)
+        wanted = [i for i in order if image_labels[i] >= 1][:2]
+        rest = [i for i in order if image_labels[i] == 0][: 8 - len(wanted)]
         assert objects.nonzero()[:, 0].tolist() == sorted(wanted)
         assert background.nonzero()[:, 0].tolist() == sorted(rest)
-    assert sampler.positives == sum(mask.sum() for mask in positives) == 6
-    assert sampler.taken == sampler.positives + sum(mask.sum() for mask in negatives)
+    assert sampler.num_positives == sum(mask.sum() for mask in positives) == 6
+    assert sampler.num_sampled == sampler.num_positives + sum(mask.sum() for mask in negatives)
     sampler.keys = keys.flip(0)
     assert all(torch.equal(a, b) for a, b in zip(sampler(labels[::-1])[1], negatives[::-1]))
     other = KeyedSampler(sampler, PROPOSALS)

@@ -89,7 +89,7 @@ def test_random_masking__invariants() -> None:
 
 
 def reference_noise(key: tuple[int, ...], patches: int, seed: int, stream: int) -> list[float]:
-    """SplitMix64 on whole numbers, without wrapping tricks."""
+    """SplitMix64 in Python integers, without int64 wrap-around."""
     golden, top = 0x9E3779B97F4A7C15, 2**64
 
     def mix(x: int) -> int:
@@ -160,7 +160,7 @@ def test_masked_patch_loss__slow_loop(norm_pix: bool) -> None:
 
 @pytest.mark.parametrize(("patch", "value"), [(16, 0.998698), (14, 0.998299), (4, 0.979167)])
 def test_masked_patch_loss__zero_prediction_has_closed_form(patch: int, value: float) -> None:
-    """(n - 1) / n * var / (var + 1e-6), n = 3 P^2; a constant patch gives 0."""
+    """Closed form (n - 1) / n * var / (var + 1e-6), n = 3 P^2; a constant patch gives 0."""
     patches = torch.randn(1, 2, 3 * patch**2)
     loss = masked_patch_loss(patches, torch.zeros_like(patches), torch.ones(1, 2))
     assert loss.item() == pytest.approx(value, abs=5e-6)
@@ -201,7 +201,7 @@ def test_mae__cifar_vit_small_count() -> None:
 
 
 def test_mae__initial_loss_is_the_published_one() -> None:
-    """About 1 + 2d / (d + 3 P^2) = 1.80 with the paper's decoder and patches of 16 pixels; ViT-Ti, one image, all of it hidden noise."""
+    """About 1 + 2d / (d + 3 P^2) = 1.80 with the paper's decoder and 16-pixel patches; ViT-Ti, one image of noise."""
     torch.manual_seed(0)
     mae = MAE("vit_tiny_patch16_224")
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_choose_attention__plain_products_on_cpu_for_bfloat16_and_few_tokens() -
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compile__same_loss_and_gradients(dtype: torch.dtype) -> None:
-    """The C++ compiler runs for about a minute. Copies do not carry compiled code, and state keys stay as they are."""
+    """The C++ compiler runs for about a minute. Copies have no compiled code, and state keys do not change."""
     batch = batch_of(torch.tensor([[2, i, 0] for i in range(6)]))
     seen = []
     for compiled in (False, True):
@@ -378,7 +378,7 @@ def test_compile__same_loss_and_gradients(dtype: torch.dtype) -> None:
 
 
 def test_overfits_one_batch() -> None:
-    """A smooth picture, always the same mask: the hidden pixels are learnt by heart."""
+    """One smooth picture with the same mask in every step: the hidden pixels are memorised."""
     mae = small(decoder_width=32, norm_pix_loss=False)
     grid = torch.linspace(-1, 1, 32)
     images = torch.stack([torch.outer(grid, grid * k).sin().expand(3, 32, 32) for k in (1.0, 2.0, 3.0, 4.0)])
@@ -470,17 +470,17 @@ def test_configure_optimizers__decays_tokens_as_the_official_code(monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "expected"),
     [
         ({"backbone": "resnet18"}, "pool"),
-        ({"backbone": "vit_tiny_patch16_224", "backbone_args": {"pool": "avg"}}, "plain ViT"),
-        ({"backbone": "vit_small_patch14_reg4_dinov2"}, "plain ViT"),
+        ({"backbone": "vit_tiny_patch16_224", "backbone_args": {"pool": "avg"}}, "backbone: .*vit_tiny_patch16_224"),
+        ({"backbone": "vit_small_patch14_reg4_dinov2"}, "backbone: .*vit_small_patch14_reg4_dinov2"),
         ({"backbone": "vit_tiny_patch16_224", "decoder_width": 100, "decoder_heads": 16}, "decoder_width"),
         ({"backbone": "vit_tiny_patch16_224", "mask_ratio": 0.999}, "mask_ratio"),
     ],
 )
-def test_faults__one_line_with_the_mend(options, says) -> None:
-    with torch.device("meta"), pytest.raises(UserError, match=says):
+def test_errors__name_the_key(options, expected) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match=expected):
         MAE(**options)
 
 

@@ -1,4 +1,4 @@
-"""NT-Xent in tiles against the paper's loop, the plain matrix formula, closed forms and invariances; what it holds in memory."""
+"""NT-Xent in tiles against the paper's loop, the matrix formula, closed forms and invariances; its memory."""
 
 import math
 
@@ -13,7 +13,7 @@ from lit_vision.methods.simclr.nt_xent import nt_xent
 
 
 def dense_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """The plain formula with the whole matrix: cross entropy of the partner among all others."""
+    """Loss by the full matrix: cross entropy of the partner among all other views."""
     z = F.normalize(torch.cat((z1, z2)), dim=1)
     logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z1)))
@@ -21,12 +21,12 @@ def dense_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 @pytest.fixture(params=[(3, 5), (4, 4), (7, 2), (256, 1024)])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles that divide nothing, and the real ones."""
+    """Tile sizes: some that do not divide the number of views, and the real ones."""
     monkeypatch.setattr(module, "_tile_size", lambda views: request.param)
 
 
 def loop_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> float:
-    """Algorithm 1 of arXiv:2002.05709 line by line: views 2k - 1 and 2k are a pair."""
+    """Loss by Algorithm 1 of arXiv:2002.05709, line by line: views 2k - 1 and 2k are a pair."""
     z = [row.tolist() for pair in zip(z1, z2) for row in pair]
     n = len(z)
     norm = [math.sqrt(sum(x * x for x in row)) for row in z]
@@ -115,7 +115,7 @@ def test_nt_xent__tiles_give_the_value_and_gradients_of_the_matrix(batch: int, t
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
 def test_nt_xent__rows_of_one_process_among_many_give_their_part_of_the_gradient(temperature: float) -> None:
-    """What a process computes (its rows against all columns, no tile serving twice) equals the rows of the whole computation."""
+    """The result of one process (its rows against all columns) equals those rows of the single-process result."""
     torch.manual_seed(0)
     views = F.normalize(torch.randn(24, 5, dtype=torch.float64), dim=1)
     weights = torch.rand(24, dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_nt_xent__half_precision_is_computed_in_float32(dtype: torch.dtype) -> N
 
 
 def test_nt_xent__never_holds_more_than_a_tile_or_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor that any operation returns, forward and backward: the matrix would have 800 x 800."""
+    """Sizes of all tensors that operations return, forward and backward: the full matrix would have 800 x 800."""
 
     class Largest(TorchDispatchMode):
         numbers = 0
@@ -171,9 +171,9 @@ def test_nt_xent__never_holds_more_than_a_tile_or_the_views(monkeypatch: pytest.
 
 
 def test_nt_xent__faults() -> None:
-    with pytest.raises(ValueError, match=r"must both be \(B, D\)"):
+    with pytest.raises(ValueError, match="z1 and z2"):
         nt_xent(torch.ones(2, 3), torch.ones(3, 3))
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature"):
         nt_xent(torch.ones(2, 3), torch.ones(2, 3), 0.0)
-    with pytest.raises(ValueError, match="negatives must be"):
+    with pytest.raises(ValueError, match="negatives"):
         nt_xent(torch.ones(2, 3), torch.ones(2, 3), negatives="all")
