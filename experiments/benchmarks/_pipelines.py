@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lit_vision.data.batch import normalize
-from lit_vision.data.views.albumentations_views import albumentations
+from lit_vision.data.views.albumentations_views import import_albumentations
 from lit_vision.data.views.views import make_views
 
 SIZE = 224
@@ -29,7 +29,7 @@ def ours(name: str = "simclr", **options) -> Pipeline:
 
 def with_albumentations(lean: bool = False) -> Pipeline:
     """The paper's laws as they are written: bicubic, a kernel of 23. `lean`: bilinear, the smallest kernel that sigma allows."""
-    A = albumentations()
+    A = import_albumentations()
     crop = {"interpolation": cv2.INTER_LINEAR if lean else cv2.INTER_CUBIC}
     kernel = 0 if lean else (23, 23)
     pipeline = A.Compose(
@@ -91,7 +91,7 @@ def with_torchvision_v2() -> Pipeline:
 
 
 def with_lightly(floats: bool = False) -> Pipeline:
-    """lightly's own transform; for uint8 views without its last step, the tensor."""
+    """Lightly's own transform; for uint8 views without its last step, the tensor."""
     from lightly.transforms.simclr_transform import SimCLRTransform
 
     transform = SimCLRTransform(input_size=SIZE)

@@ -149,8 +149,8 @@ def _psnr_rows(what: str, images: list[bytes], keys: int = 8) -> list[dict]:
     for i, data in enumerate(images):
         header, full = read_header(data), Image.open(io.BytesIO(data))
         for index in range(i, i + keys * len(images), len(images)):
-            draws = views.draws(header.height, header.width, 0, index, 0)
-            scale = views.scale_of(header, draws)
+            draws = views.sample_params(header.height, header.width, 0, index, 0)
+            scale = views.decoding_scale(header, draws)
             image, scale = decode_scaled(data, header, scale)
             for drawn in draws:
                 d = (drawn if scale == 1 else snap_to_decoded_grid(drawn, scale))._replace(
@@ -203,7 +203,8 @@ def _quick_rows(images: list[bytes], repeats: int) -> list[dict]:
 
 def _loader_rows(images: list[bytes], repeats: int) -> list[dict]:
     """A DataLoader of two workers against this process alone: by the clock, which only an idle machine makes fair; and by the CPU time of all
-    processes per image, workers' start included, which says how much of two idle cores the loader itself would leave."""
+    processes per image, workers' start included, which says how much of two idle cores the loader itself would leave.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for i, data in enumerate(images):
             Path(folder, f"{i}.jpg").write_bytes(data)
@@ -238,7 +239,7 @@ def _keying_row(n: int = 2000) -> dict:
     for turn in range(9):
         start = time.process_time()
         for i in range(n):
-            views.draw(turn, i, 0, 0, 375, 500)
+            views.sampler(turn, i, 0, 0, 375, 500)
         times.append((time.process_time() - start) / n * 1e6)
     value = min(times)  # it is so short that other programs on the same core count for more than it does
     return _row("keying and drawing one view, fastest of 9 turns", value, "us", "-", "<= 10 us", value <= 10)

@@ -59,12 +59,12 @@ def check(data: Any) -> None:
             f"{data.root}: {data.num_classes} classes ({', '.join(data.class_names[:5])}); this case is about two"
         )
     for role in ("train", "val", "test"):
-        split = data.folder.need(data.names[role], "this case")
+        split = data.folder.require_split(data.split_names[role], "this case")
         lacking = [name for k, name in enumerate(data.class_names) if not (split.labels == k).any()]
         if lacking:
             raise UserError(
-                f"{data.root}: {data.names[role]} has no image of {' and '.join(lacking)}, which this case needs; "
-                f"put some into {data.names[role]}/{lacking[0]}"
+                f"{data.root}: {data.split_names[role]} has no image of {' and '.join(lacking)}, which this case needs; "
+                f"put some into {data.split_names[role]}/{lacking[0]}"
             )
         if (
             role != "train" and data.on_bad_image != "skip"
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lit_vision.cli import fit
     from lit_vision.cli import main as cli
-    from lit_vision.data.make.medmnist import unpack
+    from lit_vision.data.make.medmnist import unpack_medmnist
     from lit_vision.errors import UserError
     from lit_vision.evaluation.clinical import class_weights
 
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.data
         if folder.suffix == ".npz":
             folder = folder.with_suffix("")
-            unpack(args.data, folder, args.class_names)
+            unpack_medmnist(args.data, folder, args.class_names)
         elif args.class_names:
             raise UserError(
                 "--class_names: names the classes of a MedMNIST file; those of a folder are its folders' names"
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         positive = data.class_names.index(args.positive) if args.positive else 1
         if not args.no_class_weights:
-            counts = np.bincount(data.folder.splits[data.names["train"]].labels, minlength=2)
+            counts = np.bincount(data.folder.splits[data.split_names["train"]].labels, minlength=2)
             words += ["--model.class_weights", str([round(w, 4) for w in class_weights(counts.tolist())])]
         print("lit-vision", *words, *rest, flush=True)
         if args.dry:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_vision.cli.parser import CommandParser, add_model_arguments
 from lit_vision.errors import UsageError, UserError
+from lit_vision.io.atomic import atomic_write
 
 ENDINGS = (".csv", ".md")
 
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.data.open_images import open_images
 
     folder = open_images(args.root)
-    folder.need_classes("a few-shot measure")
-    train = folder.need("train", "a few-shot measure")
+    folder.require_classes("a few-shot measure")
+    train = folder.require_split("train", "a few-shot measure")
     measured = next((name for name in ("test", "val") if name in folder.splits), None)
     if measured is None:
         raise UserError(f"{args.root}: has no test or val split to measure on; give one, by class")
@@ -79,9 +79,8 @@ def main(argv: Sequence[str]) -> int:
     print(table, end="")
     if out:
         rows = "".join(f"{e.method},{e.shots},{e.seed},{e.value:.6f}\n" for e in episodes)
-        beside = out.with_name(out.name + ".tmp")
-        beside.write_text(f"method,shots,seed,top1\n{rows}" if out.suffix == ".csv" else table, encoding="utf-8")
-        os.replace(beside, out)
+        text = f"method,shots,seed,top1\n{rows}" if out.suffix == ".csv" else table
+        atomic_write(out, lambda file: file.write_text(text, encoding="utf-8"))
         print(out)
     return 0
 

@@ -1,51 +1,52 @@
-"""`lit-vision pack ROOT --out FILE.pack`: a folder of images as one file."""
+"""The pack command: store a folder of images as one file, which trains faster."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_vision.cli.parser import CommandParser
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import write_pack
 from lit_vision.data.splits import read_list
 
 
 def main(argv: Sequence[str]) -> int:
-    """`lit-vision pack ROOT --out FILE.pack [--short-side 256] [--quality 92] [--lossless] [--quarantine LIST]`."""
-    parser = argparse.ArgumentParser(
+    """Run `lit-vision pack ROOT --out FILE.pack [--short_side 256] [--quality 92] [--lossless] [--quarantine LIST]`."""
+    parser = CommandParser(
         prog="lit-vision pack",
-        description="A folder of images as one file, which trains faster: data.root: FILE.pack.",
-        allow_abbrev=False,
+        description="Store a folder of images as one file, which trains faster: data.root: FILE.pack.",
     )
     parser.add_argument("root", help="the folder: train/<class>/*.jpg and so on")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.pack", help="the file to make")
-    parser.add_argument("--short-side", type=int, help="shrink larger images to this short side, pixels (default 256)")
+    parser.add_argument("--short_side", type=int, help="shrink larger images to this short side, pixels (default 256)")
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100 (default 92)")
     parser.add_argument("--lossless", action="store_true", help="keep the files as they are: same pixels, same keys")
     parser.add_argument("--quarantine", help="a list of files to leave out, as lit-vision doctor writes it")
-    parser.add_argument("--train-split", default="train", help="name of the training folder (default train)")
-    parser.add_argument("--val-split", default="val", help="name of the validation folder (default val)")
-    parser.add_argument("--test-split", default="test", help="name of the test folder (default test)")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument("--train_split", default="train", help="name of the training folder (default train)")
+    parser.add_argument("--val_split", default="val", help="name of the validation folder (default val)")
+    parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
     args = parser.parse_args(list(argv))
     if args.lossless and (args.short_side or args.quality):
-        parser.error("--lossless keeps the files as they are; leave out --short-side and --quality")
+        parser.error("--lossless keeps the files as they are; leave out --short_side and --quality")
     if args.out.suffix != ".pack":
         parser.error(f"--out {args.out}: give it the ending .pack, by which data.root knows it")
     side, quality = args.short_side or 256, args.quality or 92
     if side < 1 or not 1 <= quality <= 100:
-        parser.error("--short-side: at least 1; --quality: 1 to 100")
+        parser.error("--short_side: at least 1; --quality: 1 to 100")
+    if args.workers < 0:
+        parser.error(f"--workers {args.workers}: give 0 (all cores) or more")
     from lit_vision.io.processes import cores
 
     folder = open_images(args.root, args.train_split, args.val_split, args.test_split)
-    left_out = folder.without(read_list(args.quarantine)) if args.quarantine else 0
-    done = write_pack(
+    left_out = folder.exclude(read_list(args.quarantine)) if args.quarantine else 0
+    written = write_pack(
         folder, args.out, None if args.lossless else side, quality, args.workers or cores(), progress=True
     )
     what = "as they were" if args.lossless else f"short side at most {side}, quality {quality}"
     print(
-        f"{done['images']} images ({what}; {left_out} left out), {done['bytes_before'] / 1e6:.1f} MB as files, "
-        f"{done['bytes'] / 1e6:.1f} MB in {args.out}"
+        f"{written['images']} images ({what}; {left_out} left out), {written['bytes_before'] / 1e6:.1f} MB as files, "
+        f"{written['bytes'] / 1e6:.1f} MB in {args.out}"
     )
     return 0

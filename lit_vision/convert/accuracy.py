@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -42,7 +43,7 @@ class ClassificationCheck:
         from lit_vision.data.open_images import open_images
 
         self.folder, self.metadata = open_images(root), metadata
-        self.folder.need_classes("measuring what int8 loses")
+        self.folder.require_classes("measuring what int8 loses")
         if strange := [name for name in self.folder.classes if name not in metadata.class_names]:
             raise UserError(
                 f"--int8 {root}: class {strange[0]} is none of the model's; give the folder it was trained on"
@@ -57,7 +58,7 @@ class ClassificationCheck:
         from lit_vision.predict.tasks import preprocess_for
 
         train = self.folder.splits.get("train", self.folder.splits[self.split])
-        chosen = Inputs([train.paths[i] for i in _evenly_spaced(len(train), count)], str(self.folder.root))
+        chosen = Inputs([train.paths[i] for i in evenly_spaced(len(train), count).tolist()], str(self.folder.root))
         for batch in batches(chosen, preprocess_for(self.metadata), 1):
             if batch.pixels is not None:
                 yield batch.pixels
@@ -154,8 +155,3 @@ class SegmentationCheck(_AnnotatedCheck):
             best = torch.from_numpy(outputs["scores"]).argmax(1)
             counts = counts + pixel_counts(best, batch["mask"].long(), len(self.metadata.class_names))
         return segmentation_values(counts, self.metadata.options.get("background"))["dice"]
-
-
-def _evenly_spaced(n: int, count: int) -> list[int]:
-    """At most `count` places of n, evenly."""
-    return np.unique(np.linspace(0, n - 1, min(count, n)).round().astype(int)).tolist()

@@ -1,4 +1,4 @@
-"""Samples, keys, views and loaders. Names are imported when first used, so that light modules stay light."""
+"""Data modules, data sets, samplers and views. Names are imported on first use, so that light modules stay light."""
 
 from importlib import import_module
 
@@ -10,7 +10,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""The data sets behind the loaders: files read one by one, or small images kept in memory and augmented by the batch.
+"""Data sets and loaders: image files read one by one, or small images held in memory and augmented by the batch.
 
-Both take a list of keys (epoch, index, copy), as the samplers yield them, and give the finished batch (see batch.py).
+Both data sets take a list of keys (epoch, index, copy), as the samplers yield them, and return the finished batch (see
+batch.py).
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,33 +22,33 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lit_vision.data.folder import Folder
-from lit_vision.data.sampler import Key
-from lit_vision.data.views.batch_views import BatchedViews
+from lit_vision.data.views.batch_views import BatchViewsFunction
 from lit_vision.data.views.decode import ImageDecodeError, decode
-from lit_vision.data.views.keyed_rng import derive_seed
-from lit_vision.data.views.views import ImageViews
+from lit_vision.data.views.keyed_rng import Key, derive_seed
+from lit_vision.data.views.views import ImageViewsFunction
 from lit_vision.errors import UserError
-from lit_vision.io.processes import die_with_parent
+from lit_vision.io.processes import cores, die_with_parent
 
 log = logging.getLogger(__name__)
 
-MEMORY_SIDE = 96  # pixels; larger images gain nothing from batched augmentation and lose antialias when turned
+MEMORY_SIDE = 96  # pixels; larger images gain nothing from batched augmentation and lose antialiasing when rotated
 MEMORY_BYTES = 1 << 30
-BAD_SHARE = 0.01  # of an epoch's images may be broken under "skip" (and one alone never stops a run)
-_TRIES = 16  # of a replacement for a broken image; that many broken ones in a row are no accident
+BAD_SHARE = 0.01  # of an epoch's images may be broken under "skip" (and a single one never stops a run)
+_TRIES = 16  # replacements tried for a broken image; that many broken ones in a row are no accident
 
 
 class ImageReader:
-    """The images of one split, with a rule for broken ones.
+    """Reader of the images of one split, with a rule for broken ones.
 
     Args:
-        folder: where they are: a scanned folder, an opened pack, or just the path that `paths` start from.
-        paths: N paths of it.
-        on_bad: "error" raises; "skip" takes another image of the list, which one depends on (seed, index) alone. Each broken file is warned
-            about once, and listed per epoch in `listing`; more than one file and more than 1 % of this process's share stop the run.
+        folder: a scanned folder, an opened pack, or just the path that `paths` are relative to.
+        paths: N paths in it.
+        on_bad: "error" raises; "skip" takes another image of the list, chosen by (seed, index) alone. Each broken file
+            is warned about once, and listed per epoch in `bad_images_file`. The run stops when more than one file and
+            more than 1 % of the images that one process reads per epoch are broken.
         seed: in [0, 2**64).
-        listing: a CSV file (epoch, index, path, reason) that lines are added to, or None.
-        world: processes that share the list.
+        bad_images_file: CSV file (epoch, index, path, reason) to append to, or None.
+        world_size: processes that share the list.
     """
 
     def __init__(
@@ -55,83 +57,88 @@ class ImageReader:
         paths: Sequence[str],
         on_bad: str,
         seed: int,
-        listing: Path | None = None,
-        world: int = 1,
+        bad_images_file: Path | None = None,
+        world_size: int = 1,
     ):
         folder = folder if isinstance(folder, Folder) else Folder(Path(folder), [], {})
         self.folder, self.paths, self.on_bad, self.seed = folder, paths, on_bad, seed
-        self.listing, self.share = listing, len(paths) / world
-        # 0, or 1 + the last even or odd epoch in which a file was found broken (two rows: workers begin an epoch before the last one is
-        # counted); shared with the workers, and no lock: they all write the same
+        self.bad_images_file, self.images_per_process = bad_images_file, len(paths) / world_size
+        # 0, or 1 + the last even (row 0) or odd (row 1) epoch in which a file was found broken. Two rows, because
+        # workers begin an epoch before the previous one is counted. Shared without a lock: all write the same values.
         self.broken = torch.zeros(2, len(paths), dtype=torch.int32).share_memory_()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int, epoch: int = 0, make: Callable[[bytes], np.ndarray] = decode) -> tuple[np.ndarray, int]:
-        """What `make` makes of a file's bytes, and the index of the file that it is from (another one after a skip).
+    def read(
+        self, index: int, epoch: int = 0, transform: Callable[[bytes], np.ndarray] = decode
+    ) -> tuple[np.ndarray, int]:
+        """Return an array made from a file's bytes, and the index of that file, which is another one after a skip.
 
         Args:
             index: in [0, N).
-            epoch: for the listing.
-            make: raises ImageDecodeError for a broken file; by default, pixels (H, W, 3) uint8.
+            epoch: for the list of broken images.
+            transform: bytes of a file to an array, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for a
+                broken file.
 
         Raises:
-            ImageDecodeError: names the file; under "skip" only where too many files are broken.
+            ImageDecodeError: names the file; under "skip" only if too many files are broken.
         """
-        taken = index
+        used = index
         for attempt in range(_TRIES):
             try:
-                return self._make(taken, make), taken
+                return self._transformed(used, transform), used
             except ImageDecodeError as error:
                 if self.on_bad == "error":
                     raise
-                self._note(taken, epoch, str(error))
-                taken = derive_seed(self.seed, index, attempt) % len(self.paths)
+                self._record_broken(used, epoch, str(error))
+                used = derive_seed(self.seed, index, attempt) % len(self.paths)
         raise ImageDecodeError(
-            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[taken]}; {_doctor_hint(self.folder.root)}"
+            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[used]}; "
+            f"{_doctor_hint(self.folder.root)}"
         )
 
-    def count(self, epoch: int) -> int:
-        """Files found broken in this epoch, by this process and its workers."""
+    def count_broken(self, epoch: int) -> int:
+        """Return the number of files that this process and its workers found broken in an epoch."""
         return int((self.broken == epoch + 1).sum())
 
-    def _make(self, index: int, make: Callable) -> np.ndarray:
+    def _transformed(self, index: int, transform: Callable[[bytes], np.ndarray]) -> np.ndarray:
         path = self.paths[index]
         try:
-            return make(self.folder.read(path))
+            return transform(self.folder.read(path))
         except ImageDecodeError as error:
             raise ImageDecodeError(f"{self.folder.root}/{path}: {error}") from None
         except OSError as error:
             raise ImageDecodeError(
-                f"{self.folder.root}/{path}: {error.strerror}; bring it back or scan the folder again"
+                f"{self.folder.root}/{path}: {error.strerror}; restore the file, or start again without it"
             ) from None
 
-    def _note(self, index: int, epoch: int, reason: str) -> None:
+    def _record_broken(self, index: int, epoch: int, reason: str) -> None:
+        """Count, log and list a broken file; ImageDecodeError if there are too many."""
         if self.broken[epoch % 2, index] == epoch + 1:
             return
-        known = bool(self.broken[:, index].any())
+        reported = bool(self.broken[:, index].any())
         self.broken[epoch % 2, index] = epoch + 1
-        if not known:
+        if not reported:
             log.warning("skipped %s", reason)
-        if self.listing:
+        if self.bad_images_file:
             row = io.StringIO()
             csv.writer(row, lineterminator="\n").writerow([epoch, index, self.paths[index], reason])
-            _append(self.listing, row.getvalue())
-        count = self.count(epoch)
-        if count > max(1, BAD_SHARE * self.share):
+            _append(self.bad_images_file, row.getvalue())
+        count = self.count_broken(epoch)
+        if count > max(1, BAD_SHARE * self.images_per_process):
             raise ImageDecodeError(
-                f"{self.folder.root}: {count} of {self.share:.0f} images of epoch {epoch} are broken, more than {BAD_SHARE:.0%}, "
-                f"the last {self.paths[index]}; {_doctor_hint(self.folder.root)}"
+                f"{self.folder.root}: {count} of {self.images_per_process:.0f} images of epoch {epoch} are broken, "
+                f"more than {BAD_SHARE:.0%}, the last {self.paths[index]}; {_doctor_hint(self.folder.root)}"
             )
 
 
 def _doctor_hint(root: Path) -> str:
-    return f"see what is wrong: lit-vision doctor {root}; then set data.quarantine to the list it writes"
+    return f"run lit-vision doctor {root} and set data.quarantine to the list that it writes"
 
 
 def _append(path: Path, line: str) -> None:
-    """One write to the end of the file: lines of several workers do not mix."""
+    """Append a line with a single write, so that lines of several workers do not mix."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
@@ -143,15 +150,15 @@ def _append(path: Path, line: str) -> None:
 
 
 class ImageFileDataset(Dataset):
-    """Images on disk: each is decoded and augmented when its key comes.
+    """Data set of image files; each is decoded and augmented when its key is requested.
 
     Args:
-        files: where the pixels come from.
+        files: reader of the image files.
         labels: (N,) int64, -1 without one.
         views: from `make_views`.
     """
 
-    def __init__(self, files: ImageReader, labels: np.ndarray, views: ImageViews):
+    def __init__(self, files: ImageReader, labels: np.ndarray, views: ImageViewsFunction):
         self.files, self.labels, self.views = files, labels, views
 
     def __len__(self) -> int:
@@ -161,10 +168,10 @@ class ImageFileDataset(Dataset):
         """The finished batch of these keys."""
         images, labels = [], []
         for key in keys:
-            views, taken = self.files.read(key[1], key[0], lambda data, key=key: self.views(data, *key))
+            views, used = self.files.read(key[1], key[0], partial(_views_of, self.views, key))
             images.append(torch.from_numpy(views))
-            labels.append(self.labels[taken])
-        # a worker stacks straight into shared memory this way: one copy less
+            labels.append(self.labels[used])
+        # default_collate lets a worker stack straight into shared memory, which saves a copy
         return _batch(default_collate(images), np.array(labels, np.int64), keys)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
@@ -173,7 +180,7 @@ class ImageFileDataset(Dataset):
 
 
 class InMemoryDataset(Dataset):
-    """Equally large images in memory.
+    """Data set of images of one size, held in memory.
 
     Args:
         pixels: (N, H, W, C) uint8, C = 1 if all are gray, else 3.
@@ -181,7 +188,7 @@ class InMemoryDataset(Dataset):
         views: from `make_batch_views`.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, views: BatchedViews):
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, views: BatchViewsFunction):
         self.pixels, self.labels, self.views = pixels, labels, views
 
     def __len__(self) -> int:
@@ -197,54 +204,58 @@ class InMemoryDataset(Dataset):
         return self.__getitems__([key])
 
 
+def _views_of(views: ImageViewsFunction, key: Key, data: bytes) -> np.ndarray:
+    return views(data, *key)
+
+
 def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Tensor]:
     return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
 
 
-def load_into_memory(files: ImageReader, must: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """All images as one array, if they are small and equally large.
+def load_into_memory(files: ImageReader, required: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Load all images into one array, if they are small and of one size.
 
     Args:
-        files: where the pixels come from; its rule for broken images holds.
-        must: raise instead of giving up.
-        size: side of the views to come; images more than twice as large would alias, so they stay on disk.
+        files: reader of the images, with its rule for broken ones.
+        required: raise an error instead of returning None.
+        size: side of the views in pixels; images more than twice as large would alias, so they stay on disk.
 
     Returns:
-        Pixels, (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3), and (N,) which file each is from (another one after a skip);
-        None if they do not fit the rule.
+        Pixels, (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3), and (N,) the index of the file that each
+        is from (another one after a skip). None if they are too large or differ in size.
 
     Raises:
-        UserError: they do not fit and `must` is set.
+        UserError: they are too large or differ in size, and `required` is set.
     """
     if not len(files):
         return np.zeros((0, size, size, 1), np.uint8), np.zeros(0, np.int64)
     first, _ = files.read(0)
     height, width = first.shape[:2]
-    why = ""
+    reason = ""
     if max(height, width) > min(MEMORY_SIDE, 2 * size):
-        why = f"images are {width} x {height}; at most {min(MEMORY_SIDE, 2 * size)} pixels a side stay in memory"
+        reason = f"images are {width} x {height}; at most {min(MEMORY_SIDE, 2 * size)} pixels a side stay in memory"
     elif first.size * len(files) > MEMORY_BYTES:
-        why = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
-    if not why:
+        reason = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
+    if not reason:
         pixels, source = np.empty((len(files), height, width, 3), np.uint8), np.arange(len(files))
         for i in _progress_range(len(files)):
-            image, taken = files.read(i)
+            image, used = files.read(i)
             if image.shape != first.shape:
-                why = (
-                    f"{files.paths[taken]} is {image.shape[1]} x {image.shape[0]}, {files.paths[0]} {width} x {height}"
+                reason = (
+                    f"{files.paths[used]} is {image.shape[1]} x {image.shape[0]}, {files.paths[0]} {width} x {height}"
                 )
                 break
-            pixels[i], source[i] = image, taken
-    if why:
-        if must:
-            raise UserError(f"in_memory: {files.folder.root}: {why}; set in_memory to auto or false")
+            pixels[i], source[i] = image, used
+    if reason:
+        if required:
+            raise UserError(f"in_memory: {files.folder.root}: {reason}; set in_memory to auto or false")
         return None
     gray = (pixels[..., :1] == pixels).all()
     return (np.ascontiguousarray(pixels[..., :1]) if gray else pixels), source
 
 
 def _progress_range(n: int) -> Iterable[int]:
-    """range(n), with a progress bar when it takes more than a few seconds."""
+    """Return range(n), with a progress bar if n is large."""
     if n < 20_000:
         return range(n)
     from rich.progress import track
@@ -252,20 +263,21 @@ def _progress_range(n: int) -> Iterable[int]:
     return track(range(n), "reading images into memory", transient=True)
 
 
-def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool, local: int = 1) -> DataLoader:
-    """A loader of finished batches.
+def make_loader(
+    dataset: Dataset, batches: Iterable[list[Key]], workers: int | str, persistent: bool, local_processes: int = 1
+) -> DataLoader:
+    """Return a loader of finished batches.
 
     Args:
-        dataset: ImageFileDataset or InMemoryDataset.
+        dataset: ImageFileDataset, InMemoryDataset or another data set that takes a list of keys.
         batches: iterable of lists of keys.
-        workers: how many; "auto": none for images in memory (a batch is made faster than a worker sends it), else the cores of this
-            process shared by the `local` processes on this machine, 8 at most.
+        workers: number of worker processes; "auto": none for images in memory (a batch is computed faster than a worker
+            sends it), else the cores of this process divided by `local_processes`, 8 at most.
         persistent: keep the workers between epochs.
-        local: training processes on this machine.
+        local_processes: training processes on this machine.
     """
-    if workers == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(8, cores // local))
+    if isinstance(workers, str):  # "auto"
+        workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(8, cores() // local_processes))
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -277,14 +289,15 @@ def make_loader(dataset: Dataset, batches, workers: int | str, persistent: bool,
     )
 
 
-def _identity_collate(batch: dict) -> dict:
+def _identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
 def _start_worker(_: int) -> None:
-    """Signals for the process group must reach the main process alone, which then saves; and the workers are the threads.
+    """Prepare a worker process: no signals, no threads in cv2, and no life after its parent, even if that was killed.
 
-    A worker ends with the process that made it, also if that was killed.
+    Signals sent to the process group are for the main process alone, which then saves. The workers already use all
+    cores, so cv2 needs no threads.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

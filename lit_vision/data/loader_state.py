@@ -1,30 +1,45 @@
-"""Where training stands in the order of samples: what a datamodule keeps in a checkpoint, and what it refuses to go on from."""
+"""Save and restore the data position of a run: the epoch, and the samples of it that training has had."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from lightning.pytorch import LightningDataModule
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lit_vision.errors import UserError
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
-def loader_state(data: LightningDataModule, identity: str) -> dict[str, Any]:
-    """The state of a datamodule with `batch_size`, `seed`, `cursor` and `global_batch_size`.
+
+class ResumableData(Protocol):
+    """Attributes of a data module that its stored position is made of."""
+
+    batch_size: int
+    seed: int
+    cursor: tuple[int, int]  # epoch, and samples of it that all processes together have had
+    moved: bool  # set by `restore_loader_state`
+    trainer: Trainer | None
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step."""
+
+
+def loader_state(data: ResumableData, identity: str) -> dict[str, Any]:
+    """Return the data position of a run as a dictionary for its checkpoint.
 
     Args:
-        data: the datamodule, with or without a Trainer.
-        identity: names what training draws from; another one is other data.
+        data: the data module, with or without a Trainer.
+        identity: a digest of the images that training draws from; another digest means other data.
 
     Returns:
-        {"epoch", "samples" of it that the optimiser has had on all processes, "micro": samples of one batch on all processes,
-        "global": those of one optimiser step, "seed", "data"}.
+        {"epoch", "samples" of it that the optimizer has had on all processes, "micro": samples of one batch on all
+        processes, "global": those of one optimizer step, "seed", "data"}.
     """
     epoch, samples = data.cursor
-    t = data.trainer
-    micro = data.batch_size * (1 if t is None else t.world_size)
-    if t is not None and isinstance(t.num_training_batches, int) and t.num_training_batches:
-        epoch, batch = divmod(t.fit_loop.epoch_loop.batch_progress.total.ready, t.num_training_batches)
+    trainer = data.trainer
+    micro = data.batch_size * (1 if trainer is None else trainer.world_size)
+    if trainer is not None and isinstance(trainer.num_training_batches, int) and trainer.num_training_batches:
+        epoch, batch = divmod(trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.num_training_batches)
         samples = batch * micro
     return {
         "epoch": epoch,
@@ -36,14 +51,20 @@ def loader_state(data: LightningDataModule, identity: str) -> dict[str, Any]:
     }
 
 
-def restore_loader_state(data: LightningDataModule, state: dict[str, Any], identity: str) -> None:
-    """Sets `data.cursor` from a stored state.
+def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: str) -> None:
+    """Set `data.cursor` from a stored state.
 
-    With `data.resume_anyway` a changed run is gone on with: at the stored epoch, after as many whole steps as were done (from 0 in
-    another order), and `data.moved` is True, by which the loops' counters are set anew.
+    A run whose seed, data or global batch changed is refused, since the order of its samples would change. With
+    `data.resume_anyway` it continues all the same: in the stored epoch, after the full optimizer steps that the stored
+    samples make. `data.moved` is then True, and the loops' counters are computed anew from it.
+
+    Args:
+        data: the data module, with or without a Trainer.
+        state: from `loader_state`.
+        identity: as in `loader_state`.
 
     Raises:
-        UserError: the seed, the data or the global batch is another one: the order of samples would not be the run's.
+        UserError: the seed, the data or the global batch differs from the stored one.
     """
     changed = []
     for key, name, now in (
@@ -52,14 +73,15 @@ def restore_loader_state(data: LightningDataModule, state: dict[str, Any], ident
         ("data", "data (folder, labels, shots or split_file)", identity),
     ):
         if state[key] != now:
-            how = f"was {state[key]}, now {now}" if key != "data" else "has changed since the checkpoint"
-            changed.append(f"{name}: {how}")
+            difference = f"was {state[key]}, now {now}" if key != "data" else "has changed since the checkpoint"
+            changed.append(f"{name}: {difference}")
     samples = state["samples"]
     if changed and not getattr(data, "resume_anyway", False):
         raise UserError(
-            f"{'; '.join(changed)}; put it back to resume, or start a new run (--resume_anyway true goes on all the same)"
+            f"{'; '.join(changed)}; restore the old value to resume, or start a new run "
+            "(--resume_anyway true continues with the change)"
         )
     if changed:
-        print(f"--resume_anyway: {'; '.join(changed)}; what follows is another run", flush=True)
+        print(f"--resume_anyway: {'; '.join(changed)}; the run continues with the change", flush=True)
         samples = samples // data.global_batch_size * data.global_batch_size
     data.cursor, data.moved = (state["epoch"], samples), bool(changed)

@@ -1,4 +1,4 @@
-"""Open a folder of images, or a pack made of one."""
+"""Open a folder of images or a pack file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from lit_vision.data.pack import Pack
 
 
 def open_images(root: str | Path, train: str = "train", val: str = "val", test: str = "test") -> Folder:
-    """Return the splits, classes and paths below a root; no image is opened.
+    """Return the splits, classes and paths below a root; no image is decoded.
 
     Args:
-        root: the folder, or a file that `lit-vision pack` made (*.pack).
-        train: name of the training split's folder; so are `val` and `test`. A pack keeps the names that it was made with.
+        root: the folder, or a file written by `lit-vision pack` (*.pack).
+        train: name of the training split's folder. A pack has the split names that it was written with.
+        val: name of the validation split's folder.
+        test: name of the test split's folder.
 
     Raises:
         UserError: as `lit_vision.data.folder.scan` and `lit_vision.data.pack.Pack`.

@@ -1,4 +1,7 @@
-"""The order of samples as a pure function of (seed, epoch), yielding keys: no worker holds a state that can repeat or go stale."""
+"""Batch samplers whose order is a pure function of (seed, epoch).
+
+They yield keys. Neither they nor any worker hold random state, so that nothing can repeat or go stale.
+"""
 
 from __future__ import annotations
 
@@ -6,91 +9,114 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-Key = tuple[int, int, int]  # (epoch, index, copy)
+from lit_vision.data.views.keyed_rng import Key
 
 
 class TrainBatches:
-    """Batch sampler for training: a new permutation each epoch, cut into global batches, of which each rank takes its slice.
+    """Batch sampler for training: a permutation per epoch, cut into global batches, of which each rank takes a slice.
 
-    The same samples meet in the same optimizer step for any split of the global batch over ranks and accumulation, as long as
-    batch_size x world x accumulate stays the same. What does not fill a last global batch is left out (another part each epoch).
+    The same samples meet in the same optimizer step for any split of the global batch over ranks and accumulation, as
+    long as batch_size x world_size x accumulate stays the same. Samples that do not fill a last global batch are left
+    out (different ones in each epoch).
 
     Attributes:
         epoch: the epoch that the next iterator yields.
-        on_epoch: called with an epoch that is over, when the next one begins.
-        start: how many batches of it to leave out, after a resume in the middle; `len()` still counts the whole epoch, since
-            Lightning adds the batches already done itself.
+        first_batch: batches of that epoch to skip, after a resume in the middle of it; `len()` still counts all batches
+            of the epoch, since Lightning adds the batches already done itself.
+        on_epoch_end: called with the epoch that is over, when the next one begins.
 
     Args:
         n: samples in the data set.
         batch_size: samples per rank and batch.
-        rank: this process, in [0, world).
-        world: number of processes.
-        accumulate: batches per optimizer step; an epoch has a whole number of steps.
+        rank: this process, in [0, world_size).
+        world_size: number of processes.
+        accumulate: batches per optimizer step; an epoch is a multiple of it.
         seed: in [0, 2**64).
-        copies: repeated augmentation: each drawn image comes `copies` times in a row with its own views; the epoch keeps its
-            length, so it visits about n / copies images (as DeiT has it).
+        copies: repeated augmentation: each sampled image comes `copies` times in a row, each time with new views. The
+            epoch keeps its length, so it visits about n / copies images (as in DeiT).
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
-    def __init__(self, n: int, batch_size: int, rank: int, world: int, accumulate: int, seed: int, copies: int = 1):
-        if min(batch_size, world, accumulate, copies) < 1 or not 0 <= rank < world or n < 0:
+    def __init__(
+        self, n: int, batch_size: int, rank: int, world_size: int, accumulate: int, seed: int, copies: int = 1
+    ):
+        if min(batch_size, world_size, accumulate, copies) < 1 or not 0 <= rank < world_size or n < 0:
             raise ValueError(
-                f"n={n} batch_size={batch_size} rank={rank} world={world} accumulate={accumulate} copies={copies}"
+                f"n={n} batch_size={batch_size} rank={rank} world_size={world_size} "
+                f"accumulate={accumulate} copies={copies}"
             )
-        self.n, self.size, self.rank, self.world = n, batch_size, rank, world
+        self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
         self.accumulate, self.seed, self.copies = accumulate, seed, copies
-        self.epoch = self.start = 0
-        self.on_epoch: Callable[[int], None] | None = None
+        self.epoch = self.first_batch = 0
+        self.on_epoch_end: Callable[[int], None] | None = None
         self.sampler = self  # Lightning calls batch_sampler.sampler.set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch. Lightning calls it after iter() in a run's first epoch and before it in the others (#21938)."""
+        """Go to an epoch.
+
+        Lightning calls this after iter() in a run's first epoch and before it in later ones (Lightning issue #21938).
+        """
         if epoch != self.epoch:
-            over, self.epoch, self.start = self.epoch, epoch, 0
-            if self.on_epoch:
-                self.on_epoch(over)
+            finished, self.epoch, self.first_batch = self.epoch, epoch, 0
+            if self.on_epoch_end:
+                self.on_epoch_end(finished)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        return self.n // (self.size * self.world * self.accumulate) * self.accumulate
+        """Batches of a full epoch on this rank."""
+        return self.n // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Read the state now (this is no generator) and change nothing: torch calls it twice when there are workers."""
-        epoch, per_batch = self.epoch, self.size * self.world
+        epoch, per_batch = self.epoch, self.batch_size * self.world_size
         order = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, epoch])).permutation(self.n)
-        place = np.arange(len(self) * per_batch)
-        index = order[place // self.copies].reshape(len(self), self.world, self.size)[self.start :, self.rank]
-        copy = (place % self.copies).reshape(len(self), self.world, self.size)[self.start :, self.rank]
-        return ([(epoch, i, c) for i, c in zip(row.tolist(), turn.tolist())] for row, turn in zip(index, copy))
+        position = np.arange(len(self) * per_batch)
+        shape = (len(self), self.world_size, self.batch_size)
+        indices = order[position // self.copies].reshape(shape)[self.first_batch :, self.rank]
+        copies = (position % self.copies).reshape(shape)[self.first_batch :, self.rank]
+        return (
+            [(epoch, index, copy) for index, copy in zip(index_row.tolist(), copy_row.tolist())]
+            for index_row, copy_row in zip(indices, copies)
+        )
 
 
 class EvalBatches:
-    """Batch sampler for measuring: every sample exactly once over all ranks, in order, nothing padded or repeated.
+    """Batch sampler for evaluation: every sample exactly once over all ranks, in order, nothing padded or repeated.
 
-    Rank r takes the r-th of `world` neighbouring blocks, whose lengths differ by one at most.
+    The samples are cut into `world_size` consecutive blocks whose lengths differ by one at most; rank r takes block r.
 
     Args:
         n: samples in the data set.
         batch_size: samples per batch; the last may be smaller.
-        rank: this process, in [0, world).
-        world: number of processes.
+        rank: this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
-    def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1):
-        if batch_size < 1 or not 0 <= rank < world or n < 0:
-            raise ValueError(f"n={n} batch_size={batch_size} rank={rank} world={world}")
-        self.first, self.last = n * rank // world, n * (rank + 1) // world
-        self.size = batch_size
+    def __init__(self, n: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        if batch_size < 1 or not 0 <= rank < world_size or n < 0:
+            raise ValueError(f"n={n} batch_size={batch_size} rank={rank} world_size={world_size}")
+        self.first, self.end = n * rank // world_size, n * (rank + 1) // world_size
+        self.batch_size = batch_size
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the order does not depend on the epoch. Lightning calls it."""
+        """Do nothing: the order does not depend on the epoch. Lightning calls it."""
 
     def __len__(self) -> int:
         """Batches on this rank."""
-        return -(-(self.last - self.first) // self.size)
+        return -(-(self.end - self.first) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Keys of epoch 0, copy 0."""
-        starts = range(self.first, self.last, self.size)
-        return ([(0, i, 0) for i in range(s, min(s + self.size, self.last))] for s in starts)
+        """Yield keys of epoch 0, copy 0."""
+        firsts = range(self.first, self.end, self.batch_size)
+        return ([(0, i, 0) for i in range(first, min(first + self.batch_size, self.end))] for first in firsts)
+
+
+def keys_in_batches(indices: np.ndarray, batch_size: int) -> list[list[Key]]:
+    """Return the keys of some samples in epoch 0, copy 0, in batches; the last may be smaller."""
+    parts = np.split(indices, range(batch_size, len(indices), batch_size))
+    return [[(0, index, 0) for index in part.tolist()] for part in parts]

@@ -1,174 +1,253 @@
-"""Few labels: stratified subsets of a labelled set by fraction, by count or by shots, and the files that keep them.
+"""Subsets of a data set: stratified by fraction, count or shots, split files that store them, and evenly spaced rows.
 
-Subsets are nested: under one seed the images of a smaller subset are in every larger one, so that a curve over labels is about labels.
+Stratified subsets are nested: under one seed the images of a smaller subset are in every larger one, so that a curve
+over the number of labels does not also compare different images.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lit_vision.errors import UserError
+from lit_vision.io.atomic import atomic_write
 
 
-def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` images with the classes in the proportions of the set (largest remainders), at least one of each class.
+def evenly_spaced(n: int, limit: int) -> np.ndarray:
+    """Return at most `limit` of the row numbers 0 to n - 1, evenly spaced from the first to the last.
+
+    In a set sorted by class the rows are spread over all classes.
 
     Args:
-        labels: (N,) class numbers; -1 is never chosen.
-        count: how many images in all.
+        n: rows of the set, 0 or more.
+        limit: number of rows to return, 0 or more; with 1 it is the first row.
+
+    Returns:
+        (min(n, limit),) int64, ascending, without repeats.
+    """
+    return np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64)
+
+
+def sample_stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Sample images with the classes in the proportions of the set (largest remainders), at least one of each class.
+
+    Args:
+        labels: (N,) class numbers; -1 is never sampled.
+        count: number of images in total.
         seed: in [0, 2**64).
 
     Returns:
         (count,) sorted positions in `labels`.
 
     Raises:
-        UserError: fewer than one per class, or more than there are.
+        UserError: `count` is less than one per class, or more than the labeled images.
     """
     classes, sizes = np.unique(labels[labels >= 0], return_counts=True)
     if count > sizes.sum():
-        raise UserError(f"labels={count}: the training split has {sizes.sum()} labelled images; ask for fewer")
+        raise UserError(f"labels={count}: the training split has {sizes.sum()} labeled images; ask for fewer")
     if count < len(classes):
         raise UserError(
             f"labels={count}: fewer than one for each of {len(classes)} classes; ask for at least {len(classes)}"
         )
     share = count * sizes / sizes.sum()
     take = np.clip(np.floor(share), 1, sizes).astype(int)
-    while take.sum() != count:  # a handful of rounds: one image each, where the share is missed most
+    while take.sum() != count:  # a few rounds of one image each, for the class that is farthest from its share
         step = 1 if take.sum() < count else -1
         allowed = take < sizes if step > 0 else take > 1
-        lack = np.where(allowed, step * (share - take), -np.inf)
-        take[np.argmax(lack)] += step
+        missing = np.where(allowed, step * (share - take), -np.inf)
+        take[np.argmax(missing)] += step
     return _first_of_each(labels, dict(zip(classes.tolist(), take.tolist())), seed)
 
 
-def sample_fraction(labels: np.ndarray, part: float, seed: int) -> np.ndarray:
-    """A share of the labelled images, stratified; 0 < part <= 1. Rounded to whole images, at least one of each class."""
-    if not 0 < part <= 1:
-        raise UserError(f"labels={part}: a fraction lies above 0 and up to 1; a whole number is a count")
+def sample_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Sample a stratified fraction of the labeled images, rounded to full images, at least one of each class.
+
+    Args:
+        labels: (N,) class numbers; -1 is never sampled.
+        fraction: above 0 and at most 1.
+        seed: in [0, 2**64).
+
+    Returns:
+        Sorted positions in `labels`.
+
+    Raises:
+        UserError: the fraction is out of its range.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"labels={fraction}: a fraction lies above 0 and up to 1; an integer is a count")
     labeled = int((labels >= 0).sum())
-    return stratified(labels, max(round(part * labeled), len(np.unique(labels[labels >= 0]))), seed)
+    return sample_stratified(labels, max(round(fraction * labeled), len(np.unique(labels[labels >= 0]))), seed)
 
 
-def sample_per_class(labels: np.ndarray, k: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
-    """k images of each class; sorted positions. UserError if a class has fewer."""
+def sample_per_class(labels: np.ndarray, shots: int, seed: int, class_names: Sequence[str] = ()) -> np.ndarray:
+    """Sample a number of images of each class.
+
+    Args:
+        labels: (N,) class numbers; -1 is never sampled.
+        shots: images per class, at least 1.
+        seed: in [0, 2**64).
+        class_names: for the error message.
+
+    Returns:
+        Sorted positions in `labels`.
+
+    Raises:
+        UserError: a class has fewer images.
+    """
     classes, sizes = np.unique(labels[labels >= 0], return_counts=True)
-    if k < 1:
-        raise UserError(f"shots={k}: give at least 1 image per class")
-    if (sizes < k).any():
-        few = int(classes[sizes.argmin()])
+    if shots < 1:
+        raise UserError(f"shots={shots}: give at least 1 image per class")
+    if (sizes < shots).any():
+        smallest = int(classes[sizes.argmin()])
         raise UserError(
-            f"shots={k}: class {names[few] if names else few} has {sizes.min()} image(s); ask for fewer shots"
+            f"shots={shots}: class {class_names[smallest] if class_names else smallest} has {sizes.min()} image(s); "
+            "ask for fewer shots"
         )
-    return _first_of_each(labels, dict.fromkeys(classes.tolist(), k), seed)
+    return _first_of_each(labels, dict.fromkeys(classes.tolist(), shots), seed)
 
 
 def sample_subset(
-    labels: np.ndarray, part: float | int | None, k: int | None, seed: int, names: Sequence[str] = ()
+    labels: np.ndarray, amount: float | int | None, shots: int | None, seed: int, class_names: Sequence[str] = ()
 ) -> np.ndarray | None:
-    """The subset that a data module's `labels` and `shots` ask for: a float is a fraction, an int a count; None if neither is set."""
-    if part is not None and k is not None:
+    """Sample the subset that a data module's arguments `labels` and `shots` describe.
+
+    Args:
+        labels: (N,) class numbers; -1 is never sampled.
+        amount: the data module's `labels`: a float up to 1 is a fraction, an integer a count.
+        shots: images per class.
+        seed: in [0, 2**64).
+        class_names: for the error message.
+
+    Returns:
+        Sorted positions in `labels`; None if neither `amount` nor `shots` is set.
+
+    Raises:
+        UserError: both are set, or as in `sample_fraction`, `sample_stratified` and `sample_per_class`.
+    """
+    if amount is not None and shots is not None:
         raise UserError("labels and shots: set one of them")
-    if k is not None:
-        return sample_per_class(labels, k, seed, names)
-    if part is None:
+    if shots is not None:
+        return sample_per_class(labels, shots, seed, class_names)
+    if amount is None:
         return None
-    if isinstance(part, float) and (part <= 1 or not part.is_integer()):
-        return sample_fraction(labels, part, seed)
-    return stratified(labels, int(part), seed)
+    if isinstance(amount, float) and (amount <= 1 or not amount.is_integer()):
+        return sample_fraction(labels, amount, seed)
+    return sample_stratified(labels, int(amount), seed)
 
 
-def _first_of_each(labels: np.ndarray, take: dict[int, int], seed: int) -> np.ndarray:
-    """The first few of each class in that class's own order, which depends on (seed, class) alone: hence nested subsets."""
+def _first_of_each(labels: np.ndarray, counts: dict[int, int], seed: int) -> np.ndarray:
+    """Return the first images of each class in an order that depends on (seed, class) alone, which nests the subsets.
+
+    Args:
+        labels: (N,) class numbers.
+        counts: {class number: images}.
+        seed: in [0, 2**64).
+
+    Returns:
+        Sorted positions in `labels`.
+    """
     chosen = []
-    for number, many in take.items():
-        of_class = np.flatnonzero(labels == number)
-        order = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, number, 1])).permutation(len(of_class))
-        chosen.append(of_class[order[:many]])
+    for number, count in counts.items():
+        rows = np.flatnonzero(labels == number)
+        order = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, number, 1])).permutation(len(rows))
+        chosen.append(rows[order[:count]])
     return np.sort(np.concatenate(chosen))
 
 
 def write_split(path: str | Path, names: Sequence[str], note: str) -> None:
-    """Write a subset: one relative path a line under a `#` line with where it comes from. Whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(
-        f"# {note}\n" + "".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape"
-    )
-    os.replace(beside, path)
+    """Write a split file atomically: one relative path per line, below a `#` line with a note on its origin."""
+    text = f"# {note}\n" + "".join(f"{name}\n" for name in names)
+    atomic_write(path, lambda file: file.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def read_list(path: str | Path) -> set[str]:
-    """The paths that a file lists, one a line (`#` starts a remark); UserError if there is no such file."""
+    """Return the paths that a file lists, one per line; lines with `#` in front are comments.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return set(_listed_paths(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; lit-vision doctor writes such a list") from None
-    return {line for line in lines if line and not line.startswith("#")}
 
 
 def read_split(path: str | Path, names: Sequence[str]) -> np.ndarray:
-    """Positions in `names` of the paths that a split file lists, sorted.
+    """Return the sorted positions in `names` of the paths that a split file lists.
 
     Raises:
         UserError: the file is missing or empty, lists a path twice, or lists one that is not in the set.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        wanted = _listed_paths(path)
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}; set labels or shots to make it, or name another split_file"
+            f"{path}: {error.strerror}; set labels or shots to create it, or give another split_file"
         ) from None
-    wanted = [line for line in lines if line and not line.startswith("#")]
-    places = {name: place for place, name in enumerate(names)}
-    missing = [name for name in wanted if name not in places]
+    positions = {name: position for position, name in enumerate(names)}
+    missing = [name for name in wanted if name not in positions]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of its paths are not in the training split, first {missing[0]}; it belongs to other data"
+            f"{path}: {len(missing)} of its paths are not in the training split, first {missing[0]}; "
+            "it belongs to other data"
         )
     if not wanted or len(set(wanted)) != len(wanted):
-        raise UserError(f"{path}: it lists {'a path twice' if wanted else 'no image'}; make it again")
-    return np.sort(np.array([places[name] for name in wanted]))
+        raise UserError(f"{path}: it lists {'a path twice' if wanted else 'no image'}; create it again")
+    return np.sort(np.array([positions[name] for name in wanted]))
+
+
+def _listed_paths(path: str | Path) -> list[str]:
+    """Return the lines of a file without empty ones and comments; OSError if it cannot be read."""
+    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def read_or_sample(
     paths: Sequence[str],
     labels: np.ndarray,
-    part: float | int | None,
-    k: int | None,
+    amount: float | int | None,
+    shots: int | None,
     seed: int,
-    names: Sequence[str],
+    class_names: Sequence[str],
     file: str | Path | None,
     may_write: bool = True,
 ) -> np.ndarray | None:
-    """`sample_subset`, kept in a split file: an existing file wins (and must have as many images as are asked for), a missing one is written.
+    """Return the subset that a split file lists, or sample it (see `sample_subset`) and write the file.
+
+    An existing file takes precedence; it must list as many images as `amount` or `shots` ask for, if they are set.
 
     Args:
-        paths: (N,) relative paths of the set; the other arguments as in `sample_subset`.
+        paths: (N,) relative paths of the set.
+        labels: (N,) class numbers; -1 is never sampled.
+        amount: as in `sample_subset`.
+        shots: as in `sample_subset`.
+        seed: in [0, 2**64).
+        class_names: for the error message.
         file: the split file, or None.
         may_write: false on all processes but one.
 
     Returns:
-        Sorted positions, or None for the whole set.
+        Sorted positions, or None for the full set.
 
     Raises:
-        UserError: as in `sample_subset` and `read_split`; also if the file is missing and nothing says what to put into it.
+        UserError: as in `sample_subset` and `read_split`; also if the file is missing and neither `amount` nor `shots`
+            is set.
     """
-    chosen = sample_subset(labels, part, k, seed, names)
+    chosen = sample_subset(labels, amount, shots, seed, class_names)
     if not file:
         return chosen
     if Path(file).exists():
         listed = read_split(file, paths)
         if chosen is not None and len(listed) != len(chosen):
-            raise UserError(f"{file}: it lists {len(listed)} images, labels or shots ask for {len(chosen)}; remove one")
+            raise UserError(
+                f"{file}: it lists {len(listed)} images, but labels or shots ask for {len(chosen)}; remove either"
+            )
         return listed
     if chosen is None:
-        raise UserError(f"{file}: no such file; set labels or shots to make it, or name another split_file")
+        raise UserError(f"{file}: no such file; set labels or shots to create it, or give another split_file")
     if may_write:
-        note = f"labels={part} shots={k} label_seed={seed} of {len(labels)} images"
+        note = f"labels={amount} shots={shots} label_seed={seed} of {len(labels)} images"
         write_split(file, [paths[i] for i in chosen], note)
     return chosen

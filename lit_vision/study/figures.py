@@ -1,4 +1,4 @@
-"""The pictures of a study's report; each is drawn by lit_vision.results.plots."""
+"""Figures of a study's report; lit_vision.results.plots draws them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MISTAKES, EXAMPLES, QUERIES, NEIGHBORS, POINTS = 10, 8, 5, 7, 1000
 
 
 def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
-    """Accuracy against labels with error bars; k-NN is left to the table."""
+    """Plot accuracy against labels with error bars; k-NN is only in the table."""
     series = series_from_cells([cell for cell in cells if cell["protocol"] != "knn"])
     return plots.accuracy_against_labels(path, series, title="Mean ± sd over seeds")
 
 
 def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
-    """Accuracy at `labels` labels against the seconds that one such model takes to train, pre-training included."""
+    """Plot accuracy at `labels` labels against the seconds that one such model takes, pre-training included."""
     series = [
         Series(f"{cell['init']}, {cell['protocol']}", [max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))],
                [cell["mean"]], [cell["std"] or 0.0], cell["init"].startswith(("pixels", "scratch")))
@@ -37,7 +37,7 @@ def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
 
 
 def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
-    """Loss of each pre-training over the share of its steps; losses differ in unit, so each is divided by its first hundredth."""
+    """Plot the loss of each pre-training over the share of its steps, divided by the mean of its first hundredth (units differ)."""
     series = []
     for name, values in losses.items():
         first = float(np.mean(values[: max(1, len(values) // 100)]))
@@ -49,12 +49,12 @@ def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
 
 
 def confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str) -> Path:
-    """Confusion matrix, rows in percent."""
+    """Plot a confusion matrix, rows in percent."""
     return plots.confusion_heat_map(path, matrix, classes, title)
 
 
 def mistakes(path: Path, images: StudyImages, answer: np.ndarray, rows: Sequence[int], title: str) -> Path:
-    """Test images with what they were taken for."""
+    """Draw test images with their true class and the wrong answer."""
     captions = [
         f"{images.classes[images.test_labels[i]]}\nseen as {images.classes[answer[i].argmax()]} ({answer[i].max():.0%})"
         for i in rows
@@ -64,21 +64,19 @@ def mistakes(path: Path, images: StudyImages, answer: np.ndarray, rows: Sequence
 
 @torch.inference_mode()
 def reconstructions(path: Path, module: Any, images: StudyImages) -> Path:
-    """Picture, masked picture and reconstruction of test images spread over the classes."""
+    """Draw original, visible patches and reconstruction of evenly spaced test images."""
     rows = evenly_spaced(len(images.test), EXAMPLES)
     pixels = torch.from_numpy(np.stack([as_rgb(images.test[i]) for i in rows]))[:, None]
     module.eval()
     panels = module.reconstruct(normalize(pixels, module.mean, module.std)[:, 0])
     shown = [np.asarray(panel[i]) for panel in panels for i in range(len(rows))]
-    if (
-        images.pool.shape[-1] == 1
-    ):  # three channels were reconstructed one by one: their mean is the gray that was asked for
+    if images.pool.shape[-1] == 1:  # each of three channels is reconstructed: their mean is the gray image
         shown = [panel.mean(axis=-1).round().astype(np.uint8) for panel in shown]
     return plots.image_grid(path, shown, None, columns=len(rows))
 
 
 def embedding(path: Path, features: np.ndarray, images: StudyImages, init: str) -> Path:
-    """t-SNE of at most 1000 test images (van der Maaten and Hinton 2008), coloured by class."""
+    """Plot t-SNE of at most 1000 test images (van der Maaten and Hinton 2008), colored by class."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -91,7 +89,7 @@ def embedding(path: Path, features: np.ndarray, images: StudyImages, init: str) 
 
 
 def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
-    """Test images, each with the labelled training images that are most similar to it."""
+    """Draw test images, each with the labeled training images of the highest cosine similarity."""
     rows = evenly_spaced(len(images.test), QUERIES)
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
     near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBORS]
@@ -103,6 +101,6 @@ def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
 
 
 def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:
-    """(S, S, 3) uint8 of a gray or RGB image, enlarged to `side` where that is given."""
+    """Return a gray or RGB image as (S, S, 3) uint8, resized to `side` pixels if that is given."""
     image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
     return image if side in (None, image.shape[0]) else resize(image, side, side)

@@ -1,4 +1,4 @@
-"""A folder's images as a study sees them: all of them in memory at one small size, split into a pool to learn from and a test split.
+"""Load a folder's images for a study: all in memory at one small size, split into a pool to learn from and a test split.
 
 N pool images, M test images, S side in pixels.
 """
@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_vision.data.datasets import InMemoryDataset
@@ -26,11 +28,10 @@ from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
 
-HELD_OUT = 0.25  # share of the labelled images that becomes the test split where the folder has none
-MARGIN = (
-    1.25  # images larger than the networks' input are kept this much larger, so that crops have something to choose
-)
-MOST_BAD = 0.01  # share of unreadable images above which the study stops
+HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
+MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
+Batch = dict[str, Tensor]
+MAX_UNREADABLE = 0.01  # share of unreadable images above which the study stops
 
 
 @dataclass
@@ -38,14 +39,16 @@ class StudyImages:
     """Everything a study learns from and is measured on.
 
     Attributes:
-        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labelled ones first, then unlabelled ones.
+        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first.
         labels: (N,) int64, -1 without one.
         paths: relative path of each pool image.
-        test, test_labels, test_paths: the same for the test split; read once per cell, at its end.
+        test: like `pool`, for the test split; evaluated once per cell, at its end.
+        test_labels: (M,) int64.
+        test_paths: relative path of each test image.
         classes: names.
         fingerprint: of the folder.
         size: side of the networks' input, pixels.
-        notes: what was decided or left out on the way, one sentence each, for plan and report.
+        notes: sentences about decisions and left-out images, for progress and report.
     """
 
     pool: np.ndarray
@@ -61,19 +64,20 @@ class StudyImages:
 
     @property
     def per_class(self) -> list[int]:
-        """Labelled pool images of each class."""
-        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes)).tolist()
+        """Number of labeled pool images of each class."""
+        return [int(n) for n in np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))]
 
     def subset(self, count: int, seed: int) -> np.ndarray:
-        """Rows of `count` labelled pool images, stratified; nested in count, different for every seed."""
+        """Return rows of `count` labeled pool images, stratified; nested in count, different for every seed."""
         return sample_stratified(self.labels, count, seed)
 
 
 def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> StudyImages:
     """Scan, split and decode a folder.
 
-    The test split is the folder's own; without one, a quarter of the labelled images is held out (at least one of each class).
-    A validation split is left alone: a study's choices come from a fixed recipe or from inside the labels.
+    The test split is the folder's own; without one, a quarter of the labeled images is held out (at least one of each
+    class).
+    A validation split is not used: a study's choices come from a fixed recipe or from inside the labels.
 
     Args:
         root: see `lit_vision.data.open_images.open_images`.
@@ -81,7 +85,8 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         seed: of the held-out quarter.
 
     Raises:
-        UserError: fewer than two labelled classes, a class with one image and no test split, or more than 1 % unreadable images.
+        UserError: fewer than two labeled classes, a class with one image and no test split, or more than 1 % unreadable
+            images.
     """
     folder = open_images(root)
     folder.require_classes("a study")
@@ -95,7 +100,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         test, tests = train, _held_out(train.labels, folder, seed)
         keep = np.setdiff1d(keep, tests)
         notes.append(
-            f"The folder has no test split: {len(tests)} of its {len(train)} labelled images were held out as one."
+            f"The folder has no test split: {len(tests)} of its {len(train)} labeled images were held out as one."
         )
     if "val" in folder.splits:
         notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
@@ -129,8 +134,8 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
     return images
 
 
-def read_pool(root: str | Path, size: int) -> StudyImages:
-    """All images of a folder to pre-train on, labels unseen; its test split is left alone.
+def read_unlabeled(root: str | Path, size: int) -> StudyImages:
+    """Read all images of a folder to pre-train on, without labels and without its test split.
 
     Args:
         root: see `lit_vision.data.open_images.open_images`; classes are not needed.
@@ -140,15 +145,17 @@ def read_pool(root: str | Path, size: int) -> StudyImages:
         UserError: no image, or more than 1 % unreadable ones.
     """
     folder = open_images(root)
-    train, notes = folder.require_split("train", "pre-training"), []
+    train = folder.require_split("train", "pre-training")
+    notes: list[str] = []
     paths = [*train.paths, *folder.unlabeled.paths]
     first = _read(folder, paths[0])
     store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
     pool, good = _read_all(folder, paths, store, notes)
     if (pool[..., :1] == pool).all():
         pool = np.ascontiguousarray(pool[..., :1])
-    none, names = np.full(len(good), -1), [paths[i] for i in good]
-    return StudyImages(pool, none, names, pool[:0], none[:0], [], [], folder.fingerprint(), size, notes)
+    labels = np.full(len(good), -1)
+    paths = [paths[i] for i in good]
+    return StudyImages(pool, labels, paths, pool[:0], labels[:0], [], [], folder.fingerprint(), size, notes)
 
 
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
@@ -163,16 +170,16 @@ def _read(folder: Folder, path: str) -> np.ndarray:
     try:
         return decode((folder.root / path).read_bytes())
     except OSError as error:
-        raise ImageDecodeError(f"{error.strerror}; mend or remove it") from None
+        raise ImageDecodeError(f"{folder.root / path}: {error.strerror}; repair or remove it") from None
     except ImageDecodeError as error:
         raise ImageDecodeError(f"{folder.root / path}: {error}") from None
 
 
 def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> tuple[np.ndarray, list[int]]:
-    """Pixels (n, side, side, 3) of those that can be read, and which they are."""
+    """Return pixels (n, side, side, 3) of the images that can be read, and their rows in `paths`."""
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
 
-    def one(i: int) -> str | None:
+    def read_into(i: int) -> str | None:
         try:
             pixels[i] = resize_and_crop(_read(folder, paths[i]), side, 1.0)
         except ImageDecodeError as error:
@@ -180,23 +187,24 @@ def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> 
         return None
 
     with ThreadPoolExecutor(cores()) as threads:
-        faults = list(threads.map(one, range(len(paths)), chunksize=64))
-    good = [i for i, fault in enumerate(faults) if fault is None]
-    bad = [fault for fault in faults if fault]
-    if len(bad) > MOST_BAD * len(paths):
-        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {MOST_BAD:.0%})")
+        errors = list(threads.map(read_into, range(len(paths)), chunksize=64))
+    good = [i for i, error in enumerate(errors) if error is None]
+    bad = [error for error in errors if error]
+    if len(bad) > MAX_UNREADABLE * len(paths):
+        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {MAX_UNREADABLE:.0%})")
     if bad:
         notes.append(f"{len(bad)} unreadable image(s) were left out, the first: {os.path.relpath(bad[0], folder.root)}")
     return (pixels[good] if bad else pixels), good
 
 
 class StudyData(L.LightningDataModule):
-    """Some rows of a study's pool under a train view; the order and the pixels are pure functions of `seed`.
+    """Data module of some rows of a study's pool; the order and the pixels are pure functions of `seed`.
 
     Args:
         images: the study's images.
         rows: (n,) pool rows to train on.
-        view: name of the view; options: its options.
+        view: name of the training view.
+        options: of the view.
         batch_size: at most; a smaller set is cut into equal batches.
         seed: of order and pixels.
         size: side of the views, pixels; None: the study's.
@@ -207,7 +215,7 @@ class StudyData(L.LightningDataModule):
         images: StudyImages,
         rows: np.ndarray,
         view: str,
-        options: dict,
+        options: dict[str, Any],
         batch_size: int,
         seed: int,
         size: int | None = None,
@@ -221,26 +229,26 @@ class StudyData(L.LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches, and so steps, of one epoch."""
+        """Batches, hence steps, of one epoch."""
         return len(self.batches)
 
     @property
     def global_batch_size(self) -> int:
-        """Images of one step."""
+        """Images of one step, as methods ask for it."""
         return self.batch_size
 
     def train_dataloader(self) -> DataLoader:
-        """Batches in the order of the epoch; views are rendered in batches in this process."""
+        """Return batches in the order of the epoch; views are rendered in batches in this process."""
         rows = InMemoryDataset(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
         return DataLoader(rows, batch_sampler=self.batches, collate_fn=_identity_collate, num_workers=0)
 
 
-def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[dict]:
-    """Batches of the evaluation view of an array, in order, each image once."""
+def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[Batch]:
+    """Yield batches of the evaluation view of an array, in order, each image once."""
     rows = InMemoryDataset(pixels, labels, make_batch_views("eval", size, 0))
     for keys in EvalBatches(len(rows), batch_size):
         yield rows.__getitems__(keys)
 
 
-def _identity_collate(batch: dict) -> dict:
+def _identity_collate(batch: Batch) -> Batch:
     return batch

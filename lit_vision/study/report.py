@@ -1,4 +1,4 @@
-"""What a study leaves behind: results.json, report.html, report.md and pictures, all made from its cells."""
+"""Write a study's results.json, report.html, report.md and figures from its cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_vision.results.environment import device_name
 from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import Table, grid_table, rows_from
 from lit_vision.study import figures
-from lit_vision.study.best_model import SHOWN, load_best, write_explanations, write_model
+from lit_vision.study.best_model import EXPLAINED_IMAGES, load_best, write_explanations, write_model
 from lit_vision.study.cells import CellKey, CellResult, hash_inputs, to_cells
 from lit_vision.study.presets import ON_LABELS
 from lit_vision.study.report_content import Content, Section, collect_answers, recommendation, report_markdown
@@ -28,28 +28,29 @@ from lit_vision.study.verdict import FEWEST_SEEDS, PROBED, Verdict, verdicts
 from lit_vision.study.wandb_upload import log_study
 
 MODEL = "model.safetensors"
-PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # the order of the table's lines within a start
+PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # order of the table's lines within an init
 
 
-def write_report(study: Study, outcomes: Sequence[CellResult], wandb: str | None = None) -> list[Path]:
-    """Write results.json, the pictures, report.html and report.md.
+def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | None = None) -> list[Path]:
+    """Write results.json, the figures, report.html and report.md.
 
     Args:
         study: after its run.
-        outcomes: what the run gave.
-        wandb: a Weights & Biases project that gets the same tables and pictures.
+        cell_results: returned by the run.
+        wandb: a Weights & Biases project that gets the same tables and figures.
 
     Returns:
-        What a person should open: report.html, report.md, the folder of pictures, results.json.
+        Paths for the user to open: report.html, report.md, the folder of figures, results.json, the model if there is
+            one.
     """
     folder = study.folder
-    cells = to_cells(list(outcomes), {init: encoder.seconds for init, encoder in study.encoders.items()})
+    cells = to_cells(list(cell_results), {init: encoder.seconds for init, encoder in study.encoders.items()})
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
     used = study.preset.fields([*SCRATCH, *study.inits], study.plan.protocols)
     results = write_result(
         folder / "results.json",
         recipe=f"study-{study.preset.size}px-{hash_inputs(used)}",
-        seconds=round(max(study.report.elapsed, trainings), 1),  # a study that went on kept what was trained before
+        seconds=round(max(study.reporter.elapsed, trainings), 1),  # a continued study reused earlier trainings
         data_fingerprint=study.images.fingerprint,
         cells=cells,
         test_images=len(study.images.test),
@@ -73,10 +74,9 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
     found = verdicts(cells, len(study.images.test))
     seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
     rows = rows_from([results])
-    pairs = {(row["init"], row["protocol"]): None for row in rows}
-    lines = sorted(
-        pairs, key=lambda pair: (list(dict.fromkeys(s for s, _ in pairs)).index(pair[0]), PROTOCOLS.index(pair[1]))
-    )
+    pairs = dict.fromkeys((row["init"], row["protocol"]) for row in rows)
+    inits = list(dict.fromkeys(init for init, _ in pairs))
+    lines = sorted(pairs, key=lambda pair: (inits.index(pair[0]), PROTOCOLS.index(pair[1])))
     chance = 1 / len(study.images.classes)
     note = f"Top-1 on {len(study.images.test)} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
     return Content(
@@ -88,30 +88,32 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
         sections=_sections(study, cells, found),
         facts=_facts(study, result),
         footer=(
-            "Seed = labelled subset + initialisation + order, the same for every start. Standard errors are over seeds; all seeds share "
-            "one test split and one pre-training per start. The pre-trained start was chosen inside the labels (fine-tuned; as a linear "
-            f"probe where time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline that it is "
-            "compared with is the best of all on the test split. A training from scratch gets "
-            f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change the order."
+            "Seed = labeled subset + initialization + order, the same for every init. Standard errors are over seeds; all seeds "
+            "share one test split and one pre-training per init. The pre-trained init was chosen inside the labels (fine-tuned; "
+            f"as a linear probe if time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline that it is compared with is "
+            "the best of all on the test split. A training from scratch gets "
+            f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change "
+            "the order."
         ),
     )
 
 
 def _with_not_tried(table: Table, study: Study) -> Table:
-    why = {**dict.fromkeys((s for s in SCRATCH if study.plan.max_seeds.get(s) == 0), "no time"), **study.not_tried}
-    more = [[init, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for init, reason in why.items()]
-    return Table(table.columns, [*table.rows, *more], table.note)
+    reasons = dict.fromkeys((init for init in SCRATCH if study.plan.max_seeds.get(init) == 0), "no time")
+    reasons |= study.not_tried
+    rows = [[init, "", *[f"not tried: {reason}"] * (len(table.columns) - 2)] for init, reason in reasons.items()]
+    return Table(table.columns, [*table.rows, *rows], table.note)
 
 
 def _about(study: Study, result: dict[str, Any]) -> str:
     images = study.images
     return " ".join(
         [
-            f"{len(images.pool)} training images, of which {sum(images.per_class)} have labels, {len(images.classes)} classes, "
-            f"{len(images.test)} test images, seen at {images.size} pixels.",
+            f"{len(images.pool)} training images, of which {sum(images.per_class)} have labels, "
+            f"{len(images.classes)} classes, {len(images.test)} test images, seen at {images.size} pixels.",
             *images.notes,
-            *([f"The budget was too short for all: {'; '.join(study.plan.cut)}."] if study.plan.cut else []),
-            f"The whole study took {format_duration(result['seconds'])} on {device_name()} ({cores()} cores) and "
+            *([f"The budget was too short for all: {'; '.join(study.plan.omitted)}."] if study.plan.omitted else []),
+            f"The study took {format_duration(result['seconds'])} on {device_name()} ({cores()} cores) and "
             f"{result['peak_memory_mb'] / 1000:.1f} GB of memory.",
         ]
     )
@@ -132,15 +134,15 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
         curves = {init: json.loads(note.read_text())["losses"] for init, note in notes.items()}
         sections.append(Section("Pre-training", picture=figures.curves(samples / "pretraining.png", curves)))
     if (samples / "reconstructions.png").exists():
-        text = "Test images; three quarters of each are hidden. Original, what the encoder sees, what it makes of it."
-        sections.append(Section("MAE's reconstructions", text, samples / "reconstructions.png"))
+        text = "Test images; three quarters of each are hidden. Rows: original, visible patches, reconstruction."
+        sections.append(Section("MAE reconstructions", text, samples / "reconstructions.png"))
     for init, encoder in study.encoders.items():
-        text = f"Frozen features of {init} on test images, projected by t-SNE. Labels only colour the points."
+        text = f"Frozen features of {init} on test images, projected by t-SNE. Labels only color the points."
         picture = figures.embedding(samples / f"embedding-{init.replace(':', '_')}.png", encoder.test, images, init)
         sections.append(Section(f"Embedding map: {init}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = figures.neighbors(samples / f"neighbours-{init.replace(':', '_')}.png", encoder, images, init)
-        sections.append(Section(f"Nearest neighbours: {init}", text, picture))
+        picture = figures.neighbors(samples / f"neighbors-{init.replace(':', '_')}.png", encoder, images, init)
+        sections.append(Section(f"Nearest neighbors: {init}", text, picture))
     best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)
     if best:
@@ -150,7 +152,7 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
 
 
 def _best_cell_key(found: Sequence[Verdict]) -> CellKey | None:
-    """First seed of the chosen start, or of the baseline where that is better, at the most labels."""
+    """Return the first seed of the chosen init, or of the baseline if that is better, at the most labels."""
     if not found:
         return None
     last = found[-1]
@@ -170,19 +172,19 @@ def _errors(study: Study, key: CellKey) -> list[Section]:
     samples, images = study.folder / "samples", study.images
     answer = study.store.probabilities(key)
     matrix = confusion_matrix(answer.argmax(1), images.test_labels, len(images.classes))
-    which = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}"
+    title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}"
     picture = figures.confusion(samples / "confusion.png", matrix, images.classes, "Confusion, % of each true class")
     text = format_classification_report(classification_report(matrix, images.classes))
-    sections = [Section("Confusion", which, picture, plain=text)]
-    rows = worst(answer, images.test_labels, figures.MISTAKES)
-    if len(rows):
+    sections = [Section("Confusion", title, picture, plain=text)]
+    rows = most_certain_mistakes(answer, images.test_labels, figures.MISTAKES).tolist()
+    if rows:
         picture = figures.mistakes(samples / "mistakes.png", images, answer, rows, "")
-        sections.append(Section("The most certain mistakes", which, picture))
+        sections.append(Section("The most certain mistakes", title, picture))
     return sections
 
 
 def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
-    """The best model as a file, and what its answers rest on; the chosen start's where the best is no network."""
+    """Write the best model and explanations of its answers; that of the chosen init if the best cell has no network."""
     if key.protocol not in (*ON_LABELS, PROBED) and verdict.best:
         key = _cell_key(verdict.best)
     module = load_best(study, key)
@@ -190,17 +192,18 @@ def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
         return []
     write_model(study.folder / MODEL, study, key, module)
     picture = write_explanations(
-        study.folder / "samples" / "reasons.png",
+        study.folder / "samples" / "explanations.png",
         module,
         study.images,
-        evenly_spaced(len(study.images.test), SHOWN).tolist(),
+        evenly_spaced(len(study.images.test), EXPLAINED_IMAGES).tolist(),
         study.preset.side(key.init),
     )
     text = (
-        f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: each test image, and what in it spoke for the answer. "
-        f"This model is {MODEL} beside this report; use it with: lit-vision predict --model {MODEL} IMAGES --out answers.csv"
+        f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: test images, and the regions that each answer "
+        f"rests on. The model is {MODEL} in the folder of this report; use it with: "
+        f"lit-vision predict --model {MODEL} IMAGES --out answers.csv"
     )
-    return [Section("Why it answers so", text, picture)]
+    return [Section("Explanations", text, picture)]
 
 
 def _licenses(study: Study) -> Table:
@@ -211,8 +214,8 @@ def _licenses(study: Study) -> Table:
         if license and ("nc" in license.lower().split("-") or "non" in license.lower()):
             license += " (NON-COMMERCIAL)"
         network = study.preset.network(init)
-        rows.append([init, f"{network.backbone}, {origin}", license or "yours: made from these images only"])
-    rows += [[init, "-", f"not tried: {why}"] for init, why in study.not_tried.items()]
+        rows.append([init, f"{network.backbone}, {origin}", license or "yours: trained on these images only"])
+    rows += [[init, "-", f"not tried: {reason}"] for init, reason in study.not_tried.items()]
     rows.append(["scratch-*", "trained here", "yours"])
     return Table(["init", "weights", "license"], rows, "The code is Apache-2.0.")
 
@@ -221,9 +224,10 @@ def _facts(study: Study, result: dict[str, Any]) -> list[str]:
     plan, facts = study.plan, []
     for init in plan.pretrain:
         encoder = study.encoders[init]
+        count = plan.pretrain_images.get(init, len(study.encoder_store.source.pool))
         facts.append(
-            f"{init}: {plan.pretrain[init]} epochs on {study.plan.pool.get(init, len(study.make.source.pool))} images without labels, "
-            f"{format_duration(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"
+            f"{init}: {plan.pretrain[init]} epochs on {count} images without labels, {format_duration(encoder.seconds)}; "
+            f"weights sha256 {encoder.sha256[:12]}"
         )
     for count in plan.labels:
         facts.append(
@@ -235,7 +239,7 @@ def _facts(study: Study, result: dict[str, Any]) -> list[str]:
     return facts
 
 
-def worst(answer: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
-    """Rows of the most certain mistakes, the most certain first."""
+def most_certain_mistakes(answer: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """Return the rows of at most `most` mistakes with the highest probabilities, in descending order."""
     wrong = np.flatnonzero(answer.argmax(1) != labels)
     return wrong[np.argsort(-answer[wrong].max(1), kind="stable")][:most]

@@ -1,4 +1,4 @@
-"""ImageFolderDataModule: identical batches for any worker count and rank layout, subsets, evaluation, resuming, and faults."""
+"""ImageFolderDataModule: same batches for any worker count and rank layout, subsets, evaluation, resuming, errors."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from lit_vision.errors import UserError
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """40 + 11 + 5 gray 32-px images of two classes, and 6 unlabelled ones."""
+    """Folder of 40 + 11 + 5 gray 32-px images of two classes, and 6 unlabeled ones."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 6), ("test", 3)):
         for name in ("ant", "bee"):
@@ -43,13 +43,18 @@ def _epoch(module: ImageFolderDataModule, epoch: int = 0) -> list[dict]:
 
 
 def _rank(rank: int, world: int, accumulate: int = 1) -> SimpleNamespace:
-    """The part of a Trainer that the data module reads."""
+    """Stand-in for the part of a Trainer that the data module reads."""
     progress = SimpleNamespace(total=SimpleNamespace(ready=0))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     return SimpleNamespace(
-        global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, is_global_zero=rank == 0, num_devices=world,
-        num_training_batches=5, fit_loop=loop,
-    )  # fmt: skip
+        global_rank=rank,
+        world_size=world,
+        accumulate_grad_batches=accumulate,
+        is_global_zero=rank == 0,
+        num_devices=world,
+        num_training_batches=5,
+        fit_loop=loop,
+    )
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -98,7 +103,7 @@ def test_ranks__join_to_the_batches_of_one_process(root) -> None:
     assert kept == list(range(11))
 
 
-def test_facts__after_setup(root) -> None:
+def test_attributes__after_setup(root) -> None:
     module = _module(root)
     module.setup()
     assert (module.class_names, module.num_classes, module.num_train, module.batches_per_epoch) == (
@@ -112,7 +117,7 @@ def test_facts__after_setup(root) -> None:
     assert module.global_batch_size == 8
 
 
-def test_unlabelled__join_for_self_supervision_and_stay_out_otherwise(root) -> None:
+def test_unlabeled__join_for_self_supervision_and_stay_out_otherwise(root) -> None:
     module = _module(root, train_view="simclr", batch_size=46)
     (batch,) = _epoch(module)
     assert module.num_train == 46
@@ -139,9 +144,9 @@ def test_few_labels__by_count_fraction_shots_and_split_file(root, tmp_path) -> N
     )
     assert written.num_train == read.num_train == 10
     assert _same(_epoch(written), _epoch(read))
-    with pytest.raises(UserError, match="lists 10 images"):
+    with pytest.raises(UserError, match=r"split\.txt.* 10 .* 12"):
         _module(root, labels=12, split_file=file).setup()
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"none\.txt.*split_file"):
         _module(root, split_file=str(tmp_path / "none.txt")).setup()
 
 
@@ -156,7 +161,7 @@ def test_eval_loader__in_order_each_once_and_limits_spread_over_classes(root) ->
     stored = cv2.imread(str(root / "val/ant/00.png"))
     assert (batches[0]["images"][0, 0].numpy() == stored).all()
     assert torch.cat([b["label"] for b in module.eval_loader("train", limit=10)]).tolist() == [0] * 5 + [1] * 5
-    with pytest.raises(UserError, match="split 'dev'"):
+    with pytest.raises(UserError, match="dev"):
         module.eval_loader("dev")
 
 
@@ -175,12 +180,12 @@ def test_state__goes_on_in_the_middle_of_an_epoch_and_refuses_what_changed(root)
     half.load_state_dict(state)
     rows = torch.cat([b["key"] for b in half.train_dataloader()])
     assert torch.equal(rows, torch.cat([b["key"][:4] for b in whole[2:]]))
-    for options, words in (
-        ({"seed": 1}, "data.seed: was 0, now 1"),
+    for options, match in (
+        ({"seed": 1}, r"data\.seed: .*0.* 1;"),
         ({"batch_size": 4}, "global batch"),
-        ({"labels": 8}, "data .* has changed"),
+        ({"labels": 8}, "labels, shots or split_file"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=match):
             _module(root, **options).load_state_dict(state)
 
 
@@ -209,20 +214,20 @@ def test_bad_images__are_replaced_alike_in_training_and_raise_in_evaluation(root
         _epoch(_module(tmp_path, on_bad_image="error"))
 
 
-def test_faults__are_one_line_before_any_step(root, tmp_path) -> None:
-    for folder, options, words in (
+def test_errors__are_raised_before_any_step(root, tmp_path) -> None:
+    for folder, options, match in (
         (root, {"train_view": "mae", "strength": 1.0}, "strength"),
-        (root, {"train_view": "dino"}, "view 'dino'"),
+        (root, {"train_view": "dino"}, "dino"),
         (root, {"in_memory": "yes"}, "in_memory"),
         (root, {"on_bad_image": "ignore"}, "on_bad_image"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=match):
             _module(folder, **options)
-    with pytest.raises(UserError, match="40 training images do not fill one step of 64"):
+    with pytest.raises(UserError, match=r"40 .* 64 .*data\.batch_size"):
         _ = _module(root, batch_size=64).batches_per_epoch
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"none: .*data\.root"):
         _module(tmp_path / "none").setup()
-    with pytest.raises(UserError, match="at most 30 pixels"):
+    with pytest.raises(UserError, match=r"in_memory: .* 30 "):
         _module(root, img_size=15, in_memory=True).train_dataloader()
 
 
@@ -231,9 +236,9 @@ def test_missing_val__is_an_error_for_labels_and_nothing_for_self_supervision(ro
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes((root / "train" / name / "00.png").read_bytes())
     assert _module(tmp_path, train_view="mae").val_dataloader() == []
-    with pytest.raises(UserError, match="no val split"):
+    with pytest.raises(UserError, match="val split"):
         _module(tmp_path).val_dataloader()
-    with pytest.raises(UserError, match="no test split"):
+    with pytest.raises(UserError, match="test split"):
         _module(tmp_path).test_dataloader()
 
 
@@ -247,7 +252,7 @@ def test_albumentations__is_a_training_view_in_memory_and_on_disk(root) -> None:
 
 
 class _Watcher(LightningModule):
-    """Writes down the keys it is given; one weight, so that there is something to train."""
+    """Model that records the keys it gets; one weight, so that there is something to train."""
 
     def __init__(self):
         super().__init__()
@@ -276,7 +281,7 @@ def _fit(root, tmp_path, checkpoint=None, **options) -> tuple[list, Trainer]:
     return watcher.keys, trainer
 
 
-def test_trainer__sees_the_keys_of_each_epoch_and_stores_the_place(root, tmp_path) -> None:
+def test_trainer__sees_the_keys_of_each_epoch_and_stores_the_position(root, tmp_path) -> None:
     keys, trainer = _fit(root, tmp_path)
     assert [int(k[0, 0]) for k in keys] == [0] * 5 + [1] * 5
     expected = [b["key"] for epoch in range(2) for b in _epoch(_module(root, train_view="mae"), epoch)]

@@ -1,4 +1,4 @@
-"""Folders of every shape: what is found, the fingerprint, and one-line errors."""
+"""Scans of folders of every layout: content, fingerprint, and one-line errors."""
 
 import os
 from pathlib import Path
@@ -64,36 +64,36 @@ def test_scan__only_unlabelled_images_beside_a_labelled_val(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "match"),
     [
-        (["train/a/notes.txt"], "no image in it"),
-        (["train/a/1.png", "val/a/1.png", "val/z/1.png"], "classes z are not in"),
-        (["train/a/1.png", "train/loose.png"], r"loose.png: 1 image\(s\) beside class folders"),
-        (["val/a/1.png"], "no train folder"),
+        (["train/a/notes.txt"], "no image"),
+        (["train/a/1.png", "val/a/1.png", "val/z/1.png"], "val: classes z "),
+        (["train/a/1.png", "train/loose.png"], r"loose\.png: 1 .*unlabeled"),
+        (["val/a/1.png"], r"data\.train_split"),
     ],
 )
-def test_scan__one_line_for_each_folder_that_cannot_be_read(tmp_path, names, words) -> None:
-    with pytest.raises(UserError, match=words) as caught:
+def test_scan__one_line_for_each_folder_that_cannot_be_read(tmp_path, names, match) -> None:
+    with pytest.raises(UserError, match=match) as caught:
         scan(_make(tmp_path, *names))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_scan__missing_empty_and_file(tmp_path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"none: .*data\.root"):
         scan(tmp_path / "none")
-    with pytest.raises(UserError, match="no image in it"):
+    with pytest.raises(UserError, match="no image"):
         scan(tmp_path)
-    with pytest.raises(UserError, match="a file where a folder"):
+    with pytest.raises(UserError, match="file: "):
         scan(_make(tmp_path, "file") / "file")
 
 
-def test_need__names_the_split_and_the_classes(tmp_path) -> None:
+def test_require__names_the_split_and_the_classes(tmp_path) -> None:
     folder = scan(_make(tmp_path, "train/a/1.png"))
-    with pytest.raises(UserError, match="no val split"):
-        folder.need("val", "validation")
-    with pytest.raises(UserError, match=r"one class \(a\)"):
-        folder.need_classes("training on labels")
+    with pytest.raises(UserError, match=r"val split.*validation"):
+        folder.require_split("val", "validation")
+    with pytest.raises(UserError, match=r"\(a\).*training on labels"):
+        folder.require_classes("training on labels")
 
 
 def test_links__are_followed_but_never_in_circles(tmp_path) -> None:
@@ -102,19 +102,19 @@ def test_links__are_followed_but_never_in_circles(tmp_path) -> None:
     os.symlink(tmp_path / "far", tmp_path / "data/train/b")
     assert list(scan(tmp_path / "data").splits["train"].paths) == ["train/a/1.png", "train/b/2.png"]
     os.symlink(tmp_path / "data/train", tmp_path / "data/train/a/again")
-    with pytest.raises(UserError, match="links back"):
+    with pytest.raises(UserError, match="train/a/again: "):
         scan(tmp_path / "data")
     (tmp_path / "data/train/a/again").unlink()
     os.symlink("self", tmp_path / "data/train/a/self")
-    with pytest.raises(UserError, match="symbolic links"):
+    with pytest.raises(UserError, match="train/a/self: "):
         scan(tmp_path / "data")
     (tmp_path / "data/train/a/self").unlink()
     os.symlink("nothing", tmp_path / "data/train/a/gone.png")
-    with pytest.raises(UserError, match="link to nothing"):
+    with pytest.raises(UserError, match=r"gone\.png: "):
         scan(tmp_path / "data")
 
 
-def test_fingerprint__changes_with_name_size_label_and_place_only(tmp_path) -> None:
+def test_fingerprint__changes_with_name_size_label_and_folder_only(tmp_path) -> None:
     root = _make(tmp_path, "train/a/1.png", "train/b/2.png")
     first = scan(root).fingerprint()
     os.utime(root / "train/a/1.png", (0, 0))

@@ -1,4 +1,4 @@
-"""Packs: the same API, keys and (lossless) pixels as the folder; refused if truncated or altered."""
+"""Packs: same API, keys and (lossless) pixels as the folder; an error if truncated or altered."""
 
 import pickle
 from pathlib import Path
@@ -15,12 +15,12 @@ from lit_vision.data.datasets import _identity_collate
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack, downscale
 from lit_vision.data.views.decode import decode
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """JPEGs and PNGs of several sizes, two classes, two splits and a few without a label."""
+    """Folder of JPEGs and PNGs of several sizes, of two classes and two splits, and an unlabeled image."""
     folder = tmp_path_factory.mktemp("pack") / "photos"
     for split, count in (("train", 6), ("val", 2)):
         for label in ("ant", "bee"):
@@ -41,9 +41,9 @@ def lossless(root) -> Path:
     return out
 
 
-def _batches(place: Path, **options) -> list[dict]:
+def _batches(source: Path, **options) -> list[dict]:
     settings = {"img_size": 100, "batch_size": 4, "num_workers": 0, "train_view": "simclr", "in_memory": False}
-    module = ImageFolderDataModule(str(place), **{**settings, **options})
+    module = ImageFolderDataModule(str(source), **{**settings, **options})
     return [*module.train_dataloader(), *module.eval_loader("val")]
 
 
@@ -64,10 +64,10 @@ def test_lossless_pack__is_the_folder(root, lossless) -> None:
 
 
 @pytest.mark.slow
-def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_place(root, lossless) -> None:
-    def rows(place: Path, workers: int, size: int, method: str | None) -> dict:
+def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_source(root, lossless) -> None:
+    def rows(source: Path, workers: int, size: int, method: str | None) -> dict:
         module = ImageFolderDataModule(
-            str(place), img_size=100, batch_size=size, num_workers=0, train_view="simclr", in_memory=False
+            str(source), img_size=100, batch_size=size, num_workers=0, train_view="simclr", in_memory=False
         )
         plain = module.train_dataloader()
         loader = DataLoader(
@@ -81,17 +81,17 @@ def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_place(
 
     expected = rows(root, 0, 13, None)
     assert len(expected) == 13
-    for place in (root, lossless):
+    for source in (root, lossless):
         for workers, size, method in ((0, 1, None), (1, 13, "fork"), (2, 4, "fork"), (4, 2, "fork"), (2, 3, "spawn")):
-            got = rows(place, workers, size, method)
-            assert all(torch.equal(image, expected[key]) for key, image in got.items()), (place.name, workers, method)
+            got = rows(source, workers, size, method)
+            assert all(torch.equal(image, expected[key]) for key, image in got.items()), (source.name, workers, method)
             assert len(got) >= 12
 
 
 def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
     out = tmp_path / "small.pack"
     assert (
-        pack_command.main([str(root), "--out", str(out), "--short-side", "128", "--quality", "90", "--workers", "1"])
+        pack_command.main([str(root), "--out", str(out), "--short_side", "128", "--quality", "90", "--workers", "1"])
         == 0
     )
     pack = open_images(out)
@@ -105,7 +105,7 @@ def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
     assert [len(b["label"]) for b in _batches(out)] == [len(b["label"]) for b in _batches(root)]
 
 
-def test_shrink__keeps_gray_gray_and_turns_the_picture_upright() -> None:
+def test_downscale__keeps_gray_gray_and_turns_the_picture_upright() -> None:
     files = zoo()
     assert decode(downscale(files["exif_6.jpg"][0], 40, 90)).shape == (48, 40, 3)
     assert downscale(files["gray.png"][0], 40, 90)[:2] == b"\xff\xd8"
@@ -116,23 +116,23 @@ def test_shrink__keeps_gray_gray_and_turns_the_picture_upright() -> None:
 def test_truncated_or_altered__is_refused(lossless, tmp_path) -> None:
     data = lossless.read_bytes()
     index = data.rindex(b'{"paths"')
-    for name, changed, words in (
+    for name, changed, match in (
         ("cut", data[:-1], "truncated"),
         ("half", data[: len(data) // 2], "truncated"),
-        ("short", data[:10], "no pack"),
-        ("text", b"hello" * 99, "no pack"),
-        ("pixel", data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "altered: the checksum of "),
+        ("short", data[:10], "lit-vision pack"),
+        ("text", b"hello" * 99, "lit-vision pack"),
+        ("pixel", data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "altered: "),
         (
             "index",
             data[: index + 20] + bytes([data[index + 20] ^ 1]) + data[index + 21 :],
-            "altered: the checksum of its index",
+            "altered: .*index",
         ),
     ):
         file = tmp_path / f"{name}.pack"
         file.write_bytes(changed)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=match):
             ImageFolderDataModule(str(file), train_view="simclr").setup()
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"none\.pack: .*data\.root"):
         ImageFolderDataModule(str(tmp_path / "none.pack"), train_view="simclr").setup()
 
 
@@ -149,20 +149,20 @@ def test_large_packs__are_checked_image_by_image(lossless, tmp_path, monkeypatch
         pack.read(first)
 
 
-def test_command__refuses_wrong_words_and_names_broken_files(root, tmp_path) -> None:
-    for words in (
+def test_command__refuses_wrong_arguments_and_names_broken_files(root, tmp_path) -> None:
+    for arguments in (
         ["--out", "x.tar"],
         ["--out", "x.pack", "--lossless", "--quality", "9"],
         ["--out", "x.pack", "--quality", "101"],
     ):
-        with pytest.raises(SystemExit) as caught:
-            pack_command.main([str(root), *words])
-        assert caught.value.code == 2
+        with pytest.raises(UsageError, match=arguments[-2]) as caught:
+            pack_command.main([str(root), *arguments])
+        assert caught.value.exit_code == 2
     for i in range(2):
         (tmp_path / "data" / str(i)).mkdir(parents=True)
         (tmp_path / "data" / str(i) / "a.jpg").write_bytes(saved(picture(i), "JPEG") if i else b"")
     out = tmp_path / "b.pack"
-    with pytest.raises(UserError, match=r"0/a\.jpg: the file is empty"):
+    with pytest.raises(UserError, match=r"0/a\.jpg: .*--quarantine"):
         pack_command.main([str(tmp_path / "data"), "--out", str(out)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
     (tmp_path / "list.txt").write_text("# empty\n0/a.jpg\n")

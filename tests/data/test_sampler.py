@@ -42,13 +42,13 @@ def test_train_batches__ranks_join_to_the_one_process_batch_in_order() -> None:
 def test_train_batches__start_leaves_out_what_a_resumed_epoch_has_had() -> None:
     order = TrainBatches(64, 4, 0, 2, 2, seed=0)
     whole = list(order)
-    order.start = 3
+    order.first_batch = 3
     assert list(order) == whole[3:]
     assert len(order) == len(whole)
     order.set_epoch(0)
-    assert order.start == 3
+    assert order.first_batch == 3
     order.set_epoch(1)
-    assert order.start == 0
+    assert order.first_batch == 0
 
 
 def test_train_batches__copies_come_together_with_their_own_numbers() -> None:

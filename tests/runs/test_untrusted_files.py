@@ -1,4 +1,4 @@
-"""Files made by an attacker: what was tried is the table of experiments/RELIABILITY.md. One import of lightning serves all."""
+"""Files made by an attacker; experiments/RELIABILITY.md has the table of cases."""
 
 import contextlib
 import io
@@ -22,7 +22,8 @@ from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 
 RECIPE = """
 seed_everything: 3
-trainer: {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1, enable_model_summary: false, enable_progress_bar: false}
+trainer:
+  {max_epochs: 1, accelerator: cpu, log_every_n_steps: 1, enable_model_summary: false, enable_progress_bar: false}
 model: {class_path: toy_run.ToyNet, init_args: {width: 4}}
 data: {class_path: toy_run.ToyData, init_args: {n: 16}}
 """
@@ -160,7 +161,7 @@ def test_a_sharded_checkpoint_holds_no_way_out(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(folder)
     manifest["files"] = {"../../etc/passwd": {"size": 1, "sha256": "0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="manifest.json"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         AtomicCheckpointIO().load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -170,9 +171,9 @@ def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
     from lit_vision.data.annotations.table import AnnotationTableBuilder
     from lit_vision.data.folder import Folder, check_within_root
 
-    with pytest.raises(UserError, match="out of|outside"):
+    with pytest.raises(UserError, match=r"out of|outside"):
         Folder(tmp_path, [], {}).read(name)
-    with pytest.raises(UserError, match="out of|outside"):
+    with pytest.raises(UserError, match=r"out of|outside"):
         AnnotationTableBuilder(tmp_path, ["x"]).image(name)
     for fine in ("a..b.jpg", "a/b..", "...", "a/.../b.jpg"):
         assert check_within_root(fine) == fine
@@ -191,7 +192,7 @@ def test_a_pack_names_bytes_in_itself_only(tmp_path: Path) -> None:
     write_pack(scan(tmp_path / "set"), tmp_path / "set.pack", None)
     data = (tmp_path / "set.pack").read_bytes()
     (tmp_path / "evil.pack").write_bytes(data.replace(b"train/a/0.png", b"../../../x.pn"))
-    with pytest.raises(UserError, match="evil.pack"):
+    with pytest.raises(UserError, match=r"evil\.pack"):
         Pack(tmp_path / "evil.pack")
     with pytest.raises(KeyError):
         Pack(tmp_path / "set.pack").read("/etc/passwd")

@@ -66,7 +66,7 @@ class ToyData(L.LightningDataModule):
         t = self.trainer
         order = TrainBatches(self.n, self.batch_size, t.global_rank, t.world_size, t.accumulate_grad_batches, self.seed)
         order.epoch, samples = self.cursor
-        order.start = samples // self.micro()
+        order.first_batch = samples // self.micro()
         return self._loader(self.n, order)
 
     def val_dataloader(self):

@@ -23,8 +23,9 @@ from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
-from lit_vision.data.datamodule import BAD_LIST, ImageFolderDataModule
+from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
 
 # format: where images and annotations lie, below the root, {split} being the split's name
@@ -141,7 +142,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility
         )
         self._tables: dict[str, AnnotationTable] = {}
-        self._sets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
+        self._datasets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
     # ------------------------------------------------------------------ what is there
@@ -165,7 +166,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self._tables["train"] = self._part_of(table)
 
     def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
-        root, name = Path(self.root), self.names[role]
+        root, name = Path(self.root), self.split_names[role]
         images, annotations = (text.format(split=name) for text in (self.images, self.annotations))
         listing = self.split_list and self.split_list.format(split=name)
         if self.format == "coco":
@@ -227,10 +228,10 @@ class AnnotatedDataModule(ImageFolderDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """The test split, each image once."""
-        return self._measured("test")
+        return self._eval_dataloader("test")
 
-    def _measured(self, role: str) -> DataLoader:
-        return self._each_once(role, len(self.table(role)))
+    def _eval_dataloader(self, role: str) -> DataLoader:
+        return self._each_image_once(role, len(self.table(role)))
 
     def eval_loader(self, split: str, limit: int | None = None, unlabeled: bool = False) -> DataLoader:
         """A split under the evaluation view, in order, each image once, in this process alone.
@@ -240,10 +241,10 @@ class AnnotatedDataModule(ImageFolderDataModule):
             limit: at most so many images, evenly spaced over the split.
             unlabeled: has no meaning here.
         """
-        if split not in self.names:
-            raise UserError(f"split {split!r}: choose from {', '.join(self.names)}")
+        if split not in self.split_names:
+            raise UserError(f"split {split!r}: choose from {', '.join(self.split_names)}")
         n = len(self.table(split))
-        wanted = np.arange(n) if limit is None or limit >= n else np.linspace(0, n - 1, limit).round().astype(int)
+        wanted = evenly_spaced(n, n if limit is None else limit)
         parts = np.split(wanted, range(self.batch_size, len(wanted), self.batch_size))
         batches = [[(0, i, 0) for i in part.tolist()] for part in parts]
         return self._loader(self._dataset(split, train=False), batches, persistent=False)
@@ -251,12 +252,12 @@ class AnnotatedDataModule(ImageFolderDataModule):
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
         table = self.table(role)
-        if (role, on_bad) not in self._sets:
+        if (role, on_bad) not in self._datasets:
             run = getattr(self.trainer, "default_root_dir", None) if train else None
-            listing = Path(run) / BAD_LIST if run else None
+            listing = Path(run) / BAD_IMAGES_FILE if run else None
             files = ImageReader(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
-            self._sets[role, on_bad] = files, {}
-        files, made = self._sets[role, on_bad]
+            self._datasets[role, on_bad] = files, {}
+        files, made = self._datasets[role, on_bad]
         if train not in made:
             made[train] = AnnotatedImages(
                 table,

@@ -16,7 +16,7 @@ from lit_vision.data.annotations.masks import read_mask
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews
 from lit_vision.data.datasets import ImageReader
-from lit_vision.data.sampler import Key
+from lit_vision.data.views.keyed_rng import Key
 
 
 class AnnotatedImages(Dataset):

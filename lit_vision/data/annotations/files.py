@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lit_vision.data.annotations.table import AnnotationError
-from lit_vision.data.folder import EXTENSIONS, is_within
+from lit_vision.data.folder import EXTENSIONS, check_within_root
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
@@ -67,7 +67,7 @@ def read_split_list(root: Path, file: str) -> list[str]:
 
 def with_suffix(root: Path, folder: str, name: str) -> str:
     """The image root/folder/name with whatever image suffix it has, relative to root."""
-    is_within(f"{folder}/{name}")
+    check_within_root(f"{folder}/{name}")
     for suffix in (".jpg", ".png", *IMAGE_SUFFIXES):
         if os.path.isfile(f"{root}/{folder}/{name}{suffix}"):  # pathlib's raises for a name that is too long
             return f"{folder}/{name}{suffix}"

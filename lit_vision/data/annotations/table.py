@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.folder import Paths, is_within
+from lit_vision.data.folder import Paths, check_within_root
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class AnnotationTableBuilder:
         Raises:
             UserError: a path leads out of the root. AnnotationError: the image is there already: its boxes would be in two places.
         """
-        plain = os.path.normpath(is_within(path))
+        plain = os.path.normpath(check_within_root(path))
         if plain in self._seen:
             raise AnnotationError(
                 f"{self.root / path}: the split names this image twice; keep one entry with all its boxes"
@@ -152,7 +152,7 @@ class AnnotationTableBuilder:
         self.sizes.append(size)
         self.counts.append(0)
         if mask is not None:
-            self.masks.append(is_within(mask))
+            self.masks.append(check_within_root(mask))
 
     def box(
         self,

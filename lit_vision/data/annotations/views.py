@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.data.views.albumentations_views import albumentations, rekey
+from lit_vision.data.views.albumentations_views import import_albumentations, rekey
 from lit_vision.errors import UserError
 
 PAD = (124, 116, 104)  # ImageNet's mean colour: near 0 once normalised
@@ -72,11 +72,11 @@ class AnnotatedView:
 
 
 def _resized_to(longer: int | list[int]) -> Any:
-    return albumentations().LongestMaxSize(max_size=longer, area_for_downscale="image")
+    return import_albumentations().LongestMaxSize(max_size=longer, area_for_downscale="image")
 
 
 def _color_transforms(o: AugmentationOptions) -> list:
-    A = albumentations()
+    A = import_albumentations()
     if not (o.brightness or o.contrast or o.saturation or o.hue):
         return []
     return [A.ColorJitter(o.brightness, o.contrast, o.saturation, o.hue, p=0.8)]
@@ -84,18 +84,18 @@ def _color_transforms(o: AugmentationOptions) -> list:
 
 def letterbox(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """Scale the longer side to `size`, pad right and bottom."""
-    A = albumentations()
+    A = import_albumentations()
     return [_resized_to(size), A.PadIfNeeded(size, size, position="top_left", fill=PAD, fill_mask=fill_mask)]
 
 
 def flip(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """`fit`, mirrored by chance, and colour."""
-    return [*letterbox(size, o, fill_mask), albumentations().HorizontalFlip(p=o.flip), *_color_transforms(o)]
+    return [*letterbox(size, o, fill_mask), import_albumentations().HorizontalFlip(p=o.flip), *_color_transforms(o)]
 
 
 def large_scale_jitter(size: int, o: AugmentationOptions, fill_mask: int) -> list:
     """Large-scale jitter, mirrored by chance, and colour."""
-    A = albumentations()
+    A = import_albumentations()
     sides = sorted({max(8, round(size * s)) for s in np.linspace(*o.jitter, _SIZES)})
     return [
         _resized_to(sides),
@@ -147,7 +147,7 @@ class AnnotatedViews:
         self.name, self.size, self.seed, self.options, self.fill_mask = name, size, seed, options, fill_mask
 
     def _compose(self, fill_mask: int) -> Any:
-        A = albumentations()
+        A = import_albumentations()
         rules = A.BboxParams(
             "pascal_voc",
             label_fields=["box_ids"],

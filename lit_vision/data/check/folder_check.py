@@ -1,4 +1,8 @@
-"""What a look at every image of a folder finds: broken and odd files, copies, leaks between splits, classes. `lit-vision doctor` prints it."""
+"""Check a data set for broken files, duplicates and leaks.
+
+Opens every image of a folder and finds broken and odd files, copies, leaks between splits, and classes that are empty,
+rare or missing in a split. `lit-vision doctor` prints the report.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lit_vision.data.check.duplicates import duplicate_groups, exact_groups, near_pairs
+from lit_vision.data.check.duplicates import connected_groups, exact_groups, near_pairs
 from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
-from lit_vision.data.folder import EXTENSIONS, UNLABELED, Folder
+from lit_vision.data.folder import UNLABELED, Folder, has_image_extension
 from lit_vision.data.open_images import open_images
 from lit_vision.errors import UserError
 from lit_vision.io.processes import parallel_map
 
 FAIL, WARN, NOTE = "FAIL", "warn", "note"
 _EXPLANATIONS = {
-    "wrong extension": "the name's ending is another format's; it is read by its content",
-    "damaged": "libjpeg-turbo finds faults, Pillow reads it; look at it",
-    "cmyk": "CMYK, converted to RGB without a colour profile",
+    "wrong extension": "the file name's suffix belongs to another format; the file is read by its content",
+    "damaged": "libjpeg-turbo reports errors, Pillow reads it; look at it",
+    "cmyk": "CMYK, converted to RGB without a color profile",
     "16-bit": "deeper than 8 bits; the upper 8 are used",
     "grayscale": "gray, repeated to three channels",
     "alpha": "transparent parts; alpha is dropped",
@@ -36,7 +41,7 @@ _EXPLANATIONS = {
 
 @dataclass
 class Finding:
-    """One line of the report: level (FAIL, warn, note), what, how many, which files."""
+    """A line of the report: level (FAIL, warn, note), description, number of files, names of files."""
 
     level: str
     what: str
@@ -46,7 +51,7 @@ class Finding:
 
 @dataclass
 class ImageEntry:
-    """One image file and its place: split ("" for images beside the splits), class ("" without one)."""
+    """An image file with its split ("" outside of the splits) and its class ("" without one)."""
 
     path: str
     split: str
@@ -54,12 +59,12 @@ class ImageEntry:
 
 
 def list_items(root: Path, names: Sequence[str]) -> tuple[list[ImageEntry], Folder, str]:
-    """All images below a folder, its scan, and the reason why it cannot be scanned ("" if it can).
+    """Return all images below a folder, the scanned folder, and the reason why it cannot be scanned ("" if it can).
 
-    A folder that cannot be scanned is walked without any rule, so that its files can be looked at all the same.
+    Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
 
     Raises:
-        UserError: there is no folder.
+        UserError: the folder does not exist.
     """
     try:
         folder = open_images(root, *names)
@@ -76,24 +81,24 @@ def list_items(root: Path, names: Sequence[str]) -> tuple[list[ImageEntry], Fold
 
 def _walk(root: Path, names: Sequence[str]) -> list[ImageEntry]:
     items = []
-    for here, folders, files in os.walk(root):  # links to folders are not followed: no loop
+    for parent, folders, files in os.walk(root):  # links to folders are not followed: no loop
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
-            if file.rpartition(".")[2].lower() in EXTENSIONS and not file.startswith("."):
-                parts = Path(here, file).relative_to(root).parts
+            if has_image_extension(file) and not file.startswith("."):
+                parts = Path(parent, file).relative_to(root).parts
                 split = parts[0] if parts[0] in names and len(parts) > 1 else ""
                 label = parts[1] if split and len(parts) > 2 else ""
                 items.append(ImageEntry("/".join(parts), split, label))
     return items
 
 
-def file_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) -> list[Finding]:
-    """What is wrong or odd with single files."""
-    findings, bad = [], [i for i, s in enumerate(seen) if s.fault]
-    for kind in sorted({seen[i].kind for i in bad}):
-        here = [i for i in bad if seen[i].kind == kind]
-        files = [f"{items[i].path}: {seen[i].fault}" for i in here]
-        findings.append(Finding(WARN, f"{kind} (left out by the quarantine list)", len(here), files))
+def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> list[Finding]:
+    """Return the findings about single files: those that cannot be read, and those that are unusual."""
+    findings, bad = [], [i for i, report in enumerate(reports) if report.fault]
+    for kind in sorted({reports[i].kind for i in bad}):
+        of_kind = [i for i in bad if reports[i].kind == kind]
+        files = [f"{items[i].path}: {reports[i].fault}" for i in of_kind]
+        findings.append(Finding(WARN, f"{kind} (left out by the quarantine list)", len(of_kind), files))
     sizes, broken = Counter(item.split for item in items), Counter(items[i].split for i in bad)
     for split, count in broken.items():
         if split in (train, ""):
@@ -105,23 +110,23 @@ def file_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) 
                 findings.append(Finding(FAIL, what, count))
         else:
             findings.append(Finding(FAIL, f"{split}: {count} of {sizes[split]} broken: evaluation stops", count))
-    for mark, words in _EXPLANATIONS.items():
-        files = [item.path for item, s in zip(items, seen) if mark in s.marks]
+    for mark, explanation in _EXPLANATIONS.items():
+        files = [item.path for item, report in zip(items, reports) if mark in report.marks]
         if files:
             level = WARN if mark in ("damaged", "wrong extension", "tiny", "huge") else NOTE
-            findings.append(Finding(level, f"{mark}: {words}", len(files), files))
+            findings.append(Finding(level, f"{mark}: {explanation}", len(files), files))
     return findings
 
 
-def copy_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) -> tuple[list[Finding], set[int]]:
-    """Copies within and between splits; and the training images that are also in an evaluation split."""
-    exact = exact_groups([s.digest for s in seen])
-    shown = [i for i, s in enumerate(seen) if s.thumb]
-    thumbs = np.frombuffer(b"".join(seen[i].thumb for i in shown), np.uint8).reshape(-1, THUMB, THUMB)
+def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> tuple[list[Finding], set[int]]:
+    """Return the copies within and between splits, and the training images that are also in an evaluation split."""
+    exact = exact_groups([report.digest for report in reports])
+    readable = [i for i, report in enumerate(reports) if report.thumb]
+    thumbs = np.frombuffer(b"".join(reports[i].thumb for i in readable), np.uint8).reshape(-1, THUMB, THUMB)
     same = {pair for group in exact for pair in pairwise(group)}
-    near = [(shown[a], shown[b]) for a, b in near_pairs(thumbs)]
-    near_only = [(a, b) for a, b in near if seen[a].digest != seen[b].digest]
-    groups, findings = duplicate_groups([*same, *near], len(items)), []
+    near = [(readable[a], readable[b]) for a, b in near_pairs(thumbs)]
+    near_only = [(a, b) for a, b in near if reports[a].digest != reports[b].digest]
+    groups, findings = connected_groups([*same, *near]), []
 
     def text(group: Sequence[int]) -> str:
         return " = ".join(items[i].path for i in group)
@@ -131,7 +136,8 @@ def copy_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) 
         findings.append(Finding(WARN, "exact copies of another file", extra, [text(group) for group in exact]))
     if near_only:
         findings.append(Finding(WARN, "near copies (pairs)", len(near_only), [text(pair) for pair in near_only]))
-    leaks, clashes, leaked = [], [], set()
+    leaks, clashes = [], []
+    leaked: set[int] = set()
     for group in groups:
         splits = {items[i].split for i in group}
         if train in splits and splits - {train, ""}:
@@ -140,63 +146,73 @@ def copy_findings(items: list[ImageEntry], seen: list[ImageReport], train: str) 
         if len({items[i].label for i in group if items[i].label}) > 1:
             clashes.append(text(group))
     if leaks:
-        what = f"the same picture in {train} and an evaluation split: the score is too good (the list leaves {train}'s out)"
+        what = (
+            f"the same picture in {train} and an evaluation split: the score is too good "
+            f"(the quarantine list leaves the image of {train} out)"
+        )
         findings.append(Finding(WARN, what, len(leaks), leaks))
     if clashes:
         findings.append(Finding(WARN, "the same picture under different labels", len(clashes), clashes))
     return findings, leaked
 
 
-def class_findings(items: list[ImageEntry], root: Path, names: Sequence[str]) -> tuple[list[Finding], dict]:
-    """Counts per class and split; empty classes, imbalance, classes that not every split has."""
-    counts: dict[str, Counter] = {}
+def class_findings(
+    items: list[ImageEntry], root: Path, names: Sequence[str]
+) -> tuple[list[Finding], dict[str, dict[str, int]]]:
+    """Return findings about classes (empty, rare, not in every split), and the counts per split and class."""
+    counts: dict[str, Counter[str]] = {}
     for item in items:
         if item.label:
             counts.setdefault(item.split, Counter())[item.label] += 1
-    findings, train = [], names[0]
+    findings = []
+    if empty := _empty_class_folders(root, names):
+        findings.append(Finding(WARN, "class folders without an image", len(empty), empty))
+    if names[0] in counts:
+        findings += _balance_findings(counts, names)
+    splits = {item.split for item in items}
+    findings += [Finding(NOTE, f"no {split} split", 0) for split in names[1:] if split not in splits]
+    return findings, {split: dict(sorted(count.items())) for split, count in counts.items()}
+
+
+def _empty_class_folders(root: Path, names: Sequence[str]) -> list[str]:
     tops = [root / name for name in names if (root / name).is_dir()] or ([root] if root.is_dir() else [])
-    empty = [
+    return [
         str(folder.relative_to(root))
         for top in tops
         for folder in sorted(top.iterdir())
         if folder.is_dir() and folder.name != UNLABELED and not folder.name.startswith(".") and not _has_image(folder)
     ]
-    if empty:
-        findings.append(Finding(WARN, "class folders without an image", len(empty), empty))
-    if train in counts:
-        of_class = counts[train]
-        if len(of_class) == 1:
-            findings.append(
-                Finding(WARN, "one class only: fit for pre-training, not for classification", 1, [*of_class])
-            )
-        most, least = of_class.most_common()[0], of_class.most_common()[-1]
-        if most[1] >= 10 * least[1]:
-            what = f"imbalance: {most[0]} has {most[1]} images, {least[0]} {least[1]}"
-            findings.append(Finding(WARN, what, round(most[1] / least[1])))
-        for split in names[1:]:
-            if split in counts:
-                lacking = sorted(set(of_class) - set(counts[split]))
-                if lacking:
-                    findings.append(Finding(WARN, f"classes of {train} that {split} lacks", len(lacking), lacking))
-                strange = sorted(set(counts[split]) - set(of_class))
-                if strange:
-                    findings.append(Finding(FAIL, f"classes of {split} that {train} lacks", len(strange), strange))
+
+
+def _balance_findings(counts: dict[str, Counter[str]], names: Sequence[str]) -> list[Finding]:
+    """Return findings about the classes of the training split: one only, imbalance, other classes in another split."""
+    findings, train = [], names[0]
+    of_class = counts[train]
+    if len(of_class) == 1:
+        findings.append(Finding(WARN, "one class only: fit for pre-training, not for classification", 1, [*of_class]))
+    most, least = of_class.most_common()[0], of_class.most_common()[-1]
+    if most[1] >= 10 * least[1]:
+        what = f"imbalance: {most[0]} has {most[1]} images, {least[0]} {least[1]}"
+        findings.append(Finding(WARN, what, round(most[1] / least[1])))
     for split in names[1:]:
-        if split not in {item.split for item in items}:
-            findings.append(Finding(NOTE, f"no {split} split", 0))
-    return findings, {split: dict(sorted(count.items())) for split, count in counts.items()}
+        if split in counts:
+            missing = sorted(set(of_class) - set(counts[split]))
+            if missing:
+                findings.append(Finding(WARN, f"classes of {train} that {split} lacks", len(missing), missing))
+            unknown = sorted(set(counts[split]) - set(of_class))
+            if unknown:
+                findings.append(Finding(FAIL, f"classes of {split} that {train} lacks", len(unknown), unknown))
+    return findings
 
 
 def _has_image(folder: Path) -> bool:
     return any(
-        name.rpartition(".")[2].lower() in EXTENSIONS and not name.startswith(".")
-        for _, _, files in os.walk(folder)
-        for name in files
+        has_image_extension(name) and not name.startswith(".") for _, _, files in os.walk(folder) for name in files
     )
 
 
-def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: bool = False) -> dict:
-    """The whole examination, as it goes into doctor.json.
+def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: bool = False) -> dict[str, Any]:
+    """Check every image of a folder and return the report that goes into doctor.json.
 
     Args:
         root: the folder, or a pack.
@@ -205,19 +221,21 @@ def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: b
         progress: show a bar.
 
     Returns:
-        {root, images, fit (bool), findings: [{level, what, count, files}], classes: {split: {class: count}}, quarantine: [[path, reason]]}.
+        {root, images, fit (bool), findings: [{level, what, count, files}], classes: {split: {class: count}},
+        quarantine: [[path, reason]]}.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     items, folder, fault = list_items(root, names)
-    seen = list(parallel_map(ImageCheck(folder), [item.path for item in items], workers, "looking" if progress else ""))
+    paths = [item.path for item in items]
+    reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
     findings = [Finding(FAIL, fault.removeprefix(f"{root}: "), 1)] if fault else []
-    findings += file_findings(items, seen, names[0])
-    copies, leaked = copy_findings(items, seen, names[0])
+    findings += file_findings(items, reports, names[0])
+    copies, leaked = copy_findings(items, reports, names[0])
     classes, counts = class_findings(items, root, names)
     findings += copies + classes
-    listed = [[item.path, s.fault] for item, s in zip(items, seen) if s.fault]
+    listed = [[item.path, report.fault] for item, report in zip(items, reports) if report.fault]
     listed += [[items[i].path, "the same picture is in an evaluation split"] for i in sorted(leaked)]
     order = {FAIL: 0, WARN: 1, NOTE: 2}
     findings.sort(key=lambda f: order[f.level])

@@ -1,8 +1,9 @@
-"""albumentations pipelines by name, re-keyed for every sample, so that no worker and no epoch repeats another's crops.
+"""Named albumentations pipelines whose random state is set from the key of every sample.
 
-Left alone, albumentations 2.0.8 draws from a generator that forked workers share: the same crops in every worker and epoch; and
-`A.Compose(seed=...)` makes all its transforms draw alike. So the state is set from the sample's key before each call.
-Imported lazily and with NO_ALBUMENTATIONS_UPDATE=1: it asks a server at import otherwise, and costs seconds.
+Without that, albumentations 2.0.8 draws from a generator that forked workers share, which repeats the same crops in
+every worker and epoch; and `A.Compose(seed=...)` makes all its transforms draw the same numbers. The package is
+imported on first use, since that takes seconds, and with NO_ALBUMENTATIONS_UPDATE=1, since it contacts a server at
+import otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import random
 from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,26 +20,29 @@ from lit_vision.data.views.decode import decode
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.errors import UserError
 
-_DOMAIN = 0x616C6275  # "albu": keeps these draws apart from other uses of one seed
+if TYPE_CHECKING:
+    import albumentations as A
+
+_DOMAIN = 0x616C6275  # "albu": separates these seeds from other uses of one seed
 
 
-def albumentations():
-    """The module, imported without its question to a server."""
+def import_albumentations() -> Any:
+    """Import albumentations without its version check on a server, and return the module."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations as A
 
     return A
 
 
-def mild(size: int):
-    """Crop and flip: what `train` does, by another library."""
-    A = albumentations()
+def mild(size: int) -> A.Compose:
+    """Return a pipeline of crop and flip, as the view `train` by default."""
+    A = import_albumentations()
     return A.Compose([A.RandomResizedCrop((size, size), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)])
 
 
-def photometric(size: int):
-    """Crop, flip, then colour, noise and blur: for photographs under changing light."""
-    A = albumentations()
+def photometric(size: int) -> A.Compose:
+    """Return a pipeline of crop, flip, then color, noise and blur: for photographs under changing light."""
+    A = import_albumentations()
     return A.Compose(
         [
             A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
@@ -48,9 +53,12 @@ def photometric(size: int):
     )
 
 
-def geometric(size: int):
-    """Crop, all eight symmetries, any rotation and mild bending: for aerial, medical and microscope images, which have no up."""
-    A = albumentations()
+def geometric(size: int) -> A.Compose:
+    """Return a pipeline of crop, all eight symmetries, any rotation and mild elastic distortion.
+
+    For aerial, medical and microscope images, which have no upright orientation.
+    """
+    A = import_albumentations()
     return A.Compose(
         [
             A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
@@ -61,68 +69,72 @@ def geometric(size: int):
     )
 
 
-PIPELINES: dict[str, Callable] = {"light": mild, "photometric": photometric, "geometric": geometric}
+PIPELINES: dict[str, Callable[[int], A.Compose]] = {"light": mild, "photometric": photometric, "geometric": geometric}
 
 
-def register_pipeline(name: str, build: Callable) -> None:
-    """Add one's own pipeline: `build(size) -> A.Compose` that takes image=(H, W, 3) and gives (size, size, 3) uint8. Then `albumentations:<name>`.
+def register_pipeline(name: str, build: Callable[[int], A.Compose]) -> None:
+    """Add a pipeline to PIPELINES, so that it can be used as the view `albumentations:<name>`.
 
-    `build` must be a module's function, not a lambda, if workers are spawned.
+    Args:
+        name: its name.
+        build: side of the result in pixels to a pipeline that takes image=(H, W, 3) uint8 and returns
+            (size, size, 3) uint8. It must be a function of a module, not a lambda, if workers are spawned.
     """
     PIPELINES[name] = build
 
 
-def rekey(pipeline, *key: int) -> None:
-    """Give a pipeline the random state of a key: every transform inside it draws from its own part of one fresh stream.
+def rekey(pipeline: A.Compose, *key: int) -> None:
+    """Set a pipeline's random state from a key; all of its transforms draw one after the other from one new stream.
 
     Args:
-        pipeline: an `A.Compose`.
-        key: whole numbers, e.g. (seed, epoch, index, copy).
+        pipeline: the pipeline.
+        key: integers, e.g. (seed, epoch, index, copy).
     """
     seed = derive_seed(_DOMAIN, *key)
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 class AlbumentationsViews:
-    """One view per image by a named pipeline; same call as `views.Views`.
+    """One view per image by a named pipeline; called like `views.Views`.
 
     Args:
         name: a key of PIPELINES.
         size: side of the result, pixels.
         seed: in [0, 2**64).
-        options: none: such a pipeline is changed in its own code.
+        options: none are supported, a pipeline is changed in its code; those that are None are ignored.
 
     Raises:
-        UserError: no such pipeline, or options for it.
+        UserError: there is no such pipeline, or an option is given.
     """
 
-    views = 1
+    num_views = 1
 
-    def __init__(self, name: str, size: int, seed: int, **options):
+    def __init__(self, name: str, size: int, seed: int, **options: Any):
         options = {key: value for key, value in options.items() if value is not None}
         if name not in PIPELINES:
             raise UserError(
-                f"view albumentations:{name}: there is none; choose from {', '.join(PIPELINES)}, or register one"
+                f"view albumentations:{name}: no such pipeline; choose from {', '.join(PIPELINES)}, or register one"
             )
         if options:
             raise UserError(
-                f"view option {next(iter(options))}: albumentations:{name} takes none; change the pipeline or register one"
+                f"view option {next(iter(options))}: albumentations:{name} takes no options; "
+                "change the pipeline or register one"
             )
         self.name, self.size, self.seed, self._build = name, size, seed, PIPELINES[name]
 
     @cached_property
-    def pipeline(self):
-        """Made at the first call in each process."""
+    def pipeline(self) -> A.Compose:
+        """Pipeline, built on the first call in each process."""
         return self._build(self.size)
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """The view of one file under one key: uint8 (1, size, size, 3)."""
-        return self.of_pixels(decode(image_bytes), epoch, index, copy)
+        """Return the view of an image file under a key: uint8 (1, size, size, 3)."""
+        return self.from_array(decode(image_bytes), epoch, index, copy)
 
-    def of_pixels(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """The same for pixels: image (H, W, 3) uint8."""
+    def from_array(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
+        """Return the view of an image, (H, W, 3) uint8, under a key: uint8 (1, size, size, 3)."""
         rekey(self.pipeline, self.seed, epoch, index, copy)
         return np.ascontiguousarray(self.pipeline(image=image)["image"])[None]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "pipeline"}

@@ -16,6 +16,8 @@ import torch
 
 from lit_vision.io.hashing import seed_from_text
 
+Key = tuple[int, int, int]  # (epoch, index, copy)
+
 
 def derive_seed(*ints: int) -> int:
     """Return a 64-bit seed derived from integers, e.g. `derive_seed(seed, epoch, index, copy)`.

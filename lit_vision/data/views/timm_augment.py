@@ -1,6 +1,11 @@
-"""timm's RandAugment and random erasing on uint8 pixels, keyed: both draw from the global generators, which are seeded per view and put back."""
+"""RandAugment and random erasing of timm on uint8 pixels, keyed.
+
+Both use the global random generators, which are seeded for each view and restored after it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,23 +15,28 @@ from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.data.views.params import ViewSpec
 from lit_vision.errors import UserError
 
-# ImageNet's. RandAugment fills with the mean; erasing's noise is normal in units normalised by these, and clipped to what a pixel can be.
+# Of ImageNet. RandAugment fills with the mean. The noise of random erasing is normal in pixels normalized by these, and
+# clipped to the range of a pixel.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TimmAugment:
-    """The part of a law that timm does: `augment(image, epoch, index, copy, view) -> image`.
+    """Augmentations of a ViewSpec that timm computes: `augment(image, epoch, index, copy, view) -> image`.
+
+    False (see `__bool__`) if the spec has none of them.
 
     Args:
-        spec: its `rand_augment` string and `random_erasing` probability.
+        spec: `rand_augment` and `random_erasing` are read.
         seed: in [0, 2**64).
 
     Raises:
-        UserError: timm does not understand the string.
+        UserError: timm does not understand the string `rand_augment`.
     """
 
     def __init__(self, spec: ViewSpec, seed: int):
-        self.seed, self.policy, self.erase = seed, None, None
+        self.seed = seed
+        self.policy: Callable[[Image.Image], Image.Image] | None = None
+        self.erase: Callable[[torch.Tensor], torch.Tensor] | None = None
         if spec.rand_augment:
             self.policy = _policy(spec.rand_augment, spec.size)
         if spec.random_erasing:
@@ -38,7 +48,7 @@ class TimmAugment:
         return self.policy is not None or self.erase is not None
 
     def __call__(self, image: np.ndarray, epoch: int, index: int, copy: int, view: int) -> np.ndarray:
-        """(H, W, 3) uint8 in and out."""
+        """Augment one view: (H, W, 3) uint8 in and out."""
         with temporary_seed(derive_seed(self.seed, epoch, index, copy, view)):
             if self.policy is not None:
                 image = np.array(self.policy(Image.fromarray(image)))
@@ -50,7 +60,7 @@ class TimmAugment:
         return image
 
 
-def _policy(text: str, size: int):
+def _policy(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
     from timm.data.auto_augment import rand_augment_transform
 
     fill = tuple(round(255 * m) for m in _MEAN)
@@ -58,7 +68,8 @@ def _policy(text: str, size: int):
         if not text.startswith("rand"):
             raise ValueError("it must start with rand")
         options = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-        return rand_augment_transform(text, options)
+        policy: Callable[[Image.Image], Image.Image] = rand_augment_transform(text, options)
+        return policy
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(

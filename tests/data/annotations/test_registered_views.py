@@ -11,8 +11,8 @@ from toy_annotations import marked
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations import views as home
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions, boxes_of, register_annotated_view
-from lit_vision.data.make.scenes import scenes
-from lit_vision.data.views.albumentations_views import albumentations
+from lit_vision.data.make.scenes import make_scenes
+from lit_vision.data.views.albumentations_views import import_albumentations
 
 SIZE = 64
 KEYS = [(epoch, index, copy) for epoch in range(2) for index in range(4) for copy in range(2)]
@@ -20,7 +20,7 @@ KEYS = [(epoch, index, copy) for epoch in range(2) for index in range(4) for cop
 
 def tilted(size: int, options: AugmentationOptions, fill_mask: int) -> list:
     """Shift, scale, turn by quarters, mirror, noise: everything draws."""
-    A = albumentations()
+    A = import_albumentations()
     return [
         A.Resize(size, size),
         A.Affine(translate_percent=(-0.2, 0.2), scale=(0.7, 1.2), p=1.0, fill_mask=fill_mask),
@@ -84,7 +84,7 @@ def test_boxes_and_masks_move_with_the_pixels() -> None:
 
 
 def test_batches_under_ones_own_view_are_the_same_from_workers(tmp_path: Path) -> None:
-    scenes(tmp_path, {"train": 6})
+    make_scenes(tmp_path, {"train": 6})
     settings = {"img_size": SIZE, "batch_size": 2, "train_view": "tilted", "with_masks": True, "seed": 1}
     alone, spread = (
         list(AnnotatedDataModule(str(tmp_path), num_workers=n, **settings).train_dataloader()) for n in (0, 2)

@@ -138,7 +138,7 @@ def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp
     for epoch in range(2):
         loader.batch_sampler.set_epoch(epoch)
         assert sum(len(batch["label"]) for batch in loader) == 40
-        assert loader.dataset.files.count(epoch) == 1
+        assert loader.dataset.files.count_broken(epoch) == 1
     assert "epoch 0: 1 broken image(s) replaced, listed in" in caplog.text
     module.teardown()
     assert "epoch 1: 1 broken image(s)" in caplog.text

@@ -1,4 +1,4 @@
-"""albumentations pipelines: re-keyed per sample, so that no worker or epoch repeats another's crops."""
+"""Albumentations pipelines: random state set per sample, so that no worker or epoch repeats crops of another."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,19 @@ from torch.utils.data import DataLoader, Dataset
 from lit_vision.data.views.albumentations_views import (
     PIPELINES,
     AlbumentationsViews,
-    albumentations,
+    import_albumentations,
     mild,
     register_pipeline,
 )
 from lit_vision.errors import UserError
 
-# every pixel is its own place, so equal crops are equal pixels and different ones are not
+# every pixel is its coordinates, so that different crops have different pixels
 PLACES = np.stack([*np.indices((64, 64)) * 3, np.zeros((64, 64))], 2).astype(np.uint8)
 KEYS = [[(epoch, i, 0)] for epoch in range(2) for i in range(8)]
 
 
 class _Plain(Dataset):
-    """albumentations as one would use it: one pipeline, called per sample. Plain 2.0.8, or a fixed seed."""
+    """Usual use of albumentations: one pipeline, called per sample, with or without a fixed seed."""
 
     def __init__(self, pipeline):
         self.pipeline = pipeline
@@ -34,11 +34,11 @@ class _Keyed(Dataset):
         self.views = AlbumentationsViews("light", 32, seed=0)
 
     def __getitem__(self, key) -> np.ndarray:
-        return self.views.of_pixels(PLACES, *key)[0]
+        return self.views.from_array(PLACES, *key)[0]
 
 
 def _epochs(dataset: Dataset, workers: int) -> list[bytes]:
-    """The crops of two epochs of eight samples; workers start anew each epoch, as they do by default."""
+    """Return the crops of two epochs of eight samples; new workers start each epoch, as they do by default."""
     crops = []
     for epoch in range(2):
         keys = [key for key in KEYS if key[0][0] == epoch]
@@ -53,12 +53,12 @@ def _never_repeats(dataset: Dataset) -> bool:
 
 
 def test_keyed_pipeline__never_repeats_a_crop_over_workers_and_epochs_and_plain_ones_do() -> None:
-    A = albumentations()
+    A = import_albumentations()
     assert A.__version__ == "2.0.8"
     assert _never_repeats(_Keyed())
     fixed = A.Compose([A.RandomResizedCrop((32, 32), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)], seed=0)
     assert not _never_repeats(_Plain(fixed))
-    assert not _never_repeats(_Plain(mild(32)))  # if this fails, albumentations has mended it
+    assert not _never_repeats(_Plain(mild(32)))  # if this fails, albumentations has fixed it
 
 
 def test_keyed_pipeline__gives_the_same_pixels_on_any_worker_count() -> None:
@@ -68,19 +68,19 @@ def test_keyed_pipeline__gives_the_same_pixels_on_any_worker_count() -> None:
 @pytest.mark.parametrize("name", sorted(PIPELINES))
 def test_pipelines__are_pure_functions_of_the_key(name: str) -> None:
     views = AlbumentationsViews(name, 24, seed=1)
-    first = views.of_pixels(PLACES, 1, 2)
+    first = views.from_array(PLACES, 1, 2)
     assert first.shape == (1, 24, 24, 3)
     assert first.dtype == np.uint8
     torch.manual_seed(3), np.random.seed(3)
-    views.of_pixels(PLACES, 5, 5)
-    assert (views.of_pixels(PLACES, 1, 2) == first).all()
+    views.from_array(PLACES, 5, 5)
+    assert (views.from_array(PLACES, 1, 2) == first).all()
     for other in ((2, 2), (1, 3), (1, 2, 1)):
-        assert (views.of_pixels(PLACES, *other) != first).any()
+        assert (views.from_array(PLACES, *other) != first).any()
 
 
 def test_pipelines__of_ones_own_and_wrong_names() -> None:
     register_pipeline("mine", mild)
-    assert AlbumentationsViews("mine", 16, 0).of_pixels(PLACES, 0, 0).shape == (1, 16, 16, 3)
+    assert AlbumentationsViews("mine", 16, 0).from_array(PLACES, 0, 0).shape == (1, 16, 16, 3)
     del PIPELINES["mine"]
     with pytest.raises(UserError, match="albumentations:mine"):
         AlbumentationsViews("mine", 16, 0)

@@ -9,12 +9,12 @@ import torch
 from lit_vision.data.views.keyed_rng import PhiloxStreams, derive_seed, temporary_seed
 
 
-def test_seed_of__is_stable_across_processes_and_sensitive_to_order() -> None:
+def test_derive_seed__is_stable_across_processes_and_sensitive_to_order() -> None:
     assert derive_seed(0, 1, 2) == 9058871843155686531
     assert len({derive_seed(1, 2), derive_seed(2, 1), derive_seed(12), derive_seed(1, 2, 0), derive_seed(-1, 2)}) == 5
 
 
-def test_seeded__gives_the_same_draws_and_restores_all_three_generators() -> None:
+def test_temporary_seed__gives_the_same_draws_and_restores_all_three_generators() -> None:
     def draws() -> tuple:
         return random.random(), np.random.rand(), torch.rand(()).item()
 

@@ -1,4 +1,4 @@
-"""The laws of the views' parameters, against their stated distributions."""
+"""Sampled view parameters, against their stated distributions."""
 
 import math
 
@@ -13,8 +13,8 @@ N = 20_000
 
 
 def _draws(name: str, size: int = 224, height: int = 2000, width: int = 2000, **options) -> list:
-    drawer = ViewParamSampler(make_view_spec(name, size, **options), seed=11)
-    return [drawer(i // 100, i % 100, 0, i % 2, height, width) for i in range(N)]
+    sampler = ViewParamSampler(make_view_spec(name, size, **options), seed=11)
+    return [sampler(i // 100, i % 100, 0, i % 2, height, width) for i in range(N)]
 
 
 def _p(values: list[float], low: float, high: float) -> float:
@@ -38,7 +38,7 @@ def test_simclr__parameters_follow_the_paper() -> None:
     assert stats.chisquare(np.bincount([d.order for d in jittered], minlength=24)).pvalue > 1e-3
 
 
-def test_crop__area_aspect_and_place_follow_rejection_sampling() -> None:
+def test_crop__area_aspect_and_position_follow_rejection_sampling() -> None:
     """Against a slow loop of the definition (Inception's crop): draw area and aspect until the window fits."""
     rng, areas, aspects = np.random.default_rng(0), [], []
     while len(areas) < N:
@@ -64,12 +64,12 @@ def test_train_and_mae__options_follow_their_ranges() -> None:
 
 
 def test_views__draw_independently_of_each_other_and_of_other_options() -> None:
-    drawer = ViewParamSampler(make_view_spec("simclr", 224), 0)
-    a = [drawer(0, i, 0, 0, 500, 500) for i in range(N)]
+    sampler = ViewParamSampler(make_view_spec("simclr", 224), 0)
+    a = [sampler(0, i, 0, 0, 500, 500) for i in range(N)]
     for b in (
-        [drawer(0, i, 0, 1, 500, 500) for i in range(N)],
+        [sampler(0, i, 0, 1, 500, 500) for i in range(N)],
         a[1:] + a[:1],
-        [drawer(1, i, 0, 0, 500, 500) for i in range(N)],
+        [sampler(1, i, 0, 0, 500, 500) for i in range(N)],
     ):
         assert abs(np.corrcoef([d.left for d in a], [d.left for d in b])[0, 1]) < 0.03
         assert abs(np.corrcoef([d.sigma for d in a], [d.sigma for d in b])[0, 1]) < 0.03
@@ -79,7 +79,7 @@ def test_views__draw_independently_of_each_other_and_of_other_options() -> None:
     assert plain[:5] == turned[:5]
 
 
-def test_crop__extreme_images_fall_back_to_the_centre() -> None:
+def test_crop__extreme_images_fall_back_to_the_center() -> None:
     tall = ViewParamSampler(make_view_spec("mae", 32), 0)(0, 0, 0, 0, 4000, 10)
     assert tall.width == 10
     assert tall.height <= 14
@@ -95,9 +95,9 @@ def test_small_images__get_half_the_strength_and_no_blur() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "match"),
     [
-        ("dino", {}, "view 'dino'"),
+        ("dino", {}, "dino"),
         ("mae", {"strength": 1.0}, "strength"),
         ("eval", {"flip": 0.5}, "flip"),
         ("train", {"crop_scale": [0.5, 1.5]}, "crop_scale"),
@@ -105,6 +105,6 @@ def test_small_images__get_half_the_strength_and_no_blur() -> None:
         ("simclr", {"strength": -1.0}, "strength"),
     ],
 )
-def test_make_law__refuses_what_a_view_does_not_have(name: str, options: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_make_view_spec__refuses_what_a_view_does_not_have(name: str, options: dict, match: str) -> None:
+    with pytest.raises(UserError, match=match):
         make_view_spec(name, 32, **options)

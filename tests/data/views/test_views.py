@@ -1,4 +1,4 @@
-"""Pixels of the views, against Pillow, timm, torchvision and slow loops; and both paths against each other."""
+"""Pixels of the views, against Pillow, timm, torchvision and slow loops; single against batched views."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from lit_vision.data.batch import normalize
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.color import LUMA, color_matrices
-from lit_vision.data.views.params import ORDERS, ViewParams
+from lit_vision.data.views.params import COLOR_ORDERS, ViewParams
 from lit_vision.data.views.views import make_views, resize, rotate
 from lit_vision.errors import UserError
 
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def _photo(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A smooth coloured picture with the statistics of no test pattern."""
+    """Return a smooth random image."""
     noise = RNG.normal(size=(height, width, channels)).astype(np.float32)
     blurred = cv2.GaussianBlur(noise, (0, 0), 2).reshape(height, width, channels)
     return cv2.normalize(blurred, None, 0, 255, cv2.NORM_MINMAX).reshape(height, width, channels).astype(np.uint8)
@@ -79,7 +79,7 @@ def test_batched_views__equal_the_single_ones_within_rounding(
     batched = make_batch_views(name, size, 5, **options)(images, torch.tensor(KEYS)).numpy().astype(int)
     single = make_views(name, size, 5, **options)
     expected = np.stack(
-        [single.of_pixels(np.repeat(i, 3 // channels, axis=2), *k) for i, k in zip(images, KEYS)]
+        [single.from_array(np.repeat(i, 3 // channels, axis=2), *k) for i, k in zip(images, KEYS)]
     ).astype(int)
     difference = np.abs(batched - expected)
     assert batched.shape == expected.shape
@@ -108,10 +108,10 @@ def test_batched_views__do_not_depend_on_the_batch(name: str, options: dict, siz
 def test_crops__equal_pillows_antialiased_bicubic() -> None:
     make, data = make_views("mae", 32, 0, flip=0.0), _photo(200, 260)
     for index in range(10):
-        drawn = make.draw(0, index, 0, 0, 200, 260)
+        drawn = make.sampler(0, index, 0, 0, 200, 260)
         crop = Image.fromarray(data[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width])
         expected = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
-        difference = np.abs(make.of_pixels(data, 0, index)[0] - expected)
+        difference = np.abs(make.from_array(data, 0, index)[0] - expected)
         assert (difference <= 1).mean() > 0.99
 
 
@@ -139,12 +139,12 @@ def _draw(**values) -> ViewParams:
 
 
 @pytest.mark.parametrize("order", [0, 5, 13, 23])
-def test_colour_matrix__equals_the_operations_one_after_the_other(order: int) -> None:
-    """A slow loop without clipping; on mild factors torchvision's own operations, which clip, agree too (hue left out: HSV)."""
+def test_color_matrix__equals_the_operations_one_after_the_other(order: int) -> None:
+    """A slow loop without clipping; for mild factors torchvision's clipped operations agree (without hue: HSV)."""
     drawn = _draw(order=order, brightness=1.1, contrast=0.8, saturation=0.7, gray=False)
     image = 60 + PHOTO.astype(np.float64) / 3
     slow, reference = image.copy(), torch.from_numpy(image).permute(2, 0, 1) / 255
-    for operation in ORDERS[order]:
+    for operation in COLOR_ORDERS[order]:
         if operation == 0:
             slow, reference = slow * 1.1, tv.adjust_brightness(reference, 1.1)
         elif operation == 1:
@@ -159,7 +159,7 @@ def test_colour_matrix__equals_the_operations_one_after_the_other(order: int) ->
     )  # its gray weights have four digits
 
 
-def test_colour_matrix__hue_keeps_gray_and_luma_and_grayscale_ends_gray() -> None:
+def test_color_matrix__hue_keeps_gray_and_luma_and_grayscale_ends_gray() -> None:
     matrix, shift = color_matrices([_draw(hue=0.3), _draw(hue=0.1, saturation=1.5, gray=True)], np.full((2, 3), 100.0))
     np.testing.assert_allclose(matrix[0] @ np.ones(3), np.ones(3), atol=1e-9)
     np.testing.assert_allclose(LUMA @ matrix[0], LUMA, atol=1e-9)
@@ -168,14 +168,14 @@ def test_colour_matrix__hue_keeps_gray_and_luma_and_grayscale_ends_gray() -> Non
     assert red_to_green.argmax() == 1  # as a third of a turn in HSV
 
 
-def test_turn__by_quarter_turns_is_exact_and_counter_clockwise() -> None:
+def test_rotate__by_quarter_turns_is_exact_and_counter_clockwise() -> None:
     image = _photo(40, 40)
     for quarter in (1, 2, 3):
         got = rotate(image, _draw(angle=90.0 * quarter), 40).astype(int)
         assert np.abs(got - np.rot90(image, quarter)).max() <= 1
 
 
-def test_turn__zooms_out_to_black_and_shrinks_with_antialias() -> None:
+def test_rotate__zooms_out_to_black_and_shrinks_with_antialias() -> None:
     white = np.full((40, 40, 3), 255, np.uint8)
     half = rotate(white, _draw(zoom=0.5), 40)
     assert half.mean() / 255 == pytest.approx(0.25, abs=0.03)
@@ -188,7 +188,7 @@ def test_turn__zooms_out_to_black_and_shrinks_with_antialias() -> None:
 
 def test_blur__has_the_papers_kernel() -> None:
     make = make_views("simclr", 224, 0, blur=1.0, strength=0.0, grayscale=0.0, flip=0.0)
-    drawn = make.draw(0, 0, 0, 0, 300, 300)
+    drawn = make.sampler(0, 0, 0, 0, 300, 300)
     image = _photo(300, 300)
     crop = resize(image[drawn.top : drawn.top + drawn.height, drawn.left : drawn.left + drawn.width], 224, 224)
     expected = (
@@ -203,15 +203,15 @@ def test_rand_augment__is_keyed_leaves_global_generators_alone_and_differs_betwe
     make = make_views("train", 32, 0, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.9)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    views = [make.of_pixels(PHOTO, 0, i)[0] for i in range(6)]
+    views = [make.from_array(PHOTO, 0, i)[0] for i in range(6)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert all((a == make.of_pixels(PHOTO, 0, i)[0]).all() for i, a in enumerate(views))
+    assert all((a == make.from_array(PHOTO, 0, i)[0]).all() for i, a in enumerate(views))
     assert len({v.tobytes() for v in views}) == 6
     with pytest.raises(UserError, match="rand_augment"):
         make_views("train", 32, 0, rand_augment="wild")
 
 
-def test_normalise__is_the_float_formula() -> None:
+def test_normalize__is_the_float_formula() -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (2, 3, 5, 4, 3), np.uint8))
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     expected = ((images.double() / 255 - mean) / std).permute(0, 1, 4, 2, 3)

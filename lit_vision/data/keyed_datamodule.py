@@ -1,0 +1,137 @@
+"""KeyedDataModule: order of samples, loaders and resumable position, shared by the data modules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from lit_vision.data.datasets import ImageReader, make_loader
+from lit_vision.data.loader_state import loader_state, restore_loader_state
+from lit_vision.data.sampler import EvalBatches, TrainBatches
+from lit_vision.data.views.keyed_rng import Key
+from lit_vision.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class KeyedDataModule(LightningDataModule):
+    """Data module whose batches follow from (seed, epoch), so that training can resume at any step.
+
+    A subclass sets `root` and `split_names`, and defines `num_train`, `_dataset` and `_identity`.
+
+    Attributes:
+        root: folder of the data.
+        split_names: {"train", "val", "test": name of the split's folder}.
+        cursor: (epoch, samples of it that all ranks have had).
+        resume_anyway: continue a run although its seed, data or global batch changed; see `restore_loader_state`.
+        moved: True after such a change.
+
+    Args:
+        batch_size: samples per device and batch.
+        copies: repeated augmentation, see `TrainBatches`.
+        seed: of the order, in [0, 2**64).
+        num_workers: see `make_loader`.
+    """
+
+    root: str
+    split_names: dict[str, str]
+    resume_anyway = False
+    moved = False
+
+    def __init__(self, batch_size: int, copies: int, seed: int, num_workers: int | str):
+        super().__init__()
+        self.batch_size, self.copies, self.seed, self.num_workers = batch_size, copies, seed, num_workers
+        self.cursor = (0, 0)
+        self._train_batches: TrainBatches | None = None  # the sampler that training follows
+        # (role, on_bad): the reader of the files, and what the subclass stores with it
+        self._datasets: dict[tuple[str, str], tuple[ImageReader, Any]] = {}
+
+    @property
+    def num_train(self) -> int:
+        """Images that training draws from."""
+        raise NotImplementedError
+
+    def _dataset(self, role: str, train: bool) -> Dataset:
+        """Return the data set of a split under the training or the evaluation view."""
+        raise NotImplementedError
+
+    def _identity(self) -> str:
+        """Return a digest of the samples that training draws from; a resumed run must have the same."""
+        raise NotImplementedError
+
+    @property
+    def world(self) -> tuple[int, int, int]:
+        """(rank, processes, batches per step); (0, 1, 1) without a Trainer."""
+        trainer = self.trainer
+        if trainer is None:
+            return 0, 1, 1
+        return trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step: batch_size x processes x accumulation."""
+        _, processes, accumulate = self.world
+        return self.batch_size * processes * accumulate
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch on each rank, a multiple of the accumulated batches of an optimizer step."""
+        return len(self._new_train_batches())
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of this rank's batches of an epoch, from a restored position on."""
+        batches = self._new_train_batches()
+        batches.on_epoch_end, self._train_batches = self._report_broken, batches
+        batches.epoch, samples = self.cursor
+        batches.first_batch = samples // (self.batch_size * self.world[1])
+        return self._loader(self._dataset("train", train=True), batches, persistent=True)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Report the broken images of the last epoch."""
+        if self._train_batches is not None:
+            self._report_broken(self._train_batches.epoch)
+            self._train_batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the data position of the run; Lightning stores it in the checkpoint under the class's name."""
+        return loader_state(self, self._identity())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a stored position; UserError if seed, data or global batch changed."""
+        restore_loader_state(self, state_dict, self._identity())
+
+    def _new_train_batches(self) -> TrainBatches:
+        rank, processes, accumulate = self.world
+        batches = TrainBatches(self.num_train, self.batch_size, rank, processes, accumulate, self.seed, self.copies)
+        if not len(batches):
+            raise UserError(
+                f"{self.root}: {self.num_train} training images do not fill one step of {self.global_batch_size} "
+                "(batch_size x devices x accumulation); lower data.batch_size"
+            )
+        return batches
+
+    def _each_image_once(self, role: str, n: int) -> DataLoader:
+        """Return the loader of a split's n images under the evaluation view, each once over all processes."""
+        rank, processes, _ = self.world
+        if n < processes:
+            raise UserError(
+                f"{self.root}: {self.split_names[role]} has {n} image(s) for {processes} processes; use fewer"
+            )
+        return self._loader(
+            self._dataset(role, train=False), EvalBatches(n, self.batch_size, rank, processes), persistent=True
+        )
+
+    def _loader(self, dataset: Dataset, batches: Iterable[list[Key]], persistent: bool) -> DataLoader:
+        local_processes = 1 if self.trainer is None else max(1, self.trainer.num_devices)
+        return make_loader(dataset, batches, self.num_workers, persistent, local_processes)
+
+    def _report_broken(self, epoch: int) -> None:
+        """Log how many broken images an epoch had that is over."""
+        for (role, _), (files, _) in self._datasets.items():
+            count = files.count_broken(epoch) if role == "train" else 0
+            if count:
+                log.warning("epoch %d: %d broken image(s) replaced, listed in %s", epoch, count, files.bad_images_file)
