@@ -1,3 +1,3 @@
-"""lit_vision: pre-train on unlabelled images, adapt with few labels, reproduce the table, deploy."""
+"""lit_vision: pre-train on unlabeled images, fine-tune with few labels, reproduce the tables, deploy."""
 
 __version__ = "0.1.0"

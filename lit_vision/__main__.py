@@ -1,4 +1,4 @@
-"""`python -m lit_vision` is the same as `lit-vision`."""
+"""Run `lit-vision` as `python -m lit_vision`."""
 
 import sys
 

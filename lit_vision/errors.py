@@ -1,13 +1,19 @@
-"""Faults that the user can mend. The command line prints them as one line; everything else is a bug and keeps its traceback."""
+"""Errors that the user can fix, which the command line prints as one line.
+
+Any other exception is a bug and keeps its traceback.
+"""
 
 
 class UserError(Exception):
-    """A fault with a mend: the message names the file, key or flag, what is wrong, and what to do. Exit code 1."""
+    """An error that the user can fix, with exit code 1.
+
+    The message names the file, key or flag, what is wrong, and what to do.
+    """
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """The command itself was typed wrongly. Exit code 2."""
+    """A command line with wrong flags or values. Exit code 2."""
 
     exit_code = 2

@@ -1,8 +1,8 @@
 """The only file that reads private state of Lightning: underscored names and the layout of checkpoint["loops"].
 
 Lightning has no public way to these facts. Each function names what it returns in plain words and what it relies on;
-tests/test_lightning_internals.py checks every private name against the installed version, so that an upgrade breaks there first.
-Written against Lightning 2.6.6.
+tests/test_lightning_internals.py checks every private name against the installed version, so that an upgrade breaks
+there first. Written against Lightning 2.6.6.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def log_at_optimizer_step(
 ) -> None:
     """Write one row of metrics at once, under the number of the last optimizer step.
 
-    Lightning writes what `LightningModule.log` collects after all hooks, and so after a checkpoint that a hook saves: a run
-    that is killed in between would lack the row. This is the one way to write a row of metrics.csv earlier.
+    Lightning writes what `LightningModule.log` collects after all hooks, and so after a checkpoint that a hook saves: a
+    run that is killed in between would lack the row. This is the one way to write a row of metrics.csv earlier.
 
     Args:
         trainer: the run; the row gets `trainer.current_epoch` as its epoch unless `values` has one.
@@ -76,7 +76,7 @@ def log_at_optimizer_step(
 
 
 def pending_metrics(trainer: Trainer) -> dict[str, float]:
-    """Return the metrics that Lightning logs after the hooks of the current optimizer step; {} if it logs none at this step.
+    """Return the metrics that Lightning logs after the hooks of this optimizer step; {} if it logs none.
 
     Relies on `Trainer._logger_connector`.
     """
@@ -155,12 +155,13 @@ _ZERO = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 def complete_loop_counters(checkpoint: dict[str, Any], validation_follows: bool, epoch_over: bool) -> None:
     """Change the loop counters of a checkpoint to those after the current batch, or epoch.
 
-    Lightning counts a batch and an epoch as completed after the hooks in which a checkpoint is saved; with its own counters a
-    resume would repeat the batch.
+    Lightning counts a batch and an epoch as completed after the hooks in which a checkpoint is saved; with its own
+    counters a resume would repeat the batch.
 
     Args:
         checkpoint: changed in place.
-        validation_follows: the checkpoint is written after a batch and before its validation; a resume runs all of the validation.
+        validation_follows: the checkpoint is written after a batch and before its validation; a resume runs all of the
+            validation.
         epoch_over: the checkpoint is written at the end of an epoch.
     """
     loop = checkpoint["loops"]["fit_loop"]

@@ -1,7 +1,9 @@
-"""Run by test_distributed.py in its own process: two forked gloo ranks and, after them, one process on the joined batch.
+"""Checks for test_distributed.py, run in a process: two forked gloo ranks, then one process on the joined batch.
 
-Usage: python tests/gloo_checks.py OUT. Writes OUT/rank0.pt, rank1.pt and single.pt: {check: {tensor name: tensor}}, equal names to compare.
-Fork, not spawn: the imports (seconds of lightning and timm) are paid once. It is safe here: one thread, CPU only, nothing opened before.
+Usage: python tests/gloo_checks.py OUT. Writes OUT/rank0.pt, rank1.pt and single.pt: {check: {tensor name: tensor}},
+    equal names to compare.
+Fork, not spawn: the imports (seconds of lightning and timm) are paid once. It is safe here: one thread, CPU only,
+nothing opened before.
 """
 
 import os
@@ -28,8 +30,8 @@ from lit_vision.methods.simclr.simclr import SimCLR
 
 WORLD, B = 2, 4  # images per process
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-# A smooth activation: at ReLU's kink a value that rounding moves over zero switches its gradient on or off, which is no error of
-# the exchange between processes, and no tolerance in float32 would hold.
+# A smooth activation: at ReLU's kink a value that rounding moves over zero switches its gradient on or off, which is no
+# error of the exchange between processes, and no tolerance in float32 would hold.
 RESNET = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "act_layer": "silu"}
 DENSENET = {
     "stem": "small",
@@ -137,7 +139,8 @@ def joined_batch(
 ) -> dict[str, Tensor | list]:
     generator = torch.Generator().manual_seed(1)
     n = WORLD * B
-    # coarse patterns, not noise: images that a random network can tell apart keep the gradients well conditioned in float32
+    # coarse patterns, not noise: images that a random network can tell apart keep the gradients well conditioned in
+    # float32
     coarse = (
         torch.rand(n, 1, 3, 4, 4, generator=generator, dtype=torch.float64)
         .repeat_interleave(4, 3)
@@ -165,7 +168,7 @@ def share(batch: dict[str, Tensor | list]) -> dict[str, Tensor | list]:
 def method_check(
     make: Callable[[], nn.Module], dtype: torch.dtype, own_lr: float | None = None, objects: tuple[int, ...] = OBJECTS
 ) -> dict[str, Tensor]:
-    """Loss and parameter gradients of one step, and weights and buffers before and after three, through DDP when there are two ranks.
+    """Return loss and gradients of one step, and weights and buffers before and after three, with DDP on two ranks.
 
     With `own_lr` the optimiser is the method's own kind at that rate, else SGD.
     """
@@ -202,7 +205,7 @@ def method_check(
 
 
 def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
-    """The loss itself on leaves: after the sum over ranks divided by the world, each rank's rows have the single gradient.
+    """Return the loss on leaves and its gradients: summed over ranks and divided by their number, those of one process.
 
     And with local negatives: each rank's value is that of its own rows.
     """
@@ -221,7 +224,7 @@ def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Forward, backward and running statistics for unequal shares of 7 rows, far from zero mean, for several kinds of layer."""
+    """Return outputs, gradients and running statistics for unequal shares of 7 rows, for several kinds of layer."""
     out: dict[str, Tensor] = {}
     sizes = (3, 4)
     kinds: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -1,4 +1,4 @@
-"""Two gloo processes against one: the losses, the gradients after DDP's averaging, the weights after three steps, batch norm."""
+"""Two gloo processes against one: losses, gradients after DDP's averaging, weights after three steps, batch norm."""
 
 import os
 import subprocess
@@ -41,7 +41,8 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor, scale: float) -> f
 def gradient_errors(runs: dict, check: str) -> dict[str, float]:
     """Largest relative error over the ranks of each gradient, in its norm.
 
-    A gradient that is zero by symmetry (a gain or bias before batch norm) holds rounding only: the floor is a hundredth of the model's largest.
+    A gradient that is zero by symmetry (a gain or bias before batch norm) holds rounding only: the floor is a hundredth
+    of the model's largest.
     """
     expected = {name: value.double() for name, value in runs["single"][check].items() if name.startswith("grad")}
     floor = 0.01 * max(float(value.norm()) for value in expected.values())
@@ -53,7 +54,7 @@ def gradient_errors(runs: dict, check: str) -> dict[str, float]:
 
 
 def distance_over_movement(got: dict[str, torch.Tensor], single: dict[str, torch.Tensor]) -> float:
-    """How far the two runs' weights lie apart after three steps, over how far the steps moved them; all weights as one vector."""
+    """Return the distance of the two runs' weights after three steps over the length of the steps, as one vector."""
     names = [name.removeprefix("before ") for name in single if name.startswith("before ")]
     after = {name: single[f"after three steps {name}"].double() for name in names}
     apart = sum(float((got[f"after three steps {name}"] - value).square().sum()) for name, value in after.items())
@@ -62,10 +63,11 @@ def distance_over_movement(got: dict[str, torch.Tensor], single: dict[str, torch
 
 
 def gradient_tolerance(runs: dict, method: str, dtype: str) -> float:
-    """TOLERANCE, or, in float32, what rounding does to this network: its error in float64 times the ratio of the formats' epsilons.
+    """Return TOLERANCE or, in float32, this network's error in float64 times the ratio of the formats' epsilons.
 
-    Batch norm over a few values makes SimCLR's small ResNet and DenseNet ill conditioned: rounding of 1e-16 comes out as 6e-14, so
-    rounding of 1e-7 must come out as 3e-5. An error of the exchange would show in float64, whose tolerance is 1e-10.
+    Batch norm over a few values makes SimCLR's small ResNet and DenseNet ill conditioned: rounding of 1e-16 comes out
+    as 6e-14, so rounding of 1e-7 must come out as 3e-5. An error of the exchange would show in float64, whose tolerance
+    is 1e-10.
     """
     if dtype == "float64":
         return TOLERANCE[dtype]

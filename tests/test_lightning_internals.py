@@ -1,4 +1,4 @@
-"""Each private name of Lightning that the package reads: it exists and has the meaning that lightning_internals.py relies on.
+"""Private names of Lightning exist and have the meaning that lightning_internals.py relies on.
 
 When these fail after an upgrade of Lightning, only lit_vision/lightning_internals.py has to change.
 """

@@ -33,8 +33,9 @@ def _check_action(name: str, action: str) -> None:
 class LossSpike(Callback):
     """Report a step whose loss is more than `sigmas` standard deviations above its moving mean.
 
-    Mean and variance stay on the device, and are read every `trainer.log_every_n_steps` steps, when the loss is fetched anyway:
-    no synchronization is added. A step above the threshold does not enter the mean. Each process watches its own loss.
+    Mean and variance stay on the device, and are read every `trainer.log_every_n_steps` steps, when the loss is fetched
+    anyway: no synchronization is added. A step above the threshold does not enter the mean. Each process watches its
+        own loss.
 
     Args:
         sigmas: threshold in standard deviations, more than 0.
@@ -79,8 +80,8 @@ class LossSpike(Callback):
         self._state[3] = -math.inf
         self.spikes.append(int(step))
         text = (
-            f"LossSpike: at step {int(step)} the loss is {loss:.4g}, {worst:.0f} standard deviations over its mean of {mean:.4g} "
-            f"(deviation {variance**0.5:.2g})"
+            f"LossSpike: at step {int(step)} the loss is {loss:.4g}, {worst:.0f} standard deviations over its mean "
+            f"of {mean:.4g} (deviation {variance**0.5:.2g})"
         )
         if self.action == "stop":
             raise LossSpikeError(
@@ -119,7 +120,7 @@ def _update_statistics(state: Tensor, loss: Tensor, step: int, sigmas: float, me
 
 
 class Collapse(Callback):
-    """Log val/embedding_std and val/effective_rank of the encoder's features at the end of epochs, and report low values.
+    """Log val/embedding_std and val/effective_rank of the encoder's features by epoch, and report low values.
 
     Args:
         every_n_epochs: epochs between two measurements, at least 1; the last epoch is always measured.
@@ -161,8 +162,8 @@ class Collapse(Callback):
         if std >= self.min_std and rank >= self.min_rank:
             return
         text = (
-            f"Collapse: after epoch {trainer.current_epoch + 1} the features of {len(features)} images spread by {std:.3g} (of 1) over {rank:.1f} dimensions "
-            f"(of {features.shape[1]})"
+            f"Collapse: after epoch {trainer.current_epoch + 1} the features of {len(features)} images spread by "
+            f"{std:.3g} (of 1) over {rank:.1f} dimensions (of {features.shape[1]})"
         )
         if self.action == "stop":
             raise CollapseError(f"{text}; lower base_lr, raise the temperature or use a larger batch")

@@ -1,15 +1,16 @@
 """Bit-exact resumable checkpoints, written atomically.
 
 Three parts, each used alone or together (lit_vision.cli.lightning_cli adds all three to every run):
-- `AtomicCheckpointIO` (runs/checkpoint_io.py) writes a checkpoint file (temporary file, fsync, rename) and reads it (sha256
-  checked, no code executed);
+- `AtomicCheckpointIO` (runs/checkpoint_io.py) writes a checkpoint file (temporary file, fsync, rename) and reads it
+  (sha256 checked, no code executed);
 - `SeedEachBatch` makes the model's random numbers a function of (seed, rank, number of the batch);
 - `LastCheckpoint` writes last.ckpt where a resume is exact, keeps the previous and the best one, and handles signals
   (runs/preemption.py).
 
-Lightning 2.6.6 replays batches after a resume inside an epoch, stores no random state, and on SIGTERM exits with code 0 without
-a file. The remedies rely on private state of its loops through lightning_internals.py.
-tests/callbacks/test_checkpoint_resume.py kills real runs, and must run on every version of Lightning that setup.cfg admits.
+Lightning 2.6.6 replays batches after a resume inside an epoch, stores no random state, and on SIGTERM exits with code 0
+without a file. The remedies rely on private state of its loops through lightning_internals.py.
+tests/callbacks/test_checkpoint_resume.py kills real runs, and must run on every version of Lightning that setup.cfg
+admits.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ MONITORS = (
 class SeedEachBatch(Callback):
     """Seed torch's, numpy's and Python's generators at the start of each batch from (seed, rank, number of the batch).
 
-    A checkpoint needs no random state, and neither validation, callbacks nor `iter(loader)` (which draws once from torch's
-    generator) changes what dropout, drop path or mixup draw after a resume.
+    A checkpoint needs no random state, and neither validation, callbacks nor `iter(loader)` (which draws once from
+    torch's generator) changes what dropout, drop path or mixup draw after a resume.
 
     Args:
         seed: the run's seed.
@@ -81,24 +82,28 @@ class SeedEachBatch(Callback):
 class LastCheckpoint(Checkpoint):
     """Write the checkpoints of a run, only where a resume is exact.
 
-    - last.ckpt: every `every_n_steps` optimizer steps, at the end of each epoch, and when SIGTERM, SIGUSR1 or Ctrl-C comes
-      (within one optimizer step, also in validation); the process then exits with 143 or 130. A second Ctrl-C exits at once.
+    - last.ckpt: every `every_n_steps` optimizer steps, at the end of each epoch, and when SIGTERM, SIGUSR1 or Ctrl-C
+      comes (within one optimizer step, also in validation); the process then exits with 143 or 130. A second Ctrl-C
+      exits at once.
     - previous.ckpt: the last.ckpt before.
-    - best.ckpt: written at the end of an epoch in which the first of MONITORS that the run measures is better than ever.
+    - best.ckpt: written at the end of an epoch in which the first of MONITORS that the run measures is better than
+      ever.
     - step-<n>.ckpt: every `keep_every_n_steps` steps.
 
-    A checkpoint with several names is one file on the disk. SIGUSR1 in a SLURM job requeues the job, after last.ckpt has been
-    read again and verified.
+    A checkpoint with several names is one file on the disk. SIGUSR1 in a SLURM job requeues the job, after last.ckpt
+    has been read again and verified.
 
     Args:
         every_n_steps: optimizer steps between two writes of last.ckpt inside an epoch, at least 1.
         folder: the folder of the checkpoints; RUN/checkpoints if None.
         best: write best.ckpt.
         keep_every_n_steps: None keeps no step-<n>.ckpt.
-        budget_gb: limit for all checkpoints together, in 10^9 bytes: the oldest step-<n>.ckpt are removed, the other names never.
+        budget_gb: limit for all checkpoints together, in 10^9 bytes: the oldest step-<n>.ckpt are removed, the other
+            names never.
     """
 
-    # A subclass of Checkpoint: Lightning calls these after all other callbacks, whose logged values and state are then in the file.
+    # A subclass of Checkpoint: Lightning calls these after all other callbacks, whose logged values and state are then
+    # in the file.
     def __init__(
         self,
         every_n_steps: int = 1000,
@@ -137,7 +142,7 @@ class LastCheckpoint(Checkpoint):
         self.signals.restore()
 
     def _agree(self) -> int:
-        """Return the signal that ends the run, 0 for none: all ranks stop at the same batch, whichever got it (0.4 ms)."""
+        """Return the signal that ends the run, 0 for none: all ranks stop at the same batch (0.4 ms)."""
         self._agreed = self.signals.received
         if self._group is not None:
             flag = torch.tensor(self._agreed)
@@ -249,7 +254,7 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "training_weights" in checkpoint and not any(type(c).__name__ == "EMA" for c in trainer.callbacks):
             raise UserError(
-                "--resume: this checkpoint's weights are an average (callback EMA), and the recipe has no EMA; put it back"
+                "--resume: this checkpoint holds an average of weights (callback EMA), and the recipe has no EMA; add it"
             )
         rescale_batch_counters(trainer, checkpoint)
         if trainer.is_global_zero:
@@ -260,14 +265,17 @@ class LastCheckpoint(Checkpoint):
 
 
 def _row_counting_loggers(trainer: Trainer) -> list[Any]:
-    """Return the loggers that count their rows (RunCSVLogger); on rank 0 only, because reading `rows` opens their file."""
-    return [logger for logger in trainer.loggers if hasattr(type(logger), "rows")] if trainer.is_global_zero else []
+    """Return the loggers that count their rows (RunCSVLogger); [] on ranks other than 0, which must not open it."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if hasattr(type(logger), "rows")]
 
 
 def _flush_metrics_row(trainer: Trainer) -> None:
-    """Write the row of this step before the checkpoint: a run killed between the save and Lightning's row would lack it.
+    """Write the row of this step before the checkpoint.
 
-    Only for loggers that drop the repeated row (RunCSVLogger).
+    Lightning writes it after the checkpoint: a run killed in between would lack it. Only for loggers that drop the
+    repeated row (RunCSVLogger).
     """
     if row := lightning_internals.pending_metrics(trainer):
         lightning_internals.log_at_optimizer_step(trainer, row, _row_counting_loggers(trainer))

@@ -1,4 +1,4 @@
-"""EMA: an average of the weights over training, which is what is measured, saved and used; training itself does not see it."""
+"""Exponential moving average of the weights: measured, saved and used in place of the training weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 
-KEY = "training_weights"  # in a checkpoint: the weights that training goes on with
+KEY = "training_weights"  # in a checkpoint: the weights that training continues with
 
 
 class EMA(Callback):
-    """Exponential moving average of parameters and buffers after each optimiser step (timm's ModelEmaV3).
+    """Exponential moving average of parameters and buffers after each optimizer step (timm's ModelEmaV3).
 
-    Validation, k-NN and pictures measure the average, and a checkpoint's `state_dict` holds it, so that test, predict, export and
-    `backbone_checkpoint` use it; the training weights lie beside it (KEY), and a resumed run has the same bits. After `fit` the module
-    holds the average. List it before other callbacks: they see the average from there on.
+    Validation, k-NN and pictures measure the average, and a checkpoint's `state_dict` holds it, so that test, predict,
+    export and `backbone_checkpoint` use it; the checkpoint holds the training weights too (KEY), and a resumed run has
+    the same bits. After `fit` the module holds the average. List it before other callbacks, so that they see the
+    average.
 
-    After step t: average <- d x average + (1 - d) x weights, d = decay (0 at the first step, as in timm's training script).
-    With warmup d is at most 1 - (1 + t)^(-2/3), so that short runs forget their beginning.
+    After step t: average <- d x average + (1 - d) x weights, d = decay (0 at the first step, as in timm's training
+    script). With warmup d is at most 1 - (1 + t)^(-2/3), so that the first weights of a short run do not dominate.
     DeiT has decay 0.99996 (arXiv:2012.12877), MAE's training from scratch 0.9999 (arXiv:2111.06377, Table 11).
 
     Args:
@@ -30,7 +31,8 @@ class EMA(Callback):
         warmup: let the decay grow with the steps.
 
     Raises:
-        UserError: a decay out of range, sharded weights, weights in half precision, or a checkpoint that was written without EMA.
+        UserError: a decay out of range, sharded weights, weights in half precision, or a checkpoint that was written
+            without EMA.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
@@ -38,21 +40,20 @@ class EMA(Callback):
             raise UserError(f"trainer.callbacks: EMA's decay {decay} is not between 0 and 1; 0.9999 is usual")
         self.decay, self.warmup = decay, warmup
         self.average: ModelEmaV3 | None = None
-        self._restored: dict[str, Tensor] | None = (
-            None  # the average of a checkpoint, until there is a module to put it in
-        )
+        self._restored: dict[str, Tensor] | None = None  # the average of a checkpoint, until `on_fit_start`
         self._training: dict[str, Tensor] | None = None  # the training weights, while the module holds the average
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what would not be exact."""
+        """Raise UserError for a strategy or precision with which the average would not be exact."""
         if type(trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
             raise UserError(
-                "trainer.callbacks: EMA keeps whole weights, and this strategy shards them; use ddp, or leave EMA out"
+                "trainer.callbacks: EMA needs unsharded weights, and this strategy shards them; use ddp, or remove EMA"
             )
         if str(trainer.precision) in ("bf16-true", "16-true"):
             raise UserError(
-                f"trainer.precision: {trainer.precision} cannot hold the small steps of an average; use bf16-mixed, or leave EMA out"
+                f"trainer.precision: {trainer.precision} cannot hold the small steps of an average; use bf16-mixed, "
+                "or remove EMA"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,14 +68,18 @@ class EMA(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step != self._step:  # not inside an accumulation window
             self._step = trainer.global_step
-            self.average.update(pl_module, step=self._step)
+            self._averaged().update(pl_module, step=self._step)
 
-    # ---- who sees which weights
+    # ---- exchange of training weights and average
+
+    def _averaged(self) -> ModelEmaV3:
+        assert self.average is not None  # set by on_fit_start
+        return self.average
 
     def _show(self, pl_module: LightningModule) -> None:
         if self._training is None:
             self._training = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
-            _copy(pl_module, self.average.module.state_dict())
+            _copy(pl_module, self._averaged().module.state_dict())
 
     def _hide(self, pl_module: LightningModule) -> None:
         if self._training is not None:
@@ -102,14 +107,14 @@ class EMA(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self._training if self._training is not None else checkpoint["state_dict"]
-        checkpoint["state_dict"] = self.average.module.state_dict()
+        checkpoint["state_dict"] = self._averaged().module.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
         if KEY not in checkpoint:
             raise UserError(
-                "--resume: this checkpoint was written without EMA; leave EMA out of trainer.callbacks, or start a new run"
+                "--resume: this checkpoint was written without EMA; remove it from trainer.callbacks, or start a new run"
             )
         self._restored = checkpoint["state_dict"]
         pl_module.load_state_dict(checkpoint[KEY])
@@ -117,6 +122,6 @@ class EMA(Callback):
 
 @torch.no_grad()
 def _copy(module: torch.nn.Module, values: dict[str, Tensor]) -> None:
-    """In place: optimisers and DDP hold the tensors."""
+    """Copy values into a module's tensors in place, because optimizers and DDP refer to the tensors."""
     for name, value in module.state_dict().items():
         value.copy_(values[name])

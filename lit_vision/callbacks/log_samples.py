@@ -45,7 +45,8 @@ def log_picture(trainer: Trainer, name: str, image: np.ndarray, caption: str | N
 
     Args:
         trainer: the run; its folder is trainer.default_root_dir.
-        name: file name without suffix; loggers get it without a trailing -e<epoch>, so that the pictures of all epochs are a series.
+        name: file name without suffix; loggers get it without a trailing -e<epoch>, so that the pictures of all epochs
+            are a series.
         image: (H, W, 3) uint8.
         caption: a line shown with it on W&B.
 

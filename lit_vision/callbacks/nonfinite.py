@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite never reaches the weights, on any process, and what did it is written down."""
+"""Stop on a non-finite loss or gradient before it reaches the weights of any process, and record the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFiniteError(UserError):
 
 @dataclass
 class _Step:
-    """What is kept of an optimiser step until its flag is read."""
+    """An optimizer step whose flag is not read yet."""
 
     number: int
     finite: Tensor  # scalar, bool
@@ -35,24 +35,32 @@ class _Step:
 
 
 class StopOnNonFinite(Callback):
-    """Looks at the loss and the gradients' norms before each optimiser step.
+    """Check the loss and the norms of the gradients before each optimizer step.
 
-    If one is NaN or infinite on any process, the step does not happen on any. On a GPU the fused optimisers (adam, adamw) are told so
-    by a tensor and leave everything as it was, without a word to the host, which reads the flag while the next step is under way: no
-    synchronisation is added. Elsewhere the flag is read at once and the gradients are taken away, by which every optimiser does nothing.
+    If one is NaN or infinite on any process, no process takes the step. On a GPU the fused optimizers (adam, adamw) get
+    a tensor as a flag and change nothing if it is set; the host reads the flag during the next step, so that no
+    synchronization is added. Elsewhere the flag is read at once and the gradients are removed, so that the optimizer
+    changes nothing.
 
-    The batch (its keys, labels and pixels), the losses, the names of the parameters concerned and the recipe go to
+    The batch (keys, labels and pixels), the losses, the names of the affected parameters and the recipe are written to
     RUN/nonfinite/step-<n>-rank<r>.pt. Then, by `policy`:
-    stop: the run ends with one line; the last checkpoint is from before that step.
-    skip: it goes on without that step.
-    rollback: weights and optimiser go back to the newest whole checkpoint of this run, and the data goes on where it is, so that the
-        same samples do not do it again. The schedule goes on as well.
-    With fp16 gradients overflow by design, so that only the loss is looked at.
+
+    - stop: the run ends with one line; the last checkpoint is from before that step.
+    - skip: the run continues without that step.
+    - rollback: weights and optimizer return to the newest undamaged checkpoint of this run, while the data and the
+      schedule continue, so that the same samples do not come again.
+
+    With fp16, gradients overflow by design, so that only the loss is checked.
 
     Args:
         policy: one of POLICIES.
-        patience: with skip and rollback, so many bad steps in a row, or ten times as many in a run, stop it.
-        late: whether the flag is read a step later; "auto": where the gradients are on a GPU.
+        patience: with skip and rollback, stop the run after this number of bad steps in a row, or ten times as many in
+            all.
+        late: read the flag a step later; "auto": where the gradients are on a GPU.
+
+    Raises:
+        NonFiniteError: by `policy` and `patience`.
+        UserError: an argument is out of range.
     """
 
     def __init__(self, policy: str = "stop", patience: int = 5, late: bool | str = "auto") -> None:
@@ -66,10 +74,10 @@ class StopOnNonFinite(Callback):
         self._losses: list[Tensor] = []
         self._pending: _Step | None = None
 
-    # ---- what the step sees
+    # ---- before each step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._batches.append(batch)  # one reference per micro-batch of the step
+        self._batches.append(batch)  # one reference per batch of the step
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -82,7 +90,7 @@ class StopOnNonFinite(Callback):
         if trainer.precision != "16-mixed" and named:
             norms = torch._foreach_norm([_local_shard(p.grad) for _, p in named])
             finite = finite & torch.stack(norms).isfinite().all().to(finite.device)
-        if trainer.world_size > 1:  # on the device: a rank whose own gradients are fine must hold still too
+        if trainer.world_size > 1:  # on the device: a rank with finite gradients must skip the step too
             flag = finite.to(torch.int32)
             dist.all_reduce(flag, dist.ReduceOp.MIN)
             finite = flag.bool()
@@ -100,9 +108,9 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not is_accumulating(trainer):
-            self._batches, self._losses = [], []  # manual optimisation, or a closure that the optimiser ran again
+            self._batches, self._losses = [], []  # manual optimization, or a closure that the optimizer ran again
 
-    # ---- a checkpoint, and the end, know of every step before them
+    # ---- every flag is read before a checkpoint and before the end
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._read(trainer, pl_module, saving=True)
@@ -116,7 +124,7 @@ class StopOnNonFinite(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.bad_steps = state_dict["bad_steps"]
 
-    # ---- when it was not finite
+    # ---- after a step that was not finite
 
     def _read(self, trainer: Trainer, pl_module: LightningModule, saving: bool = False) -> None:
         step, self._pending = self._pending, None
@@ -129,22 +137,23 @@ class StopOnNonFinite(Callback):
         if self.policy == "stop" or in_a_row or len(self.bad_steps) > 10 * self.patience:
             many = f" ({len(self.bad_steps)} such steps in this run)" if self.policy != "stop" else ""
             raise NonFiniteError(
-                f"{text}{many}. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or leave fp16 for bf16"
+                f"{text}{many}. Lower base_lr, warm up for longer, clip gradients (trainer.gradient_clip_val) or use "
+                "bf16 instead of fp16"
             )
-        done = "the run goes on without it"
-        if self.policy == "rollback" and not saving:  # else the checkpoint to go back to is this one
+        done = "the run continues without it"
+        if self.policy == "rollback" and not saving:  # else the checkpoint to return to is the one being saved
             done = _roll_back(trainer, pl_module)
         if trainer.is_global_zero:
             print(f"{text}; {done}", flush=True)
 
 
 def _local_shard(grad: Tensor) -> Tensor:
-    """Of a sharded gradient this rank's part."""
+    """Return this rank's part of a sharded gradient; a plain gradient as it is."""
     return grad.to_local() if hasattr(grad, "to_local") else grad
 
 
 def _report(step: _Step, trainer: Trainer) -> str:
-    """Writes what did it, on each rank; returns the line about it."""
+    """Write the batch and the losses of a bad step, on each rank; return a line about it."""
     losses = [float(loss) for loss in step.losses]
     broken = [name for name, norm in zip(step.names, step.norms) if not norm.isfinite()]
     run = Path(trainer.default_root_dir)
@@ -163,29 +172,31 @@ def _report(step: _Step, trainer: Trainer) -> str:
     if not broken and torch.tensor(losses).isfinite().all():
         what = "a loss or gradient of another process is"
     return (
-        f"{path}: at step {step.number} {what} not finite, so the step was not taken; {len(keys)} sample keys, their batch and the "
-        "recipe are in this file"
+        f"{path}: at step {step.number} {what} not finite, so the step was not taken; {len(keys)} sample keys, "
+        "their batch and the recipe are in this file"
     )
 
 
 def _roll_back(trainer: Trainer, pl_module: LightningModule) -> str:
-    """Weights and optimiser of the newest whole checkpoint; says which."""
+    """Load weights and optimizer of the newest undamaged checkpoint; return a text that names it."""
     from lit_vision.callbacks.checkpoint import LastCheckpoint
 
     saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
     found = checkpoint_digest.newest_valid(saver.path.parent)[0] if saver and trainer.is_global_zero else None
     path = trainer.strategy.broadcast(found)
     if path is None:
-        return "there is no checkpoint to go back to yet, so the run goes on without it"
+        return "there is no checkpoint to return to yet, so the run continues without it"
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     checkpoint = trainer.strategy.load_checkpoint(path)
-    if trainer.strategy.lightning_restore_optimizer:  # a sharded strategy has put everything in place itself
+    if trainer.strategy.lightning_restore_optimizer:  # a sharded strategy has loaded everything itself
         pl_module.load_state_dict(checkpoint["state_dict"])
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"]):
             optimizer.load_state_dict(state)
     for optimizer, own in zip(trainer.optimizers, rates):
         for group, rate in zip(optimizer.param_groups, own):
             group["lr"] = rate
-    # gradients that are ready belong to the weights that are gone
+    # the current gradients belong to the replaced weights
     trainer.strategy.model.zero_grad()
-    return f"back to the weights of step {checkpoint['global_step']} ({path.name}), and on with the next samples"
+    return (
+        f"returned to the weights of step {checkpoint['global_step']} ({path.name}); continuing with the next samples"
+    )

@@ -17,9 +17,9 @@ from lit_vision.lightning_internals import log_at_optimizer_step
 class OnlineKNN(Callback):
     """Log val/knn_top1, the fraction of validation images that the labeled training images classify correctly by k-NN.
 
-    Reads `datamodule.eval_loader("train" | "val")` and uses the module's `backbone`, `mean` and `std`; each process computes
-    the features of its share of the images. Without labels or a validation split it prints one line and does nothing. The
-    accuracy per class goes to RUN/samples/knn_per_class.csv.
+    Reads `datamodule.eval_loader("train" | "val")` and uses the module's `backbone`, `mean` and `std`; each process
+    computes the features of its share of the images. Without labels or a validation split it prints one line and does
+    nothing. The accuracy per class goes to RUN/samples/knn_per_class.csv.
 
     Args:
         every_n_epochs: epochs between two measurements, at least 1; the last epoch is always measured.
@@ -37,7 +37,8 @@ class OnlineKNN(Callback):
         self.samples = 0  # validation images of the last measurement
         self._off: str | None = None  # the reason why nothing can be measured
 
-    # At the end of the epoch and before the checkpoint of that epoch is written: a resume neither repeats nor loses a measurement.
+    # At the end of the epoch and before the checkpoint of that epoch is written: a resume neither repeats nor loses a
+    # measurement.
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._off or not epoch_is_due(trainer, self.every_n_epochs):
             return

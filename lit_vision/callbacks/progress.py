@@ -1,9 +1,10 @@
-"""How a run is doing: a bar on a terminal, plain lines in a log file, and RUN/timings.csv."""
+"""Progress bar, log lines and RUN/timings.csv."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,36 @@ from lit_vision.runs.loggers import CsvFile
 
 
 class Throughput:
-    """Images per second, share of the time spent waiting for data, seconds per batch; measured since `reset`.
+    """Images per second, share of the time spent waiting for data, and seconds per batch, measured since `reset`.
 
     Validation and the writing of checkpoints count neither as waiting nor as training.
+
+    Args:
+        now: returns the time in seconds.
     """
 
-    def __init__(self, now=time.perf_counter) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.now = now
         self.reset()
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Set all counts to 0."""
         self.images = self.batches = 0
         self.waited = self.worked = 0.0
         self._mark = self.now()
 
     def skip(self) -> None:
-        """What happened since the last call is not counted."""
+        """Leave out the time since the last call."""
         self._mark = self.now()
 
     def batch_came(self, written: float = 0.0) -> None:
-        """A batch arrived after waiting; `written` seconds of that time were spent on a checkpoint."""
+        """Count the time since the last call, less `written` seconds spent on a checkpoint, as waiting for a batch."""
         now = self.now()
         self.waited += max(0.0, now - self._mark - written)
         self._mark = now
 
     def batch_done(self, images: int) -> None:
-        """The step on that batch is over."""
+        """Count the time since the last call as training on a batch of `images` images."""
         now = self.now()
         self.worked += now - self._mark
         self.images += images
@@ -50,29 +54,30 @@ class Throughput:
 
     @property
     def seconds(self) -> float:
-        """Seconds counted so far."""
+        """Return the seconds counted so far."""
         return self.waited + self.worked
 
     @property
     def images_per_second(self) -> float:
-        """On all processes together."""
+        """Return the images per second of all processes together."""
         return self.images / self.seconds if self.seconds else 0.0
 
     @property
     def waiting(self) -> float:
-        """Share of the time spent waiting for data, 0 to 1."""
+        """Return the share of the time spent waiting for data, 0 to 1."""
         return self.waited / self.seconds if self.seconds else 0.0
 
 
 class Progress(ProgressBar):
-    """Reports images/s, share of time waiting for data, loss, learning rate and time left.
+    """Report images/s, share of time waiting for data, loss, learning rate and time left.
 
-    On a terminal it is a rich bar; elsewhere a line after about 5, 10, 20, 40 and then every `every` seconds, and one at the end of each
-    epoch with what validation measured. Every report is also a row of RUN/timings.csv. The learning rate is logged as train/lr.
+    On a terminal it is a rich bar; elsewhere a line after about 5, 10, 20, 40 and then every `every` seconds, and one
+    at the end of each epoch with the validation metrics. Every report is also a row of RUN/timings.csv. The learning
+    rate is logged as train/lr.
 
     Args:
         every: seconds between two plain lines, greater than 0.
-        terminal: True or False to force a bar or lines; None looks at where the output goes.
+        terminal: True forces a bar, False forces lines; None: a bar if the output goes to a terminal.
     """
 
     def __init__(self, every: float = 60.0, terminal: bool | None = None) -> None:
@@ -89,16 +94,13 @@ class Progress(ProgressBar):
     def disable(self) -> None:
         self._on = False
 
-    def enable(self) -> None:
-        self._on = True
-
     # ---- training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._timings = CsvFile(Path(trainer.default_root_dir) / "timings.csv") if trainer.is_global_zero else None
         self._throughput.reset()
         self._written, self._last_line = self._seconds_writing(trainer), time.perf_counter()
-        self._begin(trainer, "epoch", self._total(trainer), trainer.fit_loop.total_batch_idx + 1)
+        self._start_bar(trainer, "epoch", self._total(trainer), trainer.fit_loop.total_batch_idx + 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         written = self._seconds_writing(trainer)
@@ -124,13 +126,13 @@ class Progress(ProgressBar):
         measured = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
         if measured:
             text = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
-            self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}")
+            self._print(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}")
 
     def _report(self, trainer: Trainer) -> None:
         throughput, self._last_line = self._throughput, time.perf_counter()
         self._seconds_per_batch = throughput.seconds / throughput.batches
         if self._bar is None:
-            self._say(trainer, self._text(trainer))
+            self._print(trainer, self._text(trainer))
         if self._timings is not None:
             row = {
                 "step": trainer.global_step,
@@ -176,7 +178,7 @@ class Progress(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
-            self._begin(trainer, "validate", _total_batches(trainer.num_val_batches), 0)
+            self._start_bar(trainer, "validate", _total_batches(trainer.num_val_batches), 0)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn != "fit" and self._bar is not None:
@@ -185,30 +187,30 @@ class Progress(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._throughput.skip()
         if trainer.state.fn != "fit":
-            self._end()
+            self._stop_bar()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, "test", _total_batches(trainer.num_test_batches), 0)
+        self._start_bar(trainer, "test", _total_batches(trainer.num_test_batches), 0)
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(self._task, advance=1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end()
+        self._stop_bar()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end()
+        self._stop_bar()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end()
+        self._stop_bar()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end()
+        self._stop_bar()
 
-    # ---- where it goes
+    # ---- output
 
-    def _begin(self, trainer: Trainer, text: str, total: int | None, done: int) -> None:
+    def _start_bar(self, trainer: Trainer, text: str, total: int | None, done: int) -> None:
         terminal = sys.stdout.isatty() if self.terminal is None else self.terminal
         if not (terminal and self._on and trainer.is_global_zero):
             return
@@ -219,12 +221,12 @@ class Progress(ProgressBar):
         self._task = self._bar.add_task("", total=total, completed=done, text=text)
         self._bar.start()
 
-    def _end(self) -> None:
+    def _stop_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _say(self, trainer: Trainer, text: str) -> None:
+    def _print(self, trainer: Trainer, text: str) -> None:
         if not (self._on and trainer.is_global_zero):
             return
         if self._bar is not None:
@@ -233,7 +235,7 @@ class Progress(ProgressBar):
             print(text, flush=True)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """What LightningModule.print goes through."""
+        """Print a text; `LightningModule.print` calls this."""
         print(*args, **kwargs)
 
 

@@ -14,9 +14,10 @@ from lit_vision.evaluation.features import evaluation_mode
 
 
 class Reconstructions(Callback):
-    """Write RUN/samples/reconstructions-e<epoch>.png: a column per image with the original, the visible patches, the prediction.
+    """Write RUN/samples/reconstructions-e<epoch>.png: a column of original, visible patches and prediction per image.
 
-    The same images and masks each time, taken evenly over the validation split, or over the training split where there is none.
+    The same images and masks each time, taken evenly over the validation split, or over the training split where there
+    is none.
 
     Args:
         every_n_epochs: epochs between two pictures, at least 1; the last epoch is always shown.
@@ -31,7 +32,8 @@ class Reconstructions(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "reconstruct"):
             raise UserError(
-                f"trainer.callbacks: Reconstructions needs a model that reconstructs, not {type(pl_module).__name__}; remove it"
+                f"trainer.callbacks: Reconstructions needs a model with a method reconstruct, not "
+                f"{type(pl_module).__name__}; remove it"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves to be found: environment.json when it begins, results.json when it ends."""
+"""Write environment.json at the start of a run and results.json at its end."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from lit_vision.results import schema
 from lit_vision.results.environment import collect_environment
 
 
-def _strip_paths(word: str) -> str:
-    """A word of the command line as results may hold it: of an absolute path the last part."""
-    head, sign, value = word.rpartition("=")
+def _strip_paths(argument: str) -> str:
+    """Return an argument of the command line with an absolute path shortened to its last part."""
+    head, sign, value = argument.rpartition("=")
     return head + sign + (Path(value).name if Path(value).is_absolute() else value)
 
 
 class SampleCounter(Callback):
-    """Counts the samples, on all processes, and the seconds of the last validation or test."""
+    """Count the samples, on all processes, and the seconds of the last validation or test."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._samples, self._began = 0, 0.0
+        self._samples, self._start_time = 0, 0.0
 
     def total(self, trainer: Trainer) -> int:
-        """Samples on all processes; every process must ask."""
+        """Return the samples on all processes; every process must call this."""
         return int(
             trainer.strategy.reduce(torch.tensor(self._samples, device=trainer.strategy.root_device), reduce_op="sum")
         )
 
     def on_validation_start(self, *args: Any) -> None:
-        self._samples, self._began = 0, time.perf_counter()
+        self._samples, self._start_time = 0, time.perf_counter()
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Any, out: Any, batch: Any, *args: Any, **kwargs: Any
@@ -47,24 +47,27 @@ class SampleCounter(Callback):
         self._samples += len(batch["key"]) if isinstance(batch, dict) else 0
 
     def on_validation_end(self, *args: Any) -> None:
-        self.seconds = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self._start_time
 
     on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
 
 
 class RunRecord(SampleCounter):
-    """Writes RUN/environment.json (commit, versions, data fingerprint; a resume adds to its `resumed`) and RUN/results.json.
+    """Write RUN/environment.json and RUN/results.json.
+
+    environment.json holds commit, versions and the fingerprint of the data; a resume adds to its `resumed`.
 
     The metric of results.json is that of the last weights: the first of `checkpoint.MONITORS` that was measured, else
-    train/loss. What best.ckpt was chosen by is under `best`, since choosing by a split makes its number too good.
+    train/loss. The metric that best.ckpt was chosen by is under `best`, because choosing by a split makes its number
+    too good.
 
     Args:
         recipe: name or relative path of the recipe.
         recipe_sha256: of the recipe's bytes; None without a file.
         seed: the run's seed.
-        run_sha256: of recipe and overrides; by it `--resume auto` knows the run.
+        run_sha256: `recipe_hash` of the recipe and the overrides; `--resume auto` finds the run by it.
         overrides: the settings typed after the recipe.
-        upload_weights: whether best.ckpt, else last.ckpt, becomes a W&B artifact at the end.
+        upload_weights: upload best.ckpt, or last.ckpt without one, as a W&B artifact at the end.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class RunRecord(SampleCounter):
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update({"environment": now, "commit": now["commit"]}, allow_val_change=True)
 
-    # ---- how long, over resumes; and what was measured, for a run that was killed between its last checkpoint and its results
+    # ---- seconds over resumes; and the metrics, for a run that was killed between its last checkpoint and its results
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         seconds = self._earlier + time.perf_counter() - self._started
@@ -118,7 +121,7 @@ class RunRecord(SampleCounter):
         record = checkpoint.get("run_record", {})
         self._earlier, self._measured = record.get("seconds", 0.0), record.get("measured", {})
 
-    # ---- what was measured
+    # ---- results
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validated = self.total(trainer)
@@ -127,10 +130,10 @@ class RunRecord(SampleCounter):
         folder = Path(trainer.default_root_dir)
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not measured and not (folder / "results.json").exists():
-            measured = self._measured  # the resume found the run complete
+            measured = self._measured  # the run was complete before this resume
         name = next((name for name, _ in MONITORS if name in measured), "train/loss")
         if name not in measured:
-            return  # not one step was taken, e.g. a resume of a run that was complete: its results are there
+            return  # no step was taken, for example in a resume of a complete run, which has its results
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         weights = checkpoint.path if checkpoint else None
@@ -139,7 +142,7 @@ class RunRecord(SampleCounter):
             recipe=self.recipe,
             recipe_sha256=self.recipe_sha256,
             seed=self.seed,
-            overrides=[_strip_paths(word) for word in self.overrides],
+            overrides=[_strip_paths(argument) for argument in self.overrides],
             metric={"name": name, "value": measured[name]},
             metrics=dict(sorted(measured.items())),
             best=checkpoint.best if checkpoint else None,

@@ -1,7 +1,7 @@
 """Atomic writes: a file or folder is renamed into place only after it is complete.
 
-`atomic_write` is the way to write a file that is read again. Checkpoints use `write_temp_and_hash` and `rename_into_place`
-instead, because the digest next to a checkpoint has to match it at every instant.
+`atomic_write` is the way to write a file that is read again. Checkpoints use `write_temp_and_hash` and
+`rename_into_place` instead, because the digest next to a checkpoint has to match it at every instant.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from lit_vision.io.hashing import Digest
 def atomic_path(path: str | os.PathLike[str], fsync: bool = True) -> Iterator[Path]:
     """Yield a temporary path of the same file name; what is there at the end of the block replaces `path`.
 
-    Temporary files live in a hidden folder next to `path`, unique to this call, because a rename is atomic only inside one
-    file system and because writers such as OpenVINO's need the suffix. Other files written into that folder (the .bin of an
-    .xml) move along, before `path` itself. If the block raises, `path` stays as it was and the temporary folder is removed.
+    Temporary files live in a hidden folder next to `path`, unique to this call, because a rename is atomic only inside
+    one file system and because writers such as OpenVINO's need the suffix. Other files written into that folder (the
+    .bin of an .xml) move along, before `path` itself. If the block raises, `path` stays as it was and the temporary
+    folder is removed.
 
     Args:
         path: file or folder; its parent is created. An existing file or folder is replaced.
-        fsync: write the content to the disk before the rename, so that a power failure leaves the old or the new file. False
-            is for files that lose nothing of value and are rewritten often.
+        fsync: write the content to the disk before the rename, so that a power failure leaves the old or the new file.
+            False is for files that lose nothing of value and are rewritten often.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -116,8 +117,8 @@ def _fsync(path: Path) -> None:
 def _write_failure(error: Exception) -> str | None:
     """Return the system's reason for a failed write; None if the error is of another kind.
 
-    The writers of safetensors and torch report a full disk as errors of their own: "I/O error: No space left on device (os
-    error 28)", and a RuntimeError of inline_container.cc without the reason.
+    The writers of safetensors and torch report a full disk as errors of their own: "I/O error: No space left on device
+    (os error 28)", and a RuntimeError of inline_container.cc without the reason.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)
@@ -130,7 +131,7 @@ def _write_failure(error: Exception) -> str | None:
 
 
 class _HashedFile:
-    """Binary file that computes the sha256 of what is written (torch.save writes front to back) and keeps its OSError."""
+    """Binary file that computes the sha256 of what torch.save writes, front to back, and keeps its OSError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0

@@ -1,8 +1,8 @@
 """SHA-256 files next to checkpoints, and verification against them.
 
-NAME.ckpt has its digest in NAME.ckpt.sha256, in the format of `sha256sum -c`; a sharded checkpoint, a folder, has manifest.json. A
-digest file holds one entry; while a new checkpoint replaces an old one it holds both, the new one first, so that at each moment the
-entry of the current file is among them. Imports nothing heavy.
+NAME.ckpt has its digest in NAME.ckpt.sha256, in the format of `sha256sum -c`; a sharded checkpoint, a folder, has
+manifest.json. A digest file holds one entry; while a new checkpoint replaces an old one it holds both, the new one
+first, so that at each moment the entry of the current file is among them. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def integrity_error(path: str | os.PathLike[str]) -> str | None:
 
 
 def checkpoint_sha256(path: str | os.PathLike[str]) -> str | None:
-    """Return the sha256 by which results name a checkpoint (of a sharded one: its manifest's); None if there is no file."""
+    """Return the sha256 by which results name a checkpoint (sharded: its manifest's); None if there is no file."""
     path = Path(path)
     path = path / MANIFEST if path.is_dir() else path
     return sha256_of_file(path) if path.is_file() else None
@@ -103,7 +103,7 @@ def _sharded_integrity_error(folder: Path) -> str | None:
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the checkpoints in a folder from the newest step to the oldest; of one step in the order last, previous, step-*, best."""
+    """Return the checkpoints in a folder, newest step first; those of one step as last, previous, step-*, best."""
     folder = Path(folder)
     steps = sorted(folder.glob("step-*.ckpt"), reverse=True)
     found = [p for p in (folder / "last.ckpt", folder / "previous.ckpt", *steps, folder / "best.ckpt") if p.exists()]

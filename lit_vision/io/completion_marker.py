@@ -1,7 +1,7 @@
 """Start and completion markers of generated folders, so that a command that was cut off can be repeated.
 
-OUT/<mark>.begun is written before anything else, OUT/<mark> after everything; both hold the description of the content, and are
-written atomically.
+OUT/<mark>.begun is written before anything else, OUT/<mark> after everything; both hold the description of the content,
+and are written atomically.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[
             if name != mark and not _unexpected_entries(out, mark):  # the folder holds nothing else
                 return False
             raise UserError(
-                f"{flag}{out}: its marker {name} is damaged, so its content is unknown; remove the folder or name another"
+                f"{flag}{out}: its marker {name} is damaged and its content unknown; remove the folder or name another"
             ) from None
         if found != note:
             what = "it holds another data set" if name == mark else "it holds another, unfinished data set"

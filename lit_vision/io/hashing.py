@@ -26,8 +26,8 @@ def state_dict_sha256(state: Mapping[str, Tensor], scalars_as_text: bool = False
 
     Args:
         state: tensors by name.
-        scalars_as_text: hash the digits of a tensor without dimensions (a batch norm's counter) instead of its bytes, as adapter
-            files do for the weights that they belong to.
+        scalars_as_text: hash the digits of a tensor without dimensions (a batch norm's counter) instead of its bytes,
+            as adapter files do for the weights that they belong to.
     """
     import torch
 
@@ -43,7 +43,7 @@ def state_dict_sha256(state: Mapping[str, Tensor], scalars_as_text: bool = False
 
 
 def seed_from_text(text: str) -> int:
-    """Return a seed in [0, 2**64) that depends on the text alone (blake2b; Python's own `hash()` is salted per process)."""
+    """Return a seed in [0, 2**64) from a text by blake2b (Python's own `hash()` differs from process to process)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

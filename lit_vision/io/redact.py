@@ -1,4 +1,4 @@
-"""Remove secrets from everything that a run writes or prints: config.yaml, environment.json, results, W&B's config, messages."""
+"""Remove secrets from everything that a run writes or prints: settings, results, W&B's config, messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _environment_secrets() -> list[str]:
 
 
 def redact(value: Any) -> Any:
-    """Return `value`, a text or nested dicts and lists of texts, with secrets replaced by ***; other values are returned as they are.
+    """Return a text, or nested dicts and lists of texts, with secrets replaced by ***; other values as they are.
 
     Secrets are:
     - the values (8 characters or more) of environment variables named *_KEY, *_TOKEN, *_SECRET, *_PASSWORD and the like

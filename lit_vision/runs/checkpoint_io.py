@@ -30,7 +30,7 @@ def _write_digests(path: Path, digests: list[Digest]) -> None:
 
 
 def _replace(temporary: Path, path: Path, digests: list[Digest]) -> None:
-    """Replace `path` by `temporary`, whose digest is in `digests`; at each instant the digest file has the entry of the current file."""
+    """Replace `path` by `temporary`, which has `digests`; at each instant the digest file fits the current file."""
     aside = path.with_name(path.name + ".old")
     if path.is_dir():  # a sharded checkpoint of an earlier part of the run: a rename cannot replace a folder by a file
         shutil.rmtree(aside, ignore_errors=True)
@@ -43,7 +43,7 @@ def _replace(temporary: Path, path: Path, digests: list[Digest]) -> None:
 
 
 def _link_or_copy(source: Path, target: Path, digests: list[Digest]) -> None:
-    """Give the checkpoint `source` a second name: a hard link, which takes no space; a copy on a file system without links."""
+    """Give the checkpoint `source` a second name by a hard link, or by a copy on a file system without links."""
     link = target.with_name(target.name + ".tmp")
     link.unlink(missing_ok=True)
     try:
@@ -80,8 +80,8 @@ class AtomicCheckpointIO(CheckpointIO):
         Args:
             checkpoint: tensors, numbers, strings and containers of them; anything else cannot be loaded again.
             path: the file; its folder is created.
-            storage_options: {"previous": NAME} keeps the replaced file under this name in the same folder, unless it is damaged;
-                {"also": [NAME, ...]} gives the new file further names.
+            storage_options: {"previous": NAME} keeps the replaced file under this name in the same folder, unless it is
+                damaged; {"also": [NAME, ...]} gives the new file further names.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; the previous file is intact.

@@ -1,11 +1,14 @@
-"""Models too large for one device: FSDP2 through Lightning's ModelParallelStrategy, and checkpoints that load on any number of processes.
+"""FSDP2 through Lightning's ModelParallelStrategy, and sharded checkpoints that load on any number of processes.
 
-    trainer: {strategy: {class_path: lit_vision.runs.fsdp.FSDP2Strategy, init_args: {activation_checkpointing: true}}, precision: bf16-mixed}
+    trainer:
+      strategy: {class_path: lit_vision.runs.fsdp.FSDP2Strategy, init_args: {activation_checkpointing: true}}
+      precision: bf16-mixed
 
-A sharded checkpoint is a folder: rank-<r>-of-<n>.safetensors with each process's part of the tensors, rest.ckpt with the plain values,
-and manifest.json with the size and sha256 of each file. It is written to NAME.tmp/ and the folder renamed when all is on the disk.
-torch.distributed.checkpoint is not used for the files: its reader unpickles what it finds (filesystem.py `pickle.load(metadata_file)`,
-default_planner.py `weights_only=False`, torch 2.14), which can run code; safetensors cannot.
+A sharded checkpoint is a folder: rank-<r>-of-<n>.safetensors with each process's part of the tensors, rest.ckpt with
+the plain values, and manifest.json with the size and sha256 of each file. It is written to NAME.tmp/, which is renamed
+when it is complete. torch.distributed.checkpoint is not used for the files: its reader unpickles them (filesystem.py
+`pickle.load(metadata_file)`, default_planner.py `weights_only=False`, torch 2.14), which can run code; safetensors
+cannot.
 """
 
 from __future__ import annotations
@@ -43,13 +46,13 @@ REST = "rest.ckpt"
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of encoder and decoder: the members of every list called `blocks`."""
+    """Return the transformer blocks of encoder and decoder: the members of every list called `blocks`."""
     lists = [m for name, m in module.named_modules() if name.split(".")[-1] == "blocks"]
     return [block for found in lists if isinstance(found, nn.ModuleList | nn.Sequential) for block in found]
 
 
 def shard(module: LightningModule, mesh: Any) -> None:
-    """Shards a method's parameters over the mesh: each block by itself, then what is left of the backbone, then the rest.
+    """Shard a method's parameters over the mesh: each block by itself, then the rest of the backbone, then all others.
 
     Raises:
         UserError: the model has no transformer blocks.
@@ -59,7 +62,7 @@ def shard(module: LightningModule, mesh: Any) -> None:
         raise UserError("trainer.strategy: FSDP2Strategy splits transformer blocks and this model has none; use ddp")
     for part in (*blocks, module.backbone, module):
         fully_shard(part, mesh=mesh)
-    # FSDP2 gathers parameters around forward(); these are called instead of it
+    # FSDP2 gathers parameters around forward(); these methods are called instead of it
     for part, names in (
         (module.backbone, ("forward_tokens", "forward_maps")),
         (module, ("training_step", "validation_step", "test_step")),
@@ -70,10 +73,10 @@ def shard(module: LightningModule, mesh: Any) -> None:
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all processes, for ViTs: parameters, gradients and optimiser state are split, and gathered block by block.
+    """FSDP2 over all processes, for ViTs: parameters, gradients and optimizer state are split by block.
 
     Args:
-        activation_checkpointing: recompute each block in the backward pass instead of keeping what it computed.
+        activation_checkpointing: recompute each block in the backward pass instead of storing its activations.
         process_group_backend: nccl on GPUs, gloo on CPUs if None.
     """
 
@@ -95,7 +98,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
     def on_validation_start(self) -> None:
-        """UserError where processes have unequally many batches: a forward waits for all of them, for ever."""
+        """Raise UserError if the processes have unequal numbers of batches, because a forward waits for all of them."""
         trainer = self.lightning_module.trainer
         counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         own = torch.tensor([sum(counts), -sum(counts)], device=self.root_device)
@@ -103,8 +106,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         most, least = int(own[0]), -int(own[1])
         if most != least:
             raise UserError(
-                f"trainer.strategy: FSDP2Strategy validates equally many batches on each process, and they have {least} to {most}; "
-                f"set trainer.limit_val_batches to {least} at most, or another data.batch_size"
+                "trainer.strategy: FSDP2Strategy needs equally many validation batches on each process, and they have "
+                f"{least} to {most}; set trainer.limit_val_batches to {least} at most, or another data.batch_size"
             )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -115,22 +118,22 @@ class FSDP2Strategy(ModelParallelStrategy):
         return get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions(cpu_offload=True))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Writes this process's part; see the module's text. storage_options as in `AtomicCheckpointIO.save_checkpoint`."""
+        """Write this process's part of the folder; `storage_options` as in `AtomicCheckpointIO.save_checkpoint`."""
         path = Path(self.broadcast(str(filepath)))
         with disk_full_error(path):
             _save(checkpoint, path, self.global_rank, self.world_size, storage_options or {}, self.barrier)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a sharded checkpoint of any number of processes into model and optimisers; returns the rest.
+        """Load a sharded checkpoint of any number of processes into model and optimizers; return the rest.
 
         Raises:
-            DamagedCheckpointError: a file is not what was written.
-            UserError: it is no sharded checkpoint.
+            DamagedCheckpointError: a file differs from what was written.
+            UserError: it is not a sharded checkpoint.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(
-                f"{path}: is no sharded checkpoint; go on without strategy FSDP2Strategy, which writes and reads its own"
+                f"{path}: is not a sharded checkpoint; resume without strategy FSDP2Strategy, which reads only its own"
             )
         if wrong := self.broadcast(checkpoint_digest.integrity_error(path) if self.is_global_zero else None):
             raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
@@ -151,7 +154,7 @@ def _is_tensor_ref(value: Any) -> bool:
 
 
 def _map_leaves(value: Any, change: Any, path: str = "") -> Any:
-    """A copy of nested dicts and lists with `change` applied to every leaf and mark."""
+    """Return a copy of nested dicts and lists with `change` applied to every leaf and tensor reference."""
     if isinstance(value, dict) and not _is_tensor_ref(value):
         return {key: _map_leaves(inner, change, f"{path}/{key}") for key, inner in value.items()}
     if isinstance(value, list):
@@ -205,7 +208,7 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
 
 
 def _hardlink_tree(folder: Path, target: Path) -> Path:
-    """The same files under a second folder."""
+    """Create hard links to a folder's files in a temporary folder for `target`; return that folder."""
     second = target.with_name(target.name + ".tmp")
     shutil.rmtree(second, ignore_errors=True)
     shutil.copytree(folder, second, copy_function=os.link)
@@ -213,7 +216,7 @@ def _hardlink_tree(folder: Path, target: Path) -> Path:
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Renames a folder onto another: a rename cannot replace a folder that is not empty, so the old one steps aside first."""
+    """Replace a folder by another; the old one is renamed first, as a rename cannot replace a folder with content."""
     aside = target.with_name(target.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
     if target.is_dir():
@@ -225,7 +228,7 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 class _ShardReader:
-    """The tensors of a sharded checkpoint, read where they are asked for.
+    """Reader of the tensors of a sharded checkpoint; only the requested rows are read.
 
     Args:
         folder: the checkpoint.
@@ -238,7 +241,7 @@ class _ShardReader:
         self.files = [safe_open(folder / name, "pt") for name in names]
 
     def rows(self, name: str, start: int, end: int) -> Tensor:
-        """Rows start to end of a tensor, over the parts that hold them."""
+        """Return rows `start` to `end` of a tensor from the files that hold them."""
         found, at = [], 0
         for file in self.files:
             part = file.get_slice(name)
@@ -252,11 +255,11 @@ class _ShardReader:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def full(self, name: str) -> Tensor:
-        """A tensor with all its rows."""
+        """Return a tensor with all its rows."""
         return self.rows(name, 0, self.shapes[name][0])
 
     def sharded(self, name: str, mesh: Any) -> DTensor:
-        """This process's part of a tensor, as FSDP2 splits it over the mesh: ceil(n / world) rows each."""
+        """Return this process's part of a tensor, as FSDP2 splits it over the mesh: ceil(n / world) rows each."""
         shape = self.shapes[name]
         each = -(-shape[0] // mesh.size())
         start = min(mesh.get_local_rank() * each, shape[0])
@@ -266,10 +269,10 @@ class _ShardReader:
 
 
 def load_consolidated(folder: Path) -> dict[str, Any]:
-    """A sharded checkpoint as a plain one, on the CPU: for one process, other strategies, validate, predict and export.
+    """Return a sharded checkpoint as a plain one on the CPU, for one process, other strategies and other commands.
 
     Raises:
-        DamagedCheckpointError: a file is not what was written.
+        DamagedCheckpointError: a file differs from what was written.
     """
     if wrong := checkpoint_digest.integrity_error(folder):
         raise DamagedCheckpointError(f"{folder} {wrong}; use another checkpoint")
@@ -280,7 +283,7 @@ def load_consolidated(folder: Path) -> dict[str, Any]:
 
 
 def _params_by_index(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state by the parameters' numbers, as torch keeps it, instead of their names."""
+    """Return an optimizer's state with the parameters' numbers, as torch stores it, instead of their names."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     number = {name: i for i, name in enumerate(names)}
     groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]

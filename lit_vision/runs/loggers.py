@@ -71,8 +71,8 @@ class CsvFile:
 class RunCSVLogger(Logger):
     """Logger that appends to RUN/metrics.csv; Lightning's CSVLogger would delete the old file on a resume.
 
-    A row is written to the file when it is logged. A checkpoint holds the number of rows (`rows`), and a resume cuts the file
-    there (`cut`), so that the file of a run that was killed and resumed equals that of an uninterrupted run.
+    A row is written to the file when it is logged. A checkpoint holds the number of rows (`rows`), and a resume cuts
+    the file there (`cut`), so that the file of a run that was killed and resumed equals that of an uninterrupted run.
 
     Args:
         folder: the run's folder.
@@ -85,7 +85,7 @@ class RunCSVLogger(Logger):
 
     @property
     def file(self) -> CsvFile:
-        """The file metrics.csv, opened when first used; on rank 0 only, because opening it removes half a row that a kill left."""
+        """The file metrics.csv, opened when first used; on rank 0 only, as opening it removes an incomplete row."""
         if rank_zero_only.rank != 0:
             raise RuntimeError("metrics.csv belongs to rank 0")
         if self._file is None:
@@ -162,8 +162,8 @@ def weights_and_biases(
 ) -> WandbLogger | None:
     """Return a connected W&B logger for this folder, or print one line with the reason and return None.
 
-    Online by default, offline with WANDB_MODE=offline (files under RUN/wandb; `wandb sync` sends them later). The run's id is
-    stored in RUN/wandb_id.txt, so that a resume continues the same W&B run.
+    Online by default, offline with WANDB_MODE=offline (files under RUN/wandb; `wandb sync` sends them later). The run's
+    id is stored in RUN/wandb_id.txt, so that a resume continues the same W&B run.
 
     Args:
         project: W&B's project.

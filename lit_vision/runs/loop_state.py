@@ -11,7 +11,7 @@ from lit_vision.lightning_internals import training_batch_counters
 
 
 def rescale_batch_counters(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Change the counters of training batches to the size of this run's batches; the state of the data module is loaded already.
+    """Change the counters of training batches to this run's batch size, after the data module's state is loaded.
 
     Raises:
         UserError: the checkpoint does not hold the position in the data.

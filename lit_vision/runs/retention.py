@@ -31,7 +31,7 @@ class Retention:
         return [f"step-{step:08d}.ckpt"] if self.every and step and step % self.every == 0 else []
 
     def tidy(self, folder: Path) -> None:
-        """Remove the oldest step-<n>.ckpt until the budget holds; report once if the other checkpoints alone exceed it."""
+        """Remove the oldest step-<n>.ckpt until the budget holds; report once if the others alone exceed it."""
         if self.budget is None:
             return
         steps = sorted(folder.glob("step-*.ckpt"))
@@ -42,8 +42,8 @@ class Retention:
         if used > self.budget * 1e9 and not self._reported:
             self._reported = True
             print(
-                f"budget_gb: last.ckpt, previous.ckpt and best.ckpt alone take {used / 1e9:.2f} GB, more than {self.budget:g}; "
-                "they are kept",
+                f"budget_gb: last.ckpt, previous.ckpt and best.ckpt alone take {used / 1e9:.2f} GB, more than "
+                f"{self.budget:g}; they are kept",
                 flush=True,
             )
 

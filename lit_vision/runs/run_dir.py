@@ -1,8 +1,9 @@
 """Run directories: naming, lookup, resume. Imports nothing heavy.
 
 runs/<recipe>/<time>/           or --run_dir DIR
-    checkpoints/last.ckpt, previous.ckpt, best.ckpt      config.yaml      environment.json      metrics.csv      timings.csv
-    results.json      samples/      tensorboard/      wandb/
+    checkpoints/last.ckpt, previous.ckpt, best.ckpt
+    config.yaml      environment.json      metrics.csv      timings.csv      results.json
+    samples/      tensorboard/      wandb/
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from lit_vision.io import checkpoint_digest
 
 # Lightning starts the other processes of a run with the same arguments: they find the folder in this variable
 _SHARED = "LIT_VISION_RUN_DIR"
-# Flags that say where and how a run is executed, not what it computes: a requeued job may get other machines. The checkpoint
-# itself holds its global batch size.
+# Flags that say where and how a run is executed, not what it computes: a requeued job may get other machines. The
+# checkpoint itself holds its global batch size.
 LOCATION_FLAGS = {
     *(f"--trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches")),
     *(f"--trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")),
@@ -152,12 +153,13 @@ def resolve_run(
         recipe: the recipe's file, or None.
         run_hash: `recipe_hash` of this command.
         run_dir: value of --run_dir, or None.
-        resume: value of --resume: "auto", a checkpoint, or None. "auto" takes the newest undamaged checkpoint of the same run.
+        resume: value of --resume: "auto", a checkpoint, or None. "auto" takes the newest undamaged checkpoint of the
+            same run.
         anyway: value of --resume_anyway: resume the run in `run_dir` although the recipe or the settings have changed.
 
     Raises:
-        UserError: the checkpoint is missing; all checkpoints of the run are damaged; or the folder holds a run and the command
-            does not resume it, or is not the command that started it.
+        UserError: the checkpoint is missing; all checkpoints of the run are damaged; or the folder holds a run and the
+            command does not resume it, or is not the command that started it.
     """
     if resume and resume != "auto":
         named = Path(resume)
@@ -181,8 +183,8 @@ def resolve_run(
         )
     if not anyway and _environment(folder).get("run_sha256", run_hash) != run_hash:
         raise UserError(
-            f"--resume auto: {folder} holds another run: the recipe or the settings after it have changed; repeat that run's "
-            "command, or add --resume_anyway true"
+            f"--resume auto: {folder} holds another run: the recipe or the settings after it have changed; "
+            "repeat that run's command, or add --resume_anyway true"
         )
     checkpoint, skipped = checkpoint_digest.newest_valid(checkpoints)
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""Kill a real run, go on, and compare every bit with the run that nobody killed."""
+"""Kill a real run, resume it, and compare every bit with an uninterrupted run."""
 
 import contextlib
 import os
@@ -97,7 +97,8 @@ class Case:
     def chain(self, name: str, stop: str) -> None:
         """Goes on and dies at the same event of each process until the run is over, then compares.
 
-        An event that comes before the first save of a process would come for ever: the next process dies one event later.
+        An event that comes before the first save of a process would come for ever: the next process dies one event
+        later.
         """
         sign, event, first = stop.split(":")
         expected = {signal.SIGKILL: -9, signal.SIGTERM: 143}[getattr(signal, sign)]
@@ -161,7 +162,7 @@ def quick_disk(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulate", "val"), [(0, 1, "1.0"), (2, 1, "3"), (0, 2, "4"), (2, 3, "1.0")])
 def test_every_step_and_event(quick_disk: Path, workers: int, accumulate: int, val: str) -> None:
-    """Each restart dies at its first event of a kind, so that a chain of them visits every step; validation at each of its batches."""
+    """Each restart is killed at its first event of a kind, so that a chain of restarts is killed at every step."""
     case = Case(quick_disk, workers, accumulate, val)
     for name in ("SIGKILL", "SIGTERM"):
         # after the save of a step; as the next one begins (a window of accumulation is never in a file, so one later)

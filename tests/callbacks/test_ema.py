@@ -1,4 +1,4 @@
-"""The average is the hand-made one, is what is measured and saved, disturbs no bit of training, and goes on exactly after a resume."""
+"""EMA equals a slow loop, is measured and saved, leaves training unchanged, and is exact after a resume."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from lit_vision.errors import UserError
 
 
 class Watch(L.Callback):
-    """Notes the head's weight as validation and the end of the epoch see it, and after each step; keeps a checkpoint of a step."""
+    """Record the head's weight in validation, at the end of the epoch and after each step; keep a checkpoint."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep, self.steps, self.validated, self.at_end = folder, keep, [], [], []

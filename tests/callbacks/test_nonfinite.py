@@ -103,7 +103,7 @@ def test_rollback__goes_back_to_the_checkpoint_and_on_with_the_data(tmp_path: Pa
             return super().training_step(batch, batch_idx) * (float("nan") if self.global_step == 3 else 1)
 
     after = fit(tmp_path, StopOnNonFinite("rollback", late=late), Later).after  # saved after steps 2, 4 and 6
-    assert "back to the weights of step 2 (last.ckpt)" in capsys.readouterr().out or late is True
+    assert "weights of step 2 (last.ckpt)" in capsys.readouterr().out or late is True
     bad, saved = after[3], after[1]
     if late is True:  # the flag is read when the checkpoint of step 4 is written: that is the state from before
         assert same(bad, after[2])
@@ -117,7 +117,7 @@ def test_patience(tmp_path: Path) -> None:
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * float("nan")
 
-    with pytest.raises(NonFiniteError, match="4 such steps in this run"):
+    with pytest.raises(NonFiniteError, match="4 such steps"):
         fit(tmp_path, StopOnNonFinite("skip", patience=3), Always)
     with pytest.raises(UserError, match="policy"):
         StopOnNonFinite("ignore")

@@ -247,8 +247,10 @@ def test_a_full_disk_leaves_the_old_files_and_says_one_line(small_disk: Path) ->
 def test_kills_during_saving_leave_a_valid_file(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     code = (
-        "import sys, torch\nfrom lit_vision.runs.checkpoint_io import AtomicCheckpointIO\nn = 0\nprint('ready', flush=True)\n"
-        f"while True:\n    n += 1\n    AtomicCheckpointIO().save_checkpoint({{'w': torch.full((200_000,), float(n))}}, {str(path)!r})\n"
+        "import sys, torch\nfrom lit_vision.runs.checkpoint_io import AtomicCheckpointIO\nn = 0\n"
+        "print('ready', flush=True)\n"
+        "while True:\n    n += 1\n"
+        f"    AtomicCheckpointIO().save_checkpoint({{'w': torch.full((200_000,), float(n))}}, {str(path)!r})\n"
     )
     for i in range(8):
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

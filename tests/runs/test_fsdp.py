@@ -1,4 +1,4 @@
-"""FSDP2 on two gloo processes: the run of one process, checkpoints that load on another number of them, damage, kills."""
+"""FSDP2 on two gloo processes: equal to one process, checkpoints for another number of processes, damage, kills."""
 
 import csv
 import json

@@ -48,7 +48,7 @@ def test_csv_is_opened_by_rank_0_only(tmp_path: Path, monkeypatch) -> None:
 
 
 def records(folder: Path) -> list:
-    """What wandb wrote: LevelDB's log format (blocks of 32 KiB; crc, length, type; a record may go over blocks) after 7 bytes of head."""
+    """Read wandb's records: LevelDB's log format (blocks of 32 KiB; crc, length, type) after 7 bytes of header."""
     from wandb.proto import wandb_internal_pb2 as pb
 
     path = next(folder.glob("wandb/offline-run-*/*.wandb"), None)
@@ -79,7 +79,7 @@ def test_wandb_offline_holds_config_commit_metrics_a_picture_and_a_table(tmp_pat
     import wandb
 
     wandb.finish()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 1800  # a safety net, not a measurement
     found = records(Path("run"))
     while not any(r.HasField("exit") for r in found):  # wandb's own process writes the file
         assert time.monotonic() < deadline
@@ -122,7 +122,7 @@ def test_wandb_offline_holds_config_commit_metrics_a_picture_and_a_table(tmp_pat
 
 
 def test_a_second_run_of_one_process_is_another_run_of_wandb(tmp_path: Path, monkeypatch) -> None:
-    """wandb by itself logs it into the first one, which a fit leaves open until the process ends."""
+    """Wandb by itself logs it into the first one, which a fit leaves open until the process ends."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     loggers = []
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""What a run does when it goes on under other circumstances: a full disk, changed data, limits, killed after its last step, two ranks."""
+"""Resume after a full disk, with changed data, with limits, after a kill behind the last step, on two ranks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run that trains in a second and has what makes a resume hard: keyed noise, batch norm, dropout, a schedule per step, noisy validation."""
+"""Toy run of a second for resume tests: keyed noise, batch norm, dropout, a schedule per step, noisy validation."""
 
 import os
 import signal
