@@ -1,38 +1,41 @@
-"""`lit-vision study ROOT`: what should I do with this folder?"""
+"""Study command: baselines, pre-training and few labels on a folder, summarized in one report."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_vision.errors import UsageError, UserError
+from lit_vision.cli.parser import CommandParser
+from lit_vision.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_vision.study.schedule import StudyPlan
 
 DEFAULT_BUDGET = 20.0  # minutes
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    words = argparse.ArgumentParser(
+def parser() -> CommandParser:
+    """Return the parser of the command's options."""
+    parser = CommandParser(
         prog="lit-vision study",
-        allow_abbrev=False,
-        description="Baselines, pre-training on the folder's own images, few labels: one table, pictures, and what they say.",
-        epilog="Run it again to go on after a stop: what is done is kept, and only what a change touches runs again. "
-        "Two folders, each pre-trained on and adapted to, in one table: python experiments/transfer.py --pretrain-on A --adapt-to B",
+        description="Baselines, pre-training on the folder's images, few labels: one report with table and figures.",
+        epilog="Run the command again to continue after a stop: finished parts are reused.\n"
+        "Two folders, each pre-trained on and adapted to, in one table:\n"
+        "  python experiments/transfer.py --pretrain_on A --adapt_to B",
     )
-    add = words.add_argument
+    add = parser.add_argument
     add(
         "root",
-        nargs="?",
         metavar="ROOT",
-        help="folder: train/<class>/* and test/<class>/*, or <class>/*, with unlabeled/* beside them",
+        help="folder: train/<class>/* and test/<class>/*, or <class>/*, with unlabeled/* next to them",
     )
-    add("--run_dir", metavar="DIR", help="where report, pictures and results go (default: runs/study/<name of ROOT>)")
+    add("--run_dir", metavar="DIR", help="folder for report, figures and results (default: runs/study/<name of ROOT>)")
     add("--budget", type=float, default=DEFAULT_BUDGET, metavar="MIN", help="minutes in all (default: %(default)g)")
     add(
         "--labels",
         metavar="LIST",
-        help="1%%, 10%%, 200, 5-shot, all; default: 1%%,10%% of a labelled folder, all of a mixed one",
+        help="1%%, 10%%, 200, 5-shot, all; default: 1%%,10%% of a labeled folder, all of a mixed one",
     )
     add(
         "--seeds",
@@ -40,183 +43,173 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="seeds for each of --labels, one number or one each (default: %(default)s)",
     )
-    add("--fewer", default="", metavar="LIST", help="fewer seeds for costly starts: mae=3,scratch-vit=3")
-    add("--starts", default="mae,simclr", metavar="LIST", help="pre-trainings to try (default: %(default)s)")
+    add("--max_seeds", default="", metavar="LIST", help="limit the seeds of costly inits: mae=3,scratch-vit=3")
+    add("--inits", default="mae,simclr", metavar="LIST", help="pre-trainings to try (default: %(default)s)")
     add(
         "--protocols",
         default="finetune",
         metavar="LIST",
-        help="how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow, prompt-deep (default: %(default)s)",
+        help="how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow, "
+        "prompt-deep (default: %(default)s)",
     )
     add(
         "--pretrained",
         default="auto",
         metavar="NAME",
-        help="public timm weights to try: auto (a small one, Apache-2.0), off, a name",
+        help="public timm weights to try: auto (a small model, Apache-2.0), off, a name",
     )
     add(
-        "--pretrain-on",
+        "--pretrain_on",
         metavar="FOLDER",
         help="pre-train on another folder's images (labels unseen) and adapt to ROOT; default: ROOT's own",
     )
-    add("--adapt-to", metavar="B", help="with --pretrain-on A: another word for ROOT, in this direction alone")
     add(
         "--rotation",
         type=float,
         default=0.0,
         metavar="DEG",
-        help="turned pictures mean the same: all trainings turn by up to DEG",
+        help="rotate the images of all trainings by up to DEG degrees, if rotated images have the same meaning",
     )
     add(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="side of the networks' input (default: the images' own up to 64, else 64)",
+        help="side of the networks' input (default: that of the images up to 64, else 64)",
     )
     add(
         "--epochs",
         default="",
         metavar="LIST",
-        help="fix epochs instead of measuring: mae=100,simclr=100,80=200,800=60 (labels)",
+        help="set epochs instead of measuring: mae=100,simclr=100,80=200,800=60 (numbers of labels)",
     )
     add(
         "--keep_weights",
         type=int,
         default=1,
         metavar="SEEDS",
-        help="keep the classifiers of so many seeds (default: %(default)s; the best becomes model.safetensors)",
+        help="store the classifiers of this many seeds (default: %(default)s; the best becomes model.safetensors)",
     )
-    add(
-        "--wandb", metavar="PROJECT", help="send tables and pictures to Weights & Biases too (WANDB_MODE=offline works)"
-    )
-    return words
+    add("--wandb", metavar="PROJECT", help="log tables and figures to Weights & Biases (WANDB_MODE=offline works)")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a study and write its report. Returns 0."""
-    arguments = parser()
-    options = arguments.parse_args(argv)
-    options.root = _root(options)
+    options = parser().parse_args(argv)
     if options.budget <= 0:
-        raise UserError(f"--budget: {options.budget:g} minutes; give more than 0")
+        raise UsageError(f"--budget: {options.budget:g} minutes; give more than 0")
     if not 0 <= options.rotation <= 180:
-        raise UserError(f"--rotation: {options.rotation:g}; give 0 to 180 degrees")
+        raise UsageError(f"--rotation: {options.rotation:g}; give 0 to 180 degrees")
+    inits = _inits(options.inits)
+    folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
 
-    # heavy imports after the words are checked: --help answers at once
-    from lit_vision.study.cells import parse_labels
-    from lit_vision.study.images import read_images, read_pool
+    # heavy imports after the cheap checks: --help answers at once
+    from lit_vision.study.cells import parse_labels, refuse_older_study
+    from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
     from lit_vision.study.runner import Study
     from lit_vision.study.schedule import StudyPlan
 
-    inits = _inits(options.starts)
+    protocols = _protocols(options.protocols)
+    refuse_older_study(folder)
     public = TIMM + (PUBLIC if options.pretrained == "auto" else options.pretrained)
     if options.pretrained != "off":
         inits.append(public)
-    with Reporter() as report:
-        report.say(f"reading {options.root}")
+    with Reporter() as reporter:
+        reporter.log(f"reading {options.root}")
         images = read_images(options.root, options.size)
         step = 4 if images.size <= SMALL else 16
         if images.size % step:
-            raise UserError(f"--size: {images.size} is no multiple of {step}; give {images.size // step * step + step}")
+            multiple = images.size // step * step + step
+            raise UsageError(f"--size: {images.size} is not a multiple of {step}; give {multiple}")
         labeled, unlabeled = sum(images.per_class), len(images.pool) - sum(images.per_class)
-        report.say(
-            f"{len(images.pool)} training images ({labeled} labelled, {unlabeled} not), {len(images.classes)} classes, "
+        reporter.log(
+            f"{len(images.pool)} training images ({labeled} labeled, {unlabeled} not), {len(images.classes)} classes, "
             f"{len(images.test)} test images, {images.size} pixels"
         )
         for note in images.notes:
-            report.say(note)
-        source = read_pool(options.pretrain_on, images.size) if options.pretrain_on else None
+            reporter.log(note)
+        source = read_unlabeled(options.pretrain_on, images.size) if options.pretrain_on else None
         if source:
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
-            report.say(images.notes[-1])
+            reporter.log(images.notes[-1])
         labels = parse_labels(options.labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
-        plan = StudyPlan(labels, _seeds(options.seeds, labels), max_seeds=_max_seeds(options.fewer, inits))
-        plan.protocols = _protocols(options.protocols)
-        _fix_epochs(plan, options.epochs, inits)
-        folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
+        plan = StudyPlan(labels, _seeds(options.seeds, labels), max_seeds=_max_seeds(options.max_seeds, inits))
+        plan.protocols = protocols
+        _set_epochs(plan, options.epochs, inits)
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, options.rotation)
         optional = {public} if options.pretrained == "auto" else ()
         budget, keep = 60 * options.budget, options.keep_weights
-        study = Study(images, preset, inits, plan, budget, folder, report, optional, keep, source)
-        outcomes = study.run()
-        report.say("writing the report")
-        written = write_report(study, outcomes, options.wandb)
+        study = Study(images, preset, inits, plan, budget, folder, reporter, optional, keep, source)
+        results = study.run()
+        reporter.log("writing the report")
+        written = write_report(study, results, options.wandb)
     for path in written:
         print(path)
     return 0
 
 
-def _root(options: argparse.Namespace) -> str:
-    """The folder that is adapted to, under its one name or the other."""
-    if options.adapt_to is None:
-        if options.root is None:
-            raise UsageError("ROOT: is missing; name the folder that the study is about")
-        return options.root
-    if options.root is not None:
-        raise UsageError(f"--adapt-to {options.adapt_to}: ROOT is {options.root} already; give one of them")
-    if not options.pretrain_on:
-        raise UsageError(f"--adapt-to {options.adapt_to}: goes with --pretrain-on FOLDER; without one, give it as ROOT")
-    return options.adapt_to
+def _items(text: str) -> Iterator[str]:
+    return filter(None, (item.strip() for item in text.split(",")))
 
 
 def _inits(text: str) -> list[str]:
-    inits = [word.strip() for word in text.split(",") if word.strip()]
+    inits = list(_items(text))
     for init in inits:
         if init not in ("mae", "simclr"):
-            raise UserError(f"--starts: {init!r} is not mae or simclr; separate them by commas")
+            raise UsageError(f"--inits: {init!r} is not mae or simclr; separate them by commas")
     return inits
 
 
 def _protocols(text: str) -> list[str]:
-    """Always with fine-tuning, which the verdict reads."""
+    """Return the protocols in the order of the table; fine-tuning is always one, since the verdict reads it."""
     from lit_vision.study.presets import ON_LABELS
 
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if word not in ON_LABELS:
-            raise UserError(f"--protocols: {word!r} is not one of {', '.join(ON_LABELS)}; separate them by commas")
-    return [one for one in ON_LABELS if one in words or one == "finetune"]
+    requested = list(_items(text))
+    for name in requested:
+        if name not in ON_LABELS:
+            raise UsageError(f"--protocols: {name!r} is not one of {', '.join(ON_LABELS)}; separate them by commas")
+    return [name for name in ON_LABELS if name in requested or name == "finetune"]
 
 
 def _seeds(text: str, labels: list[int]) -> dict[int, int]:
     try:
-        counts = [int(word) for word in text.split(",")]
+        counts = [int(item) for item in text.split(",")]
     except ValueError:
-        raise UserError(f"--seeds: {text!r}; give one number, or one for each of --labels") from None
+        raise UsageError(f"--seeds: {text!r}; give one number, or one for each of --labels") from None
     if len(counts) not in (1, len(labels)) or min(counts) < 1:
-        raise UserError(f"--seeds: {text!r}; give one number from 1, or one for each of {labels} labels")
+        raise UsageError(f"--seeds: {text!r}; give one number from 1, or one for each of {labels} labels")
     return dict(zip(labels, counts if len(counts) > 1 else counts * len(labels)))
 
 
 def _max_seeds(text: str, inits: list[str]) -> dict[str, int]:
-    """mae=3,scratch-vit=3: at most so many seeds."""
-    max_seeds, known = {}, ("scratch-cnn", "scratch-vit", *inits)
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = word.partition("=")
+    """Return the limits of a list such as mae=3,scratch-vit=3."""
+    from lit_vision.study.presets import SCRATCH
+
+    max_seeds, known = {}, (*SCRATCH, *inits)
+    for item in _items(text):
+        name, _, value = item.partition("=")
         if name not in known or not value.isdigit() or int(value) < 1:
-            raise UserError(f"--fewer: {word!r}; give START=SEEDS with START out of {', '.join(known)}")
+            raise UsageError(f"--max_seeds: {item!r}; give INIT=SEEDS with INIT one of {', '.join(known)}")
         max_seeds[name] = int(value)
     return max_seeds
 
 
-def _fix_epochs(plan, text: str, inits: list[str]) -> None:
-    """mae=100,80=200: pre-training by start, trainings on labels by their number."""
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = word.partition("=")
-        known = (name in inits and not name.startswith("timm:")) or (name.isdigit() and int(name) in plan.labels)
-        if not known or not value.isdigit() or int(value) < 1:
-            raise UserError(
-                f"--epochs: {word!r}; give NAME=EPOCHS with NAME out of {', '.join([*inits, *map(str, plan.labels)])}"
-            )
+def _set_epochs(plan: StudyPlan, text: str, inits: list[str]) -> None:
+    """Set the epochs of a list such as mae=100,80=200: pre-trainings by init, trainings on labels by their number."""
+    from lit_vision.study.presets import TIMM, StudyPreset
+
+    names = [*(init for init in inits if not init.startswith(TIMM)), *map(str, plan.labels)]
+    for item in _items(text):
+        name, _, value = item.partition("=")
+        if name not in names or not value.isdigit() or int(value) < 1:
+            raise UsageError(f"--epochs: {item!r}; give NAME=EPOCHS with NAME one of {', '.join(names)}")
         if name in inits:
             plan.pretrain[name] = int(value)
         else:
-            from lit_vision.study.presets import StudyPreset
-
             plan.fixed.append(int(name))
             plan.tune[int(name)] = int(value)
             plan.scratch[int(name)] = int(value) * StudyPreset.scratch_factor

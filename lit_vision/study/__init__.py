@@ -1,1 +1,1 @@
-"""The study: what should I do with this folder? Baselines, pre-training, few labels, one report."""
+"""Study of a folder: baselines, pre-training and few labels, summarized in one report."""

@@ -1,4 +1,4 @@
-"""The model that a study's verdict points to: kept as a file that `lit-vision predict` reads, with pictures of why it answers so."""
+"""Store the best model of a study as a file for `lit-vision predict`, with explanations of its answers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lit_vision.study.runner import Study
 from lit_vision.study.training import classification, load_classifier, redirect_output
 from lit_vision.study.verdict import PROBED
 
-SHOWN = 6
+EXPLAINED_IMAGES = 6
 
 
 def load_best(study: Study, key: CellKey) -> Classifier | None:
-    """The classifier of a cell; None where its protocol makes no network or its weights were not kept."""
+    """Return the classifier of a cell; None if its protocol trains no network or its weights were not stored."""
     path, images = study.store.folder / f"{key.name}.safetensors", study.images
     rows = images.subset(key.labels, key.seed)
     with redirect_output(study.log):
@@ -36,34 +36,37 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
             load_classifier(path, module)
         else:
             return None
-    return module.eval()
+    module.eval()
+    return module
 
 
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
-    """The classifier with class names, mean, std, size and license inside."""
+    """Write the classifier with class names, mean, std, size and license in its metadata."""
     license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
-    kept = {
+    metadata = {
         "size": study.preset.side(key.init),
         "class_names": study.images.classes,
         "crop_pct": 1.0,
         "license": license,
     }
-    write_safetensors(module, build_metadata(module, "classification", kept), path)
+    write_safetensors(module, build_metadata(module, "classification", metadata), path)
     return path
 
 
 def write_explanations(path: Path, module: Classifier, images: StudyImages, rows: list[int], side: int) -> Path:
-    """Test images, each beside what spoke for the answer: Grad-CAM for CNNs, attention rollout for ViTs."""
+    """Draw test images with a map of what the answer rests on: Grad-CAM for CNNs, attention rollout for ViTs."""
     pixels = [figures.as_rgb(images.test[i], side) for i in rows]
-    batch = normalize(torch.stack([torch.from_numpy(one) for one in pixels])[:, None], module.mean, module.std)[:, 0]
+    batch = normalize(torch.stack([torch.from_numpy(image) for image in pixels])[:, None], module.mean, module.std)[
+        :, 0
+    ]
     with torch.inference_mode():
-        found = module(batch).softmax(1)
-    answers = found.argmax(1)
-    heat = explain.explain(module, batch, answers).numpy()
-    shown = [explain.overlay(one, hot) for one, hot in zip(pixels, heat)]
+        scores = module(batch).softmax(1)
+    answers = scores.argmax(1)
+    heat_maps = explain.explain(module, batch, answers).numpy()
+    overlays = [explain.overlay(image, heat) for image, heat in zip(pixels, heat_maps)]
     names = images.classes
     captions = [
         f"{names[images.test_labels[i]]}\nseen as {names[answer]} ({score[answer]:.0%})"
-        for i, answer, score in zip(rows, answers.tolist(), found.numpy())
+        for i, answer, score in zip(rows, answers.tolist(), scores.numpy())
     ]
-    return plots.image_grid(path, shown, captions, columns=3)
+    return plots.image_grid(path, overlays, captions, columns=3)

@@ -1,36 +1,120 @@
-"""The pre-trained starts of a study: trained here or fetched, on disk, with the frozen features that every protocol needs."""
+"""Pre-trained encoders of a study: trained once or downloaded, stored, and applied to the images (frozen features)."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
-from lit_vision.study.cells import hash_inputs
+from lit_vision.results.schema import SCHEMA
+from lit_vision.study import training
+from lit_vision.study.cells import hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
-from lit_vision.study.images import StudyImages
+from lit_vision.study.images import StudyData, StudyImages
 from lit_vision.study.presets import StudyPreset
 from lit_vision.study.progress import Reporter
-from lit_vision.study.training import (
-    features,
-    precision_of,
-    pretraining,
-    public_weights,
-    redirect_output,
-    save_encoder,
-    train,
-)
-from lit_vision.weights.load import load_backbone, load_into
+from lit_vision.weights.load import load_backbone, save_backbone
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+
+
+@dataclass(frozen=True)
+class PretrainedEncoder:
+    """Weights of a finished pre-training.
+
+    Attributes:
+        weights: the safetensors file.
+        sha256: of that file.
+        seconds: of the training.
+        images_seen: views of images that the training has seen, repetitions counted.
+        losses: of each step.
+        found: True if an earlier run had trained it.
+    """
+
+    weights: Path
+    sha256: str
+    seconds: float
+    images_seen: int
+    losses: list[float]
+    found: bool
+
+
+def pretrain_once(
+    weights: Path,
+    inputs: str,
+    build: Callable[[], tuple[LightningModule, StudyData]],
+    epochs: int,
+    seed: int,
+    reporter: Reporter,
+    title: str,
+    log: Path,
+    *,
+    half: bool = False,
+    metadata: dict[str, str] | None = None,
+    after_training: Callable[[LightningModule], object] | None = None,
+) -> PretrainedEncoder:
+    """Pre-train an encoder and store it; if an earlier run has stored it for the same inputs, return that one.
+
+    The record next to the weights, NAME.json, is written last, so that an interrupted pre-training counts as missing.
+
+    Args:
+        weights: the file, NAME.safetensors; its folder is created.
+        inputs: hash of all that the pre-training depends on.
+        build: returns the method and its data.
+        epochs: of the training; 0 stores the encoder as initialized.
+        seed: of the training.
+        reporter: shows the progress.
+        title: of the progress bar.
+        log: file that gets what Lightning prints.
+        half: store the weights in half precision.
+        metadata: further texts for the metadata of the file.
+        after_training: called with the trained method.
+    """
+    path = weights.with_suffix(".json")
+    record = read_record(path)
+    found = record.get("inputs") == inputs and weights.exists() and record["sha256"] == sha256_of_file(weights)
+    if not found:
+        with training.redirect_output(log):
+            module, data = build()
+            seconds, losses, images_seen = 0.0, [], 0
+            if epochs:
+                reporter.start_task(title, data.batch_size)
+                trained = training.train(module, data, epochs, seed, reporter.update)
+                seconds, losses, images_seen = trained.seconds, trained.losses, trained.steps * data.batch_size
+            save_backbone(weights, module.backbone, module.mean, module.std, half=half, **(metadata or {}))
+            if after_training:
+                after_training(module)
+        record = {
+            "schema": SCHEMA,
+            "inputs": inputs,
+            "sha256": sha256_of_file(weights),
+            "seconds": seconds,
+            "images_seen": images_seen,
+            "precision": training.precision_of(module),
+            "losses": [round(loss, 5) for loss in losses],
+        }
+        write_json(path, record)
+    return PretrainedEncoder(
+        weights, record["sha256"], record["seconds"], record["images_seen"], record["losses"], found
+    )
+
+
+def frozen_features(weights: Path, images: StudyImages, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of the labeled pool and of the test split under an encoder's file, seen at `size` pixels."""
+    backbone, report = load_backbone(weights)
+    return training.features(backbone, report.mean, report.std, images, size)
 
 
 @dataclass
 class Encoder:
-    """A pre-trained start: where its weights lie, what it cost, and its frozen features of the labelled pool and the test split."""
+    """Weights and cost of a pre-trained init, and its frozen features of the labeled pool and the test split."""
 
     weights: Path
     sha256: str
@@ -40,12 +124,14 @@ class Encoder:
     test: np.ndarray
 
 
-class Encoders:
-    """Makes or finds the encoders of one folder's study.
+class EncoderStore:
+    """Trains, downloads or finds the encoders of one folder's study.
 
     Args:
-        images, preset, report: of the study.
-        folder: the run's; weights go to its weights/, the reconstructions to its samples/.
+        images: of the study.
+        preset: of the study.
+        folder: of the run; weights go to its weights/, reconstructions to its samples/.
+        reporter: shows the progress.
         source: the images to pre-train on; None: the study's own.
     """
 
@@ -54,65 +140,69 @@ class Encoders:
         images: StudyImages,
         preset: StudyPreset,
         folder: Path,
-        report: Reporter,
+        reporter: Reporter,
         source: StudyImages | None = None,
     ) -> None:
-        self.images, self.preset, self.folder, self.report = images, preset, folder, report
+        self.images, self.preset, self.folder, self.reporter = images, preset, folder, reporter
         self.source = source or images
         self.log = folder / "study.log"
         (folder / "weights").mkdir(exist_ok=True)
 
     def path(self, init: str) -> Path:
-        """Where a start's weights lie."""
+        """Return the file of an init's weights."""
         return self.folder / "weights" / f"{init.replace(':', '_')}.safetensors"
 
-    def fetch(self, init: str) -> str:
-        """Bring public weights here. Returns their license; UserError where they cannot be had."""
-        path = self.path(init)
-        with redirect_output(self.log):
-            if not path.exists():
-                public_weights(init, path)
-            return load_backbone(path)[1].metadata.get("license", "not stated")
+    def download(self, init: str) -> str:
+        """Download public weights unless they are there, and return their license.
 
-    def public(self, init: str) -> Encoder:
-        """Public weights, already fetched."""
+        Raises:
+            UserError: the weights do not exist or cannot be downloaded.
+        """
         path = self.path(init)
-        with redirect_output(self.log):
-            backbone, report = load_backbone(path)
-            pool, test = features(backbone, report.mean, report.std, self.images, self.preset.side(init))
-        return Encoder(path, sha256_of_file(path), 0.0, 0, pool, test)
+        with training.redirect_output(self.log):
+            if not path.exists():
+                training.public_weights(init, path)
+            return str(load_backbone(path)[1].metadata.get("license", "not stated"))
+
+    def load_public(self, init: str) -> Encoder:
+        """Load public weights that `download` has stored."""
+        path = self.path(init)
+        return Encoder(path, sha256_of_file(path), 0.0, 0, *self._features(init))
 
     def pretrain(self, init: str, epochs: int, count: int | None = None) -> Encoder:
-        """Pre-train on the pool (or `count` of it), or find the weights of an earlier run of the same images, recipe and epochs."""
-        own = getattr(self.preset, init), getattr(self.preset, f"{init}_views"), asdict(self.preset.network(init))
-        inputs = hash_inputs(
-            hash_inputs(self.images.fingerprint, self.images.size), init, epochs, own, *([count] if count else [])
+        """Pre-train on the pool, or find the weights of an earlier run of the same images, settings and epochs.
+
+        Args:
+            init: mae or simclr.
+            epochs: of the training.
+            count: how many images of the pool to train on; None: all.
+        """
+        source = self.source
+        inputs = hash_inputs(source.fingerprint, source.size, init, epochs, count, self.preset.pretraining_fields(init))
+
+        def after_training(module: LightningModule) -> Any:
+            if init == "mae":
+                reconstructions(self.folder / "samples" / "reconstructions.png", module, self.images)
+
+        trained = pretrain_once(
+            self.path(init),
+            inputs,
+            lambda: training.pretraining(init, source, self.preset, 0, count),
+            epochs,
+            0,
+            self.reporter,
+            f"{init} pre-training",
+            self.log,
+            metadata={"method": init, "data_fingerprint": source.fingerprint},
+            after_training=after_training,
         )
-        weights = self.path(init)
-        note = weights.with_suffix(".json")
-        known = json.loads(note.read_text()) if note.exists() and weights.exists() else {}
-        with redirect_output(self.log):
-            module, data = pretraining(init, self.source, self.preset, 0, count)
-            if known.get("inputs") != inputs or known.get("sha256") != sha256_of_file(weights):
-                self.report.begin(f"{init} pre-training", data.batch_size)
-                trained = train(module, data, epochs, 0, self.report.tick)
-                about = {"method": init, "data_fingerprint": self.source.fingerprint}
-                save_encoder(module.backbone, module.mean, module.std, weights, **about)
-                known = {
-                    "inputs": inputs,
-                    "sha256": sha256_of_file(weights),
-                    "seconds": trained.seconds,
-                    "images_seen": trained.steps * data.batch_size,
-                    "precision": precision_of(module),
-                    "losses": [round(loss, 5) for loss in trained.losses],
-                }
-                if init == "mae":
-                    reconstructions(self.folder / "samples" / "reconstructions.png", module, self.images)
-                write_json(note, known)
-                took = f"{format_duration(trained.seconds)}, loss {np.mean(trained.losses[-20:]):.3f}"
-                self.report.say(f"{init}: {epochs} epochs, {took}")
-            else:
-                load_into(module.backbone, weights)
-                self.report.say(f"{init}: found, {known['seconds']:.0f} s of training kept")
-            pool, test = features(module.backbone, module.mean, module.std, self.images, self.preset.side(init))
-        return Encoder(weights, known["sha256"], known["seconds"], known["images_seen"], pool, test)
+        if trained.found:
+            self.reporter.log(f"{init}: found the weights of an earlier run ({format_duration(trained.seconds)})")
+        else:
+            loss = np.mean(trained.losses[-20:])
+            self.reporter.log(f"{init}: {epochs} epochs, {format_duration(trained.seconds)}, loss {loss:.3f}")
+        return Encoder(trained.weights, trained.sha256, trained.seconds, trained.images_seen, *self._features(init))
+
+    def _features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
+        with training.redirect_output(self.log):
+            return frozen_features(self.path(init), self.images, self.preset.side(init))

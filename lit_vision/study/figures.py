@@ -27,17 +27,20 @@ def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
 
 def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
     """Plot accuracy at `labels` labels against the seconds that one such model takes, pre-training included."""
-    series = [
-        Series(f"{cell['init']}, {cell['protocol']}", [max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))],
-               [cell["mean"]], [cell["std"] or 0.0], cell["init"].startswith(("pixels", "scratch")))
-        for cell in cells
-        if cell["labels"] == labels and cell["protocol"] != "knn" and cell["values"]
-    ]  # fmt: skip
+    series = []
+    for cell in cells:
+        if cell["labels"] == labels and cell["protocol"] != "knn" and cell["values"]:
+            seconds = max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))
+            name, baseline = f"{cell['init']}, {cell['protocol']}", cell["init"].startswith(("pixels", "scratch"))
+            series.append(Series(name, [seconds], [cell["mean"]], [cell["std"] or 0.0], baseline))
     return plots.accuracy_against_labels(path, series, title=f"At {labels} labels", x="seconds of training")
 
 
 def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
-    """Plot the loss of each pre-training over the share of its steps, divided by the mean of its first hundredth (units differ)."""
+    """Plot the loss of each pre-training over the share of its steps.
+
+    Losses differ in unit, so each is divided by the mean of its first hundredth.
+    """
     series = []
     for name, values in losses.items():
         first = float(np.mean(values[: max(1, len(values) // 100)]))
@@ -91,13 +94,17 @@ def embedding(path: Path, features: np.ndarray, images: StudyImages, init: str) 
 def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
     """Draw test images, each with the labeled training images of the highest cosine similarity."""
     rows = evenly_spaced(len(images.test), QUERIES)
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)  # noqa: E731
-    near = np.argsort(-(unit(encoder.test[rows]) @ unit(encoder.pool).T), axis=1, kind="stable")[:, :NEIGHBORS]
+    similarity = _unit(encoder.test[rows]) @ _unit(encoder.pool).T
+    near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBORS]
     shown, captions = [], []
     for row, found in zip(rows, near):
         shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
         captions += [f"? {images.classes[images.test_labels[row]]}", *(images.classes[images.labels[i]] for i in found)]
     return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
 def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Load a folder's images for a study: all in memory at one small size, split into a pool to learn from and a test split.
+"""Load a folder's images for a study: all in memory at one small size, split into a training pool and a test split.
 
 N pool images, M test images, S side in pixels.
 """

@@ -17,6 +17,7 @@ PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tr
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
 PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # those of ON_LABELS that need a plain ViT
 FULL_STEPS = 300  # steps from which a fine-tuning gets its full learning rate
+SCRATCH = ("scratch-cnn", "scratch-vit")  # baselines from random weights
 PRETRAINED = ("mae", "simclr")  # inits that a study pre-trains itself
 SMALL = 64  # up to this side, pixels: CNN with a small stem, ViT with patches of 4 pixels
 
@@ -71,7 +72,7 @@ class StudyPreset:
     scratch_factor: int = 4
 
     def network(self, init: str) -> Network:
-        """Return the network of an init: the ViT for mae and scratch-vit, that timm model for timm:NAME, else the CNN."""
+        """Return the network of an init: NAME of timm:NAME, the ViT of mae and scratch-vit, else the CNN."""
         if init.startswith(TIMM):
             return Network("timm", init.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if init in ("mae", "scratch-vit") else self.cnn

@@ -1,25 +1,31 @@
-"""What a person sees while a study runs: a bar on a terminal, plain lines in a log file."""
+"""Progress of a study: a bar on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lit_vision.io.text import format_duration
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 
 class Reporter:
-    """One bar for the whole study (seconds done of seconds planned) and one for the training at hand.
+    """Prints lines with the time since the start, and shows a bar for the current training.
 
     Args:
-        every: seconds between two lines of a long training where there is no terminal.
+        interval: seconds between two lines of a long training if the output is not a terminal.
     """
 
-    def __init__(self, every: float = 20.0):
-        self.out, self.every, self.began = sys.stdout, every, time.perf_counter()
-        self._bar = self._task = None
-        self._said = 0.0
+    def __init__(self, interval: float = 20.0):
+        self.out, self.interval, self.started = sys.stdout, interval, time.perf_counter()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._title, self._images_per_step = "", 0
+        self._task_started = self._last_line = 0.0
 
     def __enter__(self) -> Reporter:
         if self.out.isatty():
@@ -28,9 +34,8 @@ class Reporter:
 
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
             times = TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-            self._bar = Progress(
-                *columns, *times, console=Console(file=self.out), redirect_stdout=False, transient=True
-            )
+            console = Console(file=self.out)
+            self._bar = Progress(*columns, *times, console=console, redirect_stdout=False, transient=True)
             self._bar.start()
         return self
 
@@ -40,36 +45,34 @@ class Reporter:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the reporter was made."""
-        return time.perf_counter() - self.began
+        """Seconds since the reporter was created."""
+        return time.perf_counter() - self.started
 
-    def say(self, text: str) -> None:
-        """One line that stays."""
+    def log(self, text: str) -> None:
+        """Print a line with the time since the start; it stays above the bar."""
+        time_text = f"{format_duration(self.elapsed):>7}"
         if self._bar:
-            self._bar.console.print(f"[dim]{format_duration(self.elapsed):>7}[/]  {text}", highlight=False)
+            self._bar.console.print(f"[dim]{time_text}[/]  {text}", highlight=False)
         else:
-            print(f"{format_duration(self.elapsed):>7}  {text}", file=self.out, flush=True)
+            print(f"{time_text}  {text}", file=self.out, flush=True)
 
-    def begin(self, text: str, images_per_step: int = 0) -> None:
-        """A training starts."""
-        self._text, self._images, self._first, self._said = (
-            text,
-            images_per_step,
-            time.perf_counter(),
-            time.perf_counter(),
-        )
+    def start_task(self, title: str, images_per_step: int = 0) -> None:
+        """Start the bar of a training."""
+        self._title, self._images_per_step = title, images_per_step
+        self._task_started = self._last_line = time.perf_counter()
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(text, total=1.0, note="")
+            self._task = self._bar.add_task(title, total=1.0, note="")
 
-    def tick(self, step: int, steps: int, loss: float) -> None:
-        """A step is done."""
+    def update(self, step: int, steps: int, loss: float) -> None:
+        """Show that `step` of `steps` steps are done, and the loss of the last one."""
         now = time.perf_counter()
-        rate = step / max(now - self._first, 1e-9)
-        note = f"loss {loss:.3f}, {rate * self._images:,.0f} images/s"
-        if self._bar:
+        rate = step / max(now - self._task_started, 1e-9)
+        note = f"loss {loss:.3f}, {rate * self._images_per_step:,.0f} images/s"
+        if self._bar and self._task is not None:
             self._bar.update(self._task, completed=step / steps, note=note)
-        elif now - self._said > self.every:
-            self._said = now
-            self.say(f"  {self._text}: {step / steps:.0%}, {note}, {format_duration((steps - step) / rate)} left")
+        elif now - self._last_line > self.interval:
+            self._last_line = now
+            remaining = format_duration((steps - step) / rate)
+            self.log(f"  {self._title}: {step / steps:.0%}, {note}, {remaining} left")

@@ -19,11 +19,10 @@ from lit_vision.results.tables import Table, grid_table, rows_from
 from lit_vision.study import figures
 from lit_vision.study.best_model import EXPLAINED_IMAGES, load_best, write_explanations, write_model
 from lit_vision.study.cells import CellKey, CellResult, hash_inputs, to_cells
-from lit_vision.study.presets import ON_LABELS
+from lit_vision.study.presets import ON_LABELS, SCRATCH
 from lit_vision.study.report_content import Content, Section, collect_answers, recommendation, report_markdown
 from lit_vision.study.report_html import to_html
 from lit_vision.study.runner import Study
-from lit_vision.study.schedule import SCRATCH
 from lit_vision.study.verdict import FEWEST_SEEDS, PROBED, Verdict, verdicts
 from lit_vision.study.wandb_upload import log_study
 
@@ -70,7 +69,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
     return [html, text, folder / "samples", results, *([model] if model.exists() else [])]
 
 
-def _content(study: Study, cells: list[dict], result: dict[str, Any], results: Path) -> Content:
+def _content(study: Study, cells: list[dict[str, Any]], result: dict[str, Any], results: Path) -> Content:
     found = verdicts(cells, len(study.images.test))
     seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
     rows = rows_from([results])
@@ -88,12 +87,12 @@ def _content(study: Study, cells: list[dict], result: dict[str, Any], results: P
         sections=_sections(study, cells, found),
         facts=_facts(study, result),
         footer=(
-            "Seed = labeled subset + initialization + order, the same for every init. Standard errors are over seeds; all seeds "
-            "share one test split and one pre-training per init. The pre-trained init was chosen inside the labels (fine-tuned; "
-            f"as a linear probe if time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline that it is compared with is "
-            "the best of all on the test split. A training from scratch gets "
-            f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may change "
-            "the order."
+            "Seed = labeled subset + initialization + order, the same for every init. Standard errors are over seeds; "
+            "all seeds share one test split and one pre-training per init. The pre-trained init was chosen inside the "
+            f"labels (fine-tuned; as a linear probe if time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline "
+            "that it is compared with is the best of all on the test split. A training from scratch gets "
+            f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may "
+            "change the order."
         ),
     )
 
@@ -119,7 +118,7 @@ def _about(study: Study, result: dict[str, Any]) -> str:
     )
 
 
-def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list[Section]:
+def _sections(study: Study, cells: list[dict[str, Any]], found: Sequence[Verdict]) -> list[Section]:
     samples, images = study.folder / "samples", study.images
     sections = [Section("Accuracy against labels", picture=figures.accuracy(samples / "accuracy.png", cells))]
     sections.append(
@@ -141,7 +140,7 @@ def _sections(study: Study, cells: list[dict], found: Sequence[Verdict]) -> list
         picture = figures.embedding(samples / f"embedding-{init.replace(':', '_')}.png", encoder.test, images, init)
         sections.append(Section(f"Embedding map: {init}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = figures.neighbors(samples / f"neighbors-{init.replace(':', '_')}.png", encoder, images, init)
+        picture = figures.neighbors(samples / f"neighbours-{init.replace(':', '_')}.png", encoder, images, init)
         sections.append(Section(f"Nearest neighbors: {init}", text, picture))
     best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)
@@ -192,15 +191,15 @@ def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
         return []
     write_model(study.folder / MODEL, study, key, module)
     picture = write_explanations(
-        study.folder / "samples" / "explanations.png",
+        study.folder / "samples" / "reasons.png",
         module,
         study.images,
         evenly_spaced(len(study.images.test), EXPLAINED_IMAGES).tolist(),
         study.preset.side(key.init),
     )
     text = (
-        f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: test images, and the regions that each answer "
-        f"rests on. The model is {MODEL} in the folder of this report; use it with: "
+        f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: test images, and the regions that each "
+        f"answer rests on. The model is {MODEL} in the folder of this report; use it with: "
         f"lit-vision predict --model {MODEL} IMAGES --out answers.csv"
     )
     return [Section("Explanations", text, picture)]
@@ -226,8 +225,8 @@ def _facts(study: Study, result: dict[str, Any]) -> list[str]:
         encoder = study.encoders[init]
         count = plan.pretrain_images.get(init, len(study.encoder_store.source.pool))
         facts.append(
-            f"{init}: {plan.pretrain[init]} epochs on {count} images without labels, {format_duration(encoder.seconds)}; "
-            f"weights sha256 {encoder.sha256[:12]}"
+            f"{init}: {plan.pretrain[init]} epochs on {count} images without labels, "
+            f"{format_duration(encoder.seconds)}; weights sha256 {encoder.sha256[:12]}"
         )
     for count in plan.labels:
         facts.append(

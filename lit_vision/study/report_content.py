@@ -1,4 +1,4 @@
-"""What a report says, before it becomes Markdown or HTML: all of it from results and cells."""
+"""Text of a study's report, from its results and cells, before it becomes Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lit_vision.study.verdict import PROBED, TOO_FEW_TESTS, Verdict, sentence
 
 @dataclass(frozen=True)
 class Answer:
-    """One verdict: a head ("With 80 labels"), its text, and how it ended ("wins", "loses", "open")."""
+    """Text of one verdict: a title ("With 80 labels"), a sentence, and the answer ("wins", "loses" or "open")."""
 
-    head: str
+    title: str
     text: str
     answer: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with any of: a paragraph, a picture, a table, plain text."""
+    """Section of the report: a title and any of a paragraph, a figure, a table, preformatted text."""
 
     title: str
     text: str = ""
@@ -34,7 +34,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Content:
-    """A whole report, in the order in which it is read."""
+    """Content of a report, in reading order."""
 
     title: str
     advice: str
@@ -47,29 +47,32 @@ class Content:
 
 
 def collect_answers(found: Sequence[Verdict]) -> list[Answer]:
-    """The verdicts as a reader meets them."""
+    """Return the verdicts as titles and sentences."""
     return [Answer(f"With {v.labels} labels", sentence(v), v.answer) for v in found]
 
 
 def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -> str:
-    """What to do on this folder, in one or two sentences, from the most labels down."""
+    """Return a recommendation for this folder, in one or two sentences."""
     if not found:
         return "There is nothing to compare yet."
     kinds = {v.answer for v in found}
     last = found[-1]
     if kinds == {"wins"}:
-        ways = list(dict.fromkeys(_action(v) for v in found))
-        how = ways[0] if len(ways) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
-        took = [
-            f"{init} {format_duration(pretrain_seconds.get(init, 0))}" for init in {v.best["init"]: None for v in found}
-        ]
-        return f"Pre-train on your own images: within this budget it beats every baseline at each number of labels. Then {how}. Pre-training took: {', '.join(took)}."
+        actions = list(dict.fromkeys(_action(v) for v in found))
+        how = actions[0] if len(actions) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
+        inits = dict.fromkeys(v.best["init"] for v in found if v.best)
+        durations = ", ".join(f"{init} {format_duration(pretrain_seconds.get(init, 0))}" for init in inits)
+        return (
+            "Pre-train on your own images: within this budget it beats every baseline at each number of labels. "
+            f"Then {how}. Pre-training took: {durations}."
+        )
     if kinds == {"loses"}:
-        return f"Do not pre-train within this budget: {last.best_baseline['init']} with {last.best_baseline['protocol']} is better at each number of labels."
+        baseline = f"{last.best_baseline['init']} with {last.best_baseline['protocol']}"
+        return f"Do not pre-train within this budget: {baseline} is better at each number of labels."
     if kinds == {"open"}:
         few = last.reason.endswith(TOO_FEW_TESTS)
-        mend = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
-        return f"No claim can be made: {last.reason}. {mend}."
+        remedy = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
+        return f"No claim can be made: {last.reason}. {remedy}."
     parts = []
     for v in found:
         what = {"wins": "pre-training pays", "loses": "it does not", "open": "it is open"}[v.answer]
@@ -78,12 +81,12 @@ def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, floa
 
 
 def _action(verdict: Verdict) -> str:
-    init = verdict.best["init"]
-    return f"put a linear probe on {init}" if verdict.best["protocol"] == PROBED else f"fine-tune {init}"
+    cell = verdict.best or verdict.best_baseline
+    return f"put a linear probe on {cell['init']}" if cell["protocol"] == PROBED else f"fine-tune {cell['init']}"
 
 
 def report_markdown(content: Content, folder: Path) -> str:
-    """The report as Markdown; pictures are linked relative to `folder`."""
+    """Return the report as Markdown; figures are linked relative to `folder`."""
     parts = [f"# {markdown(content.title)}\n", f"**{markdown(content.advice)}**\n"]
     parts += [f"- {markdown(answer.text)}" for answer in content.answers]
     parts.append(f"\n{markdown(content.about)}\n")
@@ -106,8 +109,8 @@ def report_markdown(content: Content, folder: Path) -> str:
 
 
 def markdown(text: Any) -> str:
-    """Text that came from outside, harmless in Markdown: no HTML, no links, no emphasis."""
-    text = " ".join(str(text).split()).replace("\\", "\\\\")
-    for sign in "`*[]":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Escape text from outside for Markdown: no HTML, no links, no emphasis."""
+    escaped = " ".join(str(text).split()).replace("\\", "\\\\")
+    for character in "`*[]":
+        escaped = escaped.replace(character, "\\" + character)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""A study's report as one HTML file that opens offline: no script, no link, pictures inside, readable on a phone and in print."""
+"""Write a study's report as one HTML file that opens offline: no script, no link, images embedded."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from html import escape
 from pathlib import Path
 
 from lit_vision.results.tables import Table
-from lit_vision.study.report_content import Answer, Content
+from lit_vision.study.report_content import Answer, Content, Section
 
-_NUMBER = re.compile(r"[+-]?[\d.]+(?: ± [\d.]+)?(?: %)?")  # what no line may break
+_NUMBER = re.compile(r"[+-]?[\d.]+(?: ± [\d.]+)?(?: %)?")  # a number with its unit, kept on one line
 
 _STYLE = """
 :root { --ink: #222; --faint: #666; --rule: #ddd; --wins: #0b7a55; --loses: #b3450a; --open: #666; }
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 system-ui, -apple-system,
+  "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 860px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .3em; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2em 0 .5em; }
@@ -28,7 +29,8 @@ h2 { font-size: 1.2rem; margin: 2.2em 0 .5em; }
 .faint { color: var(--faint); font-size: .92rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top; white-space: nowrap; }
+th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule);
+  vertical-align: top; white-space: nowrap; }
 th { border-bottom: 2px solid var(--ink); }
 td:last-child, th:last-child { padding-right: 0; }
 td.not { color: var(--faint); font-style: italic; }
@@ -39,16 +41,18 @@ ul.facts { padding-left: 1.1em; }
 ul.facts li { overflow-wrap: anywhere; }
 footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 @media (max-width: 520px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
-  table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; } td:first-child { overflow-wrap: anywhere; } }
-@media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; } h2 { break-after: avoid; }
+  table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; }
+  td:first-child { overflow-wrap: anywhere; } }
+@media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; }
+  h2 { break-after: avoid; }
   .answers li { background: none; } .scroll { overflow: visible; } }
 """
 
 
 def to_html(content: Content) -> str:
-    """The whole page. Everything that comes from the folder (class and file names) is escaped."""
+    """Return the report as an HTML page; all text from the folder (class and file names) is escaped."""
     answers = "\n".join(
-        f'<li class="{answer.answer}"><b>{escape(answer.head)}</b>{escape(_after(answer))}</li>'
+        f'<li class="{answer.answer}"><b>{escape(answer.title)}</b>{escape(_without_title(answer))}</li>'
         for answer in content.answers
     )
     sections = "\n".join(_section(section) for section in content.sections)
@@ -82,7 +86,7 @@ def to_html(content: Content) -> str:
 """
 
 
-def _section(section) -> str:
+def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{escape(section.text)}</p>")
@@ -105,11 +109,11 @@ def _table(table: Table) -> str:
 
 def _cell(cell: str) -> str:
     kind = ' class="not"' if cell.startswith("not ") else ""
-    whole = _NUMBER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
-    return f"<td{kind}>{escape(whole)}</td>"
+    text = _NUMBER.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    return f"<td{kind}>{escape(text)}</td>"
 
 
-def _after(answer: Answer) -> str:
-    """The text without its beginning, where the head above it says that already."""
-    text = answer.text.removeprefix(f"{answer.head}: ")
+def _without_title(answer: Answer) -> str:
+    """Return the text of an answer without the title that is printed above it."""
+    text = answer.text.removeprefix(f"{answer.title}: ")
     return text[:1].upper() + text[1:]

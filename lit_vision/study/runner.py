@@ -1,10 +1,10 @@
-"""Run a study: baselines, pre-training, few labels. Each finished piece is on disk, so a stopped study goes on."""
+"""Run a study: baselines, pre-training, few labels. Each finished piece is stored, so that a study can be continued."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,19 @@ from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
-from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs
-from lit_vision.study.encoders import Encoder, Encoders
+from lit_vision.study import training
+from lit_vision.study.cells import (
+    CellKey,
+    CellResult,
+    CellStore,
+    Measurement,
+    hash_inputs,
+    measure_once,
+    refuse_older_study,
+)
+from lit_vision.study.encoders import Encoder, EncoderStore
 from lit_vision.study.images import StudyImages
-from lit_vision.study.presets import TIMM, StudyPreset
+from lit_vision.study.presets import SCRATCH, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.study.schedule import (
     INIT_SHARE,
@@ -27,18 +36,11 @@ from lit_vision.study.schedule import (
     MEASURE_SHARE,
     PRETRAIN_SHARE,
     REPORT_SECONDS,
-    SCRATCH,
+    Costs,
     StudyPlan,
     measure_all,
     plan_labels,
     plan_pretraining,
-)
-from lit_vision.study.training import (
-    classification,
-    probabilities,
-    redirect_output,
-    save_classifier,
-    train,
 )
 
 
@@ -48,14 +50,18 @@ class Study:
     Args:
         images: from `read_images`.
         preset: from `preset_for`.
-        inits: pre-trained starts to try: "mae", "simclr", "timm:NAME".
-        plan: numbers of labels, seeds, and any epochs that are fixed beforehand.
+        inits: pre-trained inits to try: "mae", "simclr", "timm:NAME".
+        plan: numbers of labels, seeds, and epochs that are fixed beforehand.
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.
-        report: what the person sees.
-        keep_weights: classifiers of so many seeds are kept, as cells/<cell>.safetensors in half precision.
+        reporter: prints the progress.
+        optional: those of `inits` that are left out, with the reason in `not_tried`, if their weights cannot be
+            downloaded.
+        keep_weights: number of seeds whose classifiers are stored, as cells/<cell>.safetensors in half precision.
         source: images to pre-train on, labels unseen; None: the folder's own.
-        optional: those of `inits` that are left out, with the reason in `not_tried`, where their weights cannot be had.
+
+    Raises:
+        UserError: `folder` holds a study of an earlier version.
     """
 
     def __init__(
@@ -66,233 +72,224 @@ class Study:
         plan: StudyPlan,
         budget: float,
         folder: Path,
-        report: Reporter,
+        reporter: Reporter,
         optional: Collection[str] = (),
         keep_weights: int = 0,
         source: StudyImages | None = None,
     ):
+        refuse_older_study(folder)
         self.images, self.preset, self.inits, self.plan = images, preset, inits, plan
-        self.budget, self.folder, self.report = budget, folder, report
+        self.budget, self.folder, self.reporter = budget, folder, reporter
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
-        self.base = hash_inputs(images.fingerprint, images.size)
-        self.optional, self.keep_weights, self.not_tried, self.licenses = optional, keep_weights, {}, {}
-        self.make, self.encoders = Encoders(images, preset, folder, report, source), {}
-        self.outcomes: list[CellResult] = []
+        self.data_hash = hash_inputs(images.fingerprint, images.size)
+        self.optional, self.keep_weights = optional, keep_weights
+        self.not_tried: dict[str, str] = {}  # reason, by init
+        self.licenses: dict[str, str] = {}  # of public weights, by init
+        self.encoder_store = EncoderStore(images, preset, folder, reporter, source)
+        self.encoders: dict[str, Encoder] = {}
+        self.results: list[CellResult] = []
 
     def run(self) -> list[CellResult]:
-        """Everything, in the order: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
-        self._fetch_public()
-        costs = self._plan()
-        self._frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
+        """Run everything: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
+        self._download_public()
+        costs = self._make_plan()
+        self._measure_frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
         for init in self.inits:
             self.encoders[init] = encoder = self._encoder(init)
-            self._frozen(init, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
-        missing = [count for count in self.plan.labels if count not in self.plan.tune]
-        if missing:
-            left = self.budget - self.report.elapsed - REPORT_SECONDS
-            plan_labels(self.plan, costs, self.preset, self.inits, left)
-            self._keep_plan()
-        self._label_trainings()
-        return self.outcomes
+            self._measure_frozen(init, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
+        if any(count not in self.plan.tune for count in self.plan.labels):
+            seconds = self.budget - self.reporter.elapsed - REPORT_SECONDS
+            plan_labels(self.plan, costs, self.preset, self.inits, seconds)
+            self._save_plan()
+        self._train_on_labels()
+        return self.results
 
     # plan
 
-    def _fetch_public(self) -> None:
-        """Public weights first: whether they can be had decides what the plan holds."""
+    def _download_public(self) -> None:
+        """Download public weights first: the plan depends on which of them there are."""
         for init in [init for init in self.inits if init.startswith(TIMM)]:
             try:
-                self.licenses[init] = self.make.fetch(init)
+                self.licenses[init] = self.encoder_store.download(init)
             except UserError as error:
                 if init not in self.optional:
                     raise
                 self.inits = [other for other in self.inits if other != init]
                 self.not_tried[init] = "no network" if "network" in str(error) else str(error)
-                self.report.say(f"{init}: not tried, {self.not_tried[init]}")
+                self.reporter.log(f"{init}: not tried, {self.not_tried[init]}")
 
-    def _plan(self) -> dict:
-        inputs = hash_inputs(
-            self.base,
-            self.make.source.fingerprint,
-            self.preset.fields([*SCRATCH, *self.inits], self.plan.protocols),
-            self.plan.max_seeds,
-            self.plan.protocols,
-            self.plan.labels,
-            self.plan.seeds,
+    def _make_plan(self) -> Costs:
+        plan = self.plan
+        self._plan_inputs = hash_inputs(
+            self.data_hash,
+            self.encoder_store.source.fingerprint,
+            self.preset.fields([*SCRATCH, *self.inits], plan.protocols),
+            plan.max_seeds,
+            plan.labels,
+            plan.seeds,
             self.budget,
-            self.plan.pretrain,
-            self.plan.tune,
+            plan.pretrain,
+            plan.tune,
         )
-        self._plan_inputs = inputs
-        known = StudyPlan.load(self.folder / "plan.json", inputs)
-        costs: dict = {}
-        if known:
-            self.plan = known
-            self.report.say("going on with the plan of this folder's earlier run")
-        complete = set(self.inits) & set(INIT_SHARE) <= set(self.plan.pretrain) and set(self.plan.labels) <= set(
-            self.plan.tune
-        )
-        if not complete:
-            self.report.say("measuring a step of each training")
-            with redirect_output(self.log):
-                seconds = self.budget * MEASURE_SHARE
-                costs = measure_all(self.images, self.make.source, self.preset, self.inits, self.plan.labels, seconds)
-            left = self.budget - self.report.elapsed - REPORT_SECONDS
-            plan_pretraining(self.plan, costs, self.make.source, self.preset, left * PRETRAIN_SHARE)
-            draft = replace(self.plan, tune=dict(self.plan.tune), scratch=dict(self.plan.scratch), seconds={})
-            plan_labels(draft, costs, self.preset, self.inits, left * (1 - PRETRAIN_SHARE))
-            self.plan.seeds = {count: draft.most_seeds(count) for count in draft.seeds}
-            self.plan.max_seeds, self.plan.cut = draft.max_seeds, draft.cut
-            self._say_plan(draft)
-            self._keep_plan()
+        if stored := StudyPlan.load(self.folder / "plan.json", self._plan_inputs):
+            self.plan = plan = stored
+            self.reporter.log("continuing with the plan of this folder's earlier run")
+        pretrained = set(self.inits) & set(INIT_SHARE)
+        if pretrained <= set(plan.pretrain) and set(plan.labels) <= set(plan.tune):
+            return {}
+        self.reporter.log("measuring a few steps of each training")
+        source = self.encoder_store.source
+        with training.redirect_output(self.log):
+            seconds = self.budget * MEASURE_SHARE
+            costs = measure_all(self.images, source, self.preset, self.inits, plan.labels, seconds)
+        remaining = self.budget - self.reporter.elapsed - REPORT_SECONDS
+        plan_pretraining(plan, costs, source, self.preset, remaining * PRETRAIN_SHARE)
+        draft = replace(plan, tune=dict(plan.tune), scratch=dict(plan.scratch), seconds={})
+        plan_labels(draft, costs, self.preset, self.inits, remaining * (1 - PRETRAIN_SHARE))
+        plan.seeds = {count: draft.most_seeds(count) for count in draft.seeds}
+        plan.max_seeds, plan.omitted = draft.max_seeds, draft.omitted
+        self._log_plan(draft)
+        self._save_plan()
         return costs
 
-    def _keep_plan(self) -> None:
+    def _save_plan(self) -> None:
         self.plan.save(self.folder / "plan.json", self._plan_inputs)
 
-    def _say_plan(self, draft: StudyPlan) -> None:
-        say = self.report.say
-        say(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
-        for init in self.plan.pretrain:
-            network, count = self.preset.network(init).name, self.plan.pool.get(init, len(self.make.source.pool))
-            seconds = self.plan.seconds.get(init)
-            took = f", about {format_duration(seconds)}" if seconds else ""
-            say(f"  {init} ({network}): {self.plan.pretrain[init]} epochs of {count} images{took}")
-        for count in self.plan.labels:
-            say(
-                f"  {count} labels, {self.plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
+    def _log_plan(self, draft: StudyPlan) -> None:
+        log, plan = self.reporter.log, self.plan
+        log(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
+        for init in plan.pretrain:
+            network = self.preset.network(init).name
+            count = plan.pretrain_images.get(init, len(self.encoder_store.source.pool))
+            seconds = plan.seconds.get(init)
+            duration = f", about {format_duration(seconds)}" if seconds else ""
+            log(f"  {init} ({network}): {plan.pretrain[init]} epochs of {count} images{duration}")
+        for count in plan.labels:
+            log(
+                f"  {count} labels, {plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
                 f"weights, {draft.scratch[count]} from scratch"
             )
         if "labels" in draft.seconds:
-            say(f"  trainings on labels: about {format_duration(draft.seconds['labels'])}")
-        for cut in self.plan.cut:
-            say(f"  too little time for all: {cut}")
+            log(f"  trainings on labels: about {format_duration(draft.seconds['labels'])}")
+        for sentence in plan.omitted:
+            log(f"  too little time for all: {sentence}")
 
     # pieces
 
     def _cell_keys(self, init: str, protocol: str) -> Iterator[CellKey]:
         for count in self.plan.labels:
-            for seed in range(self.plan.seeds[count]):  # cheap: `fewer` is for trainings
+            for seed in range(self.plan.seeds[count]):  # all seeds: max_seeds limits only trainings
                 yield CellKey(init, protocol, count, seed)
 
     def _encoder(self, init: str) -> Encoder:
         if init.startswith(TIMM):
-            return self.make.public(init)
-        return self.make.pretrain(init, self.plan.pretrain[init], self.plan.pool.get(init))
+            return self.encoder_store.load_public(init)
+        return self.encoder_store.pretrain(init, self.plan.pretrain[init], self.plan.pretrain_images.get(init))
 
-    def _frozen(self, init: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str) -> None:
-        """Protocols that train no network: logistic regression (named `logreg` on pixels, `linear` on features) and k-NN."""
-        classes, done = len(self.images.classes), []
+    def _measure_frozen(
+        self, init: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str
+    ) -> None:
+        """Measure protocols that train no network: k-NN and logistic regression ("logreg" on pixels, "linear" else)."""
+        results = []
         for protocol in protocols:
             for key in self._cell_keys(init, protocol):
-                inputs = hash_inputs(self.base, origin, "frozen")
-                outcome = self.store.get(key, inputs)
-                if outcome is None:
-                    begin = time.perf_counter()
-                    rows = self.images.subset(key.labels, key.seed)
-                    held = None
-                    if protocol == "knn":
-                        chosen = "fixed recipe"
-                        answer = weighted_knn(pool[rows], self.images.labels[rows], test, classes).numpy()
-                    else:
-                        probe = self._probe(pool, test, key)
-                        answer, chosen = probe.probabilities, probe.chosen_on
-                        held = probe.scores.get(probe.strength)
-                    outcome = self._outcome(key, answer, time.perf_counter() - begin, 0, chosen, held)
-                    self.store.put(outcome, inputs, answer)
-                done.append(outcome)
-        self.outcomes += done
-        self._say_scores(done)
+                inputs = hash_inputs(self.data_hash, origin, "frozen")
+                measure = partial(self._classify_frozen, key, pool, test)
+                results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
+        self.results += results
+        self._log_scores(results)
 
-    def _probe(self, pool: np.ndarray, test: np.ndarray, key: CellKey) -> LinearProbe:
-        """Logistic regression on the frozen features of an ask's labels."""
+    def _classify_frozen(self, key: CellKey, pool: np.ndarray, test: np.ndarray) -> Measurement:
+        if key.protocol == "knn":
+            rows = self.images.subset(key.labels, key.seed)
+            votes = weighted_knn(pool[rows], self.images.labels[rows], test, len(self.images.classes))
+            return Measurement(votes.numpy())
+        probe = self._fit_probe(pool, test, key)
+        held_out = probe.scores.get(probe.strength)
+        return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out)
+
+    def _fit_probe(self, pool: np.ndarray, test: np.ndarray, key: CellKey) -> LinearProbe:
         rows = self.images.subset(key.labels, key.seed)
         return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=key.seed)
 
     def probe(self, key: CellKey) -> LinearProbe:
-        """The linear probe on a pre-trained start's frozen features."""
+        """Fit the linear probe of a cell's labels on the frozen features of its pre-trained init."""
         encoder = self.encoders[key.init]
-        return self._probe(encoder.pool, encoder.test, key)
+        return self._fit_probe(encoder.pool, encoder.test, key)
 
-    def _label_trainings(self) -> None:
-        """Every training on labels, fewest labels first; within a seed all starts, so that a stop leaves whole pairs."""
+    def _train_on_labels(self) -> None:
+        """Run the trainings on labels, fewest labels first; all inits of a seed before the next, for complete pairs."""
         for count in self.plan.labels:
-            done: list[CellResult] = []
+            results: list[CellResult] = []
             for seed in range(self.plan.most_seeds(count)):
-                begin = self.report.elapsed
+                begin = self.reporter.elapsed
                 for init in (*SCRATCH, *self.inits):
                     if seed < self.plan.seeds_of(init, count):
                         protocols = self.preset.protocols(init, self.plan.protocols)
-                        done += [self._on_labels(CellKey(init, protocol, count, seed)) for protocol in protocols]
-                if self._late(count, self.report.elapsed - begin) and seed + 1 < self.plan.most_seeds(count):
-                    self._stop_after(count, seed + 1)
+                        results += [self._train_cell(CellKey(init, protocol, count, seed)) for protocol in protocols]
+                if self._is_late(count, self.reporter.elapsed - begin) and seed + 1 < self.plan.most_seeds(count):
+                    self._omit_seeds_from(count, seed + 1)
                     break
-            self.outcomes += done
-            self._say_scores(done)
+            self.results += results
+            self._log_scores(results)
 
-    def _late(self, count: int, seconds: float) -> bool:
-        """Whether `seconds` more would take the time of the larger numbers of labels. Epochs that were asked for are never cut."""
+    def _is_late(self, count: int, seconds: float) -> bool:
+        """True if `seconds` more would take time of the larger numbers of labels; False if the user set the epochs."""
         later = sum(self.plan.seconds.get(str(other), 0.0) for other in self.plan.labels if other > count)
-        left = LATE * self.budget - REPORT_SECONDS - later - self.report.elapsed
-        return count not in self.plan.fixed and seconds > left
+        remaining = LATE * self.budget - REPORT_SECONDS - later - self.reporter.elapsed
+        return count not in self.plan.fixed and seconds > remaining
 
-    def _stop_after(self, count: int, seeds: int) -> None:
-        self.plan.trained[count] = seeds
-        self.plan.cut.append(f"{seeds} trainings of a kind at {count} labels, since steps took longer than measured")
-        self.report.say(f"too little time for all: {self.plan.cut[-1]}")
-        self._keep_plan()
+    def _omit_seeds_from(self, count: int, seeds: int) -> None:
+        self.plan.trained_seeds[count] = seeds
+        sentence = f"{seeds} trainings of a kind at {count} labels, since steps took longer than measured"
+        self.plan.omitted.append(sentence)
+        self.reporter.log(f"too little time for all: {sentence}")
+        self._save_plan()
 
-    def _on_labels(self, key: CellKey) -> CellResult:
+    def _train_cell(self, key: CellKey) -> CellResult:
         encoder = self.encoders.get(key.init)
         epochs = (self.plan.tune if encoder else self.plan.scratch)[key.labels]
-        network = self.preset.network(key.init)
-        own = (
-            asdict(network),
-            self.preset.options(key.init, key.protocol, epochs * self.preset.steps_per_epoch(key.labels)),
-            self.preset.train_views[network.name],
-            self.preset.batch_size,
-        )
-        origin = (encoder.sha256, "the probe's own head") if encoder else None
-        inputs = hash_inputs(self.base, origin, epochs, own)
-        outcome = self.store.get(key, inputs)
-        if outcome is None:
-            rows = self.images.subset(key.labels, key.seed)
-            with redirect_output(self.log):
-                weights, probe = None, None
-                if encoder:
-                    weights, probe = encoder.weights, self.probe(key)
-                module, data = classification(
-                    key.init, self.images, rows, self.preset, key.seed, weights, probe, key.protocol, epochs
-                )
-                self.report.begin(f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}", data.batch_size)
-                trained = train(module, data, epochs, key.seed, self.report.tick)
-                answer = probabilities(module, self.images, self.preset.side(key.init))
-            if key.seed < self.keep_weights:
-                save_classifier(self.store.folder / f"{key.name}.safetensors", module)
-            outcome = self._outcome(key, answer, trained.seconds, trained.steps, "fixed recipe", None)
-            self.store.put(outcome, inputs, answer)
-            self.store.put_losses(key, trained.losses)
-        return outcome
+        steps = epochs * self.preset.steps_per_epoch(key.labels)
+        origin = (encoder.sha256, "head of the probe") if encoder else None
+        fields = self.preset.training_fields(key.init, key.protocol, steps)
+        inputs = hash_inputs(self.data_hash, origin, epochs, fields)
+        measure = partial(self._train_classifier, key, encoder, epochs)
+        return measure_once(self.store, key, inputs, self.images.test_labels, measure)
 
-    def _outcome(
-        self, key: CellKey, answer: np.ndarray, seconds: float, steps: int, chosen: str, held: float | None
-    ) -> CellResult:
-        top1 = float((answer.argmax(1) == self.images.test_labels).mean())
-        return CellResult(key, top1, round(seconds, 3), steps, chosen, held)
-
-    def _say_scores(self, outcomes: list[CellResult]) -> None:
-        groups: dict[tuple, list[float]] = {}
-        for outcome in outcomes:
-            groups.setdefault((outcome.key.init, outcome.key.protocol, outcome.key.labels), []).append(outcome.top1)
-        for (init, protocol, labels), values in groups.items():
-            self.report.say(
-                f"  {init:<12} {protocol:<14} {labels:>6} labels: {100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+    def _train_classifier(self, key: CellKey, encoder: Encoder | None, epochs: int) -> Measurement:
+        images, preset = self.images, self.preset
+        rows = images.subset(key.labels, key.seed)
+        with training.redirect_output(self.log):
+            weights, probe = (encoder.weights, self.probe(key)) if encoder else (None, None)
+            module, data = training.classification(
+                key.init, images, rows, preset, key.seed, weights, probe, key.protocol, epochs
             )
+            title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}"
+            self.reporter.start_task(title, data.batch_size)
+            trained = training.train(module, data, epochs, key.seed, self.reporter.update)
+            answer = training.probabilities(module, images, preset.side(key.init))
+        if key.seed < self.keep_weights:
+            training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
+        self.store.put_losses(key, trained.losses)
+        return Measurement(answer, trained.steps, seconds=trained.seconds)
+
+    def _log_scores(self, results: list[CellResult]) -> None:
+        groups: dict[tuple[str, str, int], list[float]] = {}
+        for result in results:
+            groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result.top1)
+        for (init, protocol, labels), values in groups.items():
+            score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+            self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")
 
 
 def flat_pixels(images: StudyImages) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled pool and test split as rows of pixels in 0..1, at the size of the test split."""
+    """Return the labeled pool and the test split as rows of pixels in 0 to 1, at the size of the test split."""
     pool, side = images.pool[: int((images.labels >= 0).sum())], images.test.shape[1]
     if pool.shape[1] != side:
         pool = np.stack([resize(image, side, side) for image in pool])
-    return tuple(pixels.reshape(len(pixels), -1).astype(np.float32) / 255 for pixels in (pool, images.test))
+    return _rows(pool), _rows(images.test)
+
+
+def _rows(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), -1).astype(np.float32) / 255

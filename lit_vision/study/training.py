@@ -1,4 +1,4 @@
-"""One training of a study: pre-training on the pool, or a classifier on a few labels. Both through Lightning's Trainer."""
+"""Train one network of a study with Lightning's Trainer: pre-training on the pool, or a classifier on a few labels."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from lit_vision.study.images import StudyData, StudyImages, eval_batches
 from lit_vision.study.presets import TIMM, Network, StudyPreset
 from lit_vision.weights.load import save_backbone
 
-Tick = Callable[[int, int, float], None]  # (step, steps in all, loss)
-NEVER = -10.0  # logit of a class that the labels never show, where a probe has minus infinity; all other biases are kept as they are
-FEWEST_MEASURED = 4  # steps
+OnStep = Callable[[int, int, float], None]  # called with (step, total steps, loss)
+UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
+FEWEST_MEASURED = 4  # steps of a measurement
 PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR}
 
 
 @dataclass
 class TrainingResult:
-    """A finished training: its module, seconds, steps, and the loss of each step."""
+    """A finished training: module, seconds, steps, loss of each step, and the times at which the steps ended."""
 
     module: L.LightningModule
     seconds: float
@@ -53,41 +53,43 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Seconds that a training takes: once, per step, and between two epochs."""
+    """Duration of a training in seconds: once, per step, and between two epochs."""
 
     setup: float
     step: float
     epoch: float
 
     def seconds(self, epochs: float, steps_per_epoch: int) -> float:
-        """Of a whole training."""
+        """Return the seconds of a training of this length."""
         return self.setup + epochs * (steps_per_epoch * self.step + self.epoch)
 
     def epochs(self, seconds: float, steps_per_epoch: int) -> int:
-        """How many epochs fit, at least 1."""
+        """Return how many epochs fit into `seconds`, at least 1."""
         return max(1, int((seconds - self.setup) / (steps_per_epoch * self.step + self.epoch)))
 
 
 class _LossRecorder(Callback):
-    """Collect losses, tell the study's progress about each step, and stop after `limit` seconds (a short measurement)."""
+    """Record the losses, report each step to the study's progress, and stop a measurement after `limit` seconds."""
 
-    def __init__(self, steps: int, tick: Tick | None, limit: float):
-        self.steps, self.tick, self.limit, self.losses, self.times = steps, tick, limit, [], []
+    def __init__(self, steps: int, on_step: OnStep | None, limit: float):
+        self.steps, self.on_step, self.limit = steps, on_step, limit
+        self.losses: list[float] = []
+        self.times: list[float] = []
         self.begin = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
         self.losses.append(loss)
         self.times.append(time.perf_counter() - self.begin)
-        if self.tick:
-            self.tick(len(self.losses), self.steps, loss)
+        if self.on_step:
+            self.on_step(len(self.losses), self.steps, loss)
         if self.times[-1] > self.limit and len(self.times) >= FEWEST_MEASURED:
             trainer.should_stop = True
 
 
 @contextlib.contextmanager
 def redirect_output(log: Path) -> Iterator[None]:
-    """What methods and the Trainer print goes to a log file: a study has its own progress, and runs dozens of trainings."""
+    """Send what methods and the Trainer print to a log file, and silence warnings: a study prints its own progress."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning")
     levels = [logging.getLogger(name).level for name in names]
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
@@ -104,7 +106,7 @@ def redirect_output(log: Path) -> Iterator[None]:
 def pretraining(
     init: str, images: StudyImages, preset: StudyPreset, seed: int, count: int | None = None
 ) -> tuple[L.LightningModule, StudyData]:
-    """The module and the data of a pre-training on the whole pool, or on `count` images drawn from it; labels unseen."""
+    """Return module and data of a pre-training on the pool, or on `count` images drawn from it, without labels."""
     network = preset.network(init)
     options = dict(getattr(preset, init))
     batch_size = options.pop("batch_size")
@@ -112,7 +114,9 @@ def pretraining(
     rows = np.random.default_rng(seed).permutation(len(images.pool))[:count] if count else np.arange(len(images.pool))
     data = StudyData(images, np.sort(rows), init, views, batch_size, seed)
     with temporary_seed(derive_seed(seed, 0)):
-        module = PRETRAINING_METHODS[init](backbone=network.backbone, backbone_args=_pool(init, network), **options)
+        module = PRETRAINING_METHODS[init](
+            backbone=network.backbone, backbone_args=_backbone_args(init, network), **options
+        )
     return module, data
 
 
@@ -127,16 +131,28 @@ def classification(
     protocol: str = "finetune",
     epochs: int | None = None,
 ) -> tuple[Classifier, StudyData]:
-    """The module and the data of a training on the labels of `rows`, from `weights` or as initialised.
+    """Return module and data of a training on the labels of some rows.
 
-    With a linear probe of the same labels, fine-tuning starts from its head instead of from zero, so that the first steps do not
-    bend the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
+    With a linear probe of the same labels, fine-tuning starts from its head instead of from zero, so that the first
+    steps do not pull the features towards a random head. Source: Kumar et al. 2022, arXiv:2202.10054 (linear probing,
+    then fine-tuning).
+
+    Args:
+        init: mae, simclr, scratch-cnn, scratch-vit or timm:NAME.
+        images: of the study.
+        rows: (n,) pool rows with labels.
+        preset: of the study.
+        seed: of initialization, order and pixels.
+        weights: of the encoder; None: random weights.
+        probe: gives the classifier's head.
+        protocol: one of ON_LABELS.
+        epochs: of the training, which set the learning rate; None: the full one.
     """
     network = preset.network(init)
     views = preset.train_views[network.name]
     data = StudyData(images, rows, "train", views, preset.batch_size, seed, preset.side(init))
     options = preset.options(init, protocol, None if epochs is None else epochs * data.batches_per_epoch)
-    statistics = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
+    statistics: dict[str, Any] = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with temporary_seed(derive_seed(seed, 1)):
         module = Classifier(
             network.backbone,
@@ -150,11 +166,11 @@ def classification(
         (linear,) = (part for part in module.head.modules() if isinstance(part, nn.Linear))
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(probe.weight))
-            linear.bias.copy_(torch.from_numpy(np.where(np.isneginf(probe.bias), NEVER, probe.bias)))
+            linear.bias.copy_(torch.from_numpy(np.where(np.isneginf(probe.bias), UNSEEN_BIAS, probe.bias)))
     return module, data
 
 
-def _pool(init: str, network: Network) -> dict[str, Any]:
+def _backbone_args(init: str, network: Network) -> dict[str, Any]:
     return {**network.args, "pool": "token"} if init == "mae" else network.args
 
 
@@ -163,24 +179,24 @@ def train(
     data: StudyData,
     epochs: int,
     seed: int,
-    tick: Tick | None = None,
+    on_step: OnStep | None = None,
     limit: float = float("inf"),
 ) -> TrainingResult:
-    """Train for whole epochs.
+    """Train a method for a number of epochs.
 
     Args:
         module: the method.
         data: its data.
         epochs: at least 1.
-        seed: of dropout, drop path and whatever else the method draws.
-        tick: called after each step.
+        seed: of dropout, drop path and other random draws of the method.
+        on_step: called after each step.
         limit: seconds after which it stops, for a measurement.
 
     Returns:
         The result; its module is on the CPU.
     """
     steps = epochs * data.batches_per_epoch
-    watch = _LossRecorder(steps, tick, limit)
+    recorder = _LossRecorder(steps, on_step, limit)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="auto",
@@ -193,32 +209,33 @@ def train(
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        callbacks=[SeedEachBatch(seed), StopOnNonFinite(), watch],
+        callbacks=[SeedEachBatch(seed), StopOnNonFinite(), recorder],
     )
     begin = time.perf_counter()
     trainer.fit(module, data)
-    return TrainingResult(module.cpu(), time.perf_counter() - begin, steps, watch.losses, watch.times)
+    return TrainingResult(module.cpu(), time.perf_counter() - begin, steps, recorder.losses, recorder.times)
 
 
 def precision_of(module: L.LightningModule) -> str:
-    """bf16-mixed where this machine's hardware gains by it, else 32-true.
+    """Return the Trainer's precision: bf16-mixed if it is faster for this method on this machine, else 32-true.
 
-    On a CPU with bfloat16 tiles the large batches of pre-training gain (SimCLR 1.3 to 1.5 times, MAE 1.3), trainings on labels do not.
+    On a CPU with bfloat16 tiles the large batches of pre-training are faster (SimCLR 1.3 to 1.5 times, MAE 1.3),
+    trainings on labels are not.
     """
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    can = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    return "bf16-mixed" if can.get("amx_bf16") and isinstance(module, (SimCLR, MAE)) else "32-true"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # not in every torch
+    return "bf16-mixed" if capabilities.get("amx_bf16") and isinstance(module, (SimCLR, MAE)) else "32-true"
 
 
 def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
-    """Time a training by a short one, of at most `limit` seconds or four steps; the module is thrown away.
+    """Measure the cost of a training by a short one of `limit` seconds or four steps, whichever is longer.
 
-    `data` should have two or three steps an epoch.
+    `data` should have two or three steps an epoch; the module is discarded.
     """
     trained = train(module, data, epochs, seed=0, limit=limit)
     gaps = np.diff(trained.times)
-    last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that hold an epoch's end
+    last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that contain the end of an epoch
     step = float(np.median(gaps[~last] if (~last).any() else gaps))
     between = float(np.median(gaps[last])) - step if last.any() and (~last).any() else 0.0
     return TrainingCost(
@@ -228,7 +245,7 @@ def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: 
 
 @torch.inference_mode()
 def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndarray:
-    """(M, K) class probabilities of the test split, seen at `size` pixels."""
+    """Return the (M, K) class probabilities of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.eval().to(device)
     parts = []
@@ -236,13 +253,13 @@ def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndar
         batch = {name: value.to(device) for name, value in batch.items()}
         logits = module(module.on_after_batch_transfer(batch, 0)["images"][:, 0])
         parts.append(logits.float().softmax(1).cpu())
-    return torch.cat(parts).numpy()
+    return np.asarray(torch.cat(parts))
 
 
 def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frozen features of the labelled pool (rows of unlabelled images are left out) and of the test split, seen at `size` pixels."""
+    """Return the frozen features of the labeled pool images and of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    known = int((images.labels >= 0).sum())  # labelled images come first
+    known = int((images.labels >= 0).sum())  # labeled images come first
     mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
     both = []
     for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
@@ -253,10 +270,13 @@ def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size:
 
 @contextlib.contextmanager
 def _hub_offline_if_unreachable() -> Iterator[None]:
-    """Without a network the hub's client would try five times, for half a minute; offline it looks into its cache at once."""
+    """Set the hub's client to offline if its host is unreachable.
+
+    It then reads its cache at once instead of retrying for half a minute.
+    """
     from huggingface_hub import constants
 
-    was = constants.HF_HUB_OFFLINE
+    previous = constants.HF_HUB_OFFLINE
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
@@ -264,32 +284,32 @@ def _hub_offline_if_unreachable() -> Iterator[None]:
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = was
+        constants.HF_HUB_OFFLINE = previous
 
 
 def public_weights(init: str, path: Path) -> str:
-    """Fetch a timm model's weights (from timm's cache or hub) and write its encoder to `path`.
+    """Download a timm model's weights (or take them from the cache) and write its encoder to `path`.
 
     Returns:
         Its license as timm states it.
 
     Raises:
-        UserError: no such model, or no network and nothing in the cache.
+        UserError: there is no such model, or no network and no such file in the cache.
     """
     name = init.removeprefix(TIMM)
     with _hub_offline_if_unreachable():
         backbone = Backbone(name, pretrained=True)
     license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
-    save_encoder(backbone, data["mean"], data["std"], path, license=license)
-    return license
+    save_backbone(path, backbone, data["mean"], data["std"], license=license)
+    return str(license)
 
 
 def save_classifier(path: Path, module: Classifier) -> None:
-    """A classifier with its body in half precision (weights move by at most one part in 2048) and its head whole.
+    """Write a classifier with its backbone in half precision and its head in full precision.
 
-    A head that began as a probe of features far from zero has biases near -90 that its weights all but cancel: in half precision it
-    answered 5 of 1000 test images differently.
+    Half precision changes weights by at most one part in 2048. A head that started as a probe of features far from zero
+    has biases near -90 that its weights nearly cancel: in half precision it answered 5 of 1000 test images differently.
     """
     state = {
         name: value.half() if value.is_floating_point() and name.startswith("backbone.") else value
@@ -300,12 +320,7 @@ def save_classifier(path: Path, module: Classifier) -> None:
 
 
 def load_classifier(path: Path, module: Classifier) -> None:
-    """Read what `save_classifier` wrote into a module of the same recipe; every key must be there."""
+    """Load a file of `save_classifier` into a module of the same preset; every key must be there."""
     module.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
     )
-
-
-def save_encoder(backbone: Backbone, mean: Any, std: Any, path: Path, **notes: str) -> None:
-    """Write the encoder, whole or not at all, with the mean and std that it expects."""
-    save_backbone(path, backbone, mean, std, **notes)

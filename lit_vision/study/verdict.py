@@ -1,4 +1,4 @@
-"""What a study's cells support: which start, against which baseline, by how much, and how sure."""
+"""Statistical verdicts of a study: the chosen init against the best baseline, with standard error."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 from lit_vision.evaluation.metrics import Difference, paired_difference
 from lit_vision.results.tables import BASELINES
 
-TUNED, PROBED = (
-    "finetune",
-    "linear",
-)  # of a pre-trained start, by the fixed recipe; the second where time left too few of the first
+# protocols that can represent a pre-trained init; the second if time left too few seeds of the first
+TUNED, PROBED = "finetune", "linear"
 FEWEST_SEEDS = 3
-FEWEST_TESTS = 100  # with less, no winner is named
+FEWEST_TESTS = 100  # with fewer test images no winner is named
 TOO_FEW_TESTS = "test images are too few for a claim"
 _ANSWERS = {
     "a is better": ("wins", ""),
@@ -26,16 +24,16 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer at one number of labels.
+    """Comparison of the chosen pre-trained init with the best baseline at one number of labels.
 
     Attributes:
-        labels: how many.
-        best: cell of the chosen pre-trained start; None if none was run.
+        labels: number of labeled images.
+        best: cell of the chosen pre-trained init; None if none was run.
         chosen_on: how it was chosen, without the test split.
-        best_baseline: cell of the baseline with the highest test accuracy, so the hardest one to beat.
-        difference: best minus rival, over paired seeds.
-        answer: "wins", "loses" or "open".
-        reason: why it is open, else "".
+        best_baseline: cell of the baseline with the highest test accuracy.
+        difference: best minus best_baseline, over paired seeds.
+        answer: "wins", "loses" or "open", for pre-training.
+        reason: of an open answer, else "".
     """
 
     labels: int
@@ -48,15 +46,16 @@ class Verdict:
 
 
 def is_baseline(init: str) -> bool:
-    """Whether a start uses no pre-trained weights."""
+    """True if an init uses no pre-trained weights."""
     return init.startswith(BASELINES)
 
 
 def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
-    """One per number of labels.
+    """Return a verdict for each number of labels.
 
-    The pre-trained start is the one whose frozen features do best in k-fold cross-validation inside the labels, fine-tuned by the
-    fixed recipe (or probed, where the budget left too few fine-tunings): the test split has no say. The rival is picked on the test split, against us.
+    The chosen init is the one whose frozen features do best in k-fold cross-validation inside the labels, fine-tuned by
+    the fixed recipe (or probed, if the budget left too few fine-tunings): the test split is not used. The baseline is
+    chosen on the test split, to its advantage.
 
     Args:
         cells: of results.json.
@@ -73,51 +72,50 @@ def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
         by = {(cell["init"], cell["protocol"]): cell for cell in here}
         candidates = {init: cell for init in inits if (cell := _representative_cell(by, init))}
         probes = {init: by[init, PROBED] for init in candidates if (init, PROBED) in by}
-        held = {init: cell["held_out"] for init, cell in probes.items() if cell.get("held_out") is not None}
+        held_out = {init: cell["held_out"] for init, cell in probes.items() if cell.get("held_out") is not None}
         if not candidates:
-            found.append(Verdict(labels, None, "", best_baseline, None, "open", "no pre-trained start was run"))
+            found.append(Verdict(labels, None, "", best_baseline, None, "open", "no pre-trained init was run"))
             continue
-        if held:
-            best, chosen = candidates[max(held, key=held.get)], "k-fold linear probe inside the labels"
+        if held_out:
+            best = candidates[max(held_out, key=lambda init: held_out[init])]
+            chosen = "k-fold linear probe inside the labels"
         else:
-            best, chosen = (
-                next(iter(candidates.values())),
-                "the first that was run (one label a class: nothing to hold out)",
-            )
+            best = next(iter(candidates.values()))
+            chosen = "the first that was run (one label a class: nothing to hold out)"
         found.append(_compare(labels, best, chosen, best_baseline, tests))
     return found
 
 
-def _representative_cell(by: Mapping[tuple[str, str], Mapping], init: str) -> Mapping | None:
-    """The cell that stands for a start: its fine-tuning, unless that has too few seeds where its probe has more. No accuracy is read."""
+def _representative_cell(by: Mapping[tuple[str, str], Mapping[str, Any]], init: str) -> Mapping[str, Any] | None:
+    """Return the fine-tuning of an init, or its probe if the fine-tuning has too few seeds; no accuracy is read."""
     tuned, probed = by.get((init, TUNED)), by.get((init, PROBED))
     if tuned and probed and len(tuned["values"]) < min(FEWEST_SEEDS, len(probed["values"])):
         return probed
     return tuned or probed
 
 
-def _compare(labels: int, best: Mapping, chosen: str, best_baseline: Mapping, tests: int) -> Verdict:
+def _compare(
+    labels: int, best: Mapping[str, Any], chosen: str, best_baseline: Mapping[str, Any], tests: int
+) -> Verdict:
     pairs = min(
         len(best["values"]), len(best_baseline["values"])
-    )  # a costly start may have fewer seeds, always the first ones
+    )  # a costly init may have fewer seeds, always the first
     difference = paired_difference(best["values"][:pairs], best_baseline["values"][:pairs])
     answer, reason = _ANSWERS[difference.supports]
-    if tests < FEWEST_TESTS:  # also where seeds agree: what they share is the few images
+    if tests < FEWEST_TESTS:  # even if all seeds agree: they share the few images
         answer, reason = "open", f"{tests} {TOO_FEW_TESTS}"
     return Verdict(labels, best, chosen, best_baseline, difference, answer, reason)
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in words, percent points with standard error and seeds."""
-    name = lambda cell: f"{cell['init']} + {cell['protocol']}"  # noqa: E731
-    percent = lambda cell: f"{100 * cell['mean']:.1f} %"  # noqa: E731
+    """Return the verdict as a sentence: percent points with standard error and number of seeds."""
     head = f"With {verdict.labels} labels: "
-    if verdict.best is None:
-        return f"{head}{verdict.reason}; the best baseline is {name(verdict.best_baseline)} with {percent(verdict.best_baseline)}."
     d = verdict.difference
-    same = lambda cell: f"{name(cell)} {100 * sum(cell['values'][: d.n]) / d.n:.1f} %"  # noqa: E731
+    if verdict.best is None or d is None:
+        baseline = f"{_name(verdict.best_baseline)} with {100 * verdict.best_baseline['mean']:.1f} %"
+        return f"{head}{verdict.reason}; the best baseline is {baseline}."
     seeds = f"the same {d.n} seeds" if d.n > 1 else "one seed"
-    both = f"{same(verdict.best)} against {same(verdict.best_baseline)} on {seeds}"
+    both = f"{_score(verdict.best, d.n)} against {_score(verdict.best_baseline, d.n)} on {seeds}"
     se = "" if d.se is None else f" ± {100 * d.se:.1f}"
     gap = f"{100 * d.mean:+.1f}{se} points{' (± standard error)' if se else ''}"
     if verdict.answer == "wins":
@@ -125,3 +123,11 @@ def sentence(verdict: Verdict) -> str:
     if verdict.answer == "loses":
         return f"{head}pre-training does not pay within this budget. {both}: {gap}."
     return f"{head}no winner, since {verdict.reason}. {both}: {gap}."
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    return f"{cell['init']} + {cell['protocol']}"
+
+
+def _score(cell: Mapping[str, Any], seeds: int) -> str:
+    return f"{_name(cell)} {100 * sum(cell['values'][:seeds]) / seeds:.1f} %"

@@ -1,4 +1,4 @@
-"""Measure a study's numbers again from its weights: nothing is trained but the probes on frozen features."""
+"""Measure a study's numbers again from its stored weights; only the probes on frozen features are fitted again."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ import numpy as np
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.study.cells import CellKey
+from lit_vision.study.encoders import frozen_features
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import ON_LABELS, StudyPreset
 from lit_vision.study.runner import flat_pixels
-from lit_vision.study.training import classification, features, load_classifier, probabilities
-from lit_vision.weights.load import load_backbone
+from lit_vision.study.training import classification, load_classifier, probabilities
 
-TOLERANCE = 0.005  # of a fraction: half precision moves a few of a thousand answers
-# A probe is fitted again. Where cross-validation ties, the last bit of a feature chooses the strength: noise of 1e-7 moved one at 80
-# labels between 0.616 and 0.624.
+TOLERANCE = 0.005  # of accuracy as a fraction: half precision changes a few of a thousand answers
+# A probe is fitted again. If strengths tie in cross-validation, the last bit of a feature decides: noise of 1e-7
+# changed the accuracy at 80 labels between 0.616 and 0.624.
 REFITTED = 0.01
 
 
 def tolerance(protocol: str) -> float:
-    """How far a number may lie from the one that stands: more where a protocol's classifier is fitted again, not loaded."""
+    """Return how far a number may differ from the stored one: more if its classifier is fitted again, not loaded."""
     return REFITTED if protocol in ("linear", "logreg") else TOLERANCE
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number, as it stands and as it was measured again."""
+    """Accuracy of one cell and seed, as stored and as measured again."""
 
     key: CellKey
-    stands: float
+    stored: float
     measured: float
 
     @property
     def holds(self) -> bool:
-        """Within its protocol's tolerance."""
-        return abs(self.stands - self.measured) <= tolerance(self.key.protocol)
+        """True if the difference is within the tolerance of the protocol."""
+        return abs(self.stored - self.measured) <= tolerance(self.key.protocol)
 
 
 def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset, weights: Path) -> Iterator[Check]:
-    """Every number whose weights are at hand, one by one.
+    """Measure every number again whose weights are stored.
 
     Args:
-        cells: of results.json.
+        cells: from `read_result`.
         images: of the same folder.
-        preset: the same.
-        weights: folder with `<start>.safetensors` (encoders) and `<cell>.safetensors` (classifiers).
+        preset: of the study.
+        weights: folder with `<init>.safetensors` (encoders) and `<cell>.safetensors` (classifiers).
 
     Yields:
-        Check. Numbers without weights are passed over; count them.
+        Check, one per number; numbers without weights are skipped.
     """
     frozen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for cell in cells:
@@ -73,14 +73,13 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
                     if key.init == "pixels":
                         frozen[key.init] = flat_pixels(images)
                     elif path.exists():
-                        backbone, report = load_backbone(path)
-                        frozen[key.init] = features(backbone, report.mean, report.std, images, preset.side(key.init))
+                        frozen[key.init] = frozen_features(path, images, preset.side(key.init))
                     else:
                         continue
                 pool, test = frozen[key.init]
-                known, classes = (pool[rows], images.labels[rows]), len(images.classes)
+                labeled, classes = (pool[rows], images.labels[rows]), len(images.classes)
                 if key.protocol == "knn":
-                    answer = weighted_knn(*known, test, classes).numpy()
+                    answer = weighted_knn(*labeled, test, classes).numpy()
                 else:
-                    answer = logistic_regression(*known, test, classes, seed=seed).probabilities
+                    answer = logistic_regression(*labeled, test, classes, seed=seed).probabilities
             yield Check(key, value, float((answer.argmax(1) == images.test_labels).mean()))

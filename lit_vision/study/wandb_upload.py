@@ -1,4 +1,4 @@
-"""The report's tables and pictures, sent to Weights & Biases."""
+"""Upload a study's tables and figures to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lit_vision.study.report_content import Content
 
 
 def log_study(project: str, folder: Path, content: Content, result: dict[str, Any]) -> None:
-    """One W&B run per study: its settings, cells and accuracy table, and each picture. Says so and goes on where there is no account.
+    """Log a study as one W&B run: settings, cells, accuracy table and figures; without an account only print a notice.
 
     Args:
-        project: W&B's project.
-        folder: the study's folder; the run's name is its own.
+        project: of W&B.
+        folder: of the study; its name becomes that of the run.
         content: the report.
         result: results.json.
     """
