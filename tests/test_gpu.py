@@ -1,4 +1,7 @@
-"""What only a GPU can show. Deselected by default (setup.cfg); with a CUDA device: python -m pytest -m gpu tests/test_gpu.py"""
+"""Tests that need a CUDA device.
+
+Deselected by default (setup.cfg); run them with: python -m pytest -m gpu tests/test_gpu.py
+"""
 
 import pytest
 import torch
@@ -75,17 +78,17 @@ def test_nt_xent_tiles_are_the_dense_formula(images: int, temperature: float) ->
 def test_keyed_noise_has_the_same_bits_as_on_the_cpu() -> None:
     keys = torch.tensor([[0, 5, 0], [3, 2**40, 1], [-1, 0, 2]])
     for seed in (0, -1, 2**63 - 1):
-        there = keyed_noise(keys.to(DEVICE), 300, seed)
-        assert there.device.type == DEVICE
-        assert torch.equal(there.cpu(), keyed_noise(keys, 300, seed))
+        on_gpu = keyed_noise(keys.to(DEVICE), 300, seed)
+        assert on_gpu.device.type == DEVICE
+        assert torch.equal(on_gpu.cpu(), keyed_noise(keys, 300, seed))
 
 
 @pytest.mark.parametrize(("make", "lr"), [(_mae, 1e-3), (_simclr, 0.3)])
 def test_a_bf16_mixed_step_is_finite_and_moves_the_weights(make, lr: float) -> None:
     method = make()
-    h, batch = method.hparams, _batch(method)
-    groups = decay_groups(method.named_parameters(), h.weight_decay)
-    optimizer = build_optimizer(groups, h.optimizer, lr=lr, betas=h.betas, momentum=h.momentum)
+    hparams, batch = method.hparams, _batch(method)
+    groups = decay_groups(method.named_parameters(), hparams.weight_decay)
+    optimizer = build_optimizer(groups, hparams.optimizer, lr=lr, betas=hparams.betas, momentum=hparams.momentum)
     before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
     for _ in range(2):
         optimizer.zero_grad()

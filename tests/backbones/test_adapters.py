@@ -1,4 +1,4 @@
-"""LoRA and prompts: published counts, no change at step 0, merged equals unmerged, several on one backbone, small files."""
+"""LoRA and prompts: published counts, no change at step 0, merging, several on one backbone, small files."""
 
 import copy
 
@@ -41,7 +41,7 @@ def trained(backbone: nn.Module) -> int:
     return adapters.trainable_parameters(backbone)[0]
 
 
-def shake(backbone: nn.Module, seed: int = 2) -> None:
+def randomize(backbone: nn.Module, seed: int = 2) -> None:
     """Set the trainable parameters to random values, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -56,9 +56,9 @@ def shake(backbone: nn.Module, seed: int = 2) -> None:
 @pytest.mark.parametrize(("rank", "count"), [(16, 589_824), (8, 294_912)])
 def test_lora__published_counts_on_vit_b(rank: int, count: int) -> None:
     with torch.device("meta"):
-        body = Backbone("vit_base_patch16_224")
-        found = add_lora(body, rank=rank)
-    assert trained(body) == count
+        backbone = Backbone("vit_base_patch16_224")
+        found = add_lora(backbone, rank=rank)
+    assert trained(backbone) == count
     assert len(found) == 12
 
 
@@ -66,18 +66,18 @@ def test_lora__under_one_per_cent_of_vit_s() -> None:
     with torch.device("meta"):
         method = Method(Backbone("vit_small_patch16_224"), 10)
         add_lora(method.backbone, rank=8)
-    own, total = adapters.trainable_parameters(method)
-    assert own == 8 * (384 + 1152) * 12 + 3850
-    assert own / total < 0.01
-    assert f"{own:,} of {total:,}" in adapters.describe_trainable(method)
+    trainable, total = adapters.trainable_parameters(method)
+    assert trainable == 8 * (384 + 1152) * 12 + 3850
+    assert trainable / total < 0.01
+    assert f"{trainable:,} of {total:,}" in adapters.describe_trainable(method)
 
 
 def test_prompts__published_counts_and_range_on_vit_b() -> None:
     for deep, count in ((False, 38_400), (True, 460_800)):
         with torch.device("meta"):
-            body = Backbone("vit_base_patch16_224")
-            add_prompts(body, length=50, deep=deep)
-        assert trained(body) == count
+            backbone = Backbone("vit_base_patch16_224")
+            add_prompts(backbone, length=50, deep=deep)
+        assert trained(backbone) == count
     values = add_prompts(vit(), length=200).sets["default"]
     bound = (6 / (3 * 16 + 32)) ** 0.5
     assert 0.99 * bound < values.abs().max().item() <= bound
@@ -87,24 +87,24 @@ def test_prompts__published_counts_and_range_on_vit_b() -> None:
 
 
 @pytest.mark.parametrize("targets", [["qkv"], ["proj"], ["mlp"], ["qkv", "proj", "mlp"]])
-def test_lora__starts_equal_and_merges_to_the_same(targets: list[str]) -> None:
-    body, plain = vit(), vit()
-    add_lora(body, rank=4, alpha=6, targets=targets)
-    torch.testing.assert_close(body(images()), plain(images()), rtol=0, atol=0)
-    shake(body)
-    adapted = body(images())
+def test_lora__no_change_at_the_start_and_none_by_merging(targets: list[str]) -> None:
+    backbone, plain = vit(), vit()
+    add_lora(backbone, rank=4, alpha=6, targets=targets)
+    torch.testing.assert_close(backbone(images()), plain(images()), rtol=0, atol=0)
+    randomize(backbone)
+    adapted = backbone(images())
     assert (adapted - plain(images())).abs().max() > 1e-2
-    assert merge(body) == 2 * len(targets) + 2 * ("mlp" in targets)
-    torch.testing.assert_close(body(images()), adapted, rtol=0, atol=1e-5)
-    assert body.state_dict().keys() == plain.state_dict().keys()
+    assert merge(backbone) == 2 * len(targets) + 2 * ("mlp" in targets)
+    torch.testing.assert_close(backbone(images()), adapted, rtol=0, atol=1e-5)
+    assert backbone.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_lora__is_the_formula_of_the_paper() -> None:
-    body = vit()
-    add_lora(body, rank=4, alpha=6, targets=["qkv"], layers=[1, 1])
-    shake(body)
-    layer = body.model.blocks[1].attn.qkv
-    assert not hasattr(body.model.blocks[0].attn.qkv, "lora_A")
+    backbone = vit()
+    add_lora(backbone, rank=4, alpha=6, targets=["qkv"], layers=[1, 1])
+    randomize(backbone)
+    layer = backbone.model.blocks[1].attn.qkv
+    assert not hasattr(backbone.model.blocks[0].attn.qkv, "lora_A")
     x = torch.randn(5, 32)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     want = layer.base_layer(x) + 6 / 4 * (x @ a.T @ b.T)
@@ -112,22 +112,22 @@ def test_lora__is_the_formula_of_the_paper() -> None:
 
 
 def test_lora__adapts_a_cnn_by_endings() -> None:
-    body = Backbone("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16)).eval()
+    backbone = Backbone("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16)).eval()
     x = torch.randn(2, 3, 16, 16)
-    before = body(x)
-    assert add_lora(body, rank=2, targets=["conv2"]) == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
-    torch.testing.assert_close(body(x), before)
-    shake(body)
-    after = body(x)
-    merge(body)
-    torch.testing.assert_close(body(x), after, rtol=1e-5, atol=1e-5)
+    before = backbone(x)
+    assert add_lora(backbone, rank=2, targets=["conv2"]) == [f"layer{i}.0.conv2" for i in (1, 2, 3, 4)]
+    torch.testing.assert_close(backbone(x), before)
+    randomize(backbone)
+    after = backbone(x)
+    merge(backbone)
+    torch.testing.assert_close(backbone(x), after, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
 @pytest.mark.parametrize("deep", [False, True])
-def test_prompts__are_the_slow_walk_through_the_blocks(deep: bool, pool: str) -> None:
-    body = vit(pool=pool)
-    prompts = add_prompts(body, length=3, deep=deep).sets["default"]
+def test_prompts__equal_a_slow_loop_over_the_blocks(deep: bool, pool: str) -> None:
+    backbone = vit(pool=pool)
+    prompts = add_prompts(backbone, length=3, deep=deep).sets["default"]
     model = vit(pool=pool).model  # without hooks
     with torch.no_grad():
         x = model._pos_embed(model.patch_embed(images()))
@@ -139,31 +139,31 @@ def test_prompts__are_the_slow_walk_through_the_blocks(deep: bool, pool: str) ->
             x = block(x)
         x = model.norm(x)
         want = x[:, 0] if pool == "token" else model.fc_norm(x[:, 4:].mean(1))
-        torch.testing.assert_close(body(images()), want)
-        assert body.forward_tokens(images()).shape == (3, 17, 32)
-        assert body.forward_maps(images())[0].shape == (3, 32, 4, 4)
-    use_adapter(body, None)
-    torch.testing.assert_close(body(images()), vit(pool=pool)(images()))
+        torch.testing.assert_close(backbone(images()), want)
+        assert backbone.forward_tokens(images()).shape == (3, 17, 32)
+        assert backbone.forward_maps(images())[0].shape == (3, 32, 4, 4)
+    use_adapter(backbone, None)
+    torch.testing.assert_close(backbone(images()), vit(pool=pool)(images()))
 
 
-@pytest.mark.parametrize("add", [add_lora, lambda body: add_prompts(body, length=3, deep=True)])
-def test_gradients_reach_the_adapter_alone(add) -> None:
-    body = vit()
-    add(body)
-    shake(body)
-    body(images()).square().sum().backward()
-    with_gradient = {name for name, p in body.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert with_gradient == {name for name, p in body.named_parameters() if p.requires_grad}
+@pytest.mark.parametrize("add", [add_lora, lambda backbone: add_prompts(backbone, length=3, deep=True)])
+def test_only_the_adapter_has_gradients(add) -> None:
+    backbone = vit()
+    add(backbone)
+    randomize(backbone)
+    backbone(images()).square().sum().backward()
+    with_gradient = {name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert with_gradient == {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert all("lora_" in name or name.startswith("prompts.") for name in with_gradient)
 
 
 def test_copies_do_not_share_prompts() -> None:
-    body = vit()
-    add_prompts(body, length=2)
-    twin = copy.deepcopy(body)
-    before = body(images())
-    shake(twin)
-    torch.testing.assert_close(body(images()), before, rtol=0, atol=0)
+    backbone = vit()
+    add_prompts(backbone, length=2)
+    twin = copy.deepcopy(backbone)
+    before = backbone(images())
+    randomize(twin)
+    torch.testing.assert_close(backbone(images()), before, rtol=0, atol=0)
     assert (twin(images()) - before).abs().max() > 1e-3
 
 
@@ -179,7 +179,7 @@ def test_file__several_adapters_on_one_backbone(kind: str, tmp_path) -> None:
             add_lora(method.backbone, rank=2 + number, targets=["qkv", "mlp"])
         else:
             add_prompts(method.backbone, length=2 + number, deep=bool(number))
-        shake(method, seed=number)
+        randomize(method, seed=number)
         paths[name] = save_adapter(tmp_path / f"{name}.safetensors", method, class_names=[name, "other"])
         want[name] = method(images())
     one = vit()
@@ -204,11 +204,11 @@ def test_file__is_under_five_per_cent_for_vit_s(tmp_path) -> None:
     method = Method(Backbone("vit_small_patch16_224"), 10)
     add_lora(method.backbone, rank=8)
     path = save_adapter(tmp_path / "a.safetensors", method)
-    save_file({k: v.contiguous() for k, v in method.state_dict().items()}, tmp_path / "whole.safetensors")
-    assert path.stat().st_size < 0.05 * (tmp_path / "whole.safetensors").stat().st_size
+    save_file({k: v.contiguous() for k, v in method.state_dict().items()}, tmp_path / "full.safetensors")
+    assert path.stat().st_size < 0.05 * (tmp_path / "full.safetensors").stat().st_size
 
 
-def test_file__faults(tmp_path) -> None:
+def test_file__errors(tmp_path) -> None:
     method = Method(vit())
     with pytest.raises(UserError, match="adapter"):
         save_adapter(tmp_path / "a.safetensors", method)
@@ -219,10 +219,10 @@ def test_file__faults(tmp_path) -> None:
     torch.manual_seed(5)
     with pytest.raises(UserError, match=r"a\.safetensors"):
         load_adapter(Backbone(VIT_NAME, **VIT), path)
-    body = vit()
-    load_adapter(body, path)
+    backbone = vit()
+    load_adapter(backbone, path)
     with pytest.raises(UserError, match="adapter 'default'"):
-        load_adapter(body, path)
+        load_adapter(backbone, path)
     save_file({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match=r"b\.safetensors"):
         load_adapter(vit(), tmp_path / "b.safetensors")
@@ -241,15 +241,15 @@ def test_file__faults(tmp_path) -> None:
         ({"name": "a.b"}, r"adapter 'a\.b'"),
     ],
 )
-def test_lora__faults(arguments: dict, text: str) -> None:
+def test_lora__errors(arguments: dict, text: str) -> None:
     with pytest.raises(UserError, match=text):
         add_lora(vit(), **arguments)
 
 
-def test_prompts__faults() -> None:
+def test_prompts__errors() -> None:
     with pytest.raises(UserError, match="prompt_length: 0"):
         add_prompts(vit(), length=0)
-    with pytest.raises(UserError, match="tune: .*resnet18"):
+    with pytest.raises(UserError, match=r"tune: .*resnet18"):
         add_prompts(Backbone("resnet18", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)))
     with pytest.raises(UserError, match="adapter 'cats'"):
         use_adapter(vit(), "cats")

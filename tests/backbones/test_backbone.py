@@ -22,7 +22,7 @@ SMALL = ("resnet18", "resnet18d", "densenet121", "mobilenetv2_050", "convnext_at
 
 
 @pytest.mark.parametrize(("name", "arguments", "side", "width", "groups"), FAMILIES)
-def test_backbone__each_family_keeps_the_contract(name, arguments, side, width, groups) -> None:
+def test_backbone__features_maps_and_groups_of_each_family(name, arguments, side, width, groups) -> None:
     backbone = Backbone(name, **arguments).eval()
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_small_stem__has_the_published_parameter_count(name: str, count: int) ->
         assert sum(p.numel() for p in Backbone(name, stem="small").parameters()) == count
 
 
-def test_bodies_of_the_desk_study__from_yaml_lists() -> None:
+def test_small_backbones_from_yaml_lists() -> None:
     text = "{stem: small, layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}"
     cnn = Backbone("resnet18", **yaml.safe_load(text)).eval()
     assert cnn(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
@@ -149,7 +149,7 @@ def test_errors__one_line_that_names_the_key(name, arguments, expected) -> None:
 
 def test_pretrained__without_network_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="pretrained: .*resnet10t"):
+    with pytest.raises(UserError, match=r"pretrained: .*resnet10t"):
         Backbone("resnet10t", pretrained=True)
 
 
@@ -165,7 +165,7 @@ def test_pretrained__weights_of_a_local_file(tmp_path) -> None:
 def test_wrong_image_size_and_models_without_tokens_are_refused() -> None:
     vit = Backbone("vit_tiny_patch16_224", **VIT)
     for call in (vit, vit.forward_tokens, vit.forward_maps):
-        with pytest.raises(UserError, match="img_size: .*64x64"):
+        with pytest.raises(UserError, match=r"img_size: .*64x64"):
             call(torch.zeros(1, 3, 64, 64))
     with torch.device("meta"):
         for name in ("resnet18", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224"):
@@ -177,7 +177,7 @@ def test_layer_groups__nothing_matched_is_an_error() -> None:
     with torch.device("meta"):
         backbone = Backbone("resnet18")
     backbone.model.group_matcher = lambda coarse=False: {"stem": r"^nothing", "blocks": r"^nobody"}
-    with pytest.raises(UserError, match="backbone: .*layer_decay"):
+    with pytest.raises(UserError, match=r"backbone: .*layer_decay"):
         backbone.layer_groups()
 
 

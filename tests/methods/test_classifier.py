@@ -1,4 +1,4 @@
-"""Classifier: trainable and frozen parts, targets and losses in closed form, exact metrics, overfitting of one batch."""
+"""Classifier: trainable and frozen parts, targets and losses in closed form, exact metrics, overfitting."""
 
 import itertools
 import math
@@ -89,7 +89,7 @@ def test_loss__least_value_with_smoothing(classes: int, value: float) -> None:
     assert classification_loss(targets.log(), targets).item() == pytest.approx(value, abs=2e-6)
 
 
-def test_loss__is_the_slow_loop_and_torchs_smoothing() -> None:
+def test_loss__equals_a_slow_loop_and_torchs_smoothing() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
     targets = soft_targets(labels, 3, 0.2)
@@ -106,7 +106,7 @@ def test_loss__is_the_slow_loop_and_torchs_smoothing() -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
-def test_class_weights_count_each_class_by_its_weight(loss: str) -> None:
+def test_class_weights__multiply_the_loss_of_each_class(loss: str) -> None:
     logits, labels, weights = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0.5, 1.0, 4.0])
     targets = soft_targets(labels, 3)
     if loss == "ce":
@@ -122,7 +122,7 @@ def test_class_weights_count_each_class_by_its_weight(loss: str) -> None:
 # mixup and cutmix
 
 
-def test_mix__is_a_function_of_the_keys_and_leaves_generators_and_the_batch_alone() -> None:
+def test_mix__depends_on_the_keys_and_changes_neither_generators_nor_batch() -> None:
     torch.manual_seed(0)
     data = Images()
     method = Classifier(VIT_NAME, 5, VIT, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
@@ -167,7 +167,7 @@ def trainable(method: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize(("name", "args"), [(VIT_NAME, {**VIT, "drop_path_rate": 0.5}), ("resnet18", RESNET)])
 @pytest.mark.parametrize("tune", ["full", "linear", "head+norm", "bias", "last-1"])
-def test_tune__no_gradient_and_no_change_in_what_is_frozen(name: str, args: dict, tune: str) -> None:
+def test_tune__frozen_parameters_have_no_gradient_and_do_not_change(name: str, args: dict, tune: str) -> None:
     torch.manual_seed(0)
     data = Images()
     method = Classifier(
@@ -213,11 +213,11 @@ def test_train__drop_path_is_off_where_frozen_and_on_where_trained() -> None:
     assert not any(m.training for m in last.eval().modules())
 
 
-def test_tune__faults() -> None:
+def test_tune__errors() -> None:
     for tune in ("prompt", "last-0", "everything"):
         with pytest.raises(UserError, match=r"tune: .*full, linear, head\+norm, bias, last-<k>"):
             Classifier(VIT_NAME, 5, VIT, tune=tune)
-    with pytest.raises(UserError, match="tune: last-3 .*3 blocks.* 2"):
+    with pytest.raises(UserError, match=r"tune: last-3 .*3 blocks.* 2"):
         Classifier(VIT_NAME, 5, VIT, tune="last-3")
     vgg = Backbone("vgg11", stem="small")
     with pytest.raises(UserError, match=r"tune: head\+norm"):
@@ -328,7 +328,7 @@ def test_data_errors__one_line_before_any_step() -> None:
             trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=data)
     unlabeled = Images()
     unlabeled.batch["label"][3] = -1
-    with pytest.raises(UserError, match="data: .* -1 to "):
+    with pytest.raises(UserError, match=r"data: .* -1 to "):
         trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=unlabeled)
     with pytest.raises(UserError, match=r"data\.train_view: .* 2"):
         trainer().fit(Classifier(VIT_NAME, 5, VIT), datamodule=Images(views=2))
@@ -343,14 +343,14 @@ def test_data_errors__one_line_before_any_step() -> None:
 def test_backbone_checkpoint__weights_pixels_and_report(tmp_path, capsys: pytest.CaptureFixture) -> None:
     torch.manual_seed(0)
     source = Backbone(VIT_NAME, **VIT)
-    path = str(save_backbone(tmp_path / "body.safetensors", source, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]))
+    path = str(save_backbone(tmp_path / "backbone.safetensors", source, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]))
     method = Classifier(VIT_NAME, 5, VIT, backbone_checkpoint=path)
     torch.testing.assert_close(method.backbone.state_dict(), source.state_dict())
     torch.testing.assert_close(method.mean, torch.tensor([0.1, 0.2, 0.3]))
     torch.testing.assert_close(method.std, torch.tensor([0.4, 0.5, 0.6]))
     assert "matched" in capsys.readouterr().out
-    own = Classifier(VIT_NAME, 5, VIT, backbone_checkpoint=path, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
-    assert not own.mean.any()
+    given = Classifier(VIT_NAME, 5, VIT, backbone_checkpoint=path, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    assert not given.mean.any()
     torch.testing.assert_close(Classifier(VIT_NAME, 5, VIT).mean, torch.tensor(source.data_config["mean"]))
     with pytest.raises(PartialMatchError):
         Classifier(VIT_NAME, 5, {**VIT, "depth": 3}, backbone_checkpoint=path)
@@ -358,29 +358,29 @@ def test_backbone_checkpoint__weights_pixels_and_report(tmp_path, capsys: pytest
 
 def test_checkpoint__is_complete_in_itself_and_resumes_to_the_same_loss(tmp_path) -> None:
     torch.manual_seed(0)
-    start = save_backbone(tmp_path / "body.safetensors", Backbone(VIT_NAME, **VIT), [0.5] * 3, [0.5] * 3)
+    start = save_backbone(tmp_path / "backbone.safetensors", Backbone(VIT_NAME, **VIT), [0.5] * 3, [0.5] * 3)
     data = Images(steps=2)
 
     def fresh(**more) -> Classifier:
         torch.manual_seed(1)
         return Classifier(VIT_NAME, 5, VIT, warmup_epochs=0, lr=1e-3, mixup=0.5, **more)
 
-    whole = fresh(backbone_checkpoint=str(start))
+    full = fresh(backbone_checkpoint=str(start))
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     first = trainer(max_epochs=2, limit_val_batches=0, enable_checkpointing=True, callbacks=[keep])
-    first.fit(whole, datamodule=data)
+    first.fit(full, datamodule=data)
     start.unlink()
     half = tmp_path / "epoch=0.ckpt"
     resumed = fresh()
     second = trainer(max_epochs=2, limit_val_batches=0)
     second.fit(resumed, datamodule=data, ckpt_path=half, weights_only=True)
     assert second.global_step == 4
-    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(resumed.state_dict(), full.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(
         second.callback_metrics["train/loss"], first.callback_metrics["train/loss"], rtol=0, atol=0
     )
     loaded = Classifier.load_from_checkpoint(tmp_path / "epoch=1.ckpt", weights_only=True)  # the first weights are gone
-    torch.testing.assert_close(loaded.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.state_dict(), full.state_dict(), rtol=0, atol=0)
     assert loaded.hparams.backbone_checkpoint is None
     assert torch.load(half, weights_only=True)["started_from"] == str(start)
 
@@ -389,7 +389,7 @@ def test_checkpoint__is_complete_in_itself_and_resumes_to_the_same_loss(tmp_path
 
 
 @pytest.mark.parametrize("tune", ["lora", "prompt-shallow", "prompt-deep"])
-def test_adapters__train_alone_in_evaluation_mode_and_come_back(tune: str, tmp_path, capsys) -> None:
+def test_adapters__only_they_train_and_checkpoints_restore_them(tune: str, tmp_path, capsys) -> None:
     torch.manual_seed(0)
     data = Images()
     data.class_names, data.img_size = list("abcde"), 16

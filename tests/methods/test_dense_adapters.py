@@ -1,4 +1,4 @@
-"""LoRA and prompts under a detector and a segmenter: what trains, the base at step 0, merged is unmerged, checkpoints and adapter files."""
+"""LoRA and prompts in detectors and segmenters: trainable parameters, step 0, merging, checkpoints, adapter files."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def _dense(task: str, tune: str, name: str = "vit_tiny_patch16_224", args: dict 
     return method
 
 
-def _shaken(method):
-    """Random values in what was added to the backbone, as training would give it."""
+def _randomized(method):
+    """Set the parameters that were added to the backbone to random values, as training would."""
     with torch.no_grad():
         for p in method.backbone.parameters():
             if p.requires_grad:
@@ -64,7 +64,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("tune", TUNES)
-def test_only_adapter_pyramid_and_head_train_and_the_checkpoint_is_whole(task, tune, root, tmp_path) -> None:
+def test_only_adapter_pyramid_and_head_train_and_the_checkpoint_is_complete(task, tune, root, tmp_path) -> None:
     masks = {"format": "masks", "class_names": ["background", *GARMENT_CLASSES]} if task == "segmenter" else {}
     data = AnnotatedDataModule(str(root), img_size=64, batch_size=2, num_workers=0, **masks)
     method = _dense(task, tune)
@@ -97,13 +97,13 @@ def test_only_adapter_pyramid_and_head_train_and_the_checkpoint_is_whole(task, t
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_lora_starts_as_the_base_and_merges_to_the_same(task: str, tmp_path: Path) -> None:
+def test_lora_does_not_change_the_initial_output_and_merging_does_not_either(task: str, tmp_path: Path) -> None:
     base, method = _dense(task, "linear"), _dense(task, "lora", lora_targets=["qkv", "mlp"])
-    own = {key: value for key, value in method.state_dict().items() if not key.startswith("backbone.")}
-    base.load_state_dict({**base.state_dict(), **own})  # its heads were drawn after the adapters
+    heads = {key: value for key, value in method.state_dict().items() if not key.startswith("backbone.")}
+    base.load_state_dict({**base.state_dict(), **heads})  # its heads were drawn after the adapters
     want = _outputs(base, _images())
     torch.testing.assert_close(_outputs(method, _images()), want, rtol=0, atol=0)
-    unmerged = _outputs(_shaken(method), _images())
+    unmerged = _outputs(_randomized(method), _images())
     assert (unmerged - want).abs().max() > 1e-3  # the maps see the adapters
     path = write_run(tmp_path / "run", method) / "checkpoints" / "last.ckpt"
     merged, _ = load_method(path)
@@ -113,10 +113,10 @@ def test_lora_starts_as_the_base_and_merges_to_the_same(task: str, tmp_path: Pat
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("tune", ["prompt-shallow", "prompt-deep"])
-def test_maps_leave_the_prompts_out_but_depend_on_them(task: str, tune: str) -> None:
+def test_maps_do_not_include_the_prompts_but_depend_on_them(task: str, tune: str) -> None:
     method = _dense(task, tune)
     model = _dense(task, "linear").backbone.model  # the same weights, without hooks
-    prompts = _shaken(method).backbone.prompts.sets["default"]
+    prompts = _randomized(method).backbone.prompts.sets["default"]
     (found,) = method.backbone.forward_maps(_images())
     assert found.shape == (2, 32, 8, 8)
     with torch.no_grad():
@@ -132,10 +132,10 @@ def test_maps_leave_the_prompts_out_but_depend_on_them(task: str, tune: str) -> 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("tune", ["lora", "prompt-deep"])
-def test_adapter_file_holds_no_backbone_and_comes_back(task: str, tune: str, tmp_path: Path) -> None:
+def test_adapter_file_has_no_backbone_and_loads(task: str, tune: str, tmp_path: Path) -> None:
     base = _dense(task, "linear")
     start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
-    run = write_run(tmp_path / "run", _shaken(_dense(task, tune)))
+    run = write_run(tmp_path / "run", _randomized(_dense(task, tune)))
     out = tmp_path / "a.safetensors"
     assert main(["export", str(run), "--format", "adapter", "--out", str(out)]) == 0
     assert out.stat().st_size < (run / "checkpoints" / "last.ckpt").stat().st_size - start.stat().st_size / 2
@@ -157,11 +157,11 @@ def test_a_cnn_is_refused_in_one_line(task: str) -> None:
 def test_options_reach_the_model_from_the_command_line(root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = Path(__file__).parents[2] / "experiments" / "detect" / "resnet10_scenes_20ep.yaml"
-    words = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_args", str(VIT).replace("'", '"')]
-    words += ["--model.tune", "lora", "--model.lora_rank", "3", "--model.lora_targets", "[qkv, mlp]"]
-    words += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.logger", "false"]
-    words += ["--data.root", str(root), "--data.batch_size", "2", "--data.num_workers", "0", "--run_dir", "run"]
-    assert main(["fit", "--config", str(recipe), *words, "--trainer.check_val_every_n_epoch", "1"]) == 0
+    arguments = ["--model.backbone", "vit_tiny_patch16_224", "--model.backbone_args", str(VIT).replace("'", '"')]
+    arguments += ["--model.tune", "lora", "--model.lora_rank", "3", "--model.lora_targets", "[qkv, mlp]"]
+    arguments += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.logger", "false"]
+    arguments += ["--data.root", str(root), "--data.batch_size", "2", "--data.num_workers", "0", "--run_dir", "run"]
+    assert main(["fit", "--config", str(recipe), *arguments, "--trainer.check_val_every_n_epoch", "1"]) == 0
     state = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     ranks = {key: value.shape[0] for key, value in state.items() if "lora_A" in key}
     assert set(ranks.values()) == {3}

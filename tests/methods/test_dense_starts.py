@@ -1,4 +1,4 @@
-"""A detector or segmenter that begins from pre-trained weights has every weight of the body, says what it left out, and refuses the rest."""
+"""Detectors and segmenters from pre-trained weights: all backbone weights load, the rest is reported or refused."""
 
 from pathlib import Path
 
@@ -33,15 +33,15 @@ def _same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
-def test_from_mae_the_positions_fit_the_new_grid(task: str, tmp_path: Path, capsys) -> None:
+def test_from_mae__positions_are_resized_to_the_new_grid(task: str, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     mae = MAE(TINY, {**VIT, "img_size": 16}, decoder_width=32, decoder_depth=1, decoder_heads=2)
     file = _saved(mae, tmp_path / "mae.ckpt")
     model = _dense(task, True, file)
-    said = capsys.readouterr().out
-    assert "(MAE) into Backbone" in said
-    assert "dropped (decoder.*)" in said
-    assert "1 resized (backbone.pos_embed)" in said
+    output = capsys.readouterr().out
+    assert "(MAE) into Backbone" in output
+    assert "dropped (decoder.*)" in output
+    assert "1 resized (backbone.pos_embed)" in output
     assert model.backbone.model.pos_embed.shape[1] == 17
     for key, value in mae.backbone.model.blocks.state_dict().items():
         assert torch.equal(value, model.backbone.model.blocks.state_dict()[key])
@@ -49,28 +49,28 @@ def test_from_mae_the_positions_fit_the_new_grid(task: str, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
-def test_from_simclr_the_body_is_its(task: str, tmp_path: Path, capsys) -> None:
+def test_from_simclr__same_backbone_weights(task: str, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     simclr = SimCLR(RESNET, CNN, projection_width=8)
     model = _dense(task, False, _saved(simclr, tmp_path / "s.ckpt"))
-    assert "(SimCLR) into Backbone" in (said := capsys.readouterr().out)
-    assert "dropped (projection.*)" in said
+    assert "(SimCLR) into Backbone" in (output := capsys.readouterr().out)
+    assert "dropped (projection.*)" in output
     assert _same(model.backbone, simclr.backbone)
     assert torch.equal(model.mean, torch.zeros(3))
 
 
 @pytest.mark.parametrize("source", ["detector", "segmenter"])
 @pytest.mark.parametrize("target", ["detector", "segmenter"])
-def test_from_another_dense_model(source: str, target: str, tmp_path: Path, capsys) -> None:
+def test_from_another_dense_model__same_backbone_weights(source: str, target: str, tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     first = _dense(source, False)
     model = _dense(target, False, _saved(first, tmp_path / "d.ckpt"))
-    assert "into Backbone" in (said := capsys.readouterr().out)
-    assert "dropped" in said
+    assert "into Backbone" in (output := capsys.readouterr().out)
+    assert "dropped" in output
     assert _same(model.backbone, first.backbone)
 
 
-def test_into_a_classifier_only_its_head_is_new(tmp_path: Path) -> None:
+def test_into_a_classifier__only_its_head_is_new(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = _dense("detector", False)
     classifier = Classifier(RESNET, 5, CNN)
@@ -80,7 +80,7 @@ def test_into_a_classifier_only_its_head_is_new(tmp_path: Path) -> None:
     assert all(key.startswith(("pyramid.", "head.")) for key in report.dropped)
 
 
-def test_another_body_is_refused(tmp_path: Path) -> None:
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
     other = SimCLR(RESNET, {**CNN, "channels": [8, 16, 16, 32]}, projection_width=8)
     with pytest.raises(PartialMatchError, match=r"o\.ckpt"):
         _dense("detector", False, _saved(other, tmp_path / "o.ckpt"))

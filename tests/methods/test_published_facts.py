@@ -1,8 +1,9 @@
 """Counts, costs and values that the papers and their reproductions publish, and that no other test holds.
 
-Held elsewhere: MAE's counts by part, its closed-form losses and invariants (tests/methods/test_mae.py); NT-Xent's values (test_nt_xent.py,
-test_distributed.py); smoothing and log K (test_classifier.py); learning rates, layer decay, LARS (test_optim.py); LoRA and prompts
-(tests/backbones/test_adapters.py); keys of checkpoints (test_weights_in.py); small stems and layer groups (test_backbone.py).
+Held elsewhere: MAE's counts by part, its closed-form losses and invariants (tests/methods/test_mae.py); NT-Xent's
+values (test_nt_xent.py, test_distributed.py); smoothing and log K (test_classifier.py); learning rates, layer decay,
+LARS (test_optim.py); LoRA and prompts (tests/backbones/test_adapters.py); keys of checkpoints (test_weights_in.py);
+small stems and layer groups (test_backbone.py).
 """
 
 import math
@@ -71,11 +72,11 @@ def test_classifiers__published_counts(name: str, args: dict, parameters: int) -
         assert count(Classifier(name, 1000, args)) == parameters
 
 
-@pytest.mark.parametrize(("times", "body", "total"), [(2, 93_907_072, 98_004_072), (4, 375_378_176, 383_571_176)])
-def test_wider_resnets__are_simclrs(times: int, body: int, total: int) -> None:
+@pytest.mark.parametrize(("times", "backbone", "total"), [(2, 93_907_072, 98_004_072), (4, 375_378_176, 383_571_176)])
+def test_wider_resnets__are_simclrs(times: int, backbone: int, total: int) -> None:
     wide = {"channels": [c * times for c in (64, 128, 256, 512)], "stem": "wide"}
     with torch.device("meta"):
-        assert count(Backbone("resnet50", **wide)) == body
+        assert count(Backbone("resnet50", **wide)) == backbone
         assert count(Classifier("resnet50", 1000, wide)) == total
 
 
@@ -135,10 +136,10 @@ def test_mae__costs_as_counted_while_it_runs(name: str, full: float, encoder: fl
     d, _, patch, patches = VITS[name]
     with torch.device("meta"):
         mae, images = MAE(name), torch.empty(1, 3, 224, 224)
-        kept = torch.arange(mae.num_keep)[None]
+        ids_keep = torch.arange(mae.num_keep)[None]
         assert gigas(lambda: mae.backbone(images)) == pytest.approx(full, abs=6e-4)
         hidden = (patches - mae.num_keep) * 3 * patch**2 * d / 1e9  # ours embeds visible patches only
-        assert gigas(lambda: mae.backbone.forward_tokens(images, kept)) == pytest.approx(encoder - hidden, abs=6e-4)
+        assert gigas(lambda: mae.backbone.forward_tokens(images, ids_keep)) == pytest.approx(encoder - hidden, abs=6e-4)
         assert 0.98 * step < gigas(lambda: mae(images, torch.rand(1, patches))) <= step
 
 
@@ -188,7 +189,7 @@ def gradients(module: nn.Module, losses: list) -> list[torch.Tensor]:
     return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
 
-def test_accumulated_halves_are_the_whole_batch_for_mean_losses_and_not_for_nt_xent() -> None:
+def test_accumulated_halves_equal_the_full_batch_for_mean_losses_and_not_for_nt_xent() -> None:
     torch.manual_seed(0)
     images, noise, labels = torch.randn(8, 3, 32, 32), torch.rand(8, 16), torch.randint(0, 5, (8,))
     mae = MAE("vit_tiny_patch16_224", TINY, decoder_width=16, decoder_depth=1, decoder_heads=2).double()
@@ -204,7 +205,7 @@ def test_accumulated_halves_are_the_whole_batch_for_mean_losses_and_not_for_nt_x
         ),
     }
     for name, (module, loss) in cases.items():
-        whole = gradients(module, [lambda loss=loss: loss(slice(None))])
+        joined = gradients(module, [lambda loss=loss: loss(slice(None))])
         parts = gradients(module, [lambda loss=loss, part=part: loss(part) for part in halves])
-        same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(whole, parts))
+        same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(joined, parts))
         assert same is (name != "nt-xent"), name

@@ -33,7 +33,7 @@ def test_warmup_cosine__edges() -> None:
     assert values[10:] == sorted(values[10:], reverse=True)
 
 
-def test_scaled_lr__values_of_the_papers_and_faults() -> None:
+def test_scaled_lr__values_of_the_papers_and_errors() -> None:
     assert optim.scaled_lr(0.3, None, 4096) == pytest.approx(4.8)  # SimCLR
     assert optim.scaled_lr(5e-4, None, 1024) == pytest.approx(2e-3)  # MAE fine-tuning, ViT-B
     assert optim.scaled_lr(0.1, None, 16384) == pytest.approx(6.4)  # MAE linear probe
@@ -70,7 +70,7 @@ def test_decay_groups__vectors_tokens_and_positions_are_exempt_and_frozen_ones_a
     assert "cls_token" in names_of(model, own_rule[0])  # the rule of the official pre-training
 
 
-def test_decay_that_touches_nothing_is_an_error() -> None:
+def test_decay_without_effect_is_an_error() -> None:
     norm = nn.LayerNorm(4)
     with pytest.raises(UserError, match=r"weight_decay: 0\.05"):
         optim.decay_groups(norm.named_parameters(), 0.05)
@@ -80,7 +80,7 @@ def test_decay_that_touches_nothing_is_an_error() -> None:
     head = nn.Linear(4, 2)
     with pytest.raises(UserError, match=r"layer_decay: 0\.5"):
         optim.layer_decay_groups(head.named_parameters(), [["weight"]], 0.0, 0.5)
-    with pytest.raises(UserError, match="layer_decay: .*other"):
+    with pytest.raises(UserError, match=r"layer_decay: .*other"):
         optim.layer_decay_groups(head.named_parameters(), [["other"], ["weight"]], 0.0, 0.5)
     with pytest.raises(UserError, match=r"layer_decay: 1\.5"):
         optim.layer_decay_groups(head.named_parameters(), [], 0.0, 1.5)
@@ -120,9 +120,9 @@ def test_lars__two_steps_by_hand(inside: bool) -> None:
     before = w.data.clone()
     w.grad, b.grad = torch.zeros(1, 2), torch.zeros(1)  # only the buffer moves them
     optimizer.step()
-    kept = 0.5 if inside else 0.25  # inside: half of a step taken at lr 2; outside: at today's lr 1
-    torch.testing.assert_close(w.data, before - kept * torch.tensor([first]))
-    torch.testing.assert_close(b.data, torch.tensor([-kept]))
+    share = 0.5 if inside else 0.25  # inside: half of a step taken at lr 2; outside: at the present lr 1
+    torch.testing.assert_close(w.data, before - share * torch.tensor([first]))
+    torch.testing.assert_close(b.data, torch.tensor([-share]))
 
 
 def test_lars__trust_does_not_depend_on_the_gradients_scale_and_zero_norms_give_plain_sgd() -> None:
@@ -156,14 +156,14 @@ def test_every_optimizer_lowers_a_quadratic_and_restores_its_state(name: str) ->
         return w.data, optimizer.state_dict()
 
     start, _ = run(0)
-    whole, _ = run(6)
-    assert whole.norm() < start.norm()
+    uninterrupted, _ = run(6)
+    assert uninterrupted.norm() < start.norm()
     half, state = run(3)
     resumed, _ = run(3, state, half)
-    assert torch.equal(resumed, whole)
+    assert torch.equal(resumed, uninterrupted)
 
 
-def test_build_optimizer__the_two_forms_of_lars_part_when_the_learning_rate_changes() -> None:
+def test_build_optimizer__the_two_forms_of_lars_differ_when_the_learning_rate_changes() -> None:
     """By hand, a 1-D parameter (no trust): gradients 1 and 0 at learning rates 1 and 0.5, momentum 0.9."""
     for inside, moved in ((True, 1.0 + 0.9 * 1.0), (False, 1.0 + 0.5 * 0.9)):
         w = nn.Parameter(torch.zeros(1))
@@ -173,12 +173,12 @@ def test_build_optimizer__the_two_forms_of_lars_part_when_the_learning_rate_chan
             w.grad, optimizer.param_groups[0]["lr"] = torch.tensor([gradient]), lr
             optimizer.step()
         assert w.item() == pytest.approx(-moved)
-    with pytest.raises(UserError, match="lr_in_momentum: .*sgd"):
+    with pytest.raises(UserError, match=r"lr_in_momentum: .*sgd"):
         optim.build_optimizer(groups, "sgd", lr=1.0, lr_in_momentum=False)
 
 
-def test_build_optimizer__unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match="optimizer: 'adamx'.*adamw, adam, sgd, lars, lamb"):
+def test_build_optimizer__unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"optimizer: 'adamx'.*adamw, adam, sgd, lars, lamb"):
         optim.build_optimizer([{"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0}], "adamx", lr=0.1)
 
 
@@ -214,10 +214,10 @@ def test_optimizer_and_schedule__steps_through_the_schedule_and_prints_once(caps
     groups = optim.layer_decay_groups(
         model.named_parameters(), [["cls_token", "patch.weight"], ["head.weight"]], 0.05, 0.5
     )
-    made = optim.optimizer_and_schedule(
+    built = optim.optimizer_and_schedule(
         attached(), groups, optimizer="sgd", base_lr=0.1, lr=None, warmup_epochs=1, min_lr=0.02
     )
-    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
     seen = []
     for _ in range(31):
         seen.append([group["lr"] for group in optimizer.param_groups])
@@ -231,7 +231,7 @@ def test_optimizer_and_schedule__steps_through_the_schedule_and_prints_once(caps
     assert "lr 0.2 = base_lr 0.1 x 512 images a step / 256" in text
     assert text.count("layer_00") == 2
     assert text.count("SGD") == 1
-    assert made["lr_scheduler"]["interval"] == "step"
+    assert built["lr_scheduler"]["interval"] == "step"
 
 
 def test_optimizer_and_schedule__notes_an_unfinished_warmup_and_refuses_a_floor_above_the_peak(

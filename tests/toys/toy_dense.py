@@ -1,4 +1,4 @@
-"""Tiny detectors and segmenters, their runs' folders, and pictures for them: for tests of what uses such models."""
+"""Tiny detectors and segmenters and pictures for them, for tests of code that uses such models."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ NAMES = ["cup", "pan", "pot"]
 SIZE = 32
 
 
-def _body(vit: bool) -> dict:
+def _backbone_settings(vit: bool) -> dict:
     name, args = ("vit_tiny_patch16_224", VIT) if vit else ("resnet18", CNN)
     return {"backbone": name, "backbone_args": args, "img_size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
 
 
 def make_detector(head: str = "fcos", vit: bool = False, **more) -> Detector:
-    """Random weights whose scores pass the threshold here and there."""
+    """Return a detector with random weights, some of whose scores pass the threshold."""
     torch.manual_seed(5)
     strides = [4, 8] if head in ("fcos", "retinanet") else [4, 8, 16]
     settings = {"strides": strides, "pyramid_width": 32, "head_convs": 1, "head_width": 32, "rois": 16, **more}
-    method = Detector(num_classes=len(NAMES), head=head, **_body(vit), **settings)
+    method = Detector(num_classes=len(NAMES), head=head, **_backbone_settings(vit), **settings)
     with torch.no_grad():
         for name, value in method.head.named_parameters():
             if name.endswith("cls_logits.bias"):
@@ -44,10 +44,10 @@ def make_detector(head: str = "fcos", vit: bool = False, **more) -> Detector:
 
 
 def make_segmenter(head: str = "upernet", vit: bool = False, **more) -> Segmenter:
-    """Random weights; class 0 is the background."""
+    """Return a segmenter with random weights; class 0 is the background."""
     torch.manual_seed(6)
     settings = {"strides": [4, 8, 16] if head == "upernet" else None, "width": 16, **more}
-    method = Segmenter(num_classes=1 + len(NAMES), head=head, **_body(vit), **settings)
+    method = Segmenter(num_classes=1 + len(NAMES), head=head, **_backbone_settings(vit), **settings)
     with torch.no_grad():
         scores = method.head.scores[-1] if head != "linear" else method.head
         scores.weight.normal_(std=1.0)
@@ -63,7 +63,7 @@ def make_segmenter(head: str = "upernet", vit: bool = False, **more) -> Segmente
 
 
 def write_pictures(folder: Path, n: int = 7, seed: int = 0) -> list[str]:
-    """n pictures of several shapes, blocks of colour on noise. Returns their names, sorted."""
+    """Write n pictures of several shapes, blocks of color on noise; return their names, sorted."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):

@@ -1,4 +1,7 @@
-"""Small checkpoints of other projects, built with their own installed code; facebookresearch/mae's from the table of its keys."""
+"""Small checkpoints of other projects, built with their installed code.
+
+Those of facebookresearch/mae are built from the table of its keys.
+"""
 
 import json
 
@@ -11,12 +14,12 @@ from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION
 
 NAME = "vit_base_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-BODY = ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
+BACKBONE_FLAGS = ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
 SIZES = ["--args", '{"decoder_heads": 2}']
 
 
 def scrambled(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic gets a value of its own: norms and biases too."""
+    """Give all parameters and statistics different random values, norms and biases too."""
     torch.manual_seed(7)
     for p in module.parameters():
         nn.init.normal_(p, std=0.2)
@@ -29,6 +32,7 @@ def scrambled(module: nn.Module) -> nn.Module:
 
 
 def transformers_mae(**more) -> nn.Module:
+    """Return ViT-MAE of transformers in the size of `VIT`."""
     from transformers.models.vit_mae.configuration_vit_mae import ViTMAEConfig
     from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTraining
 
@@ -39,7 +43,7 @@ def transformers_mae(**more) -> nn.Module:
 
 
 def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In-memory names of transformers 5 as the files of the Hub have them."""
+    """Rename keys from the modules of transformers 5 to those of the files of the Hub."""
     pairs = [("vit.layers.", "vit.encoder.layer."), (".attention.o_proj.", ".attention.output.dense.")]
     pairs += [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense.")]
     pairs += [(f".attention.{a[0]}_proj.", f".attention.attention.{a}.") for a in ("query", "key", "value")]
@@ -52,16 +56,15 @@ def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class LightlySimCLR(nn.Module):
-    """As in lightly's examples (Sequential of children) and its benchmarks (fc is Identity)."""
+    """SimCLR as in lightly's benchmarks (fc is Identity) or its examples (Sequential of children)."""
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, from_benchmark: bool) -> None:
         from lightly.models.modules import SimCLRProjectionHead
         from torchvision.models import resnet18
 
         super().__init__()
         resnet = resnet18()
-        self.whole = whole
-        if whole:
+        if from_benchmark:
             resnet.fc = nn.Identity()
             self.backbone = resnet
             self.online_classifier = nn.Linear(512, 10)
@@ -71,7 +74,7 @@ class LightlySimCLR(nn.Module):
 
 
 class LightlyMAE(nn.Module):
-    """As in lightly's MAE example."""
+    """MAE as in lightly's example."""
 
     def __init__(self) -> None:
         from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
@@ -82,7 +85,7 @@ class LightlyMAE(nn.Module):
 
 
 def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: tuple[int, int] = (512, 8)) -> dict:
-    """{key: shape} of its files, from the table of its layout."""
+    """Return {key: shape} of the files of facebookresearch/mae, from the table of its layout."""
 
     def block(start: str, d: int) -> dict:
         out = {f"{start}.norm{n}.{p}": (d,) for n in (1, 2) for p in ("weight", "bias")}
@@ -111,7 +114,7 @@ def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: t
 
 
 def foreign_states() -> dict[str, dict[str, Tensor]]:
-    """A small file of each supported layout; facebookresearch/mae's in its three parts."""
+    """Return a small state dict of each supported layout; that of facebookresearch/mae in its three variants."""
     from torchvision.models import DenseNet, VisionTransformer, resnet18
 
     sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}

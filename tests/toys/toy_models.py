@@ -1,4 +1,4 @@
-"""A tiny classifier's run and a folder of images that it tells apart, for tests of what uses a model."""
+"""Tiny classifiers, their run folders and images for them, for tests of code that uses a model."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NAMES = ["blue", "green", "red"]
 
 
 def write_images(folder: Path, n: int = 12, seed: int = 0, size: int = 20) -> list[str]:
-    """n PNGs under `red/`, `green/`, `blue/`: noise with one strong channel. Returns the names, sorted."""
+    """Write n PNGs to `red/`, `green/`, `blue/`, noise with one strong channel; return the names, sorted."""
     rng = np.random.default_rng(seed)
     names = []
     for i in range(n):
@@ -29,7 +29,7 @@ def write_images(folder: Path, n: int = 12, seed: int = 0, size: int = 20) -> li
 
 
 def make_classifier(kind: str = "vit", **more) -> Classifier:
-    """Random weights, spread enough that classes differ."""
+    """Return a classifier with random weights of a spread that makes the classes differ."""
     torch.manual_seed(3)
     name, args = ("vit_tiny_patch16_224", VIT) if kind == "vit" else ("resnet18", CNN)
     settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "head_init_std": 1.0, **more}
@@ -39,7 +39,7 @@ def make_classifier(kind: str = "vit", **more) -> Classifier:
 
 
 def write_run(folder: Path, method: Classifier) -> Path:
-    """A run's folder with the method's checkpoint, as training would leave it. Returns the folder."""
+    """Write a run folder with the method's checkpoint, as after training; return the folder."""
     checkpoint = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
     path = folder / "checkpoints" / "last.ckpt"

@@ -38,12 +38,12 @@ def _batch(empty: bool = True):
     boxes = [[[4, 4, 28, 30], [34, 30, 60, 58]], [[10, 20, 44, 40]], []]
     labels = [[0, 1], [2], []]
     images, targets = torch.rand(3, 3, 64, 64, generator=g) * 0.3, []
-    for image, own, names in zip(images, boxes, labels):
-        masks = torch.zeros(len(own), 64, 64, dtype=torch.uint8)
-        for mask, (x1, y1, x2, y2), name in zip(masks, own, names):
+    for image, image_boxes, names in zip(images, boxes, labels):
+        masks = torch.zeros(len(image_boxes), 64, 64, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2), name in zip(masks, image_boxes, names):
             image[name, y1:y2, x1:x2] += 2
             mask[y1:y2, x1:x2] = 1
-        box = torch.tensor(own, dtype=torch.float32).reshape(-1, 4)
+        box = torch.tensor(image_boxes, dtype=torch.float32).reshape(-1, 4)
         targets.append({"boxes": box, "labels": torch.tensor(names, dtype=torch.int64), "masks": masks})
     return (images, targets) if empty else (images[:2], targets[:2])
 
@@ -89,7 +89,7 @@ def test_every_head_overfits_one_batch(head: str, backbone: str) -> None:
         assert (one["scores"].diff() <= 0).all()
 
 
-def test_losses_are_the_papers() -> None:
+def test_losses_equal_slow_references() -> None:
     """Losses of FCOS by a slow loop: focal loss, 1 - GIoU and centre-ness over the paper's positive positions."""
     model = _detector()
     images, targets = _batch()
@@ -168,9 +168,9 @@ STRIDES = {  # by default: one-stage, two-stage
 
 @pytest.mark.parametrize("size", STRIDES)
 def test_default_anchors_fit_the_image(size: int) -> None:
-    body = CNN | {"stem": "imagenet"}  # maps of strides 2 to 32
+    backbone = CNN | {"stem": "imagenet"}  # maps of strides 2 to 32
     for head in ("fcos", "retinanet", "faster_rcnn", "mask_rcnn"):
-        model = _detector(head, args=body, strides=None, img_size=size)
+        model = _detector(head, args=backbone, strides=None, img_size=size)
         assert model.pyramid.strides == STRIDES[size][not model.one_stage]
         assert model.hparams.strides == model.pyramid.strides  # so a checkpoint keeps them
         makes = model.head.anchor_generator if model.one_stage else model.head.rpn.anchor_generator
@@ -198,7 +198,7 @@ def test_default_strides_train_at_64_pixels(head: str, vit: bool) -> None:
         assert len(model.eval()(images)) == 3
 
 
-def test_raw_and_decode_are_what_forward_does() -> None:
+def test_raw_and_decode_equal_forward() -> None:
     model = _detector(score_threshold=0.001).eval()
     images, _ = _batch()
     with torch.no_grad():
@@ -240,12 +240,12 @@ def test_pyramids_have_the_papers_parts() -> None:
     for m in (pyramid.levels[0][1],):  # layer norm over channels
         x = torch.randn(2, 16, 3, 3)
         torch.testing.assert_close(m(x)[0, :, 1, 2], nn.functional.layer_norm(x[0, :, 1, 2], (16,)))
-    body = Backbone("resnet18", **CNN)
-    pyramid = make_pyramid(body, 64, 32, [4, 8, 16, 32])
-    assert [m.shape[-1] for m in pyramid(body.forward_maps(torch.zeros(1, 3, 64, 64)))] == [16, 8, 4, 2]
-    assert freeze_unused(body, pyramid, 64) == []
-    short = make_feature_levels(body, 64, 32, [4, 8])[0]
-    assert {name.split(".")[1] for name in freeze_unused(body, short, 64)} == {"layer4"}
+    backbone = Backbone("resnet18", **CNN)
+    pyramid = make_pyramid(backbone, 64, 32, [4, 8, 16, 32])
+    assert [m.shape[-1] for m in pyramid(backbone.forward_maps(torch.zeros(1, 3, 64, 64)))] == [16, 8, 4, 2]
+    assert freeze_unused(backbone, pyramid, 64) == []
+    short = make_feature_levels(backbone, 64, 32, [4, 8])[0]
+    assert {name.split(".")[1] for name in freeze_unused(backbone, short, 64)} == {"layer4"}
 
 
 @pytest.mark.parametrize(
@@ -288,20 +288,20 @@ def _trainer(folder: Path, **changes) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, **settings | changes)
 
 
-def test_a_run_its_measures_and_its_checkpoint(root: Path, tmp_path: Path) -> None:
-    body = Backbone("resnet18", **CNN)
-    save_backbone(tmp_path / "body.safetensors", body, [0.5] * 3, [0.25] * 3)
+def test_a_run__metrics_and_checkpoint(root: Path, tmp_path: Path) -> None:
+    backbone = Backbone("resnet18", **CNN)
+    save_backbone(tmp_path / "backbone.safetensors", backbone, [0.5] * 3, [0.25] * 3)
     data = AnnotatedDataModule(str(root), img_size=64, batch_size=4, num_workers=0)
-    model = _detector(num_classes=10, backbone_checkpoint=str(tmp_path / "body.safetensors"), tune="linear")
+    model = _detector(num_classes=10, backbone_checkpoint=str(tmp_path / "backbone.safetensors"), tune="linear")
     torch.testing.assert_close(model.mean, torch.full((3,), 0.5))
-    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), body.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), backbone.state_dict().values()))
     trainer = _trainer(tmp_path)
     trainer.fit(model, datamodule=data)
     assert 0 <= trainer.callback_metrics["val/map"] <= 1
     assert {"train/loss", "train/classification_loss", "train/bbox_ctrness_loss", "val/map50"} <= set(
         trainer.callback_metrics
     )
-    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), body.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), backbone.state_dict().values()))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["card"]["task"] == "detection"
@@ -310,7 +310,7 @@ def test_a_run_its_measures_and_its_checkpoint(root: Path, tmp_path: Path) -> No
     assert saved["AnnotatedDataModule"]["epoch"] == 1
     keys = list(saved["state_dict"])
     assert {k.split(".")[0] for k in keys} == {"backbone", "pyramid", "head", "mean", "std"}
-    (tmp_path / "body.safetensors").unlink()
+    (tmp_path / "backbone.safetensors").unlink()
     again = Detector.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True).eval()
     images, _ = _batch()
     with torch.no_grad():

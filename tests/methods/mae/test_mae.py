@@ -19,13 +19,13 @@ from lit_vision.methods.mae.mae import (
     unpatchify,
 )
 
-BODY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 def small(**options) -> MAE:
     torch.manual_seed(0)
     defaults = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
-    return MAE("vit_tiny_patch16_224", BODY, **{**defaults, **options})
+    return MAE("vit_tiny_patch16_224", VIT, **{**defaults, **options})
 
 
 def count(module) -> int:
@@ -135,8 +135,8 @@ def test_keyed_noise__is_uniform_and_unrelated_between_neighbours() -> None:
     assert noise.var().item() == pytest.approx(1 / 12, abs=0.002)
     assert torch.corrcoef(noise.T).sub(torch.eye(16)).abs().max() < 0.08  # patches; 5 standard errors
     assert abs(torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1]) < 0.08  # samples
-    kept = torch.stack([mask == 0 for mask in random_masking(noise, 4)[2]]).double().mean(0)
-    assert (kept - 0.25).abs().max() < 0.035  # every patch is kept equally often
+    visible = torch.stack([mask == 0 for mask in random_masking(noise, 4)[2]]).double().mean(0)
+    assert (visible - 0.25).abs().max() < 0.035  # every patch is visible equally often
 
 
 # --- loss
@@ -309,31 +309,31 @@ def gradients(mae: MAE, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "options", [{}, {"norm_pix_loss": False}, {"decoder_depth": 3, "mask_ratio": 0.5}, {"checkpointing": True}]
 )
-def test_loss__is_forwards_without_what_no_hidden_patch_needs(options) -> None:
+def test_loss__equals_the_loss_of_forward(options) -> None:
     mae = small(**options).double()
     images, noise = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.rand(3, 16)
-    whole, part = mae(images, noise)[0], mae.loss(images, noise)
-    torch.testing.assert_close(part, whole)
-    expected = gradients(mae, whole)
+    full, part = mae(images, noise)[0], mae.loss(images, noise)
+    torch.testing.assert_close(part, full)
+    expected = gradients(mae, full)
     for name, got in gradients(mae, part).items():
         torch.testing.assert_close(got, expected[name], msg=name)
 
 
-def test_checkpointing__keeps_less_for_backward_and_gives_the_same_gradients() -> None:
-    images, noise, kept, seen = torch.randn(3, 3, 32, 32), torch.rand(3, 16), [], []
+def test_checkpointing__stores_less_for_backward_and_gives_the_same_gradients() -> None:
+    images, noise, stored, seen = torch.randn(3, 3, 32, 32), torch.rand(3, 16), [], []
     for checkpointing in (False, True):
         mae = small(checkpointing=checkpointing, decoder_depth=3)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
             loss = mae.loss(images, noise)
-        kept.append(sum(sizes))
+        stored.append(sum(sizes))
         seen.append(gradients(mae, loss))
-    assert kept[1] < 0.5 * kept[0]
+    assert stored[1] < 0.5 * stored[0]
     for name, expected in seen[0].items():
         torch.testing.assert_close(seen[1][name], expected, msg=name)
 
 
-def test_block__from_a_token_on_is_the_end_of_the_whole_block() -> None:
+def test_block__first_equals_the_end_of_the_full_output() -> None:
     torch.manual_seed(0)
     block, x = DecoderBlock(16, 4, qkv_bias=True).double(), torch.randn(2, 7, 16, dtype=torch.float64)
     for fused in (True, False):
@@ -342,7 +342,7 @@ def test_block__from_a_token_on_is_the_end_of_the_whole_block() -> None:
             torch.testing.assert_close(block(x, first), block(x)[:, first:])
 
 
-def test_choose_attention__plain_products_on_cpu_for_bfloat16_and_few_tokens() -> None:
+def test_select_attention_kernel__plain_products_on_cpu_for_bfloat16_and_few_tokens() -> None:
     mae = small()
 
     def fused(images: Tensor, tokens: int) -> bool:
@@ -407,19 +407,19 @@ def batch_of(keys: Tensor, views: int = 1) -> dict[str, Tensor]:
 def test_batch_loss__masks_come_from_keys_not_from_the_batch() -> None:
     mae = small()
     keys = torch.tensor([[2, i, 0] for i in range(6)])
-    whole = mae.batch_loss(mae.on_after_batch_transfer(batch_of(keys), 0), TRAIN)
+    joined = mae.batch_loss(mae.on_after_batch_transfer(batch_of(keys), 0), TRAIN)
     torch.manual_seed(99)
     halves = [
         mae.batch_loss(mae.on_after_batch_transfer(batch_of(k), 0), TRAIN) for k in (keys[[5, 1, 3]], keys[[0, 2, 4]])
     ]
-    torch.testing.assert_close(whole, sum(halves) / 2)
+    torch.testing.assert_close(joined, sum(halves) / 2)
     again = mae.batch_loss(mae.on_after_batch_transfer(batch_of(keys + torch.tensor([1, 0, 0])), 0), TRAIN)
-    assert abs(again - whole) > 1e-4  # another epoch, other masks
+    assert abs(again - joined) > 1e-4  # another epoch, other masks
     validation = mae.batch_loss(mae.on_after_batch_transfer(batch_of(keys), 0), VALIDATION)
-    assert abs(validation - whole) > 1e-4
+    assert abs(validation - joined) > 1e-4
 
 
-def test_batch_loss__each_view_has_its_own_mask() -> None:
+def test_batch_loss__each_view_has_another_mask() -> None:
     mae, keys = small(), torch.tensor([[0, 1, 0], [0, 2, 0]])
     batch = mae.on_after_batch_transfer(batch_of(keys, views=2), 0)
     seen = []
@@ -430,7 +430,7 @@ def test_batch_loss__each_view_has_its_own_mask() -> None:
     assert len(seen[0].sort(dim=1).values.unique(dim=0)) > 1
 
 
-def test_reconstruct__true_statistics_give_the_picture_back() -> None:
+def test_reconstruct__exact_prediction_gives_the_original_picture() -> None:
     """If the network predicts the normalised patches exactly, the reconstruction is the original."""
     mae = small()
     pixels = torch.randint(0, 256, (2, 1, 32, 32, 3), dtype=torch.uint8)

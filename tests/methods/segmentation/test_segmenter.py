@@ -80,7 +80,7 @@ def _slow_dice(p: torch.Tensor, truth: torch.Tensor, smooth: float) -> float:
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
-def test_dice_loss_is_its_loop(smooth: float) -> None:
+def test_dice_loss_equals_a_slow_loop(smooth: float) -> None:
     g = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 5, 4, 3, generator=g, dtype=torch.float64)
     truth = torch.randint(0, 4, (2, 4, 3), generator=g)  # class 4 is absent
@@ -106,7 +106,7 @@ def test_closed_forms() -> None:
 
 
 @pytest.mark.parametrize("name", ["ce", "dice", "ce+dice"])
-def test_shared_losses_are_those_of_the_joined_batch(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_losses_across_processes_are_those_of_the_joined_batch(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Two processes simulated one after the other; in the second one pixel of six counts."""
     g = torch.Generator().manual_seed(2)
     logits = torch.randn(2, 3, 2, 3, generator=g, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_ignored_pixels_get_no_gradient() -> None:
     assert (logits.grad[0, :, 1] != 0).any()
 
 
-def test_the_auxiliary_head_counts_in_training_only() -> None:
+def test_the_auxiliary_loss_is_used_in_training_only() -> None:
     model = _segmenter(aux_weight=0.4)
     images, truth = _batch()
     plain = _segmenter(aux_weight=0.0)
@@ -166,7 +166,7 @@ def test_wrong_settings_are_named(changes: dict, expected: str) -> None:
         _segmenter(**changes)
 
 
-def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run__metrics_and_checkpoint(tmp_path: Path) -> None:
     make_scenes(tmp_path / "set", {"train": 8, "val": 3, "test": 2})
     data = AnnotatedDataModule(
         str(tmp_path / "set"),
@@ -176,9 +176,9 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
         batch_size=4,
         num_workers=0,
     )
-    body = Backbone("resnet18", **CNN)
-    save_backbone(tmp_path / "body.safetensors", body, [0.5] * 3, [0.25] * 3)
-    model = _segmenter("fcn", num_classes=11, tune="linear", backbone_checkpoint=str(tmp_path / "body.safetensors"))
+    backbone = Backbone("resnet18", **CNN)
+    save_backbone(tmp_path / "backbone.safetensors", backbone, [0.5] * 3, [0.25] * 3)
+    model = _segmenter("fcn", num_classes=11, tune="linear", backbone_checkpoint=str(tmp_path / "backbone.safetensors"))
     trainer = L.Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
@@ -189,7 +189,7 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
         accelerator="cpu",
     )
     trainer.fit(model, datamodule=data)
-    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), body.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), backbone.state_dict().values()))
     measured = trainer.callback_metrics
     assert {"val/dice", "val/miou", "val/miou_objects", "val/pixel_accuracy", "val/dice_background", "val/loss"} <= set(
         measured
@@ -206,7 +206,7 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["card"]["task"] == "segmentation"
     assert not any(k.startswith(("counts", "mean_loss")) for k in saved["state_dict"])
-    (tmp_path / "body.safetensors").unlink()
+    (tmp_path / "backbone.safetensors").unlink()
     again = Segmenter.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True).eval()
     images, _ = _batch()
     assert torch.equal(again(images), model(images))
@@ -214,7 +214,7 @@ def test_a_run_its_measures_and_its_checkpoint(tmp_path: Path) -> None:
         trainer.fit(model, datamodule=AnnotatedDataModule(str(tmp_path / "set"), img_size=32, num_workers=0))
 
 
-def test_a_thinned_truth_takes_the_middle_of_its_blocks_on_average() -> None:
+def test_subsampled_targets_are_the_middle_of_their_blocks_on_average() -> None:
     ramp = torch.arange(16.0).expand(1, 16, 16)
     for stride in (1, 2, 4):
         taken = subsample_targets(ramp, stride)
@@ -224,11 +224,11 @@ def test_a_thinned_truth_takes_the_middle_of_its_blocks_on_average() -> None:
     assert subsample_targets(torch.zeros(2, 5, 7), 2).shape == (2, 3, 4)
 
 
-def test_a_loss_on_part_of_the_pixels_is_that_of_scores_taken_there() -> None:
+def test_loss_stride_is_the_loss_at_the_selected_pixels() -> None:
     images, truth = _batch()
-    model, whole = _segmenter(loss_stride=2, aux_weight=0.0), _segmenter(aux_weight=0.0)
-    whole.load_state_dict(model.state_dict())
-    scores = torch.nn.functional.interpolate(whole._scores(images)[0], size=(16, 16), mode="bilinear")
+    model, full = _segmenter(loss_stride=2, aux_weight=0.0), _segmenter(aux_weight=0.0)
+    full.load_state_dict(model.state_dict())
+    scores = torch.nn.functional.interpolate(full._scores(images)[0], size=(16, 16), mode="bilinear")
     expected = pixel_cross_entropy(scores, subsample_targets(truth, 2))
     torch.testing.assert_close(model.losses(images, truth), expected)
-    assert model(images).shape == whole(images).shape
+    assert model(images).shape == full(images).shape

@@ -41,7 +41,7 @@ def loop_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_nt_xent__is_the_papers_loop(batch: int, temperature: float) -> None:
+def test_nt_xent__equals_the_papers_loop(batch: int, temperature: float) -> None:
     torch.manual_seed(batch)
     z1, z2 = 3 * torch.randn(2, batch, 5, dtype=torch.float64)
     assert nt_xent(z1, z2, temperature).item() == pytest.approx(loop_nt_xent(z1, z2, temperature), abs=1e-12)
@@ -106,7 +106,8 @@ def test_nt_xent__tiles_give_the_value_and_gradients_of_the_matrix(batch: int, t
     value, expected = nt_xent(*z, temperature), dense_nt_xent(*z, temperature)
     torch.testing.assert_close(value, expected)
     weight = 3.0  # of a sum of losses
-    # s / t is rounded to eps / t, which moves a probability by as much, and the gradient is weight / t times it: another CPU's sums differ by that
+    # s / t is rounded to eps / t, which changes a probability by as much, and the gradient is weight / t times it:
+    # the sums of two CPUs differ by that
     atol = max(1e-10, torch.finfo(torch.float64).eps * weight / temperature**2)
     for got, reference in zip(torch.autograd.grad(weight * value, z), torch.autograd.grad(weight * expected, z)):
         torch.testing.assert_close(got, reference, rtol=1e-7, atol=atol)
@@ -122,10 +123,10 @@ def test_nt_xent__rows_of_one_process_among_many_give_their_part_of_the_gradient
     sums = module._tiled_logsumexp(views, 0, 24, 1 / temperature)
     pulls = module._tiled_gradient(views, sums, weights, 0, 24, 1 / temperature)
     for start, rows in ((0, 8), (8, 8), (16, 8), (2, 14)):
-        own = slice(start, start + rows)
-        torch.testing.assert_close(module._tiled_logsumexp(views, start, rows, 1 / temperature), sums[own])
+        local = slice(start, start + rows)
+        torch.testing.assert_close(module._tiled_logsumexp(views, start, rows, 1 / temperature), sums[local])
         torch.testing.assert_close(
-            module._tiled_gradient(views, sums, weights, start, rows, 1 / temperature), pulls[own]
+            module._tiled_gradient(views, sums, weights, start, rows, 1 / temperature), pulls[local]
         )
 
 
@@ -150,7 +151,7 @@ def test_nt_xent__half_precision_is_computed_in_float32(dtype: torch.dtype) -> N
         assert torch.equal(z.grad, reference.grad.to(dtype))
 
 
-def test_nt_xent__never_holds_more_than_a_tile_or_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nt_xent__no_tensor_is_larger_than_a_tile_or_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes of all tensors that operations return, forward and backward: the full matrix would have 800 x 800."""
 
     class Largest(TorchDispatchMode):
@@ -170,7 +171,7 @@ def test_nt_xent__never_holds_more_than_a_tile_or_the_views(monkeypatch: pytest.
         assert largest.numbers == 800 * 8
 
 
-def test_nt_xent__faults() -> None:
+def test_nt_xent__errors() -> None:
     with pytest.raises(ValueError, match="z1 and z2"):
         nt_xent(torch.ones(2, 3), torch.ones(3, 3))
     with pytest.raises(ValueError, match="temperature"):

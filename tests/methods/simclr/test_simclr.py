@@ -105,7 +105,7 @@ def test_simclr__both_views_pass_batch_norm_together() -> None:
     loss = method.loss(views)
     assert seen == [(8, 3, 8, 8)]
     swapped = copy.deepcopy(method).loss(views.flip(1))
-    torch.testing.assert_close(loss, swapped)  # the loss knows no order of views
+    torch.testing.assert_close(loss, swapped)  # the loss does not depend on the order of the views
     loss.backward()
     assert all(p.grad is not None for p in method.parameters())
 
