@@ -1,8 +1,8 @@
-"""Speeds as ratios, each pair measured side by side in one run. Run: make benchmark, or python experiments/benchmark.py [SECTION ...]
+"""Measure speeds as ratios, the candidates of each pair in one run.
 
-A section is one file in experiments/benchmarks/ with `measure(repeats) -> list of rows`; a row is
-{what, value, unit, against, target, met}: `value` is what was measured, `target` a text such as "under 0.5 s", `met` True,
-False, or None where nothing is promised. The rows go to runs/benchmark/results.json with the machine's description.
+Run: make benchmark, or python experiments/benchmark.py [SECTION ...]
+A section is one file in experiments/benchmarks/ with `measure(repeats) -> list of rows`; a row is {what, value, unit,
+against, target, met} (benchmarks/_rows.py). The rows go to runs/benchmark/results.json with the machine's description.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is no package: its scripts are run, not imported
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is not a package
 
 from lit_vision.io.atomic import write_json
 from lit_vision.results.environment import collect_environment
@@ -24,30 +24,30 @@ HERE = Path(__file__).resolve().parent / "benchmarks"
 
 
 def sections() -> list[str]:
-    """Names of the sections: the files in benchmarks/."""
+    """Return the names of the sections: the files in benchmarks/ without a leading underscore."""
     return sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as text, with the target and whether it was met."""
-    word = {True: "yes", False: "NO", None: "-"}
+    """Return the rows as a table of text."""
+    met = {True: "yes", False: "NO", None: "-"}
     body = [
-        [row["what"], f"{row['value']:.3g} {row['unit']}", row["against"], row["target"], word[row["met"]]]
+        [row["what"], f"{row['value']:.3g} {row['unit']}", row["against"], row["target"], met[row["met"]]]
         for row in rows
     ]
     return Table(["what", "measured", "against", "target", "met"], body)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure the sections named (all without a name); returns 1 if a target was missed."""
+    """Measure the named sections, all without a name; return 1 if a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections())}; all if none")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections())}; default: all")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement; the median counts (default 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark/results.json"), help="the JSON file")
     args = parser.parse_args(argv)
     unknown = sorted(set(args.sections) - set(sections()))
     if unknown:
-        parser.error(f"no section {unknown[0]!r}; sections: {', '.join(sections())}")
+        parser.error(f"SECTION {unknown[0]!r}: the sections are {', '.join(sections())}")
     machine = collect_environment()
     machine["load_before"] = round(os.getloadavg()[0], 2)  # a busy machine explains a slow number
     versions = ", ".join(

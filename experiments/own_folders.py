@@ -1,15 +1,15 @@
-"""Three folders that nobody prepared for a study, from packages that anyone can fetch; then `lit-vision study` on each.
+"""Make three image folders, not prepared for a study, from packages that anyone can fetch; to run a study on each.
 
     npm pack emoji-datasource-twitter@16.0.0        # 3,786 emoji of 64 pixels (Twemoji, CC-BY 4.0), 9 categories
     python experiments/own_folders.py emoji emoji-datasource-twitter-16.0.0.tgz
 
-    pip install scikit-image                        # photographs of its `data` folder, cut into patches, a class a photograph
+    pip install scikit-image                        # photographs of its `data` folder, cut into patches; a class each
     python experiments/own_folders.py patches
 
-    apt-get download tuxpaint-stamps-default        # photographs cut out on white: 20 birds, 20 fruits, 50 others unlabelled
+    apt-get download tuxpaint-stamps-default        # photographs cut out on white: 20 birds, 20 fruits, 50 unlabeled
     python experiments/own_folders.py stamps tuxpaint-stamps-default_*.deb      # unpacks with dpkg
 
-Each ends with the study's command. The folders go to data/own-<name>, which git ignores.
+Each prints the study's command at its end. The folders go to data/own-<name>, which git ignores.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATCH, STEP = 48, 24  # pixels: side of a patch, and from one to the next
 TEST_SHARE = 0.3  # of a photograph's width, on its right: the test region
-SKIP = ("logo", "multipage", "chessboard", "phantom", "motorcycle_right")  # drawings, and a photograph's second eye
-LABELED, UNLABELLED = 20, 50
+SKIP = (
+    "logo",
+    "multipage",
+    "chessboard",
+    "phantom",
+    "motorcycle_right",
+)  # drawings, and the second image of a stereo pair
+LABELED, UNLABELED = 20, 50
 
 
 def emoji(package: Path, out: Path) -> None:
-    """Each emoji into a folder of its category, as the package names it ("Smileys & Emotion"); on white, for they are transparent."""
+    """Write each emoji to the folder of its category ("Smileys & Emotion"), on white because they are transparent."""
     with tarfile.open(package) as tar:
         (index,) = (one for one in tar.getnames() if one.endswith("/emoji.json"))
         table = json.load(tar.extractfile(index))
@@ -44,7 +50,10 @@ def emoji(package: Path, out: Path) -> None:
 
 
 def patches(out: Path) -> None:
-    """Patches of scikit-image's photographs: the left of each to learn from, the right to test, with a patch's width between."""
+    """Write patches of scikit-image's photographs: the left of each for training, the right for the test split.
+
+    Between them lies a patch's width, so that they share no pixel.
+    """
     import skimage.data
     from PIL import Image
 
@@ -62,7 +71,7 @@ def patches(out: Path) -> None:
 
 
 def stamps(package: Path, out: Path) -> None:
-    """20 photographs of birds, 20 of fruits, and 50 of other animals, plants and food without a label."""
+    """Write 20 photographs of birds, 20 of fruits, and 50 of other animals, plants and food without a label."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["dpkg", "-x", str(package), folder], check=True)
         root = next(Path(folder).rglob("stamps"))
@@ -72,12 +81,12 @@ def stamps(package: Path, out: Path) -> None:
                 _write(out / name / path.name, path.read_bytes())
         others = [path for path in photographs if path.parent.name not in ("birds", "fruit")]
         living = [path for path in others if path.relative_to(root).parts[0] in ("animals", "plants", "food")]
-        for path in living[:UNLABELLED]:
+        for path in living[:UNLABELED]:
             _write(out / "unlabeled" / path.name, path.read_bytes())
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A PNG without transparency, at most 256 pixels wide."""
+    """Write a PNG without transparency, at most 256 pixels wide and high."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(data)).convert("RGBA")
@@ -89,18 +98,18 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def main() -> int:
-    """The script."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("name", choices=["emoji", "patches", "stamps"])
-    words.add_argument("packages", nargs="*", type=Path, help="what was fetched")
-    words.add_argument("--out", type=Path, help="default: data/own-<name>")
-    options = words.parse_args()
+    """Run the script; return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=["emoji", "patches", "stamps"], help="the folder to make")
+    parser.add_argument("packages", nargs="*", type=Path, help="the fetched files")
+    parser.add_argument("--out", type=Path, help="default: data/own-<name>")
+    options = parser.parse_args()
     out = options.out or ROOT / "data" / f"own-{options.name}"
     if options.name != "patches" and not options.packages:
-        words.error(f"{options.name} needs the packages that the text above fetches")
+        parser.error(f"{options.name}: give the fetched package; --help has the commands that fetch it")
     for package in options.packages:
         if not package.is_file():
-            words.error(f"{package}: no such file")
+            parser.error(f"{package}: no such file")
     makers = {"emoji": emoji, "stamps": stamps}
     if options.name == "patches":
         patches(out)

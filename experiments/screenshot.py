@@ -1,4 +1,4 @@
-"""Pictures of a report for the README: the page in a headless Chromium, at desktop and at phone width.
+"""Screenshots of a report for the README: the page in a headless Chromium, at desktop and phone width.
 
 Run: python experiments/screenshot.py runs/demo/report.html experiments/results/demo
 """
@@ -17,12 +17,12 @@ WIDTHS = {"desktop": (900, 1500), "phone": (390, 1500)}
 
 
 def main() -> int:
-    """Write report-desktop.png and report-phone.png. Returns 1 where there is no Chromium."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("page", type=Path)
-    words.add_argument("out", type=Path)
-    words.add_argument("--height", type=int, help="pixels of the page to show (default: its first screen)")
-    options = words.parse_args()
+    """Write report-desktop.png and report-phone.png; return 1 if there is no Chromium."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="the report, an HTML file")
+    parser.add_argument("out", type=Path, help="folder of the pictures")
+    parser.add_argument("--height", type=int, help="pixels of the page to show (default: its first screen)")
+    options = parser.parse_args()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         print(f"no Chromium here ({', '.join(BROWSERS)}); install one", file=sys.stderr)
@@ -49,7 +49,6 @@ def main() -> int:
                 [browser, *flags, f"--user-data-dir={page}", f"--screenshot={picture.resolve()}", frame.as_uri()],
                 check=True,
                 capture_output=True,
-                timeout=120,
             )
         print(picture)
     return 0

@@ -1,8 +1,9 @@
-"""Transfer by a linear classifier on frozen features: L-BFGS logistic regression, its strength chosen on val. Chen et al. 2020, App. B.8.
+"""Transfer by a linear classifier on frozen features: L-BFGS logistic regression. Chen et al. 2020, App. B.8.
 
-45 strengths from 1e-6 to 1e5, evenly spaced in their logarithm; images under the evaluation view (centre crop), no augmentation; the
-chosen strength is fitted again on train and val together, and test is read once. Unlike the paper: features are centred and scaled.
-Run: python experiments/transfer_linear.py RUN_OR_FILE --root data/food101 --out results.json [--per_class]
+The L2 strength is chosen on val out of 45 from 1e-6 to 1e5, evenly spaced in their logarithm; images under the
+evaluation view (center crop), no augmentation; the chosen strength is fitted again on train and val together, and test
+is read once. Unlike the paper: features are centered and scaled. Run: python experiments/transfer_linear.py RUN_OR_FILE
+--root data/food101 --out results.json [--per_class]
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ STRENGTHS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
 
 
 def main(argv: Sequence[str] | None = None, strengths: Sequence[float] = STRENGTHS) -> int:
-    """The script; 1 with one line for a fault with a mend."""
-    words = argparse.ArgumentParser(
+    """Run the script; return 1 after a one-line message for an error that the user can fix."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    words.add_argument("model", help="a run's folder or a file of weights")
-    words.add_argument("--root", required=True, help="a folder with train/, val/ and test/ by class")
-    words.add_argument("--out", required=True, help="the results file")
-    words.add_argument("--per_class", action="store_true", help="mean of the classes' accuracies instead of top-1")
-    words.add_argument("--batch_size", type=int, default=256)
-    args = words.parse_args(argv)
+    parser.add_argument("model", help="a run's folder or a weights file")
+    parser.add_argument("--root", required=True, help="a folder with train/, val/ and test/ by class")
+    parser.add_argument("--out", required=True, help="the results file")
+    parser.add_argument("--per_class", action="store_true", help="mean of the classes' accuracies instead of top-1")
+    parser.add_argument("--batch_size", type=int, default=256, help="images per batch (default 256)")
+    args = parser.parse_args(argv)
     from lit_vision.errors import UserError
 
     try:
         print(measure(args, strengths))
     except UserError as error:
-        print(f"transfer_linear: {error}", file=sys.stderr)
+        print(f"transfer_linear.py: error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
-    """Features of the three splits, the choice, the answer; writes the results file and returns a line."""
+    """Extract features, choose the strength, measure test; write the results file and return a line to print."""
     import torch
 
     from lit_vision.data import ImageFolderDataModule
@@ -48,7 +49,7 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
     from lit_vision.predict.models import load_method, resolve_model_file
     from lit_vision.results.schema import write_result
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     method, metadata = load_method(resolve_model_file(args.model))
     data = ImageFolderDataModule(
         args.root, img_size=metadata.size, crop_pct=metadata.crop_pct, batch_size=args.batch_size
@@ -59,9 +60,9 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
         extract_features(method.backbone, data.eval_loader(split), method.mean, method.std, device)
         for split in ("train", "val", "test")
     )
-    held = (val.features, val.labels)
+    validation = (val.features, val.labels)
     chosen = logistic_regression(
-        train.features, train.labels, val.features, data.num_classes, strengths=strengths, validation=held
+        train.features, train.labels, val.features, data.num_classes, strengths=strengths, validation=validation
     )
     both = torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels])
     probe = logistic_regression(*both, test.features, data.num_classes, strengths=[chosen.strength])
@@ -74,7 +75,7 @@ def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
         recipe="transfer_linear",
         metric={"name": name, "value": value},
         samples=len(test),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
         data_fingerprint=data.fingerprint,
         weights_sha256=metadata.features,
         strength=chosen.strength,

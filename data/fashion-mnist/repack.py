@@ -1,8 +1,9 @@
-"""Make the two embedded files again: the first 10,000 images and labels of Fashion-MNIST's training file.
+"""Make the two embedded files: the first 10,000 images and labels of Fashion-MNIST's training file.
 
-Run: python data/fashion-mnist/repack.py [--source /usr/share/datasets/fashion-mnist]
-The source is Debian's package `dataset-fashion-mnist` (the same bytes as Zalando's release). The result keeps the IDX format, so that any MNIST
-reader takes it, with the count in the header changed; gzip is written without time or name, so the sha256 are stable for one zlib.
+Run: python data/fashion-mnist/repack.py [--source /usr/share/datasets/fashion-mnist] The source is Debian's package
+`dataset-fashion-mnist` (the same bytes as Zalando's release). The result keeps the IDX format, so that any MNIST reader
+can read it, with the count in the header changed; gzip is written without time or name, so the sha256 are stable for
+one zlib. Also writes SHA256SUMS.
 """
 
 import argparse
@@ -16,11 +17,12 @@ HERE = Path(__file__).parent
 
 
 def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def idx_head(data: bytes, count: int) -> bytes:
-    """The first `count` items of an IDX file, itself an IDX file."""
+    """Return the first `count` items of an IDX file, as an IDX file."""
     dimensions = data[3]
     shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
     item = 1
@@ -31,8 +33,11 @@ def idx_head(data: bytes, count: int) -> bytes:
 
 
 def main() -> None:
+    """Write both files and their sums."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument(
+        "--source", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="folder of the files"
+    )
     source = parser.parse_args().source
     lines = []
     for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):

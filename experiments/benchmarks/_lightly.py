@@ -1,4 +1,4 @@
-"""lightly's MAE and SimCLR on the same bodies as ours: whom the steps are measured against."""
+"""MAE and SimCLR of lightly with the backbones of ours, for the comparison of training steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def installed() -> bool:
-    """Whether lightly is there (pip install 'lit-vision[bench]')."""
+def is_installed() -> bool:
+    """Return True if lightly is installed (pip install 'lit-vision[bench]')."""
     return importlib.util.find_spec("lightly") is not None
 
 
 def mae(vit_name: str, vit_args: dict[str, Any], decoder: dict[str, int]) -> nn.Module:
-    """lightly's MAE as its example has it (examples/pytorch/mae.py), on the same timm ViT."""
+    """Build lightly's MAE as in its example (examples/pytorch/mae.py), on the same timm ViT."""
     import timm
     from lightly.models import utils
     from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
 
-    class Theirs(nn.Module):
+    class LightlyMAE(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             vit, width = timm.create_model(vit_name, num_classes=0, **vit_args), decoder["decoder_width"]
@@ -40,16 +40,16 @@ def mae(vit_name: str, vit_args: dict[str, Any], decoder: dict[str, int]) -> nn.
             target = utils.get_at_index(utils.patchify(images, self.patch), mask - 1)
             return F.mse_loss(pred, target)
 
-    return Theirs()
+    return LightlyMAE()
 
 
 def simclr(resnet: str, args: dict[str, Any], width: int) -> nn.Module:
-    """The same body in the default layout, with lightly's head and loss."""
+    """Build SimCLR of the same backbone in the default memory layout, with lightly's head and loss."""
     import timm
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
-    class Theirs(nn.Module):
+    class LightlySimCLR(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.backbone = timm.create_model(resnet, num_classes=0, **args)
@@ -58,4 +58,4 @@ def simclr(resnet: str, args: dict[str, Any], width: int) -> nn.Module:
         def forward(self, views: Tensor) -> Tensor:
             return self.criterion(*(self.head(self.backbone(views[:, i])) for i in range(2)))
 
-    return Theirs()
+    return LightlySimCLR()

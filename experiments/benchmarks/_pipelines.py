@@ -1,6 +1,7 @@
-"""The contestants of the data benchmark: JPEG bytes to two SimCLR views (Chen et al. 2020, App. A), each as its own library does it best.
+"""Pipelines of the data benchmark: JPEG bytes to two SimCLR views (Chen et al. 2020, App. A) with different libraries.
 
-All draw the same laws: crop area (0.08, 1), flip 0.5, jitter 0.8 (0.8, 0.8, 0.8, 0.2), grayscale 0.2, blur 0.5 with sigma (0.1, 2).
+All draw from the same distributions: crop area (0.08, 1), flip 0.5, jitter 0.8 (0.8, 0.8, 0.8, 0.2), grayscale 0.2,
+blur 0.5 with sigma (0.1, 2). Each is written as is fastest with its library.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ SIZE = 224
 Pipeline = Callable[[bytes, int], object]  # (JPEG, number of the call)
 
 
-def ours(name: str = "simclr", **options) -> Pipeline:
+def with_lit_vision(name: str = "simclr", **options: object) -> Pipeline:
+    """Return our pipeline for a view, with its options."""
     views = make_views(name, SIZE, 0, **options)
     return lambda data, i: views(data, 0, i)
 
 
 def with_albumentations(lean: bool = False) -> Pipeline:
-    """The paper's laws as they are written: bicubic, a kernel of 23. `lean`: bilinear, the smallest kernel that sigma allows."""
+    """Return the pipeline of cv2 and albumentations.
+
+    Args:
+        lean: bilinear resize and the smallest kernel that sigma allows, instead of the paper's bicubic and 23 pixels.
+    """
     A = import_albumentations()
     crop = {"interpolation": cv2.INTER_LINEAR if lean else cv2.INTER_CUBIC}
     kernel = 0 if lean else (23, 23)
@@ -50,6 +56,7 @@ def with_albumentations(lean: bool = False) -> Pipeline:
 
 
 def with_torchvision_pil() -> Pipeline:
+    """Return the pipeline of torchvision's first transforms on PIL images."""
     from torchvision import transforms as T
 
     view = T.Compose(
@@ -70,6 +77,7 @@ def with_torchvision_pil() -> Pipeline:
 
 
 def with_torchvision_v2() -> Pipeline:
+    """Return the pipeline of torchvision's decoder and transforms.v2 on tensors."""
     from torchvision.io import decode_jpeg
     from torchvision.transforms import v2 as T
 
@@ -91,7 +99,11 @@ def with_torchvision_v2() -> Pipeline:
 
 
 def with_lightly(floats: bool = False) -> Pipeline:
-    """Lightly's own transform; for uint8 views without its last step, the tensor."""
+    """Return lightly's transform.
+
+    Args:
+        floats: end at normalized tensors as it does by default; False leaves these last steps out.
+    """
     from lightly.transforms.simclr_transform import SimCLRTransform
 
     transform = SimCLRTransform(input_size=SIZE)
@@ -99,7 +111,7 @@ def with_lightly(floats: bool = False) -> Pipeline:
         for view in transform.transforms:
             steps = view.transform.transforms
             ends = [i for i, step in enumerate(steps) if type(step).__name__ in ("ToTensor", "Normalize")]
-            if ends:  # the two views share one list: the second time it is done already
+            if ends:  # the two views share one list: done already for the second one
                 view.transform.transforms = steps[: ends[0]]
 
     def run(data: bytes, _: int):
@@ -110,7 +122,7 @@ def with_lightly(floats: bool = False) -> Pipeline:
 
 
 def as_floats(pipeline: Pipeline) -> Pipeline:
-    """The same, ending at normalised float tensors, channels first."""
+    """Return a pipeline that ends at normalized float tensors, channels first."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     def run(data: bytes, i: int) -> torch.Tensor:
@@ -123,14 +135,16 @@ def as_floats(pipeline: Pipeline) -> Pipeline:
 
 
 def decode_cv2(data: bytes, _: int) -> np.ndarray:
+    """Decode with OpenCV."""
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
 
 
 def decode_simplejpeg(data: bytes, _: int) -> np.ndarray:
+    """Decode with simplejpeg."""
     return simplejpeg.decode_jpeg(data, "RGB")
 
 
-def entropy_bound(data: bytes, _: int) -> np.ndarray:
-    """Entropy decoding and next to nothing else: an eighth of the size, gray. No decoder of whole files can be faster."""
+def decode_entropy(data: bytes, _: int) -> np.ndarray:
+    """Decode to gray at an eighth of the size: entropy decoding and little else, a bound for any decoder."""
     height, width = simplejpeg.decode_jpeg_header(data)[:2]
     return simplejpeg.decode_jpeg(data, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))

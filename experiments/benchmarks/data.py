@@ -1,7 +1,9 @@
-"""JPEG bytes to views: images per second of one core, ours beside other libraries' pipelines, in one process, taking turns in short rounds.
+"""JPEG bytes to views: images per second of one core, of our pipeline and of other libraries'.
 
-CPU time counts, so that other programs on the machine matter less; each ratio is the median of the ratios within a round. Every contestant
-ends at uint8 views (a second table: at normalised floats). The photographs are cut at run time, see _photos.py. Writes runs/benchmark/data.png.
+All pipelines run in one process and take turns in short rounds. CPU time counts, so that other programs on the machine
+matter less; each ratio is the median of the ratios within a round. Every pipeline ends at uint8 views (in a second
+table at normalized floats). The photographs are cropped at run time, see _photographs.py. Writes
+runs/benchmark/data.png.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from benchmarks import _photos, _pipelines
+from benchmarks import _photographs, _pipelines
+from benchmarks._rows import make_row
 from PIL import Image
 
 from lit_vision.data.datasets import ImageFileDataset, ImageReader, make_loader
@@ -35,16 +38,19 @@ Rates = dict[str, list[float]]
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """Rates, ratios and their targets; no rows without photographs."""
+    """Measure rates, ratios and their targets; return no rows without photographs."""
     cv2.setNumThreads(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        photos = _photos.sources()
-        if not photos:
-            print(_photos.MISSING)
+        photographs = _photographs.load_photographs()
+        if not photographs:
+            print(_photographs.MISSING)
             return []
-        small, large = _photos.cut(photos, 500, 375, 26), _photos.cut(photos, 1600, 1200, 13, seed=1)
+        small, large = (
+            _photographs.crop_jpegs(photographs, 500, 375, 26),
+            _photographs.crop_jpegs(photographs, 1600, 1200, 13, seed=1),
+        )
         packed = [downscale(data, 256, 92) for data in small]
         kilobytes = {
             name: sum(map(len, part)) / len(part) / 1e3 for name, part in (("500x375", small), ("1600x1200", large))
@@ -52,17 +58,19 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         print("kB per file:", ", ".join(f"{name} {value:.0f}" for name, value in kilobytes.items()), "\n")
         rows, charts = [], {}
         for name, images, targets in (("500x375", small, (0.6, 2.0, 15.0)), ("1600x1200", large, (None, 1.7, 8.0))):
-            rates = take_turns(contestants(), images, 2 * repeats)
+            rates = take_turns(pipelines(), images, 2 * repeats)
             charts[name] = rates
             rows += _rate_rows(f"SimCLR {name}", rates)
             for other, target in zip((DECODE, ALBUMENTATIONS, PIL), targets):
                 rows.append(_ratio(f"SimCLR {name}: ours", rates, OURS, other, target))
             rows.append(_ratio(f"SimCLR {name}: ours", rates, OURS, LEAN, None))
             rows += _psnr_rows(f"SimCLR {name}", images)
-        rates = take_turns({"MAE": _pipelines.ours("mae"), DECODE: _pipelines.decode_cv2}, small, 4 * repeats)
+        rates = take_turns(
+            {"MAE": _pipelines.with_lit_vision("mae"), DECODE: _pipelines.decode_cv2}, small, 4 * repeats
+        )
         rows.append(_ratio("MAE 500x375: ours", rates, "MAE", DECODE, 0.85))
         rows.append(_ratio("packed 256", _packed_rates(small, packed, 4 * repeats), "packed", "unpacked", 1.5))
-        floats = {name: _pipelines.as_floats(run) for name, run in contestants(libraries_only=True).items()}
+        floats = {name: _pipelines.as_floats(run) for name, run in pipelines(libraries_only=True).items()}
         floats["lightly"] = _pipelines.with_lightly(floats=True)
         rates = take_turns(floats, small, repeats)
         charts["500x375, normalised floats"] = rates
@@ -78,28 +86,28 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         torch.set_num_threads(threads)
 
 
-def contestants(libraries_only: bool = False) -> dict[str, _pipelines.Pipeline]:
-    """Name to pipeline; lightly only where it is installed (extra `bench`)."""
-    all_ = {
-        OURS: _pipelines.ours(),
+def pipelines(libraries_only: bool = False) -> dict[str, _pipelines.Pipeline]:
+    """Return {name: pipeline}; lightly only where it is installed (extra `bench`)."""
+    found = {
+        OURS: _pipelines.with_lit_vision(),
         ALBUMENTATIONS: _pipelines.with_albumentations(),
         LEAN: _pipelines.with_albumentations(lean=True),
         "torchvision v2 + decode_jpeg": _pipelines.with_torchvision_v2(),
         PIL: _pipelines.with_torchvision_pil(),
     }
     try:
-        all_["lightly"] = _pipelines.with_lightly()
+        found["lightly"] = _pipelines.with_lightly()
     except ImportError:
         print("lightly is not installed (pip install -e '.[bench]'): left out\n")
     if not libraries_only:
-        all_[DECODE] = _pipelines.decode_cv2
-        all_["simplejpeg decode only"] = _pipelines.decode_simplejpeg
-        all_["entropy decoding only (1/8, gray)"] = _pipelines.entropy_bound
-    return all_
+        found[DECODE] = _pipelines.decode_cv2
+        found["simplejpeg decode only"] = _pipelines.decode_simplejpeg
+        found["entropy decoding only (1/8, gray)"] = _pipelines.decode_entropy
+    return found
 
 
 def take_turns(pipelines: dict[str, Callable], images: list[bytes], rounds: int) -> Rates:
-    """Images per CPU second of each pipeline in each round; the first round, which fills caches, is left out."""
+    """Return {name: images per CPU second in each round}; the first round, which fills caches, is left out."""
     rates: Rates = {name: [] for name in pipelines}
     for turn in range(rounds + 1):
         names = list(pipelines)
@@ -114,7 +122,7 @@ def take_turns(pipelines: dict[str, Callable], images: list[bytes], rounds: int)
 
 
 def _packed_rates(small: list[bytes], packed: list[bytes], rounds: int) -> Rates:
-    run = _pipelines.ours()
+    run = _pipelines.with_lit_vision()
     both = {
         "unpacked": lambda pair, i: run(pair[0], i),
         "packed": lambda pair, i: run(pair[1], i),
@@ -122,27 +130,23 @@ def _packed_rates(small: list[bytes], packed: list[bytes], rounds: int) -> Rates
     return take_turns(both, list(zip(small, packed)), rounds)
 
 
-def _row(what: str, value: float, unit: str, against: str = "-", target: str = "-", met: bool | None = None) -> dict:
-    return {"what": what, "value": value, "unit": unit, "against": against, "target": target, "met": met}
-
-
 def _rate_rows(what: str, rates: Rates) -> list[dict]:
-    return [_row(f"{what}: {name}", statistics.median(rate), "images/s") for name, rate in rates.items()]
+    return [make_row(f"{what}: {name}", statistics.median(rate), "images/s") for name, rate in rates.items()]
 
 
 def _ratio(what: str, rates: Rates, one: str, other: str, target: float | None) -> dict:
     value = statistics.median(a / b for a, b in zip(rates[one], rates[other]))
-    return _row(what, value, "x", other, f">= {target} x" if target else "-", value >= target if target else None)
+    return make_row(what, value, "x", other, f">= {target} x" if target else "-", value >= target if target else None)
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal to noise ratio of two uint8 arrays in dB; 99 if they are equal."""
+    """Return the peak signal to noise ratio of two uint8 arrays in dB, 99 if they are equal."""
     error = np.square(image.astype(np.float64) - reference).mean()
     return 99.0 if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def _psnr_rows(what: str, images: list[bytes], keys: int = 8) -> list[dict]:
-    """Each crop as it is timed, without its colours and blur, against Pillow's antialiased bicubic of the full decode."""
+    """Compare each crop, without colors and blur, with Pillow's antialiased bicubic of the full decode."""
     views = make_views("simclr", _pipelines.SIZE, 0)
     assert views.spec == make_view_spec("simclr", _pipelines.SIZE)  # nothing is switched off in what is timed
     found = []
@@ -162,35 +166,37 @@ def _psnr_rows(what: str, images: list[bytes], keys: int = 8) -> list[dict]:
     middle, low = np.median(found), np.percentile(found, 5)
     against = "Pillow's antialiased bicubic crop"
     return [
-        _row(f"{what}: PSNR, median of {len(found)} crops", middle, "dB", against, ">= 37 dB", bool(middle >= 37)),
-        _row(f"{what}: PSNR, 5th percentile", low, "dB", against),
+        make_row(f"{what}: PSNR, median of {len(found)} crops", middle, "dB", against, ">= 37 dB", bool(middle >= 37)),
+        make_row(f"{what}: PSNR, 5th percentile", low, "dB", against),
     ]
 
 
 def _exact_rows(images: list[bytes], repeats: int) -> list[dict]:
-    """One colour matrix against the exact operations: the pixels of the same keys, and the rate."""
+    """Compare one color matrix with the exact operations: the pixels of the same keys, and the rate."""
     one, exact = (make_views("simclr", _pipelines.SIZE, 0, exact=e) for e in (False, True))
     pairs = [(one(data, 1, i), exact(data, 1, i)) for i, data in enumerate(images * 4)]
     jittered = [(a, b) for pair in pairs for a, b in zip(*pair) if (a != b).any()]
     near = statistics.mean(float((np.abs(a.astype(int) - b) <= 1).mean()) for a, b in jittered)
-    rates = take_turns({"matrix": _pipelines.ours(), "exact": _pipelines.ours(exact=True)}, images, repeats)
+    rates = take_turns(
+        {"matrix": _pipelines.with_lit_vision(), "exact": _pipelines.with_lit_vision(exact=True)}, images, repeats
+    )
     return [
-        _row(
+        make_row(
             "colour matrix: PSNR of a jittered view, median",
             statistics.median(psnr(a, b) for a, b in jittered),
             "dB",
             "exact",
         ),
-        _row("colour matrix: share of pixel values within 1", near, "", "exact"),
+        make_row("colour matrix: share of pixel values within 1", near, "", "exact"),
         _ratio("colour matrix: rate of the whole path", rates, "matrix", "exact", None),
     ]
 
 
 def _quick_rows(images: list[bytes], repeats: int) -> list[dict]:
-    """The quick path against whole decodes and Pillow's filter: the rate, for the view of each paper that has photographs."""
+    """Compare the rate of the quick path with full decodes and Pillow's filter, for the views of MAE and SimCLR."""
     rows = []
     for name, options in (("mae", {}), ("simclr", {}), ("simclr", {"exact": True})):
-        made = {f"quick {q}": _pipelines.ours(name, quick=q, **options) for q in (True, False)}
+        made = {f"quick {q}": _pipelines.with_lit_vision(name, quick=q, **options) for q in (True, False)}
         what = f"{name}{' exact' if options else ''} view"
         rows.append(
             _ratio(
@@ -202,8 +208,10 @@ def _quick_rows(images: list[bytes], repeats: int) -> list[dict]:
 
 
 def _loader_rows(images: list[bytes], repeats: int) -> list[dict]:
-    """A DataLoader of two workers against this process alone: by the clock, which only an idle machine makes fair; and by the CPU time of all
-    processes per image, workers' start included, which says how much of two idle cores the loader itself would leave.
+    """Compare a DataLoader of two workers with this process alone.
+
+    By the clock, which is fair on an idle machine only; and by the CPU time of all processes per image, the workers'
+    start included: the share of two idle cores that the loader itself would leave.
     """
     with tempfile.TemporaryDirectory() as folder:
         for i, data in enumerate(images):
@@ -229,8 +237,8 @@ def _loader_rows(images: list[bytes], repeats: int) -> list[dict]:
             cpu.append(costs[0] / costs[1])
     value = statistics.median(clock)
     return [
-        _row("DataLoader, 2 workers", value, "x", "twice one core (wall clock)", ">= 0.9 x", value >= 0.9),
-        _row("DataLoader, 2 workers, CPU time", statistics.median(cpu), "x", "the same images in one process"),
+        make_row("DataLoader, 2 workers", value, "x", "twice one core (wall clock)", ">= 0.9 x", value >= 0.9),
+        make_row("DataLoader, 2 workers, CPU time", statistics.median(cpu), "x", "the same images in one process"),
     ]
 
 
@@ -242,11 +250,11 @@ def _keying_row(n: int = 2000) -> dict:
             views.sampler(turn, i, 0, 0, 375, 500)
         times.append((time.process_time() - start) / n * 1e6)
     value = min(times)  # it is so short that other programs on the same core count for more than it does
-    return _row("keying and drawing one view, fastest of 9 turns", value, "us", "-", "<= 10 us", value <= 10)
+    return make_row("keying and drawing one view, fastest of 9 turns", value, "us", "-", "<= 10 us", value <= 10)
 
 
 def chart(tables: dict[str, Rates], path: Path) -> None:
-    """One panel of bars per table, on a logarithmic scale."""
+    """Draw one panel of bars per table, on a logarithmic scale."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,7 @@
-"""The data section of the benchmark: every contestant makes two views, the crops are judged, missing photographs are no crash. No speed is judged here."""
+"""The data section of the benchmark: every pipeline makes two views, crops are compared, photographs may be missing.
+
+No speed is judged here.
+"""
 
 import sys
 from pathlib import Path
@@ -10,22 +13,22 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
-from benchmarks import _photos, _pipelines, data
+from benchmarks import _photographs, _pipelines, data
 
 
 @pytest.fixture(scope="module")
 def photos() -> list[bytes]:
-    return _photos.cut([Image.fromarray(picture(i, 500, 700)) for i in range(2)], 320, 260, 3)
+    return _photographs.crop_jpegs([Image.fromarray(picture(i, 500, 700)) for i in range(2)], 320, 260, 3)
 
 
 def test_cut__makes_jpegs_of_the_size_that_repeat_by_seed(photos) -> None:
-    again = _photos.cut([Image.fromarray(picture(i, 500, 700)) for i in range(2)], 320, 260, 3)
+    again = _photographs.crop_jpegs([Image.fromarray(picture(i, 500, 700)) for i in range(2)], 320, 260, 3)
     assert photos == again
     assert len(set(photos)) == 3
 
 
 def test_pipelines__end_at_two_views(photos) -> None:
-    for name, run in data.contestants().items():
+    for name, run in data.pipelines().items():
         made = run(photos[0], 0)
         if "only" not in name:
             assert tuple(made.shape) in ((2, 224, 224, 3), (2, 3, 224, 224)), name
@@ -43,7 +46,7 @@ def test_rows__rates_ratios_and_psnr(photos) -> None:
 
 
 def test_no_photographs__is_said_and_gives_no_rows(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(_photos, "PHOTOS", tmp_path)
+    monkeypatch.setattr(_photographs, "FOLDER", tmp_path)
     assert data.measure(1) == []
     assert "plasma-workspace-wallpapers" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The matrix products of a training step's layers, to be run by themselves: what the machine gives for these shapes."""
+"""Matrix products of a training step's layers, to be run alone: the rate that the machine reaches for these shapes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Operand = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides, type
 
 
-class Seen(TorchDispatchMode):
-    """Counts the matrix products of the layers (two operands each), and the multiply-adds of attention.
+class MatrixProductCounter(TorchDispatchMode):
+    """Count the matrix products of the layers (two operands each), and the multiply-adds of attention.
 
-    A convolution counts as the products of its unfolded patches (B H W, C_in k k): forward, and in the backward pass one for the gradient
-    of the weight and, where one is asked for, one for the input's.
+    A convolution counts as the products of its unfolded patches (B H W, C_in k k): forward, and in the backward pass
+    one for the gradient of the weight and, where it is required, one for that of the input.
     """
 
     def __init__(self) -> None:
@@ -39,32 +39,36 @@ class Seen(TorchDispatchMode):
         elif name == "convolution":
             self._convolution(out, args[1], args[-1], ["forward"])
         elif name == "convolution_backward":
-            asked = [part for part, wanted in zip(("input", "weight"), args[-1]) if wanted]
-            self._convolution(args[0], args[2], args[-2], asked)
+            gradients = [name for name, required in zip(("input", "weight"), args[-1]) if required]
+            self._convolution(args[0], args[2], args[-2], gradients)
         return out
 
-    def _convolution(self, out: Tensor, weight: Tensor, groups: int, parts: list[str]) -> None:
+    def _convolution(self, out: Tensor, weight: Tensor, groups: int, products: list[str]) -> None:
         rows, inner, outer = out.numel() // weight.shape[0], math.prod(weight.shape[1:]), weight.shape[0] // groups
         sides = {"forward": (rows, inner, outer), "input": (rows, outer, inner), "weight": (inner, rows, outer)}
-        for part in parts:
-            m, k, n = sides[part]
+        for product in products:
+            m, k, n = sides[product]
             self.layers[((m, k), (k, 1), weight.dtype), ((k, n), (n, 1), weight.dtype)] += groups
 
 
-def products(step: Callable[[], None]) -> tuple[Callable[[], None], float]:
-    """What a step's layers multiply, forward and backward, alone one after another; and their share of all its multiply-adds."""
-    with Seen() as seen:
+def layer_products(step: Callable[[], None]) -> tuple[Callable[[], None], float]:
+    """Return a function that runs a step's matrix products alone, and their share of the step's multiply-adds.
+
+    Args:
+        step: forward and backward of a training step.
+    """
+    with MatrixProductCounter() as counter:
         step()
-    operands = {key: [_like(*one) for one in key] for key in seen.layers}
-    adds = sum(count * key[0][0][0] * key[0][0][1] * key[1][0][1] for key, count in seen.layers.items())
+    operands = {key: [_like(*one) for one in key] for key in counter.layers}
+    adds = sum(count * key[0][0][0] * key[0][0][1] * key[1][0][1] for key, count in counter.layers.items())
 
     def run() -> None:
         with torch.no_grad():
-            for key, count in seen.layers.items():
+            for key, count in counter.layers.items():
                 for _ in range(count):
                     torch.mm(*operands[key])
 
-    return run, adds / (adds + seen.attention)
+    return run, adds / (adds + counter.attention)
 
 
 def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
