@@ -372,6 +372,31 @@ def make_studies() -> None:
         zip_folders(FILES / "studies" / f"{name}.zip", f"studies/{name}")
 
 
+# ------------------------------------------------------------------ constructors
+
+
+def list_arguments() -> None:
+    """The arguments that recipes, checkpoints and notebooks may give to methods, data modules and callbacks."""
+    import inspect
+
+    from lit_vision.checkpointing import LastCheckpoint
+    from lit_vision.sharding import Sharded
+
+    from lit_vision import data, methods
+    from lit_vision.callbacks import ema, monitors, nonfinite, online_knn, predictions, progress, reconstructions
+
+    found = [getattr(methods, name) for name in ("MAE", "SimCLR", "Classifier", "Detector", "Segmenter")]
+    found += [data.ImageFolderDataModule, data.AnnotatedDataModule, LastCheckpoint, Sharded]
+    found += [ema.EMA, monitors.LossSpike, monitors.Collapse, nonfinite.StopOnNonFinite, online_knn.OnlineKNN]
+    found += [predictions.Predictions, progress.Progress, reconstructions.Reconstructions]
+    rooms = ("lit_vision.methods.", "lit_vision.data.")
+    arguments = {}
+    for one in found:
+        room = next((room for room in rooms if one.__module__.startswith(room)), f"{one.__module__}.")
+        arguments[f"{room}{one.__name__}"] = list(inspect.signature(one).parameters)
+    (FILES / "arguments.json").write_text(json.dumps(arguments, indent=1) + "\n")
+
+
 def main() -> int:
     """Makes everything in a temporary folder."""
     if sys.argv[1:2] == ["--stopped"]:
@@ -403,6 +428,7 @@ def main() -> int:
         make_sharded_run()
         make_exports()
         make_studies()
+        list_arguments()
         if keep := os.environ.get("KEEP"):
             shutil.copytree(folder, keep, dirs_exist_ok=True)
     made = {"commit": COMMIT, "python": sys.version.split()[0], "packages": versions(), "environment": PORTABLE}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lit_vision.cli.main import main
-from lit_vision.results.schema import read_result
+from lit_vision.results.schema import ResultError, read_result
 
 ENDED, STOPPED = ("both", "turned"), ("half-done", "planned")
 
@@ -37,6 +37,13 @@ def test_a_study_of_before_is_read_with_the_names_of_today(studies, name) -> Non
         assert "start" not in cell
         assert cell["values"] == old["values"]
     assert {cell["init"] for cell in result["cells"]} >= {"pixels", "scratch-cnn", "scratch-vit", "simclr"}
+
+
+def test_a_result_of_a_later_schema_is_refused(here, tmp_path) -> None:
+    stored = json.loads((here / "answers" / "mae-fit.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({"schema": 3, **stored}))
+    with pytest.raises(ResultError, match="schema"):
+        read_result(tmp_path / "results.json")
 
 
 def test_runs_of_before_are_read(here) -> None:
@@ -89,8 +96,8 @@ def test_the_model_of_a_study_of_before_answers(here, studies, tmp_path) -> None
     assert_same_answers(rows(out), rows(here / "answers" / "study.csv"))
 
 
-@pytest.mark.parametrize("name", STOPPED)
-def test_a_half_done_study_of_before_is_refused_in_one_line(here, studies, capsys, name) -> None:
+@pytest.mark.parametrize("name", [*STOPPED, *ENDED])
+def test_a_study_of_before_is_not_continued_and_refused_in_one_line(here, studies, capsys, name) -> None:
     run, words = studies / name, ["--pretrained", "off", "--labels", "8", "--size", "16", "--budget", "1"]
     before = contents(run)
     assert main(["study", "garments", "--run_dir", str(run), *words]) == 1

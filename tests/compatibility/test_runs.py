@@ -1,10 +1,12 @@
 """Runs of before the rooms were moved resume to the bits that the code of that time reached, and can be measured."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,9 +79,35 @@ def test_a_checkpoint_is_measured_with_the_settings_beside_it(here, files, tmp_p
         assert found[key] == wanted[key]
 
 
-def test_each_class_path_of_before_names_a_class_of_today() -> None:
-    from importlib import import_module
+@pytest.mark.parametrize("name", RUNS)
+def test_the_settings_of_a_run_are_a_recipe(here, files, name) -> None:
+    import yaml
 
+    from lit_vision.cli.config import current_class_paths
+    from lit_vision.cli.fit import resolve_config
+
+    path = files / "fits" / name / "config.yaml"
+    stored, found = (
+        yaml.safe_load(current_class_paths(path.read_text())),
+        resolve_config(["fit", "--config", str(path)]),
+    )
+    for part in ("model", "data"):
+        assert found[part]["class_path"] == stored[part]["class_path"]
+        assert found[part]["init_args"].items() >= stored[part]["init_args"].items()
+    assert found["trainer"].get("callbacks") == stored["trainer"].get("callbacks")
+    assert found["seed_everything"] == stored["seed_everything"]
+
+
+def test_constructors_take_the_arguments_of_before(files) -> None:
+    from lit_vision.cli.config import current_class_paths
+
+    for old, names in json.loads((files / "arguments.json").read_text()).items():
+        module, _, name = current_class_paths(old).rpartition(".")
+        known = inspect.signature(getattr(import_module(module), name)).parameters
+        assert set(names) <= set(known), old
+
+
+def test_each_class_path_of_before_names_a_class_of_today() -> None:
     from lit_vision.cli.config import MOVED_CLASSES, current_class_paths
 
     for old, new in MOVED_CLASSES.items():
