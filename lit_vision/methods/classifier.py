@@ -227,9 +227,8 @@ class Classifier(L.LightningModule):
                 f"data.batch_size: mixup and cutmix pair the images of a batch and {len(images)} is odd; make it even"
             )
         with temporary_seed(derive_seed(*keys.flatten().tolist())):
-            mixed: tuple[Tensor, Tensor] = self.mix(
-                images.clone(), labels
-            )  # timm mixes in place; callbacks see the batch
+            # a copy, since timm mixes in place and callbacks see the batch too
+            mixed: tuple[Tensor, Tensor] = self.mix(images.clone(), labels)
         return mixed
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
