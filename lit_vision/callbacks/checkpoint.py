@@ -254,7 +254,7 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if "training_weights" in checkpoint and not any(type(c).__name__ == "EMA" for c in trainer.callbacks):
             raise UserError(
-                "--resume: this checkpoint holds an average of weights (callback EMA), and the recipe has no EMA; add it"
+                "--resume: this checkpoint holds an average (callback EMA), and the recipe has no EMA; add it"
             )
         rescale_batch_counters(trainer, checkpoint)
         if trainer.is_global_zero:

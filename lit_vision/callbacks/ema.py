@@ -114,7 +114,7 @@ class EMA(Callback):
             return
         if KEY not in checkpoint:
             raise UserError(
-                "--resume: this checkpoint was written without EMA; remove it from trainer.callbacks, or start a new run"
+                "--resume: this checkpoint was written without EMA; remove it from the callbacks, or start a new run"
             )
         self._restored = checkpoint["state_dict"]
         pl_module.load_state_dict(checkpoint[KEY])

@@ -73,7 +73,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._written: set[Path] = set()  # the files that this process wrote
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: dict[str, Any] | None = None
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
     ) -> None:
         """Write a checkpoint.
 
@@ -108,7 +108,7 @@ class AtomicCheckpointIO(CheckpointIO):
             self._written.add(path)
 
     def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Return the content of a checkpoint; nothing in it is executed, whatever the value of `weights_only`.
 
@@ -132,7 +132,7 @@ class AtomicCheckpointIO(CheckpointIO):
             raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
         return load_safely(path, map_location)
 
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove the file and its digest file, if they exist."""
         path = Path(path)
         if path.is_dir():

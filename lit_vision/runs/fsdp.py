@@ -111,11 +111,14 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))
+        state: dict[str, Any] = get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))
+        return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         optimizer = lightning_internals.unwrap_optimizer(optimizer)
-        return get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions(cpu_offload=True))
+        options = StateDictOptions(cpu_offload=True)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=options)
+        return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write this process's part of the folder; `storage_options` as in `AtomicCheckpointIO.save_checkpoint`."""
@@ -277,7 +280,9 @@ def load_consolidated(folder: Path) -> dict[str, Any]:
     if wrong := checkpoint_digest.integrity_error(folder):
         raise DamagedCheckpointError(f"{folder} {wrong}; use another checkpoint")
     parts = _ShardReader(folder)
-    checkpoint = _map_leaves(load_safely(folder / REST), lambda v: parts.full(v["tensor"]) if _is_tensor_ref(v) else v)
+    checkpoint: dict[str, Any] = _map_leaves(
+        load_safely(folder / REST), lambda v: parts.full(v["tensor"]) if _is_tensor_ref(v) else v
+    )
     checkpoint["optimizer_states"] = [_params_by_index(state) for state in checkpoint.get("optimizer_states", [])]
     return checkpoint
 
