@@ -66,6 +66,8 @@ def assert_close(run: dict, wanted: dict) -> None:
                 assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-2)
     for name, state in wanted["callbacks"].items():
         assert run["callbacks"][name].keys() == state.keys()
+        for key in state.keys() & {"spikes", "bad_steps"}:
+            assert run["callbacks"][name][key] == state[key]
 
 
 @pytest.mark.parametrize(("name", "command"), [("mae", "validate"), ("classifier", "test")])
