@@ -73,7 +73,7 @@ def check_data(data: ImageFolderDataModule) -> None:
         missing = [name for k, name in enumerate(data.class_names) if not (split.labels == k).any()]
         if missing:
             raise UserError(
-                f"{data.root}: {data.split_names[role]} has no image of {' and '.join(missing)}, which this script needs; "
+                f"{data.root}: {data.split_names[role]} has no image of {' and '.join(missing)}, which this needs; "
                 f"put some into {data.split_names[role]}/{missing[0]}"
             )
         if role != "train" and data.on_bad_image != "skip":

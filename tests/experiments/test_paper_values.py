@@ -1,4 +1,4 @@
-"""Every value of the papers' recipes, as the papers' own tables give it, against what a recipe gets (its own settings and the defaults)."""
+"""Every value in the papers' tables is compared with the value that a recipe gets from its settings and defaults."""
 
 import importlib
 import inspect
@@ -38,7 +38,7 @@ MAE |= {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 TABLE_9 = {**ADAMW_FT, **MIXED, "base_lr": 1e-3, "lr": 4e-3, "images": 1024, "layer_decay": 0.75, "tune": "full"}
 TABLE_9 |= {"random_erasing": 0.0, "copies": 1, "ema": None, "jitter": 0.0, "pool": "avg", "crop_pct": 0.875}
 TUNED = {**TABLE_9, "random_erasing": 0.25}
-# the same, Table 10, and section A.1 for the batch norm without affine parameters; the learning rate outside the momentum buffer (its code)
+# the same, Table 10; section A.1: batch norm without affine parameters; its code: lr outside the momentum buffer
 PROBE = {**PLAIN, "optimizer": "lars", "momentum": 0.9, "weight_decay": 0.0, "base_lr": 0.1, "lr": 6.4, "images": 16384}
 PROBE |= {"warmup_epochs": 10, "epochs": 90, "min_lr": 0.0, "lr_in_momentum": False, "head_norm": True}
 PROBE |= {"tune": "linear", "pool": "token", "crop_pct": 0.875}
@@ -135,8 +135,8 @@ def read(recipe: str) -> dict:
     return yaml.safe_load((ROOT / f"{recipe}.yaml").read_text())
 
 
-def whole(part: dict) -> dict:
-    """A class's arguments: the recipe's, and its defaults."""
+def with_defaults(part: dict) -> dict:
+    """Return a class's arguments: the recipe's and the defaults."""
     module, name = part["class_path"].rsplit(".", 1)
     parameters = inspect.signature(getattr(importlib.import_module(module), name).__init__).parameters
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
@@ -146,16 +146,16 @@ def whole(part: dict) -> dict:
 
 
 def effective(recipe: str) -> dict:
-    """What a run of the recipe has, flat; of the training view what its law says, `lr` at its peak, `images` of one step."""
+    """Return the values of a run of the recipe, flat; `lr` at its peak, `images` of one step."""
     settings = read(recipe)
-    trainer, model, data = settings["trainer"], whole(settings["model"]), whole(settings["data"])
-    law = make_view_spec(
+    trainer, model, data = settings["trainer"], with_defaults(settings["model"]), with_defaults(settings["data"])
+    spec = make_view_spec(
         data["train_view"], data["img_size"], **ImageFolderDataModule(**settings["data"]["init_args"]).train_options
     )
     images = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
     averages = [c for c in trainer.get("callbacks", ()) if c["class_path"].endswith(".EMA")]
     body = {"drop_path_rate": 0.0, "stem": "imagenet", **(model["backbone_args"] or {})}
-    found = {**vars(law), **body, **{k: v for k, v in data.items() if k not in vars(law)}, **model}
+    found = {**vars(spec), **body, **{k: v for k, v in data.items() if k not in vars(spec)}, **model}
     found |= {"crop_pct": data["crop_pct"], "images": images, "epochs": trainer["max_epochs"]}
     found |= {"lr": scaled_lr(model.get("base_lr"), model.get("lr"), images)}
     found |= {"ema": averages[0]["init_args"]["decay"] if averages else None}
@@ -179,7 +179,8 @@ def test_values_are_the_papers(recipe: str, source: str, values: dict) -> None:
         assert got == (pytest.approx(value) if isinstance(value, float) else value), f"{key} ({source})"
 
 
-GIGAS = {  # multiply-adds of one image forward, in 10^9; of MAE encoder and decoder (tests/test_published_facts.py has the formulas)
+# 10^9 multiply-adds of one image, forward; of MAE encoder and decoder (tests/methods/test_published_facts.py: formulas)
+GIGAS = {
     "vit_base_patch16_224": (17.563, 9.781),
     "vit_large_patch16_224": (61.554, 20.756),
     "vit_huge_patch14_224": (167.294, 48.562),
@@ -187,7 +188,7 @@ GIGAS = {  # multiply-adds of one image forward, in 10^9; of MAE encoder and dec
 
 
 def counted(model: dict, size: int) -> float:
-    """10^9 multiply-adds of a ResNet-50 and its head, for one image."""
+    """Return 10^9 multiply-adds of a ResNet-50 and its head, for one image."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         if model["class_path"].endswith("SimCLR"):
             method = SimCLR("resnet50", model["init_args"].get("backbone_args"))
@@ -200,7 +201,7 @@ def counted(model: dict, size: int) -> float:
 
 @pytest.mark.parametrize("recipe", [recipe for recipe, _, _ in VALUES])
 def test_the_cost_in_the_header_is_its_arithmetic(recipe: str) -> None:
-    """An image's cost x 3 with backward (1 where nothing of the body trains), twice that for two views, x images x epochs."""
+    """An image's cost x 3 with backward (1 if the backbone is frozen), twice that for two views, x images x epochs."""
     header = next(row for row in (ROOT / f"{recipe}.yaml").read_text().splitlines() if row.startswith("# cost:"))
     pattern = r"([\d.]+) G multiply-adds an image x (\d) \(.*?\) x ([\d,]+) images x (\d+) (epochs|steps) = ([\de.]+) "
     gigas, times, images, rounds, unit, total = re.search(pattern, header).groups()
@@ -216,7 +217,7 @@ def test_the_cost_in_the_header_is_its_arithmetic(recipe: str) -> None:
 
 
 def test_the_probes_optimizer_has_the_learning_rate_outside_the_momentum_buffer(capsys) -> None:
-    """The optimiser that MAE's probe builds; SimCLR's, and a Classifier's default, is the other form."""
+    """The optimizer of MAE's probe; SimCLR's, and a Classifier's default, is the other form."""
     data = SimpleNamespace(batches_per_epoch=4, global_batch_size=16384)
     trainer = SimpleNamespace(datamodule=data, max_epochs=90, limit_train_batches=1.0, accumulate_grad_batches=1)
     trainer.precision, trainer.is_global_zero = "32-true", True

@@ -1,4 +1,7 @@
-"""Every recipe is parsed, no weights built; one per method trains two batches through the command line. Their values: test_paper_values.py."""
+"""Every recipe is parsed, no weights built; one per method trains two batches through the command line.
+
+Their values: test_paper_values.py.
+"""
 
 import functools
 import importlib
@@ -24,8 +27,8 @@ RECIPES = sorted(str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / roo
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_header(recipe: str) -> None:
     header = "\n".join(line for line in (ROOT / recipe).read_text().splitlines() if line.startswith("#"))
-    for word in ("run:", "expect:", "reached:", "cost:", "differs:"):
-        assert word in header, f"{recipe} lacks {word}"
+    for key in ("run:", "expect:", "reached:", "cost:", "differs:"):
+        assert key in header, f"{recipe} lacks {key}"
     assert f"--config experiments/{recipe}" in header
 
 
@@ -40,12 +43,12 @@ def test_the_comment_on_the_global_batch_is_its_arithmetic(recipe: str) -> None:
 
 
 def header_of(recipe: str) -> list[str]:
-    """Header lines without the sign in front."""
+    """Return the header's lines without the leading `# `."""
     return [line[2:] for line in (ROOT / recipe).read_text().splitlines() if line.startswith("# ")]
 
 
 def flags_of(recipe: str) -> dict[str, list[list[str]]]:
-    """The flags that a header gives: of its variants, and of its command for one node (`--a b`, up to three spaces)."""
+    """Return the flags in a header: of its variants, and of its command for one node (`--a b`, up to three spaces)."""
     found: dict[str, list[list[str]]] = {"variant": [], "one node": []}
     for line in header_of(recipe):
         if match := re.match(r"(variant|one node):.*?\s(--(?!config).*?)(?:\s{3,}|$)", line):
@@ -71,7 +74,7 @@ def test_recipe_parses(recipe: str) -> None:
 
 
 def images_a_step(settings) -> int:
-    """The global batch size that a recipe asks for."""
+    """Return the global batch size of a recipe."""
     trainer, batch = settings.trainer, settings.data.init_args.batch_size
     return batch * int(trainer.devices) * trainer.num_nodes * (trainer.accumulate_grad_batches or 1)
 
@@ -87,7 +90,7 @@ def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
     assert (ROOT / script).is_file()
     assert any(line.startswith("one node:") for line in header)
     assert sum(line.startswith("variant:") for line in header) == len(flags_of(recipe)["variant"])
-    whole = images_a_step(parsed(recipe))
+    global_batch = images_a_step(parsed(recipe))
     nodes = next(re.search(r"--nodes=(\d+)", line)[1] for line in header if line.startswith("slurm:"))
     assert int(nodes) == parsed(recipe).trainer.num_nodes
     for flags in flags_of(recipe)["variant"]:
@@ -98,11 +101,11 @@ def test_variants_and_commands_of_the_header_parse(recipe: str) -> None:
         flags = [word for word in flags if word not in ("FOLDER", "K", "E")]
         settings = parsed(recipe, tuple(flags))
         assert settings.trainer.num_nodes == 1
-        assert images_a_step(settings) == whole, "one node must not change the global batch"
+        assert images_a_step(settings) == global_batch, "one node must not change the global batch"
 
 
 def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> None:
-    """One parse per recipe; of a flag its key must be there and its value of the key's kind."""
+    """One parse per recipe; each flag's key must exist, and its value have the type of the key's value."""
     monkeypatch.syspath_prepend(str(ROOT))
     rows = importlib.import_module("paper_rows")
     commands = {c for table in rows.TABLES.values() for line in table.rows for c in line.commands}
@@ -110,15 +113,15 @@ def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> No
     trained = [command for command in commands if command.startswith("lit-vision fit")]
     assert len(trained) > 70
     for command in trained:
-        words = shlex.split(re.sub(r"\$\(.*?\)+(?= )", "7", command))[4:]
+        arguments = shlex.split(re.sub(r"\$\(.*?\)+(?= )", "7", command))[4:]
         recipe = Path(shlex.split(command)[3]).relative_to("experiments")
         settings = parsed(str(recipe))
-        flags = dict(zip(words[::2], words[1::2]))
+        flags = dict(zip(arguments[::2], arguments[1::2]))
         own = {
             flag.removeprefix("--data."): yaml.safe_load(v) for flag, v in flags.items() if flag.startswith("--data.")
         }
         ImageFolderDataModule(**{**vars(settings.data.init_args), **own})  # refuses an option that the view lacks
-        for flag, value in zip(words[::2], words[1::2]):
+        for flag, value in zip(arguments[::2], arguments[1::2]):
             if flag in ("--run_dir", "--resume"):
                 continue
             part, key = flag.removeprefix("--").split(".")
@@ -140,28 +143,28 @@ def folder(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for split, n in (("train", 8), ("val", 2)):
         for k in range(10):
-            place = root / split / f"class{k}"
-            place.mkdir(parents=True)
+            class_folder = root / split / f"class{k}"
+            class_folder.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(rng.integers(0, 25 * k + 25, (28, 28), dtype=np.uint8)).save(place / f"{i}.png")
+                Image.fromarray(rng.integers(0, 25 * k + 25, (28, 28), dtype=np.uint8)).save(class_folder / f"{i}.png")
     return root
 
 
 @pytest.mark.parametrize("method", ["mae", "simclr", "classifier"])
 def test_two_batches_through_the_command_line(method: str, folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--data.root", str(folder), "--data.batch_size", "16", "--trainer.max_epochs", "1"]
-    words += ["--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
-    assert cli.main(["fit", "--config", str(ROOT / f"debug/{method}.yaml"), "--run_dir", "run", *words]) == 0
+    arguments = ["--data.root", str(folder), "--data.batch_size", "16", "--trainer.max_epochs", "1"]
+    arguments += ["--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    assert cli.main(["fit", "--config", str(ROOT / f"debug/{method}.yaml"), "--run_dir", "run", *arguments]) == 0
     assert Path("run/checkpoints/last.ckpt").is_file()
     assert Path("run/results.json").is_file()
     if method == "mae":
         assert Path("run/samples/reconstructions-e0001.png").is_file()
         probe = ["--model.backbone_checkpoint", "run/checkpoints/last.ckpt", "--run_dir", "tuned"]
-        assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), *probe, *words]) == 0
+        assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), *probe, *arguments]) == 0
         swapped = ["--model.backbone_checkpoint", "run/checkpoints/last.ckpt", "--model.backbone", "resnet10t"]
         swapped += ["--model.backbone_args", "{}", "--run_dir", "no"]
-        assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), *swapped, *words]) == 1
+        assert cli.main(["fit", "--config", str(ROOT / "debug/classifier.yaml"), *swapped, *arguments]) == 1
     if method == "classifier":
         assert (
             cli.main(
@@ -171,7 +174,7 @@ def test_two_batches_through_the_command_line(method: str, folder: Path, tmp_pat
                     str(ROOT / "debug/classifier.yaml"),
                     "--run_dir",
                     "no",
-                    *words,
+                    *arguments,
                     "--model.num_classes",
                     "7",
                 ]
@@ -183,7 +186,7 @@ def test_two_batches_through_the_command_line(method: str, folder: Path, tmp_pat
 
 SMALL_VIT = "img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2"
 SMALL_CNN = "layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]"
-ON_A_DESK = [
+SMALL_FLAGS = [
     *(
         "--trainer.accelerator",
         "cpu",
@@ -204,46 +207,50 @@ ON_A_DESK = [
 def test_paper_recipes_train_two_batches_of_a_small_model(
     chain: str, folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """All their settings but the sizes: pre-training, then each stage that begins with its encoder."""
+    """All their settings except the sizes: pre-training, then each stage that starts from its encoder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.txt").write_text(
         "".join(f"{p.relative_to(folder)}\n" for p in sorted(folder.glob("train/*/*.png")))
     )
 
-    def train(recipe: str, run: str, *words: str) -> None:
+    def train(recipe: str, run: str, *arguments: str) -> None:
         command = ["fit", "--config", str(ROOT / f"{recipe}.yaml"), "--run_dir", run, "--data.root", str(folder)]
-        assert cli.main([*command, *ON_A_DESK, *words]) == 0, recipe
+        assert cli.main([*command, *SMALL_FLAGS, *arguments]) == 0, recipe
 
-    def body(text: str) -> tuple[str, str]:
+    def backbone_args(text: str) -> tuple[str, str]:
         return "--model.backbone_args", f"{{{text}}}"
 
     if chain == "mae":
         decoder = ("--model.decoder_width", "16", "--model.decoder_depth", "1", "--model.decoder_heads", "2")
-        train("mae/vitb16_in1k_1600ep", "pre", *body(SMALL_VIT), *decoder)
-        begin = ("--model.backbone_checkpoint", "pre/checkpoints/last.ckpt", "--model.num_classes", "10")
+        train("mae/vitb16_in1k_1600ep", "pre", *backbone_args(SMALL_VIT), *decoder)
+        from_encoder = ("--model.backbone_checkpoint", "pre/checkpoints/last.ckpt", "--model.num_classes", "10")
         for recipe in ("vitb16_in1k_100ep_finetune", "vith14_in1k_50ep_finetune_paper"):
-            train(f"mae/{recipe}", recipe, *begin, *body(f"pool: avg, drop_path_rate: 0.1, {SMALL_VIT}"))
-        train("mae/vitb16_in1k_90ep_linear", "probe", *begin, *body(f"pool: token, {SMALL_VIT}"))
+            train(
+                f"mae/{recipe}", recipe, *from_encoder, *backbone_args(f"pool: avg, drop_path_rate: 0.1, {SMALL_VIT}")
+            )
+        train("mae/vitb16_in1k_90ep_linear", "probe", *from_encoder, *backbone_args(f"pool: token, {SMALL_VIT}"))
     elif chain == "simclr":
-        train("simclr/resnet50_in1k_1000ep", "pre", *body(SMALL_CNN))
-        begin = (
+        train("simclr/resnet50_in1k_1000ep", "pre", *backbone_args(SMALL_CNN))
+        from_encoder = (
             "--model.backbone_checkpoint",
             "pre/checkpoints/last.ckpt",
             "--model.num_classes",
             "10",
-            *body(SMALL_CNN),
+            *backbone_args(SMALL_CNN),
         )
-        train("simclr/resnet50_in1k_90ep_linear", "probe", *begin)
-        train("simclr/resnet50_in1k1pct_60ep_finetune", "few", *begin, "--data.split_file", "list.txt")
-        train("simclr/resnet50_transfer_finetune", "transfer", *begin)
-        train("simclr/resnet50_cifar10_1000ep", "cifar", *body(f"stem: small, {SMALL_CNN}"))
+        train("simclr/resnet50_in1k_90ep_linear", "probe", *from_encoder)
+        train("simclr/resnet50_in1k1pct_60ep_finetune", "few", *from_encoder, "--data.split_file", "list.txt")
+        train("simclr/resnet50_transfer_finetune", "transfer", *from_encoder)
+        train("simclr/resnet50_cifar10_1000ep", "cifar", *backbone_args(f"stem: small, {SMALL_CNN}"))
     else:
         classes = ("--model.num_classes", "10")
-        train("classify/resnet50_in1k_300ep", "a2", *classes, *body(SMALL_CNN))
-        vit = body(f"drop_path_rate: 0.1, {SMALL_VIT}")
+        train("classify/resnet50_in1k_300ep", "a2", *classes, *backbone_args(SMALL_CNN))
+        vit = backbone_args(f"drop_path_rate: 0.1, {SMALL_VIT}")
         train("classify/vitb16_in1k_300ep", "deit", *classes, *vit, "--model.base_lr", "1e-2")  # 8 images a step
         train("mae/vitb16_in1k_300ep_scratch", "scratch", *classes, *vit)
         import torch
 
-        kept = torch.load("deit/checkpoints/last.ckpt", weights_only=True)
-        assert not torch.equal(kept["state_dict"]["head.weight"], kept["training_weights"]["head.weight"])  # EMA
+        checkpoint = torch.load("deit/checkpoints/last.ckpt", weights_only=True)
+        assert not torch.equal(
+            checkpoint["state_dict"]["head.weight"], checkpoint["training_weights"]["head.weight"]
+        )  # EMA
