@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One recipe on SLURM, going on by itself over preemption and time limits.
+# Train one recipe on SLURM; the job requeues itself after preemption and at its time limit, and the run resumes.
 #   sbatch experiments/cluster/slurm.sh experiments/mae/vitb16_in1k_1600ep.yaml runs/mae-b16 [--KEY VALUE ...]
-# Each task is one process with one GPU; lit-vision finds the others by SLURM's variables. The same line again goes on with the run.
+# Each task is one process with one GPU; lit-vision finds the others by SLURM's variables. The same command again resumes the run.
 #SBATCH --job-name=lit-vision
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8
@@ -12,7 +12,7 @@
 #SBATCH --signal=USR1@120
 # for the scheduler's own preemption (SIGTERM, then SIGKILL after its GraceTime), which requeues by itself
 #SBATCH --requeue
-# the log goes on where it was
+# append to the log instead of emptying it
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
@@ -20,7 +20,7 @@ set -euo pipefail
 recipe=$1 run_dir=$2
 shift 2
 nodes=${SLURM_JOB_NUM_NODES:-1} tasks=${SLURM_NTASKS_PER_NODE:-1}
-# another number of GPUs needs another batch_size or accumulation: the global batch must stay what it was, and is checked
-# exec: the signal must reach python, not a shell that waits for it
+# another number of GPUs needs another batch_size or accumulation: the global batch must stay the same, and is checked
+# exec: the signal must reach Python, not a shell that waits for it
 exec srun --kill-on-bad-exit=1 "${LIT_VISION:-lit-vision}" fit --config "$recipe" --run_dir "$run_dir" --resume auto \
   --trainer.num_nodes "$nodes" --trainer.devices "$tasks" "$@"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One recipe on one or more machines by torchrun, started again when a process is lost.
+# Train one recipe on one or more machines with torchrun, which restarts it when a process is lost.
 #   experiments/cluster/torchrun.sh experiments/mae/vitb16_in1k_1600ep.yaml runs/mae-b16 [--KEY VALUE ...]
-# Several machines: the same line on each, with NODES=4 and HEAD=<host of the first>:29500.
-# Ctrl-C or SIGTERM: torchrun passes it on, a checkpoint is written within one step; the same line again goes on with the run.
+# Several machines: the same command on each, with NODES=4 and HEAD=<host of the first>:29500.
+# Ctrl-C or SIGTERM: torchrun forwards it, a checkpoint is written within one step; the same command again resumes the run.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: [NODES=1] [GPUS=8] [HEAD=host:port] $0 RECIPE.yaml RUN_DIR [--KEY VALUE ...]" >&2; exit 2; }
 recipe=$1 run_dir=$2
