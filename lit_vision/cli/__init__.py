@@ -1,1 +1,1 @@
-"""The `lit-vision` commands: one file a command. Only this room parses command lines."""
+"""The `lit-vision` command: one file per command, and the only place for argparse, jsonargparse and LightningCLI."""

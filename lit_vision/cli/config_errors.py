@@ -1,4 +1,4 @@
-"""What jsonargparse says about a wrong recipe, as one line that names the key."""
+"""Summarize errors about a recipe in one line that names the key."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ COMMAND_KEYS = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_we
 
 
 def summarize_parser_error(message: str) -> str:
-    """jsonargparse's report of a wrong setting as "<key>: <what>; <the mend>"."""
+    """Return jsonargparse's report of a wrong setting as one line: "<key>: <what is wrong>; <what to do>"."""
     key = (re.findall(r'Parser key "([^"]+)":', message) or [""])[0]
     reasons = re.findall(r"^\s*- (.+(?:\n\s{6,}.+)*)", message, re.MULTILINE)
     reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
-    of_class = re.search(r"'class_path': '([^']+)'", message)
+    class_path = re.search(r"'class_path': '([^']+)'", message)
     if match := re.search(r"[Oo]ption '([^']+)' is not accepted", message):
-        if flag := re.search(r"NestedArg\(key='([^']+)'", message):  # --data.nope 1: the class is not said
+        if flag := re.search(
+            r"NestedArg\(key='([^']+)'", message
+        ):  # --data.nope 1: the message does not name the class
             return f"{key}.{flag[1]}: no such key; lit-vision fit --help_all lists them"
-        if not of_class:
-            return message  # of a nested parser, which does not know the class; the outer one comes here again
-        option, path = match[1], of_class[1]
-        return f"{key}.init_args.{option}: {path.rsplit('.', 1)[-1]} takes no such argument; {_nearest(option, _arguments(path))}"
+        if not class_path:
+            return message  # from a nested parser, which does not know the class; the outer one calls this again
+        option, path = match[1], class_path[1]
+        hint = _nearest(option, _arguments(path))
+        return f"{key}.init_args.{option}: {path.rsplit('.', 1)[-1]} takes no such argument; {hint}"
     if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
         return f"{match[1]}: no such key; {_nearest_key(match[1])}"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
@@ -34,13 +37,13 @@ def summarize_parser_error(message: str) -> str:
     if match := re.search(r"File does not exist: '([^']+)'", message):
         return f"{match[1]}: no such file"
     if match := re.search(r"argument (--\S+): expected one argument", message):
-        return f"{match[1]}: a flag of it has no value; write one behind it"
+        return f"{match[1]}: one of its flags has no value; write the value after the flag"
     if "Problems parsing config" in message:
         return f"not a YAML file: {' '.join(message.split()).removeprefix('Problems parsing config: ')}"
-    given = re.findall(r"Given value: (.+)", message) if not of_class else []
+    given = re.findall(r"Given value: (.+)", message) if not class_path else []
     text = reasons[-1] if reasons else " ".join(re.sub(r'^Parser key "[^"]+":', "", message).split())
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    if of_class and (inner := re.match(r"(\w+): (.+)", text)):  # an argument of the class: its own message came through
+    if class_path and (inner := re.match(r"(\w+): (.+)", text)):  # a message about an argument of the class
         return f"{key}.init_args.{inner[1]}: {inner[2]}"
     if given and given[0].startswith("NestedArg("):  # --data.img_size big: the reason names the argument and the value
         return f"{key}.{text}"
@@ -48,13 +51,14 @@ def summarize_parser_error(message: str) -> str:
 
 
 def _arguments(path: str) -> list[str]:
+    """Return the names of a class's arguments; [] if its module is not imported."""
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     return list(inspect.signature(found).parameters) if inspect.isclass(found) else []
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}" if known else "see its documentation"
 
 
@@ -68,15 +72,15 @@ def _nearest_key(key: str) -> str:
 
 
 def summarize_state_dict_error(error: RuntimeError) -> str:
-    """load_state_dict's page of keys as one line."""
+    """Return the message of a failed `load_state_dict`, which lists every key, as one line."""
     text = str(error)
     kinds = {"Missing key": "missing", "Unexpected key": "not in the model", "size mismatch": "of another shape"}
     found = []
-    for start, word in kinds.items():
-        if start == "size mismatch":
+    for prefix, kind in kinds.items():
+        if prefix == "size mismatch":
             keys = re.findall(r"size mismatch for (\S+):", text)
         else:
-            keys = re.findall(r'"([^"]+)"', (re.findall(start + r"\(s\) in state_dict: (.+)", text) or [""])[0])
+            keys = re.findall(r'"([^"]+)"', (re.findall(prefix + r"\(s\) in state_dict: (.+)", text) or [""])[0])
         if keys:
-            found.append(f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+            found.append(f"{len(keys)} keys {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
     return f"does not fit the recipe's model: {'; '.join(found)}. Use the recipe that the checkpoint was made with"

@@ -1,47 +1,61 @@
-"""The parser of the commands' words."""
+"""argparse parser that reports a usage error in one line with exit code 2, and arguments shared by commands."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from lit_vision.errors import UsageError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose faults are one line and exit code 2, and that never guesses a flag from its beginning."""
+    """Parser of a command: no abbreviated flags, descriptions keep their lines, errors raise UsageError."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**kwargs, allow_abbrev=False)
 
-    def error(self, message: str) -> None:
-        """Raises UsageError."""
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with a message of one line, which `cli.main` prints before exiting with code 2."""
         raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that runs a model takes."""
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the arguments of commands that run a model: --model, --base, --trust_pt2, --device."""
     parser.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="RUN_OR_FILE",
         help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2",
     )
-    parser.add_argument("--base", metavar="FILE", help="the weights that an adapter (--model X.safetensors) began from")
-    parser.add_argument("--trust", action="store_true", help="load a .pt2, which can run code of whoever made it")
+    parser.add_argument(
+        "--base", metavar="FILE", help="the weights that an adapter (--model X.safetensors) was trained on"
+    )
+    parser.add_argument(
+        "--trust_pt2", action="store_true", help="load a .pt2, which can run code of whoever made the file"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of torch (default auto)")
 
 
 def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that goes over many images takes."""
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images at once (default 32)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default: the cores)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out names")
+    """Add the arguments of commands that read many images: --batch_size, --workers, --overwrite."""
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images per batch (default 32)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default 0: all cores)")
+    add_overwrite_argument(parser)
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite; `predict.writers.check_output_path` reads it."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out if it exists")
 
 
 def check_batch_arguments(args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot work."""
+    """Refuse batch arguments that are out of range.
+
+    Raises:
+        UsageError: names the flag.
+    """
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
     if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: give 0 (the cores) or more")
+        raise UsageError(f"--workers {args.workers}: give 0 (all cores) or more")

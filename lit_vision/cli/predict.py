@@ -1,4 +1,4 @@
-"""`lit-vision predict`: a model on images, batch by batch, to a file."""
+"""The predict command: run a model on images and write its results to a file."""
 
 from __future__ import annotations
 
@@ -9,87 +9,112 @@ from pathlib import Path
 from lit_vision.cli.parser import CommandParser, add_batch_arguments, add_model_arguments, check_batch_arguments
 from lit_vision.errors import UsageError, UserError
 
-# what only some tasks take, and what it is if it is not given
-TASK_OPTIONS = {"top": 5, "score": 0.0, "masks": None, "draw": None, "explain": None}
-FOLDERS = ("masks", "draw", "explain")  # of these, the folders that pictures are written to
+TASK_OPTIONS = {"top_k": 5, "min_score": 0.0, "masks": None, "draw": None, "explain": None}  # flag: default
+IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which images are written to
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision predict",
-        description="What a model says of images. Images that cannot be read are skipped and listed in OUT.skipped.csv; a command that was\n"
-        "stopped goes on where it was when it is given again.",
+        description="Run a model on images. Images that cannot be read are skipped and listed in OUT.skipped.csv. "
+        "A command that\nwas stopped continues where it was when it is run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (searched with all below), or files")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), or files")
     add_model_arguments(parser)
     parser.add_argument(
         "--out",
         required=True,
         metavar="FILE",
-        help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list that "
-        "pycocotools' loadRes takes); COCO's category ids are those of the data that the model was trained on",
+        help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list "
+        "that pycocotools' loadRes takes); COCO's category ids are those of the data that the model was trained on",
     )
-    parser.add_argument("--top", type=int, metavar="N", help="classification: classes per image (default 5)")
-    parser.add_argument("--score", type=float, metavar="S", help="detection: leave out what scores below (0 to 1)")
+    parser.add_argument("--top_k", type=int, metavar="K", help="classification: classes per image (default 5)")
     parser.add_argument(
-        "--masks", metavar="DIR", help="segmentation: DIR/NAME.png of class numbers for each image NAME.*, in its size"
+        "--min_score", type=float, metavar="S", help="detection: leave out detections with a lower score (0 to 1)"
     )
-    parser.add_argument("--draw", metavar="DIR", help="detection, segmentation: boxes or tints on each image, as PNG")
     parser.add_argument(
-        "--explain", metavar="DIR", help="classification: draw what the model looked at, a PNG per image (torch models)"
+        "--masks",
+        metavar="DIR",
+        help="segmentation: write DIR/NAME.png of class numbers for each image NAME.*, in its size",
+    )
+    parser.add_argument(
+        "--draw",
+        metavar="DIR",
+        help="detection, segmentation: write each image with its boxes or class colors, as PNG",
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="classification: write a PNG per image that shows what the model looked at (torch models)",
     )
     add_batch_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """One prediction run; returns 0. Raises UserError with one line for every fault with a mend."""
+    """Run `lit-vision predict --model RUN_OR_FILE IMAGES --out FILE`; returns 0.
+
+    Raises:
+        UserError: one line that names the file or flag and what to do.
+    """
     args = _parser().parse_args(list(argv))
     check_batch_arguments(args)
-    if args.top is not None and args.top < 1:
-        raise UsageError(f"--top {args.top}: give at least 1 class")
-    if args.score is not None and not 0 <= args.score <= 1:
-        raise UsageError(f"--score {args.score}: give a number from 0 to 1")
+    if args.top_k is not None and args.top_k < 1:
+        raise UsageError(f"--top_k {args.top_k}: give at least 1 class")
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
+        raise UsageError(f"--min_score {args.min_score}: give a number from 0 to 1")
     from lit_vision.predict.image_writer import ImageWriter
     from lit_vision.predict.inference import run_inference
-    from lit_vision.predict.inputs import check_output_path, find_images
+    from lit_vision.predict.inputs import find_images
     from lit_vision.predict.models import load_model, resolve_model_file
     from lit_vision.predict.tasks import TASKS, format_from_suffix
+    from lit_vision.predict.writers import check_output_path
 
-    out = check_output_path(args.out)
-    inputs = find_images(args.images, {f"--{name}": place for name in FOLDERS if (place := getattr(args, name))})
-    form = format_from_suffix(args.out, sorted({f for task in TASKS.values() for f in task.forms}))
+    out = check_output_path(args.out, args.overwrite)
+    folders = {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
+    inputs = find_images(args.images, {f"--{name}": folder for name, folder in folders.items()})
+    file_format = format_from_suffix(args.out, sorted({name for task in TASKS.values() for name in task.formats}))
     resolve_model_file(args.model)
-    model = load_model(args.model, args.device, args.base, args.trust)
-    task = model.metadata.task
-    if task not in TASKS:
-        raise UserError(f"{model.path}: gives {task}, no predictions; use lit-vision embed, or train a head")
-    if form not in TASKS[task].forms:
-        raise UsageError(f"--out {args.out}: {task} writes {', '.join(TASKS[task].forms)}")
-    for name, default in TASK_OPTIONS.items():
-        if getattr(args, name) is not None and name not in TASKS[task].option_names:
-            raise UsageError(f"--{name}: has no meaning for {task}; leave it out")
-        if getattr(args, name) is None:
-            setattr(args, name, default)
+    model = load_model(args.model, args.device, args.base, args.trust_pt2)
+    name_of_task = model.metadata.task
+    if name_of_task not in TASKS:
+        raise UserError(
+            f"{model.path}: returns {name_of_task} and no predictions; use lit-vision embed, or fine-tune a classifier"
+        )
+    task = TASKS[name_of_task]
+    if file_format not in task.formats:
+        raise UsageError(f"--out {args.out}: {name_of_task} writes {', '.join(task.formats)}")
+    for name in TASK_OPTIONS:
+        if getattr(args, name) is not None and name not in task.option_names:
+            raise UsageError(f"--{name}: does not apply to {name_of_task}; leave it out")
     if args.masks and args.draw and os.path.realpath(args.masks) == os.path.realpath(args.draw):
-        raise UsageError(f"--draw {args.draw}: is the folder of --masks too; name another")
+        raise UsageError(f"--draw {args.draw}: is also the folder of --masks; name another one")
     if args.explain and model.method is None:
         raise UserError(
-            f"--explain: needs the torch model, {model.path} is for {model.runtime}; give the run or its .ckpt"
+            f"--explain: needs a torch model, and {model.path} is for {model.runtime}; give the run or its .ckpt"
         )
-    options = {name: getattr(args, name) for name in TASKS[task].option_names}
-    pictures = {name: ImageWriter(f"--{name}", options[name], inputs) for name in FOLDERS if options.get(name)}
-    writer = TASKS[task](model.metadata, form, **{**options, **pictures})
-    settings = {"form": form, **options}
-    finish = writer.finish and (lambda paths: writer.finish(out, paths))
-    explain = pictures.get("explain")
+    given = {name: getattr(args, name) for name in task.option_names}
+    options = {name: TASK_OPTIONS[name] if value is None else value for name, value in given.items()}
+    writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in folders.items()}
+    results = task(model.metadata, file_format, **{**options, **writers})
     done, skipped = run_inference(
-        model, inputs, out, writer.header(), writer.lines, settings, args, explain, writer.streams, finish
+        model,
+        inputs,
+        out,
+        results.lines,
+        {"format": file_format, **options},
+        header=results.header(),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        explanations=writers.get("explain"),
+        streams=results.streams,
+        finish=results.finish and (lambda paths: results.finish(out, paths)),
     )
-    print(f"{out}: {done} images{_skipped(out, skipped)}")
+    print(f"{out}: {done} images{_skipped_note(out, skipped)}")
     return 0
 
 
-def _skipped(out: Path, skipped: int) -> str:
+def _skipped_note(out: Path, skipped: int) -> str:
     return f", {skipped} skipped (see {out.name}.skipped.csv)" if skipped else ""

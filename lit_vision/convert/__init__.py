@@ -1,1 +1,1 @@
-"""Weights in and out: import, export, quantization, and the accuracy check of what was exported."""
+"""Weights in and out: import, export, quantization, and the accuracy check of an export."""

@@ -1,41 +1,67 @@
-"""A model in any runtime, measured on a folder with the truth: what quantisation is calibrated on and judged by.
+"""Accuracy of an exported model on a labeled folder, and calibration images for its quantization.
 
-One class per kind of truth; `accuracy_check_for` chooses by the model's task. Images are seen under the task's evaluation view.
+One class per task; `accuracy_check_for` chooses it. Images go through the task's evaluation view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
+from lit_vision.predict.runtimes import Model
 from lit_vision.weights.model_metadata import ModelMetadata
 
 
-def accuracy_check_for(root: str, metadata: ModelMetadata) -> Any:
-    """A judge: `metric` (its name), `split`, `images` (how many it measures), `calibration(n)`, `measure(model)`.
+class AccuracyCheck(Protocol):
+    """Accuracy of one task on one folder.
+
+    Attributes:
+        metric: its name.
+        split: name of the split that is measured.
+        images: number of images in it.
+    """
+
+    metric: str
+    split: str
+    images: int
+
+    def calibration(self, count: int) -> Iterator[np.ndarray]:
+        """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
+
+    def measure(self, model: Model) -> float:
+        """Return the metric, a fraction."""
+
+
+def accuracy_check_for(root: str, metadata: ModelMetadata) -> AccuracyCheck:
+    """Return the accuracy check of a model's task.
 
     Args:
-        root: a folder with classes (classification), or of annotated images (detection: COCO, YOLO or VOC; segmentation: PNG masks).
+        root: a folder with classes (classification), or of annotated images (detection: COCO, YOLO or VOC;
+            segmentation: PNG masks).
         metadata: of the model.
 
     Raises:
-        UserError: another task, a folder without the truth, or classes that the model does not know.
+        UserError: another task, a folder without labels, or classes that the model does not have.
     """
-    kinds = {"classification": ClassificationCheck, "detection": DetectionCheck, "segmentation": SegmentationCheck}
-    if metadata.task not in kinds:
+    checks: dict[str, Callable[[str, ModelMetadata], AccuracyCheck]] = {
+        "classification": ClassificationCheck,
+        "detection": DetectionCheck,
+        "segmentation": SegmentationCheck,
+    }
+    if metadata.task not in checks:
         raise UserError(
-            f"--int8: needs a task that can be measured, this model gives {metadata.task}; export it without"
+            f"--int8: needs a task whose accuracy can be measured, not {metadata.task}; export without --int8"
         )
-    return kinds[metadata.task](root, metadata)
+    return checks[metadata.task](root, metadata)
 
 
 class ClassificationCheck:
-    """Top-1 on a folder with classes. Calibrated on its training split, measured on its test split, else validation, else training."""
+    """Top-1 accuracy on the test split, else validation, else training; calibrated on the training split."""
 
     metric = "top-1"
 
@@ -44,16 +70,16 @@ class ClassificationCheck:
 
         self.folder, self.metadata = open_images(root), metadata
         self.folder.require_classes("measuring what int8 loses")
-        if strange := [name for name in self.folder.classes if name not in metadata.class_names]:
+        if unknown := [name for name in self.folder.classes if name not in metadata.class_names]:
             raise UserError(
-                f"--int8 {root}: class {strange[0]} is none of the model's; give the folder it was trained on"
+                f"--int8 {root}: the model has no class {unknown[0]}; give the folder that it was trained on"
             )
         splits = self.folder.splits
         self.split = next(name for name in ("test", "val", *splits) if name in splits)
         self.images = len(splits[self.split])
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
-        """(1, S, S, 3) uint8, evenly spaced over the split."""
+        """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
         from lit_vision.predict.inputs import Inputs, batches
         from lit_vision.predict.tasks import preprocess_for
 
@@ -63,26 +89,32 @@ class ClassificationCheck:
             if batch.pixels is not None:
                 yield batch.pixels
 
-    def measure(self, model: Any) -> float:
-        """Share of the images whose class comes out first. UserError: an image cannot be read."""
+    def measure(self, model: Model) -> float:
+        """Return the fraction of images whose best class is right.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         from lit_vision.predict.inputs import Inputs, batches
         from lit_vision.predict.tasks import preprocess_for
 
-        part = self.folder.splits[self.split]
-        number = [model.metadata.class_names.index(name) for name in self.folder.classes]
-        truth = np.array([number[i] if i >= 0 else -1 for i in part.labels])
+        split = self.folder.splits[self.split]
+        output_of_class = [model.metadata.class_names.index(name) for name in self.folder.classes]
+        truth = np.array([output_of_class[i] if i >= 0 else -1 for i in split.labels])
         right = 0
-        for batch in batches(Inputs(part.paths, str(self.folder.root)), preprocess_for(model.metadata), 32):
-            if batch.bad:
-                raise UserError(f"{self.folder.root}/{batch.bad[0][0]}: {batch.bad[0][1]}")
-            right += int((model(batch.pixels)["logits"].argmax(1) == truth[batch.first : batch.after]).sum())
+        for batch in batches(Inputs(split.paths, str(self.folder.root)), preprocess_for(model.metadata), 32):
+            if batch.unreadable or batch.pixels is None:
+                name, reason = batch.unreadable[0]
+                raise UserError(f"{self.folder.root}/{name}: {reason}")
+            best = model(batch.pixels)["logits"].argmax(1)
+            right += int((best == truth[batch.start : batch.stop]).sum())
         return right / max(len(truth), 1)
 
 
 class _AnnotatedCheck:
-    """What the judges of annotated images share."""
+    """Shared part of the checks on annotated images."""
 
-    def __init__(self, root: str, metadata: ModelMetadata, form: str) -> None:
+    def __init__(self, root: str, metadata: ModelMetadata, annotation_format: str) -> None:
         from lit_vision.data.annotations.datamodule import DEFAULT_LOCATIONS, AnnotatedDataModule
 
         if not Path(root).is_dir():
@@ -90,25 +122,24 @@ class _AnnotatedCheck:
         self.metadata = metadata
         self.data = AnnotatedDataModule(
             root,
-            format=form,
+            format=annotation_format,
             img_size=metadata.size,
             class_names=list(metadata.class_names),
             num_workers=0,
             batch_size=8,
         )
-        there = [
-            s for s in ("test", "val", "train") if (Path(root) / DEFAULT_LOCATIONS[form][1].format(split=s)).exists()
-        ]
-        self.split = there[0] if there else "test"
+        location = DEFAULT_LOCATIONS[annotation_format][1]
+        splits = (name for name in ("test", "val", "train") if (Path(root) / location.format(split=name)).exists())
+        self.split = next(splits, "test")
         self.images = len(self.data.table(self.split))
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
-        """(1, S, S, 3) uint8, evenly spaced over the training split."""
+        """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
         for batch in self.data.eval_loader("train", limit=count):
             yield from batch["images"].numpy()
 
-    def batches(self, model: Any) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
-        """Batches of the measured split, and what the model says of them."""
+    def batches(self, model: Model) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """Yield the batches of the measured split with the model's outputs."""
         for batch in self.data.eval_loader(self.split):
             yield batch, model(batch["images"][:, 0].numpy())
 
@@ -119,33 +150,33 @@ class DetectionCheck(_AnnotatedCheck):
     metric = "mAP"
 
     def __init__(self, root: str, metadata: ModelMetadata) -> None:
-        marks = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
-        form = next((name for name, mark in marks.items() if (Path(root) / mark).exists()), None)
-        if form is None and Path(root).is_dir():
-            raise UserError(f"--int8 {root}: holds none of {', '.join(marks.values())}; give a set with boxes")
-        super().__init__(root, metadata, form or "coco")
+        path_of_format = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
+        found = next((name for name, path in path_of_format.items() if (Path(root) / path).exists()), None)
+        if found is None and Path(root).is_dir():
+            raise UserError(f"--int8 {root}: has none of {', '.join(path_of_format.values())}; give a set with boxes")
+        super().__init__(root, metadata, found or "coco")
 
-    def measure(self, model: Any) -> float:
-        """mAP@[.5:.95], a fraction."""
+    def measure(self, model: Model) -> float:
+        """Return mAP@[.5:.95], a fraction."""
         from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
         from lit_vision.predict.detection import DecodeBoxes
 
-        metric, boxes = coco_metric(), DecodeBoxes(model.metadata)
+        metric, decode = coco_metric(), DecodeBoxes(model.metadata)
         for batch, outputs in self.batches(model):
-            update_boxes(metric, boxes(outputs), batch["targets"])
+            update_boxes(metric, decode(outputs), batch["targets"])
         return coco_values(metric)["map"]
 
 
 class SegmentationCheck(_AnnotatedCheck):
-    """Mean Dice over the classes, background apart, on a set with semantic masks."""
+    """Mean Dice over the classes without the background, on a set with semantic masks."""
 
     metric = "mean Dice"
 
     def __init__(self, root: str, metadata: ModelMetadata) -> None:
         super().__init__(root, metadata, "masks")
 
-    def measure(self, model: Any) -> float:
-        """Dice, sums over the set first, a fraction."""
+    def measure(self, model: Model) -> float:
+        """Return the mean Dice of the pixel counts of the complete split, a fraction."""
         import torch
 
         from lit_vision.evaluation.segmentation import pixel_counts, segmentation_values

@@ -1,23 +1,28 @@
-"""A folder for the Hugging Face Hub, and the model card from the run's results."""
+"""Write a folder for the Hugging Face Hub, with a model card made from the run's results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_vision.convert.to_timm import check_timm, timm_form, timm_notes
+from lit_vision.convert.to_timm import check_timm, convert_to_timm, timm_metadata
 from lit_vision.io.atomic import atomic_write
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def write_hub(method: Any, metadata: Any, out: Path, run: Path) -> str:
-    """A folder that timm loads: config.json, model.safetensors, README.md (the model card).
+    from lit_vision.weights.model_metadata import ModelMetadata
+
+
+def write_hub(method: nn.Module, metadata: ModelMetadata, out: Path, run: Path) -> str:
+    """Write a folder that timm loads: config.json, model.safetensors, README.md (the model card).
 
     Args:
-        method, metadata: of `predict.models.load_method`.
+        method, metadata: from `predict.models.load_method`.
         out: the folder.
-        run: where results.json and results-test.json are looked for; a card says "not measured" without them.
+        run: folder with results.json and results-test.json; without them the card says "Not measured".
 
     Returns:
         The difference to timm's model, and the call that loads the folder.
@@ -26,15 +31,15 @@ def write_hub(method: Any, metadata: Any, out: Path, run: Path) -> str:
 
     from lit_vision.results.schema import read_results
 
-    name, arguments, state = timm_form(method, metadata)
+    name, arguments, state = convert_to_timm(method, metadata)
     gap = check_timm(method, metadata, name, arguments, state)
     results = [result for path, result in read_results(run) if path.parent == run] if run.is_dir() else []
 
-    def write(beside: Path) -> None:
-        beside.mkdir()
-        save_file(state, beside / "model.safetensors", metadata=timm_notes(metadata, name, arguments))
-        (beside / "config.json").write_text(json.dumps(hub_config(method, metadata, name, arguments), indent=2) + "\n")
-        (beside / "README.md").write_text(model_card(metadata, name, arguments, results, out.name), encoding="utf-8")
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        save_file(state, folder / "model.safetensors", metadata=timm_metadata(metadata, name, arguments))
+        (folder / "config.json").write_text(json.dumps(hub_config(method, metadata, name, arguments), indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(metadata, name, results, out.name), encoding="utf-8")
 
     atomic_write(out, write)
     return (
@@ -43,16 +48,15 @@ def write_hub(method: Any, metadata: Any, out: Path, run: Path) -> str:
     )
 
 
-def hub_config(method: Any, metadata: Any, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json as timm reads it."""
-    own = method.backbone.data_config
+def hub_config(method: nn.Module, metadata: ModelMetadata, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json as timm reads it."""
     pretrained = {
         "num_classes": arguments["num_classes"],
         "input_size": [3, metadata.size, metadata.size],
         "mean": metadata.mean,
         "std": metadata.std,
         "crop_pct": metadata.crop_pct,
-        "interpolation": own.get("interpolation", "bicubic"),
+        "interpolation": method.backbone.data_config.get("interpolation", "bicubic"),
         "fixed_input_size": "img_size" in arguments,
         "classifier": (method.backbone.model.pretrained_cfg or {}).get("classifier"),
         "first_conv": (method.backbone.model.pretrained_cfg or {}).get("first_conv"),
@@ -68,15 +72,20 @@ _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "
 
 
 def license_lines(license: str) -> list[str]:
-    """The head lines of a model card that name a license as the Hub does."""
+    """Return the lines of a model card's header that name the license in the Hub's terms."""
     known = license.lower() if license.lower() in _LICENSES else "other"
     return [f"license: {known}", *([f"license_name: {json.dumps(license)}"] if known == "other" and license else [])]
 
 
-def model_card(
-    metadata: Any, name: str, arguments: Mapping[str, Any], results: list[Mapping[str, Any]], folder: str
-) -> str:
-    """README.md of a model: what it is, what was measured (from results files alone), how it was made, how to use it."""
+def model_card(metadata: ModelMetadata, name: str, results: Sequence[Mapping[str, Any]], folder: str) -> str:
+    """Return README.md of a model: description, metrics, training and use.
+
+    Args:
+        metadata: of the model.
+        name: timm's name.
+        results: of the run's results files, the only source of numbers.
+        folder: name of the model on the Hub.
+    """
     task = "image-classification" if metadata.task == "classification" else "image-feature-extraction"
     lines = [
         "---",
@@ -104,7 +113,7 @@ def model_card(
         ]
     for result in results:
         commit = f"{(result['commit'] or '-')[:8]}{'+ changes' if result['dirty'] else ''}"
-        print_ = (result["data_fingerprint"] or "-")[:12]
+        fingerprint = (result["data_fingerprint"] or "-")[:12]
         measured = [(m, v) for m, v in sorted(result.get("metrics", {}).items()) if not m.startswith("train/")]
         for metric, value in measured or [(result["metric"]["name"], result["metric"]["value"])]:
             cells = (
@@ -114,11 +123,11 @@ def model_card(
                 f"`{result['recipe']}`",
                 commit,
                 result["seed"],
-                print_,
+                fingerprint,
             )
             lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     if not results:
-        lines.append("Not measured: there is no results.json beside these weights.")
+        lines.append("Not measured: the run has no results.json.")
     trained = next((result for result in results if result.get("epochs")), None)
     if trained:
         lines += ["", "## Trained", ""]
@@ -129,15 +138,14 @@ def model_card(
             + "."
         )
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (metadata.mean, metadata.std))
-    what = "probabilities = model(images).softmax(-1)" if metadata.class_names else "features = model(images)"
+    call = "probabilities = model(images).softmax(-1)" if metadata.class_names else "features = model(images)"
     lines += ["", "## Use", "", "```python", "import timm", ""]
     lines += [f'model = timm.create_model("hf-hub:USER/{folder}", pretrained=True).eval()']
     lines += [
-        f"{what}  # images (B, 3, {metadata.size}, {metadata.size}) in [0, 1], minus ({mean}), over ({std})",
+        f"{call}  # images (B, 3, {metadata.size}, {metadata.size}) in [0, 1], minus ({mean}), over ({std})",
         "```",
         "",
     ]
-    lines += [
-        f"Evaluation view: short side resized to {round(metadata.size / metadata.crop_pct)} (bicubic), centre crop {metadata.size}."
-    ]
+    resized = round(metadata.size / metadata.crop_pct)
+    lines.append(f"Evaluation view: short side resized to {resized} (bicubic), center crop {metadata.size}.")
     return "\n".join(lines) + "\n"

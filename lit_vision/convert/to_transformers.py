@@ -1,17 +1,22 @@
-"""An MAE as transformers' ViTMAEForPreTraining."""
+"""Convert an MAE to transformers' ViTMAEForPreTraining."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.convert.to_hub import license_lines
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
 
-# our names of an MAE as the files of transformers' Hub have them; q, k and v are one matrix here and three there
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_vision.methods.mae.mae import MAE
+
+# this project's names of an MAE: those in the Hub's files; q, k and v are one matrix here and three there
 _TO_TRANSFORMERS = (
     (r"^backbone\.model\.(cls_token)$", r"vit.embeddings.\1"),
     (r"^backbone\.model\.pos_embed$", "vit.embeddings.position_embeddings"),
@@ -29,8 +34,11 @@ _TO_TRANSFORMERS = (
 )
 
 
-def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
-    """An MAE from a run's checkpoint or an imported file, and what the file says of its license and source ("" if nothing).
+def load_mae(path: Path) -> tuple[MAE, dict[str, str]]:
+    """Load an MAE from a run's checkpoint or an imported file.
+
+    Returns:
+        The MAE, and {"license", "source"} of the weights, "" if not stated.
 
     Raises:
         UserError: the file is of another method.
@@ -46,14 +54,14 @@ def load_mae(path: Path) -> tuple[Any, dict[str, str]]:
     if hyper is None and path.suffix.lower() != ".safetensors":
         hyper = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters")
     if hyper is None or "decoder.mask_token" not in state:
-        raise UserError(f"--format transformers: {path} is no MAE run, and only ViT-MAE is written; use timm or hub")
+        raise UserError(f"--format transformers: is for MAE only, and {path} is another model; use timm or hub")
     mae = MAE(**{**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
     load_into(mae, path)
     return mae.eval(), {name: metadata.get(name, "") for name in ("license", "source")}
 
 
-def transformers_state(mae: Any) -> dict[str, Any]:
-    """The tensors of an MAE under the names of transformers' ViTMAEForPreTraining, as the Hub's files have them."""
+def transformers_state(mae: MAE) -> dict[str, Tensor]:
+    """Return the tensors of an MAE under the names of ViTMAEForPreTraining in the Hub's files."""
     out = {}
     for key, value in mae.state_dict().items():
         if key in ("mean", "std"):
@@ -68,8 +76,11 @@ def transformers_state(mae: Any) -> dict[str, Any]:
     return out
 
 
-def transformers_config(mae: Any) -> dict[str, Any]:
-    """config.json of transformers' ViTMAEForPreTraining; layer_norm_eps is 1e-6 as in the official code (its own default is 1e-12)."""
+def transformers_config(mae: MAE) -> dict[str, Any]:
+    """Return config.json of transformers' ViTMAEForPreTraining.
+
+    layer_norm_eps is 1e-6 as in the official MAE code (transformers' default is 1e-12).
+    """
     vit, h = mae.backbone.model, mae.hparams
     return {
         "architectures": ["ViTMAEForPreTraining"],
@@ -97,19 +108,21 @@ def transformers_config(mae: Any) -> dict[str, Any]:
     }
 
 
-def write_transformers(mae: Any, out: Path, license: str = "", source: str = "") -> str:
-    """A folder that `ViTMAEForPreTraining.from_pretrained` loads: config.json, preprocessor_config.json, model.safetensors, README.md.
+def write_transformers(mae: MAE, out: Path, license: str = "", source: str = "") -> str:
+    """Write a folder for `ViTMAEForPreTraining.from_pretrained`.
+
+    Files: config.json, preprocessor_config.json, model.safetensors, README.md.
 
     Args:
         mae: from `load_mae`.
         out: the folder.
-        license, source: of the weights; they go into the file's metadata and the README.
+        license, source: of the weights, for the file's metadata and the README.
 
     Returns:
-        The call that loads it, and a note where transformers would mask another number of patches.
+        The call that loads it, and a note if transformers would mask another number of patches.
 
     Raises:
-        UserError: a ViT that transformers' ViT-MAE cannot hold.
+        UserError: a ViT that transformers' ViT-MAE cannot represent.
     """
     import torch
     from safetensors.torch import save_file
@@ -119,24 +132,26 @@ def write_transformers(mae: Any, out: Path, license: str = "", source: str = "")
     vit = mae.backbone.model
     if mae.grid[0] != mae.grid[1] or vit.no_embed_class or hasattr(vit.blocks[0].ls1, "gamma"):
         raise UserError(
-            "--format transformers: its ViT-MAE is square, with a position for cls and no layer scale; use timm"
+            "--format transformers: its ViT-MAE is always square, with a position for cls and no layer scale; use timm"
         )
     state = transformers_state(mae)
-    back, _ = convert_third_party_keys(state)
-    own = {
+    wanted = {
         key.replace("backbone.model.", "backbone."): v
         for key, v in mae.state_dict().items()
         if key not in ("mean", "std")
     }
-    if back.keys() != own.keys() or not all(torch.equal(back[key], value) for key, value in own.items()):
-        raise UserError("--format transformers: this ViT has parts that transformers' ViT-MAE has not; use timm")
+    converted_back, _ = convert_third_party_keys(state) or ({}, "")
+    if converted_back.keys() != wanted.keys() or not all(
+        torch.equal(converted_back[key], value) for key, value in wanted.items()
+    ):
+        raise UserError("--format transformers: this ViT has parts that transformers' ViT-MAE does not have; use timm")
     config = transformers_config(mae)
     pixels = {"image_mean": [float(v) for v in mae.mean], "image_std": [float(v) for v in mae.std]}
     size = {"height": config["image_size"], "width": config["image_size"]}
     processor = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3}
     processor |= {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **pixels}
 
-    notes = {name: text for name, text in (("license", license), ("source", source)) if text}
+    stated = {name: text for name, text in (("license", license), ("source", source)) if text}
     readme = [
         "---",
         *license_lines(license),
@@ -150,18 +165,16 @@ def write_transformers(mae: Any, out: Path, license: str = "", source: str = "")
     readme += [f"# {out.name}", "", f"ViT-MAE for pre-training, {config['image_size']} pixels."]
     readme += [f"License: {license or 'not stated'}. Source: {source or 'trained with lit_vision'}."]
 
-    def write(beside: Path) -> None:
-        beside.mkdir()
-        save_file(state, beside / "model.safetensors", metadata={"format": "pt", **notes})
-        (beside / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
-        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (beside / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt", **stated})
+        (folder / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
     atomic_write(out, write)
-    said = f"transformers.ViTMAEForPreTraining.from_pretrained({out.name!r})"
-    theirs = int(mae.num_patches * (1 - config["mask_ratio"]))
-    return said + (
-        f"\nnote: transformers keeps {theirs} patches at this mask_ratio, here {mae.num_keep}"
-        if theirs != mae.num_keep
-        else ""
-    )
+    text = f"transformers.ViTMAEForPreTraining.from_pretrained({out.name!r})"
+    transformers_keep = int(mae.num_patches * (1 - config["mask_ratio"]))
+    if transformers_keep != mae.num_keep:
+        text += f"\nnote: transformers keeps {transformers_keep} patches at this mask_ratio, here {mae.num_keep}"
+    return text

@@ -1,4 +1,4 @@
-"""Classification: the network that runs, and the lines that its results become. B images, K classes, D width of the features."""
+"""Classification: inference networks and result lines. B images, K classes, D width of the features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_vision.weights.model_metadata import ModelMetadata
 
 
 class ClassifierNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> logits (B, K), features (B, D)."""
+    """Normalized images (B, 3, S, S) -> logits (B, K), features (B, D)."""
 
     outputs = ("logits", "features")
 
@@ -23,13 +23,13 @@ class ClassifierNetwork(nn.Module):
         self.backbone, self.head_norm, self.head = method.backbone, method.head_norm, method.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Return the outputs (see the class)."""
         features = self.backbone(images)
         return self.head(self.head_norm(features)), features
 
 
 class FeatureNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> features (B, D)."""
+    """Normalized images (B, 3, S, S) -> features (B, D)."""
 
     outputs = ("features",)
 
@@ -38,50 +38,53 @@ class FeatureNetwork(nn.Module):
         self.backbone = method.backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """See the class."""
+        """Return the outputs (see the class)."""
         return (self.backbone(images),)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, K) to probabilities, in float64 so that every runtime rounds alike."""
+    """Return the probabilities of logits (N, K), in float64 so that the results of all runtimes round alike."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     weights = np.exp(shifted)
-    return weights / weights.sum(1, keepdims=True)
+    probabilities: np.ndarray = weights / weights.sum(1, keepdims=True)
+    return probabilities
 
 
 class Classification:
-    """One line per image: the best classes and their probabilities.
+    """One result line per image: the best classes and their probabilities.
 
     Args:
         metadata: of the model.
-        form: "csv" (path, label, score, label_2, score_2, ...) or "jsonl" ({"path", "predictions": [{"label", "score"}, ...]}).
-        top: how many classes.
+        file_format: "csv" (path, label, score, label_2, score_2, ...) or "jsonl" ({"path", "predictions": [{"label",
+            "score"}, ...]}).
+        top_k: number of classes per image.
     """
 
-    forms = ("csv", "jsonl")
-    option_names = ("top", "explain")  # of the command
+    formats = ("csv", "jsonl")
+    option_names = ("top_k", "explain")  # flags of the command that apply to this task
     streams: tuple[str, ...] = ()
     finish = None
 
-    def __init__(self, metadata: ModelMetadata, form: str, top: int = 5, **_: Any) -> None:
-        self.metadata, self.form, self.top = metadata, form, min(top, len(metadata.class_names))
+    def __init__(self, metadata: ModelMetadata, file_format: str, top_k: int = 5, **_: Any) -> None:
+        self.metadata, self.file_format = metadata, file_format
+        self.top_k = min(top_k, len(metadata.class_names))
 
     def header(self) -> bytes:
-        """What the file begins with."""
-        if self.form != "csv":
+        """Return the first bytes of the file."""
+        if self.file_format != "csv":
             return b""
-        numbers = ["", *(f"_{i}" for i in range(2, self.top + 1))]
-        return csv_line(["path", *(f"{word}{number}" for number in numbers for word in ("label", "score"))])
+        suffixes = ["", *(f"_{i}" for i in range(2, self.top_k + 1))]
+        return csv_line(["path", *(f"{column}{suffix}" for suffix in suffixes for column in ("label", "score"))])
 
     def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> bytes:
-        """The lines of one batch, in its order."""
-        found = []
+        """Return the lines of one batch, in its order."""
+        lines = []
         for name, row in zip(batch.names, softmax(outputs["logits"])):
-            best = np.argsort(-row, kind="stable")[: self.top]
+            best = np.argsort(-row, kind="stable")[: self.top_k]
             pairs = [(self.metadata.class_names[i], round(float(row[i]), 6)) for i in best]
-            if self.form == "csv":
-                found.append(csv_line([name, *(x for label, score in pairs for x in (label, f"{score:.6f}"))]))
+            if self.file_format == "csv":
+                lines.append(csv_line([name, *(x for label, score in pairs for x in (label, f"{score:.6f}"))]))
             else:
                 record = {"path": name, "predictions": [{"label": label, "score": score} for label, score in pairs]}
-                found.append(json.dumps(record).encode() + b"\n")
-        return b"".join(found)
+                lines.append(json.dumps(record).encode() + b"\n")
+        return b"".join(lines)

@@ -1,11 +1,12 @@
-"""Detection: the network that runs, how its raw outputs become boxes and masks in the file's pixels, and the lines and pictures of them.
+"""Detection: inference networks, decoding to boxes and masks in the file's pixels, result lines and drawings.
 
 B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's grid over a box (28).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,29 +23,30 @@ from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_lin
 from lit_vision.results.overlays import draw_boxes, draw_instances
 from lit_vision.weights.model_metadata import ModelMetadata
 
-RAW = {
+_RAW_OUTPUTS = {
     "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness"),
     "retinanet": ("cls_logits", "bbox_regression"),
 }
 
 
 class DetectorNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> what the head says of each anchor: (B, A, K), (B, A, 4) and, for FCOS, (B, A, 1)."""
+    """Normalized images (B, 3, S, S) -> outputs per anchor: (B, A, K), (B, A, 4) and, for FCOS, (B, A, 1)."""
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
-        self.method, self.outputs = method, RAW[method.hparams.head]
+        self.method, self.outputs = method, _RAW_OUTPUTS[method.hparams.head]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Return the outputs (see the class)."""
         raw = self.method.raw(images)
         return tuple(raw[name] for name in self.outputs)
 
 
 class TwoStageNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100); rows beyond the detections score 0.
+    """Normalized images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100).
 
-    Mask R-CNN also gives mask_probs (B, 100, M, M): grids, not masks at the size of the view, which would take gigabytes a batch.
+    Rows beyond the detections have score 0. Mask R-CNN also returns mask_probs (B, 100, M, M): grids, not masks at the
+    size of the view, which would take gigabytes a batch.
     """
 
     def __init__(self, method: nn.Module) -> None:
@@ -53,22 +55,22 @@ class TwoStageNetwork(nn.Module):
         self.method, self.outputs = method, ("boxes", "scores", "labels", *masks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
-        found = self.method.regions(images)
-        made = (images.new_zeros(len(found), MAX_DETECTIONS, *found[0][name].shape[1:]) for name in self.outputs)
-        for rows, name in zip(together := tuple(made), self.outputs):
-            for row, one in zip(rows, found):
-                row[: len(one[name])] = one[name].to(row.dtype)
-        return together
+        """Return the outputs (see the class)."""
+        found = self.method.detect_with_mask_probs(images)
+        padded = tuple(images.new_zeros(len(found), MAX_DETECTIONS, *found[0][name].shape[1:]) for name in self.outputs)
+        for rows, name in zip(padded, self.outputs):
+            for row, detections in zip(rows, found):
+                row[: len(detections[name])] = detections[name].to(row.dtype)
+        return padded
 
 
 def detector_network(method: nn.Module) -> nn.Module:
-    """The network of a detector: raw outputs of a one-stage head, detections of a two-stage one."""
+    """Return the inference network of a detector: raw outputs of a one-stage head, detections of a two-stage one."""
     return DetectorNetwork(method) if method.one_stage else TwoStageNetwork(method)
 
 
 class DecodeBoxes:
-    """Outputs of a model, of any runtime, to detections: the one place where exported detectors are decoded.
+    """Decode the outputs of a detector, run in any runtime, to detections.
 
     Args:
         metadata: of the model.
@@ -76,108 +78,125 @@ class DecodeBoxes:
 
     def __init__(self, metadata: ModelMetadata) -> None:
         self.size, options = (metadata.size, metadata.size), metadata.options
-        self.decoder = None
+        self.decoder: AnchorDecoder | None = None
         if "strides" in options:
             names = ("strides", "score", "nms")
-            self.decoder = AnchorDecoder.of(
+            self.decoder = AnchorDecoder.from_options(
                 options["head"], len(metadata.class_names), *(options[name] for name in names)
             )
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> list[dict[str, Tensor]]:
-        """B dictionaries, best first: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,), or `mask_probs` (n, M, M) besides."""
+        """Return a dictionary per image, best detections first.
+
+        Keys: `boxes` (n, 4) in pixels of the view, `scores` (n,), `labels` (n,); for Mask R-CNN `mask_probs` (n, M, M).
+        """
         tensors = _tensors(outputs)
         if self.decoder is not None:
             return self.decoder(tensors, self.size)
         found = []
         for i, scores in enumerate(tensors["scores"]):
-            one = {name: value[i][scores > 0] for name, value in tensors.items()}
-            found.append({**one, "labels": one["labels"].long()})
+            detections = {name: value[i][scores > 0] for name, value in tensors.items()}
+            found.append({**detections, "labels": detections["labels"].long()})
         return found
 
-    def everything(self, outputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (B, A, 4) in pixels and scores (B, A, K) of all anchors of a one-stage head."""
-        boxes, scores = self.decoder.everything(_tensors(outputs), self.size)
+    def decode_all(self, outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes (B, A, 4) in pixels and scores (B, A, K) of all anchors of a one-stage head.
+
+        Raises:
+            ValueError: the model has two stages.
+        """
+        if self.decoder is None:
+            raise ValueError("a two-stage detector has no anchors to decode")
+        boxes, scores = self.decoder.decode_all(_tensors(outputs), self.size)
         return boxes.numpy(), scores.numpy()
 
 
-def _tensors(outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def _tensors(outputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in outputs.items()}
 
 
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Mask R-CNN's masks: each grid stretched over its box, and cut at one half.
+    """Yield Mask R-CNN's masks: each grid resized to its box and thresholded at one half.
 
     Source: He et al. 2017, arXiv:1703.06870, section 3.1 (inference).
-    The same pixels as torchvision's paste_masks_in_image, but one mask at a time (100 objects in a photograph of 12 million pixels would
-    take 5 GB), and a box that lies outside of the image, in the view's padding, gives an empty mask instead of an error.
+    The same pixels as torchvision's paste_masks_in_image, but one mask at a time (100 objects in a photograph of 12
+    million pixels would take 5 GB), and a box that lies outside of the image, in the view's padding, gives an empty
+    mask instead of an error.
 
     Args:
         probs: (n, M, M), 0 to 1.
-        boxes: (n, 4) x1, y1, x2, y2 in pixels, not below 0; they may reach over the right and bottom.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels, not below 0; they may exceed the right and bottom edges.
         size: (height, width) of the image, pixels.
 
     Yields:
-        n masks (H, W) bool, in columns as COCO's run lengths want them.
+        n masks (H, W) bool, column-major as COCO's run lengths are.
     """
     height, width = size
-    grids, times = expand_masks(probs[:, None], padding=1)  # (n, 1, M + 2, M + 2)
-    corners = expand_boxes(boxes, times).to(torch.int64).tolist()
+    grids, scale = expand_masks(probs[:, None], padding=1)  # (n, 1, M + 2, M + 2)
+    corners = expand_boxes(boxes, scale).to(torch.int64).tolist()
     for grid, (x1, y1, x2, y2) in zip(grids, corners):
-        stretched = nn.functional.interpolate(grid[None], (y2 - y1 + 1, x2 - x1 + 1), mode="bilinear")[0, 0]
+        resized = nn.functional.interpolate(grid[None], (y2 - y1 + 1, x2 - x1 + 1), mode="bilinear")[0, 0]
         left, top = max(x1, 0), max(y1, 0)
-        inside = stretched[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)].numpy()
+        inside = resized[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)].numpy()
         mask = np.zeros(size, bool, order="F")
         mask[top : y2 + 1, left : x2 + 1] = inside > 0.5
         yield mask
 
 
 class Detection:
-    """What was found in each image, in the pixels of its file. Mask R-CNN's masks are written as COCO's packed run lengths, `segmentation`.
+    """Detections of each image in the pixels of its file; Mask R-CNN's masks are COCO's compressed run lengths.
 
     Args:
         metadata: of the model.
-        form: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path", "height", "width",
-            "detections": [{"label", "score", "box"}, ...]}), "json" (COCO: images, categories, annotations with a score) or
-            "results.json" (the list of detections alone that pycocotools' `loadRes` takes). All but CSV have the masks. Category ids are
-            those of the data that the model was trained on, 1 to K where the card has none; images count from 1 in the order of the list.
-        score: detections below are left out; the model's own threshold holds too. So are boxes that have no area in the file.
-        draw: the drawn views, or None.
+        file_format: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path",
+            "height", "width", "detections": [{"label", "score", "box"}, ...]}), "json" (COCO: images, categories,
+            annotations with a score) or "results.json" (only the list of detections, for pycocotools' `loadRes`). All
+            but CSV have the masks, under `segmentation`. Category ids are those of the data that the model was
+            trained on, 1 to K if the metadata has none; images count from 1 in the order of the list.
+        min_score: detections below are left out, in addition to the model's threshold; so are boxes without area in
+            the file.
+        draw: writes the images with their boxes, or None.
     """
 
-    forms = ("csv", "jsonl", "json", "results.json")
-    option_names = ("score", "draw")  # of the command
+    formats = ("csv", "jsonl", "json", "results.json")
+    option_names = ("min_score", "draw")  # flags of the command that apply to this task
 
     def __init__(
-        self, metadata: ModelMetadata, form: str, score: float = 0.0, draw: ImageWriter | None = None, **_: Any
+        self,
+        metadata: ModelMetadata,
+        file_format: str,
+        min_score: float = 0.0,
+        draw: ImageWriter | None = None,
+        **_: Any,
     ) -> None:
-        self.metadata, self.form, self.score, self.draw = metadata, form, score, draw
-        self.boxes = DecodeBoxes(metadata)
+        self.metadata, self.file_format, self.min_score, self.draw = metadata, file_format, min_score, draw
+        self.decode = DecodeBoxes(metadata)
         self.ids = metadata.category_ids or list(range(1, len(metadata.class_names) + 1))
-        self.streams = ("images",) if form == "json" else ()
+        self.streams = ("images",) if file_format == "json" else ()
 
     def header(self) -> bytes:
-        """What the file begins with."""
-        return csv_line(["path", "label", "score", "x1", "y1", "x2", "y2"]) if self.form == "csv" else b""
+        """Return the first bytes of the file."""
+        return csv_line(["path", "label", "score", "x1", "y1", "x2", "y2"]) if self.file_format == "csv" else b""
 
     def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """The lines of one batch, in its order, by stream; draws its pictures."""
+        """Return the lines of one batch by stream, in its order; write its drawings."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
-        for i, found in enumerate(self.boxes(outputs)):
-            sure = found["scores"] >= self.score
-            found = {name: value[sure] for name, value in found.items()}
-            name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
+        for i, found in enumerate(self.decode(outputs)):
+            above = found["scores"] >= self.min_score
+            found = {name: value[above] for name, value in found.items()}
+            name, size, number = batch.names[i], batch.sizes[i], batch.positions[i]
             scale = torch.from_numpy(letterbox_scale(*size, self.metadata.size))
             boxes = to_original_size(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
-            left = (boxes[:, 2:] > boxes[:, :2]).all(1)  # others lie in the view's padding
-            boxes, found = boxes[left], {name: value[left] for name, value in found.items()}
+            visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the other boxes lie in the view's padding
+            boxes, found = boxes[visible], {name: value[visible] for name, value in found.items()}
             scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
             rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
-            if self.form == "csv":
+            if self.file_format == "csv":
                 for box, score, label, _ in rows:
                     row = [name, self.metadata.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
                     streams["rows"].append(csv_line(row))
-            elif self.form == "jsonl":
-                all_ = [
+            elif self.file_format == "jsonl":
+                detections = [
                     {
                         "label": self.metadata.class_names[k],
                         "score": _rounded(s, 6),
@@ -186,35 +205,37 @@ class Detection:
                     }
                     for b, s, k, mask in rows
                 ]
-                record = {"path": name, "height": size[0], "width": size[1], "detections": all_}
+                record = {"path": name, "height": size[0], "width": size[1], "detections": detections}
                 streams["rows"].append(json_line(record))
             else:
-                if self.form == "json":
+                if self.file_format == "json":
                     streams["images"].append(coco_image(number, name, size))
                 for j, (box, score, label, mask) in enumerate(rows):
-                    note = _annotation(number, j, box, score, self.ids[label], mask)
-                    streams["rows"].append(json_line(note if self.form == "json" else _result(note)))
-            if self.draw:
-                self._draw(name, batch.pixels[i], size, found)
+                    annotation = _annotation(number, j, box, score, self.ids[label], mask)
+                    streams["rows"].append(json_line(annotation if self.file_format == "json" else _result(annotation)))
+            if self.draw and batch.pixels is not None:
+                self._draw(self.draw, name, batch.pixels[i], size, found)
         return {stream: b"".join(parts) for stream, parts in streams.items()}
 
     @property
-    def finish(self) -> Any:
-        """Makes COCO's files from the streams; None for the other forms."""
-        if self.form == "json":
+    def finish(self) -> Callable[[Path, Mapping[str, Path]], None] | None:
+        """Function that writes COCO's files from the streams; None for the other formats."""
+        if self.file_format == "json":
             return lambda out, paths: coco_file(out, paths, self.metadata.class_names, self.ids)
-        return results_file if self.form == "results.json" else None
+        return results_file if self.file_format == "results.json" else None
 
     def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-        """{"segmentation": run lengths at the size of the file} per detection; nothing without masks, or in CSV."""
-        if self.form == "csv" or "mask_probs" not in found:
+        """Return {"segmentation": run lengths at the size of the file} per detection; {} without masks, or in CSV."""
+        if self.file_format == "csv" or "mask_probs" not in found:
             return [{} for _ in found["scores"]]
-        # not cut at the file's edges as the boxes are: the grid lies over the whole box
+        # boxes that are not clipped to the file, because the grid covers the complete box
         masks = paste_masks(found["mask_probs"], found["boxes"] / scale.repeat(2), size)
         return [{"segmentation": encode_rle(mask)} for mask in masks]
 
-    def _draw(self, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]) -> None:
-        """The view without its padding, with the masks and boxes on it."""
+    def _draw(
+        self, writer: ImageWriter, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]
+    ) -> None:
+        """Write the view without its padding, with masks and boxes drawn on it."""
         width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
         picture, times = upscale_for_text(pixels[:height, :width])
         names = [self.metadata.class_names[label] for label in found["labels"].tolist()]
@@ -223,7 +244,7 @@ class Detection:
             masks = paste_masks(found["mask_probs"], found["boxes"] * times, picture.shape[:2])
             picture = draw_instances(picture, list(masks), found["labels"])
         drawn = draw_boxes(picture, found["boxes"].numpy() * times, found["labels"], texts)
-        self.draw.write(name, drawn)
+        writer.write(name, drawn)
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -231,24 +252,24 @@ def _rounded(value: float, digits: int) -> float:
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's run lengths of a (H, W) bool mask, packed into text as pycocotools packs them: what its evaluation reads as a result."""
-    from faster_coco_eval.core.mask import encode  # no Detector is built without it
+    """Return COCO's compressed run lengths of a (H, W) bool mask, as pycocotools' evaluation reads them."""
+    from faster_coco_eval.core.mask import encode  # installed wherever a Detector can be built
 
     return {"size": list(mask.shape), "counts": encode(np.asfortranarray(mask).view(np.uint8))["counts"].decode()}
 
 
 def _annotation(
-    number: int, place: int, box: list[float], score: float, category: int, mask: dict[str, Any]
+    number: int, index: int, box: list[float], score: float, category: int, mask: dict[str, Any]
 ) -> dict[str, Any]:
-    """An annotation of COCO's; the area is the mask's if there is one."""
+    """Return an annotation in COCO's format; its area is that of the mask if there is one."""
     x1, y1, x2, y2 = box
     area = _rounded((x2 - x1) * (y2 - y1), 2)
     if mask:
-        from faster_coco_eval.core.mask import area as pixels_of
+        from faster_coco_eval.core.mask import area as mask_area
 
-        area = int(pixels_of(mask["segmentation"]))
+        area = int(mask_area(mask["segmentation"]))
     return {
-        "id": number * PER_IMAGE + place + 1,
+        "id": number * PER_IMAGE + index + 1,
         "image_id": number + 1,
         "category_id": category,
         "bbox": [_rounded(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
@@ -259,6 +280,6 @@ def _annotation(
     }
 
 
-def _result(note: dict[str, Any]) -> dict[str, Any]:
-    """What a result of COCO's keeps of an annotation; pycocotools numbers it and takes its area itself."""
-    return {key: value for key, value in note.items() if key not in ("id", "area", "iscrowd")}
+def _result(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an annotation that COCO's results format has; pycocotools adds id and area itself."""
+    return {key: value for key, value in annotation.items() if key not in ("id", "area", "iscrowd")}

@@ -1,4 +1,4 @@
-"""Pictures of images that were given, a PNG each: where it goes, so that none lands on another or on an image, and how it is written."""
+"""Write result images as PNG under names that are unique and never overwrite an input."""
 
 from __future__ import annotations
 
@@ -13,48 +13,47 @@ from lit_vision.predict.inputs import Inputs
 
 
 class ImageWriter:
-    """A folder of pictures: sub/a.png of the image sub/a.jpg, which is where `format: masks` looks for its mask.
+    """Folder of PNG files: sub/a.png for the image sub/a.jpg, which is where `format: masks` looks for its mask.
 
-    Where two images of the list would share a place (a.jpg and a.png), both keep their ending: a.jpg.png and a.png.png. That follows from
-    the whole list, so a run that goes on names as one that was not stopped.
+    If two images of the list would get the same name (a.jpg and a.png), both keep their extension: a.jpg.png and
+    a.png.png. Names depend on the complete list only, so a resumed run uses the same ones.
 
     Args:
         flag: of the command, for messages.
-        folder: made when the first picture is written.
-        inputs: the list; None where there are no two images that could share a place.
+        folder: created when the first file is written.
+        inputs: the list; None if no two images can get the same name.
 
     Raises:
-        UserError: the folder cannot be made, two images share a place for all that, or a picture would replace one of the images.
+        UserError: the folder cannot be created, two images would get the same name even so, or a file would overwrite
+            one of the images.
     """
 
-    def __init__(self, flag: str, folder: str | os.PathLike, inputs: Inputs | None = None) -> None:
+    def __init__(self, flag: str, folder: str | os.PathLike[str], inputs: Inputs | None = None) -> None:
         self.flag, self.folder = flag, Path(folder)
-        above = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
-        if not above.is_dir():
-            raise UserError(f"{flag} {folder}: {above} is a file; name a folder")
-        if not os.access(above, os.W_OK):
-            raise UserError(f"{flag} {folder}: {above} may not be written; choose another place")
-        self.full_names: set[str] = set()  # images that keep their ending
+        existing = next(p for p in (self.folder, *self.folder.parents) if os.path.exists(p))
+        if not existing.is_dir():
+            raise UserError(f"{flag} {folder}: {existing} is a file; name a folder")
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"{flag} {folder}: no permission to write to {existing}; choose another folder")
+        self._with_extension: set[str] = set()  # images that keep their extension
         if inputs is not None:
-            self._decide(inputs.names)
-            self._spare(inputs)
+            self._resolve_collisions(inputs.names)
+            self._refuse_inputs(inputs)
 
-    def place(self, name: str) -> Path:
-        """Where the picture of an image goes: below the folder, never outside."""
-        inside = [part for part in Path(name).parts if part not in ("..", "/")]
-        return self.folder.joinpath(
-            *inside[:-1], (inside[-1] if name in self.full_names else Path(inside[-1]).stem) + ".png"
-        )
+    def path(self, name: str) -> Path:
+        """Return the path of an image's PNG: below the folder, never outside."""
+        *parents, file = (part for part in Path(name).parts if part not in ("..", "/"))
+        return self.folder.joinpath(*parents, (file if name in self._with_extension else Path(file).stem) + ".png")
 
     def write(self, name: str, pixels: np.ndarray) -> None:
-        """The picture of an image, (H, W, 3) RGB or (H, W), 8 or 16 bit.
+        """Write the PNG of an image: (H, W, 3) RGB or (H, W), 8 or 16 bit.
 
         Raises:
             UserError: it cannot be written.
         """
         import cv2
 
-        path = self.place(name)
+        path = self.path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cv2.imencode(".png", pixels[:, :, ::-1] if pixels.ndim == 3 else pixels)[1].tobytes())
@@ -63,38 +62,39 @@ class ImageWriter:
                 f"{self.flag} {path}: cannot be written ({error.strerror}); choose another folder"
             ) from error
 
-    def _decide(self, names: Sequence[str]) -> None:
-        """Which images keep their ending. An ending that is kept can meet another image (a.png.jpg), hence the rounds."""
+    def _resolve_collisions(self, names: Sequence[str]) -> None:
+        """Let images with the same name keep their extension; a.png.png may then collide with a.png.jpg, so repeat."""
         while True:
             first: dict[Path, str] = {}
-            sharing: set[str] = set()
+            colliding: set[str] = set()
             for name in names:
-                if (other := first.setdefault(self.place(name), name)) != name:
-                    if {name, other} <= self.full_names:
+                if (other := first.setdefault(self.path(name), name)) != name:
+                    if {name, other} <= self._with_extension:
                         raise UserError(
-                            f"{self.flag} {self.folder}: {other} and {name} would share {self.place(name)}; predict them apart"
+                            f"{self.flag} {self.folder}: {other} and {name} would both be written to "
+                            f"{self.path(name)}; run predict on each of them"
                         )
-                    sharing |= {name, other}
-            if not sharing:
+                    colliding |= {name, other}
+            if not colliding:
                 return
-            self.full_names |= sharing
+            self._with_extension |= colliding
 
-    def _spare(self, inputs: Inputs) -> None:
-        """Refuse to write over what is to be read, under whatever name it is there."""
-        there = {}
+    def _refuse_inputs(self, inputs: Inputs) -> None:
+        """Refuse to overwrite an image of the list, whatever link or path leads to it."""
+        existing: dict[tuple[int, int], Path] = {}
         for name in inputs.names:
-            place = self.place(name)
-            if os.path.exists(place):
-                stat = os.stat(place)
-                there[stat.st_dev, stat.st_ino] = place
-        for i in range(len(inputs) if there else 0):
+            target = self.path(name)
+            if os.path.exists(target):
+                stat = os.stat(target)
+                existing[stat.st_dev, stat.st_ino] = target
+        for i in range(len(inputs) if existing else 0):
             if os.path.exists(path := inputs.path(i)):
                 stat = os.stat(path)
-                if place := there.get((stat.st_dev, stat.st_ino)):
-                    raise UserError(f"{self.flag} {place}: is one of the images; name a folder of its own")
+                if overwritten := existing.get((stat.st_dev, stat.st_ino)):
+                    raise UserError(f"{self.flag} {overwritten}: is one of the images; name another folder")
 
 
-def upscale_for_text(pixels: np.ndarray, least: int = 384) -> tuple[np.ndarray, int]:
-    """(H, W, 3) blown up by a whole number so that texts can be read on it, and that number."""
-    times = max(1, -(-least // max(pixels.shape[:2])))
-    return pixels.repeat(times, 0).repeat(times, 1), times
+def upscale_for_text(pixels: np.ndarray, min_side: int = 384) -> tuple[np.ndarray, int]:
+    """Enlarge (H, W, 3) by an integer so that text drawn on it is readable; return the image and the factor."""
+    factor = max(1, -(-min_side // max(pixels.shape[:2])))
+    return pixels.repeat(factor, 0).repeat(factor, 1), factor

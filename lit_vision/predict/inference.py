@@ -1,4 +1,4 @@
-"""Run a model over many images, batch by batch, into files; a stopped run goes on where it was."""
+"""Run a model over many images, batch by batch, into files; a stopped run continues where it was."""
 
 from __future__ import annotations
 
@@ -6,41 +6,53 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lit_vision.predict.image_writer import ImageWriter
+    from lit_vision.predict.inputs import Batch, Inputs
+    from lit_vision.predict.runtimes import Model
+
 
 def run_inference(
-    model: Any,
-    inputs: Any,
+    model: Model,
+    inputs: Inputs,
     out: Path,
-    header: bytes,
-    lines: Any,
-    settings: dict,
-    args: Any,
-    explain: Any = None,
+    lines: Callable[[Batch, dict[str, np.ndarray]], bytes | dict[str, bytes]],
+    settings: Mapping[str, Any],
+    *,
+    header: bytes = b"",
+    batch_size: int = 32,
+    workers: int = 0,
+    overwrite: bool = False,
+    explanations: ImageWriter | None = None,
     streams: tuple[str, ...] = (),
-    finish: Any = None,
+    finish: Callable[[dict[str, Path]], None] | None = None,
 ) -> tuple[int, int]:
-    """All images through a model, into OUT, resumable; what could not be read goes to OUT.skipped.csv.
+    """Run all images through a model into OUT; images that cannot be read are listed in OUT.skipped.csv.
 
     Args:
-        model: of `load_model`.
-        inputs: of `find_images`.
+        model: from `load_model`.
+        inputs: from `find_images`.
         out: the file.
-        header: its first bytes.
         lines: (batch, outputs) -> bytes, or {stream: bytes} with the main stream "rows".
-        settings: what else decides the bytes; a run goes on only with the same.
-        args: batch_size, workers, overwrite.
-        explain: `ImageWriter` of what the model looked at, or None.
+        settings: other values that decide the bytes; an unfinished run is continued only with the same ones.
+        header: first bytes of the main stream.
+        batch_size: images per batch.
+        workers: decoding threads; 0: the number of cores.
+        overwrite: an existing OUT, or another unfinished run, may be replaced.
+        explanations: writes an image per input that shows what the model looked at, or None.
         streams: names of further streams that `lines` fills.
-        finish: makes OUT from {stream: path} in the end; None: OUT is the main stream as it is.
+        finish: writes OUT from {stream: path} at the end; None: OUT is the main stream.
 
     Returns:
-        (images done, images skipped).
+        (number of images done, number of images skipped).
 
     Raises:
         UserError: no image could be read, or a file cannot be written.
@@ -56,42 +68,43 @@ def run_inference(
         "precision": model.metadata.precision,
         "runtime": model.runtime,
         "images": inputs.digest(),
-        "batch_size": args.batch_size,
+        "batch_size": batch_size,
         **settings,
     }
-    writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, args.overwrite)
+    writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, overwrite)
     if writer.resumed:
-        print(f"going on after {writer.done} of {len(inputs)} images", flush=True)
+        print(f"continuing after {writer.done} of {len(inputs)} images", flush=True)
     else:
         writer.notes["skipped"] = 0
         writer.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
-        with _stop_on_sigterm(), _bar(len(inputs), writer.done) as advance:
-            found = batches(
-                inputs, preprocess_for(model.metadata), args.batch_size, writer.done, args.workers or cores()
-            )
-            for batch in found:
+        with _exit_on_sigterm(), _progress_bar(len(inputs), writer.done) as advance:
+            prepare = preprocess_for(model.metadata)
+            for batch in batches(inputs, prepare, batch_size, writer.done, workers or cores()):
                 texts: dict[str, bytes] = {}
                 if batch.pixels is not None:
                     outputs = model(batch.pixels)
                     rows = lines(batch, outputs)
                     texts = rows if isinstance(rows, dict) else {"rows": rows}
-                    if explain:
-                        draw_explanations(model, batch, outputs, explain)
-                bad = b"".join(csv_line([name, " ".join(reason.split())]) for name, reason in batch.bad)
-                writer.notes["skipped"] += len(batch.bad)
-                writer.append({**texts, "skipped": bad}, batch.after)
-                advance(batch.after - batch.first)
+                    if explanations:
+                        draw_explanations(model, batch, outputs, explanations)
+                unreadable = (csv_line([name, " ".join(reason.split())]) for name, reason in batch.unreadable)
+                writer.notes["skipped"] += len(batch.unreadable)
+                writer.append({**texts, "skipped": b"".join(unreadable)}, batch.stop)
+                advance(batch.stop - batch.start)
     except BaseException as error:
         writer.close()
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            print(f"stopped after {writer.done} of {len(inputs)} images; the same command goes on", file=sys.stderr)
+            print(
+                f"stopped after {writer.done} of {len(inputs)} images; run the same command again to continue",
+                file=sys.stderr,
+            )
         raise
     skipped_file = out.with_name(out.name + ".skipped.csv")
-    skipped = writer.notes["skipped"]
+    skipped: int = writer.notes["skipped"]
     if skipped == len(inputs):
         writer.finish({"skipped": skipped_file}, main=False)
-        raise UserError(f"{skipped_file}: lists all {skipped} images, none could be read; mend them or name others")
+        raise UserError(f"{skipped_file}: lists all {skipped} images, none could be read; repair them or name others")
     skipped_file.unlink(missing_ok=True)
     if finish is not None:
         finish(writer.paths)
@@ -99,22 +112,24 @@ def run_inference(
     return len(inputs) - skipped, skipped
 
 
-def draw_explanations(model: Any, batch: Any, outputs: dict, pictures: Any) -> None:
-    """A picture for each image of a batch: the image, and the map of what speaks for its first class."""
+def draw_explanations(model: Model, batch: Batch, outputs: Mapping[str, np.ndarray], writer: ImageWriter) -> None:
+    """Write an image for each image of a batch: the image, and a heat map of its evidence for the best class."""
     import torch
 
     from lit_vision.predict.explain import explain, overlay
 
+    if batch.pixels is None or model.method is None:
+        return
     classes = torch.from_numpy(outputs["logits"]).argmax(1)
     device = next(model.method.parameters()).device
     heat = explain(model.method, model.normalized(batch.pixels).to(device), classes.to(device)).numpy()
     for name, pixels, values in zip(batch.names, batch.pixels, heat):
-        pictures.write(name, overlay(pixels, values))
+        writer.write(name, overlay(pixels, values))
 
 
 @contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves between two instructions, with code 143, as Ctrl-C does with 130."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit(143), which stops a run as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,8 +145,8 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(total: int, done: int) -> Iterator[Any]:
-    """A progress bar on a terminal; nothing elsewhere."""
+def _progress_bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on a terminal, and nothing elsewhere; yield the function that advances it."""
     if not sys.stderr.isatty():
         yield lambda n: None
         return

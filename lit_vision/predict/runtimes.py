@@ -1,4 +1,4 @@
-"""A loaded model behind one call, and the runtimes beside torch: ONNX Runtime, OpenVINO, torch.export's archive."""
+"""`Model`, a loaded model of any runtime, and the ONNX Runtime, OpenVINO and torch.export backends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
 
 class Model:
-    """A model that is ready to use.
+    """A loaded model: pixels in, named arrays out.
 
     Attributes:
-        metadata: what it is for and what it wants.
-        path: the file it is from.
-        method: the LightningModule or holder of a Backbone; None where the file has no torch network.
+        metadata: task, classes, normalization, input size, ...
+        path: the file.
+        method: the LightningModule or FeatureModel; None if the file has no torch network.
         runtime: "torch", "onnx", "openvino" or "pt2".
     """
 
@@ -37,11 +37,11 @@ class Model:
         self._mean, self._std = torch.tensor(metadata.mean), torch.tensor(metadata.std)
 
     def normalized(self, pixels: np.ndarray) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, 3, S, S) float32 as the network wants it."""
+        """Return (N, S, S, 3) uint8 pixels as the network's input, (N, 3, S, S) float32."""
         return normalize(torch.from_numpy(pixels)[:, None], self._mean, self._std)[:, 0]
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name for (N, S, S, 3) uint8 pixels.
+        """Return the outputs by name for (N, S, S, 3) uint8 pixels.
 
         Raises:
             UserError: an output is not finite.
@@ -49,16 +49,20 @@ class Model:
         outputs = self.run(self.normalized(pixels))
         for name, value in outputs.items():
             if not np.isfinite(value).all():
-                raise UserError(f"{self.path}: gives {name} that are not finite; check its training")
+                raise UserError(f"{self.path}: its {name} are not finite; check its training")
         return outputs
 
     def run(self, images: Tensor) -> dict[str, np.ndarray]:
-        """Outputs by name for normalised images (N, 3, S, S) on the CPU."""
+        """Return the outputs by name for normalized images (N, 3, S, S) on the CPU."""
         return self._run(images)
 
 
 def open_onnx(path: Path, threads: int | None) -> Model:
-    """An .onnx file in ONNX Runtime, on the CPU."""
+    """Load an .onnx file in ONNX Runtime, on the CPU.
+
+    Raises:
+        UserError: no ONNX Runtime, no ONNX model, or no metadata in it.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -69,28 +73,34 @@ def open_onnx(path: Path, threads: int | None) -> Model:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for every fault, none of them exported
-        raise UserError(f"{path}: no ONNX model that can be loaded ({_first_line(error)}); export it again") from error
+    except Exception as error:  # onnxruntime has many exception classes and exports none of them
+        raise UserError(f"{path}: is not a valid ONNX model ({_first_line(error)}); export it again") from error
     metadata = ModelMetadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), str(path))
-    entry, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
+    input_name, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
     _check_outputs(path, metadata, names)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {entry: images.numpy()})))
+        return dict(zip(names, session.run(names, {input_name: images.numpy()})))
 
     return Model(metadata, path, run, "onnx")
 
 
 def open_openvino(path: Path, threads: int | None) -> Model:
-    """An .xml file, with its .bin beside it, in OpenVINO, on the CPU in float32."""
+    """Load an .xml file and its .bin in OpenVINO, on the CPU in float32.
+
+    Raises:
+        UserError: no OpenVINO, no .bin, no valid model, or no metadata in it.
+    """
     try:
         import openvino
     except ImportError as error:
         raise UserError(f"{path}: OpenVINO is not installed; pip install 'lit-vision[export]'") from error
     if not path.with_suffix(".bin").is_file():
-        raise UserError(f"{path}: its weights {path.with_suffix('.bin').name} are not beside it; copy both files")
+        raise UserError(
+            f"{path}: its weights {path.with_suffix('.bin').name} are not in the same folder; copy both files"
+        )
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a mapped file that is replaced ends the process
+    core.set_property({"ENABLE_MMAP": False})  # replacing a mapped file kills the process
     try:
         model = core.read_model(path)
         text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else None
@@ -100,9 +110,7 @@ def open_openvino(path: Path, threads: int | None) -> Model:
             settings["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: no OpenVINO model that can be loaded ({_first_line(error)}); export it again"
-        ) from error
+        raise UserError(f"{path}: is not a valid OpenVINO model ({_first_line(error)}); export it again") from error
     metadata = ModelMetadata.from_json(text, str(path))
     names = [next(iter(output.get_names()), "") for output in compiled.outputs]
     _check_outputs(path, metadata, names)
@@ -113,18 +121,23 @@ def open_openvino(path: Path, threads: int | None) -> Model:
     return Model(metadata, path, run, "openvino")
 
 
-def open_pt2(path: Path, trust: bool) -> Model:
-    """A .pt2 archive, only if it is trusted: its reader unpickles."""
-    if not trust:
+def open_pt2(path: Path, trusted: bool) -> Model:
+    """Load a .pt2 archive, only if it is trusted: its reader unpickles, which can run code.
+
+    Raises:
+        UserError: not trusted, no valid archive, or no metadata in it.
+    """
+    if not trusted:
         raise UserError(
-            f"{path}: a .pt2 can run code when it is loaded; give --trust if you made it, or use safetensors, onnx or openvino"
+            f"{path}: loading a .pt2 can run code that is in it; give --trust_pt2 if you trust where it is from, "
+            "or use safetensors, onnx or openvino"
         )
     extra = {f"{METADATA_KEY}.json": ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # whatever the archive's reader lets through
+    except Exception as error:  # torch.export.load documents no exceptions
         raise UserError(
-            f"{path}: no exported program that can be loaded ({_first_line(error)}); export it again"
+            f"{path}: is not a valid torch.export archive ({_first_line(error)}); export it again"
         ) from error
     metadata = ModelMetadata.from_json(extra[f"{METADATA_KEY}.json"], str(path))
     network = program.module()
@@ -139,7 +152,8 @@ def open_pt2(path: Path, trust: bool) -> Model:
 def _check_outputs(path: Path, metadata: ModelMetadata, names: list[str]) -> None:
     if set(metadata.outputs) - set(names):
         raise UserError(
-            f"{path}: gives {', '.join(names)}, its card says {', '.join(metadata.outputs)}; export it again"
+            f"{path}: has the outputs {', '.join(names)}, its metadata lists {', '.join(metadata.outputs)}; "
+            "export it again"
         )
 
 

@@ -1,7 +1,7 @@
-"""`lit-vision embed` and `lit-vision search`: features of images as one file, and what lies near what in it.
+"""Feature index and nearest-neighbor search.
 
-An index is a safetensors file: `features` (N, D) float32 as the model gave them, `names` the images' names joined by zero bytes, and in
-its metadata what they were made with; features of another model, view or precision are refused.
+An index is a safetensors file: `features` (N, D) float32 as the model returned them, `names` of the images joined by
+zero bytes, and in its metadata the settings of the features; features of another model, view or precision are refused.
 """
 
 from __future__ import annotations
@@ -9,31 +9,39 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_vision.errors import UserError
+import numpy as np
 
-ROWS = 1024  # queries looked up at once
+from lit_vision.errors import UserError
+from lit_vision.io.atomic import atomic_path
+from lit_vision.weights.model_metadata import ModelMetadata
+
+_QUERIES_AT_ONCE = 1024
 
 
 @dataclass
 class Index:
     """Features of N images, D wide.
 
-    path: the file.   names: N.   features: (N, D) float32.   feature_settings: what decided the features (model, view, precision).
+    Attributes:
+        path: the file.
+        names: of the N images.
+        features: (N, D) float32.
+        feature_settings: model, view and precision that the features depend on.
     """
 
     path: Path
     names: list[str]
-    features: Any
+    features: np.ndarray
     feature_settings: dict[str, Any]
 
 
-def feature_settings(metadata: Any) -> dict[str, Any]:
-    """What decides a model's features: two indices with the same can be compared."""
+def feature_settings(metadata: ModelMetadata) -> dict[str, Any]:
+    """Return the settings that a model's features depend on; indices with equal settings can be compared."""
     return {
         "features": metadata.features,
         "mean": metadata.mean,
@@ -44,30 +52,26 @@ def feature_settings(metadata: Any) -> dict[str, Any]:
     }
 
 
-def write_index(path: Path, rows: Path, names: Path, width: int, about: dict[str, Any]) -> None:
-    """An index from raw float32 rows and zero-ended names, copied in pieces: N may be larger than memory."""
-    size, text = rows.stat().st_size, names.stat().st_size
+def write_index(path: Path, rows: Path, names: Path, width: int, settings: dict[str, Any]) -> None:
+    """Write an index from files of raw float32 rows and of zero-terminated names, in pieces: N may exceed memory."""
+    rows_size, names_size = rows.stat().st_size, names.stat().st_size
     header = {
-        "__metadata__": {"format": "pt", "lit_vision": "Index", "made_with": json.dumps(about)},
-        "features": {"dtype": "F32", "shape": [size // (4 * width), width], "data_offsets": [0, size]},
-        "names": {"dtype": "U8", "shape": [text], "data_offsets": [size, size + text]},
+        "__metadata__": {"format": "pt", "lit_vision": "Index", "made_with": json.dumps(settings)},
+        "features": {"dtype": "F32", "shape": [rows_size // (4 * width), width], "data_offsets": [0, rows_size]},
+        "names": {"dtype": "U8", "shape": [names_size], "data_offsets": [rows_size, rows_size + names_size]},
     }
     head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)  # the format wants the data aligned
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
+    head += b" " * (-len(head) % 8)  # safetensors aligns the data to 8 bytes
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for source in (rows, names):
             with open(source, "rb") as part:
                 while piece := part.read(1 << 22):
                     file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
-def read_index(path: str | os.PathLike) -> Index:
-    """The index in a file.
+def read_index(path: str | os.PathLike[str]) -> Index:
+    """Read an index.
 
     Raises:
         UserError: no such file, or no index.
@@ -78,21 +82,25 @@ def read_index(path: str | os.PathLike) -> Index:
         raise UserError(f"--index {path}: an index is a .safetensors file of lit-vision embed; name one")
     state, metadata = read_file(path)
     if metadata.get("lit_vision") != "Index":
-        raise UserError(f"--index {path}: is no index; make one with lit-vision embed")
+        raise UserError(f"--index {path}: is not an index; make one with lit-vision embed")
     names = state["names"].numpy().tobytes().split(b"\0")[:-1]
     features = state["features"].numpy()
     if len(names) != len(features):
-        raise UserError(f"--index {path}: {len(features)} features for {len(names)} names, it is damaged; embed again")
+        raise UserError(f"--index {path}: is damaged: {len(features)} features for {len(names)} names; embed again")
     return Index(Path(path), [os.fsdecode(n) for n in names], features, json.loads(metadata["made_with"]))
 
 
-def check_same_model(index: Index, about: dict[str, Any]) -> None:
+def check_same_model(index: Index, settings: dict[str, Any]) -> None:
     """Refuse to compare features of different models.
 
+    Args:
+        index: the index.
+        settings: from `feature_settings`, of the model of the queries.
+
     Raises:
-        UserError: names what differs.
+        UserError: names the first setting that differs.
     """
-    differing = [key for key in about if index.feature_settings.get(key) != about[key]]
+    differing = [key for key in settings if index.feature_settings.get(key) != settings[key]]
     if differing:
         what = "another model" if "features" in differing else f"another {differing[0]}"
         raise UserError(
@@ -105,11 +113,12 @@ class NearestNeighbors:
 
     Args:
         features: (N, D) float32; copied and scaled. A row of zeros is similar to nothing.
+
+    Raises:
+        UserError: faiss is not installed.
     """
 
-    def __init__(self, features: Any) -> None:
-        import numpy as np
-
+    def __init__(self, features: np.ndarray) -> None:
         try:
             import faiss
         except ImportError as error:
@@ -120,42 +129,20 @@ class NearestNeighbors:
         self.index.add(self.features)
         self.faiss = faiss
 
-    def top(self, queries: Any, k: int) -> list[list[tuple[int, float]]]:
-        """The k nearest rows of each query (M, D), best first: (row, cosine)."""
-        import numpy as np
-
+    def top(self, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+        """Return the k nearest rows of each query (M, D), best first, as (row, cosine)."""
         queries = np.array(queries, dtype=np.float32, order="C")
         self.faiss.normalize_L2(queries)
         scores, rows = self.index.search(queries, min(k, len(self.features)))
         return [[(int(r), float(s)) for r, s in zip(*both)] for both in zip(rows, scores)]
 
     def pairs(self, threshold: float) -> Iterator[tuple[int, int, float]]:
-        """All (i, j, cosine) with i < j and cosine above the threshold, by i, then j."""
-        for start in range(0, len(self.features), ROWS):
-            limits, scores, rows = self.index.range_search(self.features[start : start + ROWS], threshold)
+        """Yield all (i, j, cosine) with i < j and a cosine above the threshold, by i, then j."""
+        for start in range(0, len(self.features), _QUERIES_AT_ONCE):
+            queries = self.features[start : start + _QUERIES_AT_ONCE]
+            limits, scores, rows = self.index.range_search(queries, threshold)
             for i in range(len(limits) - 1):
-                mine = slice(limits[i], limits[i + 1])
-                for j, score in sorted(zip(rows[mine].tolist(), scores[mine].tolist())):
+                matches = slice(limits[i], limits[i + 1])
+                for j, score in sorted(zip(rows[matches].tolist(), scores[matches].tolist())):
                     if j > start + i:
                         yield start + i, j, score
-
-
-def connected_groups(pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
-    """Images that are linked by pairs, directly or through others; each group sorted, groups by their first image."""
-    above: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        while above.setdefault(i, i) != i:
-            above[i] = above[above[i]]
-            i = above[i]
-        return i
-
-    for i, j, _ in pairs:
-        above[max(root(i), root(j))] = min(root(i), root(j))
-    found: dict[int, list[int]] = {}
-    for i in sorted(above):
-        found.setdefault(root(i), []).append(i)
-    return list(found.values())
-
-
-# ------------------------------------------------------------------ commands

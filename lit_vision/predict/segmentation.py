@@ -1,15 +1,17 @@
-"""Segmentation: the network that runs, and the masks, lines and pictures of its scores. B images, K classes, S side of the view."""
+"""Segmentation: inference network, masks and result lines. B images, K classes, S side of the view."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from torch import Tensor, nn
 
+from lit_vision.data.annotations.coco_masks import run_lengths
 from lit_vision.data.annotations.views import letterbox_scale
-from lit_vision.data.make.scenes import run_lengths
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import Batch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
@@ -18,7 +20,7 @@ from lit_vision.weights.model_metadata import ModelMetadata
 
 
 class SegmenterNetwork(nn.Module):
-    """Normalised images (B, 3, S, S) -> scores (B, K, S, S)."""
+    """Normalized images (B, 3, S, S) -> scores (B, K, S, S)."""
 
     outputs = ("scores",)
 
@@ -27,83 +29,86 @@ class SegmenterNetwork(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """See the class."""
+        """Return the outputs (see the class)."""
         return (self.method(images),)
 
 
 class Segmentation:
-    """The class of each pixel, at the size of the file: the best class of the view's pixels, brought to the file's by nearest neighbour.
+    """Class of each pixel at the size of the file: the view's best class per pixel, resized by nearest neighbor.
 
     Args:
         metadata: of the model.
-        form: "csv" (path, then the share of each class), "jsonl" ({"path", "height", "width", "shares": {class: share}}) or "json" (COCO: a
-            run-length mask per image and class, the background apart).
-        masks: the masks (pixel = class number), or None.
-        draw: the tinted views, or None.
+        file_format: "csv" (path, then the share of each class), "jsonl" ({"path", "height", "width", "shares": {class:
+            share}}) or "json" (COCO: a run-length mask per image and class, without the background).
+        masks: writes the masks (pixel = class number), or None.
+        draw: writes the images with colored classes, or None.
     """
 
-    forms = ("csv", "jsonl", "json")
-    option_names = ("masks", "draw")  # of the command
+    formats = ("csv", "jsonl", "json")
+    option_names = ("masks", "draw")  # flags of the command that apply to this task
 
     def __init__(
         self,
         metadata: ModelMetadata,
-        form: str,
+        file_format: str,
         masks: ImageWriter | None = None,
         draw: ImageWriter | None = None,
         **_: Any,
     ) -> None:
-        self.metadata, self.form, self.masks, self.draw = metadata, form, masks, draw
+        self.metadata, self.file_format, self.masks, self.draw = metadata, file_format, masks, draw
         self.background = metadata.options.get("background")
-        self.streams = ("images",) if form == "json" else ()
+        self.streams = ("images",) if file_format == "json" else ()
 
     def header(self) -> bytes:
-        """What the file begins with."""
-        return csv_line(["path", *self.metadata.class_names]) if self.form == "csv" else b""
+        """Return the first bytes of the file."""
+        return csv_line(["path", *self.metadata.class_names]) if self.file_format == "csv" else b""
 
     def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """The lines of one batch, in its order, by stream; writes its masks and pictures."""
+        """Return the lines of one batch by stream, in its order; write its masks and drawings."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
         names = self.metadata.class_names
         for i, scores in enumerate(outputs["scores"]):
-            name, size, number = batch.names[i], batch.sizes[i], batch.places[i]
+            name, size, number = batch.names[i], batch.sizes[i], batch.positions[i]
             width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
-            seen = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
-            mask = cv2.resize(seen, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+            view_mask = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
+            mask = cv2.resize(view_mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
             shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
-            if self.form == "csv":
+            if self.file_format == "csv":
                 streams["rows"].append(csv_line([name, *(f"{share:.6f}" for share in shares)]))
-            elif self.form == "jsonl":
-                found = {label: round(float(share), 6) for label, share in zip(names, shares) if share}
-                record = {"path": name, "height": size[0], "width": size[1], "shares": found}
+            elif self.file_format == "jsonl":
+                named = {label: round(float(share), 6) for label, share in zip(names, shares) if share}
+                record = {"path": name, "height": size[0], "width": size[1], "shares": named}
                 streams["rows"].append(json_line(record))
             else:
                 streams["images"].append(coco_image(number, name, size))
                 streams["rows"] += self._annotations(number, mask)
             if self.masks:
                 self.masks.write(name, mask)
-            if self.draw:
-                picture, times = upscale_for_text(batch.pixels[i][:height, :width])
-                drawn = draw_mask(picture, seen.repeat(times, 0).repeat(times, 1), self.background)
-                self.draw.write(name, drawn)
+            if self.draw and batch.pixels is not None:
+                picture, factor = upscale_for_text(batch.pixels[i][:height, :width])
+                upscaled = view_mask.repeat(factor, 0).repeat(factor, 1)
+                self.draw.write(name, draw_mask(picture, upscaled, self.background))
         return {stream: b"".join(parts) for stream, parts in streams.items()}
 
     @property
-    def finish(self) -> Any:
-        """Makes COCO's file from the streams; None for the other forms."""
+    def finish(self) -> Callable[[Path, Mapping[str, Path]], None] | None:
+        """Function that writes COCO's file from the streams; None for the other formats."""
         names = self.metadata.class_names
-        return (lambda out, paths: coco_file(out, paths, names, range(len(names)))) if self.form == "json" else None
+        if self.file_format != "json":
+            return None
+        return lambda out, paths: coco_file(out, paths, names, range(len(names)))
 
     def _annotations(self, number: int, mask: np.ndarray) -> list[bytes]:
-        """A line per class that is there; category ids are the class numbers."""
-        found = []
+        """Return a line per class that occurs; category ids are the class numbers."""
+        lines = []
         for label in np.unique(mask).tolist():
             if label == self.background:
                 continue
-            own = mask == label
-            rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+            pixels = mask == label
+            rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
             x, y = int(columns[0]), int(rows[0])
             box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-            entry = {"id": number * PER_IMAGE + label + 1, "image_id": number + 1, "category_id": label, "iscrowd": 0}
-            found.append(json_line({**entry, "bbox": box, "area": int(own.sum()), "segmentation": run_lengths(own)}))
-        return found
+            ids = {"id": number * PER_IMAGE + label + 1, "image_id": number + 1, "category_id": label, "iscrowd": 0}
+            shape = {"bbox": box, "area": int(pixels.sum()), "segmentation": run_lengths(pixels)}
+            lines.append(json_line({**ids, **shape}))
+        return lines

@@ -1,72 +1,103 @@
-"""How results are written: CSV lines, JSON lines, COCO's JSON from streamed parts."""
+"""Write results: CSV lines, JSON lines, and COCO's JSON from streamed parts; check output paths."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PER_IMAGE = (
-    1000  # COCO ids of an image's annotations follow from the image's own id, so that a resumed run numbers alike
-)
+from lit_vision.errors import UserError
+from lit_vision.io.atomic import atomic_path
+
+# COCO ids of an image's annotations follow from the image's id, so that a resumed run gives the same ids
+PER_IMAGE = 1000
+
+
+def check_not_existing(path: str | os.PathLike[str], overwrite: bool, flag: str = "--out") -> None:
+    """Refuse a path that exists, unless it may be overwritten.
+
+    Raises:
+        UserError: it exists.
+    """
+    if os.path.exists(path) and not overwrite:
+        raise UserError(f"{flag} {path}: exists already; choose another name, or give --overwrite")
+
+
+def check_output_path(path: str | os.PathLike[str], overwrite: bool, flag: str = "--out") -> Path:
+    """Return the path of a file to write; create its folder.
+
+    Raises:
+        UserError: it is a folder, it exists and may not be overwritten, or its folder cannot be created or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; give the name of a file in it")
+    check_not_existing(path, overwrite, flag)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: its folder cannot be created ({error.strerror}); choose another folder"
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: no permission to write to its folder; choose another folder")
+    return path
 
 
 def csv_line(row: Sequence[Any]) -> bytes:
-    """One line of CSV. A file's name need not be text: its bytes are kept."""
+    """Return one line of CSV. File names that are not valid text keep their bytes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(row)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """One line of JSON."""
+    """Return one line of JSON."""
     return json.dumps(record).encode() + b"\n"
 
 
 def coco_image(number: int, name: str, size: tuple[int, int]) -> bytes:
-    """An entry of COCO's `images`; number counts the images that were given from 0."""
+    """Return an entry of COCO's `images`; `number` is the image's position in the list of inputs, from 0."""
     return json_line({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
 
 
 def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[int]) -> None:
-    """OUT as one COCO file, from the streams `images` and `rows` with a JSON object per line; holds one line at a time.
+    """Write OUT as one COCO file from the streams `images` and `rows`; only one line is in memory at a time.
 
     Args:
-        out: the file; it gets its name when it is whole.
-        paths: of the streams.
+        out: the file; it appears under this name only when it is complete.
+        paths: of the streams, which have one JSON object per line.
         class_names: the categories, in order.
         ids: of the categories.
     """
-    beside = out.with_name(out.name + ".tmp")
     categories = [{"id": i, "name": name} for i, name in zip(ids, class_names)]
-    with open(beside, "wb") as file:
+    with atomic_path(out) as temporary, open(temporary, "wb") as file:
         file.write(b'{"info": {"description": "predictions of lit-vision"},\n"categories": ')
         file.write(json.dumps(categories).encode() + b',\n"images": [\n')
         file.writelines(_separated(paths["images"]))
         file.write(b'],\n"annotations": [\n')
         file.writelines(_separated(paths["rows"]))
         file.write(b"]}\n")
-    beside.replace(out)
 
 
 def results_file(out: Path, paths: Mapping[str, Path]) -> None:
-    """OUT as the list of detections that pycocotools' `loadRes` takes, from the stream `rows`; as `coco_file`."""
-    beside = out.with_name(out.name + ".tmp")
-    with open(beside, "wb") as file:
+    """Write OUT as the list of detections that pycocotools' `loadRes` takes, from the stream `rows`."""
+    with atomic_path(out) as temporary, open(temporary, "wb") as file:
         file.write(b"[\n")
         file.writelines(_separated(paths["rows"]))
         file.write(b"]\n")
-    beside.replace(out)
 
 
 def _separated(path: Path) -> Iterable[bytes]:
+    """Yield the lines of a file with commas between."""
     with open(path, "rb") as lines:
-        before = b""
+        separator = b""
         for line in lines:
-            yield before + line.rstrip(b"\n")
-            before = b",\n"
-        if before:
+            yield separator + line.rstrip(b"\n")
+            separator = b",\n"
+        if separator:
             yield b"\n"

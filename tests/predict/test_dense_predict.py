@@ -60,7 +60,7 @@ HEADS = {"detector": "fcos", "two-stage": "faster_rcnn", "instances": "mask_rcnn
 @pytest.mark.parametrize("model", HEADS)
 def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str) -> None:
     assert predict(place, model, tmp_path / "a.csv") == 0
-    assert predict(place, model, tmp_path / "a.jsonl", "--score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
+    assert predict(place, model, tmp_path / "a.jsonl", "--min_score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
     assert predict(place, model, tmp_path / "a.json") == 0
     method = make_detector(HEADS[model])
     with open(tmp_path / "a.csv", newline="") as file:
@@ -104,7 +104,7 @@ def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> 
     for number, record in enumerate(lines):
         _, tensor, size, scale = _seen(place, record["path"], method)
         with torch.inference_mode():
-            (grids,), (found,) = method.regions(tensor), method(tensor)
+            (grids,), (found,) = method.detect_with_mask_probs(tensor), method(tensor)
         left = _with_area(to_original_size(grids["boxes"], scale, torch.tensor(size)))
         grids, found = ({name: value[left] for name, value in one.items()} for one in (grids, found))
         boxes = grids["boxes"] / scale.repeat(2)
@@ -316,11 +316,11 @@ def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: s
 
 
 BROKEN = {
-    "top of boxes": (["detector", "o.csv", "--top", "3"], 2, "--top: has no meaning for detection"),
+    "top of boxes": (["detector", "o.csv", "--top_k", "3"], 2, "--top_k: has no meaning for detection"),
     "masks of boxes": (["detector", "o.csv", "--masks", "m"], 2, "--masks: has no meaning for detection"),
-    "score of masks": (["segmenter", "o.csv", "--score", "0.5"], 2, "--score: has no meaning for segmentation"),
+    "score of masks": (["segmenter", "o.csv", "--min_score", "0.5"], 2, "--min_score: has no meaning for segmentation"),
     "explain": (["detector", "o.csv", "--explain", "e"], 2, "--explain: has no meaning for detection"),
-    "score above one": (["detector", "o.csv", "--score", "50"], 2, "give a number from 0 to 1"),
+    "score above one": (["detector", "o.csv", "--min_score", "50"], 2, "give a number from 0 to 1"),
     "ending": (["segmenter", "o.png"], 2, "end its name in"),
     "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
     "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),

@@ -49,7 +49,7 @@ def predict(place: Path, out: Path, *more: str, model: str = "run", images: str 
 
 def test_predict__is_the_classifier_on_the_evaluation_view(place, tmp_path, capsys) -> None:
     assert predict(place, tmp_path / "a.csv") == 0
-    assert predict(place, tmp_path / "a.jsonl", "--top", "2") == 0
+    assert predict(place, tmp_path / "a.jsonl", "--top_k", "2") == 0
     assert f"{tmp_path / 'a.csv'}: 12 images\n" in capsys.readouterr().out
     rows, method = rows_of(tmp_path / "a.csv"), make_classifier()
     names = sorted(str(p.relative_to(place / "images")) for p in (place / "images").rglob("*.png"))
@@ -136,9 +136,9 @@ def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(models.Model, "__call__", broken)
         assert predict(place, out) == 130
-    assert predict(place, out, "--top", "1") == 1
+    assert predict(place, out, "--top_k", "1") == 1
     assert "belongs to an unfinished run with another model, images or settings" in capsys.readouterr().err
-    assert predict(place, out, "--top", "1", "--overwrite") == 0
+    assert predict(place, out, "--top_k", "1", "--overwrite") == 0
     before = out.read_bytes()
     assert predict(place, out) == 1
     assert "exists already" in capsys.readouterr().err
@@ -156,8 +156,8 @@ def test_a_command_that_did_nothing_does_not_stand_in_the_way(place, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(models.Model, "__call__", broken)
         assert predict(place, tmp_path / "a.csv") == 130
-    assert predict(place, tmp_path / "a.csv", "--top", "1") == 0
-    assert predict(place, tmp_path / "b.csv", "--top", "1") == 0
+    assert predict(place, tmp_path / "a.csv", "--top_k", "1") == 0
+    assert predict(place, tmp_path / "b.csv", "--top_k", "1") == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"a.csv", "b.csv"}
     (tmp_path / "c.csv.part.json").write_text("{")
@@ -288,7 +288,7 @@ def spoil(place: Path, name: str) -> list[str]:
     elif name == "batch of none":
         words["--batch_size"] = "0"
     elif name == "top of none":
-        words["--top"] = "0"
+        words["--top_k"] = "0"
     elif name == "unknown flag":
         words["--modle"] = run
     elif name == "not a finite weight":
@@ -311,7 +311,7 @@ BROKEN = {
     "weights alone": (1, "does not say which model it holds"),
     "text as onnx": (1, "no ONNX model"),
     "pre-trained only": (1, "gives features, no predictions; use lit-vision embed"),
-    "pt2 that is not trusted": (1, "give --trust"),
+    "pt2 that is not trusted": (1, "--trust_pt2"),
     "batch of none": (2, "give at least 1"),
     "top of none": (2, "give at least 1 class"),
     "unknown flag": (2, "--modle"),

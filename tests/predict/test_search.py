@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toy_models import make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
-from lit_vision.predict.search import connected_groups, read_index
+from lit_vision.predict.search import read_index
 from lit_vision.weights.load import save_backbone
 
 
@@ -65,7 +65,7 @@ def test_embed__takes_a_body_without_a_head_and_agrees(place, tmp_path) -> None:
 def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
     query = place / "images/red/000.png"
-    assert search(place, "--query", str(query), "--top", "5", "--out", str(tmp_path / "o.csv")) == 0
+    assert search(place, "--query", str(query), "--top_k", "5", "--out", str(tmp_path / "o.csv")) == 0
     said = capsys.readouterr().out.splitlines()
     index = read_index(place / "index.safetensors")
     unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
@@ -84,10 +84,10 @@ def test_answers_name_their_query_where_there_are_several(place, tmp_path, capsy
     pytest.importorskip("faiss", reason="needs the search extra")
     write_images(tmp_path / "asked", 2)
     write_images(tmp_path / "one", 1)
-    assert search(place, "--query", str(tmp_path / "asked"), "--top", "2") == 0
+    assert search(place, "--query", str(tmp_path / "asked"), "--top_k", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition("  ")[2] for line in lines] == ["(green/001.png)"] * 2 + ["(red/000.png)"] * 2
-    assert search(place, "--query", str(tmp_path / "one"), "--top", "2") == 0
+    assert search(place, "--query", str(tmp_path / "one"), "--top_k", "2") == 0
     assert "(" not in capsys.readouterr().out
 
 
@@ -107,12 +107,6 @@ def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) 
     with open(out, newline="") as file:
         assert {(row["a"], row["b"]) for row in csv.DictReader(file)} == want
     assert f"{len(want)} pairs above 0.99999" in capsys.readouterr().out
-
-
-def test_groups_are_what_pairs_link() -> None:
-    assert connected_groups([(0, 3, 1.0), (5, 6, 1.0), (3, 4, 1.0), (4, 6, 1.0)]) == [[0, 3, 4, 5, 6]]
-    assert connected_groups([(7, 8, 1.0), (1, 2, 1.0)]) == [[1, 2], [7, 8]]
-    assert connected_groups([]) == []
 
 
 def words_of(place: Path, name: str) -> list[str]:
