@@ -108,10 +108,9 @@ def show(table: Ablation) -> None:
 
 def verify(table: Ablation, images: StudyImages | None = None) -> int:
     """Measure the committed weights again; return 1 if a value moved, the data differ or nothing was measured."""
-    from ablation_runs import frozen_features, probe
-
     from lit_vision.results.schema import read_result
     from lit_vision.study.cells import CellKey
+    from lit_vision.study.encoders import frozen_features, measure_frozen
     from lit_vision.study.training import classification, load_classifier, probabilities
     from lit_vision.study.verify import tolerance
 
@@ -141,7 +140,7 @@ def verify(table: Ablation, images: StudyImages | None = None) -> int:
             else:
                 if path not in frozen:
                     frozen[path] = frozen_features(path, images, preset.side(table.init))
-                answer, _ = probe(key.protocol, *frozen[path], images, key)
+                answer = measure_frozen(key, *frozen[path], images).probabilities
             top1 = float((answer.argmax(1) == images.test_labels).mean())
             tally.add(key.name, value, top1, tolerance(key.protocol))
     return tally.close(sum(len(cell["values"]) for cell in result["cells"]))

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablation_runs import frozen_features, probe
 from adaptation_protocols import INIT, NAME, PROTOCOLS, preset_of
 from adaptation_runs import EPOCHS, LABELS, SEEDS, Runner
 from table_script import MAKE_ROTATED, RESULTS, ROOT, WEIGHTS, Tally, read_rotated_garments, run_table
@@ -141,6 +140,7 @@ def verify(images: StudyImages | None = None) -> int:
     """Measure the committed weights again; return 1 if a value moved, the data differ or nothing was measured."""
     from lit_vision.results.schema import read_result
     from lit_vision.study.cells import CellKey
+    from lit_vision.study.encoders import frozen_features, measure_frozen
     from lit_vision.study.training import classification, load_classifier, probabilities
     from lit_vision.study.verify import tolerance
 
@@ -159,7 +159,7 @@ def verify(images: StudyImages | None = None) -> int:
             key = CellKey(INIT, cell["protocol"], cell["labels"], seed)
             path = WEIGHTS / NAME / f"{key.name}.safetensors"
             if PROTOCOLS[key.protocol] is None and frozen is not None:
-                answer, _ = probe("linear", *frozen, images, key)
+                answer = measure_frozen(key, *frozen, images).probabilities
             elif path.exists():
                 rows = images.subset(key.labels, seed)
                 module, _ = classification(INIT, images, rows, preset, seed, encoder, protocol=key.protocol)

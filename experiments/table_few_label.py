@@ -56,8 +56,8 @@ def study_arguments(half: Half) -> list[str]:
     flags = {
         "--labels": "1%,10%",
         "--seeds": str(half.seeds),
-        "--fewer": MAX_SEEDS,
-        "--starts": "simclr,mae",
+        "--max_seeds": MAX_SEEDS,
+        "--inits": "simclr,mae",
         "--epochs": half.epochs,
         "--rotation": str(half.rotation),
         "--pretrained": "off",
@@ -136,7 +136,7 @@ def verify() -> int:
         total += sum(len(cell["values"]) for cell in result["cells"])
         preset = preset_for(images.size, half.rotation)
         for one in verify_cells(result["cells"], images, preset, WEIGHTS / f"few-label-{name}"):
-            tally.add(f"{name} {one.key.name}", one.stands, one.measured, tolerance(one.key.protocol))
+            tally.add(f"{name} {one.key.name}", one.stored, one.measured, tolerance(one.key.protocol))
     return tally.close(total)
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_vision.evaluation.knn import weighted_knn
+from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
-from lit_vision.study.cells import hash_inputs, read_record
+from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
 from lit_vision.study.images import StudyData, StudyImages
 from lit_vision.study.presets import StudyPreset
@@ -110,6 +112,28 @@ def frozen_features(weights: Path, images: StudyImages, size: int) -> tuple[np.n
     """Return the features of the labeled pool and of the test split under an encoder's file, seen at `size` pixels."""
     backbone, report = load_backbone(weights)
     return training.features(backbone, report.mean, report.std, images, size)
+
+
+def fit_probe(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyImages) -> LinearProbe:
+    """Fit logistic regression on the features of a cell's labels; its answer is for the test split.
+
+    Args:
+        key: of the cell.
+        pool: (N, D) features of the labeled pool.
+        test: (M, D) features of the test split.
+        images: of the study.
+    """
+    rows = images.subset(key.labels, key.seed)
+    return logistic_regression(pool[rows], images.labels[rows], test, len(images.classes), seed=key.seed)
+
+
+def measure_frozen(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyImages) -> Measurement:
+    """Measure a protocol that trains no network, k-NN ("knn") or logistic regression; arguments as for `fit_probe`."""
+    if key.protocol == "knn":
+        rows = images.subset(key.labels, key.seed)
+        return Measurement(weighted_knn(pool[rows], images.labels[rows], test, len(images.classes)).numpy())
+    probe = fit_probe(key, pool, test, images)
+    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=probe.scores.get(probe.strength))
 
 
 @dataclass

@@ -11,8 +11,7 @@ import numpy as np
 
 from lit_vision.data.views.views import resize
 from lit_vision.errors import UserError
-from lit_vision.evaluation.knn import weighted_knn
-from lit_vision.evaluation.linear import LinearProbe, logistic_regression
+from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
@@ -26,7 +25,7 @@ from lit_vision.study.cells import (
     measure_once,
     refuse_older_study,
 )
-from lit_vision.study.encoders import Encoder, EncoderStore
+from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import SCRATCH, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
@@ -195,28 +194,15 @@ class Study:
         for protocol in protocols:
             for key in self._cell_keys(init, protocol):
                 inputs = hash_inputs(self.data_hash, origin, "frozen")
-                measure = partial(self._classify_frozen, key, pool, test)
+                measure = partial(measure_frozen, key, pool, test, self.images)
                 results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
         self.results += results
         self._log_scores(results)
 
-    def _classify_frozen(self, key: CellKey, pool: np.ndarray, test: np.ndarray) -> Measurement:
-        if key.protocol == "knn":
-            rows = self.images.subset(key.labels, key.seed)
-            votes = weighted_knn(pool[rows], self.images.labels[rows], test, len(self.images.classes))
-            return Measurement(votes.numpy())
-        probe = self._fit_probe(pool, test, key)
-        held_out = probe.scores.get(probe.strength)
-        return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out)
-
-    def _fit_probe(self, pool: np.ndarray, test: np.ndarray, key: CellKey) -> LinearProbe:
-        rows = self.images.subset(key.labels, key.seed)
-        return logistic_regression(pool[rows], self.images.labels[rows], test, len(self.images.classes), seed=key.seed)
-
     def probe(self, key: CellKey) -> LinearProbe:
         """Fit the linear probe of a cell's labels on the frozen features of its pre-trained init."""
         encoder = self.encoders[key.init]
-        return self._fit_probe(encoder.pool, encoder.test, key)
+        return fit_probe(key, encoder.pool, encoder.test, self.images)
 
     def _train_on_labels(self) -> None:
         """Run the trainings on labels, fewest labels first; all inits of a seed before the next, for complete pairs."""

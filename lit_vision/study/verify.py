@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_vision.evaluation.knn import weighted_knn
-from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.study.cells import CellKey
-from lit_vision.study.encoders import frozen_features
+from lit_vision.study.encoders import frozen_features, measure_frozen
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import ON_LABELS, StudyPreset
 from lit_vision.study.runner import flat_pixels
@@ -59,11 +57,11 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
     for cell in cells:
         for seed, value in zip(cell["seeds"], cell["values"]):
             key = CellKey(cell["init"], cell["protocol"], cell["labels"], seed)
-            rows = images.subset(key.labels, key.seed)
             if key.protocol in ON_LABELS:
                 path = weights / f"{key.name}.safetensors"
                 if not path.exists():
                     continue
+                rows = images.subset(key.labels, seed)
                 module, _ = classification(key.init, images, rows, preset, seed, None, protocol=key.protocol)
                 load_classifier(path, module)
                 answer = probabilities(module, images, preset.side(key.init))
@@ -76,10 +74,5 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
                         frozen[key.init] = frozen_features(path, images, preset.side(key.init))
                     else:
                         continue
-                pool, test = frozen[key.init]
-                labeled, classes = (pool[rows], images.labels[rows]), len(images.classes)
-                if key.protocol == "knn":
-                    answer = weighted_knn(*labeled, test, classes).numpy()
-                else:
-                    answer = logistic_regression(*labeled, test, classes, seed=seed).probabilities
+                answer = measure_frozen(key, *frozen[key.init], images).probabilities
             yield Check(key, value, float((answer.argmax(1) == images.test_labels).mean()))

@@ -38,20 +38,20 @@ def place(tmp_path: Path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        ("--pretrain-on A --adapt-to other/A", 1, "A and other/A: both are named A"),
-        ("--pretrain-on A --adapt-to other/A --dry", 1, "give a link with another name (ln -s other/A other-A)"),
-        ("--pretrain-on A --adapt-to A/", 1, "both are named A"),
-        ("--pretrain-on . --adapt-to B", 1, ".: has no name of its own"),
-        ("--pretrain-on A", 2, "--pretrain-on and --adapt-to go together"),
-        ("--pretrain-on A --adapt-to none", 1, "none: no such folder"),
-        ("--pretrain-on empty --adapt-to B", 1, "empty: no image in it"),
-        ("--pretrain-on A --adapt-to file", 1, "file: a file where a folder of images is expected"),
-        ("--pretrain-on A --adapt-to one", 1, "one: it has one class (x)"),
-        ("--pretrain-on A --adapt-to B --labels some", 1, "--labels: 'some' is not"),
-        ("--pretrain-on A --adapt-to B --labels 0", 1, "--labels: '0' leaves no label"),
-        ("--pretrain-on A --adapt-to B --run_dir file", 1, "--run_dir file: is a file"),
-        ("--pretrain-on A --adapt-to B --seeds 0", 2, "--seeds, --epochs: give 1 or more"),
-        ("--pretrain-on A --adapt-to B --start moco", 2, "invalid choice: 'moco'"),
+        ("--pretrain_on A --adapt_to other/A", 1, "A and other/A: both are named A"),
+        ("--pretrain_on A --adapt_to other/A --dry", 1, "give a link with another name (ln -s other/A other-A)"),
+        ("--pretrain_on A --adapt_to A/", 1, "both are named A"),
+        ("--pretrain_on . --adapt_to B", 1, ".: has no name of its own"),
+        ("--pretrain_on A", 2, "--pretrain_on and --adapt_to go together"),
+        ("--pretrain_on A --adapt_to none", 1, "none: no such folder"),
+        ("--pretrain_on empty --adapt_to B", 1, "empty: no image in it"),
+        ("--pretrain_on A --adapt_to file", 1, "file: a file where a folder of images is expected"),
+        ("--pretrain_on A --adapt_to one", 1, "one: it has one class (x)"),
+        ("--pretrain_on A --adapt_to B --labels some", 2, "--labels: 'some' is not"),
+        ("--pretrain_on A --adapt_to B --labels 0", 2, "--labels: '0' leaves no label"),
+        ("--pretrain_on A --adapt_to B --run_dir file", 1, "--run_dir file: is a file"),
+        ("--pretrain_on A --adapt_to B --seeds 0", 2, "--seeds, --epochs: give 1 or more"),
+        ("--pretrain_on A --adapt_to B --init moco", 2, "invalid choice: 'moco'"),
     ],
 )
 def test_it_is_refused_before_any_training(words: str, code: int, says: str, place: Path, monkeypatch, capsys) -> None:
@@ -72,6 +72,6 @@ def test_a_link_with_another_name_is_another_folder(place: Path, monkeypatch) ->
     monkeypatch.setattr(transfer, "make", lambda plan, images, *args: made.append(list(images)))
     (place / "other-A").symlink_to(place / "other/A")
     monkeypatch.setattr(transfer, "show", lambda *args: None)
-    monkeypatch.setattr(sys, "argv", ["transfer.py", "--pretrain-on", "A", "--adapt-to", "other-A", "--labels", "4"])
+    monkeypatch.setattr(sys, "argv", ["transfer.py", "--pretrain_on", "A", "--adapt_to", "other-A", "--labels", "4"])
     assert transfer.main() == 0
     assert made == [["A", "other-A"]]

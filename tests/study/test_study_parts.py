@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 from lit_vision.results.schema import make_cell
-from lit_vision.study.cells import CellKey, CellResult, CellStore, parse_labels, to_cells
+from lit_vision.study.cells import (
+    CellKey,
+    CellResult,
+    CellStore,
+    Measurement,
+    measure_once,
+    parse_labels,
+    refuse_older_study,
+    to_cells,
+)
 from lit_vision.study.presets import preset_for
 from lit_vision.study.schedule import StudyPlan, plan_labels, plan_pretraining
 from lit_vision.study.verdict import sentence, verdicts
@@ -20,8 +29,8 @@ def test_labels__are_counts_never_below_one_a_class_or_above_all(text: str, coun
 
 
 @pytest.mark.parametrize("text", ["ten", "0", "-3%", "1%,,", "2-shots"])
-def test_labels__a_wrong_word_is_named(text: str) -> None:
-    with pytest.raises(UserError, match="--labels"):
+def test_labels__a_wrong_item_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError, match="--labels"):
         parse_labels(text, [5, 5])
 
 
@@ -39,6 +48,39 @@ def test_cell_store__gives_back_only_what_was_made_from_the_same_inputs(tmp_path
     assert store.get(key, "inputs") is None
 
 
+def test_measure_once__measures_only_what_is_not_stored_for_these_inputs(tmp_path) -> None:
+    store, key, calls = CellStore(tmp_path), CellKey("mae", "finetune", 8, 0), []
+    answer = np.array([[0.2, 0.8], [0.6, 0.4]], np.float32)
+
+    def measure() -> Measurement:
+        calls.append(1)
+        return Measurement(answer, steps=3, seconds=1.5)
+
+    labels = np.array([1, 1])
+    first = measure_once(store, key, "inputs", labels, measure)
+    assert (first.top1, first.steps, first.seconds, first.chosen_on) == (0.5, 3, 1.5, "fixed recipe")
+    assert measure_once(store, key, "inputs", labels, measure) == first
+    assert len(calls) == 1
+    measure_once(store, key, "other inputs", labels, measure)
+    assert len(calls) == 2
+    assert store.get(key, "inputs") is None
+
+
+@pytest.mark.parametrize("name", ["plan.json", "weights/simclr.json", "cells/pixels-knn-8-0.json"])
+def test_a_folder_of_an_older_study_is_refused(tmp_path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    for text in ("[0.5]", "{"):  # losses, and a damaged file
+        path.write_text(text)
+        refuse_older_study(tmp_path)
+    path.write_text('{"schema": 2}')
+    refuse_older_study(tmp_path)
+    path.write_text('{"inputs": "0"}')
+    with pytest.raises(UserError, match="--run_dir") as error:
+        refuse_older_study(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
 def test_cells__hold_one_value_per_seed_in_order() -> None:
     outcomes = [CellResult(CellKey("pixels", "knn", 10, seed), seed / 10, 1.0, 0, "fixed", None) for seed in (2, 0, 1)]
     (cell,) = to_cells(outcomes, {})
@@ -47,7 +89,7 @@ def test_cells__hold_one_value_per_seed_in_order() -> None:
     assert cell["mean"] == pytest.approx(0.1)
 
 
-class _Pace:
+class _Cost:
     """One second a step, nothing else."""
 
     setup, step = 0.0, 1.0
@@ -61,9 +103,9 @@ class _Pace:
 
 def test_plan__spends_its_seconds_and_gives_scratch_its_factor() -> None:
     plan = StudyPlan([80, 800], {80: 5, 800: 3})
-    paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
+    costs = {(net, count): _Cost() for net in ("cnn", "vit") for count in (80, 800)}
     preset = preset_for(32)
-    plan_labels(plan, paces, preset, ["mae", "simclr"], seconds=50_000)
+    plan_labels(plan, costs, preset, ["mae", "simclr"], seconds=50_000)
     per_epoch = {80: 2, 800: 13}
     spent = sum(
         plan.seeds[n] * 2 * (plan.tune[n] + plan.scratch[n]) * per_epoch[n] for n in plan.labels
@@ -77,7 +119,7 @@ def test_plan__pretraining_shares_its_time(tmp_path) -> None:
         pool = np.zeros((512, 1))
 
     plan = StudyPlan([80], {80: 1})
-    plan_pretraining(plan, {"mae": _Pace(), "simclr": _Pace()}, Few(), preset_for(32), seconds=1000)
+    plan_pretraining(plan, {"mae": _Cost(), "simclr": _Cost()}, Few(), preset_for(32), seconds=1000)
     assert sum(plan.pretrain.values()) * 2 == pytest.approx(1000, rel=0.02)
     plan.save(tmp_path / "plan.json", "here")
     assert StudyPlan.load(tmp_path / "plan.json", "here") == plan
@@ -85,18 +127,21 @@ def test_plan__pretraining_shares_its_time(tmp_path) -> None:
 
 
 def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> None:
-    paces = {(net, count): _Pace() for net in ("cnn", "vit") for count in (80, 800)}
+    costs = {(net, count): _Cost() for net in ("cnn", "vit") for count in (80, 800)}
     whole = 5 * 2 * (1 + 4) * (20 + 39)  # seeds, networks, tuned and scratch, fewest steps at 80 and 800
     some, half, little = (StudyPlan([80, 800], {80: 5, 800: 5}) for _ in range(3))
-    plan_labels(some, paces, preset_for(32), ["mae", "simclr"], seconds=0.7 * whole)
+    plan_labels(some, costs, preset_for(32), ["mae", "simclr"], seconds=0.7 * whole)
     assert some.max_seeds == {"scratch-vit": 1, "mae": 1}
     assert some.seeds == {80: 5, 800: 5}
-    plan_labels(half, paces, preset_for(32), ["mae", "simclr"], seconds=0.5 * whole)
+    plan_labels(half, costs, preset_for(32), ["mae", "simclr"], seconds=0.5 * whole)
     assert half.max_seeds == {"scratch-vit": 0, "mae": 0}
     assert half.seeds == {80: 5, 800: 5}
-    plan_labels(little, paces, preset_for(32), ["mae", "simclr"], seconds=1)
-    assert (little.seeds, little.trained) == ({80: 5, 800: 5}, {80: 1, 800: 1})  # what trains nothing keeps its seeds
-    assert little.cut == ["no training of scratch-vit, mae on labels", "one training of a kind on labels"]
+    plan_labels(little, costs, preset_for(32), ["mae", "simclr"], seconds=1)
+    assert (little.seeds, little.trained_seeds) == (
+        {80: 5, 800: 5},
+        {80: 1, 800: 1},
+    )  # what trains nothing keeps its seeds
+    assert little.omitted == ["no training of scratch-vit, mae on labels", "one training of a kind on labels"]
 
 
 def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images() -> None:
@@ -104,9 +149,9 @@ def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images()
         pool = np.zeros((256 * 100, 1))
 
     plan = StudyPlan([80], {80: 1})
-    plan_pretraining(plan, {"simclr": _Pace()}, Many(), preset_for(32), seconds=30)
-    assert (plan.pretrain, plan.pool) == ({"simclr": 1}, {"simclr": 256 * 30})
-    assert "7680 of the 25600" in plan.cut[0]
+    plan_pretraining(plan, {"simclr": _Cost()}, Many(), preset_for(32), seconds=30)
+    assert (plan.pretrain, plan.pretrain_images) == ({"simclr": 1}, {"simclr": 256 * 30})
+    assert "7680 of the 25600" in plan.omitted[0]
 
 
 def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[dict]:
@@ -119,8 +164,8 @@ def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[
     ]
 
 
-def test_verdict__chooses_the_start_without_the_test_split() -> None:
-    """mae is far better on the test split, but the labels' own cross-validation prefers simclr."""
+def test_verdict__chooses_the_init_without_the_test_split() -> None:
+    """MAE is far better on the test split, but the labels' own cross-validation prefers simclr."""
     (verdict,) = verdicts(_cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41]), tests=1000)
     assert verdict.best["init"] == "simclr"
     assert verdict.answer == "wins"
@@ -128,7 +173,7 @@ def test_verdict__chooses_the_start_without_the_test_split() -> None:
     assert "+9.7" in sentence(verdict)
 
 
-def test_verdict__a_probe_stands_for_a_start_that_was_hardly_fine_tuned() -> None:
+def test_verdict__a_probe_stands_for_an_init_that_was_hardly_fine_tuned() -> None:
     """By the number of seeds alone, whatever the probe's accuracy."""
     cells = _cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41])
     cells[2] = make_cell("simclr", "finetune", 80, [0.50])
@@ -140,7 +185,7 @@ def test_verdict__a_probe_stands_for_a_start_that_was_hardly_fine_tuned() -> Non
 
 
 @pytest.mark.parametrize(
-    ("tuned", "scratch", "tests", "answer", "why"),
+    ("tuned", "scratch", "tests", "answer", "named"),
     [
         ([0.5, 0.3, 0.4], [0.4, 0.4, 0.35], 1000, "open", "two standard errors"),
         ([0.5, 0.5], [0.4, 0.4], 1000, "open", "too few seeds"),
@@ -149,7 +194,7 @@ def test_verdict__a_probe_stands_for_a_start_that_was_hardly_fine_tuned() -> Non
         ([0.41, 0.4, 0.4], [0.5, 0.5, 0.5], 1000, "loses", "does not pay"),
     ],
 )
-def test_verdict__claims_nothing_that_the_seeds_do_not_carry(tuned, scratch, tests, answer, why) -> None:
+def test_verdict__claims_nothing_that_the_seeds_do_not_carry(tuned, scratch, tests, answer, named) -> None:
     (verdict,) = verdicts(_cells(tuned, scratch), tests)
     assert verdict.answer == answer
-    assert why in sentence(verdict)
+    assert named in sentence(verdict)

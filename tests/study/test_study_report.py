@@ -85,7 +85,7 @@ def study(tmp_path_factory):
         "4",
         "--seeds",
         "2",
-        "--starts",
+        "--inits",
         "simclr",
     ]
     words += ["--epochs", "simclr=1,4=1", "--keep_weights", "2", "--wandb", "tests"]

@@ -1,4 +1,4 @@
-"""A training of a study begins where its linear probe ended."""
+"""A training of a study starts from its linear probe."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from lit_vision.study.training import classification, features, pretraining, pro
 from lit_vision.weights.load import save_backbone
 
 
-@pytest.mark.parametrize("start", ["mae", "simclr"])
-def test_classification__begins_with_the_probes_own_answers(images, tmp_path, start: str) -> None:
+@pytest.mark.parametrize("init", ["mae", "simclr"])
+def test_classification__begins_with_the_answers_of_the_probe(images, tmp_path, init: str) -> None:
     """Features far from zero give biases far below that of a class without labels; all of them must arrive."""
     preset, rng = preset_for(16), np.random.default_rng(0)
-    encoder, _ = pretraining(start, images, preset, seed=0)
+    encoder, _ = pretraining(init, images, preset, seed=0)
     weights = tmp_path / "encoder.safetensors"
     save_backbone(weights, encoder.backbone, encoder.mean, encoder.std)
     pool, test = features(encoder.backbone, encoder.mean.flatten(), encoder.std.flatten(), images, 16)
@@ -23,11 +23,11 @@ def test_classification__begins_with_the_probes_own_answers(images, tmp_path, st
     logits = test @ weight.T + bias
     want = torch.from_numpy(logits).softmax(1).numpy()
     probe = LinearProbe(want, want.argmax(1), weight, bias, 1.0, "test", {}, True)
-    module, _ = classification(start, images, np.arange(8), preset, 0, weights, probe)
+    module, _ = classification(init, images, np.arange(8), preset, 0, weights, probe)
     np.testing.assert_allclose(probabilities(module, images, 16), want, atol=1e-4)
 
 
-def test_classification__a_class_that_the_labels_never_show_is_not_answered(images, tmp_path) -> None:
+def test_classification__a_class_that_without_labels_is_never_predicted(images, tmp_path) -> None:
     preset = preset_for(16)
     encoder, _ = pretraining("simclr", images, preset, seed=0)
     weights = tmp_path / "encoder.safetensors"
