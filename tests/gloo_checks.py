@@ -25,7 +25,7 @@ from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.segmentation.segmenter import Segmenter
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.network import nt_xent
 from lit_vision.methods.simclr.simclr import SimCLR
 
 WORLD, B = 2, 4  # images per process

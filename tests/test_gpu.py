@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_vision.methods import MAE, SimCLR
 from lit_vision.methods.keyed_noise import TRAIN, keyed_noise
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.network import nt_xent
 from lit_vision.optim import build_optimizer, decay_groups
 
 pytestmark = [

@@ -40,7 +40,7 @@ from benchmarks._matrix_products import layer_products
 from benchmarks._rows import make_row
 from torch import Tensor, nn
 
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.network import nt_xent
 
 PAIRS, WIDTH = (1024, 2048, 4096, 8192, 16384), 128
 MOST_LIGHTLY = 8192  # pairs; beyond, its matrices need 17 GB

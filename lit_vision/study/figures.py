@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_vision.callbacks.reconstructions import reconstruct
 from lit_vision.data.batch import normalize
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.data.views.views import resize
@@ -71,7 +72,7 @@ def reconstructions(path: Path, module: Any, images: StudyImages) -> Path:
     rows = evenly_spaced(len(images.test), EXAMPLES)
     pixels = torch.from_numpy(np.stack([as_rgb(images.test[i]) for i in rows]))[:, None]
     module.eval()
-    panels = module.reconstruct(normalize(pixels, module.mean, module.std)[:, 0])
+    panels = reconstruct(module, normalize(pixels, module.mean, module.std)[:, 0])
     shown = [np.asarray(panel[i]) for panel in panels for i in range(len(rows))]
     if images.pool.shape[-1] == 1:  # each of three channels is reconstructed: their mean is the gray image
         shown = [panel.mean(axis=-1).round().astype(np.uint8) for panel in shown]

@@ -182,13 +182,13 @@ def test_lightly__maes_features_and_prediction(tmp_path: Path) -> None:
     pytest.importorskip("lightly")
     from lightly.models import utils
 
-    from lit_vision.methods.mae.mae import random_masking
+    from lit_vision.methods.mae.network import random_masking
 
     model = scrambled(LightlyMAE())
     torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
     mae = our_mae(imported(tmp_path, tmp_path / "last.ckpt", *BODY, *SIZES))
     assert mae.hparams.norm_pix_loss is False
-    keep, restore, _ = random_masking(NOISE, 4)
+    keep, restore, _, _ = random_masking(NOISE, 4)
     hide = restore.argsort(1)[:, 4:]
     with torch.no_grad():
         tokens = model.backbone.encode(IMAGES, idx_keep=torch.cat([torch.zeros(3, 1, dtype=torch.long), keep + 1], 1))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.methods.classifier import Classifier, classification_loss, soft_targets
 from lit_vision.methods.mae.mae import MAE
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.network import nt_xent
 
 VITS = {  # name: width, depth, patch, patches
     "vit_base_patch16_224": (768, 12, 16, 196),

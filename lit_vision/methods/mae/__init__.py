@@ -4,10 +4,11 @@ from importlib import import_module
 
 _HOMES = {
     "MAE": "lit_vision.methods.mae.mae",
-    "masked_patch_loss": "lit_vision.methods.mae.mae",
-    "patchify": "lit_vision.methods.mae.mae",
-    "random_masking": "lit_vision.methods.mae.mae",
-    "unpatchify": "lit_vision.methods.mae.mae",
+    "MAENetwork": "lit_vision.methods.mae.network",
+    "masked_patch_loss": "lit_vision.methods.mae.network",
+    "patchify": "lit_vision.methods.mae.network",
+    "random_masking": "lit_vision.methods.mae.network",
+    "unpatchify": "lit_vision.methods.mae.network",
 }
 __all__ = list(_HOMES)
 

@@ -2,7 +2,11 @@
 
 from importlib import import_module
 
-_HOMES = {"SimCLR": "lit_vision.methods.simclr.simclr"}
+_HOMES = {
+    "SimCLR": "lit_vision.methods.simclr.simclr",
+    "SimCLRNetwork": "lit_vision.methods.simclr.network",
+    "nt_xent": "lit_vision.methods.simclr.network",
+}
 __all__ = list(_HOMES)
 
 

@@ -1,60 +1,18 @@
-"""SimCLR: contrastive pre-training with two views of each image. Chen et al. 2020, arXiv:2002.05709.
-
-B images, V = 2 views, D width of a vector, C H W channels and pixels.
-"""
+"""SimCLR training: the network of network.py as a LightningModule. Chen et al. 2020, arXiv:2002.05709."""
 
 from typing import Any, Literal
 
-import lightning as L
-import torch
-from torch import Tensor, nn
+import lightning
+from torch import Tensor
 
 from lit_vision import distributed, optim
-from lit_vision.backbones.backbone import Backbone
 from lit_vision.data.batch import normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.lightning_internals import log_at_optimizer_step
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr.network import SimCLRNetwork
 
 
-class ProjectionHead(nn.Sequential):
-    """Projection head g(h): the layers between the representation and the loss, not used after pre-training.
-
-    Without batch norm: linear maps with biases and ReLU between them (the paper: 2 layers, 2048-2048-128, 4,458,624
-    parameters). With it: linear maps without bias, each followed by batch norm, ReLU after the hidden ones; the last
-    norm has a gain and no bias (the official code's default, SimCLR v2, 3 layers). Source: arXiv:2002.05709, section
-    4.2; google-research/simclr model_util.py.
-
-    Input (B, in_width), output (B, out_width), float.
-
-    Args:
-        in_width: D of the backbone; also the hidden layers' width.
-        out_width: D of the projection.
-        layers: 1 to 3.
-        batch_norm: as above.
-
-    Raises:
-        UserError: layers is not 1, 2 or 3.
-    """
-
-    def __init__(self, in_width: int, out_width: int = 128, layers: int = 2, batch_norm: bool = False) -> None:
-        if layers not in (1, 2, 3):
-            raise UserError(f"projection_layers: {layers} is not 1, 2 or 3; the paper has 2, SimCLR v2 has 3")
-        modules: list[nn.Module] = []
-        for i in range(layers):
-            last = i == layers - 1
-            width = out_width if last else in_width
-            modules.append(nn.Linear(in_width, width, bias=not batch_norm))
-            if batch_norm:
-                modules.append(nn.BatchNorm1d(width))
-                if last:
-                    modules[-1].register_parameter("bias", None)
-            if not last:
-                modules.append(nn.ReLU())
-        super().__init__(*modules)
-
-
-class SimCLR(L.LightningModule):
+class SimCLR(SimCLRNetwork, lightning.LightningModule):
     """Pre-train a backbone by contrasting two views of each image.
 
     Needs a train view with V = 2 (`train_view: simclr`). Both views pass the backbone in one batch of 2B images, so
@@ -105,38 +63,13 @@ class SimCLR(L.LightningModule):
         weight_decay: float = 1e-6,
         warmup_epochs: float = 10,
     ) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(
-                f"temperature: {temperature} is not positive; the paper has 0.1 on ImageNet and 0.5 on CIFAR"
-            )
-        if negatives not in ("global", "local"):
-            raise UserError(f"negatives: {negatives!r} is not 'global' or 'local'; the paper's are global")
+        super(SimCLRNetwork, self).__init__()  # that of LightningModule: the network needs the hyper-parameters first
         self.save_hyperparameters()
-        self.backbone = Backbone(backbone, **(backbone_args or {}))
-        self.projection = ProjectionHead(
-            self.backbone.width, projection_width, projection_layers, projection_batch_norm
-        )
-        self.temperature = temperature
-        self.register_buffer("mean", torch.tensor(mean or [0.0, 0.0, 0.0]))
-        self.register_buffer("std", torch.tensor(std or [1.0, 1.0, 1.0]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return projections z (B, projection_width) of normalised images (B, C, H, W)."""
-        return self.projection(self.backbone(images))
+        self.build(self.hparams)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
-
-    def loss(self, views: Tensor) -> Tensor:
-        """Return the NT-Xent loss of a batch of view pairs, normalised (B, 2, C, H, W); scalar, see `nt_xent`."""
-        if views.ndim != 5 or views.shape[1] != 2:
-            raise UserError(
-                f"data.train_view: SimCLR needs two views of each image, got {views.shape[1]}; set it to simclr"
-            )
-        z = self(views.flatten(0, 1)).unflatten(0, (-1, 2))  # (2B, D) -> (B, 2, D)
-        return nt_xent(z[:, 0], z[:, 1], self.temperature, self.hparams.negatives)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss: of all processes, with local negatives of this one."""
@@ -152,7 +85,7 @@ class SimCLR(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse settings that would train another model than asked for; skip a validation without two views."""
         distributed.batch_norm_scope(self)
-        if self.hparams.negatives == "global" and self.trainer.world_size != distributed.world_size():
+        if self.negatives == "global" and self.trainer.world_size != distributed.world_size():
             raise UserError(
                 f"trainer.strategy: {self.trainer.world_size} processes that do not exchange tensors would each see "
                 "local negatives only; use ddp, or set model.negatives=local"
@@ -164,7 +97,7 @@ class SimCLR(L.LightningModule):
         """Print the number of negatives per anchor and the scope of batch norm; refuse a batch without negatives."""
         # micro-batches do not see each other: accumulation adds no negatives
         images = optim.training_length(self).global_batch_size // self.trainer.accumulate_grad_batches
-        world, scope = self.trainer.world_size, self.hparams.negatives
+        world, scope = self.trainer.world_size, self.negatives
         negatives = 2 * (images if scope == "global" else images // world) - 2
         if negatives < 1:
             raise UserError(

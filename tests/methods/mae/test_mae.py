@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_vision.callbacks.reconstructions import reconstruct
 from lit_vision.errors import UserError
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
-from lit_vision.methods.mae.decoder import DecoderBlock, select_attention_kernel
-from lit_vision.methods.mae.mae import (
-    MAE,
+from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.mae.network import (
+    DecoderBlock,
     masked_patch_loss,
     patch_statistics,
     patches_kept,
     patchify,
     random_masking,
+    select_attention_kernel,
     unpatchify,
 )
 
@@ -76,7 +78,8 @@ def test_patches_kept__refuses_nothing_kept_and_nothing_masked(ratio: float) -> 
 
 def test_random_masking__invariants() -> None:
     noise = torch.rand(5, 16)
-    ids_keep, ids_restore, mask = random_masking(noise, 4)
+    ids_keep, ids_restore, mask, shuffle = random_masking(noise, 4)
+    torch.testing.assert_close(shuffle, noise.argsort(dim=1))
     assert torch.equal(mask.sum(1), torch.full((5,), 12.0))
     shuffled = noise.sort(dim=1).values
     assert torch.equal(shuffled.gather(1, ids_restore), noise)  # restores the order
@@ -238,7 +241,7 @@ def test_forward__shapes_and_gradients_on_masked_predictions_only() -> None:
 
 def test_forward__the_encoder_never_sees_masked_pixels() -> None:
     mae, images, noise = small(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    ids_keep, _, mask = random_masking(noise, mae.num_keep)
+    ids_keep, _, mask, _ = random_masking(noise, mae.num_keep)
     other = torch.where(mask[..., None].bool(), torch.randn(2, 16, 192), patchify(images, 8))
     with torch.no_grad():
         latents = [mae.backbone.forward_tokens(x, ids_keep) for x in (images, unpatchify(other, 8, (4, 4)))]
@@ -291,7 +294,7 @@ def test_forward__equals_transformers_vit_mae() -> None:
     theirs.load_state_dict(transformers_weights(mae))
     images, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
     for norm_pix in (True, False):
-        mae.hparams.norm_pix_loss = theirs.config.norm_pix_loss = norm_pix
+        mae.norm_pix_loss = theirs.config.norm_pix_loss = norm_pix
         with torch.no_grad():
             loss, pred, mask = mae(images, noise)
             reference = theirs(images, noise=noise)
@@ -345,16 +348,27 @@ def test_block__first_equals_the_end_of_the_full_output() -> None:
 def test_select_attention_kernel__plain_products_on_cpu_for_bfloat16_and_few_tokens() -> None:
     mae = small()
 
-    def fused(images: Tensor, tokens: int) -> bool:
-        select_attention_kernel(mae, images, tokens)
+    def fused(device: str, dtype: torch.dtype, tokens: int) -> bool:
+        select_attention_kernel(mae, device, dtype, tokens)
         (answer,) = {part.fused_attn for part in mae.modules() if hasattr(part, "fused_attn")}
         return answer
 
-    assert fused(torch.zeros(1), 197)
-    assert not fused(torch.zeros(1), 50)
+    assert fused("cpu", torch.float32, 197)
+    assert not fused("cpu", torch.float32, 50)
+    assert not fused("cpu", torch.bfloat16, 197)
+    assert fused("cuda", torch.bfloat16, 17)  # any other device: the kernel of PyTorch's choice
+
+
+def test_attention_kernels_are_chosen_once_and_again_for_another_dtype(monkeypatch) -> None:
+    mae, calls = small(), []
+    monkeypatch.setattr("lit_vision.methods.mae.network.select_attention_kernel", lambda *args: calls.append(args[1:3]))
+    images = torch.randn(2, 3, 32, 32)
+    for _ in range(3):
+        mae(images)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fused(torch.zeros(1), 197)
-    assert fused(torch.zeros(1, device="meta").bfloat16(), 17)  # any other device: the kernel of PyTorch's choice
+        mae(images)
+        mae(images)
+    assert calls == [("cpu", torch.float32)] * 2 + [("cpu", torch.bfloat16)] * 2  # encoder and decoder each
 
 
 @pytest.mark.slow
@@ -439,8 +453,8 @@ def test_reconstruct__exact_prediction_gives_the_original_picture() -> None:
     mean, scale = patch_statistics(patches)
     noise = torch.rand(2, 16)
     targets = (patches - mean) / scale
-    mae.decoder.forward = lambda latent, shuffle: targets.gather(1, shuffle[..., None].expand_as(targets))
-    original, masked, reconstruction = mae.reconstruct(images, noise)
+    mae.decoder.forward = lambda latent, shuffle, hidden_only: targets.gather(1, shuffle[..., None].expand_as(targets))
+    original, masked, reconstruction = reconstruct(mae, images, noise)
     assert original.dtype == torch.uint8
     assert torch.equal(original, pixels[:, 0])
     assert torch.equal(reconstruction, original)
@@ -448,7 +462,7 @@ def test_reconstruct__exact_prediction_gives_the_original_picture() -> None:
     assert torch.equal(masked[~hidden], original[~hidden])
     assert (masked[hidden] == 128).all()
     assert torch.equal(
-        mae.reconstruct(images)[1], mae.reconstruct(images)[1]
+        reconstruct(mae, images)[1], reconstruct(mae, images)[1]
     )  # without noise: the same masks each time
 
 

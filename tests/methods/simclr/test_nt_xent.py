@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_vision.methods.simclr import nt_xent as module
-from lit_vision.methods.simclr.nt_xent import nt_xent
+from lit_vision.methods.simclr import network as module
+from lit_vision.methods.simclr.network import nt_xent
 
 
 def dense_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:

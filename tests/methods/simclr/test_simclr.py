@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lit_vision.errors import UserError
-from lit_vision.methods.simclr.simclr import ProjectionHead, SimCLR
+from lit_vision.methods.simclr.network import ProjectionHead
+from lit_vision.methods.simclr.simclr import SimCLR
 
 RESNET = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 

@@ -1,22 +1,25 @@
-"""NT-Xent, the loss of SimCLR, in tiles: the matrix of all similarities is never stored.
+"""SimCLR without Lightning: NT-Xent in tiles, projection head, network. Chen et al. 2020, arXiv:2002.05709.
 
-Source: Chen et al. 2020, arXiv:2002.05709.
-
-B images of this process, K = 2 x images of all processes (every view), D width of a vector, t temperature.
+The loss never holds the matrix of all similarities. simclr.py beside this file trains the network.
+B images of this process, V = 2 views, K = 2 x images of all processes (every view), D width of a vector, t temperature.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_vision import distributed
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.errors import UserError
 
-# up to this 1/t, sums of exp(s/t) need no shift in float32: e^40 x K and e^-40 are both far inside its range
+PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
+TRAIN_VIEW = "simclr"  # the view with two distorted crops
+
 MAX_EXP_SCALE = 40.0
 
 
@@ -159,3 +162,85 @@ def _tiled_gradient(views: Tensor, sums: Tensor, weights: Tensor, start: int, ro
         if both:
             out[j].addmm_(logits.T, views[i])
     return out[start : start + rows]
+
+
+class ProjectionHead(nn.Sequential):
+    """Projection head g(h): the layers between the representation and the loss, not used after pre-training.
+
+    Without batch norm: linear maps with biases and ReLU between them (the paper: 2 layers, 2048-2048-128, 4,458,624
+    parameters). With it: linear maps without bias, each followed by batch norm, ReLU after the hidden ones; the last
+    norm has a gain and no bias (the official code's default, SimCLR v2, 3 layers). Source: arXiv:2002.05709, section
+    4.2; google-research/simclr model_util.py.
+
+    Input (B, in_width), output (B, out_width), float.
+
+    Args:
+        in_width: D of the backbone; also the hidden layers' width.
+        out_width: D of the projection.
+        layers: 1 to 3.
+        batch_norm: as above.
+
+    Raises:
+        UserError: layers is not 1, 2 or 3.
+    """
+
+    def __init__(self, in_width: int, out_width: int = 128, layers: int = 2, batch_norm: bool = False) -> None:
+        if layers not in (1, 2, 3):
+            raise UserError(f"projection_layers: {layers} is not 1, 2 or 3; the paper has 2, SimCLR v2 has 3")
+        modules: list[nn.Module] = []
+        for i in range(layers):
+            last = i == layers - 1
+            width = out_width if last else in_width
+            modules.append(nn.Linear(in_width, width, bias=not batch_norm))
+            if batch_norm:
+                modules.append(nn.BatchNorm1d(width))
+                if last:
+                    modules[-1].register_parameter("bias", None)
+            if not last:
+                modules.append(nn.ReLU())
+        super().__init__(*modules)
+
+
+class SimCLRNetwork(nn.Module):
+    """Backbone and projection head.
+
+    Args:
+        h: hyper-parameters of `lit_vision.methods.simclr.simclr.SimCLR`, as its checkpoints hold them.
+
+    Raises:
+        UserError: a value that cannot work; the message names it and says what to do.
+    """
+
+    def __init__(self, h: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.build(h)
+
+    def build(self, h: Mapping[str, Any]) -> None:
+        """Make the parts."""
+        if not h["temperature"] > 0:
+            raise UserError(
+                f"temperature: {h['temperature']} is not positive; the paper has 0.1 on ImageNet and 0.5 on CIFAR"
+            )
+        if h["negatives"] not in ("global", "local"):
+            raise UserError(f"negatives: {h['negatives']!r} is not 'global' or 'local'; the paper's are global")
+        self.backbone = Backbone(h["backbone"], **(h["backbone_args"] or {}))
+        self.projection = ProjectionHead(
+            self.backbone.width, h["projection_width"], h["projection_layers"], h["projection_batch_norm"]
+        )
+        self.temperature, self.negatives = h["temperature"], h["negatives"]
+        self.register_buffer("mean", torch.tensor(h["mean"] or [0.0, 0.0, 0.0]))
+        self.register_buffer("std", torch.tensor(h["std"] or [1.0, 1.0, 1.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return projections z (B, projection_width) of normalised images (B, C, H, W)."""
+        z: Tensor = self.projection(self.backbone(images))
+        return z
+
+    def loss(self, views: Tensor) -> Tensor:
+        """Return the NT-Xent loss of a batch of view pairs, normalised (B, 2, C, H, W); scalar, see `nt_xent`."""
+        if views.ndim != 5 or views.shape[1] != 2:
+            raise UserError(
+                f"data.train_view: SimCLR needs two views of each image, got {views.shape[1]}; set it to simclr"
+            )
+        z = self(views.flatten(0, 1)).unflatten(0, (-1, 2))  # (2B, D) -> (B, 2, D)
+        return nt_xent(z[:, 0], z[:, 1], self.temperature, self.negatives)
