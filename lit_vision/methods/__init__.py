@@ -4,6 +4,7 @@ from importlib import import_module
 
 _HOMES = {
     "MAE": "lit_vision.methods.mae.mae",
+    "LeJEPA": "lit_vision.methods.lejepa.lejepa",
     "SimCLR": "lit_vision.methods.simclr.simclr",
     "Classifier": "lit_vision.methods.classifier",
     "Detector": "lit_vision.methods.detection.detector",
