@@ -23,6 +23,7 @@ from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
+from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.segmentation.segmenter import Segmenter
 from lit_vision.methods.simclr.network import nt_xent
@@ -70,6 +71,10 @@ def mae() -> nn.Module:
     return MAE("vit_tiny_patch16_224", VIT, decoder_width=32, decoder_depth=1, decoder_heads=2)
 
 
+def lejepa() -> nn.Module:
+    return LeJEPA("vit_tiny_patch16_224", VIT, projection_width=8, projection_hidden=16, num_directions=32)
+
+
 def classifier_vit() -> nn.Module:
     return Classifier("vit_tiny_patch16_224", 5, VIT, label_smoothing=0.1, head_init_std=0.1)
 
@@ -110,7 +115,7 @@ def mask_rcnn() -> nn.Module:
 
 SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
-    f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, classifier_vit, classifier_resnet)
+    f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, classifier_vit, classifier_resnet)
 }
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
 DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}

@@ -36,5 +36,6 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def normalize_batch(batch: dict[str, Any], mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """Return the batch with its images normalized, in the dtype of `mean`; see `normalize` for the arguments."""
-    return {**batch, "images": normalize(batch["images"], mean, std).to(mean.dtype)}
+    """Return the batch with its images and local images normalized, in the dtype of `mean`; arguments as `normalize`."""
+    names = [name for name in ("images", "local_images") if name in batch]
+    return {**batch, **{name: normalize(batch[name], mean, std).to(mean.dtype) for name in names}}
