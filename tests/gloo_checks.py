@@ -184,7 +184,7 @@ def method_check(
     if parallel:
         distributed.convert_batch_norm(method)
         step = nn.parallel.DistributedDataParallel(step)
-    views, enlarge = 2 if isinstance(method, SimCLR) else 1, 2 if isinstance(method, Detector) else 1
+    views, enlarge = 2 if isinstance(method, SimCLR | LeJEPA) else 1, 2 if isinstance(method, Detector) else 1
     batch = share(joined_batch(views, dtype, enlarge, objects))
     if own_lr is None:
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
