@@ -11,7 +11,7 @@ import torch
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.cli import main as cli
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
 from lit_vision.methods import Detector, Segmenter
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -21,7 +21,7 @@ CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels":
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "set"
-    scenes(out, {"train": 12, "val": 2, "test": 2})
+    make_scenes(out, {"train": 12, "val": 2, "test": 2})
     return out
 
 

@@ -39,14 +39,14 @@ def search(place: Path, *more: str, model: str = "run", index: str = "index.safe
     return main(["search", "--index", str(place / index), "--model", str(place / model), "--device", "cpu", *more])
 
 
-def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_journal) -> None:
+def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_writer) -> None:
     index = read_index(place / "index.safetensors")
     assert len(index.names) == 14
     assert index.features.shape == (14, 32)
     assert sorted(index.names) == index.names
     assert "torn.png" not in index.names
     assert "torn.png" in (place / "index.safetensors.skipped.csv").read_text()
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert embed(place, tmp_path / "i.safetensors") == 130
     assert embed(place, tmp_path / "i.safetensors") == 0
     assert (tmp_path / "i.safetensors").read_bytes() == (place / "index.safetensors").read_bytes()
