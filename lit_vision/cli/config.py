@@ -66,4 +66,6 @@ class SaveConfig(SaveConfigCallback):
 def to_plain_dict(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """Return the config as plain values, without keys that only concern this command and without secrets."""
     values = yaml.safe_load(parser.dump(config, skip_validation=True))
-    return redact({k: v for k, v in values.items() if k not in (*COMMAND_KEYS, "config", "ckpt_path", "verbose")})
+    dropped = (*COMMAND_KEYS, "config", "ckpt_path", "verbose")
+    redacted: dict[str, Any] = redact({key: value for key, value in values.items() if key not in dropped})
+    return redacted

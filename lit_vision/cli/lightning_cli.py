@@ -124,11 +124,11 @@ class RunCLI(LightningCLI):
         # the checkpoint has all weights: do not load those that its training started from
         checkpoint = Path(config.ckpt_path).resolve()
         self.folder = Path(config.run_dir) if config.run_dir else run_dir.run_dir_of(checkpoint) or checkpoint.parent
-        model = config.model.get("init_args", Namespace())
+        model = config.model.get("init_args") or {}
         if model.get("backbone_checkpoint"):
-            model.backbone_checkpoint = None
+            model["backbone_checkpoint"] = None
         if (model.get("backbone_args") or {}).get("pretrained"):
-            model.backbone_args["pretrained"] = False
+            model["backbone_args"]["pretrained"] = False
 
     def instantiate_classes(self) -> None:
         # jsonargparse wraps a constructor's UserError in a page about types: raise the original error instead

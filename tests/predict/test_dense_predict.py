@@ -240,10 +240,10 @@ def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, mo
         ("instances", "results.json"),
     ],
 )
-def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journal, model: str, ending: str) -> None:
+def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_writer, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
     out = tmp_path / f"part.{ending}"
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert predict(place, model, out) == 130
     assert not out.exists()
     assert predict(place, model, out) == 0
@@ -252,14 +252,14 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journ
 
 
 def test_folders_of_pictures_inside_the_images_folder_are_no_images(
-    place, tmp_path, stopped_journal, monkeypatch, capsys
+    place, tmp_path, stopped_writer, monkeypatch, capsys
 ) -> None:
     """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
     names = write_pictures(tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
     words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
     words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert main([*words, "--out", "o.csv"]) == 130
     assert main([*words, "--out", "o.csv"]) == 0
     assert "2 of 7" in capsys.readouterr().out

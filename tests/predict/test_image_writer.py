@@ -40,10 +40,10 @@ def test_masks_are_a_set_that_trains(run, tmp_path) -> None:
     np.testing.assert_array_equal(batch["mask"][0].numpy(), square)
 
 
-def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, stopped_journal) -> None:
+def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, stopped_writer) -> None:
     write_pictures(tmp_path / "images", 5)
     Image.open(tmp_path / "images/004.png").convert("RGB").save(tmp_path / "images/001.jpg")
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 130
     assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 0
     assert predict(run, tmp_path / "images", tmp_path / "p.csv", "--masks", str(tmp_path / "n")) == 0

@@ -104,14 +104,14 @@ def test_broken_images_are_listed_and_skipped(place, tmp_path, capsys) -> None:
     assert (tmp_path / "bad.csv.skipped.csv").exists()
 
 
-def test_stopped_anywhere_and_resumed_gives_the_same_bytes(place, tmp_path, stopped_journal, capsys) -> None:
+def test_stopped_anywhere_and_resumed_gives_the_same_bytes(place, tmp_path, stopped_writer, capsys) -> None:
     folder = tmp_path / "images"
     write_images(folder, 12)
     (folder / "blue" / "0_bad.png").touch()
     assert predict(place, tmp_path / "whole.csv", images=str(folder)) == 0
     for stop in (1, 2, 3, 4):
         out = tmp_path / f"part{stop}.csv"
-        with stopped_journal(stop):
+        with stopped_writer(stop):
             assert predict(place, out, images=str(folder)) == 130
         assert not out.exists()
         assert predict(place, out, images=str(folder)) == 0
