@@ -26,8 +26,8 @@ $(STAMP): setup.cfg constraints.txt Makefile
 	@touch $@
 
 demo: $(STAMP) ## the study at desk scale on the embedded real images: report with table and plots (about 10 minutes)
-	@$(BIN)/lit-vision data fashion --turned --out data/fashion-turned
-	@$(BIN)/lit-vision study data/fashion-turned --rotation 180 --budget 8.5 --labels 1%,10% --seeds 5,3 --fewer scratch-vit=1 --run_dir runs/demo
+	@$(BIN)/lit-vision data fashion --rotated --out data/fashion-turned
+	@$(BIN)/lit-vision study data/fashion-turned --rotation 180 --budget 8.5 --labels 1%,10% --seeds 5,3 --max_seeds scratch-vit=1 --run_dir runs/demo
 
 test: $(STAMP) ## the tests (under five minutes on two cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

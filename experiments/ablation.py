@@ -46,7 +46,7 @@ def make(table: Ablation, images: StudyImages | None = None, folder: Path | None
     write_result(results_file(table), recipe=f"table-{table.name}", seconds=round(took, 1), cells=cells, **facts)
     target = WEIGHTS / table.name
     target.mkdir(parents=True, exist_ok=True)
-    for seed in range(table.kept):
+    for seed in range(table.committed_seeds):
         for path in (*folder.glob(f"weights/*-{seed}.safetensors"), *folder.glob(f"cells/*-{seed}.safetensors")):
             shutil.copy(path, target / path.name)
 

@@ -100,6 +100,6 @@ class Runner:
             self.reporter.start_task(key.name, data.batch_size)
             trained = training.train(module, data, self.table.tune_epochs, key.seed, self.reporter.update)
             answer = training.probabilities(module, images, preset.side(init))
-        if key.seed < self.table.kept:
+        if key.seed < self.table.committed_seeds:
             training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
         return Measurement(answer, trained.steps)

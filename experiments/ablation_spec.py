@@ -61,7 +61,7 @@ class Ablation:
         epochs: of pre-training.
         tune_epochs: of fine-tuning.
         seeds: number of seeds.
-        kept: number of seeds whose weights are committed.
+        committed_seeds: number of seeds whose weights are committed.
         rotation: of the views, degrees each way.
     """
 
@@ -77,7 +77,7 @@ class Ablation:
     epochs: int
     tune_epochs: int = 25
     seeds: int = 3
-    kept: int = 1
+    committed_seeds: int = 1
     rotation: float = 180.0
 
     def preset(self, size: int, variant: Variant) -> StudyPreset:

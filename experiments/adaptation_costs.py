@@ -22,7 +22,7 @@ TURNS = 15  # of the timing, after one that warms up
 def costs(images: StudyImages, preset: StudyPreset, weights: Path) -> dict[str, dict[str, float]]:
     """Measure every protocol: `parameters` trained and their `share`, `bytes`, `activation_bytes`, `step_time`.
 
-    Bytes of a step: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors kept
+    Bytes of a step: of the weights, of the gradients and AdamW's two moments of what trains, and of the tensors saved
     for the backward pass (each storage once, without the weights). The same on every machine, where a process's peak is
     not. Step time, 1 for full fine-tuning: forward, backward and AdamW on one batch; the protocols take turns
     and the ratio is taken within a turn, so that a busy machine slows all of them.
@@ -97,17 +97,17 @@ def _step(module: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 def _bytes(module: Any, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     model_storages = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in model_storages:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = module.training_step(batch, 0)
-        activations = sum(kept.values())
+        activations = sum(saved.values())
     loss.backward()
     trained = sum(p.numel() for p in _trained(module))
     weights = sum(p.numel() * p.element_size() for p in module.parameters())

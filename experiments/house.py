@@ -217,7 +217,7 @@ def docstrings_that_ask(package: Path) -> list[str]:
 
 
 def files_to_loss(package: Path, method: str) -> list[Path]:
-    """Return the files that lead from a batch to the loss of a method, by the rule beside `METHODS`."""
+    """Return the files that lead from a batch to the loss of a method, by the rule at `METHODS`."""
     imports = _Imports(modules_in(package))
     graph = {module: imports.of(module) for module in imports.modules}
     rooms = rooms_of(package)

@@ -27,7 +27,7 @@ class Half:
         data_flags: of `lit-vision data fashion`.
         rotation: of training images, degrees each way.
         seeds: number of seeds.
-        kept: number of seeds whose classifiers are committed.
+        committed_seeds: number of seeds whose classifiers are committed.
         epochs: the study's --epochs: of each pre-training, and of fine-tuning on 80 and 800 labels.
     """
 
@@ -35,7 +35,7 @@ class Half:
     data_flags: str
     rotation: int
     seeds: int
-    kept: int
+    committed_seeds: int
     epochs: str
 
 
@@ -61,7 +61,7 @@ def study_arguments(half: Half) -> list[str]:
         "--epochs": half.epochs,
         "--rotation": str(half.rotation),
         "--pretrained": "off",
-        "--keep_weights": str(half.kept),
+        "--keep_weights": str(half.committed_seeds),
         "--budget": "120",
         "--run_dir": f"runs/table-few-label/{half.name}",
     }
@@ -81,13 +81,13 @@ def make() -> None:
 
 
 def publish(name: str) -> None:
-    """Copy results, encoders and the kept classifiers of the two initializations that the verdict compares."""
+    """Copy results, encoders and the classifiers of the two initializations that the verdict compares."""
     run, target = RUNS / "table-few-label" / name, WEIGHTS / f"few-label-{name}"
     RESULTS.mkdir(exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "results.json", RESULTS / f"few-label-desk-{name}.json")
-    kept = [*run.glob("cells/simclr-*.safetensors"), *run.glob("cells/scratch-cnn-*.safetensors")]
-    for path in [*run.glob("weights/*.safetensors"), *kept]:
+    classifiers = [*run.glob("cells/simclr-*.safetensors"), *run.glob("cells/scratch-cnn-*.safetensors")]
+    for path in [*run.glob("weights/*.safetensors"), *classifiers]:
         shutil.copy(path, target / path.name)
 
 

@@ -247,8 +247,8 @@ def verify() -> int:
         return code
     results, tally = read_run_results(), Tally()
     for run, result in results.items():
-        if (kept := result.get("weights")) and (ROOT / kept["file"]).exists():
-            tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / kept["file"]), TOLERANCE)
+        if (weights := result.get("weights")) and (ROOT / weights["file"]).exists():
+            tally.add(run.name, result["metric"]["value"], measure(run.task, ROOT / weights["file"]), TOLERANCE)
     return tally.close(len(results))
 
 

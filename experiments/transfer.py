@@ -294,9 +294,7 @@ def main() -> int:
         print(f"transfer: error: {error}", file=sys.stderr)
         return error.exit_code
     if options.dry:
-        print(
-            f"{plan.init}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then on each of them, from both"
-        )
+        print(f"{plan.init}, {plan.epochs} epochs on each of {roots[0]} and {roots[1]}; then on each, from both")
         print(f"encoders and from scratch: labels {plan.labels}, {plan.seeds} seeds, linear probe and fine-tuning of")
         print(f"{plan.steps} steps; stored in {folder}")
         return 0

@@ -36,8 +36,8 @@ def images():
 
 
 @pytest.fixture
-def stopped_journal(monkeypatch):
-    """`with stopped_journal(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
+def stopped_writer(monkeypatch):
+    """`with stopped_writer(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
     from lit_vision.predict.resumable_writer import ResumableWriter
 
     @contextlib.contextmanager

@@ -182,13 +182,13 @@ def _exact_rows(images: list[bytes], repeats: int) -> list[dict]:
     )
     return [
         make_row(
-            "colour matrix: PSNR of a jittered view, median",
+            "color matrix: PSNR of a jittered view, median",
             statistics.median(psnr(a, b) for a, b in jittered),
             "dB",
             "exact",
         ),
-        make_row("colour matrix: share of pixel values within 1", near, "", "exact"),
-        _ratio("colour matrix: rate of the whole path", rates, "matrix", "exact", None),
+        make_row("color matrix: share of pixel values within 1", near, "", "exact"),
+        _ratio("color matrix: rate of the whole path", rates, "matrix", "exact", None),
     ]
 
 
@@ -203,7 +203,7 @@ def _quick_rows(images: list[bytes], repeats: int) -> list[dict]:
                 f"quick path, {what}: rate", take_turns(made, images, 2 * repeats), "quick True", "quick False", None
             )
         )
-        rows += _rate_rows(f"{what}, whole decode", take_turns({"quick false": made["quick False"]}, images, repeats))
+        rows += _rate_rows(f"{what}, full decode", take_turns({"quick false": made["quick False"]}, images, repeats))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""From the words of a command to settings, and from settings to RUN/config.yaml."""
+"""Parse command-line arguments and recipes to a config, and save it as RUN/config.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_vision.errors import UsageError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.io.redact import redact
 
-# Class paths of before the rooms were moved, which recipes and the config.yaml of runs may hold, and those of today.
+# Old class path: new class path. Recipes and the config.yaml of older runs contain the old ones.
 MOVED_CLASSES = {
     "lit_vision.callbacks.monitors.Collapse": "lit_vision.callbacks.anomalies.Collapse",
     "lit_vision.callbacks.monitors.LossSpike": "lit_vision.callbacks.anomalies.LossSpike",
@@ -34,27 +34,27 @@ _load_yaml = get_loader("yaml")
 
 
 def current_class_paths(text: str) -> str:
-    """Return settings, a file's text or a command-line argument, with the class paths of before the move replaced."""
+    """Return a recipe's text or a command-line argument with old class paths replaced by the new ones."""
     return _MOVED.sub(lambda match: MOVED_CLASSES[match[1]], text)
 
 
-# jsonargparse reads each file of settings through this
+# jsonargparse reads each recipe through this loader
 set_loader("yaml", lambda text: _load_yaml(current_class_paths(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
-    """Flags are never guessed from their beginnings, and an error is one line that names the key."""
+    """jsonargparse's parser without abbreviated flags, whose errors are one line that names the key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raises UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
+        """Raise UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
         raise UsageError(summarize_parser_error(message)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
-    """RUN/config.yaml: the complete settings of a fit, which `fit --config` takes as a recipe. Secrets are blotted out."""
+    """Save the complete config of a fit as RUN/config.yaml, a recipe for `fit --config`; secrets are redacted."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -64,6 +64,8 @@ class SaveConfig(SaveConfigCallback):
 
 
 def to_plain_dict(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """The settings as plain values, without what belongs to this command alone and without secrets."""
-    settings = yaml.safe_load(parser.dump(config, skip_validation=True))
-    return redact({k: v for k, v in settings.items() if k not in (*COMMAND_KEYS, "config", "ckpt_path", "verbose")})
+    """Return the config as plain values, without keys that only concern this command and without secrets."""
+    values = yaml.safe_load(parser.dump(config, skip_validation=True))
+    dropped = (*COMMAND_KEYS, "config", "ckpt_path", "verbose")
+    redacted: dict[str, Any] = redact({key: value for key, value in values.items() if key not in dropped})
+    return redacted

@@ -1,8 +1,8 @@
-"""The one file that knows LightningCLI: a recipe and a command line become a model, its data and a Trainer.
+"""LightningCLI subclass: builds model, data and Trainer from a config.
 
-What LightningCLI does by itself and is undone here (each was seen): `--ckpt_path FILE` replaces `model.*` of the recipe by what the file
-says; abbreviated flags are guessed; a wrong key prints 57 lines; optimisers are configured behind the module's back; `validate`
-without a checkpoint measures random weights.
+Defaults of LightningCLI that are turned off here (each caused a fault): `--ckpt_path FILE` replaces `model.*` of the
+recipe by the file's hyper-parameters; abbreviated flags are accepted; a wrong key prints 57 lines; optimizers are
+configured outside the module; `validate` without a checkpoint measures random weights.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ from lit_vision.runs import loggers, run_dir
 
 
 class RunCLI(LightningCLI):
-    """fit | validate | test of one recipe.
+    """Run fit, validate or test of one recipe.
 
     Args:
-        args: the words after `lit-vision`, the command first.
+        args: the arguments after `lit-vision`, the command first.
         recipe: the recipe's file.
-        overrides: the words that change it, for the record.
+        overrides: the arguments that change it, for the run's records.
+
+    Attributes:
+        folder: of the run.
     """
 
     folder: Path = Path()
@@ -51,9 +54,9 @@ class RunCLI(LightningCLI):
         self.recipe, self.overrides = recipe, list(overrides)
         self.start = run_dir.RunStart(Path())
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*is not resumable.*")  # ours is: the position is in the datamodule's state
+        warnings.filterwarnings("ignore", ".*is not resumable.*")  # it is: the datamodule's state has the position
         warnings.filterwarnings("ignore", ".*You have overridden `on_(after|before)_batch_transfer`.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own call of torch
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # raised by Lightning's call of torch
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
         super().__init__(
             args=list(args),
@@ -64,7 +67,7 @@ class RunCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
         )
 
-    # ---- what can be typed
+    # ---- arguments
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -77,74 +80,74 @@ class RunCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--seed_everything", type=int, default=0, help="seed of initialisation, order and augmentation"
+            "--seed_everything", type=int, default=0, help="seed of initialization, order and augmentation"
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default=None, help="the run's folder (default runs/<recipe>/<time>)")
+        parser.add_argument("--name", type=str, default=None, help="use the run folder runs/<recipe>/<name>")
+        parser.add_argument("--resume", type=str, default=None, help="auto, or a checkpoint: continue this run")
         parser.add_argument(
-            "--run_dir", type=str, default=None, help="the run's folder; runs/<recipe>/<time> if not given"
+            "--resume_anyway", type=bool, default=False, help="despite changed data or global batch size"
         )
-        parser.add_argument("--name", type=str, default=None, help="the run's folder is runs/<recipe>/<name>")
-        parser.add_argument("--resume", type=str, default=None, help="auto, or a checkpoint: go on with this run")
-        parser.add_argument("--resume_anyway", type=bool, default=False, help="also over changed data or global batch")
-        parser.add_argument("--wandb", type=str, default=None, help="log to this Weights & Biases project as well")
+        parser.add_argument("--wandb", type=str, default=None, help="also log to this Weights & Biases project")
         parser.add_argument("--wandb_weights", type=bool, default=False, help="upload the final weights to W&B")
-        # at parse time; a class without a seed is left alone
+        # applied when arguments are parsed; has no effect on a class without a seed
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args([current_class_paths(argument) for argument in args])
-        own = self.config[self.config.subcommand]
-        if not own.get("data"):
+        config = self.config[self.config.subcommand]
+        if not config.get("data"):
             raise UsageError("data: is missing; give class_path and init_args as the recipes in experiments/ do")
-        if own.trainer.use_distributed_sampler:
+        if config.trainer.use_distributed_sampler:
             raise UsageError(
-                "trainer.use_distributed_sampler: must be false; our sampler shares out the samples itself"
+                "trainer.use_distributed_sampler: must be false; the data module's sampler distributes the samples"
             )
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: the recipe says what the model is."""
+        """Do nothing: the model is that of the recipe, not of the checkpoint."""
 
-    # ---- from settings to objects
+    # ---- from the config to objects
 
     def before_instantiate_classes(self) -> None:
-        own = self.config[self.subcommand]
+        config = self.config[self.subcommand]
         self.run_sha256 = run_dir.recipe_hash(self.recipe, self.overrides)
         if self.subcommand == "fit":
-            folder = own.run_dir or (own.name and str(run_dir.default_run_dir(self.recipe, own.name)))
-            if own.resume_anyway and not own.resume:
-                raise UsageError("--resume_anyway: is for --resume auto or --resume CHECKPOINT; add one")
-            self.start = run_dir.resolve_run(self.recipe, self.run_sha256, folder, own.resume, own.resume_anyway)
+            folder = config.run_dir or (config.name and str(run_dir.default_run_dir(self.recipe, config.name)))
+            if config.resume_anyway and not config.resume:
+                raise UsageError("--resume_anyway: needs --resume auto or --resume CHECKPOINT; add one of them")
+            self.start = run_dir.resolve_run(self.recipe, self.run_sha256, folder, config.resume, config.resume_anyway)
             self.folder = self.start.folder
             return
-        # a checkpoint is complete in itself: its weights replace those that the run began with
-        checkpoint = Path(own.ckpt_path).resolve()
-        self.folder = Path(own.run_dir) if own.run_dir else run_dir.run_dir_of(checkpoint) or checkpoint.parent
-        model = own.model.get("init_args", Namespace())
+        # the checkpoint has all weights: do not load those that its training started from
+        checkpoint = Path(config.ckpt_path).resolve()
+        self.folder = Path(config.run_dir) if config.run_dir else run_dir.run_dir_of(checkpoint) or checkpoint.parent
+        model = config.model.get("init_args") or {}
         if model.get("backbone_checkpoint"):
-            model.backbone_checkpoint = None
+            model["backbone_checkpoint"] = None
         if (model.get("backbone_args") or {}).get("pretrained"):
-            model.backbone_args["pretrained"] = False
+            model["backbone_args"]["pretrained"] = False
 
     def instantiate_classes(self) -> None:
-        # jsonargparse buries what a constructor says in a page about types: keep it, and say that
-        said: list[UserError] = []
+        # jsonargparse wraps a constructor's UserError in a page about types: raise the original error instead
+        errors: list[UserError] = []
 
-        def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
+        def construct(class_type: type, *args: Any, **kwargs: Any) -> object:
             try:
                 return class_type(*args, **kwargs)
             except UserError as error:
-                said.append(error)
+                errors.append(error)
                 raise
 
         for base in (LightningModule, LightningDataModule, Callback):
-            self.parser.add_instantiator(make, base, subclasses=True)
+            self.parser.add_instantiator(construct, base, subclasses=True)
         try:
             super().instantiate_classes()
         except (ValueError, TypeError):
-            if said:
-                raise said[0] from None
+            if errors:
+                raise errors[0] from None
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -155,7 +158,7 @@ class RunCLI(LightningCLI):
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
             "logger": self._loggers(settings.get("logger")),
         }
-        if settings.get("sync_batchnorm"):  # Lightning's own fails on CPU and drops activations of timm's fused norms
+        if settings.get("sync_batchnorm"):  # Lightning's fails on CPU and drops activations of timm's fused norms
             kwargs |= {"sync_batchnorm": False, "plugins": [*kwargs["plugins"], global_batch_norm()]}
         callbacks = settings.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
@@ -165,28 +168,29 @@ class RunCLI(LightningCLI):
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False or self.subcommand != "fit":
             return False
-        named = [] if given in (None, True) else given if isinstance(given, list) else [given]
-        found: list[Logger] = [loggers.RunCSVLogger(self.folder), *(named or [loggers.tensorboard(self.folder)])]
-        own = self.config[self.subcommand]
-        if own.wandb:
-            config = to_plain_dict(self._parser(self.subcommand), own)
-            if logger := loggers.weights_and_biases(own.wandb, self.folder, config=config):
-                found.append(logger)
-        return found
+        of_recipe = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        run_loggers: list[Logger] = [loggers.RunCSVLogger(self.folder)]
+        run_loggers += of_recipe or [loggers.tensorboard(self.folder)]
+        config = self.config[self.subcommand]
+        if config.wandb:
+            values = to_plain_dict(self._parser(self.subcommand), config)
+            if logger := loggers.weights_and_biases(config.wandb, self.folder, config=values):
+                run_loggers.append(logger)
+        return run_loggers
 
     def _callbacks(self, given: list[Any], settings: Namespace) -> list[Any]:
-        """What every run has unless the recipe names another of its kind."""
+        """Return the default callbacks of every run, without those of a kind that the recipe has."""
         seed = self.config[self.subcommand].seed_everything
-        own = [SeedEachBatch(seed)]
+        callbacks: list[Callback] = [SeedEachBatch(seed)]
         if settings.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
-            own.append(Progress())
+            callbacks.append(Progress())
         if self.subcommand != "fit":
-            return own
+            return callbacks
         if not any(isinstance(c, StopOnNonFinite) for c in given):
-            own.append(StopOnNonFinite())
+            callbacks.append(StopOnNonFinite())
         if settings.enable_checkpointing is not False and not settings.fast_dev_run:
-            own += [] if any(isinstance(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
-            own.append(
+            callbacks += [] if any(isinstance(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
+            callbacks.append(
                 RunRecord(
                     _recipe_label(self.recipe),
                     self.recipe and sha256_of_file(self.recipe),
@@ -196,25 +200,25 @@ class RunCLI(LightningCLI):
                     upload_weights=self.config[self.subcommand].wandb_weights,
                 )
             )
-        return own
+        return callbacks
 
-    # ---- what is run
+    # ---- subcommands
 
     def fit(self, **kwargs: Any) -> None:
-        """Trains; goes on from the checkpoint that --resume found."""
+        """Train, from the checkpoint that --resume found if there is one."""
         checkpoint = self.start.checkpoint
         if os.environ.get("LOCAL_RANK", "0") != "0":
             die_with_parent()
         if self.trainer.is_global_zero:
             for line in self.start.skipped_checkpoints:
-                print(f"passed over: {line}", flush=True)
+                print(f"skipped checkpoint: {line}", flush=True)
             if checkpoint:
-                print(f"going on from {checkpoint}", flush=True)
+                print(f"resuming from {checkpoint}", flush=True)
             elif self.config.fit.resume:
-                print(f"--resume auto: no checkpoint of this run yet, so it starts anew in {self.folder}", flush=True)
+                print(f"--resume auto: this run has no checkpoint yet; starting it in {self.folder}", flush=True)
             for logger in self.trainer.loggers if not checkpoint else ():
                 if isinstance(logger, loggers.RunCSVLogger):
-                    logger.cut(0)  # what a run wrote that was killed before its first checkpoint
+                    logger.cut(0)  # remove rows of a run that was killed before its first checkpoint
         self.datamodule.resume_anyway = self.config.fit.resume_anyway
         try:
             self.trainer.fit(ckpt_path=checkpoint, **kwargs)
@@ -224,43 +228,43 @@ class RunCLI(LightningCLI):
             raise
 
     def validate(self, ckpt_path: str, **kwargs: Any) -> None:
-        """Measures a checkpoint on the validation split."""
+        """Measure a checkpoint on the validation split."""
         self._evaluate(ckpt_path, **kwargs)
 
     def test(self, ckpt_path: str, **kwargs: Any) -> None:
-        """Measures a checkpoint on the test split."""
+        """Measure a checkpoint on the test split."""
         self._evaluate(ckpt_path, **kwargs)
 
     def _evaluate(self, ckpt_path: str, model: Any, datamodule: Any, **kwargs: Any) -> None:
-        # not through the Trainer's ckpt_path: it would restore the position in the training data too, and refuse other data
+        # The Trainer's ckpt_path would also restore the position in the training data, and refuse other data.
         checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path)
         try:
             model.load_state_dict(checkpoint.get("state_dict", {}))
         except RuntimeError as error:
             raise UserError(f"{ckpt_path}: {summarize_state_dict_error(error)}") from error
-        counted = SampleCounter()
-        self.trainer.callbacks.append(counted)
-        measured = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
-        measured = {name: value for found in measured for name, value in found.items()}
-        if not measured:
-            raise UserError(f"{self.subcommand}: {type(model).__name__} measures nothing on this split")
-        self._write_measured(Path(ckpt_path), measured, counted.total(self.trainer), counted.seconds)
+        counter = SampleCounter()
+        self.trainer.callbacks.append(counter)
+        of_loaders = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
+        metrics = {name: value for of_loader in of_loaders for name, value in of_loader.items()}
+        if not metrics:
+            raise UserError(f"{self.subcommand}: {type(model).__name__} has no metrics for this split; use another one")
+        self._write_metrics(Path(ckpt_path), metrics, counter.total(self.trainer), counter.seconds)
 
     @rank_zero_only
-    def _write_measured(self, ckpt_path: Path, measured: dict[str, float], samples: int, seconds: float) -> None:
+    def _write_metrics(self, ckpt_path: Path, metrics: dict[str, float], samples: int, seconds: float) -> None:
         prefix = {"validate": "val"}.get(self.subcommand, self.subcommand)
         name = next(
-            (n for n in (f"{prefix}/{m}" for m in ("top1", "map", "dice", "loss")) if n in measured),
-            next(iter(measured)),
+            (n for n in (f"{prefix}/{m}" for m in ("top1", "map", "dice", "loss")) if n in metrics),
+            next(iter(metrics)),
         )
-        for key, value in measured.items():
+        for key, value in metrics.items():
             print(f"{key:<16} {value:.4f}")
         schema.write_result(
             self.folder / f"results-{self.subcommand}.json",
             recipe=_recipe_label(self.recipe),
             seed=self.config[self.subcommand].seed_everything,
-            metric={"name": name, "value": measured[name]},
-            metrics=measured,
+            metric={"name": name, "value": metrics[name]},
+            metrics=metrics,
             samples=samples,
             seconds=seconds,
             data_fingerprint=getattr(self.datamodule, "fingerprint", None),
@@ -269,7 +273,7 @@ class RunCLI(LightningCLI):
 
 
 class ParseOnly(RunCLI):
-    """The settings alone: nothing is built, seeded or run."""
+    """Parse the config only: nothing is built, seeded or run."""
 
     def before_instantiate_classes(self) -> None: ...
 
@@ -280,10 +284,10 @@ class ParseOnly(RunCLI):
     def _set_seed(self) -> None: ...
 
     def settings(self) -> dict[str, Any]:
-        """As RUN/config.yaml will hold them."""
+        """Return the config as RUN/config.yaml stores it."""
         return to_plain_dict(self._parser(self.subcommand), self.config[self.subcommand])
 
 
 def _recipe_label(recipe: str | None) -> str:
-    """A recipe as results name it: never an absolute path."""
+    """Return the recipe's name for result files, which never contain absolute paths."""
     return "none" if recipe is None else Path(recipe).name if Path(recipe).is_absolute() else str(recipe)

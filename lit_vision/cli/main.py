@@ -1,6 +1,6 @@
-"""The `lit-vision` command: a table of commands, each imported only when it is called.
+"""The `lit-vision` command: dispatch to a table of commands, each imported only when it is called.
 
-Nothing heavy is imported here, so that `--help` answers at once (importing lightning alone takes seconds).
+Nothing heavy is imported here, so that `--help` is fast (importing lightning alone takes seconds).
 """
 
 from __future__ import annotations
@@ -22,41 +22,45 @@ COMMANDS = {
     "study": (
         "lit_vision.cli.study",
         "main",
-        "what should I do with this folder? baselines, pre-training, few labels, one report",
+        "compare baselines, pre-training and few labels on a folder of images, in one report",
     ),
     "predict": (
         "lit_vision.cli.predict",
         "main",
-        "use a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
+        "run a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
     ),
     "import": (
         "lit_vision.cli.import_weights",
         "main",
-        "weights of timm, torchvision, transformers, lightly or facebookresearch/mae as one safetensors file",
+        "convert weights of timm, torchvision, transformers, lightly or facebookresearch/mae",
     ),
-    "export": ("lit_vision.cli.export", "main", "a run as safetensors, ONNX, OpenVINO, pt2 or adapter; int8"),
+    "export": (
+        "lit_vision.cli.export",
+        "main",
+        "write a run as safetensors, ONNX, OpenVINO, pt2, adapter, int8, or for timm and the Hub",
+    ),
     "embed": (
         "lit_vision.cli.search",
         "main_embed",
-        "features of images as an index: lit-vision embed --model M IMAGES --out FILE",
+        "write features of images to an index: lit-vision embed --model M IMAGES --out FILE",
     ),
     "search": (
         "lit_vision.cli.search",
         "main_search",
-        "images like this one; near duplicates: lit-vision search --index FILE --query IMAGE",
+        "find similar images or near duplicates: lit-vision search --index FILE --query IMAGE",
     ),
     "fewshot": (
         "lit_vision.cli.few_shot",
         "main",
-        "how good features are with k labeled images per class: prototypes and logistic regression",
+        "measure features with k labeled images per class, by prototypes and logistic regression",
     ),
-    "data": ("lit_vision.cli.make_data", "main", "make or fetch a data set: lit-vision data fashion --out DIR"),
+    "data": ("lit_vision.cli.make_data", "main", "make a data set: lit-vision data fashion --out DIR"),
     "doctor": (
         "lit_vision.cli.doctor",
         "main",
-        "is this folder fit to train on? broken files, duplicates, imbalance, loader speed",
+        "check a folder of images: broken files, duplicates, imbalance, loader speed",
     ),
-    "pack": ("lit_vision.cli.pack", "main", "one fast file of a folder: lit-vision pack ROOT --out FILE.pack"),
+    "pack": ("lit_vision.cli.pack", "main", "store a folder as one fast file: lit-vision pack ROOT --out FILE.pack"),
 }
 
 
@@ -66,7 +70,8 @@ def _help() -> str:
     return (
         "usage: lit-vision COMMAND [options]\n\n"
         f"commands:\n{lines}\n\n"
-        "lit-vision COMMAND --help says more. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."
+        "lit-vision COMMAND --help lists its options.\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."
     )
 
 
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after `lit-vision`; those of the process if None.
+        argv: the arguments after `lit-vision`; those of the process if None.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C (143 after SIGTERM leaves as SystemExit).

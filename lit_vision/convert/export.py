@@ -137,6 +137,8 @@ def write_onnx(program: ExportedProgram, metadata: ModelMetadata, path: Path) ->
         onnx_program = torch.onnx.export(
             program, dynamo=True, input_names=["images"], output_names=metadata.outputs, verbose=False
         )
+        for node in onnx_program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces of the exporter, with absolute paths of this machine
         onnx_program.model.metadata_props[METADATA_KEY] = metadata.to_json()
         onnx_program.save(str(path))
     external_data = path.with_name(path.name + ".data")

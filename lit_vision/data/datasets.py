@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -165,7 +167,7 @@ class ImageFileDataset(Dataset):
         return len(self.files)
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        """The finished batch of these keys."""
+        """Return the batch of some keys."""
         images, labels = [], []
         for key in keys:
             views, used = self.files.read(key[1], key[0], partial(_views_of, self.views, key))
@@ -175,7 +177,7 @@ class ImageFileDataset(Dataset):
         return _batch(default_collate(images), np.array(labels, np.int64), keys)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """A batch of one."""
+        """Return the batch of one key."""
         return self.__getitems__([key])
 
 
@@ -195,12 +197,12 @@ class InMemoryDataset(Dataset):
         return len(self.pixels)
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        """The finished batch of these keys."""
+        """Return the batch of some keys."""
         index = [key[1] for key in keys]
         return _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """A batch of one."""
+        """Return the batch of one key."""
         return self.__getitems__([key])
 
 
@@ -293,6 +295,17 @@ def _identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def _exit_when_terminated_by(parent: int) -> None:
+    """End this process on a SIGTERM that its parent sent; ignore a SIGTERM from any other process.
+
+    After an exception in a worker, torch ends the worker by SIGTERM alone; without this the parent would wait for it
+    without end at its own exit.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 def _start_worker(_: int) -> None:
     """Prepare a worker process: no signals, no threads in cv2, and no life after its parent, even if that was killed.
 
@@ -301,5 +314,9 @@ def _start_worker(_: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal never reaches sigwaitinfo
+        threading.Thread(target=_exit_when_terminated_by, args=(os.getppid(),), daemon=True).start()
     die_with_parent()
     cv2.setNumThreads(0)

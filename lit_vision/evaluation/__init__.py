@@ -1,1 +1,1 @@
-"""Pure functions on features and numbers."""
+"""Pure functions on features, predictions and numbers: probes, k-NN, few-shot, metrics."""

@@ -1,6 +1,6 @@
-"""Two classes, as medicine asks for them: sensitivity, specificity, AUROC with confidence intervals, calibration, class weights.
+"""Binary clinical metrics with confidence intervals: sensitivity, specificity, AUROC, calibration, class weights.
 
-Plain numpy. N samples; label 1 is the finding ("tumour"), 0 its absence; a score is the probability of 1.
+NumPy and SciPy only. N samples; label 1 is the finding ("tumour"), 0 its absence; a score is the probability of 1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Z95 = 1.959963984540054  # of a two-sided 95 % interval of the normal distribution
 
@@ -23,34 +24,29 @@ def _validated(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels.astype(bool)
 
 
-def wilson_interval(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Interval of a share, hits / n: Wilson's, which stays in [0, 1] and has a width at 0 and n too. (0, 1) for n = 0.
+def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson interval of the proportion hits / n; (0, 1) for n = 0.
 
-    Source: Wilson 1927, JASA 22:209.
+    It stays in [0, 1] and has a width at 0 and n too. Source: Wilson 1927, JASA 22:209.
+
+    Raises:
+        ValueError: hits is not in 0 to n.
     """
     if not 0 <= hits <= n:
-        raise ValueError(f"{hits} of {n}")
+        raise ValueError(f"hits must be from 0 to n = {n}, got {hits}")
     if n == 0:
         return 0.0, 1.0
-    share = hits / n
-    middle = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
-
-
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
+    interval = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def auroc(scores: Any, labels: Any, z: float = Z95) -> tuple[float, float, float]:
-    """Area under the ROC curve with DeLong's interval: the chance that a random finding scores above a random absence, ties counting half.
+    """Return the area under the ROC curve with DeLong's interval.
 
-    Source: DeLong et al. 1988, Biometrics 44:837, by ranks (Sun and Xu 2014, IEEE SPL 21:1389). The interval is cut to [0, 1]. It is the
-    normal approximation: with few samples, or an area near 1, it is too narrow (at exactly 1 it has no width).
+    The area is the probability that a random finding scores above a random absence; ties count half.
+    Source: DeLong et al. 1988, Biometrics 44:837, by ranks (Sun and Xu 2014, IEEE SPL 21:1389). The interval is cut to
+    [0, 1]. It
+    is the normal approximation: with few samples, or an area near 1, it is too narrow (at exactly 1 it has no width).
 
     Args:
         scores: (N,), higher means finding.
@@ -68,28 +64,31 @@ def auroc(scores: Any, labels: Any, z: float = Z95) -> tuple[float, float, float
     m, n = len(found), len(absent)
     if not m or not n:
         raise ValueError("the area needs samples of both classes")
-    joined = midranks(np.concatenate([found, absent]))
+    joined = stats.rankdata(np.concatenate([found, absent]))
     area = (joined[:m].sum() - m * (m + 1) / 2) / (m * n)
     if min(m, n) < 2:
         return float(area), 0.0, 1.0
-    above = (joined[:m] - midranks(found)) / n  # share of absences below each finding
-    below = 1 - (joined[m:] - midranks(absent)) / m  # share of findings above each absence
+    above = (joined[:m] - stats.rankdata(found)) / n  # proportion of absences below each finding
+    below = 1 - (joined[m:] - stats.rankdata(absent)) / m  # proportion of findings above each absence
     error = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
     return float(area), float(max(0.0, area - z * error)), float(min(1.0, area + z * error))
 
 
 def operating_point(scores: Any, labels: Any, threshold: float = 0.5) -> dict[str, Any]:
-    """What calling everything at or above a threshold a finding means.
+    """Return counts and rates if every score at or above a threshold is predicted to be a finding.
 
     Returns:
-        threshold; counts true_positive, false_positive, true_negative, false_negative; sensitivity (found of the findings), specificity
-        (cleared of the absences), ppv (right of what was called a finding), npv (right of what was cleared), accuracy: each {value, low,
-        high, of}, value None where nothing is counted; balanced_accuracy: mean of sensitivity and specificity, or None.
+        threshold; counts true_positive, false_positive, true_negative, false_negative; sensitivity (detected findings),
+        specificity (absences predicted as such), ppv (correct among predicted findings), npv (correct among predicted
+        absences),
+        accuracy: each {value, low, high, of}, value None if `of` is 0; balanced_accuracy: mean of sensitivity and
+            specificity, or
+        None.
     """
     scores, labels = _validated(scores, labels)
-    called = scores >= threshold
-    tp, fp = int((called & labels).sum()), int((called & ~labels).sum())
-    tn, fn = int((~called & ~labels).sum()), int((~called & labels).sum())
+    predicted = scores >= threshold
+    tp, fp = int((predicted & labels).sum()), int((predicted & ~labels).sum())
+    tn, fn = int((~predicted & ~labels).sum()), int((~predicted & labels).sum())
     found: dict[str, Any] = {"threshold": float(threshold)}
     found |= {"true_positive": tp, "false_positive": fp, "true_negative": tn, "false_negative": fn}
     for name, hits, of in (
@@ -107,10 +106,10 @@ def operating_point(scores: Any, labels: Any, threshold: float = 0.5) -> dict[st
 
 
 def threshold_for(scores: Any, labels: Any, sensitivity: float) -> float:
-    """The highest threshold that finds at least this share of the findings. Choose it on validation data, never on test data.
+    """Return the highest threshold with at least this sensitivity; choose it on validation data, never on test data.
 
     Raises:
-        ValueError: no finding among the samples, or a share outside (0, 1].
+        ValueError: no finding among the samples, or a sensitivity outside (0, 1].
     """
     scores, labels = _validated(scores, labels)
     if not labels.any() or not 0 < sensitivity <= 1:
@@ -120,7 +119,7 @@ def threshold_for(scores: Any, labels: Any, sensitivity: float) -> float:
 
 
 def calibration(scores: Any, labels: Any, bins: int = 10) -> dict[str, Any]:
-    """Whether probabilities mean what they say.
+    """Return Brier score and expected calibration error of probabilities.
 
     Args:
         scores: (N,) probabilities in [0, 1].
@@ -128,20 +127,23 @@ def calibration(scores: Any, labels: Any, bins: int = 10) -> dict[str, Any]:
         bins: of equal width.
 
     Returns:
-        brier: mean squared difference of probability and label (0 is best; always saying the base rate b gives b (1 - b)); ece: expected
-        calibration error, the mean over samples of |share of findings - mean probability| of their bin (Guo et al. 2017,
-        arXiv:1706.04599, for the probability of the finding); bins: for each that is not empty {low, high, count, probability, share}.
+        brier: mean squared difference of probability and label (0 is best; always predicting the base rate b gives b (1
+            - b));
+        ece: expected calibration error, the mean over samples of |share of findings - mean probability| of their bin
+            (Guo et al.
+        2017, arXiv:1706.04599, for the probability of the finding); bins: for each that is not empty {low, high, count,
+        probability, share}.
 
     Raises:
-        ValueError: shapes differ, or a score is no probability.
+        ValueError: shapes differ, or a score is not in [0, 1].
     """
     scores, labels = _validated(scores, labels)
     if scores.min() < 0 or scores.max() > 1:
-        raise ValueError("calibration is about probabilities, from 0 to 1")
-    place = np.minimum((scores * bins).astype(int), bins - 1)
+        raise ValueError(f"scores must be probabilities from 0 to 1, got {scores.min():g} to {scores.max():g}")
+    bin_of = np.minimum((scores * bins).astype(int), bins - 1)
     rows, error = [], 0.0
-    for b in np.unique(place):
-        inside = place == b
+    for b in np.unique(bin_of):
+        inside = bin_of == b
         probability, share, count = float(scores[inside].mean()), float(labels[inside].mean()), int(inside.sum())
         error += count / len(scores) * abs(share - probability)
         rows.append(
@@ -151,7 +153,7 @@ def calibration(scores: Any, labels: Any, bins: int = 10) -> dict[str, Any]:
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """Weights that let every class count as much as the others: N / (K n_k), as scikit-learn's "balanced". Their mean over samples is 1.
+    """Return class weights N / (K n_k), as scikit-learn's "balanced"; their mean over samples is 1.
 
     Args:
         counts: (K,) samples of each class.
@@ -165,7 +167,7 @@ def class_weights(counts: Sequence[int]) -> list[float]:
 
 
 def clinical_report(scores: Any, labels: Any, threshold: float = 0.5) -> dict[str, Any]:
-    """All of the above in one dictionary of plain values: samples, findings, auroc {value, low, high}, operating_point, calibration."""
+    """Return samples, findings, auroc {value, low, high}, operating_point and calibration as plain values."""
     area, low, high = auroc(scores, labels)
     return {
         "samples": len(labels),
@@ -177,7 +179,7 @@ def clinical_report(scores: Any, labels: Any, threshold: float = 0.5) -> dict[st
 
 
 def format_clinical_report(report: dict[str, Any], finding: str, absence: str) -> str:
-    """A clinical report as aligned plain text; intervals are 95 %."""
+    """Format a clinical report as aligned plain text; intervals are 95 %."""
     point, fit = report["operating_point"], report["calibration"]
     lines = [f"{report['samples']} images, {report['findings']} of them {finding}", ""]
     area = report["auroc"]

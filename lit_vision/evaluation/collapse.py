@@ -1,4 +1,4 @@
-"""Has the encoder collapsed? Two numbers of a set of features, without labels."""
+"""Collapse metrics of a set of features, without labels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def embedding_std(features: Tensor) -> float:
-    """How far features spread over the sphere: sqrt(D) x the standard deviation of each dimension of the L2-normalised rows, averaged.
+    """Return sqrt(D) times the mean over dimensions of the standard deviation of the L2-normalized features.
 
-    1 if they are spread as a normal distribution would be, 0 if all are one point.
+    1 if the features are spread as a normal distribution, 0 if all are one point.
     Source: Chen and He 2021 (SimSiam), arXiv:2011.10566, Section 4.1, there without the factor sqrt(D).
 
     Args:
@@ -20,10 +20,11 @@ def embedding_std(features: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """In how many dimensions the features live: exp of the entropy of the singular values, scaled to sum 1.
+    """Return the effective rank of features: exp of the entropy of their singular values, scaled to sum 1.
 
-    From 1 (all on one line) to min(N, D). Source: Roy and Vetterli 2007; RankMe, Garrido et al. 2023, arXiv:2210.02885, Eq. 1.
-    Unlike RankMe the mean is taken out first: an encoder that gives every image one vector has rank 0 here, not 1.
+    From 1 (all on one line) to min(N, D). Source: Roy and Vetterli 2007; RankMe, Garrido et al. 2023, arXiv:2210.02885,
+    Eq. 1. Unlike RankMe the mean is subtracted first: an encoder that gives every image the same vector has rank 0
+    here, not 1.
 
     Args:
         features: (N, D), N at least 2.

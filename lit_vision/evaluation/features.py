@@ -1,9 +1,9 @@
-"""Features of a whole split: a frozen encoder over a loader, once, in order."""
+"""Extract features of a split with a frozen encoder."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,12 @@ from lit_vision.errors import UserError
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder says of a split; row i of all three is the same sample.
+    """Features, labels and keys of a split; row i of all three is the same sample.
 
-    features: (N, D) float32 on the CPU.   labels: (N,) int64, -1 without one.   keys: (N, 3) int64, (epoch, index, copy).
+    Attributes:
+        features: (N, D) float32 on the CPU.
+        labels: (N,) int64, -1 without one.
+        keys: (N, 3) int64: epoch, index, copy.
     """
 
     features: Tensor
@@ -32,7 +35,7 @@ class Features:
         return len(self.features)
 
     def select(self, rows: Tensor | np.ndarray | list[int]) -> Features:
-        """The given rows (indices or a boolean mask), in the given order."""
+        """Return the given rows (indices or a boolean mask), in the given order."""
         rows = torch.as_tensor(np.asarray(rows))
         return Features(self.features[rows], self.labels[rows], self.keys[rows])
 
@@ -47,17 +50,17 @@ def extract_features(
 ) -> Features:
     """Run the encoder over every sample of a loader.
 
-    Evaluation mode and inference mode are on while it runs; each submodule's mode is put back afterwards, also after an
-    error. Under several processes each rank runs its own part of the loader and all ranks return the whole: rows sorted
-    by key, samples that two ranks saw (padding) kept once. Alone, the loader's order is kept.
+    Evaluation mode and inference mode are on while it runs; each submodule's mode is restored afterwards, also after an
+    error. With several processes each rank runs its part of the loader and all ranks return all rows, sorted by key,
+    without the duplicates of samples that two ranks saw (padding). With one process the rows have the loader's order.
 
     Args:
-        backbone: images (B, 3, H, W), normalised float -> (B, D). Stays where it is if it already is on `device`.
+        backbone: images (B, 3, H, W), normalized float -> (B, D). It is moved to `device`.
         loader: batches {images uint8 (B, V, H, W, 3), label (B,), key (B, 3)}; of several views the first is used.
         mean: (3,) subtracted from images scaled to 0..1.
         std: (3,) by which the difference is divided.
         device: where the encoder runs.
-        progress: show a bar, on a terminal only and on rank zero only.
+        progress: show a bar on rank zero if the output is a terminal.
 
     Returns:
         Features on the CPU, float32 whatever the encoder's precision.
@@ -92,7 +95,7 @@ def extract_features(
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside the block, and each of its parts back into its own mode after it."""
+    """Put a module into evaluation mode inside the block, and restore the mode of each of its parts after it."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -103,7 +106,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _gather_features(part: Features | None) -> Features | None:
-    """All ranks' rows on every rank, sorted by (epoch, index, copy), each key once."""
+    """Return all ranks' rows on every rank, sorted by (epoch, index, copy), each key once."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return part
     parts: list[Any] = [None] * dist.get_world_size()
@@ -117,13 +120,13 @@ def _gather_features(part: Features | None) -> Features | None:
     return Features(*(torch.from_numpy(x[first]) for x in (features, labels, keys)))
 
 
-def _with_bar(loader: Iterable, progress: bool) -> Iterable:
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    if not (progress and alone and sys.stderr.isatty()):
+def _with_bar(loader: Iterable[dict[str, Tensor]], progress: bool) -> Iterator[dict[str, Tensor]]:
+    rank_zero = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    if not (progress and rank_zero and sys.stderr.isatty()):
         yield from loader
         return
     from rich.console import Console
     from rich.progress import track
 
-    total = len(loader) if hasattr(loader, "__len__") else None
+    total = len(loader) if isinstance(loader, Sized) else None
     yield from track(loader, "features", total=total, console=Console(stderr=True), transient=True)

@@ -1,6 +1,6 @@
-"""A few labelled images per class on frozen features: class prototypes and logistic regression, the same images for both.
+"""Few-shot classification on frozen features: class prototypes and logistic regression on the same labeled images.
 
-Letters: N samples, D width of the features, K classes, k labelled images per class.
+Letters: N samples, D width of the features, K classes, k labeled images per class.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_vision.data.splits import sample_per_class as choose_shots
 from lit_vision.errors import UserError
+from lit_vision.evaluation.features import Features
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.metrics import mean_sd, top_k_accuracy
 
@@ -25,9 +26,13 @@ METRICS = ("cosine", "euclidean")
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw of k images per class.
+    """Result of one draw of k images per class.
 
-    method: of FEW_SHOT_METHODS.   shots: k.   seed: of the draw.   value: accuracy on all test samples, in [0, 1].
+    Attributes:
+        method: one of FEW_SHOT_METHODS.
+        shots: k.
+        seed: of the draw.
+        value: accuracy on all test samples, 0 to 1.
     """
 
     method: str
@@ -37,13 +42,13 @@ class Episode:
 
 
 def class_prototypes(features: Any, labels: Any, num_classes: int | None = None, metric: str = "cosine") -> Tensor:
-    """The mean feature of each class. Source: Snell et al. 2017, arXiv:1703.05175, Eq. 1.
+    """Return the mean feature of each class. Source: Snell et al. 2017, arXiv:1703.05175, Eq. 1.
 
     Args:
         features: (N, D), tensor or array.
         labels: (N,) integers from 0.
         num_classes: K; the largest label + 1 if None.
-        metric: with "cosine" every feature is scaled to length 1 first, so that long ones do not outvote the others.
+        metric: with "cosine" every feature is scaled to length 1 first, so that all have the same weight.
 
     Returns:
         (K, D) float32; a class without a sample is NaN.
@@ -56,7 +61,7 @@ def class_prototypes(features: Any, labels: Any, num_classes: int | None = None,
         raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
     x, y = _tensor(features).float(), _tensor(labels).long()
     if len(x) == 0 or len(x) != len(y) or int(y.min()) < 0:
-        raise UserError(f"prototypes: {len(x)} features, {int((y >= 0).sum())} labels; give labelled samples only")
+        raise UserError(f"prototypes: {len(x)} features, {int((y >= 0).sum())} labels; give labeled samples only")
     num_classes = int(y.max()) + 1 if num_classes is None else num_classes
     x = F.normalize(x, dim=1) if metric == "cosine" else x
     sums = torch.zeros(num_classes, x.shape[1]).index_add_(0, y, x)
@@ -64,7 +69,7 @@ def class_prototypes(features: Any, labels: Any, num_classes: int | None = None,
 
 
 def nearest_prototype(prototypes: Tensor, features: Any, metric: str = "cosine", temperature: float = 1.0) -> Tensor:
-    """Class probabilities: softmax of the negative distance to each prototype. Source: Snell et al. 2017, Eq. 2.
+    """Return class probabilities: softmax of the negative distance to each prototype. Source: Snell et al. 2017, Eq. 2.
 
     Args:
         prototypes: (K, D) of `class_prototypes` under the same metric; NaN rows are never chosen.
@@ -89,23 +94,24 @@ def nearest_prototype(prototypes: Tensor, features: Any, metric: str = "cosine",
 
 
 def few_shot(
-    train: Any,
-    test: Any,
+    train: Features,
+    test: Features,
     shots: Sequence[int] = (1, 5, 10),
     seeds: Iterable[int] = range(5),
     methods: Sequence[str] = FEW_SHOT_METHODS,
     metric: str = "cosine",
 ) -> list[Episode]:
-    """Accuracy with k labelled images per class, for every k, seed and method; test samples choose nothing.
+    """Measure the accuracy with k labeled images per class, for every k, seed and method.
 
-    All methods see the same images, and those of k are among those of a larger k (of one seed).
+    All methods use the same images, and those of k are among those of a larger k (of one seed). Test samples are only
+    measured; nothing is chosen on them.
 
     Args:
-        train: `Features` to draw from; unlabelled ones are left out.
-        test: `Features`, all labelled, measured once per episode.
-        shots: the k.
+        train: features to draw from; unlabeled ones are left out.
+        test: features, all labeled, measured once per episode.
+        shots: the numbers k.
         seeds: of the draws.
-        methods: of FEW_SHOT_METHODS.
+        methods: some of FEW_SHOT_METHODS.
         metric: of the prototypes.
 
     Raises:
@@ -132,7 +138,7 @@ def few_shot(
 
 
 def summarize_episodes(episodes: Iterable[Episode]) -> dict[tuple[str, int], tuple[float, float | None, int]]:
-    """{(method, k): (mean, standard deviation or None, number of seeds)} of the episodes, in their order."""
+    """Return {(method, k): (mean, standard deviation or None, number of seeds)} of the episodes, in their order."""
     values: dict[tuple[str, int], list[float]] = {}
     for episode in episodes:
         values.setdefault((episode.method, episode.shots), []).append(episode.value)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification on features: no training, so a quick look at what an encoder knows."""
+"""Weighted k-nearest-neighbor classification on features: evaluates an encoder without training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 
-CHUNK = 1 << 24  # similarities held at once, 64 MB in float32
+CHUNK = 1 << 24  # similarities in memory at the same time, 64 MB in float32
 
 
 def weighted_knn(
@@ -22,22 +22,22 @@ def weighted_knn(
     k: int = 20,
     temperature: float = 0.1,
 ) -> Tensor:
-    """Class probabilities by weighted votes of the k nearest training samples.
+    """Return class probabilities by weighted votes of the k nearest training samples.
 
-    A neighbour with cosine similarity s votes for its class with weight exp(s / temperature); the votes are divided by
+    A neighbor with cosine similarity s votes for its class with weight exp(s / temperature); the votes are divided by
     their sum. Source: Wu et al. 2018, arXiv:1805.01978, section 3.4 (there k = 200, temperature 0.07).
     The predicted class is `.argmax(1)`.
 
-    Ties, written down because they decide results on tiny sets: of training samples at exactly the same similarity
-    across the k-th place, the earlier rows vote; of classes with equal votes, argmax takes the lowest number.
-    A feature of all zeros has similarity 0 to everything.
+    Ties decide results on tiny sets: of training samples with exactly the similarity of the k-th neighbor, the earlier
+    rows vote; of classes with equal votes, argmax takes the lowest number. A feature of all zeros has similarity 0 to
+    everything.
 
     Args:
         train_features: (N, D), tensor or array.
         train_labels: (N,) integers from 0.
-        features: (M, D), on the same device; compared M x N in pieces, never whole.
+        features: (M, D), on the same device; the M x N similarities are computed in chunks.
         num_classes: width of the result; the largest training label + 1 if None.
-        k: neighbours; all N if there are fewer.
+        k: number of neighbors; all N if there are fewer.
         temperature: greater than 0; large means equal votes.
 
     Returns:
@@ -53,7 +53,7 @@ def weighted_knn(
     if len(bank) == 0 or len(bank) != len(labels):
         raise UserError(f"k-NN: {len(bank)} training features with {len(labels)} labels; give at least one of each")
     if int(labels.min()) < 0:
-        raise UserError("k-NN: a training sample has no label (-1); leave unlabelled samples out")
+        raise UserError("k-NN: a training sample has no label (-1); leave unlabeled samples out")
     if bank.shape[1] != queries.shape[1]:
         raise UserError(
             f"k-NN: features are {bank.shape[1]} wide in training, {queries.shape[1]} here; use one encoder"
@@ -63,25 +63,25 @@ def weighted_knn(
     k = min(k, len(bank))
     votes = torch.zeros(len(queries), num_classes, device=queries.device)
     rows = max(1, CHUNK // len(bank))
-    for start in range(0, len(queries), rows):
-        near, which = _top_k(queries[start : start + rows] @ bank.T, k)
-        # the largest weight is 1 after the shift, so no temperature overflows; the division below undoes it
+    for first in range(0, len(queries), rows):
+        near, neighbors = _top_k(queries[first : first + rows] @ bank.T, k)
+        # the largest weight is 1 after the shift, so no temperature overflows; the division below cancels it
         weights = ((near - near[:, :1]) / temperature).exp()
-        votes[start : start + rows].scatter_add_(1, labels[which], weights)
+        votes[first : first + rows].scatter_add_(1, labels[neighbors], weights)
     return votes / votes.sum(dim=1, keepdim=True)
 
 
 def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, ties to the earlier column. topk alone leaves ties open, so the cut is made by hand."""
-    near, which = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    """Return the k largest of each row and their columns, ties to the earlier column, which topk does not guarantee."""
+    near, columns = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
     if near.shape[1] > k:
-        tied = (near[:, k] == near[:, k - 1]).nonzero()[:, 0]  # rare: only these rows are sorted whole
-        near, which = near[:, :k].clone(), which[:, :k].clone()
+        tied = (near[:, k] == near[:, k - 1]).nonzero()[:, 0]  # rare: only these rows are sorted completely
+        near, columns = near[:, :k].clone(), columns[:, :k].clone()
         if len(tied):
             order = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
-            which[tied] = order
+            columns[tied] = order
             near[tied] = similarity[tied].gather(1, order)
-    return near, which
+    return near, columns
 
 
 def _tensor(values: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mean per class: the mean of the classes' recalls, over batches and processes."""
+"""Mean class recall over batches and processes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torchmetrics import Metric
 
 
 class MeanClassRecall(Metric):
-    """Mean over the classes that occur of the share that was predicted right, as scikit-learn's balanced_accuracy_score.
+    """Mean recall of the classes that occur, as scikit-learn's balanced_accuracy_score.
 
-    Processes add their counts up: a mean of their means would weigh a class by where its images lie.
+    Unlike torchmetrics.MulticlassAccuracy(average="macro"), which counts a class that is predicted but never occurs as
+    0.
+    Processes add their counts: a mean of their means would weight a class by the distribution of its images over them.
 
     Args:
         num_classes: K.
@@ -26,11 +28,11 @@ class MeanClassRecall(Metric):
         self.add_state("seen", default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, right: Tensor, labels: Tensor) -> None:
-        """Add a batch: (B,) bool, whether the prediction was right, and (B,) int64 true classes in [0, K)."""
+        """Add a batch: (B,) bool, True for a correct prediction, and (B,) int64 true classes, 0 to K - 1."""
         self.seen.index_add_(0, labels, torch.ones_like(labels))
         self.hits.index_add_(0, labels, right.to(labels.dtype))
 
     def compute(self) -> Tensor:
-        """A fraction; NaN where no class occurs."""
+        """Return the mean recall, 0 to 1; NaN if no class occurs."""
         occurs = self.seen > 0
         return (self.hits[occurs].double() / self.seen[occurs]).mean().float()

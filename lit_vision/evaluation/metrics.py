@@ -1,6 +1,6 @@
-"""Numbers about predictions, and about numbers: accuracies, confusion matrix, report, mean ± sd, paired differences.
+"""Classification metrics, mean ± sd, and paired differences.
 
-Plain numpy, so that tables and studies can use them without loading torch. N samples, K classes.
+Plain NumPy, so that tables and studies can use them without loading torch. N samples, K classes.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ import numpy as np
 
 
 def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    array: np.ndarray = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    return array
 
 
 def _truth(labels: Any, n: int) -> np.ndarray:
-    labels = _array(labels).astype(np.int64)
-    if labels.shape != (n,) or n == 0:
-        raise ValueError(f"expected one label for each of {n} predictions (at least one), got shape {labels.shape}")
-    if labels.min() < 0:
+    truth = _array(labels).astype(np.int64)
+    if truth.shape != (n,) or n == 0:
+        raise ValueError(f"expected one label for each of {n} predictions (at least one), got shape {truth.shape}")
+    if truth.min() < 0:
         raise ValueError("a sample without a label (-1) cannot be scored; leave it out")
-    return labels
+    return truth
 
 
 def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
-    """Share of samples whose true class is among the k highest scores.
+    """Return the fraction of samples whose true class is among the k highest scores.
 
-    Of equal scores the lower class number counts as higher, as in argmax, so collapsed scores do not look good.
+    Of equal scores the lower class number ranks higher, as in argmax, so that constant scores get no credit.
 
     Args:
         scores: (N, K) logits or probabilities. k above K counts as K.
-        labels: (N,) true classes, 0 to K - 1; a class beyond K is an error of the prediction, never right.
+        labels: (N,) true classes, 0 to K - 1; a class beyond K counts as a wrong prediction.
         k: at least 1.
 
     Returns:
         0 to 1.
 
     Raises:
-        ValueError: shapes differ, no sample, an unlabelled sample, NaN scores, or k < 1.
+        ValueError: shapes differ, no sample, an unlabeled sample, NaN scores, or k < 1.
     """
     scores = _array(scores)
     labels = _truth(labels, len(scores))
@@ -51,7 +52,7 @@ def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
 
 
 def confusion_matrix(predictions: Any, labels: Any, num_classes: int) -> np.ndarray:
-    """(K, K) int64 counts: row = true class, column = predicted class.
+    """Return (K, K) int64 counts: row = true class, column = predicted class.
 
     Args:
         predictions: (N,) predicted classes, 0 to K - 1.
@@ -69,17 +70,17 @@ def confusion_matrix(predictions: Any, labels: Any, num_classes: int) -> np.ndar
 
 
 def per_class_accuracy(matrix: np.ndarray) -> np.ndarray:
-    """(K,) share of each true class that was predicted right (its recall); NaN for a class without samples.
+    """Return the (K,) recall of each class, NaN for a class without samples.
 
     Args:
         matrix: (K, K) confusion matrix, rows true.
     """
     support = matrix.sum(axis=1)
-    return np.divide(np.diag(matrix), support, out=np.full(len(matrix), np.nan), where=support > 0)
+    return np.asarray(np.divide(np.diag(matrix), support, out=np.full(len(matrix), np.nan), where=support > 0))
 
 
 def classification_report(matrix: np.ndarray, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Precision, recall, F1 and support of each class, their means, and the accuracy.
+    """Return precision, recall, F1 and support of each class, their means, and the accuracy.
 
     As scikit-learn's classification_report over all K classes with zero_division=0: a ratio without a denominator is 0.
 
@@ -92,7 +93,7 @@ def classification_report(matrix: np.ndarray, class_names: Sequence[str] | None 
         0 to 1, support in samples. The macro mean is over all K classes.
 
     Raises:
-        ValueError: not as many names as classes, or a name twice.
+        ValueError: the number of names is not that of the classes, or a name occurs twice.
     """
     names = [str(i) for i in range(len(matrix))] if class_names is None else [str(name) for name in class_names]
     if len(names) != len(matrix) or len(set(names)) != len(names):
@@ -118,15 +119,15 @@ def classification_report(matrix: np.ndarray, class_names: Sequence[str] | None 
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.zeros(len(above)), where=below > 0))
 
 
 def format_classification_report(report: dict[str, Any], worst_first: bool = False) -> str:
-    """A classification report as aligned plain text, percent with one decimal.
+    """Format a classification report as aligned plain text, percent with one decimal.
 
     Args:
         report: from classification_report.
-        worst_first: order classes by F1, lowest first; else as in the data set.
+        worst_first: sort classes by F1, lowest first; else the order of the data set.
     """
     rows = list(report["classes"].items())
     if worst_first:
@@ -144,7 +145,7 @@ def format_classification_report(report: dict[str, Any], worst_first: bool = Fal
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None instead of a spread that one value does not have.
+    """Return mean and sample standard deviation (n - 1); None as the deviation of a single value.
 
     Raises:
         ValueError: no value.
@@ -159,13 +160,13 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def format_percent(mean: float, sd: float | None = None) -> str:
-    """Fractions as text: "61.2 ± 1.4 %", or "61.2 %" without a spread."""
+    """Format fractions as percent: "61.2 ± 1.4 %", or "61.2 %" without a deviation."""
     return f"{100 * mean:.1f} %" if sd is None else f"{100 * mean:.1f} ± {100 * sd:.1f} %"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences a - b, its standard error (None for one pair), and the number of pairs."""
+    """Mean of paired differences a - b, its standard error `se` (None for one pair), and the number of pairs `n`."""
 
     mean: float
     se: float | None
@@ -173,7 +174,7 @@ class Difference:
 
     @property
     def errors(self) -> float | None:
-        """The mean in standard errors; infinite if the differences are all the same and not 0; None for one pair."""
+        """The mean in standard errors; infinite if all differences are equal and not 0; None for one pair."""
         if self.se is None:
             return None
         if self.se == 0:
@@ -182,18 +183,19 @@ class Difference:
 
     @property
     def supports(self) -> str:
-        """What the pairs show at two standard errors: "a is better", "b is better", "no difference shown" or "too few pairs"."""
-        if self.n < 3:
+        """At two standard errors: "a is better", "b is better", "no difference shown" or "too few pairs"."""
+        if self.n < 3 or self.errors is None:
             return "too few pairs"
         if abs(self.errors) <= 2:
             return "no difference shown"
         return "a is better" if self.mean > 0 else "b is better"
 
     def sentence(self, a: str, b: str) -> str:
-        """One honest sentence in percentage points, for the text under a table."""
+        """Return the difference as a sentence in percentage points, for the text under a table."""
         points = f"{100 * self.mean:+.1f} points"
-        if self.n < 3:
-            return f"{a} against {b}: {points} over {self.n} paired seed{'s' * (self.n > 1)}: too few to say which is better."
+        if self.n < 3 or self.se is None:
+            seeds = f"{self.n} paired seed{'s' * (self.n > 1)}"
+            return f"{a} against {b}: {points} over {seeds}: too few to say which is better."
         facts = f"{points}, standard error {100 * self.se:.1f}, {self.n} paired seeds"
         if self.supports == "no difference shown":
             return f"{a} and {b} do not differ by more than two standard errors ({facts})."
@@ -202,10 +204,10 @@ class Difference:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Mean of a - b over paired seeds with its standard error sd / sqrt(n), sd with n - 1.
+    """Return the mean of a - b over paired seeds with its standard error sd / sqrt(n), sd with n - 1.
 
-    Pairing (same label subset, initialisation and order in both) removes what a lucky subset gives to both sides. At few
-    pairs two standard errors are less than 95 %: with 5 pairs about 88 %, with 10 about 92 % (Student's t).
+    Pairing (same label subset, initialization and order in both) removes the effect of the subset on both sides. At few
+    pairs two standard errors cover less than 95 %: with 5 pairs about 88 %, with 10 about 92 % (Student's t).
 
     Args:
         a: one value per seed.

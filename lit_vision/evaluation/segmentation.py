@@ -1,7 +1,7 @@
-"""Measures of semantic segmentation from one matrix of counts over the whole data set: IoU, Dice, accuracy of pixels.
+"""Semantic segmentation metrics from one confusion matrix over the data set: IoU, Dice, pixel accuracy.
 
-Intersections and areas are summed over all images first and divided then (as mmsegmentation does), so an image in which a class is
-absent neither helps nor harms it. K classes.
+Intersections and areas are summed over all images first and divided then (as mmsegmentation does), so an image without
+a class neither raises nor lowers the value of that class. K classes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE_INDEX = 255
+from lit_vision.data.annotations.masks import IGNORE
 
 
-def pixel_counts(predictions: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE_INDEX) -> Tensor:
-    """(K, K) int64 counts of pixels: row = true class, column = predicted class.
+def pixel_counts(predictions: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
+    """Return (K, K) int64 counts of pixels: row = true class, column = predicted class.
 
     Args:
         predictions: class numbers 0 to K - 1, any shape.
         truth: class numbers or `ignore`, same shape; ignored pixels are left out.
         num_classes: K.
-        ignore: the value that does not count.
+        ignore: the value of ignored pixels.
 
     Raises:
         ValueError: shapes differ, or a class outside 0 to K - 1.
@@ -37,29 +37,33 @@ def pixel_counts(predictions: Tensor, truth: Tensor, num_classes: int, ignore: i
 
 
 def iou_per_class(counts: Tensor) -> Tensor:
-    """(K,) |P and G| / |P or G|; NaN for a class that is neither predicted nor true anywhere."""
+    """Return (K,) |P and G| / |P or G|; NaN for a class that is neither predicted nor true anywhere."""
     hits = counts.diag().double()
     return hits / (counts.sum(0) + counts.sum(1) - counts.diag())
 
 
 def dice_per_class(counts: Tensor) -> Tensor:
-    """(K,) 2 |P and G| / (|P| + |G|) = 2 IoU / (1 + IoU); NaN as for IoU."""
+    """Return (K,) 2 |P and G| / (|P| + |G|) = 2 IoU / (1 + IoU); NaN as for IoU."""
     return 2 * counts.diag().double() / (counts.sum(0) + counts.sum(1))
 
 
 def segmentation_values(
     counts: Tensor, background: int | None = None, class_names: list[str] | None = None
 ) -> dict[str, float]:
-    """All measures, fractions; what is undefined is left out.
+    """Return all metrics as fractions, without the undefined ones.
 
     Args:
         counts: (K, K) from `pixel_counts`, summed over the data set.
-        background: the class that is no object: it counts in `miou` (as is usual) but not in `dice`; None if there is none.
-        class_names: gives `dice/<name>` of each class too.
+        background: the class that is not an object: it counts in `miou` (as usual) but not in `dice`; None if there is
+            none.
+        class_names: adds `dice/<name>` of each class.
 
     Returns:
-        dice: mean over the classes that occur, background apart; dice_background; miou: mean over all classes that occur; miou_objects:
-        background apart; pixel_accuracy: share of pixels that are right; class_accuracy: mean over true classes of that share.
+        dice: mean over the classes that occur, without the background; dice_background; miou: mean over all classes
+            that occur;
+        miou_objects: without the background; pixel_accuracy: fraction of correct pixels; class_accuracy: mean over the
+            true
+        classes of that fraction.
     """
     iou, dice = iou_per_class(counts), dice_per_class(counts)
     objects = torch.ones(len(counts), dtype=torch.bool)
@@ -81,7 +85,7 @@ def segmentation_values(
 
 
 class PixelCounts(Metric):
-    """Gathers `pixel_counts` over batches and processes; `compute` gives (K, K) int64.
+    """Sums `pixel_counts` over batches and processes; `compute` returns (K, K) int64.
 
     Args:
         num_classes: K.
@@ -90,16 +94,16 @@ class PixelCounts(Metric):
 
     full_state_update = False
 
-    def __init__(self, num_classes: int, ignore: int = IGNORE_INDEX, **settings: Any):
+    def __init__(self, num_classes: int, ignore: int = IGNORE, **settings: Any):
         super().__init__(**settings)
         self.num_classes, self.ignore = num_classes, ignore
         zero = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", default=zero, dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, truth: Tensor) -> None:
-        """Add a batch: class numbers, any shape."""
+        """Add a batch of class numbers, any shape."""
         self.counts += pixel_counts(predictions, truth, self.num_classes, self.ignore)
 
     def compute(self) -> Tensor:
-        """The counts so far."""
+        """Return the counts so far."""
         return self.counts

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -43,15 +44,18 @@ def atomic_path(path: str | os.PathLike[str], fsync: bool = True) -> Iterator[Pa
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_temp_prefix(path), suffix=".tmp"))
     try:
         yield folder / path.name
-        if fsync:
-            for file in folder.rglob("*"):
-                if file.is_file():
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(_default_mode())  # safetensors writes 0600, which hides a model from one's group
+                if fsync:
                     _fsync(file)
         companions = sorted(file for file in folder.iterdir() if file.name != path.name)
         for new in (*companions, folder / path.name):
             old = path.with_name(new.name)
             if old.is_dir() and not old.is_symlink():  # a rename cannot replace a folder that is not empty
                 shutil.rmtree(old)
+            elif new.is_dir():
+                old.unlink(missing_ok=True)
             os.replace(new, old)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,6 +108,14 @@ def remove_temporaries(path: str | os.PathLike[str]) -> None:
 
 def _temp_prefix(path: Path) -> str:
     return f".{path.name[:60]}."  # 60 characters of four bytes leave room below the limit of 255 bytes for a name
+
+
+@functools.cache
+def _default_mode() -> int:
+    """Return the mode of a file that `open` makes: 0666 less the umask, which can be read only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _fsync(path: Path) -> None:

@@ -111,7 +111,7 @@ def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tenso
     hook = stage.register_forward_hook(start_graph) if stage is not None else None
     try:
         with torch.set_grad_enabled(hook is not None):
-            maps = model.forward_features(backbone._laid_out(images))
+            maps = model.forward_features(backbone._to_channels_last(images))
     finally:
         if hook is not None:
             hook.remove()

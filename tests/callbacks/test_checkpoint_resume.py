@@ -140,7 +140,7 @@ def test_killed_runs_end_with_the_bits_of_the_whole_run(tmp_path: Path) -> None:
     log = (tmp_path / "term.log").read_text()
     assert "stopped by SIGTERM" in log
     assert "stopped by Ctrl-C" in log
-    assert f"going on from {tmp_path / 'term'}/checkpoints/last.ckpt" in log
+    assert f"resuming from {tmp_path / 'term'}/checkpoints/last.ckpt" in log
 
 
 def test_a_kill_with_workers_accumulation_and_validation_inside_an_epoch(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""export of detectors and segmenters: int8 with the task's measure before and after, half weights, and broken commands."""
+"""export of detectors and segmenters: int8 with accuracy before and after, half weights, wrong commands."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from toy_models import write_run
 from lit_vision.cli.main import main
 from lit_vision.convert.accuracy import accuracy_check_for
 from lit_vision.convert.export import check_parity, write_safetensors
-from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
 from lit_vision.methods import Detector, Segmenter
 from lit_vision.predict.models import load_method, load_model
 
@@ -22,7 +22,7 @@ CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels":
 def place(tmp_path_factory) -> Path:
     """Scenes, a detector and a segmenter for them, untrained."""
     folder = tmp_path_factory.mktemp("dense-export")
-    scenes(folder / "scenes", {"train": 6, "val": 2, "test": 4})
+    make_scenes(folder / "scenes", {"train": 6, "val": 2, "test": 4})
     torch.manual_seed(0)
     detector = Detector("resnet18", 10, 64, strides=[8, 16], pyramid_width=32, head_convs=1, backbone_args=CNN)
     detector.metadata = {"task": "detection", "class_names": list(GARMENT_CLASSES), "size": 64, "crop_pct": 1.0}
@@ -45,14 +45,14 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
-def test_judges__measure_what_the_method_measures(place, task: str) -> None:
+def test_accuracy_checks__measure_what_the_method_measures(place, task: str) -> None:
     import lightning as L
 
     model = load_model(place / task, "cpu")
-    judge = accuracy_check_for(str(place / "scenes"), model.metadata)
-    assert (judge.split, judge.images) == ("test", 4)
-    assert sum(1 for _ in judge.calibration(5)) == 5
-    assert next(judge.calibration(1)).shape == (1, 64, 64, 3)
+    check = accuracy_check_for(str(place / "scenes"), model.metadata)
+    assert (check.split, check.images) == ("test", 4)
+    assert sum(1 for _ in check.calibration(5)) == 5
+    assert next(check.calibration(1)).shape == (1, 64, 64, 3)
     trainer = L.Trainer(
         accelerator="cpu",
         logger=False,
@@ -60,9 +60,9 @@ def test_judges__measure_what_the_method_measures(place, task: str) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    (found,) = trainer.test(model.method, datamodule=judge.data, verbose=False)
+    (found,) = trainer.test(model.method, datamodule=check.data, verbose=False)
     name = "test/map" if task == "detector" else "test/dice"
-    assert judge.measure(model) == pytest.approx(found[name], abs=1e-6)
+    assert check.measure(model) == pytest.approx(found[name], abs=1e-6)
 
 
 @pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
@@ -74,8 +74,8 @@ def test_int8__says_what_it_lost(place, task: str, form: str, tmp_path, capsys) 
     words = ["export", str(place / task), "--format", form, "--out", str(out), "--int8", str(place / "scenes")]
     assert main([*words, "--calibration", "4"]) == 0
     metric = "mAP" if task == "detector" else "mean Dice"
-    assert f"int8: {metric} " in (said := capsys.readouterr().out)
-    assert "on 4 images of test" in said
+    assert f"int8: {metric} " in (text := capsys.readouterr().out)
+    assert "on 4 images of test" in text
     model = load_model(out)
     assert model.metadata.precision == "int8"
     assert model.metadata.options["int8"]["metric"] == metric
@@ -113,36 +113,33 @@ def test_parity__a_shifted_box_is_refused(place) -> None:
         return {name: value + (0.2 if name == "bbox_regression" else 0) for name, value in run(images).items()}
 
     model._run = shifted
-    with pytest.raises(UserError, match="pixels from torch's"):
+    with pytest.raises(UserError, match="pixels"):
         check_parity(network, model.metadata, model)
     model._run = lambda images: {k: v + (0.01 if k == "cls_logits" else 0) for k, v in run(images).items()}
-    with pytest.raises(UserError, match="differs from torch by"):
+    with pytest.raises(UserError, match=r"more than 0\.0001"):
         check_parity(network, model.metadata, model)
 
 
 BROKEN = {
-    "two stages as onnx": (["two-stage", "onnx"], "the second stage of faster_rcnn"),
-    "two stages as openvino": (["two-stage", "openvino"], "the second stage of faster_rcnn"),
-    "adapter of a detector": (["detector", "adapter"], "was not trained with tune lora"),
-    "no run": (["nothing", "onnx"], "no such run or file"),
-    "torn": (["torn.ckpt", "onnx"], "not a whole checkpoint"),
-    "other weights": (["misfit.ckpt", "onnx"], "do not fit its own settings"),
-    "int8 without a set": (["detector", "openvino", "--int8", "{place}/none"], "no such folder"),
-    "int8 of a folder by class": (["detector", "openvino", "--int8", "{place}/bare"], "give a set with boxes"),
-    "int8 of masks not there": (["segmenter", "openvino", "--int8", "{place}/bare"], "{place}/bare"),
-    "int8 of strange classes": (["toy", "openvino", "--int8", "{place}/scenes"], "t-shirt"),
-    "int8 as safetensors": (
-        ["segmenter", "safetensors", "--int8", "{place}/scenes"],
-        "is for --format onnx or openvino",
-    ),
-    "base of a whole": (["segmenter", "onnx", "--base", "{place}/x.ckpt"], "is for adapters"),
-    "not finite": (["nan", "safetensors"], "that are not finite; check its training"),
+    "two stages as onnx": (["two-stage", "onnx"], 1, "faster_rcnn"),
+    "two stages as openvino": (["two-stage", "openvino"], 1, "faster_rcnn"),
+    "adapter of a detector": (["detector", "adapter"], 1, "--format adapter"),
+    "no run": (["nothing", "onnx"], 1, "/nothing"),
+    "torn": (["torn.ckpt", "onnx"], 1, "torn.ckpt"),
+    "other weights": (["misfit.ckpt", "onnx"], 1, "misfit.ckpt"),
+    "int8 without a set": (["detector", "openvino", "--int8", "{place}/none"], 1, "--int8 {place}/none"),
+    "int8 of a folder by class": (["detector", "openvino", "--int8", "{place}/bare"], 1, "--int8 {place}/bare"),
+    "int8 of masks not there": (["segmenter", "openvino", "--int8", "{place}/bare"], 1, "{place}/bare"),
+    "int8 of strange classes": (["toy", "openvino", "--int8", "{place}/scenes"], 1, "t-shirt"),
+    "int8 as safetensors": (["segmenter", "safetensors", "--int8", "{place}/scenes"], 2, "--int8"),
+    "base of a whole": (["segmenter", "onnx", "--base", "{place}/x.ckpt"], 1, "--base"),
+    "not finite": (["nan", "safetensors"], 1, "not finite"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, capsys) -> None:
-    (model, form, *more), text = BROKEN[name]
+    (model, form, *more), code, text = BROKEN[name]
     if form in ("onnx", "openvino"):
         pytest.importorskip("nncf", reason="needs the export extra")
     (place / "bare" / "train" / "red").mkdir(parents=True, exist_ok=True)
@@ -163,9 +160,9 @@ def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, c
     ending = {"onnx": "onnx", "openvino": "xml"}.get(form, "safetensors")
     before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
     words = ["export", str(place / model), "--format", form, "--out", str(tmp_path / f"o.{ending}")]
-    assert main([*words, *(word.format(place=place) for word in more)]) in (1, 2)
-    said = capsys.readouterr().err.strip()
-    assert text.format(place=place) in said
-    assert len(said.splitlines()) == 1
+    assert main([*words, *(word.format(place=place) for word in more)]) == code
+    error = capsys.readouterr().err.strip()
+    assert text.format(place=place) in error
+    assert len(error.splitlines()) == 1
     assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def agree(place: Path, run: str, form: str, *more: str) -> Path:
     assert (
         main(["export", str(place / run), "--format", form, "--out", str(out), "--license", "CC0", "--overwrite"]) == 0
     )
-    model, wanted = load_model(out, "cpu", trust=True), load_model(place / run, "cpu")
+    model, wanted = load_model(out, "cpu", trust_pt2=True), load_model(place / run, "cpu")
     assert model.metadata.license == "CC0"
     card, own = vars(model.metadata).copy(), vars(wanted.metadata).copy()
     card.pop("license"), own.pop("license")
@@ -77,11 +77,14 @@ DEAR = [("vit", "pt2"), ("cnn", "onnx"), ("vit", "openvino"), ("lora", "onnx"), 
 @pytest.mark.parametrize(("run", "form"), [*CHEAP, *(pytest.param(*p, marks=pytest.mark.slow) for p in DEAR)])
 def test_formats__give_torchs_outputs_and_carry_the_card(place, run: str, form: str, capsys) -> None:
     out = agree(place, run, form)
-    said = capsys.readouterr().out
-    assert "largest difference to torch" in said
-    assert "license CC0" in said
-    assert ("trtexec --onnx=" in said) == (form == "onnx")
+    text = capsys.readouterr().out
+    assert "torch: " in text
+    assert "license CC0" in text
+    assert ("trtexec --onnx=" in text) == (form == "onnx")
     assert not list(place.glob(".*tmp*"))
+    if form == "onnx":  # the exporter notes a stack trace for each node
+        assert b"site-packages" not in out.read_bytes()
+        assert str(Path(__file__).parents[2]).encode() not in out.read_bytes()
     if form in ("onnx", "openvino"):  # predict says the same from the file as from the run
         words = ["predict", str(place / "images"), "--batch_size", "5", "--device", "cpu"]
         for name, model in (("a", place / run), ("b", out)):
@@ -136,7 +139,7 @@ def test_parity__a_wrong_export_is_refused_and_the_old_one_stays(place, monkeypa
 
     monkeypatch.setattr(exporting, "write_safetensors", wrong)
     assert main(["export", str(place / "vit"), "--format", "safetensors", "--out", str(out), "--overwrite"]) == 1
-    assert "differs from torch by" in capsys.readouterr().err
+    assert f"{exporting.EXPORT_TOLERANCE:g}" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert not list(place.glob(".*tmp*"))
 
@@ -152,9 +155,9 @@ def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str
     out = tmp_path / f"q{exporting.FORMATS[form]}"
     words = ["export", str(place / run), "--format", form, "--out", str(out), "--int8", str(tmp_path / "data")]
     assert main([*words, "--calibration", "20"]) == 0
-    said = capsys.readouterr().out
-    assert "int8: top-1 " in said
-    assert "on 30 images of test" in said
+    text = capsys.readouterr().out
+    assert "int8: top-1 " in text
+    assert "on 30 images of test" in text
     model, wanted = load_model(out), load_model(place / run, "cpu")
     assert model.metadata.precision == "int8"
     assert set(model.metadata.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
@@ -168,8 +171,8 @@ def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str
 # broken commands
 
 
-def words_of(place: Path, name: str) -> list[str]:
-    run, work = str(place / "vit"), place / "spoilt"
+def wrong_command(place: Path, name: str) -> list[str]:
+    run, work = str(place / "vit"), place / "wrong"
     work.mkdir(exist_ok=True)
     out = str(work / "o.safetensors")
     base = ["export", run, "--format", "safetensors", "--out", out]
@@ -212,22 +215,22 @@ def words_of(place: Path, name: str) -> list[str]:
 
 
 BROKEN = {
-    "no checkpoint inside": "holds no checkpoints",
-    "out is there": "exists already",
-    "torn checkpoint": "not a whole checkpoint",
-    "strange classes": "class violet is none of the model's",
-    "no such run": "no such run or file",
-    "no format": "--format",
-    "unknown format": "tflite",
-    "ending of another": "--format onnx ends in .onnx",
-    "an export of an export": "is an export already",
-    "adapter of a whole": "was not trained with tune lora",
-    "int8 as safetensors": "is for --format onnx or openvino",
-    "int8 of nothing": "no such folder",
-    "calibrate on none": "give at least 1 image",
-    "base of a whole": "is for adapters",
-    "out is a folder": "is a folder",
-    "two models": "unrecognized arguments",
+    "no checkpoint inside": (1, "/empty"),
+    "out is there": (1, "--overwrite"),
+    "torn checkpoint": (1, "torn.ckpt"),
+    "strange classes": (1, "violet"),
+    "no such run": (1, "/none"),
+    "no format": (2, "--format"),
+    "unknown format": (2, "tflite"),
+    "ending of another": (2, ".onnx"),
+    "an export of an export": (1, "x.onnx"),
+    "adapter of a whole": (1, "--format adapter"),
+    "int8 as safetensors": (2, "--int8"),
+    "int8 of nothing": (1, "/none"),
+    "calibrate on none": (2, "--calibration 0"),
+    "base of a whole": (1, "--base"),
+    "out is a folder": (1, "--out"),
+    "two models": (2, "unrecognized arguments"),
 }
 
 
@@ -236,39 +239,38 @@ def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> 
     if name in ("strange classes", "int8 of nothing"):
         pytest.importorskip("nncf", reason="needs the export extra")
         need("openvino")
-    words = words_of(place, name)
-    (place / "spoilt" / "folder.safetensors").mkdir(exist_ok=True)
-    (place / "spoilt" / "x.onnx").touch()
+    words = wrong_command(place, name)
+    (place / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
+    (place / "wrong" / "x.onnx").touch()
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     capsys.readouterr()
-    assert main(words) in (1, 2)
-    said = capsys.readouterr().err.strip()
-    assert BROKEN[name] in said
-    assert len(said.splitlines()) == 1
+    code, text = BROKEN[name]
+    assert main(words) == code
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
 
 
 def test_missing_packages_are_named_and_only_they(place, monkeypatch, capsys) -> None:
     for name in ("onnx", "onnxscript", "openvino", "onnxruntime", "nncf"):
         monkeypatch.setitem(sys.modules, name, None)
-    for writer, said in (
-        (exporting.write_onnx, "--format onnx: onnx and onnxscript are not installed"),
-        (exporting.write_openvino, "--format openvino: openvino is not installed"),
+    for writer, text in (
+        (exporting.write_onnx, "--format onnx: onnx and onnxscript are "),
+        (exporting.write_openvino, "--format openvino: openvino is "),
     ):
-        with pytest.raises(UserError, match=rf"^{said}; pip install 'lit-vision\[export\]'$"):
+        with pytest.raises(UserError, match=rf"^{text}.*pip install 'lit-vision\[export\]'$"):
             writer(None, None, Path("x.onnx"))
     monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
     sys.modules["openvino"].__spec__ = ModuleSpec("openvino", None)
     words = ["export", str(place / "cnn"), "--format", "openvino", "--out", str(place / "m.xml"), "--int8", "x"]
     assert main(words) == 1
-    said = capsys.readouterr().err.strip()
-    assert said == "lit-vision: error: --int8: nncf is not installed; pip install 'lit-vision[export]'"
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("lit-vision: error: --int8: nncf is ")
 
 
 def test_a_package_that_is_there_and_broken_is_not_called_missing(tmp_path, monkeypatch) -> None:
     (tmp_path / "brokenpackage.py").write_text("import nothing_of_this_name")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        UserError, match=r"--int8: brokenpackage cannot be imported .*nothing_of_this_name.*install it again"
-    ):
+    with pytest.raises(UserError, match=r"--int8: brokenpackage .*nothing_of_this_name"):
         require_packages("--int8", "json", "brokenpackage")

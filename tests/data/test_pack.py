@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from broken_files import picture, saved, zoo
+from broken_files import encode, odd_and_broken_images, picture
 from torch.utils.data import DataLoader
 
 from lit_vision.cli import pack as pack_command
@@ -28,9 +28,9 @@ def root(tmp_path_factory) -> Path:
             for i in range(count):
                 image = picture(i + 10 * (label == "bee"), 200 + 10 * i, 260)
                 kind = ("JPEG", "PNG")[i % 2]
-                (folder / split / label / f"{i}.{kind.lower()}").write_bytes(saved(image, kind))
+                (folder / split / label / f"{i}.{kind.lower()}").write_bytes(encode(image, kind))
     (folder / "unlabeled").mkdir()
-    (folder / "unlabeled/x.jpg").write_bytes(saved(picture(99), "JPEG"))
+    (folder / "unlabeled/x.jpg").write_bytes(encode(picture(99), "JPEG"))
     return folder
 
 
@@ -106,7 +106,7 @@ def test_lossy_pack__is_smaller_and_looks_the_same(root, tmp_path) -> None:
 
 
 def test_downscale__keeps_gray_gray_and_turns_the_picture_upright() -> None:
-    files = zoo()
+    files = odd_and_broken_images()
     assert decode(downscale(files["exif_6.jpg"][0], 40, 90)).shape == (48, 40, 3)
     assert downscale(files["gray.png"][0], 40, 90)[:2] == b"\xff\xd8"
     gray = decode(downscale(files["gray.png"][0], 40, 90))
@@ -160,7 +160,7 @@ def test_command__refuses_wrong_arguments_and_names_broken_files(root, tmp_path)
         assert caught.value.exit_code == 2
     for i in range(2):
         (tmp_path / "data" / str(i)).mkdir(parents=True)
-        (tmp_path / "data" / str(i) / "a.jpg").write_bytes(saved(picture(i), "JPEG") if i else b"")
+        (tmp_path / "data" / str(i) / "a.jpg").write_bytes(encode(picture(i), "JPEG") if i else b"")
     out = tmp_path / "b.pack"
     with pytest.raises(UserError, match=r"0/a\.jpg: .*--quarantine"):
         pack_command.main([str(tmp_path / "data"), "--out", str(out)])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
+from torchmetrics.classification import MulticlassAccuracy
 
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.evaluation.metrics import confusion_matrix, per_class_accuracy
@@ -21,3 +22,12 @@ def test_mean_per_class__as_scikit_learn_over_unequal_batches_and_classes(seed: 
         expected = balanced_accuracy_score(labels, found)
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-7)
     assert expected == pytest.approx(np.nanmean(per_class_accuracy(confusion_matrix(found, labels, 6))))
+
+
+def test_torchmetrics_counts_an_absent_class_that_is_predicted_differently() -> None:
+    """The reason for a metric of our own; if this fails, torchmetrics can replace it."""
+    labels, found = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])  # class 2 is predicted but never occurs
+    metric = MeanClassRecall(3)
+    metric.update(found == labels, labels)
+    assert float(metric.compute()) == pytest.approx(0.75)
+    assert float(MulticlassAccuracy(3, average="macro")(found, labels)) == pytest.approx(0.5)

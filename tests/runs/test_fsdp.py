@@ -119,8 +119,8 @@ def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
         AtomicCheckpointIO().load_checkpoint(part.parent)
     assert run.advance("start:2")
     said = run.log.read_text()
-    assert "passed over:" in said
-    assert "going on from" in said.split("passed over:")[1]
-    assert "previous.ckpt" in said.split("going on from")[-1]
+    assert "skipped checkpoint:" in said
+    assert "resuming from" in said.split("skipped checkpoint:")[1]
+    assert "previous.ckpt" in said.split("resuming from")[-1]
     manifest = json.loads((run.folder / "checkpoints" / "last.ckpt" / "manifest.json").read_text())
     assert manifest["world"] == 2

@@ -1,4 +1,4 @@
-"""Whole small studies through the command line: what is written, what a second run keeps, what a stop leaves."""
+"""Small studies through the command line: written files, reuse by a second run, stop and continue, wrong usage."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def _the_model_answers_as_its_cell(folder, run, text) -> None:
     assert [rows[i]["label"] for i in sure] == [images.classes[kept[i].argmax()] for i in sure]
 
 
-def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, monkeypatch) -> None:
+def test_study__stopped_and_continued_gives_the_same_bits(folder, tmp_path, monkeypatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     _study(folder, whole)
     train, calls = training.train, []
@@ -104,6 +104,8 @@ def test_study__stopped_in_the_middle_gives_the_same_table(folder, tmp_path, mon
     assert _study(folder, cut) == 0
     values = lambda run: [c["values"] for c in read_result(run / "results.json")["cells"]]  # noqa: E731
     assert values(cut) == values(whole)
+    answers = {path.name: path.read_bytes() for path in (whole / "cells").glob("*.npy")}
+    assert answers == {path.name: path.read_bytes() for path in (cut / "cells").glob("*.npy")}
     assert len(json.loads((cut / "weights" / "simclr.json").read_text())["losses"]) == 1
 
 

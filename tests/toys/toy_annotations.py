@@ -1,4 +1,7 @@
-"""Three images with three boxes, in COCO's, YOLO's and VOC's format and with semantic masks, and one with painted boxes: for tests of what reads them."""
+"""Three images with three boxes, written in the formats COCO, YOLO, VOC and semantic masks, for tests of readers.
+
+And one image with painted boxes, for tests of views.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +22,7 @@ def write_images(folder: Path) -> None:
 
 
 def write_coco(root: Path) -> dict:
-    """ROOT/images and ROOT/a.json; returns what the JSON file holds."""
+    """Write ROOT/images and ROOT/a.json; return the content of the JSON file."""
     write_images(root / "images")
     content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]}
     for i, (name, boxes) in enumerate(BOXES.items()):
@@ -57,8 +60,8 @@ def write_voc(root: Path) -> None:
     (root / "ImageSets/train.txt").write_text("a\nb\nc\n")
     for name, boxes in BOXES.items():
         things = "".join(
-            f"<object><name>{NAMES[c]}</name><difficult>{int(name == 'c')}</difficult><bndbox><xmin>{a + 1}</xmin><ymin>{b + 1}</ymin>"
-            f"<xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
+            f"<object><name>{NAMES[c]}</name><difficult>{int(name == 'c')}</difficult><bndbox><xmin>{a + 1}</xmin>"
+            f"<ymin>{b + 1}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
             for c, a, b, x, y in boxes
         )
         size = f"<size><width>{W}</width><height>{H}</height></size>"
@@ -74,8 +77,8 @@ def write_semantic(root: Path) -> None:
         Image.fromarray(np.zeros((H, W), np.uint8)).save(root / f"masks/{name}.png")
 
 
-def marked() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image in which three boxes are painted in colours of their own, their boxes and masks."""
+def painted_boxes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return an image with three boxes painted in different colors, the boxes and their masks."""
     image = np.zeros((60, 90, 3), np.uint8)
     boxes = np.array([[5, 8, 30, 40], [50, 10, 85, 30], [40, 35, 60, 58]], np.float32)
     masks = np.zeros((3, 60, 90), np.uint8)

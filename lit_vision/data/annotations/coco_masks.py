@@ -62,6 +62,16 @@ def rle_counts(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
     return np.asarray(counts, np.int64) if isinstance(counts, list) else lengths
 
 
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Return COCO's uncompressed run lengths of a (H, W) mask: column by column, beginning with the count of zeros."""
+    flat = np.concatenate([[0], mask.astype(np.uint8).ravel(order="F"), [0]])
+    edges = np.flatnonzero(np.diff(flat))  # where runs of ones begin and end, in turn
+    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
+    if len(edges) and edges[-1] == mask.size:
+        counts = counts[:-1]
+    return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
 def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> bool:
     """Whether a mask has any pixel in its image, as far as it shows without drawing it.
 

@@ -1,4 +1,4 @@
-"""One image file, looked at closely: is it whole, what is odd about it, and what it looks like in 16 x 16 (for finding copies)."""
+"""Check one image file: errors, unusual properties, and a 16 x 16 thumbnail for finding copies."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from PIL import Image
 from lit_vision.data.folder import Folder
 from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, read_header
 
-TINY, HUGE = 32, 25_000_000  # a side in pixels; pixels in all
-THUMB = 16
-_ENDINGS = {
-    "JPEG": {"jpg", "jpeg", "jpe"}, "PNG": {"png"}, "WEBP": {"webp"}, "TIFF": {"tif", "tiff"}, "BMP": {"bmp"}, "GIF": {"gif"},
-    "PPM": {"ppm", "pgm", "pbm"},
+TINY, HUGE = 32, 25_000_000  # pixels of a side; pixels of an image
+THUMB = 16  # side of a thumbnail, pixels
+_SUFFIXES = {
+    "JPEG": {"jpg", "jpeg", "jpe"}, "PNG": {"png"}, "WEBP": {"webp"}, "TIFF": {"tif", "tiff"}, "BMP": {"bmp"},
+    "GIF": {"gif"}, "PPM": {"ppm", "pgm", "pbm"},
 }  # fmt: skip
 
 
 class ImageReport(NamedTuple):
-    """What was found in one file.
+    """Result of checking one file.
 
     Attributes:
-        fault: why it cannot be read; "" if it can.
-        kind: of fault: empty, forged header, truncated, no image, unreadable; "" without one.
-        marks: what is odd but readable: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha, exif-rotated, animated, tiny, huge.
-        width, height: pixels as shown; 0 if unknown.
-        digest: of the bytes, 16 of them.
-        thumb: the picture as 16 x 16 gray bytes; b"" if it cannot be read.
+        fault: the reason why the file cannot be read; "" if it can.
+        kind: kind of the fault: empty, forged header, truncated, no image, unreadable; "" without a fault.
+        marks: unusual properties of a readable file: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha,
+            exif-rotated, animated, tiny, huge.
+        width, height: pixels after EXIF's orientation; 0 if unknown.
+        digest: blake2b of the file's bytes, 16 bytes.
+        thumb: the image as 16 x 16 gray bytes; b"" if it cannot be read.
     """
 
     fault: str
@@ -45,7 +46,7 @@ class ImageReport(NamedTuple):
 
 
 class ImageCheck:
-    """`ImageCheck(folder)(path) -> ImageReport`; never raises for what is in a file."""
+    """Check images of a folder: `ImageCheck(folder)(path)` returns an ImageReport and raises for no file content."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -63,18 +64,20 @@ class ImageCheck:
             marks = [*_format_notes(data, header), *_size_notes(width, height)]
             gray, damaged = _gray(data, header)
         except ImageDecodeError as error:
-            return ImageReport(str(error), _kind(data, str(error)), (), width, height, digest, b"")
+            return ImageReport(str(error), _kind(data, error), (), width, height, digest, b"")
         if damaged:
             marks.append("damaged")
-        if path.rpartition(".")[2].lower() not in _ENDINGS.get(_format(data, header), ()):
+        if path.rpartition(".")[2].lower() not in _SUFFIXES.get(_format(data, header), ()):
             marks.append("wrong extension")
         thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
         return ImageReport("", "", tuple(marks), width, height, digest, thumb)
 
 
 def _gray(data: bytes, header: ImageHeader) -> tuple[np.ndarray, bool]:
-    """(h, w) gray pixels, and whether only the second decoder could read them. A large JPEG is decoded at 1/8: all its bytes are read,
-    most of the arithmetic is not done."""
+    """Return (h, w) gray pixels, and True if only the second decoder could read them.
+
+    A large JPEG is decoded at 1/8: all its bytes are read, most of the arithmetic is not done.
+    """
     if header.scalable:
         stored = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
         scale = 8 if min(stored) >= 8 * THUMB else 1
@@ -116,18 +119,14 @@ def _size_notes(width: int, height: int) -> list[str]:
     return ["tiny"] if min(width, height) < TINY else ["huge"] if width * height > HUGE else []
 
 
-def _kind(data: bytes, fault: str) -> str:
+def _kind(data: bytes, error: ImageDecodeError) -> str:
     if not data:
         return "empty"
-    if "claims" in fault or "exceeds limit" in fault:
-        return "forged header"
-    if "no image format" in fault:
-        return "no image"
-    return "truncated" if "truncated" in fault or _is_truncated(data) else "unreadable"
+    return error.kind or ("truncated" if _is_truncated(data) else "unreadable")
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether the file's end is missing, by its format's own end mark."""
+    """True if the end of the file is missing, by the end mark of its format."""
     if data[:3] == b"\xff\xd8\xff":
         return b"\xff\xd9" not in data[-64:]
     if data[:4] == b"\x89PNG":

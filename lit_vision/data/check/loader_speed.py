@@ -1,4 +1,4 @@
-"""How fast a recipe's images come, against how fast its training step takes them; and how many workers that asks for."""
+"""Measure the speed of a recipe's data loader and of its training step, and suggest a number of workers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from lit_vision.io.processes import cores
 
 
 def compare_loader_to_step(recipe: Path, root: Path, batches: int = 4) -> dict[str, Any]:
-    """Time a recipe's batches made in this process, and its training step (forward and backward, no optimizer) on its device.
+    """Time a recipe's data loading in this process and its training step on its device.
+
+    A step is forward and backward, without the optimizer.
 
     Args:
         recipe: the YAML file; its `data.root` is replaced.
         root: the folder.
-        batches: how many are timed; the median counts.
+        batches: number of batches that are timed; the median counts.
 
     Returns:
-        {recipe, images_per_second_per_worker, images_per_second_step, device, workers, words}.
+        {recipe, images_per_second_per_worker, images_per_second_step, device, workers, words (one line of text)}.
 
     Raises:
         UserError: the recipe lacks a model or data, or cannot be built.
@@ -53,24 +55,24 @@ def compare_loader_to_step(recipe: Path, root: Path, batches: int = 4) -> dict[s
     wait, step = (statistics.median(times[1:] or times) for times in (waits, steps))  # the first one warms up
     rate, wanted = data.batch_size / wait, data.batch_size / step
     workers = suggested_workers(rate, wanted, cores())
-    words = (
+    summary = (
         f"{recipe.name}: one worker makes {rate:.0f} images/s, a training step on {device} takes {wanted:.0f}/s: "
         f"data.num_workers {workers}"
     )
     if rate * max(1, workers) < wanted:
-        words += f"; with {cores()} cores it will wait for images: lit-vision pack makes them come faster"
+        summary += f"; with {cores()} cores it will wait for images: lit-vision pack makes them come faster"
     return {
         "recipe": recipe.name,
         "images_per_second_per_worker": round(rate, 1),
         "images_per_second_step": round(wanted, 1),
         "device": device,
         "workers": workers,
-        "words": words,
+        "words": summary,  # key of doctor.json
     }
 
 
 def suggested_workers(rate: float, wanted: float, cores: int) -> int:
-    """Workers that keep the step busy with a tenth to spare, at least 1, at most the cores.
+    """Return the number of workers that keep the step busy with a tenth to spare, at least 1, at most the cores.
 
     Args:
         rate: images per second of one worker.
@@ -80,12 +82,12 @@ def suggested_workers(rate: float, wanted: float, cores: int) -> int:
     return max(1, min(cores, math.ceil(1.1 * wanted / rate)))
 
 
-def _build(recipe: Path, settings: Any, part: str, **changes) -> Any:
-    """The object that a part of a recipe describes."""
+def _build(recipe: Path, settings: Any, part: str, **changes: Any) -> Any:
+    """Build the object of one part of a recipe (model or data)."""
     try:
-        home, _, name = settings[part]["class_path"].rpartition(".")
-        return getattr(import_module(home), name)(**{**settings[part].get("init_args", {}), **changes})
+        module, _, name = settings[part]["class_path"].rpartition(".")
+        return getattr(import_module(module), name)(**{**settings[part].get("init_args", {}), **changes})
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(
-            f"--recipe {recipe}: its {part} cannot be built ({error}); does lit-vision fit take it?"
+            f"--recipe {recipe}: its {part} cannot be built ({error}); correct it until lit-vision fit accepts it"
         ) from None

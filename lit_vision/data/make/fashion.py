@@ -1,7 +1,7 @@
 """`lit-vision data NAME`: make a data set as an ImageFolder.
 
 `fashion` is the embedded part of Fashion-MNIST (10,000 images of its training file, MIT; data/fashion-mnist/), stratified into 8,000 / 1,000 /
-1,000, or with `--full` the official 60,000 / 10,000. `--turned` turns, scales and shifts every garment once, as the rotated-MNIST benchmarks
+1,000, or with `--full` the official 60,000 / 10,000. `--rotated` turns, scales and shifts every garment once, as the rotated-MNIST benchmarks
 do: upright, logistic regression on raw pixels does as well as anything learned, which says nothing about pre-training.
 """
 
@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -157,10 +158,10 @@ def write_folder(
     mark_complete(out, DATASET_NOTE, json.dumps(note, indent=1) + "\n")
 
 
-def dataset_note(turned: bool, full: bool, seed: int) -> dict:
-    """What identifies the set that these options make."""
-    note = {"name": "fashion", "turned": turned, "full": full, "seed": seed}
-    if turned:
+def dataset_note(rotated: bool, full: bool, seed: int) -> dict[str, Any]:
+    """Return the note that identifies the set made by these options; its keys are those of sets made before."""
+    note: dict[str, Any] = {"name": "fashion", "turned": rotated, "full": full, "seed": seed}
+    if rotated:
         note["turn"] = {"degrees": ROTATION, "scale": list(SCALE), "shift": SHIFT, "side": SIDE}
     return note
 
@@ -171,14 +172,14 @@ def _identity(text: str) -> object:
     return {key: value for key, value in made.items() if key != "images"} if isinstance(made, dict) else made
 
 
-def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) -> dict[str, int]:
+def make_fashion(out: Path, rotated: bool = False, full: bool = False, seed: int = 0) -> dict[str, int]:
     """Make the set in `out`; nothing happens if it is there already.
 
     Args:
         out: the folder to make; it must be missing, empty, or one that an earlier call with the same options made.
-        turned: turn, scale and shift every garment once.
+        rotated: rotate, scale and shift every garment once.
         full: the official 60,000 / 10,000 (train, test; no val).
-        seed: of the split and of the turning, in [0, 2**64).
+        seed: of the split and of the rotation, in [0, 2**64).
 
     Returns:
         Images per split.
@@ -186,7 +187,7 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
     Raises:
         UserError: the folder holds something else or cannot be written, or the source is missing.
     """
-    note = dataset_note(turned, full, seed)
+    note = dataset_note(rotated, full, seed)
     with report_write_errors(out, "--out "):
         if is_complete(out, DATASET_NOTE, note, "--out ", _identity):
             counts = json.loads((out / DATASET_NOTE).read_text()).get("images")
@@ -210,5 +211,5 @@ def fashion(out: Path, turned: bool = False, full: bool = False, seed: int = 0) 
         splits = {name: (images[at], labels[at], at) for name, at in stratified_splits(labels, sizes, seed).items()}
     note["images"] = {name: len(part[1]) for name, part in splits.items()}
     with report_write_errors(out, "--out "):
-        write_folder(out, splits, (lambda image, place: rotate_images(image, seed, place)) if turned else None, note)
+        write_folder(out, splits, (lambda image, place: rotate_images(image, seed, place)) if rotated else None, note)
     return note["images"]

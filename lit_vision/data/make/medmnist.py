@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 MARK = ".unpacked"  # in a finished folder: of which file, and the names of the classes
 
 
-def unpack(file: Path, out: Path, class_names: list[str] | None = None) -> dict[str, int]:
+def unpack_medmnist(file: Path, out: Path, class_names: list[str] | None = None) -> dict[str, int]:
     """Write OUT/<split>/<class>/<index>.png of a MedMNIST file with one label per image.
 
     Args:

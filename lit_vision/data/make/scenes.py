@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.annotations.coco_masks import run_lengths
 from lit_vision.data.make.fashion import DATASET_NOTE, GARMENT_CLASSES, SPLIT_SIZES, embedded_fashion, stratified_splits
 from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
 
@@ -152,16 +153,6 @@ def _all_visible(owner: np.ndarray, earlier: int) -> bool:
     return True
 
 
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed run lengths of a (H, W) mask: column by column, beginning with the count of zeros."""
-    flat = np.concatenate([[0], mask.astype(np.uint8).ravel(order="F"), [0]])
-    edges = np.flatnonzero(np.diff(flat))  # where runs of ones begin and end, in turn
-    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    if len(edges) and edges[-1] == mask.size:
-        counts = counts[:-1]
-    return {"size": list(mask.shape), "counts": counts.tolist()}
-
-
 def _annotations(scene: Scene, image_id: int, first: int) -> list[dict[str, Any]]:
     found = []
     for number, (label, item) in enumerate(zip(scene.labels, scene.items)):
@@ -234,7 +225,7 @@ def _is_png(path: Path) -> bool:
         return head == b"\x89PNG\r\n\x1a\n" and file.read()[4:8] == b"IEND"
 
 
-def scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dict[str, int]:
+def make_scenes(out: Path, sizes: dict[str, int] | None = None, seed: int = 0) -> dict[str, int]:
     """Make the set in `out`; nothing happens if it is there already, whole. What was cut off, or lacks a file, is made again.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.data.views.params import ViewSpec
@@ -68,10 +68,21 @@ def _policy(text: str, size: int) -> Callable[[Image.Image], Image.Image]:
         if not text.startswith("rand"):
             raise ValueError("it must start with rand")
         options = {"translate_const": int(size * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-        policy: Callable[[Image.Image], Image.Image] = rand_augment_transform(text, options)
-        return policy
+        policy = rand_augment_transform(text, options)
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"view option rand_augment: timm cannot read {text!r} ({reason}); write it like rand-m9-mstd0.5-inc1"
         ) from None
+    for op in policy.ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+    augment: Callable[[Image.Image], Image.Image] = policy
+    return augment
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each channel; 0 bits are black, as in Pillow before 13, which refuses them."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda value: 0)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_vision import distributed
-from lit_vision.evaluation.segmentation import IGNORE_INDEX
+from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.methods.fine_tuning import at_least_float32
 
 SEGMENTATION_LOSSES = ("ce", "dice", "ce+dice")
 
 
 def pixel_cross_entropy(
-    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, across_processes: bool = False
+    logits: Tensor, truth: Tensor, ignore: int = IGNORE, across_processes: bool = False
 ) -> Tensor:
     """Return the mean cross-entropy over the pixels that count; 0 if none does.
 
@@ -38,7 +38,7 @@ def pixel_cross_entropy(
 
 
 def dice_loss(
-    logits: Tensor, truth: Tensor, ignore: int = IGNORE_INDEX, smooth: float = 0.0, across_processes: bool = False
+    logits: Tensor, truth: Tensor, ignore: int = IGNORE, smooth: float = 0.0, across_processes: bool = False
 ) -> Tensor:
     """Return the soft Dice loss.
 
@@ -88,13 +88,13 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return at_least_float32(logits).contiguous().log_softmax(1)
 
 
-def _cross_entropy(log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE_INDEX) -> Tensor:
+def _cross_entropy(log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE) -> Tensor:
     total, count = F.nll_loss(log_p, truth, ignore_index=ignore, reduction="sum"), (truth != ignore).sum()
     return distributed.global_mean(total, count) if across_processes else total / count.clamp(min=1)
 
 
 def _dice(
-    log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE_INDEX, smooth: float = 0.0
+    log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE, smooth: float = 0.0
 ) -> Tensor:
     counted = truth != ignore  # (B, H, W)
     classes, known = log_p.shape[1], torch.where(counted, truth, 0)

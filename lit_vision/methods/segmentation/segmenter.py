@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels
+from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.data.batch import normalize_batch
 from lit_vision.errors import UserError
-from lit_vision.evaluation.segmentation import IGNORE_INDEX, PixelCounts, segmentation_values
+from lit_vision.evaluation.segmentation import PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.segmentation.heads import SEGMENTATION_HEADS, FCNHead, upsample
 from lit_vision.methods.segmentation.losses import (
@@ -191,7 +192,7 @@ class Segmenter(L.LightningModule):
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         scores, truth = self(batch["images"][:, 0]), batch["mask"].long()
         self.counts[split].update(scores.argmax(1), truth)
-        weight = int((truth != IGNORE_INDEX).sum())
+        weight = int((truth != IGNORE).sum())
         self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lit_vision.data.annotations.coco import read_coco
-from lit_vision.data.annotations.coco_masks import decode_masks, decode_rle
+from lit_vision.data.annotations.coco_masks import decode_masks, decode_rle, run_lengths
 from lit_vision.data.annotations.table import AnnotationError
 
 H, W = 30, 40
@@ -83,3 +83,14 @@ def test_wrong_run_lengths_are_refused_before_and_at_decoding(counts, says: str,
     assert "annotation 3: the mask's counts" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(read_coco(tmp_path, "a.json", ".")) == 1  # boxes alone do not need them
+
+
+def test_every_mask_survives_its_run_lengths() -> None:
+    from pycocotools import mask as coco_mask
+
+    rng = np.random.default_rng(0)
+    masks = [rng.random((7, 5)) < p for p in (0.0, 0.2, 0.8, 1.0)]
+    for mask in masks:
+        encoded = run_lengths(mask)
+        assert sum(encoded["counts"]) == 35
+        assert (coco_mask.decode(coco_mask.frPyObjects(encoded, 7, 5)) == mask).all()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_annotations import marked
+from toy_annotations import painted_boxes
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions, boxes_of, letterbox_scale
-from lit_vision.data.make.scenes import scenes
+from lit_vision.data.make.scenes import make_scenes
 from lit_vision.data.views.decode import ImageDecodeError
 from lit_vision.errors import UserError
 
@@ -25,7 +25,7 @@ OPTIONS = AugmentationOptions(jitter=(0.4, 1.8), brightness=0.3, contrast=0.3)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "set"
-    scenes(out, {"train": 8, "val": 3, "test": 2})
+    make_scenes(out, {"train": 8, "val": 3, "test": 2})
     return out
 
 
@@ -36,7 +36,7 @@ def _module(root: Path, **changes) -> AnnotatedDataModule:
 
 @pytest.mark.parametrize("name", ["flip", "lsj"])
 def test_boxes_and_masks_stay_on_what_they_mark(name: str) -> None:
-    image, boxes, masks = marked()
+    image, boxes, masks = painted_boxes()
     views = AnnotatedViews(name, 64, 0, AugmentationOptions(jitter=(0.4, 1.8)))
     seen = 0
     for index in range(25):
@@ -65,7 +65,7 @@ def test_fit_scale__is_what_the_view_does(shape: tuple[int, int]) -> None:
 
 
 def test_fit_keeps_everything_and_knows_its_scale() -> None:
-    image, boxes, masks = marked()
+    image, boxes, masks = painted_boxes()
     boxes = np.concatenate([boxes, [[10, 10, 10.5, 10.5]]]).astype(np.float32)  # smaller than a pixel of the view
     masks = np.concatenate([masks, np.zeros((1, 60, 90), np.uint8)])
     view = AnnotatedViews("fit", 45, 0, OPTIONS)(image, (0, 0, 0), boxes, masks)
@@ -79,7 +79,7 @@ def test_fit_keeps_everything_and_knows_its_scale() -> None:
 
 
 def test_views_are_functions_of_the_key_alone() -> None:
-    image, boxes, _ = marked()
+    image, boxes, _ = painted_boxes()
     views = AnnotatedViews("lsj", 64, 7, OPTIONS)
     keys = [(e, i, c) for e in range(2) for i in range(3) for c in range(2)]
     first = {key: views(image, key, boxes) for key in keys}
@@ -93,7 +93,7 @@ def test_views_are_functions_of_the_key_alone() -> None:
 
 
 def test_a_semantic_mask_moves_with_its_pixels_and_is_ignored_in_the_padding() -> None:
-    image, _, masks = marked()
+    image, _, masks = painted_boxes()
     mask = np.zeros((60, 90), np.uint8)
     for i in range(3):
         mask[masks[i] > 0] = i + 1
@@ -242,7 +242,7 @@ def test_an_image_of_another_size_than_annotated(root: Path, tmp_path: Path) -> 
 
 
 def test_kept_images_are_the_same_and_are_read_once(tmp_path: Path) -> None:
-    scenes(tmp_path, {"train": 6})
+    make_scenes(tmp_path, {"train": 6})
     kept, fresh, small = (
         AnnotatedDataModule(str(tmp_path), img_size=32, train_view="lsj", batch_size=2, num_workers=0, in_memory=m)
         for m in (True, False, "auto")

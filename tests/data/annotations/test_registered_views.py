@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_annotations import marked
+from toy_annotations import painted_boxes
 
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.annotations import views as home
@@ -37,7 +37,7 @@ def registered(monkeypatch) -> None:
 
 
 def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> None:
-    image, boxes, masks = marked()
+    image, boxes, masks = painted_boxes()
     views = AnnotatedViews("tilted", SIZE, 3, AugmentationOptions())
     first = {key: views(image, key, boxes, masks) for key in KEYS}
     again = pickle.loads(pickle.dumps(views))  # as a worker gets it
@@ -52,7 +52,7 @@ def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> N
 
 
 def test_other_draws_between_two_calls_change_nothing() -> None:
-    image, boxes, _ = marked()
+    image, boxes, _ = painted_boxes()
     views = AnnotatedViews("tilted", SIZE, 3, AugmentationOptions())
     first = views(image, (1, 2, 0), boxes)
     np.random.random(7)
@@ -64,7 +64,7 @@ def test_other_draws_between_two_calls_change_nothing() -> None:
 
 
 def test_boxes_and_masks_move_with_the_pixels() -> None:
-    image, boxes, masks = marked()
+    image, boxes, masks = painted_boxes()
     views = AnnotatedViews("tilted", SIZE, 0, AugmentationOptions())
     semantic = np.max(masks * np.arange(1, 4, dtype=np.uint8)[:, None, None], 0)
     seen = 0

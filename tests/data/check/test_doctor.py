@@ -1,17 +1,17 @@
-"""lit-vision doctor: what it finds in folders made for it, its exit code, its lists, and the suggested workers."""
+"""lit-vision doctor: its findings in generated folders, its exit code, its lists, and the suggested workers."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_files import picture, saved
+from broken_files import encode, picture
 
 from lit_vision.cli.doctor import main
-from lit_vision.data.check.duplicates import duplicate_groups, exact_groups, near_pairs
+from lit_vision.data.check.duplicates import connected_groups, exact_groups, near_pairs
 from lit_vision.data.check.folder_check import check_folder
 from lit_vision.data.check.loader_speed import suggested_workers
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 NAMES = ("train", "val", "test")
 
@@ -24,7 +24,7 @@ def _folder(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def _jpeg(seed: int) -> bytes:
-    return saved(picture(seed), "JPEG", quality=90)
+    return encode(picture(seed), "JPEG", quality=90)
 
 
 def _sound() -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def test_sound_folder__passes_with_nothing_to_report(tmp_path, capsys) -> None:
 def test_copies_leaks_and_clashing_labels__are_found(tmp_path) -> None:
     files = _sound()
     files["train/ant/exact.jpg"] = files["train/ant/0.jpg"]
-    files["train/bee/near.png"] = saved(picture(101), "PNG")  # train/bee/1.jpg before its compression
+    files["train/bee/near.png"] = encode(picture(101), "PNG")  # train/bee/1.jpg before its compression
     files["test/bee/leak.jpg"] = files["train/ant/5.jpg"]  # under another label, too
     report = check_folder(_folder(tmp_path, files), NAMES)
     found = {f["what"].split(":")[0].split(" (")[0]: f for f in report["findings"]}
@@ -91,7 +91,7 @@ def test_what_stops_training__is_a_failure(tmp_path) -> None:
     loop = _folder(tmp_path / "d", _sound())
     (loop / "train/ant/again").symlink_to(loop / "train")
     assert "loop" in _whats(check_folder(loop, NAMES), "FAIL")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/none:"):
         check_folder(tmp_path / "none", NAMES)
     (tmp_path / "e").mkdir()
     assert "no image" in _whats(check_folder(tmp_path / "e", NAMES), "FAIL")
@@ -108,7 +108,9 @@ def test_near_pairs__equal_a_loop_over_all_pairs_and_leave_flat_pictures_out() -
 
 def test_groups__join_what_is_equal() -> None:
     assert exact_groups([b"a", b"b", b"a", b"", b"", b"a"]) == [[0, 2, 5]]
-    assert duplicate_groups([(0, 1), (4, 5), (1, 2)], 6) == [[0, 1, 2], [4, 5]]
+    assert connected_groups([(4, 5), (0, 1), (1, 2)]) == [[0, 1, 2], [4, 5]]
+    assert connected_groups([(0, 3), (5, 6), (3, 4), (4, 6)]) == [[0, 3, 4, 5, 6]]
+    assert connected_groups([]) == []
 
 
 @pytest.mark.parametrize(("rate", "wanted", "cores", "workers"), [(100, 50, 8, 1), (100, 400, 8, 5), (100, 4000, 8, 8)])
@@ -116,9 +118,23 @@ def test_suggested_workers__keep_the_step_busy(rate: float, wanted: float, cores
     assert suggested_workers(rate, wanted, cores) == workers
 
 
+@pytest.mark.parametrize(
+    "flags", [["--recipe", "none.yaml"], ["--workers", "-1"], ["--workers", "two"], ["--train-split", "a"], ["more"]]
+)
+def test_wrong_usage__exits_with_2_and_names_the_flag(tmp_path, flags: list[str]) -> None:
+    with pytest.raises(UsageError, match=flags[0]) as caught:
+        main([str(tmp_path), *flags])
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
 RECIPE = """
-model: {class_path: lit_vision.methods.SimCLR, init_args: {backbone: resnet10t, base_lr: 0.1, backbone_args: {channels: [8, 8, 8, 8], stem_width: 8}}}
-data: {class_path: lit_vision.data.ImageFolderDataModule, init_args: {root: elsewhere, img_size: 32, train_view: simclr, batch_size: 8}}
+model:
+  class_path: lit_vision.methods.SimCLR
+  init_args: {backbone: resnet10t, base_lr: 0.1, backbone_args: {channels: [8, 8, 8, 8], stem_width: 8}}
+data:
+  class_path: lit_vision.data.ImageFolderDataModule
+  init_args: {root: elsewhere, img_size: 32, train_view: simclr, batch_size: 8}
 """
 
 
@@ -132,5 +148,5 @@ def test_recipe__its_loader_is_timed_against_its_step(tmp_path) -> None:
     assert loader["images_per_second_per_worker"] > 0
     assert loader["workers"] >= 1
     (tmp_path / "r.yaml").write_text("model: {}")
-    with pytest.raises(UserError, match="its data cannot be built"):
+    with pytest.raises(UserError, match=r"--recipe .*r\.yaml: its data"):
         main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")])

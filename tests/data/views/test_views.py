@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 from lit_vision.data.batch import normalize
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.color import LUMA, color_matrices
-from lit_vision.data.views.params import COLOR_ORDERS, ViewParams
+from lit_vision.data.views.params import COLOR_ORDERS, ViewParams, make_view_spec
+from lit_vision.data.views.timm_augment import TimmAugment
 from lit_vision.data.views.views import make_views, resize, rotate
 from lit_vision.errors import UserError
 
@@ -197,6 +198,15 @@ def test_blur__has_the_papers_kernel() -> None:
         .numpy()
     )
     assert np.abs(make.render(image, drawn).astype(int) - expected).max() <= 1
+
+
+def test_rand_augment__posterize_to_no_bits_is_black() -> None:
+    """Strong settings ask for 0 bits now and then, which Pillow 13 refuses."""
+    policy = TimmAugment(make_view_spec("train", 32, rand_augment="rand-m9-mstd0.5-inc1"), 0).policy
+    image = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
+    (posterize,) = {op.aug_fn for op in policy.ops if op.name.startswith("Posterize")}
+    values = [np.unique(np.array(posterize(image, bits))).tolist() for bits in (0, 1, 4, 8)]
+    assert values == [[0], [128], [192], [200]]
 
 
 def test_rand_augment__is_keyed_leaves_global_generators_alone_and_differs_between_keys() -> None:
