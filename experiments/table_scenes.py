@@ -170,7 +170,7 @@ def save_half(checkpoint: Path, file: Path) -> None:
 
 def add_int8(run: Run) -> None:
     """Add to a run's result what its int8 OpenVINO export loses on the test scenes."""
-    from lit_vision.convert.accuracy import accuracy_check_for
+    from lit_vision.predict.tasks import accuracy_check_for
     from lit_vision.convert.export import export
     from lit_vision.convert.quantize import require_packages
     from lit_vision.errors import UserError

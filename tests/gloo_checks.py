@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE

@@ -73,8 +73,8 @@ def _export_to_runtime(args: argparse.Namespace) -> int:
         raise UsageError(f"--int8: is for --format onnx or openvino, not {file_format}")
     if args.calibration < 1:
         raise UsageError(f"--calibration {args.calibration}: give at least 1 image")
-    from lit_vision.convert.accuracy import accuracy_check_for
     from lit_vision.predict.models import load_method, resolve_model_file
+    from lit_vision.predict.tasks import accuracy_check_for
 
     source = resolve_model_file(args.model)
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):

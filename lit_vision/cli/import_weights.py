@@ -203,7 +203,7 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
         method_args=args.args,
         backbone_only=args.backbone_only,
     )
-    kind = type(method).__name__
+    kind = getattr(method, "method_name", "Backbone")
     try:
         report = load_common(method, state, layout, metadata, path)
     except PartialMatchError as error:

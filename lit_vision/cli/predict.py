@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_vision.cli.parser import CommandParser, add_batch_arguments, add_model_arguments, check_batch_arguments
 from lit_vision.errors import UsageError, UserError
 
-TASK_OPTIONS = {"top_k": 5, "min_score": 0.0, "masks": None, "draw": None, "explain": None}  # flag: default
+TASK_OPTIONS = ("top_k", "min_score", "masks", "draw", "explain")  # flags that apply to some tasks only
 IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which images are written to
 
 
@@ -68,25 +68,25 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.predict.inference import run_inference
     from lit_vision.predict.inputs import find_images
     from lit_vision.predict.models import load_model, resolve_model_file
-    from lit_vision.predict.tasks import TASKS, format_from_suffix
+    from lit_vision.predict.tasks import TASKS, format_from_suffix, result_formats
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
     folders = {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
     inputs = find_images(args.images, {f"--{name}": folder for name, folder in folders.items()})
-    file_format = format_from_suffix(args.out, sorted({name for task in TASKS.values() for name in task.formats}))
+    file_format = format_from_suffix(args.out, result_formats())
     resolve_model_file(args.model)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     name_of_task = model.metadata.task
-    if name_of_task not in TASKS:
+    results_of_task = TASKS[name_of_task].results
+    if results_of_task is None:
         raise UserError(
             f"{model.path}: returns {name_of_task} and no predictions; use lit-vision embed, or fine-tune a classifier"
         )
-    task = TASKS[name_of_task]
-    if file_format not in task.formats:
-        raise UsageError(f"--out {args.out}: {name_of_task} writes {', '.join(task.formats)}")
+    if file_format not in results_of_task.formats:
+        raise UsageError(f"--out {args.out}: {name_of_task} writes {', '.join(results_of_task.formats)}")
     for name in TASK_OPTIONS:
-        if getattr(args, name) is not None and name not in task.option_names:
+        if getattr(args, name) is not None and name not in results_of_task.options:
             raise UsageError(f"--{name}: does not apply to {name_of_task}; leave it out")
     if args.masks and args.draw and os.path.realpath(args.masks) == os.path.realpath(args.draw):
         raise UsageError(f"--draw {args.draw}: is also the folder of --masks; name another one")
@@ -94,10 +94,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"--explain: needs a torch model, and {model.path} is for {model.runtime}; give the run or its .ckpt"
         )
-    given = {name: getattr(args, name) for name in task.option_names}
-    options = {name: TASK_OPTIONS[name] if value is None else value for name, value in given.items()}
+    given = {name: getattr(args, name) for name in results_of_task.options}
+    options = {name: results_of_task.options[name] if value is None else value for name, value in given.items()}
     writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in folders.items()}
-    results = task(model.metadata, file_format, **{**options, **writers})
+    results = results_of_task(model.metadata, file_format, **{**options, **writers})
     done, skipped = run_inference(
         model,
         inputs,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-    from lit_vision.convert.accuracy import AccuracyCheck
+    from lit_vision.predict.accuracy import AccuracyCheck
     from lit_vision.predict.runtimes import Model
     from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -106,7 +106,7 @@ def write_safetensors(method: nn.Module, metadata: ModelMetadata, path: Path, ha
 
     header = {
         "format": "pt",
-        "lit_vision": type(method).__name__,
+        "lit_vision": getattr(method, "method_name", "Backbone"),
         METADATA_KEY: metadata.to_json(),
         "license": metadata.license,
     }

@@ -6,12 +6,12 @@ file must be refused, and if missing keys decided, the rest of its decoder or cl
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,26 +57,22 @@ def build(
     from lit_vision.weights.key_maps import LIGHTLY_MAE
 
     if any(key.startswith("decoder.") for key in state) and not backbone_only:
-        from lit_vision.methods.mae.mae import MAE
-
         arguments = {**_decoder_args(state, layout, config), **method_args}
         if arguments["decoder_heads"] is None:
             raise UserError(
                 f"{path}: the number of the decoder's heads is unknown; give --args '{{\"decoder_heads\": N}}'"
             )
-        return _construct(MAE, name, backbone_args, arguments), state, layout
+        return _construct("MAE", name, backbone_args, arguments), state, layout
     with _as_usage_error("--backbone_args", backbone_args):
         backbone = Backbone(name, **backbone_args)
     untrained = layout == LIGHTLY_MAE  # the classifier of its ViT was never trained
     classifier = None if backbone_only or untrained else _find_classifier(state, backbone)
     if classifier is not None:
-        from lit_vision.methods.classifier import Classifier
-
         arguments = {"num_classes": _count_classes(state, classifier, path)}
         if classifier != "head":
             state = {re.sub(rf"^{re.escape(classifier)}\.", "head.", key): value for key, value in state.items()}
             layout = "timm (classifier)"
-        return _construct(Classifier, name, backbone_args, {**arguments, **method_args}), state, layout
+        return _construct("Classifier", name, backbone_args, {**arguments, **method_args}), state, layout
     if unknown := [key for key in method_args if key not in ("mean", "std")]:
         raise UsageError(f"--args: a backbone alone takes mean and std, not {unknown[0]}; leave it out")
     return backbone, state, layout
@@ -119,14 +115,16 @@ def _count_classes(state: Mapping[str, Tensor], classifier: str, path: Path) -> 
     return count
 
 
-def _construct(
-    method: type[nn.Module], name: str, backbone_args: dict[str, Any], arguments: dict[str, Any]
-) -> nn.Module:
-    known = inspect.signature(method.__init__).parameters
+def _construct(method: str, name: str, backbone_args: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:
+    """Return the network of a method; its `hparams` are what the network needs, without the training's."""
+    from lit_vision.methods import network_class
+
+    network = network_class(method)
+    known = {"num_classes", *import_module(network.__module__).DEFAULTS}
     if unknown := [key for key in arguments if key not in known]:
-        raise UsageError(f"--args: {method.__name__} takes no {unknown[0]}; leave it out")
+        raise UsageError(f"--args: {method} takes no {unknown[0]}; leave it out")
     with _as_usage_error("--args or --backbone_args", {**backbone_args, **arguments}):
-        return method(backbone=name, backbone_args=backbone_args, **arguments)
+        return network({"backbone": name, "backbone_args": backbone_args, **arguments})
 
 
 @contextmanager

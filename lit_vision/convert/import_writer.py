@@ -23,7 +23,7 @@ def class_names(file: str | None, config: Mapping[str, Any], method: nn.Module) 
     Raises:
         UserError: the file cannot be read, or its number of names is not the number of classes.
     """
-    count = method.hparams["num_classes"] if type(method).__name__ == "Classifier" else 0
+    count = method.hparams["num_classes"] if getattr(method, "method_name", "") == "Classifier" else 0
     names = list(config.get("label_names") or [])
     if file is not None:
         try:
@@ -104,7 +104,7 @@ def write_imported(
         more: dict[str, Any] = dict(origin)
         save_backbone(out, method, pixels["mean"], pixels["std"], **more)
         return
-    kind, config = type(method).__name__, method.backbone.data_config
+    kind, config = method.method_name, method.backbone.data_config
     header = {"format": "pt", "lit_vision": kind, "backbone": json.dumps(method.backbone.config), **origin}
     header["hyper_parameters"] = json.dumps(dict(method.hparams))
     state = {key: value.detach().contiguous() for key, value in method.state_dict().items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lit_vision.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_vision.convert.accuracy import AccuracyCheck
+    from lit_vision.predict.accuracy import AccuracyCheck
     from lit_vision.weights.model_metadata import ModelMetadata
 
 REPORTED_LOSS = 0.01  # a larger loss of accuracy is reported

@@ -14,7 +14,7 @@ from lit_vision.io.atomic import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lit_vision.methods.mae.mae import MAE
+    from lit_vision.methods.mae.network import MAENetwork
 
 # this project's names of an MAE: those in the Hub's files; q, k and v are one matrix here and three there
 _TO_TRANSFORMERS = (
@@ -34,7 +34,7 @@ _TO_TRANSFORMERS = (
 )
 
 
-def load_mae(path: Path) -> tuple[MAE, dict[str, str]]:
+def load_mae(path: Path) -> tuple[MAENetwork, dict[str, str]]:
     """Load an MAE from a run's checkpoint or an imported file.
 
     Returns:
@@ -45,7 +45,7 @@ def load_mae(path: Path) -> tuple[MAE, dict[str, str]]:
     """
     import torch
 
-    from lit_vision.methods.mae.mae import MAE
+    from lit_vision.methods.mae.network import MAENetwork
     from lit_vision.weights.checkpoint_layouts import read_file
     from lit_vision.weights.load import load_into
 
@@ -55,12 +55,12 @@ def load_mae(path: Path) -> tuple[MAE, dict[str, str]]:
         hyper = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters")
     if hyper is None or "decoder.mask_token" not in state:
         raise UserError(f"--format transformers: is for MAE only, and {path} is another model; use timm or hub")
-    mae = MAE(**{**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
+    mae = MAENetwork({**hyper, "backbone_args": {**(hyper.get("backbone_args") or {}), "pretrained": False}})
     load_into(mae, path)
     return mae.eval(), {name: metadata.get(name, "") for name in ("license", "source")}
 
 
-def transformers_state(mae: MAE) -> dict[str, Tensor]:
+def transformers_state(mae: MAENetwork) -> dict[str, Tensor]:
     """Return the tensors of an MAE under the names of ViTMAEForPreTraining in the Hub's files."""
     out = {}
     for key, value in mae.state_dict().items():
@@ -76,7 +76,7 @@ def transformers_state(mae: MAE) -> dict[str, Tensor]:
     return out
 
 
-def transformers_config(mae: MAE) -> dict[str, Any]:
+def transformers_config(mae: MAENetwork) -> dict[str, Any]:
     """Return config.json of transformers' ViTMAEForPreTraining.
 
     layer_norm_eps is 1e-6 as in the official MAE code (transformers' default is 1e-12).
@@ -98,17 +98,17 @@ def transformers_config(mae: MAE) -> dict[str, Any]:
         "patch_size": mae.patch_size,
         "num_channels": mae.backbone.config["in_chans"],
         "qkv_bias": True,
-        "decoder_hidden_size": h.decoder_width,
-        "decoder_num_hidden_layers": h.decoder_depth,
-        "decoder_num_attention_heads": h.decoder_heads,
-        "decoder_intermediate_size": 4 * h.decoder_width,
-        "mask_ratio": h.mask_ratio,
-        "norm_pix_loss": h.norm_pix_loss,
+        "decoder_hidden_size": h["decoder_width"],
+        "decoder_num_hidden_layers": h["decoder_depth"],
+        "decoder_num_attention_heads": h["decoder_heads"],
+        "decoder_intermediate_size": 4 * h["decoder_width"],
+        "mask_ratio": h["mask_ratio"],
+        "norm_pix_loss": h["norm_pix_loss"],
         "dtype": "float32",
     }
 
 
-def write_transformers(mae: MAE, out: Path, license: str = "", source: str = "") -> str:
+def write_transformers(mae: MAENetwork, out: Path, license: str = "", source: str = "") -> str:
     """Write a folder for `ViTMAEForPreTraining.from_pretrained`.
 
     Files: config.json, preprocessor_config.json, model.safetensors, README.md.

@@ -1,12 +1,22 @@
-"""Training methods: one file or folder each, imported when first used."""
+"""Training methods: a folder each, imported when first used.
+
+In a folder, network.py has the network without Lightning, and what it declares: PARTS (the modules in a checkpoint),
+TRAIN_VIEW, and DEFAULTS of the hyper-parameters that the network reads. The file beside it trains the network.
+"""
+
+from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _HOMES = {
     "MAE": "lit_vision.methods.mae.mae",
     "LeJEPA": "lit_vision.methods.lejepa.lejepa",
     "SimCLR": "lit_vision.methods.simclr.simclr",
-    "Classifier": "lit_vision.methods.classifier",
+    "Classifier": "lit_vision.methods.classifier.classifier",
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
 }
@@ -17,3 +27,10 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def network_class(method: str) -> type[nn.Module]:
+    """Return the network of a method, `<method>Network` of network.py in its folder; imports no Lightning."""
+    module = import_module(f"{_HOMES[method].rpartition('.')[0]}.network")
+    network: type[nn.Module] = getattr(module, f"{method}Network")
+    return network

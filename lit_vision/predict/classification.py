@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lit_vision.predict.writers import csv_line
 from lit_vision.weights.model_metadata import ModelMetadata
 
 
-class ClassifierNetwork(nn.Module):
+class ClassifierInference(nn.Module):
     """Normalized images (B, 3, S, S) -> logits (B, K), features (B, D)."""
 
     outputs = ("logits", "features")
@@ -28,7 +29,7 @@ class ClassifierNetwork(nn.Module):
         return self.head(self.head_norm(features)), features
 
 
-class FeatureNetwork(nn.Module):
+class FeatureInference(nn.Module):
     """Normalized images (B, 3, S, S) -> features (B, D)."""
 
     outputs = ("features",)
@@ -61,7 +62,7 @@ class Classification:
     """
 
     formats = ("csv", "jsonl")
-    option_names = ("top_k", "explain")  # flags of the command that apply to this task
+    options: Mapping[str, Any] = {"top_k": 5, "explain": None}  # flags of the command that apply to it, with defaults
     streams: tuple[str, ...] = ()
     finish = None
 

@@ -29,12 +29,12 @@ _RAW_OUTPUTS = {
 }
 
 
-class DetectorNetwork(nn.Module):
+class DetectorInference(nn.Module):
     """Normalized images (B, 3, S, S) -> outputs per anchor: (B, A, K), (B, A, 4) and, for FCOS, (B, A, 1)."""
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
-        self.method, self.outputs = method, _RAW_OUTPUTS[method.hparams.head]
+        self.method, self.outputs = method, _RAW_OUTPUTS[method.hparams["head"]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs (see the class)."""
@@ -42,7 +42,7 @@ class DetectorNetwork(nn.Module):
         return tuple(raw[name] for name in self.outputs)
 
 
-class TwoStageNetwork(nn.Module):
+class TwoStageInference(nn.Module):
     """Normalized images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100).
 
     Rows beyond the detections have score 0. Mask R-CNN also returns mask_probs (B, 100, M, M): grids, not masks at the
@@ -51,7 +51,7 @@ class TwoStageNetwork(nn.Module):
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
-        masks = ("mask_probs",) if method.hparams.head == "mask_rcnn" else ()
+        masks = ("mask_probs",) if method.hparams["head"] == "mask_rcnn" else ()
         self.method, self.outputs = method, ("boxes", "scores", "labels", *masks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -64,9 +64,9 @@ class TwoStageNetwork(nn.Module):
         return padded
 
 
-def detector_network(method: nn.Module) -> nn.Module:
+def detector_inference(method: nn.Module) -> nn.Module:
     """Return the inference network of a detector: raw outputs of a one-stage head, detections of a two-stage one."""
-    return DetectorNetwork(method) if method.one_stage else TwoStageNetwork(method)
+    return DetectorInference(method) if method.one_stage else TwoStageInference(method)
 
 
 class DecodeBoxes:
@@ -159,7 +159,10 @@ class Detection:
     """
 
     formats = ("csv", "jsonl", "json", "results.json")
-    option_names = ("min_score", "draw")  # flags of the command that apply to this task
+    options: Mapping[str, Any] = {
+        "min_score": 0.0,
+        "draw": None,
+    }  # flags of the command that apply to it, with defaults
 
     def __init__(
         self,

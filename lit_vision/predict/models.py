@@ -1,6 +1,6 @@
 """Load a model from a run, a checkpoint, an export or an adapter.
 
-Nothing in a file is executed, except for `.pt2`, which is loaded only if it is trusted.
+Nothing in a file is executed, except for `.pt2`, which is loaded only if it is trusted. Lightning is not imported.
 """
 
 from __future__ import annotations
@@ -19,22 +19,14 @@ from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import state_dict_sha256
-from lit_vision.methods.detection.decoding import decoder_options
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
-from lit_vision.predict.tasks import DENSE, inference_network
+from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
 from lit_vision.weights.checkpoint_layouts import read_file, to_common_keys
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
 MODEL_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
-METHOD_OF_TASK = {
-    "classification": "Classifier",
-    "detection": "Detector",
-    "segmentation": "Segmenter",
-}  # task: class in lit_vision.methods
-# arguments that only the method of this task has; they identify the task of a checkpoint without metadata
-_TASK_ARGUMENTS = {"detection": {"pyramid_width", "head_convs"}, "segmentation": {"aux_weight", "background"}}
 
 
 def resolve_model_file(source: str | os.PathLike[str]) -> Path:
@@ -118,7 +110,7 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         merge: fold LoRA into the weights.
 
     Returns:
-        The method or FeatureModel, and its metadata.
+        The method's network (network.py of its folder) or a FeatureModel, and its metadata.
 
     Raises:
         UserError: as `load_model`.
@@ -144,7 +136,7 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
             f"{path}: has weights but no hyper_parameters; give a run's checkpoint or a file of lit-vision export"
         )
     stored = content.get("card") or {}
-    task = stored.get("task") or next((name for name, own in _TASK_ARGUMENTS.items() if own <= set(hyper)), None)
+    task = stored.get("task") or task_of_checkpoint(hyper)
     if task is None and to_common_keys(state, header)[1] == "Classifier":
         task = "classification"
     if task is not None:
@@ -164,15 +156,13 @@ def _build_method(
     merge: bool = True,
 ) -> tuple[nn.Module, ModelMetadata]:
     """Build a method of this project from its hyper-parameters, weights and stored metadata."""
-    if task not in METHOD_OF_TASK:
+    if task not in TASKS or TASKS[task].method is None:
         raise UserError(f"{path}: is for {task}, which this version cannot run; use a newer lit-vision")
     if view := (stored.get("options") or {}).get("eval_view"):
         raise UserError(
             f"{path}: was trained with eval_view {view}, which inference cannot apply; train with eval_view eval"
         )
-    from lit_vision import methods
-
-    method = getattr(methods, METHOD_OF_TASK[task])(**dict(hyper))
+    method = TASKS[task].network(hyper)
     try:
         method.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -182,13 +172,6 @@ def _build_method(
     if merge:
         adapters.merge(method.backbone)
     return method.eval(), build_metadata(method, task, stored)
-
-
-def _task_options(method: nn.Module, task: str) -> dict[str, Any]:
-    """Return the plain values that decoding this task's outputs needs."""
-    if task == "detection":
-        return decoder_options(method)
-    return {"background": method.hparams.background} if task == "segmentation" else {}
 
 
 def _build_features(
@@ -207,7 +190,7 @@ def _build_features(
 def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> ModelMetadata:
     """Return the metadata of a network: `stored` from its training, completed by the network's properties."""
     config = method.backbone.data_config
-    network_size = method.hparams.get("img_size") if task in DENSE else 0
+    network_size = method.hparams.get("img_size") if TASKS[task].pads else 0
     size = int(stored.get("size") or network_size or config["input_size"][-1])
     names = list(stored.get("class_names") or [])
     if not names and task != "features":
@@ -217,7 +200,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
         size=size,
         mean=[round(float(v), 6) for v in method.mean],
         std=[round(float(v), 6) for v in method.std],
-        crop_pct=float(stored.get("crop_pct") or (0.875 if size > 64 and task not in DENSE else 1.0)),
+        crop_pct=float(stored.get("crop_pct") or (0.875 if size > 64 and not TASKS[task].pads else 1.0)),
         class_names=names,
         category_ids=[int(i) for i in stored.get("category_ids") or []],
         outputs=list(inference_network(method, task).outputs),
@@ -226,7 +209,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
         license=str(stored.get("license") or ""),
         options={
             **(stored.get("options") or {}),
-            **_task_options(method, task),
+            **TASKS[task].decoding(method),
             "family": "vit" if is_vit(method.backbone.model) else "cnn",
         },
     )
@@ -241,9 +224,7 @@ def _load_with_adapter(path: Path, base: str | None) -> tuple[nn.Module, ModelMe
     hyper = {**notes["hyper_parameters"], "backbone_checkpoint": base, "tune": "linear"}
     if base == "timm":
         hyper.update(backbone_checkpoint=None, backbone_args={**(hyper["backbone_args"] or {}), "pretrained": True})
-    from lit_vision import methods
-
-    method = getattr(methods, METHOD_OF_TASK[notes["card"]["task"]])(**hyper)
+    method = TASKS[notes["card"]["task"]].network(hyper)
     adapter = load_adapter(method.backbone, path)
     method.load_state_dict({**method.state_dict(), **adapter.rest})
     adapters.merge(method.backbone)

@@ -21,7 +21,7 @@ class Model:
     Attributes:
         metadata: task, classes, normalization, input size, ...
         path: the file.
-        method: the LightningModule or FeatureModel; None if the file has no torch network.
+        method: the method's network or a FeatureModel; None if the file has no torch network.
         runtime: "torch", "onnx", "openvino" or "pt2".
     """
 

@@ -19,7 +19,7 @@ from lit_vision.results.overlays import draw_mask
 from lit_vision.weights.model_metadata import ModelMetadata
 
 
-class SegmenterNetwork(nn.Module):
+class SegmenterInference(nn.Module):
     """Normalized images (B, 3, S, S) -> scores (B, K, S, S)."""
 
     outputs = ("scores",)
@@ -45,7 +45,7 @@ class Segmentation:
     """
 
     formats = ("csv", "jsonl", "json")
-    option_names = ("masks", "draw")  # flags of the command that apply to this task
+    options: Mapping[str, Any] = {"masks": None, "draw": None}  # flags of the command that apply to it, with defaults
 
     def __init__(
         self,

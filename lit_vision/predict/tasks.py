@@ -1,4 +1,4 @@
-"""Tasks: inference network, preprocessing and results of each, found by `ModelMetadata.task`.
+"""Tasks: one object each, found by `ModelMetadata.task`, and what is done with a model of any task.
 
 All runtimes go through the same class of a task, so their results differ by rounding only.
 """
@@ -6,27 +6,109 @@ All runtimes go through the same class of a task, so their results differ by rou
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_vision.errors import UsageError
-from lit_vision.predict.classification import Classification, ClassifierNetwork, FeatureNetwork, softmax
-from lit_vision.predict.detection import DecodeBoxes, Detection, detector_network
-from lit_vision.predict.segmentation import Segmentation, SegmenterNetwork
+from lit_vision import methods
+from lit_vision.errors import UsageError, UserError
+from lit_vision.methods.detection.decoding import decoder_options
+from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, DetectionCheck, SegmentationCheck
+from lit_vision.predict.classification import Classification, ClassifierInference, FeatureInference, softmax
+from lit_vision.predict.detection import DecodeBoxes, Detection, detector_inference
+from lit_vision.predict.segmentation import Segmentation, SegmenterInference
 from lit_vision.weights.model_metadata import ModelMetadata
 
-TASKS: dict[str, Any] = {"classification": Classification, "detection": Detection, "segmentation": Segmentation}
-NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {  # each network lists its `outputs`, in order
-    "classification": ClassifierNetwork,
-    "features": FeatureNetwork,
-    "detection": detector_network,
-    "segmentation": SegmenterNetwork,
+Results = type[Classification] | type[Detection] | type[Segmentation]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: the one place that the rest of the package asks about it.
+
+    Attributes:
+        inference: takes a method's network, returns the module that is run and exported, which names its `outputs`.
+        method: name of the method in `lit_vision.methods`, whose network.py names the metric (`monitor`) that best.ckpt
+            is chosen by; None for features.
+        results: class that turns outputs into lines, masks and drawings; it names its file `formats` and the `options`
+            of the predict command that apply to it. None if the command does not apply.
+        accuracy: measures an exported model on a folder; None if that is impossible.
+        pads: True if its view scales the longer side and pads, False if it scales the shorter one and crops.
+        marks: hyper-parameters that identify a checkpoint without metadata.
+        decoding: takes a method's network, returns the plain values that decoding the outputs takes.
+    """
+
+    inference: Callable[[nn.Module], nn.Module]
+    method: str | None = None
+    results: Results | None = None
+    accuracy: Callable[..., AccuracyCheck] | None = None
+    pads: bool = False
+    marks: frozenset[str] = frozenset()
+    decoding: Callable[[nn.Module], dict[str, Any]] = lambda network: {}
+
+    def network(self, hyper_parameters: Mapping[str, Any]) -> nn.Module:
+        """Return the method's network without Lightning, with random weights."""
+        if self.method is None:
+            raise ValueError("features have no method; build the Backbone")
+        return methods.network_class(self.method)(hyper_parameters)
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task(ClassifierInference, "Classifier", Classification, ClassificationCheck),
+    "features": Task(FeatureInference),
+    "detection": Task(
+        detector_inference,
+        "Detector",
+        Detection,
+        DetectionCheck,
+        pads=True,
+        marks=frozenset({"pyramid_width", "head_convs"}),
+        decoding=decoder_options,
+    ),
+    "segmentation": Task(
+        SegmenterInference,
+        "Segmenter",
+        Segmentation,
+        SegmentationCheck,
+        pads=True,
+        marks=frozenset({"aux_weight", "background"}),
+        decoding=lambda network: {"background": network.hparams["background"]},
+    ),
 }
-DENSE = ("detection", "segmentation")  # tasks whose view scales the longer side and pads
+
+
+def task_of_checkpoint(hyper_parameters: Iterable[str]) -> str | None:
+    """Return the task whose marks are among these names of hyper-parameters; None if there is none."""
+    names = set(hyper_parameters)
+    return next((name for name, task in TASKS.items() if task.marks and task.marks <= names), None)
+
+
+def result_formats() -> list[str]:
+    """Return the suffixes that some task writes."""
+    return sorted({name for task in TASKS.values() if task.results for name in task.results.formats})
+
+
+def accuracy_check_for(root: str, metadata: ModelMetadata) -> AccuracyCheck:
+    """Return the accuracy check of a model's task.
+
+    Args:
+        root: a folder with classes (classification), or of annotated images (detection: COCO, YOLO or VOC;
+            segmentation: PNG masks).
+        metadata: of the model.
+
+    Raises:
+        UserError: another task, a folder without labels, or classes that the model does not have.
+    """
+    check = TASKS[metadata.task].accuracy if metadata.task in TASKS else None
+    if check is None:
+        raise UserError(
+            f"--int8: needs a task whose accuracy can be measured, not {metadata.task}; export without --int8"
+        )
+    return check(root, metadata, preprocess_for(metadata))
 
 
 def format_from_suffix(out: str, formats: Sequence[str]) -> str:
@@ -44,7 +126,7 @@ def format_from_suffix(out: str, formats: Sequence[str]) -> str:
 def preprocess_for(metadata: ModelMetadata) -> Callable[[np.ndarray], np.ndarray]:
     """Return the evaluation view of a model, (H, W, 3) uint8 -> (S, S, 3) uint8, which may be called in threads."""
     size, crop_pct = metadata.size, metadata.crop_pct
-    if metadata.task not in DENSE:
+    if not TASKS[metadata.task].pads:
         from lit_vision.data.views.views import resize_and_crop
 
         return lambda image: resize_and_crop(image, size, crop_pct)
@@ -63,7 +145,7 @@ def preprocess_for(metadata: ModelMetadata) -> Callable[[np.ndarray], np.ndarray
 
 def inference_network(method: nn.Module, task: str) -> nn.Module:
     """Return the network that is run and exported, in evaluation mode, without gradients."""
-    network = NETWORKS[task](method).eval()
+    network = TASKS[task].inference(method).eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network

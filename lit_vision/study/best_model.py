@@ -8,7 +8,7 @@ import torch
 
 from lit_vision.convert.export import write_safetensors
 from lit_vision.data.batch import normalize
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.predict import explain
 from lit_vision.predict.models import build_metadata
 from lit_vision.results import plots

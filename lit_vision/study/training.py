@@ -27,7 +27,7 @@ from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.atomic import atomic_write
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.study.images import StudyData, StudyImages, eval_batches

@@ -28,7 +28,6 @@ from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
 # second keeps its initial values.
 _NORM, _FC_NORM = "backbone.norm.", "backbone.fc_norm."
 _RESIZABLE = ("backbone.pos_embed", "decoder.pos_embed")
-_TARGETS = ("MAE", "SimCLR", "Classifier", "Backbone")
 
 
 class PartialMatchError(UserError):
@@ -114,7 +113,7 @@ def load_common(
     """
     state = dict(state)
     statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
-    kind = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _TARGETS), type(module).__name__)
+    kind = getattr(module, "method_name", type(module).__name__)
     if (layout, kind) not in ALLOWED_MISMATCHES:
         raise UserError(
             f"{path}: weights of {layout} cannot be loaded into {kind}; load them into one of {_known_targets(layout)}"

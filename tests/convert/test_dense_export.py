@@ -9,7 +9,7 @@ from toy_dense import make_detector, make_segmenter
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.convert.accuracy import accuracy_check_for
+from lit_vision.predict.tasks import accuracy_check_for
 from lit_vision.convert.export import check_parity, write_safetensors
 from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
 from lit_vision.methods import Detector, Segmenter

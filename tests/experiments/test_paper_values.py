@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.views.params import make_view_spec
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.optim import scaled_lr
 from lit_vision.optim.lars import LARS

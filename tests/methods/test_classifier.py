@@ -12,8 +12,9 @@ from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
-from lit_vision.methods.classifier import Classifier, classification_loss, soft_targets
-from lit_vision.methods.fine_tuning import set_trainable
+from lit_vision.methods.classifier.classifier import Classifier
+from lit_vision.methods.classifier.network import classification_loss, soft_targets
+from lit_vision.methods.tuning_modes import set_trainable
 from lit_vision.weights.load import PartialMatchError, save_backbone
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.methods.classifier import Classifier, classification_loss, soft_targets
+from lit_vision.methods.classifier.classifier import Classifier
+from lit_vision.methods.classifier.network import classification_loss, soft_targets
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.network import nt_xent
 

@@ -11,7 +11,7 @@ from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.convert.accuracy import accuracy_check_for
+from lit_vision.predict.tasks import accuracy_check_for
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"}
 CNN = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}

@@ -13,7 +13,7 @@ from torch import nn
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
-from lit_vision.methods.classifier import Classifier
+from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE, read_common

@@ -6,16 +6,13 @@ B images, A anchors, K classes, n detections of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from lit_vision.methods.detection.heads import ONE_STAGE, build_head
-
-if TYPE_CHECKING:
-    from lightning import LightningModule
 
 Detections = list[dict[str, Tensor]]
 MIN_HEAD_WIDTH = 32  # of a head that is built for its anchors and its decoding alone
@@ -102,13 +99,13 @@ class AnchorDecoder:
         return torch.stack(boxes), scores
 
 
-def decoder_options(method: LightningModule) -> dict[str, Any]:
+def decoder_options(method: nn.Module) -> dict[str, Any]:
     """Return the options of a detector's metadata: arguments of `AnchorDecoder.from_options`, as plain values.
 
     A two-stage head has its name alone.
     """
-    found: dict[str, Any] = {"head": method.hparams.head}
-    if method.hparams.head in ONE_STAGE:
+    found: dict[str, Any] = {"head": method.hparams["head"]}
+    if method.hparams["head"] in ONE_STAGE:
         found["strides"] = list(method.pyramid.strides)
         found["score"], found["nms"] = float(method.head.score_thresh), float(method.head.nms_thresh)
     return found

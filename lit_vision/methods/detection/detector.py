@@ -1,38 +1,20 @@
-"""Object detection on any backbone: feature pyramid and an FCOS, RetinaNet, Faster R-CNN or Mask R-CNN head.
-
-The heads are torchvision's, without its image transform: images have the size that the data module gives them, so a
-128-pixel scene is not enlarged to 800. Anchors are multiples of the strides, whose default follows from the image size.
-
-B images, K classes, A anchors, n objects of an image, S side of the image.
-"""
+"""Detector training: the network of network.py as a LightningModule. B images, K classes, S side of the image."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
-import lightning as L
-import torch
+import lightning
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
 from lit_vision.data.batch import normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.detection.decoding import AnchorDecoder, Detections
-from lit_vision.methods.detection.heads import (
-    DETECTION_HEADS,
-    ONE_STAGE,
-    build_head,
-    default_strides,
-    globally_normalized_losses,
-)
+from lit_vision.methods.detection.network import DetectorNetwork
 
 
-class Detector(L.LightningModule):
+class Detector(DetectorNetwork, lightning.LightningModule):
     """Object detection and instance segmentation on any backbone with feature maps.
 
     FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017,
@@ -116,154 +98,11 @@ class Detector(L.LightningModule):
         lora_targets: list[str] | None = None,
         prompt_length: int = 50,
     ) -> None:
-        super().__init__()
-        if head not in DETECTION_HEADS:
-            raise UserError(f"model.head: {head!r} is not one of {', '.join(DETECTION_HEADS)}; choose one of these")
-        if num_classes < 1:
-            raise UserError(f"model.num_classes: {num_classes} is too few; give 1 or more")
-        if pyramid_width < 32 or pyramid_width % 32:
-            raise UserError(
-                f"model.pyramid_width: {pyramid_width} is not a multiple of 32; the heads' group norm needs one"
-            )
+        super(DetectorNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
-        self.one_stage = head in ONE_STAGE
-        strides = self.hparams.strides = list(strides or default_strides(head, img_size))
-        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
-        self.pyramid = make_pyramid(self.backbone, img_size, pyramid_width, strides)
-        freeze_unused(self.backbone, self.pyramid, img_size)
-        self.head = build_head(
-            head,
-            num_classes,
-            pyramid_width,
-            strides,
-            head_convs=head_convs,
-            head_width=head_width,
-            rois=rois,
-            score=score_threshold,
-            nms=nms_threshold if nms_threshold is not None else 0.6 if head == "fcos" else 0.5,
-        )
-        self.decoder = AnchorDecoder(self.head, strides)
-        fine_tuning.channels_last(self.pyramid, self.backbone)
-        self.register_buffer("mean", torch.tensor(mean or weights_mean))
-        self.register_buffer("std", torch.tensor(std or weights_std))
+        self.build(self.hparams)
         self.metrics = nn.ModuleDict({f"{split}_map": coco_metric(head == "mask_rcnn") for split in ("val", "test")})
         self.metadata: dict[str, Any] | None = None
-        self.train()
-
-    def train(self, mode: bool = True) -> Detector:
-        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
-        super().train(mode)
-        fine_tuning.keep_frozen_in_eval(self)
-        return self
-
-    # ------------------------------------------------------------------ inference
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the pyramid's levels [(B, pyramid_width, S / stride, S / stride)], fine to coarse.
-
-        Args:
-            images: (B, 3, S, S) float, normalised.
-        """
-        levels: list[Tensor] = self.pyramid(fine_tuning.feature_maps(self.backbone, images))
-        return levels
-
-    def raw(self, images: Tensor) -> dict[str, Tensor]:
-        """Return a one-stage head's outputs for each anchor, before any threshold, in the order of exported models.
-
-        Args:
-            images: (B, 3, S, S) float, normalised.
-
-        Returns:
-            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1), at least
-            float32, levels one after another.
-
-        Raises:
-            UserError: a two-stage head, whose second stage depends on the first one's selection.
-        """
-        if not self.one_stage:
-            raise UserError(f"model.head: {self.hparams.head} has no raw outputs; use fcos or retinanet")
-        found = self.head.head(self.features(images))
-        return {name: fine_tuning.at_least_float32(value) for name, value in found.items()}
-
-    def decode(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-        """Turn raw outputs, of torch or of an exported model, into detections; see `AnchorDecoder`."""
-        return self.decoder(raw, size)
-
-    def forward(self, images: Tensor) -> Detections:
-        """Return the detections in normalised images (B, 3, S, S); in evaluation mode.
-
-        Returns:
-            B dictionaries, best first: `boxes` (n, 4) x1, y1, x2, y2 in pixels, `scores` (n,) 0 to 1, `labels` (n,) 0
-            to K - 1; Mask R-CNN also `masks` (n, S, S) bool.
-        """
-        size = tuple(images.shape[-2:])
-        if self.one_stage:
-            return self.decode(self.raw(images), size)
-        found = self.detect_with_mask_probs(images)
-        for image in found:
-            if "mask_probs" in image:
-                masks = paste_masks_in_image(image.pop("mask_probs")[:, None], image["boxes"], size)
-                image["masks"] = masks[:, 0] > 0.5
-        return found
-
-    def detect_with_mask_probs(self, images: Tensor) -> Detections:
-        """Return a two-stage head's detections with the mask head's probabilities, which can be drawn at any size.
-
-        Returns:
-            B dictionaries, best first: `boxes`, `scores`, `labels`; Mask R-CNN also `mask_probs` (n, 28, 28), 0 to 1, a
-            grid over each box.
-        """
-        found, _ = self._two_stage(images, None)
-        for image in found:
-            image["labels"] = image["labels"] - 1  # in torchvision 0 is the background
-            if "masks" in image:
-                image["mask_probs"] = image.pop("masks")[:, 0]
-        return found
-
-    def _two_stage(
-        self, images: Tensor, targets: list[dict[str, Tensor]] | None, keys: Tensor | None = None
-    ) -> tuple[Detections, dict[str, Tensor]]:
-        size = tuple(images.shape[-2:])
-        levels = OrderedDict((str(i), fine_tuning.at_least_float32(x)) for i, x in enumerate(self.features(images)))
-        image_list = ImageList(images, [size] * len(images))
-        anchor_sampler, region_sampler = self.head.rpn.fg_bg_sampler, self.head.roi_heads.fg_bg_sampler
-        anchor_sampler.keys = region_sampler.keys = keys
-        # in bfloat16 torchvision would round the proposals themselves, at 512 pixels by up to two
-        with torch.autocast(images.device.type, enabled=False):
-            proposals, first = self.head.rpn(image_list, levels, targets)
-            found, second = self.head.roi_heads(levels, proposals, image_list.image_sizes, targets)
-        losses = {**first, **second}
-        if not losses:
-            return found, losses
-        counts = dict.fromkeys(first, anchor_sampler.num_sampled) | dict.fromkeys(second, region_sampler.num_sampled)
-        return found, globally_normalized_losses(losses, counts | {"loss_mask": region_sampler.num_positives})
-
-    # ------------------------------------------------------------------ training and evaluation
-
-    def losses(self, images: Tensor, targets: list[dict[str, Tensor]], keys: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the head's losses, whose sum is minimised; in training mode.
-
-        On each process they are the losses of the joined batch of all processes.
-
-        Args:
-            images: (B, 3, S, S) float, normalised.
-            targets: B dictionaries: `boxes` (n, 4), `labels` (n,), for Mask R-CNN `masks` (n, S, S); n may be 0.
-            keys: (B, 3) of the images, which determine the regions that train an R-CNN; None samples them with torch's
-                global generator.
-
-        Returns:
-            Scalars: classification, bbox_regression, bbox_ctrness (FCOS); classification, bbox_regression (RetinaNet);
-            loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg, loss_mask (R-CNNs).
-        """
-        if not self.one_stage:
-            shifted = [{**t, "labels": t["labels"] + 1} for t in targets]
-            return self._two_stage(images, shifted, keys)[1]
-        raw = self.raw(images)
-        size = tuple(images.shape[-2:])
-        anchors = [self.decoder.anchors(size, images)] * len(images)
-        per_level = () if self.hparams.head == "retinanet" else (self.decoder.anchors_per_level(size),)
-        losses: dict[str, Tensor] = self.head.compute_loss(targets, raw, anchors, *per_level)
-        return losses
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the model, before any step."""

@@ -16,9 +16,11 @@ class LeJEPA(LeJEPANetwork, lightning.LightningModule):
     """Pre-train a backbone by predicting views from each other in latent space, with projections kept Gaussian.
 
     Needs a train view with two or more views (`train_view: lejepa`). The loss is
-        (1 - w) x (squared distance of all views to the mean of the global ones) + w x (distance from an isotropic normal),
+        (1 - w) x (squared distance of all views to the mean of the global ones)
+            + w x (distance from an isotropic normal),
     the authors' form; others write prediction + w x SIGReg. The paper: two global views and six local ones of 96 pixels
-    at 224, AdamW, 5e-4, weight decay 0.05 for ViTs (5e-4 for ResNets), a short warm-up, then a cosine; w is 0.02 to 0.05.
+    at 224, AdamW, 5e-4, weight decay 0.05 for ViTs (5e-4 for ResNets), a short warm-up, then a cosine; w is 0.02 to
+    0.05.
 
     Args:
         backbone: a timm model name; local views of another size need `dynamic_img_size: true` in a ViT's backbone_args.
@@ -65,7 +67,7 @@ class LeJEPA(LeJEPANetwork, lightning.LightningModule):
         weight_decay: float = 0.05,
         warmup_epochs: float = 1,
     ) -> None:
-        super(LeJEPANetwork, self).__init__()  # that of LightningModule: the network needs the hyper-parameters first
+        super(LeJEPANetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
         self.build(self.hparams)
 

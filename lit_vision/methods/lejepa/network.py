@@ -16,6 +16,19 @@ from lit_vision.errors import UserError
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "lejepa"  # two global views; local ones by data.local_views
+# values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
+DEFAULTS: Mapping[str, Any] = {
+    "backbone": "vit_small_patch16_224",
+    "backbone_args": None,
+    "projection_width": 128,
+    "projection_hidden": 2048,
+    "sigreg_weight": 0.05,
+    "num_directions": 1024,
+    "num_knots": 17,
+    "seed": 0,
+    "mean": None,
+    "std": None,
+}
 
 
 def random_directions(width: int, count: int, seed: int, step: int) -> Tensor:
@@ -37,7 +50,9 @@ def random_directions(width: int, count: int, seed: int, step: int) -> Tensor:
 
 
 def epps_pulley(x: Tensor, knots: int = 17, limit: float = 3.0) -> Tensor:
-    """Distance of samples from the standard normal distribution, by their characteristic function (Epps and Pulley 1983).
+    """Distance of samples from the standard normal distribution, by their characteristic function.
+
+    The statistic of Epps and Pulley 1983.
 
     For each column, with N samples over all processes and phi_N the empirical characteristic function:
         N * integral over the line of |phi_N(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt,
@@ -53,8 +68,8 @@ def epps_pulley(x: Tensor, knots: int = 17, limit: float = 3.0) -> Tensor:
         limit: end of the rule, greater than 0.
 
     Returns:
-        x.shape[1:], at least float32, not negative; the same on every process. Its gradient, after DDP's averaging, is that of
-        one process on the joined samples.
+        x.shape[1:], at least float32, not negative; the same on every process. Its gradient, after DDP's averaging, is
+        that of one process on the joined samples.
     """
     x = x if x.dtype == torch.float64 else x.float()
     t = torch.linspace(0, limit, knots, dtype=x.dtype, device=x.device)
@@ -136,9 +151,12 @@ class LeJEPANetwork(nn.Module):
         UserError: a value that cannot work; the message names it and says what to do.
     """
 
+    method_name, parts = "LeJEPA", PARTS
+
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.build(h)
+        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:
         """Make the parts."""

@@ -74,7 +74,7 @@ class MAE(MAENetwork, lightning.LightningModule):
         weight_decay: float = 0.05,
         warmup_epochs: float = 40,
     ) -> None:
-        super(MAENetwork, self).__init__()  # that of LightningModule: the network needs the hyper-parameters first
+        super(MAENetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
         self.build(self.hparams)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None

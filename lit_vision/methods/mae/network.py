@@ -21,6 +21,20 @@ from lit_vision.errors import UserError
 
 PARTS = frozenset({"backbone", "decoder"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "mae"  # the view of the paper's crop and flip
+# values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
+DEFAULTS: Mapping[str, Any] = {
+    "backbone": "vit_base_patch16_224",
+    "backbone_args": None,
+    "decoder_width": 512,
+    "decoder_depth": 8,
+    "decoder_heads": 16,
+    "mask_ratio": 0.75,
+    "truncate_keep": False,
+    "norm_pix_loss": True,
+    "checkpointing": False,
+    "mean": None,
+    "std": None,
+}
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -244,9 +258,12 @@ class MAENetwork(nn.Module):
             do.
     """
 
+    method_name, parts = "MAE", PARTS
+
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.build(h)
+        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:
         """Make and initialise the parts."""

@@ -1,33 +1,22 @@
-"""Semantic segmentation on any backbone: linear, FCN or UPerNet head; cross-entropy, Dice loss or their sum.
-
-B images, K classes, S side of the image.
-"""
+"""Segmenter training: the network of network.py as a LightningModule. B images, K classes, S side of the image."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
-import torch
+import lightning
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels
 from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.data.batch import normalize_batch
-from lit_vision.errors import UserError
 from lit_vision.evaluation.segmentation import PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.segmentation.heads import SEGMENTATION_HEADS, FCNHead, upsample
-from lit_vision.methods.segmentation.losses import (
-    SEGMENTATION_LOSSES,
-    pixel_cross_entropy,
-    segmentation_loss,
-    subsample_targets,
-)
+from lit_vision.methods.segmentation.losses import segmentation_loss
+from lit_vision.methods.segmentation.network import SegmenterNetwork
 
 
-class Segmenter(L.LightningModule):
+class Segmenter(SegmenterNetwork, lightning.LightningModule):
     """Semantic segmentation on any backbone with feature maps.
 
     Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in
@@ -103,77 +92,12 @@ class Segmenter(L.LightningModule):
         lora_targets: list[str] | None = None,
         prompt_length: int = 50,
     ) -> None:
-        super().__init__()
-        if head not in SEGMENTATION_HEADS:
-            raise UserError(f"model.head: {head!r} is not one of {', '.join(SEGMENTATION_HEADS)}; choose one of these")
-        if loss not in SEGMENTATION_LOSSES:
-            raise UserError(f"model.loss: {loss!r} is not one of {', '.join(SEGMENTATION_LOSSES)}; choose one of these")
-        if num_classes < 2 or (background is not None and not 0 <= background < num_classes):
-            raise UserError(
-                f"model.num_classes, model.background: {num_classes}, {background}; "
-                "give 2 classes or more, and the background's index below that (or null)"
-            )
-        if not 0 <= dropout < 1 or aux_weight < 0:
-            raise UserError(
-                f"model.dropout, model.aux_weight: {dropout}, {aux_weight}; "
-                "dropout must be in [0, 1), aux_weight 0 or more"
-            )
-        if not 1 <= loss_stride <= 8:
-            raise UserError(f"model.loss_stride: {loss_stride}; give 1 (every pixel) to 8")
+        super(SegmenterNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
-        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
-        strides = [4, 8, 16, 32] if strides is None and head == "upernet" else strides
-        self.pyramid, channels = make_feature_levels(self.backbone, img_size, width, strides)
-        freeze_unused(self.backbone, self.pyramid, img_size)
-        self.head = SEGMENTATION_HEADS[head](channels, width, num_classes, dropout)
-        self.auxiliary = None
-        if head == "upernet" and aux_weight and len(channels) > 1:
-            self.auxiliary = FCNHead(channels[:-1], width, num_classes, dropout, convs=1)  # on the last level but one
-        parts: tuple[nn.Module, ...] = (self.pyramid, self.head, self.auxiliary or nn.Identity())
-        for part in parts:
-            fine_tuning.channels_last(part, self.backbone)
-        self.register_buffer("mean", torch.tensor(mean or weights_mean))
-        self.register_buffer("std", torch.tensor(std or weights_std))
+        self.build(self.hparams)
         self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
         self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.metadata: dict[str, Any] | None = None
-        self.train()
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
-        super().train(mode)
-        fine_tuning.keep_frozen_in_eval(self)
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return scores (B, K, S, S), at least float32; a pixel's class is the argmax over K.
-
-        Args:
-            images: (B, 3, S, S) float, normalised.
-        """
-        return upsample(self._scores(images)[0], images.shape[-2:])
-
-    def _scores(self, images: Tensor) -> list[Tensor]:
-        """Return the head's scores on its grid and, in training, the auxiliary head's; at least float32, contiguous."""
-        levels = self.pyramid(fine_tuning.feature_maps(self.backbone, images))
-        found = [self.head(levels)]
-        if self.training and self.auxiliary is not None:
-            found.append(self.auxiliary(levels[:-1]))
-        return [fine_tuning.at_least_float32(scores).contiguous() for scores in found]
-
-    def losses(self, images: Tensor, truth: Tensor) -> Tensor:
-        """Return the loss that is minimised; on each process it is the loss of the joined batch of all processes.
-
-        Args:
-            images: (B, 3, S, S) float, normalised.
-            truth: (B, S, S) class numbers, 255 where a pixel does not count.
-        """
-        truth = subsample_targets(truth.long(), self.hparams.loss_stride)
-        scores, *auxiliary = (upsample(scores, truth.shape[-2:]) for scores in self._scores(images))
-        loss = segmentation_loss(scores, truth, self.hparams.loss, across_processes=True)
-        for extra in auxiliary:
-            loss = loss + self.hparams.aux_weight * pixel_cross_entropy(extra, truth, across_processes=True)
-        return loss
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the model, before any step."""

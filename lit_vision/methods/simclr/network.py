@@ -19,6 +19,18 @@ from lit_vision.errors import UserError
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "simclr"  # the view with two distorted crops
+# values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
+DEFAULTS: Mapping[str, Any] = {
+    "backbone": "resnet50",
+    "backbone_args": None,
+    "projection_width": 128,
+    "projection_layers": 2,
+    "projection_batch_norm": False,
+    "temperature": 0.1,
+    "negatives": "global",
+    "mean": None,
+    "std": None,
+}
 
 MAX_EXP_SCALE = 40.0
 
@@ -211,9 +223,12 @@ class SimCLRNetwork(nn.Module):
         UserError: a value that cannot work; the message names it and says what to do.
     """
 
+    method_name, parts = "SimCLR", PARTS
+
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.build(h)
+        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:
         """Make the parts."""

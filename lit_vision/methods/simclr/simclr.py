@@ -63,7 +63,7 @@ class SimCLR(SimCLRNetwork, lightning.LightningModule):
         weight_decay: float = 1e-6,
         warmup_epochs: float = 10,
     ) -> None:
-        super(SimCLRNetwork, self).__init__()  # that of LightningModule: the network needs the hyper-parameters first
+        super(SimCLRNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
         self.build(self.hparams)
 

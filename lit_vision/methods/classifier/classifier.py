@@ -1,13 +1,11 @@
-"""Image classification: full, partial or linear fine-tuning of a backbone.
+"""Classifier training: the network of network.py as a LightningModule; full, partial or linear fine-tuning.
 
-B images, K classes, D backbone width, C H W channels and pixels.
+B images, K classes, C H W channels and pixels.
 """
 
 from typing import Any
 
-import lightning as L
-import torch
-import torch.nn.functional as F
+import lightning
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -18,43 +16,11 @@ from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.errors import UserError
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods import fine_tuning
-from lit_vision.methods.fine_tuning import ADAPTERS
+from lit_vision.methods.classifier.network import ClassifierNetwork, classification_loss, soft_targets
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
-CLASSIFICATION_LOSSES = ("ce", "bce")
 
-
-def soft_targets(labels: Tensor, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Turn (B,) int64 labels into (B, K) float32 probabilities: 1 - e + e/K on the label, e/K elsewhere.
-
-    Source: Szegedy et al. 2016, arXiv:1512.00567; e is `label_smoothing`.
-    """
-    targets = torch.full((len(labels), num_classes), label_smoothing / num_classes, device=labels.device)
-    return targets.scatter(1, labels[:, None], 1 - label_smoothing + label_smoothing / num_classes)
-
-
-def classification_loss(logits: Tensor, targets: Tensor, loss: str = "ce", weights: Tensor | None = None) -> Tensor:
-    """Return the mean loss over a batch, in at least float32.
-
-    Args:
-        logits: (B, K).
-        targets: (B, K) in [0, 1], already mixed and smoothed; the loss does not smooth again.
-        loss: "ce": softmax cross-entropy; "bce": sigmoid cross-entropy, mean over images and classes
-            (Wightman et al. 2021, arXiv:2110.00476).
-        weights: (K,) of the classes, or None; the sum is divided by the number of images, whatever the weights are.
-
-    Returns:
-        Scalar in nats. With zero logits it is log K ("ce") or log 2 ("bce").
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    targets = targets.to(logits.dtype)
-    weights = None if weights is None else weights.to(logits.dtype)
-    if loss == "ce":
-        return F.cross_entropy(logits, targets, weight=weights)
-    return F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
-
-
-class Classifier(L.LightningModule):
+class Classifier(ClassifierNetwork, lightning.LightningModule):
     """Backbone and linear head, trained on labels.
 
     MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr
@@ -144,50 +110,20 @@ class Classifier(L.LightningModule):
         lora_dropout: float = 0.0,
         prompt_length: int = 50,
     ) -> None:
-        super().__init__()
-        if num_classes < 2:
-            raise UserError(f"num_classes: {num_classes} is too few to classify; give 2 or more")
-        if loss not in CLASSIFICATION_LOSSES:
-            raise UserError(f"loss: {loss!r} is not one of {', '.join(CLASSIFICATION_LOSSES)}; choose one of these")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: {label_smoothing} is not in [0, 1); 0.1 is usual")
-        if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) <= 0):
-            raise UserError(
-                f"class_weights: {class_weights} are not {num_classes} numbers above 0; give one for each class"
-            )
+        super(ClassifierNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
         self.save_hyperparameters()
-        self.backbone, weights_mean, weights_std = fine_tuning.build_backbone(self.hparams)
-        self.head_norm = nn.BatchNorm1d(self.backbone.width, affine=False, eps=1e-6) if head_norm else nn.Identity()
-        self.head = nn.Linear(self.backbone.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_init_std or (0.01 if tune in ("linear", *ADAPTERS) else 2e-5))
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.tensor(mean or weights_mean))
-        self.register_buffer("std", torch.tensor(std or weights_std))
+        self.build(self.hparams)
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})
         self.metrics["test_mean_per_class"] = MeanClassRecall(num_classes)
-        self.register_buffer("class_weights", class_weights and torch.tensor(class_weights), persistent=False)
         self.metadata: dict[str, Any] | None = None
         self.mix = None
         if mixup > 0 or cutmix > 0:
             from timm.data import Mixup
 
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        self.train()  # Lightning does not change the modes: frozen parts must be in evaluation mode from the start
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised images (B, C, H, W)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams.tune != "linear"):
-            features = self.backbone(images)
-        return self.head(self.head_norm(features))
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """Set training mode, except for the frozen parts of the backbone; see `fine_tuning.keep_frozen_in_eval`."""
-        super().train(mode)
-        fine_tuning.keep_frozen_in_eval(self)
-        return self
 
     def setup(self, stage: str) -> None:
         """Refuse data with another number of classes, and a batch-norm converter that would break the model."""
@@ -234,7 +170,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss."""
         images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
-        loss = classification_loss(self(images), targets, self.hparams.loss, self.class_weights)
+        loss = self.loss(images, targets)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -1,6 +1,6 @@
 """Accuracy of an exported model on a labeled folder, and calibration images for its quantization.
 
-One class per task; `accuracy_check_for` chooses it. Images go through the task's evaluation view.
+One class per task; `tasks.accuracy_check_for` chooses it. Images go through the task's evaluation view.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from lit_vision.weights.model_metadata import ModelMetadata
 class AccuracyCheck(Protocol):
     """Accuracy of one task on one folder.
 
+    The classes are called with the folder, the model's metadata and its evaluation view; a data module of annotated
+    images has its own view.
+
     Attributes:
         metric: its name.
         split: name of the split that is measured.
@@ -37,38 +40,15 @@ class AccuracyCheck(Protocol):
         """Return the metric, a fraction."""
 
 
-def accuracy_check_for(root: str, metadata: ModelMetadata) -> AccuracyCheck:
-    """Return the accuracy check of a model's task.
-
-    Args:
-        root: a folder with classes (classification), or of annotated images (detection: COCO, YOLO or VOC;
-            segmentation: PNG masks).
-        metadata: of the model.
-
-    Raises:
-        UserError: another task, a folder without labels, or classes that the model does not have.
-    """
-    checks: dict[str, Callable[[str, ModelMetadata], AccuracyCheck]] = {
-        "classification": ClassificationCheck,
-        "detection": DetectionCheck,
-        "segmentation": SegmentationCheck,
-    }
-    if metadata.task not in checks:
-        raise UserError(
-            f"--int8: needs a task whose accuracy can be measured, not {metadata.task}; export without --int8"
-        )
-    return checks[metadata.task](root, metadata)
-
-
 class ClassificationCheck:
     """Top-1 accuracy on the test split, else validation, else training; calibrated on the training split."""
 
     metric = "top-1"
 
-    def __init__(self, root: str, metadata: ModelMetadata) -> None:
+    def __init__(self, root: str, metadata: ModelMetadata, preprocess: Callable[[np.ndarray], np.ndarray]) -> None:
         from lit_vision.data.open_images import open_images
 
-        self.folder, self.metadata = open_images(root), metadata
+        self.folder, self.preprocess = open_images(root), preprocess
         self.folder.require_classes("measuring what int8 loses")
         if unknown := [name for name in self.folder.classes if name not in metadata.class_names]:
             raise UserError(
@@ -81,11 +61,10 @@ class ClassificationCheck:
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
         from lit_vision.predict.inputs import Inputs, batches
-        from lit_vision.predict.tasks import preprocess_for
 
         train = self.folder.splits.get("train", self.folder.splits[self.split])
         chosen = Inputs([train.paths[i] for i in evenly_spaced(len(train), count).tolist()], str(self.folder.root))
-        for batch in batches(chosen, preprocess_for(self.metadata), 1):
+        for batch in batches(chosen, self.preprocess, 1):
             if batch.pixels is not None:
                 yield batch.pixels
 
@@ -96,13 +75,12 @@ class ClassificationCheck:
             UserError: an image cannot be read.
         """
         from lit_vision.predict.inputs import Inputs, batches
-        from lit_vision.predict.tasks import preprocess_for
 
         split = self.folder.splits[self.split]
         output_of_class = [model.metadata.class_names.index(name) for name in self.folder.classes]
         truth = np.array([output_of_class[i] if i >= 0 else -1 for i in split.labels])
         right = 0
-        for batch in batches(Inputs(split.paths, str(self.folder.root)), preprocess_for(model.metadata), 32):
+        for batch in batches(Inputs(split.paths, str(self.folder.root)), self.preprocess, 32):
             if batch.unreadable or batch.pixels is None:
                 name, reason = batch.unreadable[0]
                 raise UserError(f"{self.folder.root}/{name}: {reason}")
@@ -149,7 +127,7 @@ class DetectionCheck(_AnnotatedCheck):
 
     metric = "mAP"
 
-    def __init__(self, root: str, metadata: ModelMetadata) -> None:
+    def __init__(self, root: str, metadata: ModelMetadata, preprocess: object = None) -> None:
         path_of_format = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
         found = next((name for name, path in path_of_format.items() if (Path(root) / path).exists()), None)
         if found is None and Path(root).is_dir():
@@ -172,7 +150,7 @@ class SegmentationCheck(_AnnotatedCheck):
 
     metric = "mean Dice"
 
-    def __init__(self, root: str, metadata: ModelMetadata) -> None:
+    def __init__(self, root: str, metadata: ModelMetadata, preprocess: object = None) -> None:
         super().__init__(root, metadata, "masks")
 
     def measure(self, model: Model) -> float:

@@ -1,0 +1,62 @@
+"""Every network stands without Lightning, under the state keys and with the defaults of its LightningModule."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+import toy_dense
+import toy_models
+
+from lit_vision import methods
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+def modules():
+    """A small LightningModule of each method."""
+    name = "vit_tiny_patch16_224"
+    yield methods.MAE(name, VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    yield methods.SimCLR(name, VIT, projection_width=8)
+    yield methods.LeJEPA(name, VIT, projection_width=8, projection_hidden=16)
+    yield toy_models.make_classifier("vit", head_norm=True)
+    yield toy_models.make_classifier("cnn", tune="linear")
+    yield from (toy_dense.make_detector(head) for head in ("fcos", "mask_rcnn"))
+    yield toy_dense.make_segmenter()
+
+
+@pytest.mark.parametrize("module", list(modules()), ids=lambda module: type(module).__name__)
+def test_a_network_has_the_keys_and_outputs_of_its_module(module) -> None:
+    network = methods.network_class(type(module).__name__)(dict(module.hparams))
+    assert list(network.state_dict()) == list(module.state_dict())
+    network.load_state_dict(module.state_dict())
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == [
+        name for name, p in module.named_parameters() if p.requires_grad
+    ]
+    assert {key.split(".")[0] for key in network.state_dict()} - {"mean", "std"} <= network.parts
+    size = toy_dense.SIZE if "img_size" in module.hparams else 16
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        ours = network.eval()(images)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours, module.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_defaults_are_those_of_the_constructor(name: str) -> None:
+    arguments = inspect.signature(getattr(methods, name)).parameters
+    network = methods.network_class(name)
+    declared = import_module(network.__module__)
+    assert (network.method_name, network.parts) == (name, declared.PARTS)
+    given = {key: arguments[key].default for key in declared.DEFAULTS}
+    assert given == dict(declared.DEFAULTS)
+
+
+def test_no_network_imports_lightning() -> None:
+    code = "import sys; from lit_vision import methods; [methods.network_class(name) for name in methods.__all__]; "
+    code += "sys.exit(' '.join(sorted({'lightning', 'torchmetrics', 'jsonargparse'} & set(sys.modules))) or 0)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
