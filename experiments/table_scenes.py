@@ -170,12 +170,12 @@ def save_half(checkpoint: Path, file: Path) -> None:
 
 def add_int8(run: Run) -> None:
     """Add to a run's result what its int8 OpenVINO export loses on the test scenes."""
-    from lit_vision.predict.tasks import accuracy_check_for
     from lit_vision.convert.export import export
     from lit_vision.convert.quantize import require_packages
     from lit_vision.errors import UserError
     from lit_vision.io.atomic import write_json
     from lit_vision.predict.models import load_method
+    from lit_vision.predict.tasks import accuracy_check_for
     from lit_vision.results.schema import read_result
 
     result = read_result(run.result)
@@ -200,9 +200,10 @@ def measure(task: str, file: Path) -> float:
     import yaml
 
     from lit_vision.data import AnnotatedDataModule
+    from lit_vision.methods import lightning_module
     from lit_vision.predict.models import load_method
 
-    method, _ = load_method(file)
+    network, _ = load_method(file)
     data = yaml.safe_load((ROOT / RECIPES[task]).read_text())["data"]["init_args"]
     trainer = L.Trainer(
         accelerator="cpu",
@@ -212,7 +213,7 @@ def measure(task: str, file: Path) -> float:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    (found,) = trainer.test(method, datamodule=AnnotatedDataModule(**data), verbose=False)
+    (found,) = trainer.test(lightning_module(network), datamodule=AnnotatedDataModule(**data), verbose=False)
     return found[f"test/{METRICS[task]}"]
 
 

@@ -7,6 +7,7 @@ TRAIN_VIEW, and DEFAULTS of the hyper-parameters that the network reads. The fil
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,3 +35,19 @@ def network_class(method: str) -> type[nn.Module]:
     module = import_module(f"{_HOMES[method].rpartition('.')[0]}.network")
     network: type[nn.Module] = getattr(module, f"{method}Network")
     return network
+
+
+def lightning_module(network: nn.Module) -> nn.Module:
+    """Return the LightningModule of a network with its weights, for a Trainer; LoRA must be merged or not trained.
+
+    Args:
+        network: of `network_class`, or from `predict.models.load_method`.
+    """
+    arguments = {**network.hparams, "backbone_checkpoint": None}
+    if arguments.get("tune") == "lora":  # the network was merged
+        arguments["tune"] = "full"
+    kind = getattr(import_module(_HOMES[network.method_name]), network.method_name)
+    accepted = signature(kind).parameters
+    method: nn.Module = kind(**{name: value for name, value in arguments.items() if name in accepted})
+    method.load_state_dict(network.state_dict())
+    return method.eval()

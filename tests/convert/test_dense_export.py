@@ -9,11 +9,11 @@ from toy_dense import make_detector, make_segmenter
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.predict.tasks import accuracy_check_for
 from lit_vision.convert.export import check_parity, write_safetensors
 from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
-from lit_vision.methods import Detector, Segmenter
+from lit_vision.methods import Detector, Segmenter, lightning_module
 from lit_vision.predict.models import load_method, load_model
+from lit_vision.predict.tasks import accuracy_check_for
 
 CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels": [8, 16, 16, 16]}
 
@@ -60,7 +60,7 @@ def test_accuracy_checks__measure_what_the_method_measures(place, task: str) -> 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    (found,) = trainer.test(model.method, datamodule=check.data, verbose=False)
+    (found,) = trainer.test(lightning_module(model.method), datamodule=check.data, verbose=False)
     name = "test/map" if task == "detector" else "test/dice"
     assert check.measure(model) == pytest.approx(found[name], abs=1e-6)
 

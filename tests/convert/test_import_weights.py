@@ -27,6 +27,7 @@ from toy_foreign import (
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.cli import main as cli
 from lit_vision.methods import MAE, Classifier
+from lit_vision.methods.classifier.network import ClassifierNetwork
 from lit_vision.predict.models import load_method
 from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
 from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
@@ -59,7 +60,7 @@ def our_mae(path: Path) -> MAE:
 
 def logits(path: Path) -> Tensor:
     method, _ = load_method(path)
-    assert isinstance(method, Classifier)
+    assert isinstance(method, ClassifierNetwork)
     with torch.no_grad():
         return method(IMAGES)
 

@@ -1,0 +1,65 @@
+"""The commands that use a model or look at data never import Lightning, which takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from toy_dense import make_detector, make_segmenter
+from toy_models import make_classifier, write_images, write_run
+
+from lit_vision.methods import MAE
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+HEAVY = ("lightning", "torchmetrics", "tensorboard")
+RUN = f"""
+import json, os, sys
+from lit_vision.cli.main import main
+for command in json.loads(sys.argv[1]):
+    if (code := main(command)) != 0:
+        sys.exit(f"{{command}} ended with {{code}}")
+    if found := {set(HEAVY)!r} & set(sys.modules):
+        sys.exit(f"{{command}} imported {{found}}")
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("imports")
+    write_run(folder / "run", make_classifier())
+    write_run(folder / "detector", make_detector())
+    write_run(folder / "segmenter", make_segmenter())
+    mae = MAE("vit_tiny_patch16_224", VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    (folder / "mae").mkdir()
+    torch.save({"state_dict": mae.state_dict(), "hyper_parameters": dict(mae.hparams)}, folder / "mae" / "last.ckpt")
+    torch.save(timm.create_model("vit_tiny_patch16_224", **VIT).state_dict(), folder / "timm.pth")
+    write_images(folder / "data" / "train", 6)
+    write_images(folder / "data" / "test", 3, seed=1)
+    return folder
+
+
+def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None:
+    image, out = str(next((place / "data").rglob("*.png"))), place / "out"
+    predict = ["predict", "--device", "cpu", "--workers", "1", image]
+    search = ["search", "--device", "cpu", "--index", f"{out}/i.safetensors"]
+    fewshot = ["fewshot", "--device", "cpu", str(place / "data")]
+    size = ["--backbone", "vit_tiny_patch16_224", "--backbone_args", json.dumps(VIT)]
+    commands = [
+        [*predict, "--model", str(place / "run"), "--out", f"{out}/p.csv"],
+        [*predict, "--model", str(place / "detector"), "--out", f"{out}/d.csv"],
+        [*predict, "--model", str(place / "segmenter"), "--out", f"{out}/s.csv"],
+        ["embed", "--device", "cpu", "--model", str(place / "mae/last.ckpt"), image, "--out", f"{out}/i.safetensors"],
+        [*search, "--model", str(place / "mae/last.ckpt"), "--query", image],
+        ["export", str(place / "run"), "--format", "safetensors", "--out", f"{out}/e.safetensors"],
+        [*predict, "--model", f"{out}/e.safetensors", "--out", f"{out}/e.csv"],
+        ["import", str(place / "timm.pth"), *size, "--out", f"{out}/t.safetensors"],
+        ["import", str(place / "timm.pth"), *size, "--backbone_only", "--out", f"{out}/b.safetensors"],
+        [*fewshot, "--model", str(place / "run"), "--shots", "1", "--seeds", "1"],
+        ["doctor", str(place / "data"), "--out", f"{out}/doctor", "--workers", "1"],
+        ["data", "scenes", "--out", f"{out}/scenes", "--train", "1", "--val", "0", "--test", "0"],
+    ]
+    result = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
