@@ -20,9 +20,7 @@ from lit_vision.methods.fine_tuning import at_least_float32
 SEGMENTATION_LOSSES = ("ce", "dice", "ce+dice")
 
 
-def pixel_cross_entropy(
-    logits: Tensor, truth: Tensor, ignore: int = IGNORE, across_processes: bool = False
-) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, truth: Tensor, ignore: int = IGNORE, across_processes: bool = False) -> Tensor:
     """Return the mean cross-entropy over the pixels that count; 0 if none does.
 
     Args:
@@ -93,9 +91,7 @@ def _cross_entropy(log_p: Tensor, truth: Tensor, across_processes: bool, ignore:
     return distributed.global_mean(total, count) if across_processes else total / count.clamp(min=1)
 
 
-def _dice(
-    log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE, smooth: float = 0.0
-) -> Tensor:
+def _dice(log_p: Tensor, truth: Tensor, across_processes: bool, ignore: int = IGNORE, smooth: float = 0.0) -> Tensor:
     counted = truth != ignore  # (B, H, W)
     classes, known = log_p.shape[1], torch.where(counted, truth, 0)
     p = log_p.exp()
