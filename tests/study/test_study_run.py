@@ -201,6 +201,7 @@ def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder,
         (["A", "--fewer", "mae=1"], "--fewer"),
         (["A", "--pretrain-on", "B"], "--pretrain-on"),
         (["A", "--budget", "long"], "--budget"),
+        (["A", "--size", "0"], "--size"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, named, capsys) -> None:
