@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data
 
 @pytest.fixture
 def images():
-    """A study's images: bars, lying or upright, on 16 pixels, with noise; 48 to learn from, 16 to test."""
+    """Return images of a study: bars, lying or upright, 16 pixels, with noise; 48 to train on, 16 to test."""
     from lit_vision.study.images import StudyImages
 
     rng = np.random.default_rng(0)
@@ -37,14 +37,17 @@ def images():
 
 @pytest.fixture
 def stopped_writer(monkeypatch):
-    """`with stopped_writer(n):` Ctrl-C comes as predict or embed writes its n-th batch: half of its bytes are written, nothing is recorded."""
+    """Return a context manager that interrupts predict or embed by Ctrl-C while it writes its n-th batch.
+
+    Half of the batch's bytes are written, and nothing is recorded.
+    """
     from lit_vision.predict.resumable_writer import ResumableWriter
 
     @contextlib.contextmanager
     def at(call: int):
         append, calls = ResumableWriter.append, []
 
-        def dying(self, texts, done):
+        def interrupted_append(self, texts, done):
             calls.append(done)
             if len(calls) == call:
                 for name, text in texts.items():
@@ -53,7 +56,7 @@ def stopped_writer(monkeypatch):
             append(self, texts, done)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ResumableWriter, "append", dying)
+            patch.setattr(ResumableWriter, "append", interrupted_append)
             yield
 
     return at

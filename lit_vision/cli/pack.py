@@ -28,13 +28,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
     args = parser.parse_args(list(argv))
-    if args.lossless and (args.short_side or args.quality):
+    if args.lossless and not (args.short_side is None and args.quality is None):
         parser.error("--lossless keeps the files as they are; leave out --short_side and --quality")
     if args.out.suffix != ".pack":
         parser.error(f"--out {args.out}: give it the ending .pack, by which data.root knows it")
-    side, quality = args.short_side or 256, args.quality or 92
+    side = 256 if args.short_side is None else args.short_side
+    quality = 92 if args.quality is None else args.quality
     if side < 1 or not 1 <= quality <= 100:
-        parser.error("--short_side: at least 1; --quality: 1 to 100")
+        parser.error(f"--short_side {side}, --quality {quality}: give at least 1 pixel, and a quality from 1 to 100")
     if args.workers < 0:
         parser.error(f"--workers {args.workers}: give 0 (all cores) or more")
     from lit_vision.io.processes import cores

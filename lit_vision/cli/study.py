@@ -96,6 +96,8 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Run a study and write its report. Returns 0."""
     options = parser().parse_args(argv)
+    if options.size is not None and options.size < 1:
+        raise UsageError(f"--size: {options.size} pixels; give at least 1")
     if options.budget <= 0:
         raise UsageError(f"--budget: {options.budget:g} minutes; give more than 0")
     if not 0 <= options.rotation <= 180:

@@ -44,7 +44,7 @@ class Paths(Sequence[str]):
 
 @dataclass
 class Split:
-    """The images of one split, sorted by relative path (which sorts by class too).
+    """Images of one split, sorted by relative path (which sorts by class too).
 
     Attributes:
         paths: relative to the root, with forward slashes.
@@ -301,4 +301,4 @@ def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{entry.path}: a link to nothing; remove it or bring its target back") from None
+        raise UserError(f"{entry.path}: a link to a missing file; remove the link or restore the file") from None

@@ -56,7 +56,7 @@ def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: s
 
     A run whose seed, data or global batch changed is refused, since the order of its samples would change. With
     `data.resume_anyway` it continues all the same: in the stored epoch, after the full optimizer steps that the stored
-    samples make. `data.moved` is then True, and the loops' counters are computed anew from it.
+    samples make. `data.moved` is then True, and the loops' counters are computed from it again.
 
     Args:
         data: the data module, with or without a Trainer.

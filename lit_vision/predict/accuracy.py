@@ -93,7 +93,8 @@ class _AnnotatedCheck:
     """Shared part of the checks on annotated images."""
 
     def __init__(self, root: str, metadata: ModelMetadata, annotation_format: str) -> None:
-        from lit_vision.data.annotations.datamodule import DEFAULT_LOCATIONS, AnnotatedDataModule
+        from lit_vision.data.annotations.datamodule import AnnotatedDataModule
+        from lit_vision.data.annotations.formats import FORMATS
 
         if not Path(root).is_dir():
             raise UserError(f"--int8 {root}: no such folder; give the set that the model was trained on")
@@ -106,7 +107,7 @@ class _AnnotatedCheck:
             num_workers=0,
             batch_size=8,
         )
-        location = DEFAULT_LOCATIONS[annotation_format][1]
+        location = FORMATS[annotation_format].annotations
         splits = (name for name in ("test", "val", "train") if (Path(root) / location.format(split=name)).exists())
         self.split = next(splits, "test")
         self.images = len(self.data.table(self.split))

@@ -48,7 +48,7 @@ def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
         x = (np.arange(1, len(values) + 1) / len(values) * 100).tolist()
         series.append(Series(name, x, [value / first for value in values]))
     return plots.training_curves(
-        path, series, title="Loss, divided by its start", y="loss / first loss", x="% of steps"
+        path, series, title="Loss, divided by its first value", y="loss / first loss", x="% of steps"
     )
 
 

@@ -36,7 +36,7 @@ MAX_UNREADABLE = 0.01  # share of unreadable images above which the study stops
 
 @dataclass
 class StudyImages:
-    """Everything a study learns from and is measured on.
+    """Training and test images of a study, with labels, class names and fingerprint.
 
     Attributes:
         pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first.

@@ -154,6 +154,9 @@ def test_command__refuses_wrong_arguments_and_names_broken_files(root, tmp_path)
         ["--out", "x.tar"],
         ["--out", "x.pack", "--lossless", "--quality", "9"],
         ["--out", "x.pack", "--quality", "101"],
+        ["--out", "x.pack", "--quality", "0"],
+        ["--out", "x.pack", "--short_side", "0"],
+        ["--out", "x.pack", "--lossless", "--quality", "0"],
     ):
         with pytest.raises(UsageError, match=arguments[-2]) as caught:
             pack_command.main([str(root), *arguments])

@@ -38,7 +38,7 @@ def test_auroc_is_the_share_of_ordered_pairs_and_delong_its_error(ties: bool) ->
     assert high - low == pytest.approx(2 * 1.959963984540054 * error, abs=1e-9)
 
 
-def test_the_interval_of_the_area_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_the_area_covers_the_truth_at_its_confidence() -> None:
     truth = 0.5 * (1 + math.erf(1.0 / 2))  # two normal distributions one apart: Phi(1 / sqrt 2)
     rng = np.random.default_rng(1)
     hits = 0

@@ -65,7 +65,7 @@ def test_modes_come_back_as_they_were_even_after_an_error():
     model(torch.rand(2, 3, 8, 8)).sum().backward()  # inference mode left nothing behind
 
 
-def test_nothing_and_nan_are_told():
+def test_no_sample_and_nan_are_refused():
     with pytest.raises(UserError, match="no samples"):
         extract_features(encoder(), [], MEAN, STD)
     model = encoder()

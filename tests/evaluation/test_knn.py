@@ -47,7 +47,7 @@ def test_small_temperature_and_zero_vectors_stay_finite():
     assert weighted_knn(train, labels, torch.zeros(1, 3)).isfinite().all()
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_refused():
     with pytest.raises(UserError, match="no label"):
         weighted_knn(torch.eye(2), torch.tensor([0, -1]), torch.eye(2))
     with pytest.raises(UserError, match="wide"):

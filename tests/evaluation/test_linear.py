@@ -58,7 +58,7 @@ def test_strong_noise_gets_a_stronger_penalty_than_clean_separable_data():
     assert logistic_regression(*blobs(200, 30, 2, spread=0.3), x).scores[0.001] == 1.0
 
 
-def test_one_label_per_class_is_a_fixed_strength_and_says_so():
+def test_one_label_per_class_has_a_fixed_strength():
     x, y = blobs(4, 20, 4)
     probe = logistic_regression(x, y, x)
     assert probe.strength == 1.0

@@ -36,7 +36,7 @@ def test_top_k_equals_torchmetrics_and_scikit_learn(k):
     assert ours == pytest.approx(sk.top_k_accuracy_score(LABELS, SCORES, k=k, labels=range(7)) if k < 7 else 1.0)
 
 
-def test_collapsed_scores_are_not_rewarded_and_faults_are_told():
+def test_collapsed_scores_are_not_rewarded_and_bad_input_is_refused():
     assert top_k_accuracy(np.zeros((4, 4)), [0, 1, 2, 3], 1) == 0.25
     assert top_k_accuracy(np.zeros((2, 3)), [2, 7], 9) == 0.5
     for scores, labels in ((SCORES, LABELS[:5]), (SCORES, LABELS - 1), (SCORES * np.nan, LABELS), (SCORES[:0], [])):

@@ -59,7 +59,7 @@ def test_png(rows, tmp_path):
         assert image.width > 600
 
 
-def test_nothing_run_is_a_table_that_says_so(tmp_path):
+def test_a_table_without_rows_is_not_run_yet(tmp_path):
     assert rows_from([tmp_path / "none"]) == []
     assert NOT_RUN in to_markdown(comparison_table([]))
 

@@ -48,7 +48,7 @@ class Runs:
 
 
 def with_sidecar(path: Path) -> Path:
-    """What an attacker would add: the right sha256."""
+    """Add the right sha256, as an attacker would."""
     checkpoint_digest.digest_path(path).write_text(
         checkpoint_digest.format_digests(path, [checkpoint_digest.Digest.of(path, 9)])
     )

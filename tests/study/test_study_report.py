@@ -76,7 +76,7 @@ def study(tmp_path_factory):
             for i in range(count):
                 image = rng.integers(0, 80, (16, 16, 3), np.uint8) + (120 if name[0] == "p" else 0)
                 cv2.imwrite(str(root / "data" / split / name / f"{i}.png"), image.astype(np.uint8))
-    words = [
+    arguments = [
         "study",
         str(root / "data"),
         "--run_dir",
@@ -88,11 +88,11 @@ def study(tmp_path_factory):
         "--inits",
         "simclr",
     ]
-    words += ["--epochs", "simclr=1,4=1", "--keep_weights", "2", "--wandb", "tests"]
+    arguments += ["--epochs", "simclr=1,4=1", "--keep_weights", "2", "--wandb", "tests"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("HF_HUB_OFFLINE", "1")
-        assert main(words) == 0
+        assert main(arguments) == 0
     return root
 
 

@@ -111,10 +111,10 @@ def test_study__stopped_and_continued_gives_the_same_bits(folder, tmp_path, monk
 
 def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verified(folder, tmp_path) -> None:
     asked = ["lora", "bias", "last-1", "prompt-shallow", "head+norm"]
-    words = ["--inits", "mae,simclr", "--epochs", "mae=1,simclr=1,4=1", "--labels", "4", "--seeds", "1"]
-    words += ["--keep_weights", "1", "--pretrained", "off", "--protocols", ",".join(asked)]
+    arguments = ["--inits", "mae,simclr", "--epochs", "mae=1,simclr=1,4=1", "--labels", "4", "--seeds", "1"]
+    arguments += ["--keep_weights", "1", "--pretrained", "off", "--protocols", ",".join(asked)]
     run = tmp_path / "run"
-    assert main(["study", str(folder), "--run_dir", str(run), *words]) == 0
+    assert main(["study", str(folder), "--run_dir", str(run), *arguments]) == 0
     cells = read_result(run / "results.json")["cells"]
     trained = {(c["init"], c["protocol"]) for c in cells if c["protocol"] in ON_LABELS}
     assert trained == {
@@ -163,15 +163,30 @@ def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder,
     other.mkdir()
     for i in range(12):  # flat, no classes
         cv2.imwrite(str(other / f"{i}.png"), rng.integers(0, 255, (20, 24, 3), np.uint8))
-    words = ["--epochs", "simclr=1,4=1", "--labels", "4", "--seeds", "1", "--inits", "simclr", "--pretrained", "off"]
+    arguments = [
+        "--epochs",
+        "simclr=1,4=1",
+        "--labels",
+        "4",
+        "--seeds",
+        "1",
+        "--inits",
+        "simclr",
+        "--pretrained",
+        "off",
+    ]
     own, far = tmp_path / "own", tmp_path / "far"
-    assert main(["study", str(folder), "--run_dir", str(own), *words]) == 0
-    assert main(["study", str(folder), "--pretrain_on", str(other), "--run_dir", str(far), *words]) == 0
+    assert main(["study", str(folder), "--run_dir", str(own), *arguments]) == 0
+    assert main(["study", str(folder), "--pretrain_on", str(other), "--run_dir", str(far), *arguments]) == 0
     own, far = read_result(own / "results.json"), read_result(far / "results.json")
     values = lambda r: {c["init"]: c["values"] for c in r["cells"] if c["protocol"] == "finetune"}  # noqa: E731
     assert own["weights"]["simclr"] != far["weights"]["simclr"]
     assert values(own)["scratch-cnn"] == values(far)["scratch-cnn"]
     assert "12 images of another folder" in (tmp_path / "far" / "report.md").read_text()
+    assert main(["study", str(folder), "--run_dir", str(tmp_path / "far"), *arguments]) == 0  # the same folder again
+    again = read_result(tmp_path / "far" / "results.json")
+    assert [cell["values"] for cell in again["cells"]] == [cell["values"] for cell in own["cells"]]
+    assert again["weights"]["simclr"] != far["weights"]["simclr"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +201,7 @@ def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder,
         (["A", "--fewer", "mae=1"], "--fewer"),
         (["A", "--pretrain-on", "B"], "--pretrain-on"),
         (["A", "--budget", "long"], "--budget"),
+        (["A", "--size", "0"], "--size"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, named, capsys) -> None:

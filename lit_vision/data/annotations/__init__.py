@@ -1,1 +1,1 @@
-"""Boxes and masks as they lie on disk: COCO JSON, YOLO text files, Pascal VOC XML, PNG masks. Each reader gives a `table.AnnotationTable`."""
+"""Annotation readers (COCO JSON, YOLO text files, Pascal VOC XML, PNG masks) and their data module."""

@@ -1,7 +1,7 @@
-"""COCO's segmentations, polygons or run lengths: what cannot be a mask of its image is refused, the rest becomes pixels.
+"""Validate and decode COCO's segmentations: polygons and run lengths.
 
-Run lengths are turned into pixels here and not by pycocotools, which reads the lengths on trust: if they do not add up to the image, what
-they leave out is whatever was in memory.
+Run lengths are decoded here and not by pycocotools, which does not check them: if they do not add up to the image, the
+other pixels hold whatever was in memory.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import numpy as np
 from lit_vision.data.annotations.table import AnnotationError
 from lit_vision.errors import UserError
 
-_NUMBERS = {int, float}  # what JSON's numbers become; not bool
+_NUMBERS = {int, float}  # types of JSON's numbers; not bool
 
 
 def decode_rle(text: str) -> np.ndarray:
-    """COCO's packed text as run lengths, (n,) int64.
+    """Decode COCO's packed text to run lengths, (n,) int64.
 
-    A length is one or more characters: 48 + five bits, the lowest first, + 32 on all but the last, whose fifth bit is the sign. From the
-    fourth on it is the difference to the length two places before. Source: cocoapi, common/maskApi.c, rleFrString (BSD).
+    A length is one or more characters: 48 + five bits, the lowest first, + 32 on all but the last, whose fifth bit is
+    the sign. From the fourth on it is the difference to the length two positions before.
+    Source: cocoapi, common/maskApi.c, rleFrString (BSD).
 
     Raises:
-        ValueError: no such text.
+        ValueError: not such a text; the message continues "the mask's counts".
     """
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 32) == 0)
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not len(last) or last[-1] != len(codes) - 1:
-        raise ValueError("are no packed text of COCO's")
+        raise ValueError("are not COCO's packed text")
     first = np.concatenate([[0], last[:-1] + 1])
     if (last - first).max() > 7:  # over 40 bits
         raise ValueError("hold a length that no image has")
-    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    lengths = np.add.reduceat((codes & 31) << 5 * place, first)
+    position = np.arange(len(codes)) - np.repeat(first, last - first + 1)
+    lengths = np.add.reduceat((codes & 31) << 5 * position, first)
     lengths -= np.where(codes[last] & 16, np.int64(1) << 5 * (last - first + 1), 0)
     lengths[1::2] = np.cumsum(lengths[1::2])
     lengths[2::2] = np.cumsum(lengths[2::2])
@@ -42,10 +43,10 @@ def decode_rle(text: str) -> np.ndarray:
 
 
 def rle_counts(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
-    """The lengths of a mask of so many pixels, (n,) int64: zeros and ones in turn, column by column.
+    """Return the run lengths of a mask of `pixels` pixels, (n,) int64: zeros and ones in turn, column by column.
 
     Raises:
-        ValueError: `counts` cannot be that; the text goes on from "the mask's counts".
+        ValueError: `counts` is invalid; the message continues "the mask's counts".
     """
     counts = segmentation.get("counts")
     if isinstance(counts, str):
@@ -54,7 +55,7 @@ def rle_counts(segmentation: dict[str, Any], pixels: int) -> np.ndarray:
     elif isinstance(counts, list) and counts and set(map(type, counts)) == {int}:
         low, total = min(counts), sum(counts)
     else:
-        raise ValueError("are missing" if counts is None else "are neither whole numbers nor packed text")
+        raise ValueError("are missing" if counts is None else "are neither integers nor packed text")
     if low < 0:
         raise ValueError(f"hold {low}, a length below 0")
     if total != pixels:
@@ -73,10 +74,10 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> bool:
-    """Whether a mask has any pixel in its image, as far as it shows without drawing it.
+    """Return True if a mask may have a pixel in its image, without drawing it.
 
     Args:
-        segmentation: as JSON has it.
+        segmentation: the value from the JSON file.
         size: height and width of the image.
         where: names file and annotation, for messages.
 
@@ -84,19 +85,21 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> 
         False for run lengths without a one, and for polygons that all lie outside.
 
     Raises:
-        AnnotationError: it is no mask of an image of this size.
+        AnnotationError: it is not a mask of an image of this size.
     """
     if isinstance(segmentation, dict):
         claimed = segmentation.get("size")
         if claimed != list(size):
             shown = tuple(claimed) if isinstance(claimed, list) else claimed
             raise AnnotationError(
-                f"{where}: the mask is {shown} (height, width), the image {size}; correct it, masks must have the size of their image"
+                f"{where}: the mask is {shown} (height, width), the image {size}; "
+                "correct it, masks must have the size of their image"
             )
-        return bool(_lengths(segmentation, size, where)[1::2].any())
+        return bool(_checked_counts(segmentation, size, where)[1::2].any())
     if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
         raise AnnotationError(
-            f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, or set data.with_masks to false"
+            f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, "
+            "or set data.with_masks to false"
         )
     height, width = size
     return any(
@@ -109,11 +112,11 @@ def _is_polygon(polygon: Any) -> bool:
         return False
     try:
         return math.isfinite(sum(polygon))
-    except OverflowError:  # a whole number beyond float
+    except OverflowError:  # an integer beyond the range of float
         return False
 
 
-def _lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+def _checked_counts(segmentation: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
     try:
         return rle_counts(segmentation, size[0] * size[1])
     except ValueError as error:
@@ -121,27 +124,28 @@ def _lengths(segmentation: dict[str, Any], size: tuple[int, int], where: str) ->
 
 
 def decode_masks(segmentations: list[Any], height: int, width: int, where: str = "segmentation") -> np.ndarray:
-    """COCO's segmentations as pixels.
+    """Decode COCO's segmentations to pixels.
 
     Args:
-        segmentations: polygons [[x1, y1, x2, y2, ...], ...], run lengths {"size", "counts"} with counts as list or packed text.
+        segmentations: polygons [[x1, y1, x2, y2, ...], ...], run lengths {"size", "counts"} with counts as list or
+            packed text.
         height, width: of the image.
         where: names the image, for messages.
 
     Returns:
-        (n, height, width) uint8 of 0 and 1, as pycocotools rasters them.
+        (n, height, width) uint8 of 0 and 1, rasterized as in pycocotools.
 
     Raises:
         AnnotationError: run lengths that do not add up to height x width.
     """
     found = np.zeros((len(segmentations), height, width), np.uint8)
-    for place, segmentation in enumerate(segmentations):
+    for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
-            found[place] = _rasterize(segmentation, height, width)
+            found[index] = _rasterize(segmentation, height, width)
         else:
-            lengths = _lengths(segmentation, (height, width), where)
+            lengths = _checked_counts(segmentation, (height, width), where)
             ones = (np.arange(len(lengths)) & 1).astype(np.uint8)
-            found[place] = np.repeat(ones, lengths).reshape(width, height).T
+            found[index] = np.repeat(ones, lengths).reshape(width, height).T
     return found
 
 
@@ -150,4 +154,5 @@ def _rasterize(polygons: list[list[float]], height: int, width: int) -> np.ndarr
         from pycocotools import mask as coco_mask
     except ImportError:
         raise UserError("data.with_masks: needs pycocotools; pip install 'lit-vision[detection]'") from None
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    mask: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    return mask

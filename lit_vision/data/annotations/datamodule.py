@@ -1,9 +1,10 @@
-"""AnnotatedDataModule: images with boxes, instance masks or semantic masks as loaders of keyed batches, resumable at any step.
+"""Data module of images with boxes, instance masks or semantic masks: keyed batches, resumable at any step.
 
-A batch has `images`, `label` (all -1) and `key` as in batch.py, and beside them
-- for boxes `targets`: a list of B dictionaries of tensors: `boxes` (n, 4) float32 x1, y1, x2, y2 in pixels of the view, `labels` (n,) int64,
-  `iscrowd` (n,) bool, `masks` (n, S, S) uint8 if asked for. In evaluation also `scale` (2,): pixels of the view per pixel of the file in x
-  and y, `size` (2,): height and width of the file, `original` (n, 4): the boxes in the file's pixels, `area` (n,): as annotated;
+A batch has `images`, `label` (all -1) and `key` as in batch.py, and in addition
+- for boxes `targets`: a list of B dictionaries of tensors: `boxes` (n, 4) float32 x1, y1, x2, y2 in pixels of the view,
+  `labels` (n,) int64, `iscrowd` (n,) bool, `masks` (n, S, S) uint8 if asked for. In evaluation also `scale` (2,):
+  pixels of the view per pixel of the file in x and y, `size` (2,): height and width of the file, `original` (n, 4): the
+  boxes in the file's pixels, `area` (n,): as annotated;
 - for semantic masks `mask` (B, S, S) uint8, 255 where a pixel does not count.
 """
 
@@ -12,60 +13,57 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.dataset import AnnotatedImages
-from lit_vision.data.annotations.masks import IGNORE, read_masks
+from lit_vision.data.annotations.formats import FORMATS
+from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
-from lit_vision.data.annotations.voc import read_voc
-from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
 
-# format: where images and annotations lie, below the root, {split} being the split's name
-DEFAULT_LOCATIONS = {
-    "coco": ("{split}/images", "{split}/annotations.json"),
-    "yolo": ("images/{split}", "labels/{split}"),
-    "voc": ("JPEGImages", "Annotations"),
-    "masks": ("{split}/images", "{split}/semantic"),
-}
-
 
 class AnnotatedDataModule(ImageFolderDataModule):
-    """Batches for detection and segmentation. Its order of samples, resuming and loaders are ImageFolderDataModule's.
+    """Batches for detection and segmentation.
 
-    Known after `setup()`: `class_names`, `num_classes`, `category_ids`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
+    Order of samples, resuming and loaders are those of ImageFolderDataModule.
+
+    Known after `setup()`: `class_names`, `num_classes`, `category_ids`, `fingerprint`, `num_train`,
+    `batches_per_epoch`, `global_batch_size`.
 
     Args:
         root: folder of the set.
         format: coco, yolo, voc (boxes) or masks (semantic).
-        images: folder of the images, below the root; `{split}` stands for the split's name. None is the format's usual place, see DEFAULT_LOCATIONS.
+        images: folder of the images, below the root; `{split}` stands for the split's name. None is the usual folder of
+            the format, see formats.FORMATS.
         annotations: file (coco) or folder of the annotations, likewise.
         split_list: file with an image name per line, likewise (voc and masks); None takes all images of the folder.
-        with_masks: instance masks beside the boxes (coco).
-        class_names: None takes the set's own.
+        with_masks: instance masks in addition to the boxes (coco).
+        class_names: names of the classes; None takes those of the data set.
         first_value: pixel value of class 0 (masks).
         ignore_values: pixel values that are no class (masks).
-        labels: train on part of the images only: a fraction if it is a float up to 1, a count if an int. Parts of one seed are nested.
-        label_seed: which part, and which images are held out.
-        hold_out: share of the training split, below 1, that is kept from training and is "val" instead of `val_split`: for sets that have no
-            validation split, so that no choice is made on test data. 0 holds nothing out.
+        labels: train on part of the images only: a fraction if it is a float up to 1, a count if an int. Parts of one
+            seed are nested.
+        label_seed: seed of the part and of the images that are held out.
+        hold_out: share of the training split, below 1, that is left out of training and is "val" instead of
+            `val_split`: for sets without a validation split, so that no choice is made on test data. 0 holds out none.
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
-        train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation is always under fit.
+        train_view: flip, lsj, fit or a registered one; see lit_vision.data.annotations.views. Evaluation uses fit.
         jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.AugmentationOptions`.
-        train_split, val_split, test_split: names that stand for {split}.
+        train_split, val_split, test_split: names of the splits, inserted for {split}.
         seed: of order and views, in [0, 2**64).
         num_workers: per process and loader; "auto": the cores of this process, 8 at most.
         in_memory: keep decoded images: "auto" as many as fit in 1 GiB, shared among the workers; true all; false none.
         on_bad_image: as in ImageFolderDataModule.
-        on_bad_box: "error", or "mend": cut boxes at the edge, drop those without area, and say how many.
+        on_bad_box: "error", or "fix": cut boxes at the edge, drop those without area, and log the counts ("mend" is the
+            older name of "fix").
         hash_content: the fingerprint covers the images' bytes too.
     """
 
@@ -118,34 +116,32 @@ class AnnotatedDataModule(ImageFolderDataModule):
             on_bad_image=on_bad_image,
             hash_content=hash_content,
         )
-        if format not in DEFAULT_LOCATIONS:
-            raise UserError(f"data.format: {format!r}; choose from {', '.join(DEFAULT_LOCATIONS)}")
-        if with_masks and format != "coco":
+        if format not in FORMATS:
+            raise UserError(f"data.format: {format!r}; choose from {', '.join(FORMATS)}")
+        if with_masks and "with_masks" not in FORMATS[format].options:
             raise UserError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
-        if split_list and format not in ("voc", "masks"):
+        if split_list and "split_list" not in FORMATS[format].options:
             raise UserError(f"data.split_list: {format} does not use it; leave it out")
-        if on_bad_box not in ("error", "mend"):
-            raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or mend")
+        if on_bad_box not in ("error", "fix", "mend"):
+            raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or fix")
         if not 0 <= hold_out < 1:
-            raise UserError(f"data.hold_out: {hold_out} is no share of the training split; give 0 to less than 1")
+            raise UserError(f"data.hold_out: {hold_out} is not a share of the training split; give 0 to less than 1")
         if img_size < 8:
             raise UserError(f"data.img_size: {img_size}; give 8 or more")
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
-        self.images, self.annotations = (
-            images or DEFAULT_LOCATIONS[format][0],
-            annotations or DEFAULT_LOCATIONS[format][1],
-        )
+        self.images = images or FORMATS[format].images
+        self.annotations = annotations or FORMATS[format].annotations
         self.split_list, self.first_value = split_list, first_value
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
         self.labels, self.hold_out, self.on_bad_box, self.train_view = labels, hold_out, on_bad_box, train_view
-        self.options = AugmentationOptions(
-            tuple(jitter or (0.5, 2.0)), flip, brightness, contrast, saturation, hue, min_visibility
-        )
+        low, high = jitter or (0.5, 2.0)
+        self.options = AugmentationOptions((low, high), flip, brightness, contrast, saturation, hue, min_visibility)
         self._tables: dict[str, AnnotationTable] = {}
-        self._datasets: dict[tuple[str, str], tuple] = {}  # (role, on_bad): files, {train: dataset}
+        # (role, on_bad_image): files, {train: dataset}
+        self._datasets: dict[tuple[str, str], tuple[ImageReader, dict[bool, AnnotatedImages]]] = {}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ annotations
 
     def setup(self, stage: str | None = None) -> None:
         """Read the training split's annotations, once; the other splits are read when they are needed.
@@ -162,34 +158,33 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self.category_ids = table.category_ids
         if self.hold_out:
             table, self._tables["val"] = self._held_out(table)
-        self._whole = table
-        self._tables["train"] = self._part_of(table)
+        self._all_labeled = table
+        self._tables["train"] = self._labeled_part(table)
 
     def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
         root, name = Path(self.root), self.split_names[role]
         images, annotations = (text.format(split=name) for text in (self.images, self.annotations))
-        listing = self.split_list and self.split_list.format(split=name)
-        if self.format == "coco":
-            return read_coco(
-                root, annotations, images, class_names=class_names, masks=self.with_masks, on_bad_box=self.on_bad_box
-            )
-        if self.format == "yolo":
-            return read_yolo(root, annotations, images, class_names=class_names, on_bad_box=self.on_bad_box)
-        if self.format == "voc":
-            return read_voc(root, annotations, images, listing, class_names=class_names, on_bad_box=self.on_bad_box)
-        return read_masks(root, annotations, images, listing, class_names)
+        given: dict[str, Any] = {
+            "on_bad_box": self.on_bad_box,
+            "split_list": self.split_list and self.split_list.format(split=name),
+            "with_masks": self.with_masks,
+        }
+        chosen = FORMATS[self.format]
+        options = {option: given[option] for option in chosen.options}
+        return chosen.read(root, annotations, images, class_names=class_names, **options)
 
     def _held_out(self, table: AnnotationTable) -> tuple[AnnotationTable, AnnotationTable]:
-        """What is left for training, and what is kept from it."""
+        """Split the training annotations into those that are trained on and those that are held out."""
         count = round(self.hold_out * len(table))
         if not 1 <= count < len(table):
             raise UserError(
-                f"data.hold_out: {self.hold_out} of {len(table)} training images is {count}; at least one must be held out and one left"
+                f"data.hold_out: {self.hold_out} of {len(table)} training images is {count}; "
+                "at least one must be held out and one left"
             )
         order = np.random.Generator(np.random.Philox(key=self.label_seed, counter=[0, 0, 0, 6])).permutation(len(table))
         return table.subset(np.sort(order[count:])), table.subset(np.sort(order[:count]))
 
-    def _part_of(self, table: AnnotationTable) -> AnnotationTable:
+    def _labeled_part(self, table: AnnotationTable) -> AnnotationTable:
         if self.labels is None:
             return table
         count = (
@@ -203,7 +198,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         return table.subset(np.sort(order[:count]))
 
     def table(self, role: str) -> AnnotationTable:
-        """The annotations of "train" (the chosen part), "val" or "test"."""
+        """Return the annotations of "train" (the part that is trained on), "val" or "test"."""
         self.setup()
         if role not in self._tables:
             self._tables[role] = self._read(role, self.class_names)
@@ -211,9 +206,12 @@ class AnnotatedDataModule(ImageFolderDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the training split's files and annotations, whole but for what is held out; the same for every part of it."""
+        """SHA-256 (hex) over the files and annotations of the training split without held-out images.
+
+        It does not depend on `labels`.
+        """
         self.setup()
-        return hashlib.sha256(self._whole.digest(self.hash_content)).hexdigest()
+        return hashlib.sha256(self._all_labeled.digest(self.hash_content)).hexdigest()
 
     @property
     def num_train(self) -> int:
@@ -221,25 +219,25 @@ class AnnotatedDataModule(ImageFolderDataModule):
         return len(self.table("train"))
 
     def _identity(self) -> str:
-        whole = f"{self.fingerprint} {self.num_train} {self.label_seed if self.labels is not None else None}"
-        return hashlib.sha256(whole.encode()).hexdigest()
+        text = f"{self.fingerprint} {self.num_train} {self.label_seed if self.labels is not None else None}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------ loaders
 
     def test_dataloader(self) -> DataLoader:
-        """The test split, each image once."""
+        """Return the loader of the test split, each image once."""
         return self._eval_dataloader("test")
 
     def _eval_dataloader(self, role: str) -> DataLoader:
         return self._each_image_once(role, len(self.table(role)))
 
     def eval_loader(self, split: str, limit: int | None = None, unlabeled: bool = False) -> DataLoader:
-        """A split under the evaluation view, in order, each image once, in this process alone.
+        """Return a loader of a split under the evaluation view, in order, each image once, in this process alone.
 
         Args:
-            split: "train" (the chosen part), "val" or "test".
-            limit: at most so many images, evenly spaced over the split.
-            unlabeled: has no meaning here.
+            split: "train" (the part that is trained on), "val" or "test".
+            limit: largest number of images, evenly spaced over the split.
+            unlabeled: ignored.
         """
         if split not in self.split_names:
             raise UserError(f"split {split!r}: choose from {', '.join(self.split_names)}")
@@ -257,22 +255,22 @@ class AnnotatedDataModule(ImageFolderDataModule):
             listing = Path(run) / BAD_IMAGES_FILE if run else None
             files = ImageReader(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
             self._datasets[role, on_bad] = files, {}
-        files, made = self._datasets[role, on_bad]
-        if train not in made:
-            made[train] = AnnotatedImages(
+        files, datasets = self._datasets[role, on_bad]
+        if train not in datasets:
+            datasets[train] = AnnotatedImages(
                 table,
                 files,
                 AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
                 self.with_masks,
-                (self.first_value, self.ignore_values) if self.format == "masks" else None,
+                (self.first_value, self.ignore_values) if FORMATS[self.format].semantic else None,
                 evaluate=not train,
                 memory=self._memory(),
             )
-        return made[train]
+        return datasets[train]
 
     def _memory(self) -> int:
-        """Bytes of decoded images that each process of a loader may keep."""
+        """Return the bytes of decoded images that each process of a loader may keep."""
         if self.in_memory != "auto":
             return 1 << 62 if self.in_memory else 0
-        workers = self.num_workers if self.num_workers != "auto" else 8
+        workers = self.num_workers if isinstance(self.num_workers, int) else 8
         return MEMORY_BYTES // max(1, workers)

@@ -1,4 +1,4 @@
-"""The data set behind the loaders: annotated images, decoded and augmented when their keys come.
+"""Data set of annotated images, decoded and augmented by key.
 
 n objects of an image, S side of the views.
 """
@@ -20,16 +20,16 @@ from lit_vision.data.views.keyed_rng import Key
 
 
 class AnnotatedImages(Dataset):
-    """Images with their annotations: each is decoded when its key first comes, and augmented under every key.
+    """Images with their annotations: decoded at the first key, augmented for every key.
 
     Args:
-        table: what is annotated.
-        files: where the pixels come from.
-        views: how a sample is seen.
-        with_masks: give instance masks.
+        table: the annotations.
+        files: reader of the images.
+        views: augmentation of a sample.
+        with_masks: return instance masks.
         semantic: (first_value, ignore_values) if the annotations are semantic masks.
-        evaluate: give what the evaluation needs, and crowd regions; else leave crowd regions out.
-        memory: bytes of decoded images (and semantic masks) that each process keeps; what comes after is decoded every time.
+        evaluate: return the additional entries for evaluation, and crowd regions; else crowd regions are left out.
+        memory: bytes of decoded images and semantic masks that each process keeps; further ones are decoded each time.
     """
 
     def __init__(
@@ -44,17 +44,18 @@ class AnnotatedImages(Dataset):
     ):
         self.table, self.files, self.views = table, files, views
         self.with_masks, self.semantic, self.evaluate = with_masks, semantic, evaluate
-        self.memory, self._kept = memory, {}
+        self.memory = memory
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """A batch of one."""
+        """Return the batch of one key."""
         return self.__getitems__([key])
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-        """The finished batch of these keys."""
+        """Return the batch of some keys."""
         samples = [self._sample(key) for key in keys]
         batch = {
             "images": torch.from_numpy(np.stack([image for image, _ in samples])[:, None]),
@@ -68,41 +69,49 @@ class AnnotatedImages(Dataset):
         return batch
 
     def _decoded(self, key: Key) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """Pixels (H, W, 3) uint8, semantic mask (H, W) uint8 or None, and the index that they are of; checked against the annotations."""
-        if key[1] in self._kept:
-            return *self._kept[key[1]], key[1]
-        image, taken = self.files.read(key[1], key[0])
+        """Return pixels (H, W, 3) uint8, semantic mask (H, W) uint8 or None, and the index of the image they come from.
+
+        The index differs from the key's where a broken image was replaced.
+
+        Raises:
+            AnnotationError: the image is of another size than annotated.
+        """
+        if key[1] in self._cache:
+            return *self._cache[key[1]], key[1]
+        image, used = self.files.read(key[1], key[0])
         size, table = image.shape[:2], self.table
-        claimed = tuple(table.sizes[taken].tolist())
+        claimed = tuple(table.sizes[used].tolist())
         if claimed not in ((0, 0), size):
             raise AnnotationError(
-                f"{table.root / table.paths[taken]}: is {size[1]} x {size[0]}, its annotations say {claimed[1]} x {claimed[0]}; "
-                "correct them (an EXIF orientation turns an image)"
+                f"{table.root / table.paths[used]}: is {size[1]} x {size[0]}, "
+                f"annotated as {claimed[1]} x {claimed[0]}; "
+                "correct the annotations (an EXIF orientation may rotate an image)"
             )
         mask = None
-        if self.semantic is not None:
-            mask = read_mask(table.root / table.masks[taken], size, len(table.class_names), *self.semantic)
-        bytes_ = image.nbytes + (0 if mask is None else mask.nbytes)
-        if taken == key[1] and bytes_ <= self.memory:  # a broken image is read, and counted, in every epoch
-            self.memory -= bytes_
-            self._kept[taken] = image, mask
-        return image, mask, taken
+        if self.semantic is not None and table.masks is not None:
+            mask = read_mask(table.root / table.masks[used], size, len(table.class_names), *self.semantic)
+        size_in_bytes = image.nbytes + (0 if mask is None else mask.nbytes)
+        if used == key[1] and size_in_bytes <= self.memory:  # a broken image is read, and counted, in every epoch
+            self.memory -= size_in_bytes
+            self._cache[used] = image, mask
+        return image, mask, used
 
     def _sample(self, key: Key) -> tuple[np.ndarray, Any]:
-        image, mask, taken = self._decoded(key)
+        image, mask, used = self._decoded(key)
         size, table = image.shape[:2], self.table
         if mask is not None:
             view = self.views(image, key, mask=mask)
             return view.image, np.ascontiguousarray(view.mask)
-        rows = table.rows(taken)
+        rows = table.rows(used)
         boxes, crowd = table.boxes[rows], table.crowd[rows]
-        kept = np.arange(len(boxes)) if self.evaluate else np.flatnonzero(~crowd)
+        chosen = np.arange(len(boxes)) if self.evaluate else np.flatnonzero(~crowd)
         masks = None
         if self.with_masks:
-            segmentations = table.segmentations(taken)
-            masks = decode_masks([segmentations[i] for i in kept], *size, where=str(table.root / table.paths[taken]))
-        view = self.views(image, key, boxes[kept], masks)
-        box_ids = kept[view.box_ids]
+            segmentations = table.segmentations(used)
+            where = str(table.root / table.paths[used])
+            masks = decode_masks([segmentations[i] for i in chosen], size[0], size[1], where)
+        view = self.views(image, key, boxes[chosen], masks)
+        box_ids = chosen[view.box_ids]
         target = {
             "boxes": torch.from_numpy(view.boxes),
             "labels": torch.from_numpy(table.labels[rows][box_ids]),

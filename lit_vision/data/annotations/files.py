@@ -1,4 +1,4 @@
-"""Files of images and masks, for the readers."""
+"""List and read the files of images, masks and text for the annotation readers."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ IMAGE_SUFFIXES = tuple(f".{ending}" for ending in sorted(EXTENSIONS))
 
 
 def image_files(root: Path, folder: str) -> list[str]:
-    """Images below root/folder, sorted, relative to root.
+    """Return the images below root/folder, sorted, relative to root.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: the folder is missing, or has no image.
     """
-    place = root / folder
-    if not place.is_dir():
-        raise UserError(f"{place}: no such folder of images; check data.root and data.images")
+    path = root / folder
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder of images; check data.root and data.images")
     found = [
-        p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
     ]
     if not found:
-        raise UserError(f"{place}: no image in it; check data.root and data.images")
+        raise UserError(f"{path}: no image in it; check data.root and data.images")
     return sorted(p.relative_to(root).as_posix() for p in found)
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file.
+    """Return the text of a file.
 
     Args:
         path: the file.
-        what: what it should be ("labels"), and what to do if it is not there, for messages: "list of images; check data.split_list".
+        what: kind of the file ("labels"), and what to do if it is missing, for messages: "list of images; check
+            data.split_list".
 
     Raises:
-        UserError: it is missing or cannot be read. AnnotationError: it holds no UTF-8 text.
+        UserError: it is missing or cannot be read. AnnotationError: it is not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: holds no text (byte {error.start} is not UTF-8); replace it") from None
+        raise AnnotationError(f"{path}: is not text (byte {error.start} is not UTF-8); replace it") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}") from None
     except OSError as error:
@@ -51,42 +52,48 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that hold something, stripped; errors as `read_text` has them."""
+    """Return the lines of a text file that are not blank, stripped; raises like `read_text`."""
     return [line.strip() for line in read_text(path, what).splitlines() if line.strip()]
 
 
 def read_split_list(root: Path, file: str) -> list[str]:
-    """First words of the lines of a list of images (VOC's ImageSets, Pet's trainval.txt); lines that begin with # are comments."""
+    """Return the first words of the lines of a list of images (VOC's ImageSets, Pet's trainval.txt).
+
+    Lines that begin with # are comments.
+    """
     path = root / file
     lines = read_lines(path, "list of images; check data.root and data.split_list")
     names = [line.split()[0] for line in lines if not line.startswith("#")]
     if not names:
-        raise UserError(f"{path}: the list is empty; give one with an image per line")
+        raise UserError(f"{path}: the list is empty; list one image per line")
     return names
 
 
 def with_suffix(root: Path, folder: str, name: str) -> str:
-    """The image root/folder/name with whatever image suffix it has, relative to root."""
+    """Return the image root/folder/name, completed by the image suffix that exists, relative to root."""
     check_within_root(f"{folder}/{name}")
     for suffix in (".jpg", ".png", *IMAGE_SUFFIXES):
         if os.path.isfile(f"{root}/{folder}/{name}{suffix}"):  # pathlib's raises for a name that is too long
             return f"{folder}/{name}{suffix}"
-    raise UserError(f"{root / folder / name[:100]}: no image of this name; it is in the list of the split")
+    raise UserError(
+        f"{root / folder / name[:100]}: no image of this name, but the list of the split has it; "
+        "bring the image or correct the list"
+    )
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """(height, width) from the header, as the pixels will be after EXIF's orientation.
+    """Return (height, width) from the header, after EXIF's orientation.
 
     Raises:
-        AnnotationError: no image.
+        AnnotationError: the file is not an image.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except Exception as error:  # damaged headers raise whatever they like
+            transposed = image.getexif().get(0x0112, 1) >= 5
+    except Exception as error:  # damaged headers raise exceptions of any type
         raise AnnotationError(
             f"{path}: cannot be read as an image ({type(error).__name__}); replace or remove it"
         ) from None
@@ -94,4 +101,4 @@ def size_of(path: Path) -> tuple[int, int]:
         raise AnnotationError(
             f"{path}: its header claims {width} x {height} pixels, over the cap of {PIXEL_CAP}; remove it"
         )
-    return (width, height) if turned else (height, width)
+    return (width, height) if transposed else (height, width)

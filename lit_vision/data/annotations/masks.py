@@ -1,4 +1,4 @@
-"""Semantic masks as PNG files of class numbers, one per image, with a value that is ignored."""
+"""Read semantic masks: one PNG file of class numbers per image, with values that are ignored."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from lit_vision.data.annotations.files import image_files, read_lines, read_spli
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
 from lit_vision.errors import UserError
 
-IGNORE = 255  # in a batch: the pixel counts neither in the loss nor in a measure
+IGNORE = 255  # in a batch: the pixel counts neither in the loss nor in a metric
 
 
 def read_masks(
-    root: Path, masks: str, images: str, split_list: str | None, class_names: list[str] | None
+    root: Path,
+    annotations: str,
+    images: str,
+    *,
+    split_list: str | None = None,
+    class_names: list[str] | None = None,
 ) -> AnnotationTable:
-    """A split of images with a mask each: images/NAME.jpg and masks/NAME.png.
+    """Read a split of images with one mask each: images/NAME.jpg and annotations/NAME.png.
 
     Args:
         root: folder of the set.
-        masks: folder of the PNG files, relative to it.
-        images: folder of the images, relative to it.
+        annotations: folder of the PNG masks, relative to the root.
+        images: folder of the images, relative to the root.
         split_list: file with a name per line, relative to the root; None takes every image of the folder.
         class_names: K names, class 0 first; None takes the lines of ROOT/classes.txt.
 
@@ -33,7 +38,8 @@ def read_masks(
         file = root / "classes.txt"
         if not file.is_file():
             raise UserError(
-                f"{file}: missing, so the classes have no names; add it (a name per line), or give data.class_names"
+                f"{file}: no such file, so the classes have no names; "
+                "add it (one name per line), or give data.class_names"
             )
         class_names = read_lines(file, "list of classes")
     if len(class_names) > IGNORE:
@@ -44,7 +50,7 @@ def read_masks(
     else:
         paths = image_files(root, images)
     for path in paths:
-        mask = f"{masks}/{Path(path).relative_to(images).with_suffix('.png').as_posix()}"
+        mask = f"{annotations}/{Path(path).relative_to(images).with_suffix('.png').as_posix()}"
         if not (root / mask).is_file():
             raise UserError(
                 f"{root / mask}: no mask of this name for {path}; bring it, or remove the image from the split"
@@ -56,27 +62,28 @@ def read_masks(
 def read_mask(
     path: Path, size: tuple[int, int], classes: int, first_value: int, ignore_values: list[int]
 ) -> np.ndarray:
-    """One mask: pixel values v to class v - first_value, ignored values to IGNORE.
+    """Read one mask: pixel value v becomes class v - first_value, ignored values become IGNORE.
 
     Args:
         path: a PNG with one channel (gray or palette, 8 or 16 bit).
         size: (height, width) of the image.
         classes: K.
-        first_value: of class 0.
-        ignore_values: pixel values that are no class.
+        first_value: pixel value of class 0.
+        ignore_values: pixel values that are not a class.
 
     Returns:
         (H, W) uint8, 0 to K - 1 or IGNORE.
 
     Raises:
-        AnnotationError: no such mask, of another size than the image, more than one channel, or an unknown value.
+        AnnotationError: the mask cannot be read, differs in size from the image, or has several channels or an unknown
+            value.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             mode, values = image.mode, np.asarray(image)
-    except Exception as error:  # damaged files raise whatever they like
+    except Exception as error:  # damaged files raise exceptions of any type
         raise AnnotationError(
             f"{path}: cannot be read as a mask ({type(error).__name__}: {error}); replace it"
         ) from None
@@ -86,7 +93,8 @@ def read_mask(
         )
     if values.shape != tuple(size):
         raise AnnotationError(
-            f"{path}: the mask is {values.shape[1]} x {values.shape[0]}, its image {size[1]} x {size[0]}; make them equal"
+            f"{path}: the mask is {values.shape[1]} x {values.shape[0]}, its image {size[1]} x {size[0]}; "
+            "make them equal"
         )
     values = values.astype(np.int64)
     ignored = np.isin(values, ignore_values)
@@ -95,7 +103,8 @@ def read_mask(
     if wrong.any():
         value = int(values[wrong][0])
         raise AnnotationError(
-            f"{path}: value {value} is no class (there are {first_value} to {first_value + classes - 1}, ignored {ignore_values}); "
+            f"{path}: value {value} is not a class (there are {first_value} to {first_value + classes - 1}, "
+            f"ignored {ignore_values}); "
             "correct the mask, data.class_names, data.first_value or data.ignore_values"
         )
     return np.where(ignored, IGNORE, numbers).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What every annotation format is read into: one flat table of boxes over all images, checked once, small enough to fork.
+"""Columnar table of annotations: the boxes of all images in flat arrays, checked once, small enough to fork.
 
 Letters: N images, M boxes over all of them, H W pixels.
 """
@@ -20,13 +20,12 @@ from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SLACK = (
-    1.0  # pixels that a box may reach over the edge: COCO's own boxes do so by rounding; they are cut off in silence
-)
+# pixels that a box may reach over the edge without a warning: COCO's boxes do so by rounding; they are cut at the edge
+EDGE_TOLERANCE = 1.0
 
 
 class AnnotationError(UserError):
-    """A box or mask that cannot be right: outside the image, without area, of an unknown class, of another size than the image."""
+    """An invalid box or mask: outside the image, without area, of an unknown class, of another size than the image."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,17 @@ class AnnotationTable:
     Attributes:
         root: folder that the paths start from.
         paths: N relative paths of images.
-        sizes: (N, 2) int32, height and width that the annotations claim; 0 where they do not say.
+        sizes: (N, 2) int32, height and width as annotated; 0 where they are not annotated.
         offsets: (N + 1,) int64: the boxes of image i are those from offsets[i] to offsets[i + 1].
         boxes: (M, 4) float32: x1, y1, x2, y2 in pixels of the image, x2 > x1, y2 > y1, inside it.
         labels: (M,) int64 class numbers, 0 to K - 1.
         crowd: (M,) bool: regions that are neither object nor background (COCO's iscrowd, VOC's difficult).
         area: (M,) float32 pixels, COCO's `area` (of the mask), else of the box.
         class_names: K names.
-        segments, segment_at: the masks as JSON texts, one after another, and where each begins (M + 1,); empty if there are none.
+        segments, segment_at: the masks as JSON texts, one after another, and the offset of each (M + 1,); empty if
+            there are none.
         masks: N relative paths of semantic masks, or None.
-        category_ids: K ids of the classes in the set's own files (COCO's have gaps); empty where it has none.
+        category_ids: K ids of the classes in the files of the set (COCO's have gaps); empty where it has none.
     """
 
     root: Path
@@ -66,32 +66,36 @@ class AnnotationTable:
         return len(self.paths)
 
     def rows(self, index: int) -> slice:
-        """Where the boxes of one image are."""
+        """Return the slice of the boxes of one image."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def segmentations(self, index: int) -> list[Any]:
-        """The masks of one image as COCO has them: polygons or run lengths."""
+        """Return the masks of one image in COCO's form: polygons or run lengths."""
         rows = self.rows(index)
         return [
             json.loads(self.segments[self.segment_at[i] : self.segment_at[i + 1]]) for i in range(rows.start, rows.stop)
         ]
 
     def digest(self, hash_content: bool = False) -> bytes:
-        """sha256 of the paths and sizes of all files and of every annotation; with `hash_content` of the files' bytes too."""
-        whole = hashlib.sha256("\0".join(self.class_names).encode())
+        """Return the SHA-256 over the paths and sizes of all files and over all annotations.
+
+        Args:
+            hash_content: hash the bytes of the files too.
+        """
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
         for paths in (self.paths, self.masks or ()):
             for path in sorted(paths):
                 file = self.root / path
-                whole.update(f"{path}\0{file.stat().st_size if file.is_file() else -1}\0".encode())
+                digest.update(f"{path}\0{file.stat().st_size if file.is_file() else -1}\0".encode())
                 if hash_content and file.is_file():
-                    whole.update(hashlib.sha256(file.read_bytes()).digest())
+                    digest.update(hashlib.sha256(file.read_bytes()).digest())
         for array in (self.offsets, self.boxes, self.labels, self.crowd):
-            whole.update(np.ascontiguousarray(array).tobytes())
-        whole.update(self.segments)
-        return whole.digest()
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.segments)
+        return digest.digest()
 
     def subset(self, keep: np.ndarray) -> AnnotationTable:
-        """The same with only these images, in this order."""
+        """Return the table of only these images, in this order."""
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in keep]
         row = np.concatenate(rows).astype(np.int64) if rows else np.zeros(0, np.int64)
         pieces = [self.segments[self.segment_at[r] : self.segment_at[r + 1]] for r in row] if self.segments else []
@@ -113,34 +117,36 @@ class AnnotationTable:
 
 
 class AnnotationTableBuilder:
-    """Collects images and boxes, and refuses what cannot be right.
+    """Collect images and boxes of a split, and check each of them.
 
     Args:
         root: folder that the paths start from.
         class_names: K names.
-        on_bad_box: "error": the first fault raises; "mend": boxes are cut at the edge, those without area dropped, and the count is said.
+        on_bad_box: "error": the first invalid box raises; "fix" (or "mend", its older name): boxes are cut at the edge,
+            those without area dropped, and the counts logged.
     """
 
     def __init__(self, root: Path, class_names: list[str], on_bad_box: str = "error"):
         if len(class_names) != len(set(class_names)) or not class_names:
             twice = next((name for name in class_names if class_names.count(name) > 1), None)
-            what = f"class {twice!r} is there twice" if twice else "no class"
-            raise AnnotationError(f"{root}: {what}; give every class one name of its own")
-        self.root, self.class_names, self.mend = Path(root), class_names, on_bad_box == "mend"
-        self.category_ids: list[int] = []  # a reader whose format has some sets them
+            problem = f"class {twice!r} is listed twice" if twice else "no class is named"
+            raise AnnotationError(f"{root}: {problem}; give each class its own name")
+        self.root, self.class_names, self.fix = Path(root), class_names, on_bad_box != "error"
+        self.category_ids: list[int] = []  # set by the reader if the format has ids
         self.paths: list[str] = []
         self.masks: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.counts: list[int] = []
-        self.columns: dict[str, list] = {name: [] for name in ("boxes", "labels", "crowd", "area", "segment")}
+        self.columns: dict[str, list[Any]] = {name: [] for name in ("boxes", "labels", "crowd", "area", "segment")}
         self._seen: set[str] = set()
         self.cut = self.dropped = 0
 
     def image(self, path: str, size: tuple[int, int] = (0, 0), mask: str | None = None) -> None:
-        """Begin an image: relative path, (height, width) if known, relative path of its semantic mask.
+        """Add an image: relative path, (height, width) if known, relative path of its semantic mask.
 
         Raises:
-            UserError: a path leads out of the root. AnnotationError: the image is there already: its boxes would be in two places.
+            UserError: a path leads out of the root. AnnotationError: the image was added before; its boxes would be in
+                two entries.
         """
         plain = os.path.normpath(check_within_root(path))
         if plain in self._seen:
@@ -163,18 +169,18 @@ class AnnotationTableBuilder:
         area: float | None = None,
         segmentation: Any = None,
     ) -> None:
-        """Add a box to the image begun last.
+        """Add a box to the image that was added last.
 
         Args:
             where: names file and annotation, for messages.
             box: x1, y1, x2, y2 in pixels.
-            label: class number; the reader has checked it.
+            label: class number, checked by the reader.
             crowd: see AnnotationTable.
-            area: pixels; that of the box if None.
-            segmentation: COCO's, or None.
+            area: pixels; None takes the area of the box.
+            segmentation: in COCO's form, or None.
 
         Raises:
-            AnnotationError: not finite, without area, or outside the image.
+            AnnotationError: the box is not finite, without area, or outside the image.
         """
         height, width = self.sizes[-1]
         x1, y1, x2, y2 = (float(v) for v in box)
@@ -184,15 +190,16 @@ class AnnotationTableBuilder:
         over = max(-x1, -y1, x2 - width, y2 - height)
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if x2 <= x1 or y2 <= y1 or inside[2] <= inside[0] or inside[3] <= inside[1]:
-            if not self.mend:
-                what = "has no area" if x2 <= x1 or y2 <= y1 else f"lies outside {image} ({width} x {height})"
-                raise AnnotationError(f"{shown} {what}; correct or remove it, or set data.on_bad_box to mend")
+            if not self.fix:
+                problem = "has no area" if x2 <= x1 or y2 <= y1 else f"lies outside {image} ({width} x {height})"
+                raise AnnotationError(f"{shown} {problem}; correct or remove it, or set data.on_bad_box to fix")
             self.dropped += 1
             return
-        if over > SLACK:
-            if not self.mend:
+        if over > EDGE_TOLERANCE:
+            if not self.fix:
                 raise AnnotationError(
-                    f"{shown} reaches {over:.1f} pixels out of {image} ({width} x {height}); correct it, or set data.on_bad_box to mend"
+                    f"{shown} reaches {over:.1f} pixels out of {image} ({width} x {height}); correct it, "
+                    "or set data.on_bad_box to fix"
                 )
             self.cut += 1
         self.counts[-1] += 1
@@ -206,12 +213,12 @@ class AnnotationTableBuilder:
         )
 
     def table(self) -> AnnotationTable:
-        """All that was added; says in one warning what was mended."""
+        """Return the table of all images; logs in one warning how many boxes were cut or dropped."""
         if not self.paths:
             raise AnnotationError(f"{self.root}: no image in the annotations; check the paths")
         if self.cut or self.dropped:
             log.warning(
-                "%s: %d boxes cut at the edge, %d without area dropped (on_bad_box=mend)",
+                "%s: %d boxes cut at the edge, %d without area dropped (data.on_bad_box: fix)",
                 self.root,
                 self.cut,
                 self.dropped,

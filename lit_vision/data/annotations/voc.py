@@ -1,4 +1,7 @@
-"""Pascal VOC: an XML file per image. Everingham et al. 2010, https://doi.org/10.1007/s11263-009-0275-4"""
+"""Read Pascal VOC: one XML file per image.
+
+Source: Everingham et al. 2010, https://doi.org/10.1007/s11263-009-0275-4
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,26 @@ def read_voc(
     root: Path,
     annotations: str,
     images: str,
-    split_list: str | None,
     *,
+    split_list: str | None = None,
     class_names: list[str] | None = None,
     on_bad_box: str = "error",
 ) -> AnnotationTable:
-    """A split of a set in VOC's format. Its pixels count from 1 and boxes include their last one: 1 is taken from xmin and ymin.
+    """Read a split in VOC's format.
 
-    Objects marked `difficult` become crowd: they do not train, and what is found on them does not count as wrong.
+    Its pixels count from 1 and boxes include their last pixel: 1 is subtracted from xmin and ymin. Objects marked
+    `difficult` become crowd: they are not trained on, and detections on them do not count as wrong.
 
     Args:
         root: folder of the set (VOCdevkit/VOC2012).
-        annotations: folder of the XML files, relative to it.
-        images: folder of the images, relative to it.
+        annotations: folder of the XML files, relative to the root.
+        images: folder of the images, relative to the root.
         split_list: file with a name per line, relative to the root; None takes every image of the folder.
-        class_names: None is VOC's twenty.
+        class_names: names of the classes; None is VOC's twenty.
         on_bad_box: see AnnotationTableBuilder.
 
     Raises:
-        UserError: a file is missing. AnnotationError: an annotation cannot be right; names the file.
+        UserError: a file is missing. AnnotationError: an annotation is invalid; names the file.
     """
     builder = AnnotationTableBuilder(root, class_names or list(VOC_CLASSES), on_bad_box)
     if split_list:
@@ -54,18 +58,18 @@ def read_voc(
                 raise ValueError(f"{width} x {height}")
         except OSError:
             raise UserError(f"{file}: no such annotation file; bring it, or remove the image from the split") from None
-        except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
-            raise AnnotationError(f"{file}: no VOC annotation with a size ({error}); correct or remove it") from None
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+            raise AnnotationError(f"{file}: not a VOC annotation with a size ({error}); correct or remove it") from None
         builder.image(path, (height, width))
-        for place, thing in enumerate(tree.iterfind("object"), 1):
-            where, name = f"{file}: object {place}", (thing.findtext("name") or "").strip()
+        for number, entry in enumerate(tree.iterfind("object"), 1):
+            where, name = f"{file}: object {number}", (entry.findtext("name") or "").strip()
             if name not in builder.class_names:
                 raise AnnotationError(f"{where}: class {name!r} is unknown; correct it, or give data.class_names")
             try:
-                corners = [float(thing.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+                corners = [float(entry.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             except ValueError:
                 raise AnnotationError(f"{where}: no bndbox with four numbers; correct or remove it") from None
-            difficult = (thing.findtext("difficult") or "0").strip()
+            difficult = (entry.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
                 raise AnnotationError(f"{where}: difficult is {difficult[:60]!r}, not 0 or 1; correct it")
             box = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])

@@ -1,1 +1,1 @@
-"""Make or fetch data sets: garments, scenes, MedMNIST."""
+"""Make data sets: garments, scenes of garments, folders of MedMNIST files."""

@@ -1,4 +1,7 @@
-"""A MedMNIST file (npz; https://medmnist.com, Yang et al. 2023, doi:10.1038/s41597-022-01721-8) as an ImageFolder. The user brings the file."""
+"""Unpack a MedMNIST file (npz) to a folder per split and class: `lit-vision data medmnist`.
+
+The user downloads the file from https://medmnist.com. Source: Yang et al. 2023, doi:10.1038/s41597-022-01721-8.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,26 @@ from lit_vision.errors import UserError
 from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
 
 SPLITS = ("train", "val", "test")
-MARK = ".unpacked"  # in a finished folder: of which file, and the names of the classes
+MARK = ".unpacked"  # file in a complete folder: name and size of the npz file, and the names of the classes
 
 
 def unpack_medmnist(file: Path, out: Path, class_names: list[str] | None = None) -> dict[str, int]:
-    """Write OUT/<split>/<class>/<index>.png of a MedMNIST file with one label per image.
+    """Write the images of a MedMNIST file with one label per image as OUT/<split>/<class>/<index>.png.
 
     Args:
-        file: npz with {train,val,test}_images (N, H, W) or (N, H, W, 3) uint8 and {train,val,test}_labels (N, 1) or (N,).
-        out: missing, empty, already made of this file (then nothing happens), or begun and cut off (then it is finished).
-        class_names: K names, class 0 first; None is class-0, class-1, ...
+        file: npz with {train,val,test}_images (N, H, W) or (N, H, W, 3) uint8 and {train,val,test}_labels (N, 1) or
+            (N,).
+        out: folder that is missing, empty, complete (then nothing happens), or incomplete after an interrupted call.
+        class_names: K names, class 0 first; None gives class-0, class-1, ...
 
     Returns:
         Images per split.
 
     Raises:
-        UserError: no such file, not of this kind, several labels per image, or a folder that holds something else or cannot be written.
+        UserError: the file is missing, not of this kind or has several labels per image, or the folder holds other
+            files or cannot be written.
     """
-    arrays = _arrays(file)
+    arrays = _read_arrays(file)
     classes = 1 + max(int(labels.max()) for _, labels in arrays.values())
     names = class_names or [f"class-{i}" for i in range(classes)]
     if len(names) != classes or len(set(names)) != classes:
@@ -56,19 +61,21 @@ def _write(arrays: dict[str, tuple[np.ndarray, np.ndarray]], out: Path, names: l
             Image.fromarray(image).save(out / split / names[label] / f"{index:06d}.png")
 
 
-def _arrays(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read_arrays(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         with np.load(file, allow_pickle=False) as content:
-            held = {key: content[key] for key in content.files if key.endswith(("_images", "_labels"))}
+            arrays = {key: content[key] for key in content.files if key.endswith(("_images", "_labels"))}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; download it from https://medmnist.com") from None
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{file}: is no whole npz file of arrays ({error}); download it again") from None
-    found = {}
+        raise UserError(f"{file}: is not a complete npz file of arrays ({error}); download it again") from None
+    splits = {}
     for split in SPLITS:
-        images, labels = held.get(f"{split}_images"), held.get(f"{split}_labels")
+        images, labels = arrays.get(f"{split}_images"), arrays.get(f"{split}_labels")
         if images is None or labels is None:
-            raise UserError(f"{file}: lacks {split}_images or {split}_labels, so it is no MedMNIST file; give another")
+            raise UserError(
+                f"{file}: lacks {split}_images or {split}_labels, so it is not a MedMNIST file; name another"
+            )
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
             raise UserError(
                 f"{file}: {split}_images are {images.dtype} {images.shape}; only 2-D images in uint8 are read"
@@ -78,5 +85,5 @@ def _arrays(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             raise UserError(
                 f"{file}: {split}_labels are {labels.shape} for {len(images)} images; one class per image is needed"
             )
-        found[split] = images, labels[:, 0].astype(np.int64)
-    return found
+        splits[split] = images, labels[:, 0].astype(np.int64)
+    return splits

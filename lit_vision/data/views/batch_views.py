@@ -201,7 +201,7 @@ def _sequential_color(pixels: Tensor, params: list[ViewParams]) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigmas: list[float], side: int) -> Tensor:
-    """Blur the views of a sigma above 0 with a Gaussian, mirrored at the edges: (N, C, H, W), changed in place."""
+    """Blur the views of a sigma above 0 with a Gaussian, mirrored at the edges: (N, C, H, W), modified in place."""
     rows = [i for i, sigma in enumerate(sigmas) if sigma]
     if not rows or side == 1:
         return pixels

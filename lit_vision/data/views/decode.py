@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from lit_vision.errors import UserError
 
 T = TypeVar("T")
-PIXEL_CAP = 178_956_970  # Pillow's own limit against decompression bombs
+PIXEL_CAP = 178_956_970  # Pillow's limit against decompression bombs
 SCALES = (8, 4, 2)  # libjpeg-turbo has fast code for these; 6/8, 5/8 and 3/8 are slower than the full size
 _ORIENTATION = 0x0112  # EXIF tag
 _LARGE = 1 << 24  # pixels (48 MB); a larger file is checked for completeness before its pixels are allocated
@@ -30,13 +30,18 @@ _PIXELS_PER_BYTE = {"JPEG": 512, "PNG": 8 * 1032, "GIF": 4096}
 
 
 class ImageDecodeError(UserError):
-    """Error for a file that is no readable image: empty, truncated, of an unknown format, or over the pixel limit."""
+    """Error for a file that is no readable image: empty, truncated, of an unknown format, or over the pixel limit.
 
-    def __init__(self, message: str):
+    Attributes:
+        kind: "forged header", "truncated" or "no image"; "" for another reason.
+    """
+
+    def __init__(self, message: str, kind: str = ""):
         # DataLoader raises the error again with the worker's traceback as its message, of which the last line is enough
         if message.startswith("Caught "):
             message = message.rstrip().rpartition("\n")[2].partition(": ")[2] or message
         super().__init__(message)
+        self.kind = kind
 
 
 class ImageHeader(NamedTuple):
@@ -174,12 +179,14 @@ def _check_size(kind: str | None, width: int, height: int, size: int) -> None:
     pixels = width * height
     if pixels > PIXEL_CAP:
         raise ImageDecodeError(
-            f"its header claims {width} x {height} pixels, over the limit of {PIXEL_CAP}; replace or remove it"
+            f"its header claims {width} x {height} pixels, over the limit of {PIXEL_CAP}; replace or remove it",
+            "forged header",
         )
     if pixels > size * _PIXELS_PER_BYTE.get(kind or "", PIXEL_CAP):
         raise ImageDecodeError(
             f"truncated or forged: its header claims {width} x {height} pixels, which its {size} bytes cannot hold; "
-            "replace or remove it"
+            "replace or remove it",
+            "forged header",
         )
 
 
@@ -188,7 +195,7 @@ def _pillow_header(data: bytes) -> ImageHeader:
     width, height = image.size
     _check_size(image.format, width, height, len(data))
     if image.format == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise ImageDecodeError("truncated: shorter than its header states; replace or remove it")
+        raise ImageDecodeError("truncated: shorter than its header states; replace or remove it", "truncated")
     if image.format == "PNG" and width * height > _LARGE:
         Image.open(io.BytesIO(data)).verify()  # checksums of all its chunks, without pixels
     # to find EXIF data behind the pixels Pillow would decode the PNG here, and hide an error that it meets
@@ -233,11 +240,13 @@ def _guarded(function: Callable[..., T], *args: Any) -> T:
     except ImageDecodeError:
         raise
     except UnidentifiedImageError:
-        raise ImageDecodeError("the image format is unknown; replace or remove it") from None
+        raise ImageDecodeError("the image format is unknown; replace or remove it", "no image") from None
     except Image.DecompressionBombError as error:
-        raise ImageDecodeError(f"{error}; replace or remove it") from None
+        raise ImageDecodeError(f"{error}; replace or remove it", "forged header") from None
     except MemoryError:
         raise ImageDecodeError("cannot be decoded (not enough memory); replace or remove it") from None
     except Exception as error:  # damaged bytes: struct.error, zlib.error, KeyError and others
         reason = " ".join(str(error).split())
-        raise ImageDecodeError(f"cannot be decoded ({type(error).__name__}: {reason}); replace or remove it") from None
+        kind = "truncated" if "truncated" in reason else ""
+        message = f"cannot be decoded ({type(error).__name__}: {reason}); replace or remove it"
+        raise ImageDecodeError(message, kind) from None

@@ -33,7 +33,7 @@ def accuracy_against_labels(
     series: Iterable[Series],
     title: str = "Accuracy against labels",
     y: str = "test accuracy, %",
-    x: str = "labelled images",
+    x: str = "labeled images",
 ) -> Path:
     """Plot accuracy over the number of labels (log scale) with error bars of one standard deviation over seeds.
 

@@ -1,4 +1,4 @@
-"""Annotations on disk: each format gives the same boxes, and what cannot be right is refused in one line."""
+"""Annotations on disk: each format gives the same boxes, and invalid ones are refused in one line."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def test_three_formats_give_the_same_boxes(coco, tmp_path: Path) -> None:
     tables = [
         read_coco(root, "a.json", "images"),
         read_yolo(tmp_path / "yolo", "labels/train", "images/train"),
-        read_voc(tmp_path / "voc", "Annotations", "JPEGImages", "ImageSets/train.txt", class_names=NAMES),
+        read_voc(tmp_path / "voc", "Annotations", "JPEGImages", split_list="ImageSets/train.txt", class_names=NAMES),
     ]
     expected = np.array([box[1:] for boxes in BOXES.values() for box in boxes])
     for table in tables:
@@ -62,7 +62,7 @@ def test_polygons_run_lengths_and_packed_ones_are_pycocotools_own(coco) -> None:
         a["segmentation"] = segmentation
     content["annotations"][1]["iscrowd"] = 1
     (root / "a.json").write_text(json.dumps(content))
-    table = read_coco(root, "a.json", "images", masks=True)
+    table = read_coco(root, "a.json", "images", with_masks=True)
     assert table.crowd.tolist() == [False, True, False]
     found = decode_masks(table.segmentations(0), H, W)
     assert (found == pixels).all()
@@ -79,65 +79,68 @@ def _set(key, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "named"),
     [
-        (_set("bbox", [50, 3, 10, 17]), r"annotation 1: box .* lies outside images/a.jpg \(40 x 30\)"),
-        (_set("bbox", [35, 3, 10, 17]), "annotation 1: .* reaches 5.0 pixels out of"),
-        (_set("bbox", [2, 3, 0, 17]), "annotation 1: .* has no area"),
-        (_set("bbox", [2, 3, float("nan"), 17]), "is not finite"),
-        (_set("bbox", [2, 3]), r"bbox is \[2, 3\], not \[x, y, width, height\]"),
-        (_set("category_id", 8), "annotation 1: category_id 8 is not among the 2 categories"),
-        (_set("image_id", 99), "annotation 1 is of image_id 99"),
+        (_set("bbox", [50, 3, 10, 17]), r"annotation 1: box .*images/a.jpg \(40 x 30\)"),
+        (_set("bbox", [35, 3, 10, 17]), "annotation 1: .* 5.0 pixels"),
+        (_set("bbox", [2, 3, 0, 17]), "annotation 1: box .*data.on_bad_box"),
+        (_set("bbox", [2, 3, float("nan"), 17]), "annotation 1: box .*nan"),
+        (_set("bbox", [2, 3]), r"bbox is \[2, 3\]"),
+        (_set("category_id", 8), "annotation 1: category_id 8 .* 2 categories"),
+        (_set("image_id", 99), "annotation 1: image_id 99"),
         (
             _set("segmentation", {"size": [9, 9], "counts": [81]}),
             r"annotation 1: the mask is \(9, 9\) .* the image \(30, 40\)",
         ),
-        (_set("segmentation", []), "annotation 1: no usable segmentation"),
-        (lambda c: c.pop("categories"), "no list 'categories'"),
-        (lambda c: c["categories"].append({"id": 3, "name": "dog"}), "class 'dog' is there twice"),
+        (_set("segmentation", []), "annotation 1: .*data.with_masks"),
+        (lambda c: c.pop("categories"), "bad.json: .*'categories'"),
+        (lambda c: c["categories"].append({"id": 3, "name": "dog"}), "class 'dog'"),
     ],
 )
-def test_coco_faults_are_one_line_that_names_the_place(coco, change, says) -> None:
+def test_coco_faults_are_one_line_that_names_the_place(coco, change, named) -> None:
     root, content = coco
     content = copy.deepcopy(content)
     change(content)
     (root / "bad.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=says) as caught:
-        read_coco(root, "bad.json", "images", masks=True)
+    with pytest.raises(UserError, match=named) as caught:
+        read_coco(root, "bad.json", "images", with_masks=True)
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value)
 
 
-def test_bad_boxes_can_be_mended_and_rounding_is_forgiven(coco, caplog) -> None:
+def test_bad_boxes_can_be_fixed_and_rounding_is_tolerated(coco, caplog) -> None:
     root, content = coco
     content["annotations"][0]["bbox"] = [35, 3, 10, 17]
     content["annotations"][1]["bbox"] = [10, 5, 0, 25]
     content["annotations"][2]["bbox"] = [-0.6, -0.2, 8.6, 8.2]
     (root / "a.json").write_text(json.dumps(content))
-    table = read_coco(root, "a.json", "images", on_bad_box="mend")
+    table = read_coco(root, "a.json", "images", on_bad_box="fix")
+    older_name = read_coco(root, "a.json", "images", on_bad_box="mend")
+    assert (older_name.boxes == table.boxes).all()
     np.testing.assert_allclose(table.boxes, [[35, 3, 40, 20], [0, 0, 8, 8]], atol=1e-5)
-    assert "1 boxes cut at the edge, 1 without area dropped" in caplog.text
+    assert "1 boxes cut" in caplog.text
+    assert "1 without area" in caplog.text
 
 
 def test_a_split_with_a_class_that_training_lacks(coco) -> None:
-    with pytest.raises(UserError, match="category 'dog' is unknown to the training split"):
+    with pytest.raises(UserError, match=r"a.json: category 'dog'"):
         read_coco(coco[0], "a.json", "images", class_names=["cat", "bird"])
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "named"),
     [
-        ("2 .5 .5 .1 .1", r"a.txt:1: class 2 is unknown, the set has 0 to 1"),
-        ("0 .5 .5 .1", "3 numbers after the class"),
-        ("0 .5 .5 .1 x", "something else than numbers"),
-        ("0 .9 .5 .4 .1", "pixels out of"),
-        ("0 .5 .5 0 .1", "has no area"),
+        ("2 .5 .5 .1 .1", r"a.txt:1: class 2 .* 0 to 1"),
+        ("0 .5 .5 .1", "a.txt:1: 3 numbers"),
+        ("0 .5 .5 .1 x", "a.txt:1: "),
+        ("0 .9 .5 .4 .1", "a.txt:1: box .*pixels"),
+        ("0 .5 .5 0 .1", "a.txt:1: box "),
     ],
 )
-def test_yolo_faults(tmp_path: Path, line: str, says: str) -> None:
+def test_yolo_faults(tmp_path: Path, line: str, named: str) -> None:
     write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(line)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=named):
         read_yolo(tmp_path, "labels/train", "images/train")
 
 
@@ -147,25 +150,25 @@ def test_yolo_polygons_and_stray_files(tmp_path: Path) -> None:
     table = read_yolo(tmp_path, "labels/train", "images/train")
     np.testing.assert_allclose(table.boxes[0], [10, 15, 30, 30])
     (tmp_path / "labels/train/z.txt").write_text("")
-    with pytest.raises(UserError, match="there is no image z"):
+    with pytest.raises(UserError, match=r"z.txt: .* z "):
         read_yolo(tmp_path, "labels/train", "images/train")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "named"),
     [
-        ("<name>cat</name>", "<name>lion</name>", "object 1: class 'lion' is unknown"),
-        ("<xmin>3</xmin>", "<xmin>x</xmin>", "object 1: no bndbox"),
-        ("<xmin>3</xmin>", "<xmin>30</xmin>", "has no area"),
-        ("<size>", "", "no VOC annotation with a size"),
+        ("<name>cat</name>", "<name>lion</name>", "object 1: class 'lion'"),
+        ("<xmin>3</xmin>", "<xmin>x</xmin>", "object 1: .*bndbox"),
+        ("<xmin>3</xmin>", "<xmin>30</xmin>", "object 1: box "),
+        ("<size>", "", "a.xml: "),
     ],
 )
-def test_voc_faults(tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_voc_faults(tmp_path: Path, old: str, new: str, named: str) -> None:
     write_voc(tmp_path)
     file = tmp_path / "Annotations/a.xml"
     file.write_text(file.read_text().replace(old, new))
-    with pytest.raises(UserError, match=says):
-        read_voc(tmp_path, "Annotations", "JPEGImages", None, class_names=NAMES)
+    with pytest.raises(UserError, match=named):
+        read_voc(tmp_path, "Annotations", "JPEGImages", class_names=NAMES)
 
 
 def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
@@ -181,18 +184,18 @@ def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
         assert (read_mask(file, (H, W), 2, 0, [255]) == values).all()
     shifted = read_mask(gray, (H, W), 1, 1, [0, 255])
     assert (shifted == np.where(values == 1, 0, IGNORE)).all()
-    with pytest.raises(UserError, match="value 1 is no class"):
+    with pytest.raises(UserError, match=r"gray.png: value 1 "):
         read_mask(gray, (H, W), 1, 0, [255])
-    with pytest.raises(UserError, match="the mask is 40 x 30, its image 41 x 30"):
+    with pytest.raises(UserError, match=r"gray.png: .*40 x 30.*41 x 30"):
         read_mask(gray, (H, W + 1), 2, 0, [255])
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(gray)
-    with pytest.raises(UserError, match="RGB has several channels"):
+    with pytest.raises(UserError, match=r"gray.png: RGB "):
         read_mask(gray, (H, W), 2, 0, [255])
     gray.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be read as a mask"):
+    with pytest.raises(UserError, match=r"gray.png: "):
         read_mask(gray, (H, W), 2, 0, [255])
     write_images(tmp_path / "images")
-    with pytest.raises(UserError, match="no mask of this name"):
-        read_masks(tmp_path, "masks", "images", None, NAMES)
-    with pytest.raises(UserError, match=r"classes.txt: missing"):
-        read_masks(tmp_path, "masks", "images", None, None)
+    with pytest.raises(UserError, match=r"masks/a.png: "):
+        read_masks(tmp_path, "masks", "images", class_names=NAMES)
+    with pytest.raises(UserError, match=r"classes.txt: "):
+        read_masks(tmp_path, "masks", "images")

@@ -1,4 +1,4 @@
-"""A user's own albumentations pipeline as a view of annotated images: keyed like ours, and its boxes and masks move with the pixels."""
+"""A registered albumentations pipeline as a view: keyed like the others, boxes and masks move with the pixels."""
 
 import pickle
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_the_same_key_gives_the_same_in_any_order_and_another_key_another() -> N
     image, boxes, masks = painted_boxes()
     views = AnnotatedViews("tilted", SIZE, 3, AugmentationOptions())
     first = {key: views(image, key, boxes, masks) for key in KEYS}
-    again = pickle.loads(pickle.dumps(views))  # as a worker gets it
+    again = pickle.loads(pickle.dumps(views))  # as in a worker
     for key in [*reversed(KEYS), *KEYS[::3]]:
         view = again(image, key, boxes, masks)
         for name in ("image", "boxes", "box_ids", "masks"):
@@ -57,7 +57,7 @@ def test_other_draws_between_two_calls_change_nothing() -> None:
     first = views(image, (1, 2, 0), boxes)
     np.random.random(7)
     torch.rand(7)
-    views._of_boxes(image=image, bboxes=boxes, box_ids=np.arange(3))  # moves the pipeline's own state on
+    views._pipeline_for_boxes(image=image, bboxes=boxes, box_ids=np.arange(3))  # moves the pipeline's own state on
     again = views(image, (1, 2, 0), boxes)
     np.testing.assert_array_equal(again.image, first.image)
     np.testing.assert_array_equal(again.boxes, first.boxes)

@@ -81,11 +81,11 @@ def test_fashion__rotated_depends_on_the_seed_alone_and_keeps_the_garment(stand_
     garment = np.zeros((28, 28), np.uint8)
     garment[8:20, 10:18] = 200
     for index in range(20):
-        rotated = fashion.rotate_images(garment, 0, index)
+        rotated = fashion.rotate_image(garment, 0, index)
         ratio = rotated.sum() / garment.sum()
         assert rotated.shape == (32, 32)
         assert 0.8**2 * 0.95 < ratio < 1.05
-    assert (fashion.rotate_images(garment, 0, 3) != fashion.rotate_images(garment, 0, 4)).any()
+    assert (fashion.rotate_image(garment, 0, 3) != fashion.rotate_image(garment, 0, 4)).any()
 
 
 def test_fashion__full_takes_the_official_split(stand_in, tmp_path) -> None:

@@ -93,11 +93,11 @@ def test_a_garment_stays_in_its_split(made: Path) -> None:
 def test_a_folder_of_another_kind_is_left_alone(made: Path, tmp_path: Path) -> None:
     before = _files(made)
     assert make_scenes(made, SIZES, seed=3) == SIZES
-    with pytest.raises(UserError, match="--out .*lit_vision_data.json"):
+    with pytest.raises(UserError, match=r"--out .*lit_vision_data.json"):
         make_scenes(made, SIZES, seed=5)
     assert _files(made) == before
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match=f"--out {tmp_path}:"):
         make_scenes(tmp_path, SIZES)
-    with pytest.raises(UserError, match="--out .*mine.txt"):
+    with pytest.raises(UserError, match=r"--out .*mine.txt"):
         make_scenes(tmp_path / "mine.txt", SIZES)
