@@ -23,13 +23,19 @@ METHODS = {
     "decoder_heads: 2, base_lr: 0.01, warmup_epochs: 0.5}",
     "SimCLR": "{backbone: resnet18, backbone_args: {stem: small, layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}, "
     "projection_width: 8, optimizer: lars, base_lr: 1.0, warmup_epochs: 0.5}",
+    "LeJEPA": "{backbone: resnet18, backbone_args: {stem: small, layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}, "
+    "projection_width: 8, projection_hidden: 16, num_directions: 32, lr: 0.001, warmup_epochs: 0.5}",
     "Classifier": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ', drop_path_rate: 0.2'}, num_classes: 2, "
     "mixup: 0.4, base_lr: 0.01, warmup_epochs: 0.5, label_smoothing: 0.1}",
     # without random numbers in the model, which differ by process: for runs that change the number of processes
     "Plain": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ''}, num_classes: 2, optimizer: sgd, lr: 0.01, "
     "warmup_epochs: 0}",
 }
-VIEWS = {"MAE": "mae", "SimCLR": "simclr, strength: 0.5, blur: 0.0"}
+VIEWS = {
+    "MAE": "mae",
+    "SimCLR": "simclr, strength: 0.5, blur: 0.0",
+    "LeJEPA": "lejepa, local_views: 2, local_size: 8, strength: 0.5, blur: 0.0",
+}
 KNN = "    - {class_path: lit_vision.callbacks.online_knn.OnlineKNN, init_args: {k: 3}}\n"
 RECIPE = """
 seed_everything: 3

@@ -1,7 +1,8 @@
 """Batch layout and pixel normalization.
 
 A batch is a dict: `images` uint8 (B, V, H, W, 3), always RGB (gray is repeated); `label` int64 (B,), -1 for an
-unlabeled image; `key` int64 (B, 3), the columns being (epoch, index, copy). Conversion to float and normalization
+unlabeled image; `key` int64 (B, 3), the columns being (epoch, index, copy); with `data.local_views` also `local_images`
+uint8 (B, V_local, h, w, 3), views of another size. Conversion to float and normalization
 happen once, on the device.
 """
 
@@ -36,6 +37,6 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def normalize_batch(batch: dict[str, Any], mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """Return the batch with its images and local images normalized, in the dtype of `mean`; arguments as `normalize`."""
+    """Return the batch with images and local images normalized, in the dtype of `mean`; arguments as `normalize`."""
     names = [name for name in ("images", "local_images") if name in batch]
     return {**batch, **{name: normalize(batch[name], mean, std).to(mean.dtype) for name in names}}

@@ -17,11 +17,13 @@ from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import keys_in_batches
 from lit_vision.data.splits import evenly_spaced, read_list, read_or_sample
 from lit_vision.data.views.batch_views import make_batch_views
+from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.views import make_views
 from lit_vision.errors import UserError
 
 BAD_IMAGES_FILE = "bad_images.csv"  # in the run's folder
-_SELF_SUPERVISED = ("simclr", "mae")
+LOCAL_STREAM = 1  # of the seed: local views are drawn apart from the global ones
+_SELF_SUPERVISED = ("simclr", "mae", "lejepa")  # views that need no label
 
 
 class ImageFolderDataModule(KeyedDataModule):
@@ -34,12 +36,15 @@ class ImageFolderDataModule(KeyedDataModule):
         root: the folder, or a pack file written by `lit-vision pack` (*.pack).
         img_size: side of the views, pixels.
         batch_size: samples per device and batch.
-        train_view: `simclr`, `mae`, `train`, `eval` or `albumentations:<name>`.
+        train_view: `simclr`, `mae`, `lejepa`, `train`, `eval` or `albumentations:<name>`.
         eval_view: as train_view.
         crop_scale, crop_aspect, flip, rotation, scale, strength, brightness, contrast, saturation, hue, grayscale,
             blur, exact, quick, rand_augment, random_erasing: options of the training view (`params.ViewSpec`). None is
             the view's default; an option that the view does not have is refused.
         crop_pct: option of the evaluation view.
+        local_views: further, smaller views of each training image (`local_images` of the batch), for train_view lejepa.
+        local_size: their side, pixels.
+        local_scale: their crop area; None is 0.05 to 0.3.
         train_split, val_split, test_split: names of the splits' folders.
         labels: keep the labels of a stratified subset only: a fraction if it is a float up to 1, a count if an int.
         shots: keep the labels of so many images per class only.
@@ -88,6 +93,9 @@ class ImageFolderDataModule(KeyedDataModule):
         rand_augment: str | None = None,
         random_erasing: float | None = None,
         crop_pct: float | None = None,
+        local_views: int = 0,
+        local_size: int = 96,
+        local_scale: list[float] | None = None,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -126,6 +134,14 @@ class ImageFolderDataModule(KeyedDataModule):
         self.root, self.img_size = root, img_size
         self.train_view, self.eval_view = train_view, eval_view
         self.train_options = {key: value for key, value in train_options.items() if value is not None}
+        self.local_views, self.local_size = local_views, local_size
+        self.local_options = {
+            **self.train_options,
+            "crop_scale": [0.05, 0.3] if local_scale is None else local_scale,
+            "num_views": local_views,
+        }
+        if local_views < 0 or (local_views and train_view != "lejepa"):
+            raise UserError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
         self.eval_options = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.labels, self.shots, self.label_seed, self.split_file = labels, shots, label_seed, split_file
@@ -147,6 +163,8 @@ class ImageFolderDataModule(KeyedDataModule):
         # refuse wrong options now, before the folder is scanned
         make_views(train_view, img_size, seed, **self.train_options)
         make_views(eval_view, img_size, seed, **self.eval_options)
+        if local_views:
+            make_views(train_view, local_size, seed, **self.local_options)
 
     # ------------------------------------------------------------------ content of the folder
 
@@ -268,12 +286,15 @@ class ImageFolderDataModule(KeyedDataModule):
         if (role, on_bad) not in self._datasets:
             self._datasets[role, on_bad] = self._read_split(role, on_bad, train)
         files, in_memory = self._datasets[role, on_bad]
+        local_seed = derive_seed(self.seed, LOCAL_STREAM) if train and self.local_views else None
         if in_memory is None:
-            return ImageFileDataset(files, self._labels[role], make_views(view, self.img_size, self.seed, **options))
+            local = None if local_seed is None else make_views(view, self.local_size, local_seed, **self.local_options)
+            views = make_views(view, self.img_size, self.seed, **options)
+            return ImageFileDataset(files, self._labels[role], views, local)
         pixels, source = in_memory
-        return InMemoryDataset(
-            pixels, self._labels[role][source], make_batch_views(view, self.img_size, self.seed, **options)
-        )
+        more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
+        of_batch = make_batch_views(view, self.img_size, self.seed, **options)
+        return InMemoryDataset(pixels, self._labels[role][source], of_batch, more)
 
     def _read_split(
         self, role: str, on_bad: str, train: bool

@@ -72,15 +72,13 @@ class ImageReader:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(
-        self, index: int, epoch: int = 0, transform: Callable[[bytes], np.ndarray] = decode
-    ) -> tuple[np.ndarray, int]:
-        """Return an array made from a file's bytes, and the index of that file, which is another one after a skip.
+    def read(self, index: int, epoch: int = 0, transform: Callable[[bytes], Any] = decode) -> tuple[Any, int]:
+        """Return what is made from a file's bytes, and the index of that file, which is another one after a skip.
 
         Args:
             index: in [0, N).
             epoch: for the list of broken images.
-            transform: bytes of a file to an array, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for a
+            transform: bytes of a file to the result, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for a
                 broken file.
 
         Raises:
@@ -104,7 +102,7 @@ class ImageReader:
         """Return the number of files that this process and its workers found broken in an epoch."""
         return int((self.broken == epoch + 1).sum())
 
-    def _transformed(self, index: int, transform: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    def _transformed(self, index: int, transform: Callable[[bytes], Any]) -> Any:
         path = self.paths[index]
         try:
             return transform(self.folder.read(path))
@@ -158,23 +156,36 @@ class ImageFileDataset(Dataset):
         files: reader of the image files.
         labels: (N,) int64, -1 without one.
         views: from `make_views`.
+        local_views: likewise, of another size; None without local views.
     """
 
-    def __init__(self, files: ImageReader, labels: np.ndarray, views: ImageViewsFunction):
-        self.files, self.labels, self.views = files, labels, views
+    def __init__(
+        self,
+        files: ImageReader,
+        labels: np.ndarray,
+        views: ImageViewsFunction,
+        local_views: ImageViewsFunction | None = None,
+    ):
+        self.files, self.labels, self.views, self.local_views = files, labels, views, local_views
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         """Return the batch of some keys."""
-        images, labels = [], []
+        images, local_images, labels = [], [], []
         for key in keys:
-            views, used = self.files.read(key[1], key[0], partial(_views_of, self.views, key))
+            (views, local), used = self.files.read(key[1], key[0], partial(self._views_of, key))
             images.append(torch.from_numpy(views))
+            if local is not None:
+                local_images.append(torch.from_numpy(local))
             labels.append(self.labels[used])
         # default_collate lets a worker stack straight into shared memory, which saves a copy
-        return _batch(default_collate(images), np.array(labels, np.int64), keys)
+        batch = _batch(default_collate(images), np.array(labels, np.int64), keys)
+        return {**batch, "local_images": default_collate(local_images)} if local_images else batch
+
+    def _views_of(self, key: Key, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.views(data, *key), None if self.local_views is None else self.local_views(data, *key)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         """Return the batch of one key."""
@@ -188,10 +199,17 @@ class InMemoryDataset(Dataset):
         pixels: (N, H, W, C) uint8, C = 1 if all are gray, else 3.
         labels: (N,) int64, -1 without one.
         views: from `make_batch_views`.
+        local_views: likewise, of another size; None without local views.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, views: BatchViewsFunction):
-        self.pixels, self.labels, self.views = pixels, labels, views
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        views: BatchViewsFunction,
+        local_views: BatchViewsFunction | None = None,
+    ):
+        self.pixels, self.labels, self.views, self.local_views = pixels, labels, views, local_views
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -199,15 +217,14 @@ class InMemoryDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         """Return the batch of some keys."""
         index = [key[1] for key in keys]
-        return _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
+        batch = _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
+        if self.local_views is not None:
+            batch["local_images"] = self.local_views(self.pixels[index], keys)
+        return batch
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         """Return the batch of one key."""
         return self.__getitems__([key])
-
-
-def _views_of(views: ImageViewsFunction, key: Key, data: bytes) -> np.ndarray:
-    return views(data, *key)
 
 
 def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Tensor]:

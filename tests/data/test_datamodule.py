@@ -69,6 +69,22 @@ def test_batches__are_identical_for_0_2_and_4_workers(root, in_memory: bool, vie
         assert _same(here, _epoch(_module(root, train_view=view, in_memory=in_memory, num_workers=workers), epoch=1))
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_local_views__are_smaller_crops_of_the_same_images_and_keyed(root, in_memory: bool) -> None:
+    options = {"train_view": "lejepa", "local_views": 3, "local_size": 12, "in_memory": in_memory}
+    batches = [_epoch(_module(root, **options, num_workers=workers)) for workers in (0, 2)]
+    assert _same(*batches)
+    for batch, again in zip(*batches):
+        assert batch["images"].shape[1:] == (2, 32, 32, 3)
+        assert batch["local_images"].shape[1:] == (3, 12, 12, 3)
+        assert torch.equal(batch["local_images"], again["local_images"])
+        assert not torch.equal(batch["local_images"][:, 0], batch["local_images"][:, 1])
+    plain = _epoch(_module(root, train_view="lejepa", in_memory=in_memory))
+    assert _same(plain, batches[0])  # the global views do not depend on the local ones
+    with pytest.raises(UserError, match=r"data\.local_views"):
+        _module(root, train_view="mae", local_views=1)
+
+
 def test_batches__differ_between_seeds_and_epochs_and_carry_their_labels(root) -> None:
     module = _module(root, train_view="mae", use_unlabeled=False)
     first, again, next_epoch, other_seed = (

@@ -108,6 +108,7 @@ _COMMON = ("crop_scale", "crop_aspect", "flip", "rotation", "scale", "quick")
 OPTIONS_OF_VIEW = {  # any other option is refused, never ignored
     "simclr": (*_COMMON, "strength", "grayscale", "blur", "exact"),
     "mae": _COMMON,
+    "lejepa": (*_COMMON, "strength", "grayscale", "blur", "exact", "num_views"),
     "train": (
         *_COMMON,
         "brightness",
@@ -130,6 +131,8 @@ def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
       0.8 s, 0.2 s), grayscale 0.2, blur 0.5. Above 32 pixels s is 1 and blur is on; up to 32 pixels s is 0.5 and blur
       is off, as in the paper for CIFAR. Source: Chen et al. 2020, arXiv:2002.05709, App. A and B.9; brightness
       multiplies, as in version 2 of the authors' code.
+    - `lejepa`: two global views as `simclr`, with crop area (0.3, 1); `num_views` of them by option. Source for the crops:
+      Balestriero and LeCun 2025, arXiv:2511.08544; the distortions are SimCLR's.
     - `mae`: crop area (0.2, 1), flip 0.5. Source: He et al. 2022, arXiv:2111.06377, App. A.1.
     - `train`: crop area (0.08, 1), flip 0.5, everything else by option.
     - `eval`: nothing random; short side to size / `crop_pct`, center crop; an image of the right size is not changed.
@@ -158,11 +161,12 @@ def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
         raise UserError(f"view option strength: {strength} is negative; give 0 or more")
     base = {
         "simclr": ViewSpec(name, size, 2, (0.08, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
+        "lejepa": ViewSpec(name, size, 2, (0.3, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
         "mae": ViewSpec(name, size, 1, (0.2, 1.0), flip=0.5),
         "train": ViewSpec(name, size, 1, (0.08, 1.0), flip=0.5),
         "eval": ViewSpec(name, size, 1, crop_pct=0.875 if size > 64 else 1.0),
     }[name]
-    if name == "simclr":
+    if name in ("simclr", "lejepa"):
         s = 0.8 * strength
         base = replace(base, brightness=s, contrast=s, saturation=s, hue=min(0.5, 0.2 * strength))
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
@@ -179,6 +183,7 @@ def _check_ranges(spec: ViewSpec) -> None:
             raise UserError(f"view option {key}: {getattr(spec, key)} is out of range; give {expected}")
 
     need(spec.size >= 1, "size", "at least 1 pixel")
+    need(spec.num_views >= 1, "num_views", "at least 1")
     for key in ("flip", "grayscale", "blur", "random_erasing"):
         need(0 <= getattr(spec, key) <= 1, key, "a probability from 0 to 1")
     for key in ("brightness", "contrast", "saturation", "rotation"):

@@ -35,7 +35,7 @@ def make_views(name: str, size: int, seed: int, **options: Any) -> Views | Album
     """Return the function that computes the named views of one image.
 
     Args:
-        name: `simclr` (V = 2 views), `mae`, `train`, `eval` (V = 1; see `params.make_view_spec`), or
+        name: `simclr`, `lejepa` (V = 2 views), `mae`, `train`, `eval` (V = 1; see `params.make_view_spec`), or
             `albumentations:<name>` (V = 1) with the name of a pipeline of albumentations_views.py.
         size: side of the result in pixels.
         seed: in [0, 2**64).

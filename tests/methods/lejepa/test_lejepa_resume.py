@@ -1,0 +1,19 @@
+"""LeJEPA with local views: killed before and after a save, resumed, and compared bit for bit with a run nobody killed."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "experiments"))
+import soak
+
+import lit_vision.cli.lightning_cli  # noqa: F401  imported before the forks, once for all of them
+
+
+def test_lejepa__a_killed_run_ends_with_the_bits_of_an_uninterrupted_one() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
+        kills = soak.Soak(Path(folder), preload=("LeJEPA",))
+        kills.every_step(["LeJEPA"], [2], [2], steps=1)
+        assert kills.failures == []
+        assert kills.counts["every step"]["kills"] == 2
