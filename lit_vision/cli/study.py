@@ -44,7 +44,12 @@ def parser() -> CommandParser:
         help="seeds for each of --labels, one number or one each (default: %(default)s)",
     )
     add("--max_seeds", default="", metavar="LIST", help="limit the seeds of costly inits: mae=3,scratch-vit=3")
-    add("--inits", default="mae,simclr", metavar="LIST", help="pre-trainings to try (default: %(default)s)")
+    add(
+        "--inits",
+        default="mae,simclr",
+        metavar="LIST",
+        help="pre-trainings to try, of mae, simclr, lejepa (default: %(default)s)",
+    )
     add(
         "--protocols",
         default="finetune",
@@ -159,10 +164,12 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _inits(text: str) -> list[str]:
+    from lit_vision.study.presets import PRETRAINED
+
     inits = list(_items(text))
     for init in inits:
-        if init not in ("mae", "simclr"):
-            raise UsageError(f"--inits: {init!r} is not mae or simclr; separate them by commas")
+        if init not in PRETRAINED:
+            raise UsageError(f"--inits: {init!r} is not one of {', '.join(PRETRAINED)}; separate them by commas")
     return inits
 
 

@@ -78,8 +78,8 @@ class ImageReader:
         Args:
             index: in [0, N).
             epoch: for the list of broken images.
-            transform: bytes of a file to the result, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for a
-                broken file.
+            transform: bytes of a file to the result, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for
+                a broken file.
 
         Raises:
             ImageDecodeError: names the file; under "skip" only if too many files are broken.

@@ -197,7 +197,7 @@ class EncoderStore:
         """Pre-train on the pool, or find the weights of an earlier run of the same images, settings and epochs.
 
         Args:
-            init: mae or simclr.
+            init: one of PRETRAINED.
             epochs: of the training.
             count: how many images of the pool to train on; None: all.
         """

@@ -18,7 +18,7 @@ ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+
 PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # those of ON_LABELS that need a plain ViT
 FULL_STEPS = 300  # steps from which a fine-tuning gets its full learning rate
 SCRATCH = ("scratch-cnn", "scratch-vit")  # baselines from random weights
-PRETRAINED = ("mae", "simclr")  # inits that a study pre-trains itself
+PRETRAINED = ("mae", "simclr", "lejepa")  # inits that a study pre-trains itself
 SMALL = 64  # up to this side, pixels: CNN with a small stem, ViT with patches of 4 pixels
 
 
@@ -43,12 +43,14 @@ class StudyPreset:
 
     Attributes:
         size: side of the images that the networks see, pixels.
-        cnn: the network of SimCLR and of the baseline `scratch-cnn`.
+        cnn: the network of SimCLR, LeJEPA and of the baseline `scratch-cnn`.
         vit: the network of MAE and of the baseline `scratch-vit`.
         simclr: arguments of the method without its backbone; `batch_size` goes to the loader.
         mae: likewise.
+        lejepa: likewise.
         simclr_views: options of the view `simclr`.
         mae_views: options of the view `mae`.
+        lejepa_views: options of the view `lejepa`.
         train_views: options of the view `train`, by network.
         tune: arguments of Classifier from pre-trained weights, by network.
         scratch: arguments of Classifier from random weights, by network.
@@ -62,8 +64,10 @@ class StudyPreset:
     vit: Network
     simclr: dict[str, Any] = field(default_factory=dict)
     mae: dict[str, Any] = field(default_factory=dict)
+    lejepa: dict[str, Any] = field(default_factory=dict)
     simclr_views: dict[str, Any] = field(default_factory=dict)
     mae_views: dict[str, Any] = field(default_factory=dict)
+    lejepa_views: dict[str, Any] = field(default_factory=dict)
     train_views: dict[str, dict[str, Any]] = field(default_factory=dict)
     tune: dict[str, dict[str, Any]] = field(default_factory=dict)
     scratch: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -84,7 +88,7 @@ class StudyPreset:
         probe, and large steps would leave that solution without time to come back.
 
         Args:
-            init: mae, simclr, scratch-cnn, scratch-vit or timm:NAME.
+            init: one of PRETRAINED, scratch-cnn, scratch-vit or timm:NAME.
             protocol: one of ON_LABELS.
             steps: of the training; None gives the full learning rate.
         """
@@ -184,8 +188,18 @@ def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
             **adam,
         },
         mae={"mask_ratio": 0.75, "lr": 2e-3, "weight_decay": 0.05, "batch_size": 256, **decoder, **adam},
+        lejepa={
+            "projection_width": 64,
+            "projection_hidden": 256,
+            "num_directions": 256,
+            "lr": 2e-3,
+            "weight_decay": 5e-4,
+            "batch_size": 256,
+            **adam,
+        },
         simclr_views={"crop_scale": [0.3, 1.0], **rotate},
         mae_views={"crop_scale": [0.5, 1.0], **rotate},
+        lejepa_views=dict(rotate),
         train_views={
             "cnn": {"crop_scale": [0.5, 1.0], **color, **rotate},
             "vit": {"crop_scale": [0.9, 1.0], **color, **rotate},

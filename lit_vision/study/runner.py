@@ -49,7 +49,7 @@ class Study:
     Args:
         images: from `read_images`.
         preset: from `preset_for`.
-        inits: pre-trained inits to try: "mae", "simclr", "timm:NAME".
+        inits: pre-trained inits to try: "mae", "simclr", "lejepa", "timm:NAME".
         plan: numbers of labels, seeds, and epochs that are fixed beforehand.
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.

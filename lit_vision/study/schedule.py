@@ -19,7 +19,7 @@ from lit_vision.study.training import TrainingCost, classification, measure, pre
 
 MEASURE_SHARE = 0.1  # of the budget: for measuring steps
 PRETRAIN_SHARE = 0.4  # of the time for trainings
-INIT_SHARE = {"simclr": 0.7, "mae": 0.3}  # of the time for pre-training
+INIT_SHARE = {"simclr": 0.7, "mae": 0.3, "lejepa": 0.7}  # of the time for pre-training, relative to the others that run
 REPORT_SECONDS = 25.0
 LATE = 1.05  # of the budget: after this time further seeds are left out
 FEWEST_STEPS = 20  # of a fine-tuning; one with fewer is not worth running

@@ -28,6 +28,7 @@ from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.atomic import atomic_write
 from lit_vision.methods.classifier.classifier import Classifier
+from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.study.images import StudyData, StudyImages, eval_batches
@@ -37,7 +38,7 @@ from lit_vision.weights.load import save_backbone
 OnStep = Callable[[int, int, float], None]  # called with (step, total steps, loss)
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
 FEWEST_MEASURED = 4  # steps of a measurement
-PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR}
+PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
 
 
 @dataclass
@@ -138,7 +139,7 @@ def classification(
     then fine-tuning).
 
     Args:
-        init: mae, simclr, scratch-cnn, scratch-vit or timm:NAME.
+        init: mae, simclr, lejepa, scratch-cnn, scratch-vit or timm:NAME.
         images: of the study.
         rows: (n,) pool rows with labels.
         preset: of the study.

@@ -294,18 +294,21 @@ def test_preset__every_protocol_has_its_values() -> None:
 
 def test_preset__the_hashed_fields_of_an_init_are_what_its_trainings_read() -> None:
     preset = preset_for(32)
-    inits = ("mae", "simclr", "scratch-cnn", "scratch-vit", "timm:resnet18")
+    inits = ("mae", "simclr", "lejepa", "scratch-cnn", "scratch-vit", "timm:resnet18")
     changes = {  # a change of the preset: inits whose fields change
         "mae": {"mae"},
         "mae_views": {"mae"},
         "simclr": {"simclr"},
         "simclr_views": {"simclr"},
+        "lejepa": {"lejepa"},
+        "lejepa_views": {"lejepa"},
         "vit": {"mae", "scratch-vit"},
-        "cnn": {"simclr", "scratch-cnn"},
+        "cnn": {"simclr", "lejepa", "scratch-cnn"},
         "scratch_factor": {"scratch-cnn", "scratch-vit"},
         "batch_size": set(inits),
     }
     values = {"vit": replace(preset.vit, backbone="vit_small_patch16_224"), "scratch_factor": 2, "batch_size": 8}
+    values |= {"lejepa_views": {"crop_scale": [0.5, 1.0]}}
     values["cnn"] = replace(preset.cnn, backbone="resnet34")
     for name, changed in changes.items():
         other = replace(preset, **{name: values.get(name, {})})
@@ -314,7 +317,7 @@ def test_preset__the_hashed_fields_of_an_init_are_what_its_trainings_read() -> N
             assert differs == (init in changed), (name, init)
     for field in ("tune", "train_views", "scratch"):
         content = getattr(preset, field)
-        for network, users in (("cnn", {"simclr", "scratch-cnn"}), ("vit", {"mae", "scratch-vit"})):
+        for network, users in (("cnn", {"simclr", "lejepa", "scratch-cnn"}), ("vit", {"mae", "scratch-vit"})):
             users = users & ({"scratch-cnn", "scratch-vit"} if field == "scratch" else set(inits))
             users -= {"scratch-cnn", "scratch-vit"} if field == "tune" else set()
             other = replace(preset, **{field: {**content, network: {**content[network], "lr": 0.5}}})

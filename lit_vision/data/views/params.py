@@ -131,8 +131,8 @@ def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
       0.8 s, 0.2 s), grayscale 0.2, blur 0.5. Above 32 pixels s is 1 and blur is on; up to 32 pixels s is 0.5 and blur
       is off, as in the paper for CIFAR. Source: Chen et al. 2020, arXiv:2002.05709, App. A and B.9; brightness
       multiplies, as in version 2 of the authors' code.
-    - `lejepa`: two global views as `simclr`, with crop area (0.3, 1); `num_views` of them by option. Source for the crops:
-      Balestriero and LeCun 2025, arXiv:2511.08544; the distortions are SimCLR's.
+    - `lejepa`: two global views as `simclr`, with crop area (0.3, 1); `num_views` of them by option. Source for the
+      crops: Balestriero and LeCun 2025, arXiv:2511.08544; the distortions are SimCLR's.
     - `mae`: crop area (0.2, 1), flip 0.5. Source: He et al. 2022, arXiv:2111.06377, App. A.1.
     - `train`: crop area (0.08, 1), flip 0.5, everything else by option.
     - `eval`: nothing random; short side to size / `crop_pct`, center crop; an image of the right size is not changed.
