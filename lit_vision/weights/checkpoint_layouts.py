@@ -1,7 +1,7 @@
 """Read checkpoints, detect the project they are from (the layout) and rename their keys to one common form.
 
 Common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*` (SimCLR), `head.*` (classifier).
-Layouts: this project's checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state
+Layouts: this project's checkpoints of its methods (compatibility.py) and of Backbone, timm's state
 dicts, facebookresearch/mae's files (encoder, full, fine-tuned), and those of key_maps.py. Files are read with
 `weights_only=True` or as safetensors: nothing in them is executed.
 """
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FACEBOOK_MAE = "facebookresearch/mae"
 _TRAINING_ARGS_KEY = "script_arguments"  # in the metadata that `read_file` returns
 _TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
 
@@ -52,6 +53,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
             metadata = {"outer": outer, _TRAINING_ARGS_KEY: _training_args_json(content.get("args"))}
+            if isinstance(content.get("hyper_parameters"), dict):
+                metadata["hyper_parameters"] = json.dumps(content["hyper_parameters"], default=str)
             content = content[outer]
             break
     state = {}
@@ -131,15 +134,7 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     """
     if any(key.startswith("backbone.model.") for key in state):
         common = {common_key(key, "backbone."): value for key, value in state.items()}
-        layout_of_prefix = {
-            "decoder.": "MAE",
-            "projection.": "SimCLR",
-            "pyramid.": "Dense",
-            "auxiliary.": "Dense",
-            "head.": "Classifier",
-        }
-        layouts = (name for prefix, name in layout_of_prefix.items() if any(k.startswith(prefix) for k in common))
-        return common, next(layouts, "Backbone")
+        return common, identify_method(common, metadata.get("lit_vision", ""), stored_hyper_parameters(metadata))
     if all(key.startswith("model.") for key in state):
         return {common_key(key, ""): value for key, value in state.items()}, "Backbone"
     if metadata.get("lit_vision") == "Backbone":
@@ -164,6 +159,15 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
         return common, layout
     return {f"backbone.{key}": value for key, value in state.items()}, "timm"
+
+
+def stored_hyper_parameters(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return the hyper-parameters in a file's metadata, {} without any."""
+    try:
+        found = json.loads(metadata.get("hyper_parameters", "{}"))
+    except ValueError:  # the metadata of a safetensors file may hold any text under this key
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def common_key(key: str, prefix: str) -> str:
