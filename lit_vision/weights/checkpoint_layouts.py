@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.io.checkpoint_digest import MANIFEST
+from lit_vision.io.sharded_checkpoint import load_consolidated
 from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
@@ -34,7 +36,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         UserError: no such file, no checkpoint, a damaged one, or one that would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path / MANIFEST).is_file():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
     if Path(f"{path}.sha256").is_file():
         from lit_vision.io.checkpoint_digest import is_valid
@@ -48,7 +50,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
                 return tensors, current_keys(file.metadata())
         except SafetensorError as error:
             raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
-    content = _load_tensors(path)
+    content = load_content(path)
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
@@ -70,8 +72,10 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     return state, metadata
 
 
-def _load_tensors(path: Path) -> object:
-    """Return the content of a torch.save file that contains only tensors and plain data."""
+def load_content(path: Path) -> object:
+    """Return the content of a torch.save file, or of a sharded checkpoint, that holds only tensors and plain data."""
+    if path.is_dir():
+        return load_consolidated(path)
     try:
         # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
