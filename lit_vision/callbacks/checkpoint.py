@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
 from lit_vision import lightning_internals
 from lit_vision.errors import UserError
@@ -38,14 +39,14 @@ from lit_vision.runs.retention import Retention
 
 __all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "LastCheckpoint", "SeedEachBatch", "digest_path", "is_valid"]
 
-# metrics to choose best.ckpt by: the first of these that the run measures; True = larger is better
-MONITORS = (
-    ("val/top1", True),
-    ("val/knn_top1", True),
-    ("val/map", True),
-    ("val/dice", True),
-    ("val/loss", False),
-)
+# metrics to choose best.ckpt by, after the one that a method declares (`monitor`); True = larger is better
+MONITORS = (("val/top1", True), ("val/knn_top1", True), ("val/loss", False))
+
+
+def monitors_of(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """Return the metrics to choose best.ckpt by, and True where larger is better: the first that the run measures."""
+    declared = getattr(module, "monitor", None)
+    return MONITORS if declared is None else (declared, *(m for m in MONITORS if m != declared))
 
 
 class SeedEachBatch(Callback):
@@ -86,7 +87,7 @@ class LastCheckpoint(Checkpoint):
       comes (within one optimizer step, also in validation); the process then exits with 143 or 130. A second Ctrl-C
       exits at once.
     - previous.ckpt: the last.ckpt before.
-    - best.ckpt: written at the end of an epoch in which the first of MONITORS that the run measures is better than
+    - best.ckpt: written at the end of an epoch in which the first of `monitors_of` that the run measures is better than
       ever.
     - step-<n>.ckpt: every `keep_every_n_steps` steps.
 
@@ -226,7 +227,7 @@ class LastCheckpoint(Checkpoint):
 
     def _improved(self, trainer: Trainer) -> bool:
         measured = trainer.callback_metrics
-        for name, larger in MONITORS if self.keep_best else ():
+        for name, larger in monitors_of(trainer.lightning_module) if self.keep_best else ():
             if self.best and self.best["name"] == name and name not in measured:
                 return False  # not measured since the resume: a later metric of the list does not replace it
             if name in measured:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_vision.callbacks.checkpoint import MONITORS, LastCheckpoint
+from lit_vision.callbacks.checkpoint import LastCheckpoint, monitors_of
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import write_json
 from lit_vision.io.redact import redact
@@ -57,8 +57,8 @@ class RunRecord(SampleCounter):
 
     environment.json holds commit, versions and the fingerprint of the data; a resume adds to its `resumed`.
 
-    The metric of results.json is that of the last weights: the first of `checkpoint.MONITORS` that was measured, else
-    train/loss. The metric that best.ckpt was chosen by is under `best`, because choosing by a split makes its number
+    The metric of results.json is that of the last weights: the first of `checkpoint.monitors_of` that was measured,
+    else train/loss. The metric that best.ckpt was chosen by is under `best`, because choosing by a split makes its number
     too good.
 
     Args:
@@ -131,7 +131,7 @@ class RunRecord(SampleCounter):
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not measured and not (folder / "results.json").exists():
             measured = self._measured  # the run was complete before this resume
-        name = next((name for name, _ in MONITORS if name in measured), "train/loss")
+        name = next((name for name, _ in monitors_of(pl_module) if name in measured), "train/loss")
         if name not in measured:
             return  # no step was taken, for example in a resume of a complete run, which has its results
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)

@@ -13,12 +13,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.cli.parser import CommandParser, add_overwrite_argument
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.writers import check_output_path
 from lit_vision.weights.model_metadata import METADATA_KEY
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")  # in a folder of the Hub
 
@@ -172,16 +175,22 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     from lit_vision.convert.import_target import build
     from lit_vision.convert.import_writer import class_names, eval_crop_pct, statistics, write_imported
     from lit_vision.io.hashing import sha256_of_file
-    from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE, official_training_args, read_common
+    from lit_vision.weights.checkpoint_layouts import official_training_args, read_common
+    from lit_vision.weights.compatibility import (
+        BACKBONE,
+        FACEBOOK_MAE,
+        LIGHTLY_MAE,
+        UNKNOWN,
+    )
     from lit_vision.weights.detect_architecture import detect_architecture
-    from lit_vision.weights.key_maps import LIGHTLY_MAE, SUPPORTED
+    from lit_vision.weights.key_maps import SUPPORTED
     from lit_vision.weights.load import PartialMatchError, load_common
 
     state, layout, metadata = read_common(path)
-    if layout in ("MAE", "SimCLR", "Classifier", "Backbone"):
-        raise UserError(
-            f"{path}: is a file of this project, which needs no import; use it directly, or lit-vision export"
-        )
+    if layout.startswith(UNKNOWN) and args.backbone_only:
+        state, layout = _backbone_of_unknown_method(state, metadata, args), BACKBONE
+    else:
+        _check_needs_import(path, layout)
     if not config and "architecture" in metadata:
         config = _config_of_timm_export(metadata)
     config = {**official_training_args(metadata), **config}
@@ -238,6 +247,32 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     license_text = license or "not stated (--license names it)"
     lines.append(f"{out}: {kind}, {name} {json.dumps(backbone_args)}, license {license_text}")
     return lines
+
+
+def _check_needs_import(path: Path, layout: str) -> None:
+    """Raise UserError for a file of this project, and for a checkpoint in its form of an unknown method."""
+    from lit_vision.weights.compatibility import BACKBONE, METHODS, UNKNOWN, unknown_method_error
+
+    if layout.startswith(UNKNOWN):
+        raise unknown_method_error(path, layout)
+    if layout in METHODS or layout in ("Dense", BACKBONE):
+        raise UserError(
+            f"{path}: is a file of this project, which needs no import; use it directly, or lit-vision export"
+        )
+
+
+def _backbone_of_unknown_method(
+    state: Mapping[str, Tensor], metadata: Mapping[str, str], args: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Return the backbone's tensors, mean and std; name and arguments that no flag gives are the checkpoint's."""
+    from lit_vision.weights.checkpoint_layouts import stored_hyper_parameters
+
+    hyper = stored_hyper_parameters(metadata)
+    if args.backbone is None and isinstance(name := hyper.get("backbone"), str):
+        stored = hyper.get("backbone_args")
+        args.backbone, stored = name, stored if isinstance(stored, dict) else {}
+        args.backbone_args = {**stored, "pretrained": False, **(args.backbone_args or {})}
+    return {key: value for key, value in state.items() if key.startswith("backbone.") or key in ("mean", "std")}
 
 
 def _config_of_timm_export(metadata: Mapping[str, str]) -> dict[str, Any]:

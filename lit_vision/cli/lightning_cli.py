@@ -253,10 +253,9 @@ class RunCLI(LightningCLI):
     @rank_zero_only
     def _write_metrics(self, ckpt_path: Path, metrics: dict[str, float], samples: int, seconds: float) -> None:
         prefix = {"validate": "val"}.get(self.subcommand, self.subcommand)
-        name = next(
-            (n for n in (f"{prefix}/{m}" for m in ("top1", "map", "dice", "loss")) if n in metrics),
-            next(iter(metrics)),
-        )
+        declared, _ = getattr(self.model, "monitor", None) or ("val/top1", True)
+        names = [f"{prefix}/{name}" for name in (declared.removeprefix("val/"), "top1", "loss")]
+        name = next((name for name in names if name in metrics), next(iter(metrics)))
         for key, value in metrics.items():
             print(f"{key:<16} {value:.4f}")
         schema.write_result(

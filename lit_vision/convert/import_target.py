@@ -54,7 +54,7 @@ def build(
         UsageError: --args or --backbone_args has an unknown key or a value that the constructor refuses.
     """
     from lit_vision.backbones.backbone import Backbone
-    from lit_vision.weights.key_maps import LIGHTLY_MAE
+    from lit_vision.weights.compatibility import LIGHTLY_MAE
 
     if any(key.startswith("decoder.") for key in state) and not backbone_only:
         arguments = {**_decoder_args(state, layout, config), **method_args}
@@ -80,7 +80,7 @@ def build(
 
 def _decoder_args(state: Mapping[str, Tensor], layout: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return MAE's arguments: the width of most of the decoder's tensors, its number of blocks, and those of config."""
-    from lit_vision.weights.key_maps import LIGHTLY_MAE
+    from lit_vision.weights.compatibility import LIGHTLY_MAE
 
     axes = {"embed.weight": 0, "embed.bias": 0, "mask_token": -1, "pos_embed": -1, "norm.weight": 0, "pred.weight": -1}
     shapes = {key: state[f"decoder.{key}"].shape for key in axes if f"decoder.{key}" in state}

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
 from lit_vision.errors import UserError
+from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
-from lit_vision.weights.checkpoint_layouts import read_file, to_common_keys
+from lit_vision.weights.checkpoint_layouts import load_content, read_file, to_common_keys
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
@@ -36,12 +37,13 @@ def resolve_model_file(source: str | os.PathLike[str]) -> Path:
         UserError: no such path, no checkpoint in the folder, or an unknown suffix.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not (path / MANIFEST).is_file():
         for name in ("best.ckpt", "last.ckpt"):
-            if (path / "checkpoints" / name).is_file():
-                return path / "checkpoints" / name
+            found = path / "checkpoints" / name
+            if found.is_file() or (found / MANIFEST).is_file():  # a sharded checkpoint is a folder
+                return found
         raise UserError(f"{path}: has no checkpoints/best.ckpt or last.ckpt; give a run's folder or a model's file")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such run or file; check the path")
     if path.suffix.lower() not in MODEL_SUFFIXES:
         raise UserError(f"{path}: is not a model; give a run's folder or a file ending in {', '.join(MODEL_SUFFIXES)}")
@@ -129,9 +131,9 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         backbone = Backbone(**json.loads(header["backbone"]))
         report = load_into(backbone, path)
         return _build_features(backbone, report.mean, report.std, path, {"license": header.get("license", "")})
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    hyper = content.get("hyper_parameters")
-    if not isinstance(hyper, Mapping) or "backbone" not in hyper:
+    content = load_content(path)
+    hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(hyper, Mapping) or "backbone" not in hyper:
         raise UserError(
             f"{path}: has weights but no hyper_parameters; give a run's checkpoint or a file of lit-vision export"
         )

@@ -50,6 +50,14 @@ class Task:
     marks: frozenset[str] = frozenset()
     decoding: Callable[[nn.Module], dict[str, Any]] = lambda network: {}
 
+    @property
+    def monitor(self) -> tuple[str, bool] | None:
+        """Metric that chooses best.ckpt, and True if larger is better, as the method declares; None for features."""
+        if self.method is None:
+            return None
+        found: tuple[str, bool] = methods.network_class(self.method).monitor
+        return found
+
     def network(self, hyper_parameters: Mapping[str, Any]) -> nn.Module:
         """Return the method's network without Lightning, with random weights."""
         if self.method is None:

@@ -123,7 +123,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         if path.is_dir():
-            from lit_vision.runs.fsdp import load_consolidated
+            from lit_vision.io.sharded_checkpoint import load_consolidated
 
             return load_consolidated(path)
         if not path.is_file():

@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -41,8 +40,7 @@ from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
 from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
-
-REST = "rest.ckpt"
+from lit_vision.io.sharded_checkpoint import REST, ShardReader, is_tensor_ref, map_leaves
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
@@ -140,29 +138,16 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         if wrong := self.broadcast(checkpoint_digest.integrity_error(path) if self.is_global_zero else None):
             raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
-        checkpoint, parts = load_safely(path / REST), _ShardReader(path)
+        checkpoint, parts = load_safely(path / REST), ShardReader(path)
         mesh = self.device_mesh["data_parallel"]
 
         def filled(value: Any) -> Any:
-            return parts.sharded(value["tensor"], mesh) if _is_tensor_ref(value) else value
+            return _local_part(parts, value["tensor"], mesh) if is_tensor_ref(value) else value
 
-        set_model_state_dict(self.model, _map_leaves(checkpoint["state_dict"], filled))
+        set_model_state_dict(self.model, map_leaves(checkpoint["state_dict"], filled))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"]):
-            set_optimizer_state_dict(self.model, optimizer, _map_leaves(state, filled))
+            set_optimizer_state_dict(self.model, optimizer, map_leaves(state, filled))
         return checkpoint
-
-
-def _is_tensor_ref(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"tensor"}
-
-
-def _map_leaves(value: Any, change: Any, path: str = "") -> Any:
-    """Return a copy of nested dicts and lists with `change` applied to every leaf and tensor reference."""
-    if isinstance(value, dict) and not _is_tensor_ref(value):
-        return {key: _map_leaves(inner, change, f"{path}/{key}") for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_map_leaves(inner, change, f"{path}/{i}") for i, inner in enumerate(value)]
-    return change(value)
 
 
 def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options: dict[str, Any], barrier: Any) -> None:
@@ -184,8 +169,8 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
         own[name] = value.to_local().contiguous()
         return {"tensor": name}
 
-    rest = {**checkpoint, "state_dict": _map_leaves(dict(checkpoint["state_dict"]), take)}
-    rest["optimizer_states"] = [_map_leaves(state, take) for state in checkpoint.get("optimizer_states", [])]
+    rest = {**checkpoint, "state_dict": map_leaves(dict(checkpoint["state_dict"]), take)}
+    rest["optimizer_states"] = [map_leaves(state, take) for state in checkpoint.get("optimizer_states", [])]
     written = {}
     names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(own)))]
     for name, fill in names + [(REST, lambda file: torch.save(rest, file))] * (rank == 0):
@@ -230,67 +215,11 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-class _ShardReader:
-    """Reader of the tensors of a sharded checkpoint; only the requested rows are read.
-
-    Args:
-        folder: the checkpoint.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        manifest = json.loads((folder / checkpoint_digest.MANIFEST).read_text())
-        self.shapes = manifest["shapes"]
-        names = sorted(name for name in manifest["files"] if name.startswith("rank-"))
-        self.files = [safe_open(folder / name, "pt") for name in names]
-
-    def rows(self, name: str, start: int, end: int) -> Tensor:
-        """Return rows `start` to `end` of a tensor from the files that hold them."""
-        found, at = [], 0
-        for file in self.files:
-            part = file.get_slice(name)  # type: ignore[no-untyped-call]
-            size = part.get_shape()[0]
-            first, last = max(start, at), min(end, at + size)
-            if first < last:
-                found.append(part[first - at : last - at])
-            at += size
-        if not found:
-            empty: Tensor = self.files[0].get_slice(name)[0:0]  # type: ignore[no-untyped-call]
-            return empty
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    def full(self, name: str) -> Tensor:
-        """Return a tensor with all its rows."""
-        return self.rows(name, 0, self.shapes[name][0])
-
-    def sharded(self, name: str, mesh: Any) -> DTensor:
-        """Return this process's part of a tensor, as FSDP2 splits it over the mesh: ceil(n / world) rows each."""
-        shape = self.shapes[name]
-        each = -(-shape[0] // mesh.size())
-        start = min(mesh.get_local_rank() * each, shape[0])
-        local = self.rows(name, start, min(start + each, shape[0])).to(mesh.device_type)
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
-
-
-def load_consolidated(folder: Path) -> dict[str, Any]:
-    """Return a sharded checkpoint as a plain one on the CPU, for one process, other strategies and other commands.
-
-    Raises:
-        DamagedCheckpointError: a file differs from what was written.
-    """
-    if wrong := checkpoint_digest.integrity_error(folder):
-        raise DamagedCheckpointError(f"{folder} {wrong}; use another checkpoint")
-    parts = _ShardReader(folder)
-    checkpoint: dict[str, Any] = _map_leaves(
-        load_safely(folder / REST), lambda v: parts.full(v["tensor"]) if _is_tensor_ref(v) else v
-    )
-    checkpoint["optimizer_states"] = [_params_by_index(state) for state in checkpoint.get("optimizer_states", [])]
-    return checkpoint
-
-
-def _params_by_index(state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state with the parameters' numbers, as torch stores it, instead of their names."""
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    number = {name: i for i, name in enumerate(names)}
-    groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {number[name]: s for name, s in state["state"].items()}, "param_groups": groups}
+def _local_part(parts: ShardReader, name: str, mesh: Any) -> DTensor:
+    """Return this process's part of a tensor, as FSDP2 splits it over the mesh: ceil(n / world) rows each."""
+    shape = parts.shapes[name]
+    each = -(-shape[0] // mesh.size())
+    start = min(mesh.get_local_rank() * each, shape[0])
+    local = parts.rows(name, start, min(start + each, shape[0])).to(mesh.device_type)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)

@@ -1,7 +1,7 @@
 """Read checkpoints, detect the project they are from (the layout) and rename their keys to one common form.
 
 Common form: `backbone.<timm name>`, `decoder.*` (MAE), `projection.*` (SimCLR), `head.*` (classifier).
-Layouts: this project's checkpoints of MAE, SimCLR, Classifier, Backbone and Dense (Detector, Segmenter), timm's state
+Layouts: this project's checkpoints of its methods (compatibility.py) and of Backbone, timm's state
 dicts, facebookresearch/mae's files (encoder, full, fine-tuned), and those of key_maps.py. Files are read with
 `weights_only=True` or as safetensors: nothing in them is executed.
 """
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.io.checkpoint_digest import MANIFEST
+from lit_vision.io.sharded_checkpoint import load_consolidated
+from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FACEBOOK_MAE = "facebookresearch/mae"
 _TRAINING_ARGS_KEY = "script_arguments"  # in the metadata that `read_file` returns
 _TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
 
@@ -33,7 +36,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         UserError: no such file, no checkpoint, a damaged one, or one that would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path / MANIFEST).is_file():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
     if Path(f"{path}.sha256").is_file():
         from lit_vision.io.checkpoint_digest import is_valid
@@ -47,11 +50,13 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
                 return tensors, current_keys(file.metadata())
         except SafetensorError as error:
             raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
-    content = _load_tensors(path)
+    content = load_content(path)
     metadata: dict[str, str] = {}
     for outer in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(outer), dict):
             metadata = {"outer": outer, _TRAINING_ARGS_KEY: _training_args_json(content.get("args"))}
+            if isinstance(content.get("hyper_parameters"), dict):
+                metadata["hyper_parameters"] = json.dumps(content["hyper_parameters"], default=str)
             content = content[outer]
             break
     state = {}
@@ -67,8 +72,10 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     return state, metadata
 
 
-def _load_tensors(path: Path) -> object:
-    """Return the content of a torch.save file that contains only tensors and plain data."""
+def load_content(path: Path) -> object:
+    """Return the content of a torch.save file, or of a sharded checkpoint, that holds only tensors and plain data."""
+    if path.is_dir():
+        return load_consolidated(path)
     try:
         # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -131,15 +138,7 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     """
     if any(key.startswith("backbone.model.") for key in state):
         common = {common_key(key, "backbone."): value for key, value in state.items()}
-        layout_of_prefix = {
-            "decoder.": "MAE",
-            "projection.": "SimCLR",
-            "pyramid.": "Dense",
-            "auxiliary.": "Dense",
-            "head.": "Classifier",
-        }
-        layouts = (name for prefix, name in layout_of_prefix.items() if any(k.startswith(prefix) for k in common))
-        return common, next(layouts, "Backbone")
+        return common, identify_method(common, metadata.get("lit_vision", ""), stored_hyper_parameters(metadata))
     if all(key.startswith("model.") for key in state):
         return {common_key(key, ""): value for key, value in state.items()}, "Backbone"
     if metadata.get("lit_vision") == "Backbone":
@@ -164,6 +163,15 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
         common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
         return common, layout
     return {f"backbone.{key}": value for key, value in state.items()}, "timm"
+
+
+def stored_hyper_parameters(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return the hyper-parameters in a file's metadata, {} without any."""
+    try:
+        found = json.loads(metadata.get("hyper_parameters", "{}"))
+    except ValueError:  # the metadata of a safetensors file may hold any text under this key
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def common_key(key: str, prefix: str) -> str:

@@ -1,52 +1,156 @@
-"""Keys that may be missing or unused when weights of one layout are loaded into a module, per source and target."""
+"""Parts of each layout, and from them the keys that may be missing or unused when its weights are loaded into a module.
 
-from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
-from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+A part is a module at the top of a checkpoint: `backbone`, `decoder`, ... Source and target share the backbone, and all
+parts that both have if the source holds a model of the target's method. Other parts of the source may be dropped, other
+parts of the target keep their initial values. Every further key that differs is an error.
+"""
 
-# (source layout, target): keys of the source that may be unused, keys of the target that may keep their initial values.
-# "<classifier>" stands for the names of timm's own classifier in the target's family (fc, head, head.fc, classifier).
-_DECODER, _PROJECTION, _HEAD = ("decoder.*",), ("projection.*",), ("head.*", "head_norm.*")
-_DENSE = ("pyramid.*", "auxiliary.*", "head.*")  # of Detector and Segmenter
-_UNUSED = ("backbone.mask_token",)
-ALLOWED_MISMATCHES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ("MAE", "MAE"): ((), ()),
-    ("MAE", "SimCLR"): (_DECODER, _PROJECTION),
-    ("MAE", "Classifier"): (_DECODER, _HEAD),
-    ("MAE", "Backbone"): (_DECODER, ()),
-    ("SimCLR", "SimCLR"): ((), ()),
-    ("SimCLR", "Classifier"): (_PROJECTION, _HEAD),
-    ("SimCLR", "Backbone"): (_PROJECTION, ()),
-    ("Classifier", "Classifier"): ((), ()),
-    ("Classifier", "Backbone"): (_HEAD, ()),
-    ("Dense", "Classifier"): (_DENSE, _HEAD),
-    ("Dense", "Backbone"): (_DENSE, ()),
-    ("Backbone", "MAE"): ((), _DECODER),
-    ("Backbone", "SimCLR"): ((), _PROJECTION),
-    ("Backbone", "Classifier"): ((), _HEAD),
-    ("Backbone", "Backbone"): ((), ()),
-    ("timm", "MAE"): (("<classifier>",), _DECODER),
-    ("timm", "SimCLR"): (("<classifier>",), _PROJECTION),
-    ("timm", "Classifier"): (("<classifier>",), _HEAD),
-    ("timm", "Backbone"): (("<classifier>",), ()),
-    (f"{FACEBOOK_MAE} (encoder)", "MAE"): ((), _DECODER),
-    (f"{FACEBOOK_MAE} (encoder)", "Classifier"): ((), _HEAD),
-    (f"{FACEBOOK_MAE} (encoder)", "Backbone"): ((), ()),
-    (f"{FACEBOOK_MAE} (full)", "MAE"): ((), ()),
-    (f"{FACEBOOK_MAE} (full)", "Classifier"): (_DECODER, _HEAD),
-    (f"{FACEBOOK_MAE} (full)", "Backbone"): (_DECODER, ()),
-    (f"{FACEBOOK_MAE} (fine-tuned)", "Classifier"): ((), ("head_norm.*",)),
-    (f"{FACEBOOK_MAE} (fine-tuned)", "Backbone"): (_HEAD, ()),
-    ("timm (classifier)", "Classifier"): ((), ("head_norm.*",)),
-    (TORCHVISION, "MAE"): (_HEAD, _DECODER),
-    (TORCHVISION, "Classifier"): ((), ("head_norm.*",)),
-    (TORCHVISION, "Backbone"): (_HEAD, ()),
-    (TRANSFORMERS, "MAE"): ((), ()),
-    (TRANSFORMERS, "Classifier"): (_DECODER, _HEAD),
-    (TRANSFORMERS, "Backbone"): (_DECODER, ()),
-    # lightly: other methods than MAE use the encoder's `mask_token`; no method uses the ViT's classifier
-    (LIGHTLY_MAE, "MAE"): ((*_UNUSED, "backbone.head.*"), ()),
-    (LIGHTLY_MAE, "Classifier"): ((*_UNUSED, *_DECODER, "backbone.head.*"), _HEAD),
-    (LIGHTLY_MAE, "Backbone"): ((*_UNUSED, "decoder*", "backbone.head.*"), ()),
-    (LIGHTLY_SIMCLR, "Classifier"): ((*_PROJECTION, "online_classifier.*"), _HEAD),
-    (LIGHTLY_SIMCLR, "Backbone"): ((*_PROJECTION, "online_classifier.*"), ()),
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from lit_vision.errors import UserError
+
+BACKBONE = "Backbone"
+CLASSIFIER = "<classifier>"  # timm's classifier; its name depends on the family (fc, head, head.fc, classifier)
+FACEBOOK_MAE = "facebookresearch/mae"
+TORCHVISION, TRANSFORMERS = "torchvision (ViT)", "transformers (ViT-MAE)"
+LIGHTLY_SIMCLR, LIGHTLY_MAE = "lightly (SimCLR)", "lightly (MAE)"
+UNKNOWN = "an unknown method"  # beginning of the layout of a checkpoint in our form whose method is not known
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Content of a file.
+
+    Attributes:
+        parts: the modules in it, in the common form.
+        method: the method whose parts they are; "" if only the backbone can be shared.
+        marks: hyper-parameters that together only this method has; they identify its checkpoints.
+        unused: patterns of further keys that no target takes.
+    """
+
+    parts: frozenset[str]
+    method: str = ""
+    marks: frozenset[str] = frozenset()
+    unused: tuple[str, ...] = ()
+
+
+def _own(method: str, parts: str, marks: str) -> Layout:
+    return Layout(frozenset(parts.split()), method, frozenset(marks.split()))
+
+
+def _foreign(parts: str, method: str = "", *unused: str) -> Layout:
+    return Layout(frozenset(parts.split()), method, unused=unused)
+
+
+# methods of this project, one line each; a test compares the parts with those that network.py declares
+METHODS = {
+    "MAE": _own("MAE", "backbone decoder", "mask_ratio decoder_width"),
+    "SimCLR": _own("SimCLR", "backbone projection", "temperature projection_width"),
+    "LeJEPA": _own("LeJEPA", "backbone projection", "sigreg_weight projection_width"),
+    "Detector": _own("Detector", "backbone pyramid head", "pyramid_width head_convs"),
+    "Segmenter": _own("Segmenter", "backbone pyramid head auxiliary", "aux_weight background"),
+    "Classifier": _own("Classifier", "backbone head head_norm", "num_classes tune"),
 }
+# "Dense": Detector and Segmenter, whose heads nothing else takes
+DENSE = Layout(METHODS["Detector"].parts | METHODS["Segmenter"].parts)
+LAYOUTS: Mapping[str, Layout] = {
+    **{name: layout for name, layout in METHODS.items() if name not in ("Detector", "Segmenter")},
+    "Dense": DENSE,
+    BACKBONE: _foreign("backbone"),
+    "timm": _foreign(f"backbone {CLASSIFIER}"),
+    "timm (classifier)": _foreign("backbone head", "Classifier"),
+    f"{FACEBOOK_MAE} (encoder)": _foreign("backbone"),
+    f"{FACEBOOK_MAE} (full)": _foreign("backbone decoder", "MAE"),
+    f"{FACEBOOK_MAE} (fine-tuned)": _foreign("backbone head", "Classifier"),
+    TORCHVISION: _foreign("backbone head", "Classifier"),
+    TRANSFORMERS: _foreign("backbone decoder", "MAE"),
+    # lightly: other methods than MAE use the encoder's `mask_token`; no method uses the ViT's classifier
+    LIGHTLY_MAE: _foreign("backbone decoder", "MAE", "backbone.mask_token", "backbone.head.*"),
+    LIGHTLY_SIMCLR: _foreign("backbone projection online_classifier"),
+}
+# (part of the source, part of the target): refused, since a training does not start from a later or another kind of one
+_REFUSED = {("projection", "decoder"), ("head", "decoder"), ("head", "projection"), ("pyramid", "pyramid")}
+_ALLOWED = {(TORCHVISION, "MAE")}  # all the same: its ViT has no other form than with a classifier
+# i of keys `projection.<i>.*` of a file without hyper-parameters: SimCLR has 1 to 3 layers, with batch norm or without
+_PROJECTIONS = {(0,): "SimCLR", (0, 2): "SimCLR", (0, 2, 4): "SimCLR", (0, 1): "SimCLR", (0, 1, 3, 4): "SimCLR"}
+_PROJECTIONS |= {(0, 1, 3, 4, 6, 7): "SimCLR", (0, 1, 3, 4, 6): "LeJEPA"}
+
+
+def allowed_mismatch(
+    layout: str, target: str, target_parts: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return patterns of keys of the source that may be unused, and of keys of the target that may keep their values.
+
+    Args:
+        layout: of the source, a name of LAYOUTS.
+        target: name of the target's method, or "Backbone".
+        target_parts: its parts.
+
+    Returns:
+        The patterns, in which CLASSIFIER stands for the names of timm's classifier; None if the pair is refused.
+    """
+    source = LAYOUTS[layout]
+    refused = any((a, b) in _REFUSED for a in source.parts for b in target_parts)
+    if refused and source.method != target and (layout, target) not in _ALLOWED:
+        return None
+    shared = source.parts & target_parts if source.method == target else {"backbone"}
+    drop = (*source.unused, *(f"{part}.*" for part in sorted(source.parts - shared)))
+    return drop, tuple(f"{part}.*" for part in sorted(target_parts - shared))
+
+
+def known_targets(layout: str) -> list[str]:
+    """Return the names of this project's methods, and "Backbone", that weights of a layout can be loaded into."""
+    targets = {**{name: method.parts for name, method in METHODS.items()}, BACKBONE: LAYOUTS[BACKBONE].parts}
+    return [name for name, parts in targets.items() if allowed_mismatch(layout, name, parts) is not None]
+
+
+def pairs() -> Iterator[tuple[str, str]]:
+    """Yield every (layout, target) that can be loaded."""
+    for layout in LAYOUTS:
+        for target in known_targets(layout):
+            yield layout, target
+
+
+def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterable[str]) -> str:
+    """Return the layout of a file in this project's form.
+
+    What the file states decides: the method's name, else its hyper-parameters. A file with neither is known by its
+    parts, and SimCLR's by the layers of its projection as well, since other methods have a part of that name too.
+
+    Args:
+        keys: of the tensors, in the common form.
+        declared: the method that the file names; "" if none.
+        hyper_parameters: names of those in the file; none if it has none.
+
+    Returns:
+        A name of LAYOUTS, or a text that begins with UNKNOWN and lists the parts.
+    """
+    keys, given = list(keys), set(hyper_parameters)
+    parts = {key.split(".")[0] for key in keys} - {"mean", "std"}
+    unknown = f"{UNKNOWN} (parts {', '.join(sorted(parts))})"
+    if declared and declared not in (*METHODS, BACKBONE):
+        return f"{unknown.removesuffix(')')}; it names {declared})"
+    if declared:
+        found = declared
+    elif parts == {"backbone"}:
+        found = BACKBONE
+    elif given:
+        found = next((name for name, method in METHODS.items() if method.marks <= given), unknown)
+    elif parts == {"backbone", "projection"}:
+        layers = {key.split(".")[1] for key in keys if key.startswith("projection.")}
+        found = _PROJECTIONS.get(tuple(sorted(int(i) for i in layers if i.isdecimal())), unknown)
+    else:
+        fitting = [name for name in METHODS if parts <= METHODS[name].parts]
+        found = "Classifier" if "Classifier" in fitting else next(iter(fitting), unknown)
+    return "Dense" if found in ("Detector", "Segmenter") else found
+
+
+def unknown_method_error(path: object, layout: str) -> UserError:
+    """Return the error for a checkpoint whose layout begins with UNKNOWN; it offers the backbone alone."""
+    return UserError(
+        f"{path}: is a checkpoint of {layout}; its backbone alone can be used: lit-vision import {path} "
+        "--backbone_only --out backbone.safetensors"
+    )

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.weights.compatibility import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
 
 State = dict[str, Tensor]
 
-TORCHVISION, TRANSFORMERS = "torchvision (ViT)", "transformers (ViT-MAE)"
-LIGHTLY_SIMCLR, LIGHTLY_MAE = "lightly (SimCLR)", "lightly (MAE)"
 _OTHER_SUPPORTED = "transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae"
 SUPPORTED = f"timm; torchvision's ResNet, DenseNet and ViT; {_OTHER_SUPPORTED}"
 

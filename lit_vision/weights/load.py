@@ -1,8 +1,8 @@
 """Load weights from a file into a module, with a report, or refuse without changing it.
 
 Every key of the file and of the module is renamed to one common form: `backbone.<timm name>`, `decoder.*` (MAE),
-`projection.*` (SimCLR), `head.*` (classifier). compatibility.py lists the keys that may be missing or unused, per pair
-of source layout and target; any other missing, unexpected or reshaped key raises PartialMatchError with the table of
+`projection.*` (SimCLR, LeJEPA), `head.*` (classifier). compatibility.py says which keys may be missing or unused, from
+the parts of source and target; any other missing, unexpected or reshaped key raises PartialMatchError with the table of
 keys. Nothing in a file is ever executed.
 """
 
@@ -21,7 +21,14 @@ from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file
-from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
+from lit_vision.weights.compatibility import (
+    BACKBONE,
+    CLASSIFIER,
+    UNKNOWN,
+    allowed_mismatch,
+    known_targets,
+    unknown_method_error,
+)
 
 # Pre-training ends with `norm` on all tokens; a backbone that averages patches has `fc_norm` after the mean instead
 # (He et al. 2022, A.1 and its code). Where the source has `norm` and the target `fc_norm`, the first is dropped and the
@@ -90,7 +97,7 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
     A module with buffers `mean` and `std` gets those of the file, if it has them.
 
     Args:
-        module: a Backbone, MAE, SimCLR or Classifier.
+        module: a Backbone, or a method's network, which declares its parts.
         path: a file of one of the layouts of checkpoint_layouts.py; .safetensors or torch.save's.
 
     Returns:
@@ -113,18 +120,21 @@ def load_common(
     """
     state = dict(state)
     statistics = {name: state.pop(name) for name in ("mean", "std") if name in state}
-    kind = getattr(module, "method_name", type(module).__name__)
-    if (layout, kind) not in ALLOWED_MISMATCHES:
-        raise UserError(
-            f"{path}: weights of {layout} cannot be loaded into {kind}; load them into one of {_known_targets(layout)}"
-        )
+    if layout.startswith(UNKNOWN):
+        raise unknown_method_error(path, layout)
+    kind = BACKBONE if isinstance(module, Backbone) else getattr(module, "method_name", type(module).__name__)
+    parts = frozenset({"backbone"}) if isinstance(module, Backbone) else getattr(module, "parts", frozenset())
+    allowed = allowed_mismatch(layout, kind, parts) if "backbone" in parts else None
+    if allowed is None:
+        targets = ", ".join(known_targets(layout))
+        raise UserError(f"{path}: weights of {layout} cannot be loaded into {kind}; load them into one of {targets}")
     backbone = module if isinstance(module, Backbone) else module.backbone
     prefix = "" if module is backbone else "backbone."
     named = {common_key(name, prefix): (name, value) for name, value in module.state_dict().items()}
     target = {key: value for key, (_, value) in named.items() if key not in ("mean", "std")}
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
-    values, rows = _match(state, target, *_allowed_mismatch(layout, kind, state, target, backbone), backbone, report)
+    values, rows = _match(state, target, *_complete(*allowed, state, target, backbone), backbone, report)
     if not any(key.startswith("backbone.") for key in values):
         raise PartialMatchError(
             f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows
@@ -143,12 +153,15 @@ def load_common(
     return report
 
 
-def _allowed_mismatch(
-    layout: str, kind: str, state: dict[str, Tensor], target: dict[str, Tensor], backbone: Backbone
+def _complete(
+    drop: tuple[str, ...],
+    new: tuple[str, ...],
+    state: dict[str, Tensor],
+    target: dict[str, Tensor],
+    backbone: Backbone,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the patterns of keys that may be dropped, and of keys that may keep their initial values."""
-    drop, new = ALLOWED_MISMATCHES[layout, kind]
-    if "<classifier>" in drop:
+    """Return `allowed_mismatch`'s patterns with the names of timm's classifier and the change of the last norm."""
+    if f"{CLASSIFIER}.*" in drop:
         drop = tuple(f"{name}.*" for name in classifier_names(backbone))
 
     def has(keys: dict[str, Tensor], prefix: str) -> bool:
@@ -170,8 +183,13 @@ def _match(
     """Return the values to load and a row for each key that does not fit; fill the report."""
     values: dict[str, Tensor] = {}
     rows: list[tuple[str, str, str, str]] = []
+
+    def is_shared(key: str) -> bool:
+        """False for a key that only has the same name in both: SimCLR's and LeJEPA's `projection` differ."""
+        return not (_matches_any(key, drop) and _matches_any(key, new))
+
     for key, value in state.items():
-        if key not in target:
+        if key not in target or not is_shared(key):
             if _matches_any(key, drop):
                 report.dropped.append(key)
             else:
@@ -189,7 +207,7 @@ def _match(
         report.matched.append(key)
         values[key] = value.to(wanted.dtype)
     for key, wanted in target.items():
-        if key in state:
+        if key in state and is_shared(key):
             continue
         if _matches_any(key, new):
             report.new.append(key)
@@ -271,10 +289,6 @@ def _resize(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
         return resize_pos_embed(value, grid, prefix)
     except ValueError:
         return None
-
-
-def _known_targets(layout: str) -> str:
-    return ", ".join(target for source, target in ALLOWED_MISMATCHES if source == layout)
 
 
 def _matches_any(key: str, patterns: tuple[str, ...]) -> bool:

@@ -10,8 +10,7 @@ from torch import Tensor
 from toy_foreign import BACKBONE_FLAGS, NAME, SIZES, VIT, foreign_states
 
 from lit_vision.cli import main as cli
-from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
-from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
 
 # layout: a key of each kind that layouts are recognised by, of a block, of norms, of the head or the decoder
 _CNN = ("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer1.0.conv2.weight", "layer2.1.conv1.weight")

@@ -29,10 +29,8 @@ from lit_vision.cli import main as cli
 from lit_vision.methods import MAE, Classifier
 from lit_vision.methods.classifier.network import ClassifierNetwork
 from lit_vision.predict.models import load_method
-from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
-from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
+from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_SIMCLR, pairs
 from lit_vision.weights.detect_architecture import detect_architecture
-from lit_vision.weights.key_maps import LIGHTLY_SIMCLR
 from lit_vision.weights.load import load_into
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -294,8 +292,8 @@ def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
         "Backbone": lambda pool: Backbone(NAME, **VIT, pool=pool),
     }
     done = 0
-    for layout, kind in ALLOWED_MISMATCHES:
-        if layout not in states or layout == "timm":
+    for layout, kind in pairs():
+        if layout not in states or layout == "timm" or kind not in targets:
             continue
         torch.save({"model" if layout.startswith(FACEBOOK_MAE) else "state_dict": states[layout]}, tmp_path / "w.pth")
         if layout == LIGHTLY_SIMCLR:

@@ -11,13 +11,13 @@ from toy_dense import NAMES, SIZE, make_detector, make_segmenter, write_pictures
 from toy_models import write_run
 
 from lit_vision.cli.main import main
-from lit_vision.predict.tasks import accuracy_check_for
 from lit_vision.data import AnnotatedDataModule
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods.fine_tuning import metadata_for
 from lit_vision.predict.detection import DecodeBoxes
 from lit_vision.predict.models import load_model
+from lit_vision.predict.tasks import accuracy_check_for
 from lit_vision.weights.model_metadata import ModelMetadata
 
 IDS = [3, 17, 90]  # of cup, pan, pot

@@ -9,8 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE
-from lit_vision.weights.key_maps import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
 
 NAME = "vit_base_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

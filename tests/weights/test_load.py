@@ -1,6 +1,8 @@
 """load_into: listed pairs of source and target load; other mismatches are refused with a table; nothing is run."""
 
 import argparse
+import inspect
+import json
 import os
 import pickle
 
@@ -8,16 +10,20 @@ import lightning
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from lit_vision import methods
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
+from lit_vision.cli.main import main
 from lit_vision.errors import UserError
+from lit_vision.methods import Detector, LeJEPA, Segmenter
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
-from lit_vision.weights.checkpoint_layouts import FACEBOOK_MAE, read_common
-from lit_vision.weights.compatibility import ALLOWED_MISMATCHES
+from lit_vision.weights.checkpoint_layouts import read_common
+from lit_vision.weights.compatibility import FACEBOOK_MAE, METHODS, pairs
 from lit_vision.weights.load import (
     PartialMatchError,
     load_backbone,
@@ -44,6 +50,12 @@ def make(kind: str, **body):
         return mae(**body)
     if kind == "SimCLR":
         return SimCLR(NAME, options, projection_width=8)
+    if kind == "LeJEPA":
+        return LeJEPA(NAME, options, projection_width=8, projection_hidden=16)
+    if kind == "Segmenter":
+        return Segmenter(NAME, 3, img_size=32, head="fcn", width=8, backbone_args=options)
+    if kind == "Detector":
+        return Detector(NAME, 3, img_size=32, pyramid_width=32, head_convs=1, strides=[8, 16], backbone_args=options)
     return Classifier(NAME, 5, options)
 
 
@@ -61,7 +73,7 @@ def mae_layout(module: MAE) -> dict[str, torch.Tensor]:
 
 def write(path, layout: str):
     """A file in this layout; returns the module whose body is in it."""
-    if layout in ("MAE", "SimCLR", "Classifier"):
+    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier"):
         module = make(layout)
         torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": lightning.__version__}, path)
     elif layout == "Backbone":
@@ -84,6 +96,7 @@ def write(path, layout: str):
 HERE = (
     "MAE",
     "SimCLR",
+    "LeJEPA",
     "Classifier",
     "Backbone",
     "timm",
@@ -93,7 +106,7 @@ HERE = (
 )
 
 
-@pytest.mark.parametrize(("layout", "kind"), [pair for pair in ALLOWED_MISMATCHES if pair[0] in HERE])
+@pytest.mark.parametrize(("layout", "kind"), [pair for pair in pairs() if pair[0] in HERE])
 def test_every_written_pair_goes_through(tmp_path, layout: str, kind: str) -> None:
     path = tmp_path / "w.pth"
     source = write(path, layout)
@@ -181,6 +194,63 @@ def test_pair_without_a_rule_is_refused(tmp_path) -> None:
     write(tmp_path / "s.ckpt", "SimCLR")
     with pytest.raises(UserError, match="cannot be loaded into MAE"):
         load_into(make("MAE"), tmp_path / "s.ckpt")
+
+
+def test_parts_are_those_that_the_methods_declare() -> None:
+    assert set(METHODS) == set(methods.__all__)
+    for name, layout in METHODS.items():
+        network = methods.network_class(name)
+        assert layout.parts == network.parts
+        hyper = set(inspect.signature(getattr(methods, name)).parameters)
+        others = [set(inspect.signature(getattr(methods, other)).parameters) for other in METHODS if other != name]
+        assert layout.marks <= hyper
+        assert name == "Classifier" or not any(layout.marks <= other for other in others)
+
+
+@pytest.mark.parametrize("how", ["hyper-parameters", "projection", "name"])
+def test_lejepa_is_not_taken_for_simclr(tmp_path, how: str) -> None:
+    module = make("LeJEPA")
+    if how == "name":
+        path = tmp_path / "l.safetensors"
+        save_file(module.state_dict(), path, metadata={"lit_vision": "LeJEPA"})
+    else:
+        path = tmp_path / "l.ckpt"
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        torch.save(content if how == "hyper-parameters" else {"state_dict": module.state_dict()}, path)
+    report = load_into(make("Classifier"), path)
+    assert (report.source, {key.split(".")[0] for key in report.dropped}) == ("LeJEPA", {"projection"})
+    assert load_into(make("LeJEPA"), path).dropped == []
+    simclr = make("SimCLR")
+    report = load_into(simclr, path)  # both have a part `projection`, and they share none of it
+    assert {key.split(".")[0] for key in report.new} == {"projection"}
+
+
+UNKNOWN_METHODS = {  # what a checkpoint of a method that nobody declared may look like
+    "another part": ({"predictor.0.weight": torch.ones(2, 2)}, None),
+    "another method's hyper-parameters": ({}, {"backbone": NAME, "backbone_args": VIT, "queue": 65536}),
+    "another head": ({"projection.9.weight": torch.ones(2, 2)}, None),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN_METHODS)
+def test_unknown_method__offers_its_backbone(tmp_path, what: str, capsys) -> None:
+    extra, hyper = UNKNOWN_METHODS[what]
+    source, path = make("SimCLR"), tmp_path / "u.ckpt"
+    content = {"state_dict": {**source.state_dict(), **extra}}
+    torch.save(content if hyper is None else {**content, "hyper_parameters": hyper}, path)
+    for target in ("Backbone", "Classifier", "SimCLR"):
+        with pytest.raises(UserError, match="--backbone_only") as caught:
+            load_into(make(target), path)
+        assert "unknown method" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    out = tmp_path / "backbone.safetensors"
+    flags = [] if hyper else ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
+    assert main(["import", str(path), "--out", str(out), *flags]) == 1
+    assert "--backbone_only" in capsys.readouterr().err
+    assert main(["import", str(path), "--out", str(out), *flags, "--backbone_only"]) == 0
+    backbone, _ = load_backbone(out)
+    for key, value in body_of(source).state_dict().items():
+        assert torch.equal(backbone.model.state_dict()[key], value)
 
 
 def test_positions_are_resized_and_it_says_so(tmp_path) -> None:

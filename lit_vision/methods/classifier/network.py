@@ -15,6 +15,7 @@ from lit_vision.methods import tuning_modes
 from lit_vision.methods.tuning_modes import ADAPTERS, TUNING_DEFAULTS
 
 PARTS = frozenset({"backbone", "head", "head_norm"})  # the modules in a checkpoint of this method
+MONITOR = ("val/top1", True)  # the metric that chooses best.ckpt; True: larger is better
 TRAIN_VIEW = "train"  # one distorted crop
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
 DEFAULTS: Mapping[str, Any] = {
@@ -74,11 +75,11 @@ class ClassifierNetwork(nn.Module):
             the checkpoint does not fit.
     """
 
-    method_name, parts = "Classifier", PARTS
+    method_name, parts, monitor = "Classifier", PARTS, MONITOR
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.hparams: Any = {**h, **DEFAULTS, **h}  # in the order of h; a LightningModule has its own
         self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from lit_vision.methods.segmentation.losses import (
 )
 
 PARTS = frozenset({"backbone", "pyramid", "head", "auxiliary"})  # the modules in a checkpoint of this method
+MONITOR = ("val/dice", True)  # the metric that chooses best.ckpt; True: larger is better
 TRAIN_VIEW = "train"  # of AnnotatedDataModule: crop or scale, flip
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
 DEFAULTS: Mapping[str, Any] = {
@@ -49,11 +50,11 @@ class SegmenterNetwork(nn.Module):
             the checkpoint does not fit.
     """
 
-    method_name, parts = "Segmenter", PARTS
+    method_name, parts, monitor = "Segmenter", PARTS, MONITOR
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.hparams: Any = {**h, **DEFAULTS, **h}  # in the order of h; a LightningModule has its own
         self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:

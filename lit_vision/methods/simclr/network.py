@@ -227,7 +227,7 @@ class SimCLRNetwork(nn.Module):
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
-        self.hparams: Any = {**DEFAULTS, **h}  # a LightningModule has its own
+        self.hparams: Any = {**h, **DEFAULTS, **h}  # in the order of h; a LightningModule has its own
         self.build(self.hparams)
 
     def build(self, h: Mapping[str, Any]) -> None:

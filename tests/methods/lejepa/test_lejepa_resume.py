@@ -1,4 +1,4 @@
-"""LeJEPA with local views: killed before and after a save, resumed, and compared bit for bit with a run nobody killed."""
+"""LeJEPA with local views: killed, resumed, and compared bit for bit with an uninterrupted run."""
 
 import os
 import sys
