@@ -58,8 +58,8 @@ class RunRecord(SampleCounter):
     environment.json holds commit, versions and the fingerprint of the data; a resume adds to its `resumed`.
 
     The metric of results.json is that of the last weights: the first of `checkpoint.monitors_of` that was measured,
-    else train/loss. The metric that best.ckpt was chosen by is under `best`, because choosing by a split makes its number
-    too good.
+    else train/loss. The metric that best.ckpt was chosen by is under `best`, because choosing by a split makes its
+    number too good.
 
     Args:
         recipe: name or relative path of the recipe.

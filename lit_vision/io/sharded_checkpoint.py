@@ -50,14 +50,14 @@ class ShardReader:
         """Return rows `start` to `end` of a tensor from the files that hold them."""
         found, at = [], 0
         for file in self.files:
-            part = file.get_slice(name)  # type: ignore[no-untyped-call]
+            part = file.get_slice(name)
             size = part.get_shape()[0]
             first, last = max(start, at), min(end, at + size)
             if first < last:
                 found.append(part[first - at : last - at])
             at += size
         if not found:
-            empty: Tensor = self.files[0].get_slice(name)[0:0]  # type: ignore[no-untyped-call]
+            empty: Tensor = self.files[0].get_slice(name)[0:0]
             return empty
         return found[0] if len(found) == 1 else torch.cat(found)
 
