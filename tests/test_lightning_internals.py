@@ -7,10 +7,10 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities import optimizer as fabric_optimizer
+from lightning.pytorch import Callback, LightningModule, Trainer, __version__
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -25,7 +25,7 @@ from lit_vision import lightning_internals
 STEPS, ACCUMULATE = 2, 2  # optimizer steps in an epoch, batches in a step
 
 
-class Net(L.LightningModule):
+class Net(LightningModule):
     """One weight; a batch is one number."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Rows(Logger):
     def log_hyperparams(self, *args, **kwargs) -> None: ...
 
 
-class Watch(L.Callback):
+class Watch(Callback):
     """Call the functions where the package calls them."""
 
     def __init__(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Watch(L.Callback):
 def watched(tmp_path_factory) -> SimpleNamespace:
     """Two epochs of two optimizer steps of two batches, validation at the end of each."""
     watch, rows = Watch(tmp_path_factory.mktemp("run")), Rows()
-    trainer = L.Trainer(
+    trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
         devices=1,
@@ -127,7 +127,7 @@ def watched(tmp_path_factory) -> SimpleNamespace:
     ],
 )
 def test_the_private_name_exists(holder: object, name: str) -> None:
-    assert hasattr(holder, name), f"Lightning {L.__version__} has no {holder}.{name}: see lightning_internals.py"
+    assert hasattr(holder, name), f"Lightning {__version__} has no {holder}.{name}: see lightning_internals.py"
 
 
 def test_a_trainer_has_the_private_attributes(watched: SimpleNamespace) -> None:
@@ -138,7 +138,7 @@ def test_a_trainer_has_the_private_attributes(watched: SimpleNamespace) -> None:
         (trainer.fit_loop, "_data_fetcher"),
         (trainer.fit_loop.epoch_loop, "_batches_that_stepped"),
     ):
-        assert hasattr(holder, name), f"Lightning {L.__version__}: {type(holder).__name__} has no {name}"
+        assert hasattr(holder, name), f"Lightning {__version__}: {type(holder).__name__} has no {name}"
 
 
 def test_accumulation_and_validation_are_those_of_the_batch(watched: SimpleNamespace) -> None:
@@ -203,8 +203,8 @@ def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(watched: Simp
 
 def test_batch_norm_plugin_is_that_of_the_trainer() -> None:
     plugin = TorchSyncBatchNorm()
-    assert hasattr(DDPStrategy(), "_layer_sync"), f"Lightning {L.__version__}: strategies have no _layer_sync"
-    trainer = L.Trainer(strategy="ddp", accelerator="cpu", devices=2, plugins=[plugin], logger=False)
+    assert hasattr(DDPStrategy(), "_layer_sync"), f"Lightning {__version__}: strategies have no _layer_sync"
+    trainer = Trainer(strategy="ddp", accelerator="cpu", devices=2, plugins=[plugin], logger=False)
     assert lightning_internals.batch_norm_plugin(trainer.strategy) is plugin
     assert lightning_internals.batch_norm_plugin(SingleDeviceStrategy("cpu")) is None
 
@@ -228,7 +228,7 @@ def test_the_copied_setup_calls_what_lightnings_own_calls() -> None:
         text = inspect.getsource(function)
         assert [call for call in calls if call not in text] == []
     lines = [line for line in inspect.getsource(ModelParallelStrategy.setup).splitlines() if line.strip()]
-    assert len(lines) == 25, f"ModelParallelStrategy.setup of Lightning {L.__version__} has changed: compare the copy"
+    assert len(lines) == 25, f"ModelParallelStrategy.setup of Lightning {__version__} has changed: compare the copy"
 
 
 def test_optimizers_are_unwrapped() -> None:

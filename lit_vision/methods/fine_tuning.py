@@ -10,7 +10,7 @@ from lit_vision.errors import UserError
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 if TYPE_CHECKING:
-    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch import LightningDataModule, LightningModule
 
 # The next three are hooks of Lightning: a method has them as `on_save_checkpoint`, `on_load_checkpoint` and
 # `configure_optimizers`.

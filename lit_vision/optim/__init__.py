@@ -17,7 +17,7 @@ from lit_vision.optim.lars import LARS
 from lit_vision.optim.schedule import TrainingLength, scaled_lr, training_length, warmup_cosine
 
 if TYPE_CHECKING:
-    from lightning import LightningModule
+    from lightning.pytorch import LightningModule
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_vision.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning import LightningModule
+    from lightning.pytorch import LightningModule
 
 
 @dataclass(frozen=True)

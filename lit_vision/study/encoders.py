@@ -24,7 +24,7 @@ from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone
 
 if TYPE_CHECKING:
-    from lightning import LightningModule
+    from lightning.pytorch import LightningModule
 
 
 @dataclass(frozen=True)

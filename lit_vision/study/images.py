@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -197,7 +197,7 @@ def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> 
     return (pixels[good] if bad else pixels), good
 
 
-class StudyData(L.LightningDataModule):
+class StudyData(LightningDataModule):
     """Data module of some rows of a study's pool; the order and the pixels are pure functions of `seed`.
 
     Args:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -45,7 +44,7 @@ PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
 class TrainingResult:
     """A finished training: module, seconds, steps, loss of each step, and the times at which the steps ended."""
 
-    module: L.LightningModule
+    module: LightningModule
     seconds: float
     steps: int
     losses: list[float] = field(default_factory=list)
@@ -78,7 +77,7 @@ class _LossRecorder(Callback):
         self.times: list[float] = []
         self.begin = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
         self.losses.append(loss)
         self.times.append(time.perf_counter() - self.begin)
@@ -106,7 +105,7 @@ def redirect_output(log: Path) -> Iterator[None]:
 
 def pretraining(
     init: str, images: StudyImages, preset: StudyPreset, seed: int, count: int | None = None
-) -> tuple[L.LightningModule, StudyData]:
+) -> tuple[LightningModule, StudyData]:
     """Return module and data of a pre-training on the pool, or on `count` images drawn from it, without labels."""
     network = preset.network(init)
     options = dict(getattr(preset, init))
@@ -176,7 +175,7 @@ def _backbone_args(init: str, network: Network) -> dict[str, Any]:
 
 
 def train(
-    module: L.LightningModule,
+    module: LightningModule,
     data: StudyData,
     epochs: int,
     seed: int,
@@ -198,7 +197,7 @@ def train(
     """
     steps = epochs * data.batches_per_epoch
     recorder = _LossRecorder(steps, on_step, limit)
-    trainer = L.Trainer(
+    trainer = Trainer(
         max_epochs=epochs,
         accelerator="auto",
         devices=1,
@@ -217,7 +216,7 @@ def train(
     return TrainingResult(module.cpu(), time.perf_counter() - begin, steps, recorder.losses, recorder.times)
 
 
-def precision_of(module: L.LightningModule) -> str:
+def precision_of(module: LightningModule) -> str:
     """Return the Trainer's precision: bf16-mixed if it is faster for this method on this machine, else 32-true.
 
     On a CPU with bfloat16 tiles the large batches of pre-training are faster (SimCLR 1.3 to 1.5 times, MAE 1.3),
@@ -229,7 +228,7 @@ def precision_of(module: L.LightningModule) -> str:
     return "bf16-mixed" if capabilities.get("amx_bf16") and isinstance(module, (SimCLR, MAE)) else "32-true"
 
 
-def measure(module: L.LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
+def measure(module: LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
     """Measure the cost of a training by a short one of `limit` seconds or four steps, whichever is longer.
 
     `data` should have two or three steps an epoch; the module is discarded.

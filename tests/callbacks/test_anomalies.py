@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from toy_run import ToyData, ToyNet
 
 from lit_vision.callbacks.anomalies import Collapse, CollapseError, LossSpike, LossSpikeError, _update_statistics
@@ -58,9 +58,9 @@ class Jumps(ToyNet):
         return super().training_step(batch, batch_idx) + (100.0 if self.global_step == 6 else 0.0)
 
 
-def fit(folder: Path, callback: L.Callback, net: L.LightningModule) -> None:
+def fit(folder: Path, callback: Callback, net: LightningModule) -> None:
     torch.manual_seed(0)
-    L.Trainer(
+    Trainer(
         max_epochs=1,
         accelerator="cpu",
         use_distributed_sampler=False,

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 import toy_run
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
@@ -14,7 +14,7 @@ from lit_vision.callbacks.ema import EMA, KEY
 from lit_vision.errors import UserError
 
 
-class Watch(L.Callback):
+class Watch(Callback):
     """Record the head's weight in validation, at the end of the epoch and after each step; keep a checkpoint."""
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -39,7 +39,7 @@ def fit(folder: Path, average: bool = True, resume: Path | None = None, accumula
     torch.manual_seed(0)
     model, watch = toy_run.ToyNet(), Watch(folder, keep=9 // accumulate)
     own = [EMA(**ema)] if average else []
-    trainer = L.Trainer(
+    trainer = Trainer(
         default_root_dir=folder,
         max_epochs=2,
         accelerator="cpu",
@@ -111,6 +111,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
     fit(tmp_path / "averaged")
     with pytest.raises(UserError, match="has no EMA"):
         fit(tmp_path / "none", average=False, resume=tmp_path / "averaged/last.ckpt")
-    trainer = L.Trainer(accelerator="cpu", precision="bf16-true", logger=False, enable_checkpointing=False)
+    trainer = Trainer(accelerator="cpu", precision="bf16-true", logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match="bf16-mixed"):
         EMA().setup(trainer, toy_run.ToyNet(), "fit")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from toy_run import ToyData, ToyNet
 
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
@@ -12,7 +12,7 @@ from lit_vision.callbacks.nonfinite import NonFiniteError, StopOnNonFinite
 from lit_vision.errors import UserError
 
 
-class Weights(L.Callback):
+class Weights(Callback):
     """Copies of weights and optimiser state after each step."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class PoisonedGradient(ToyNet):
 def fit(folder: Path, guard: StopOnNonFinite, net: type = ToyNet, accumulate: int = 1, **trainer) -> Weights:
     torch.manual_seed(0)
     weights = Weights()
-    L.Trainer(
+    Trainer(
         max_epochs=1,
         accelerator="cpu",
         accumulate_grad_batches=accumulate,

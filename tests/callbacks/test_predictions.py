@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_vision.callbacks.predictions import Predictions
@@ -50,7 +50,7 @@ def test_a_picture_per_epoch(task: str, tmp_path: Path) -> None:
         data = AnnotatedDataModule(
             str(tmp_path / "set"), format="masks", class_names=["background", *GARMENT_CLASSES], **common
         )
-    trainer = L.Trainer(
+    trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
         accelerator="cpu",

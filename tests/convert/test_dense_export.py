@@ -46,14 +46,14 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
 def test_accuracy_checks__measure_what_the_method_measures(place, task: str) -> None:
-    import lightning as L
+    from lightning.pytorch import Trainer
 
     model = load_model(place / task, "cpu")
     check = accuracy_check_for(str(place / "scenes"), model.metadata)
     assert (check.split, check.images) == ("test", 4)
     assert sum(1 for _ in check.calibration(5)) == 5
     assert next(check.calibration(1)).shape == (1, 64, 64, 3)
-    trainer = L.Trainer(
+    trainer = Trainer(
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,

@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
 from lit_vision.cli import main as cli
@@ -50,7 +50,7 @@ def test_two_batches_through_the_command_line(recipe: str, root: Path, tmp_path:
     assert "'none'" in error
 
 
-class _CopyCheckpoint(L.Callback):
+class _CopyCheckpoint(Callback):
     """Copy the checkpoint of the fourth step, the first of the second epoch."""
 
     def __init__(self, folder: Path):
@@ -61,8 +61,8 @@ class _CopyCheckpoint(L.Callback):
             shutil.copy(self.folder / "last.ckpt", self.folder / "copy.ckpt")
 
 
-def _fit(model: L.LightningModule, data: AnnotatedDataModule, folder: Path, resume: Path | None = None) -> dict:
-    trainer = L.Trainer(
+def _fit(model: LightningModule, data: AnnotatedDataModule, folder: Path, resume: Path | None = None) -> dict:
+    trainer = Trainer(
         default_root_dir=folder,
         max_epochs=2,
         accelerator="cpu",
@@ -80,7 +80,7 @@ def _fit(model: L.LightningModule, data: AnnotatedDataModule, folder: Path, resu
 
 @pytest.mark.parametrize("task", ["faster_rcnn", "upernet"])
 def test_resumed_in_the_middle_of_an_epoch_to_the_same_bits(task: str, root: Path, tmp_path: Path) -> None:
-    def make() -> tuple[L.LightningModule, AnnotatedDataModule]:
+    def make() -> tuple[LightningModule, AnnotatedDataModule]:
         torch.manual_seed(0)
         common = {"img_size": 64, "batch_size": 4, "num_workers": 0, "train_view": "lsj", "brightness": 0.2}
         if task == "upernet":

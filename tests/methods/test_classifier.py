@@ -3,10 +3,10 @@
 import itertools
 import math
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -23,7 +23,7 @@ RESNET = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "
 VIT_NAME = "vit_tiny_patch16_224"
 
 
-class Images(L.LightningDataModule):
+class Images(LightningDataModule):
     """Random images of fixed labels; training repeats one batch, validation has batches of unequal size."""
 
     def __init__(self, classes: int = 5, size: int = 16, batch: int = 10, steps: int = 2, views: int = 1) -> None:
@@ -47,14 +47,14 @@ class Images(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def trainer(**settings) -> L.Trainer:
+def trainer(**settings) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return L.Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, "num_sanity_val_steps": 0, **settings})
+    return Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, "num_sanity_val_steps": 0, **settings})
 
 
 def plain(method: Classifier, data: Images) -> torch.Tensor:

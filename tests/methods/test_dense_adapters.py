@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from toy_models import write_run
 
 from lit_vision.cli.main import main
@@ -69,7 +69,7 @@ def test_only_adapter_pyramid_and_head_train_and_the_checkpoint_is_complete(task
     data = AnnotatedDataModule(str(root), img_size=64, batch_size=2, num_workers=0, **masks)
     method = _dense(task, tune)
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    trainer = L.Trainer(
+    trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
         accelerator="cpu",

@@ -3,9 +3,9 @@
 import os
 import signal
 
-import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,7 +31,7 @@ class Pictures(Dataset):
         return {"images": torch.from_numpy(image), "label": index % 2 if self.labels else -1, "key": torch.tensor(key)}
 
 
-class ToyData(L.LightningDataModule):
+class ToyData(LightningDataModule):
     def __init__(
         self,
         n: int = 32,
@@ -95,7 +95,7 @@ class ToyData(L.LightningDataModule):
         restore_loader_state(self, state, str(self.n))
 
 
-class ToyNet(L.LightningModule):
+class ToyNet(LightningModule):
     """`stop` is "<signal>:<event>:<n>": the process sends itself the signal at the n-th event (batch, saved, val)."""
 
     def __init__(self, width: int = 4, lr: float = 1e-2, poison_step: int | None = None) -> None:
@@ -155,10 +155,10 @@ class ToyNet(L.LightningModule):
 class ToyPretrain(ToyNet):
     """Without a validation of its own."""
 
-    validation_step = L.LightningModule.validation_step
+    validation_step = LightningModule.validation_step
 
 
-class Draws(L.Callback):
+class Draws(Callback):
     """A picture per epoch."""
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:

@@ -6,10 +6,10 @@ import json
 import os
 import pickle
 
-import lightning
 import pytest
 import timm
 import torch
+from lightning.pytorch import __version__
 from safetensors.torch import save_file
 from torch import nn
 
@@ -75,7 +75,7 @@ def write(path, layout: str):
     """A file in this layout; returns the module whose body is in it."""
     if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier"):
         module = make(layout)
-        torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": lightning.__version__}, path)
+        torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": __version__}, path)
     elif layout == "Backbone":
         module = make(layout)
         torch.save(module.state_dict(), path)

@@ -5,7 +5,7 @@ B images, K classes, C H W channels and pixels.
 
 from typing import Any
 
-import lightning
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -20,7 +20,7 @@ from lit_vision.methods.classifier.network import ClassifierNetwork, classificat
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 
-class Classifier(ClassifierNetwork, lightning.LightningModule):
+class Classifier(ClassifierNetwork, LightningModule):
     """Backbone and linear head, trained on labels.
 
     MAE's fine-tuning (its repository, ViT-B): backbone_args {pool: avg, drop_path_rate: 0.1}, layer_decay 0.65, base_lr

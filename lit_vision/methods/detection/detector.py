@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_vision.data.batch import normalize_batch
@@ -14,7 +14,7 @@ from lit_vision.methods import fine_tuning
 from lit_vision.methods.detection.network import DetectorNetwork
 
 
-class Detector(DetectorNetwork, lightning.LightningModule):
+class Detector(DetectorNetwork, LightningModule):
     """Object detection and instance segmentation on any backbone with feature maps.
 
     FCOS (Tian et al. 2019, arXiv:1904.01355): focal loss, GIoU loss, centre-ness. RetinaNet (Lin et al. 2017,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import lightning
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import distributed, optim
@@ -12,7 +12,7 @@ from lit_vision.methods.lejepa.network import LeJEPANetwork
 VALIDATION_STEP = -1  # directions of the validation: the same at each epoch, and of no step of the training
 
 
-class LeJEPA(LeJEPANetwork, lightning.LightningModule):
+class LeJEPA(LeJEPANetwork, LightningModule):
     """Pre-train a backbone by predicting views from each other in latent space, with projections kept Gaussian.
 
     Needs a train view with two or more views (`train_view: lejepa`). The loss is

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import optim
@@ -13,7 +13,7 @@ from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork
 
 
-class MAE(MAENetwork, lightning.LightningModule):
+class MAE(MAENetwork, LightningModule):
     """Pre-train a plain ViT by predicting masked patches.
 
     The paper's recipe: mask 0.75, batch 4096, AdamW (0.9, 0.95), 800 to 1600 epochs, 40 of warm-up; released encoders

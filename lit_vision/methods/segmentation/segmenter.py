@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -16,7 +16,7 @@ from lit_vision.methods.segmentation.losses import segmentation_loss
 from lit_vision.methods.segmentation.network import SegmenterNetwork
 
 
-class Segmenter(SegmenterNetwork, lightning.LightningModule):
+class Segmenter(SegmenterNetwork, LightningModule):
     """Semantic segmentation on any backbone with feature maps.
 
     Heads: linear (arXiv:2105.05633), fcn (arXiv:1411.4038), upernet (arXiv:1807.10221; with an auxiliary FCN head in

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-import lightning
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import distributed, optim
@@ -12,7 +12,7 @@ from lit_vision.lightning_internals import log_at_optimizer_step
 from lit_vision.methods.simclr.network import SimCLRNetwork
 
 
-class SimCLR(SimCLRNetwork, lightning.LightningModule):
+class SimCLR(SimCLRNetwork, LightningModule):
     """Pre-train a backbone by contrasting two views of each image.
 
     Needs a train view with V = 2 (`train_view: simclr`). Both views pass the backbone in one batch of 2B images, so

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from lit_vision.backbones.backbone import Backbone
@@ -282,10 +282,10 @@ def root(tmp_path_factory) -> Path:
     return out
 
 
-def _trainer(folder: Path, **changes) -> L.Trainer:
+def _trainer(folder: Path, **changes) -> Trainer:
     settings = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     settings |= {"use_distributed_sampler": False, "accelerator": "cpu", "enable_checkpointing": False}
-    return L.Trainer(default_root_dir=folder, **settings | changes)
+    return Trainer(default_root_dir=folder, **settings | changes)
 
 
 def test_a_run__metrics_and_checkpoint(root: Path, tmp_path: Path) -> None:

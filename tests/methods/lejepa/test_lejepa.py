@@ -2,9 +2,9 @@
 
 import math
 
-import lightning
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from lit_vision.errors import UserError
@@ -98,7 +98,7 @@ def test_collapse__into_the_origin_has_no_gradient_and_into_another_point_has_on
     assert nearby.grad.abs().max() > 1e-6  # noise leaves the origin
 
 
-class Views(lightning.LightningDataModule):
+class Views(LightningDataModule):
     """Sixteen random images, two noisy views each, the same batch at each step."""
 
     num_classes, batches_per_epoch, global_batch_size, batch_size = 0, 40, 16, 16
@@ -124,7 +124,7 @@ def test_lejepa__overfits_one_batch_without_collapse(local_views: int) -> None:
     views, local = batch["images"], batch.get("local_images")
     before = [float(part) for part in method.loss(views, local, 0)]
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    lightning.Trainer(accelerator="cpu", max_epochs=2, use_distributed_sampler=False, **quiet).fit(method, data)
+    Trainer(accelerator="cpu", max_epochs=2, use_distributed_sampler=False, **quiet).fit(method, data)
     method.train()
     after = [float(part) for part in method.loss(views, local, 0)]
     assert after[0] < 0.6 * before[0]

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
@@ -179,7 +179,7 @@ def test_a_run__metrics_and_checkpoint(tmp_path: Path) -> None:
     backbone = Backbone("resnet18", **CNN)
     save_backbone(tmp_path / "backbone.safetensors", backbone, [0.5] * 3, [0.25] * 3)
     model = _segmenter("fcn", num_classes=11, tune="linear", backbone_checkpoint=str(tmp_path / "backbone.safetensors"))
-    trainer = L.Trainer(
+    trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
         logger=False,

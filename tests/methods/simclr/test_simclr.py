@@ -4,9 +4,9 @@ import copy
 import math
 from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 
 from lit_vision.errors import UserError
@@ -39,7 +39,7 @@ def test_projection_head__lightlys_has_128_parameters_more() -> None:
     assert (theirs, ours) == (4_460_800, 4_460_800 - 128)
 
 
-class Pairs(L.LightningDataModule):
+class Pairs(LightningDataModule):
     """Eight random images, two noisy views each, the same batch at each step."""
 
     num_classes, batches_per_epoch, global_batch_size, batch_size = 0, 10, 8, 8
@@ -60,14 +60,14 @@ class Pairs(L.LightningDataModule):
         return torch.utils.data.DataLoader([self.batch] * self.batches_per_epoch, batch_size=None)
 
 
-def trainer(**settings) -> L.Trainer:
+def trainer(**settings) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return L.Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, **settings})
+    return Trainer(accelerator="cpu", **{**quiet, "max_epochs": 1, **settings})
 
 
 def test_simclr__overfits_one_batch_and_prints_its_negatives(capsys: pytest.CaptureFixture) -> None:
