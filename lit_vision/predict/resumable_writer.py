@@ -15,6 +15,10 @@ from lit_vision.io.atomic import atomic_path, remove_temporaries
 from lit_vision.predict.writers import check_not_existing
 
 
+# keys of `identity` up to commit 37adabd, whose unfinished runs can be continued
+RENAMED_KEYS = {"form": "format", "top": "top_k", "score": "min_score"}
+
+
 class ResumableWriter:
     """Streams OUT.part, OUT.<name>.part, ... and OUT.part.json, which records the valid length of each.
 
@@ -43,12 +47,13 @@ class ResumableWriter:
         if self.state.exists():
             try:
                 record = json.loads(self.state.read_text())
+                identity_before = {RENAMED_KEYS.get(key, key): value for key, value in record["identity"].items()}
                 complete = set(record["bytes"]) == set(streams) and all(
                     self.paths[n].stat().st_size >= record["bytes"][n] for n in streams
                 )
-            except (OSError, ValueError, KeyError, TypeError):
-                record, complete = {}, False
-            if complete and record["identity"] == self.identity:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                record, identity_before, complete = {}, {}, False
+            if complete and identity_before == self.identity:
                 self.done, self.resumed, self.notes, sizes = record["done"], True, record["notes"], record["bytes"]
             elif record.get("done") != 0 and not overwrite:  # a run that has done nothing may be replaced
                 raise UserError(

@@ -251,6 +251,21 @@ def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_write
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
 
 
+def test_an_unfinished_run_of_before_the_flags_were_renamed_is_continued(place, tmp_path, stopped_writer) -> None:
+    """The record as commit 37adabd wrote it: the same values under form, score and draw."""
+    assert predict(place, "detector", tmp_path / "all.json", "--min_score", "0.05") == 0
+    out, state = tmp_path / "part.json", tmp_path / "part.json.part.json"
+    with stopped_writer(3):
+        assert predict(place, "detector", out, "--min_score", "0.05") == 130
+    record = json.loads(state.read_text())
+    old = {"format": "form", "min_score": "score"}
+    record["identity"] = {old.get(key, key): value for key, value in record["identity"].items()}
+    assert {"form", "score", "draw"} < set(record["identity"])
+    state.write_text(json.dumps(record))
+    assert predict(place, "detector", out, "--min_score", "0.05") == 0
+    assert out.read_bytes() == (tmp_path / "all.json").read_bytes()
+
+
 def test_folders_of_pictures_inside_the_images_folder_are_no_images(
     place, tmp_path, stopped_writer, monkeypatch, capsys
 ) -> None:

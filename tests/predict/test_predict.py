@@ -123,6 +123,24 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bytes(place, tmp_path, stop
     assert "5 of 13" in text.out
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_an_unfinished_run_of_before_the_flags_were_renamed_is_continued(place, tmp_path, stopped_writer, form) -> None:
+    """The record as commit 37adabd wrote it: the same values under form, top and explain."""
+    assert predict(place, tmp_path / f"all.{form}", "--top_k", "2") == 0
+    out, state = tmp_path / f"part.{form}", tmp_path / f"part.{form}.part.json"
+    with stopped_writer(3):
+        assert predict(place, out, "--top_k", "2") == 130
+    record = json.loads(state.read_text())
+    identity = record["identity"]
+    old_keys = {"model", "precision", "runtime", "images", "batch_size", "form", "top", "explain"}
+    record["identity"] = {{"format": "form", "top_k": "top"}.get(key, key): value for key, value in identity.items()}
+    assert set(record["identity"]) == old_keys
+    state.write_text(json.dumps(record))
+    assert predict(place, out, "--top_k", "3") == 1  # still another run
+    assert predict(place, out, "--top_k", "2") == 0
+    assert out.read_bytes() == (tmp_path / f"all.{form}").read_bytes()
+
+
 def test_a_part_of_another_run_is_not_mixed_in(place, tmp_path, monkeypatch, capsys) -> None:
     run, calls = models.Model.__call__, []
 
