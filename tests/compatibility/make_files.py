@@ -43,7 +43,7 @@ from run_summary import PORTABLE, summarize_run, versions  # noqa: E402
 COMMIT = "37adabd"
 CLASSES = {0: "t-shirt", 1: "trouser", 7: "sneaker", 8: "bag"}
 SPLITS = {"train": 12, "val": 4, "test": 4}  # images per class
-# recipe: where SIGTERM comes (a hook of LastCheckpoint, its call) and what its command has besides
+# recipe: where SIGTERM comes (a hook of LastCheckpoint, its call) and further arguments of its command
 RUNS: dict[str, tuple[str, int, list[str]]] = {
     "mae": ("on_train_batch_end", 6, []),  # between two steps
     "simclr": ("on_train_batch_end", 8, ["--trainer.max_epochs", "3"]),  # inside a window of two batches
@@ -59,29 +59,31 @@ FOREIGN = {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_he
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """One PNG file; its folder is made."""
+    """Write one PNG file; create its folder."""
     import cv2
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    good, png = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    assert good
+    success, png = cv2.imencode(
+        ".png", image[..., ::-1] if image.ndim == 3 else image, [cv2.IMWRITE_PNG_COMPRESSION, 9]
+    )
+    assert success
     path.write_bytes(png)
 
 
 def make_garments(root: Path) -> None:
-    """Embedded garments (Fashion-MNIST, MIT) by split and class."""
+    """Write embedded garments (Fashion-MNIST, MIT) by split and class."""
     from lit_vision.data.sources import embedded_fashion
 
     images, labels = embedded_fashion()
     for label, name in CLASSES.items():
-        places = iter(np.flatnonzero(labels == label))
+        indices = iter(np.flatnonzero(labels == label))
         for split, count in SPLITS.items():
-            for place in itertools.islice(places, count):
-                write_png(root / split / name / f"{place:05d}.png", images[place])
+            for index in itertools.islice(indices, count):
+                write_png(root / split / name / f"{index:05d}.png", images[index])
 
 
 def make_shapes(root: Path) -> None:
-    """Painted boxes of two classes with COCO annotations and semantic masks."""
+    """Write painted boxes of two classes with COCO annotations and semantic masks."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 6)):
         note: dict[str, Any] = {"images": [], "annotations": []}
@@ -108,7 +110,7 @@ def make_shapes(root: Path) -> None:
 
 
 def zip_folders(target: Path, *roots: str) -> None:
-    """The folders in one archive, the same bytes each time."""
+    """Zip the folders into one archive, the same bytes each time."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for root in roots for path in Path(root).rglob("*") if path.is_file()):
             archive.writestr(zipfile.ZipInfo(path.as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED)
@@ -117,24 +119,24 @@ def zip_folders(target: Path, *roots: str) -> None:
 # ------------------------------------------------------------------ runs
 
 
-def command(*words: Any, code: int = 0) -> str:
-    """One command of lit-vision in this process; what it printed. Its exit code must be `code`."""
+def command(*arguments: Any, code: int = 0) -> str:
+    """Run one command of lit-vision in this process, which must exit with `code`; return what it printed."""
     from lit_vision.cli.main import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         try:
-            found = main([str(word) for word in words])
-        except SystemExit as leaving:
-            found = leaving.code
-    print(said.getvalue(), end="", flush=True)
-    assert found == code, f"{words}: exit code {found}, not {code}"
-    return said.getvalue()
+            exit_code = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            exit_code = error.code
+    print(output.getvalue(), end="", flush=True)
+    assert exit_code == code, f"{arguments}: exit code {exit_code}, not {code}"
+    return output.getvalue()
 
 
 @contextlib.contextmanager
 def stopped(hook: str, call: int) -> Iterator[None]:
-    """SIGTERM to this process as LastCheckpoint's hook is called for the n-th time."""
+    """Send SIGTERM to this process as LastCheckpoint's hook is called for the `call`-th time."""
     from lit_vision.checkpointing import LastCheckpoint
 
     original, calls = getattr(LastCheckpoint, hook), itertools.count(1)
@@ -153,7 +155,7 @@ def stopped(hook: str, call: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disturbed() -> Iterator[None]:
-    """MAE's loss is NaN at step 1 and too large at step 3: StopOnNonFinite and LossSpike have something to remember."""
+    """Make MAE's loss NaN at step 1 and too large at step 3, so that StopOnNonFinite and LossSpike hold a state."""
     from lit_vision.methods import MAE
 
     original = MAE.training_step
@@ -169,7 +171,7 @@ def disturbed() -> Iterator[None]:
 
 
 def keep_run(source: Path, target: Path) -> None:
-    """The files of a run that a resume reads, without pictures, TensorBoard's and copies of checkpoints."""
+    """Copy the files of a run that a resume reads: no pictures, no TensorBoard files, no copies of checkpoints."""
     (target / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "environment.json", "metrics.csv", "results.json", "timings.csv"):
         if (source / name).is_file():
@@ -181,54 +183,54 @@ def keep_run(source: Path, target: Path) -> None:
 
 
 def make_run(name: str) -> None:
-    """One run, stopped in the middle, and what it comes to."""
+    """Train one run, stop it in the middle, keep its files, resume it and write its summary."""
     hook, call, more = RUNS[name]
-    words = ["fit", "--config", f"recipes/{name}.yaml", *more]
+    arguments = ["fit", "--config", f"recipes/{name}.yaml", *more]
     with disturbed():
-        command(*words, "--run_dir", f"runs/{name}/through")
+        command(*arguments, "--run_dir", f"runs/{name}/through")
         with stopped(hook, call):
-            command(*words, "--run_dir", f"runs/{name}/stopped", code=143)
+            command(*arguments, "--run_dir", f"runs/{name}/stopped", code=143)
     keep_run(Path("runs", name, "stopped"), FILES / "fits" / name)
-    command(*words, "--run_dir", f"runs/{name}/stopped", "--resume", "auto")
-    finish_run(name, words)
+    command(*arguments, "--run_dir", f"runs/{name}/stopped", "--resume", "auto")
+    finish_run(name, arguments)
 
 
-def finish_run(name: str, words: list[str], through: str = "through") -> None:
-    """Compares the run that was stopped with the one that was not, and keeps what it came to."""
+def finish_run(name: str, arguments: list[str], reference: str = "through") -> None:
+    """Compare the run that was stopped with the one that was not, and write its summary to expected.json."""
     found = summarize_run(Path("runs", name, "stopped"))
-    if through:
-        wanted = summarize_run(Path("runs", name, through))
+    if reference:
+        wanted = summarize_run(Path("runs", name, reference))
         assert found == wanted, {key: (found[key], wanted[key]) for key in found if found[key] != wanted[key]}
-    expected = {"command": words, "run": found}
+    expected = {"command": arguments, "run": found}
     (FILES / "fits" / name / "expected.json").write_text(json.dumps(expected, indent=1, allow_nan=False) + "\n")
 
 
 def make_sharded_run() -> None:
-    """Two processes up to a stop, then one: FSDP2 checkpoints load on any number of processes."""
-    words = ["fit", "--config", f"recipes/{SHARDED}.yaml"]
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    place |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "files"}
+    """Train two processes up to a stop, then one: FSDP2 checkpoints load on any number of processes."""
+    arguments = ["fit", "--config", f"recipes/{SHARDED}.yaml"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    environment |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "files"}
     started = []
     for rank in range(2):
-        own = {key: str(value) for key, value in (place | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        arguments = [sys.executable, __file__, "--stopped", *words, "--run_dir", f"runs/{SHARDED}/stopped"]
-        started.append(subprocess.Popen(arguments, env=os.environ | own))
+        of_rank = {key: str(value) for key, value in (environment | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        process_arguments = [sys.executable, __file__, "--stopped", *arguments, "--run_dir", f"runs/{SHARDED}/stopped"]
+        started.append(subprocess.Popen(process_arguments, env=os.environ | of_rank))
     codes = [process.wait() for process in started]
     assert codes[0] == 143, codes
     keep_run(Path("runs", SHARDED, "stopped"), FILES / "fits" / SHARDED)
-    words += ["--trainer.devices", "1", "--trainer.accumulate_grad_batches", "2"]
-    command(*words, "--run_dir", f"runs/{SHARDED}/stopped", "--resume", "auto")
-    finish_run(SHARDED, words, through="")
+    arguments += ["--trainer.devices", "1", "--trainer.accumulate_grad_batches", "2"]
+    command(*arguments, "--run_dir", f"runs/{SHARDED}/stopped", "--resume", "auto")
+    finish_run(SHARDED, arguments, reference="")
 
 
 # ------------------------------------------------------------------ exports, an index, answers
 
 
 def make_exports() -> None:
-    """Models as single files, an index of features, and what they answered."""
+    """Write models as single files, an index of features, and their predictions."""
     from lit_vision.data.sources import note_of
 
     Path("exports").mkdir()
@@ -249,8 +251,8 @@ def make_exports() -> None:
     export("simclr", "--format", "onnx", "--out", "exports/simclr.onnx")
     strip_traces(Path("exports/simclr.onnx"))
     make_foreign(Path("foreign.pth"))
-    words = ["--backbone", "vit_tiny_patch16_224", "--backbone_args", json.dumps(FOREIGN), "--licence", "MIT"]
-    command("import", "foreign.pth", *words, "--source", "made up", "--out", "exports/imported.safetensors")
+    arguments = ["--backbone", "vit_tiny_patch16_224", "--backbone_args", json.dumps(FOREIGN), "--licence", "MIT"]
+    command("import", "foreign.pth", *arguments, "--source", "made up", "--out", "exports/imported.safetensors")
 
     predict("exports/classifier.safetensors", garments, "classifier.csv")
     predict("exports/adapter.safetensors", garments, "adapter.csv", "--base", "exports/mae.safetensors")
@@ -264,8 +266,8 @@ def make_exports() -> None:
     embed("exports/mae.safetensors", "index.safetensors")
     embed("exports/simclr.onnx", "index-simclr.safetensors")
     query = next(Path(garments).glob("bag/*.png"))
-    words = ["--index", "index.safetensors", "--model", "exports/mae.safetensors", "--device", "cpu"]
-    command("search", *words, "--query", query, "--top", "4", "--out", "answers/search.csv")
+    arguments = ["--index", "index.safetensors", "--model", "exports/mae.safetensors", "--device", "cpu"]
+    command("search", *arguments, "--query", query, "--top", "4", "--out", "answers/search.csv")
     command("search", "--index", "index.safetensors", "--duplicates", "0.98", "--out", "answers/duplicates.csv")
     for name, measure in (("mae", "validate"), ("classifier", "test")):  # the checkpoints that are kept
         shutil.copytree(FILES / "fits" / name, f"kept/{name}")
@@ -282,7 +284,7 @@ def make_exports() -> None:
 
 
 def strip_traces(path: Path) -> None:
-    """Takes torch's notes on source lines, which hold paths of this machine, out of an ONNX file; ours stay."""
+    """Remove torch's notes on source lines, which hold paths of this machine, from an ONNX file; ours stay."""
     import onnx
 
     model = onnx.load(path)
@@ -294,7 +296,7 @@ def strip_traces(path: Path) -> None:
 
 
 def make_foreign(path: Path) -> None:
-    """A ViT with a classifier as another project's training would save it: timm's names, random weights."""
+    """Save a ViT classifier as another project's training would: timm's names, random weights."""
     import timm
     import torch
 
@@ -307,7 +309,7 @@ def make_foreign(path: Path) -> None:
 
 
 def tiny(recipe: Any) -> Any:
-    """A study's recipe with networks of a few thousand parameters."""
+    """Return a study's recipe with networks of a few thousand parameters."""
     from dataclasses import replace
 
     cnn = {"stem": "small", "stem_type": "deep", "stem_width": 4, "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
@@ -317,7 +319,7 @@ def tiny(recipe: Any) -> Any:
 
 
 def make_studies() -> None:
-    """Two studies that ended and two that were stopped, as zip archives."""
+    """Write two studies that ended and two that were stopped as zip archives."""
     from lit_vision.evaluation.results import read_result
 
     from lit_vision.study import encoders, recipes, runner
@@ -376,7 +378,7 @@ def make_studies() -> None:
 
 
 def list_arguments() -> None:
-    """The arguments that recipes, checkpoints and notebooks may give to methods, data modules and callbacks."""
+    """Write the arguments that recipes, checkpoints and notebooks may give to methods, data modules and callbacks."""
     import inspect
 
     from lit_vision.checkpointing import LastCheckpoint
@@ -390,15 +392,15 @@ def list_arguments() -> None:
     found += [ema.EMA, monitors.LossSpike, monitors.Collapse, nonfinite.StopOnNonFinite, online_knn.OnlineKNN]
     found += [predictions.Predictions, progress.Progress, reconstructions.Reconstructions]
     rooms = ("lit_vision.methods.", "lit_vision.data.")
-    arguments = {}
+    of_class = {}
     for one in found:
         room = next((room for room in rooms if one.__module__.startswith(room)), f"{one.__module__}.")
-        arguments[f"{room}{one.__name__}"] = list(inspect.signature(one).parameters)
-    (FILES / "arguments.json").write_text(json.dumps(arguments, indent=1) + "\n")
+        of_class[f"{room}{one.__name__}"] = list(inspect.signature(one).parameters)
+    (FILES / "arguments.json").write_text(json.dumps(of_class, indent=1) + "\n")
 
 
 def main() -> int:
-    """Makes everything in a temporary folder."""
+    """Make everything in a temporary folder."""
     if sys.argv[1:2] == ["--stopped"]:
         from lit_vision.cli import main as lit_vision
 
@@ -431,8 +433,8 @@ def main() -> int:
         list_arguments()
         if keep := os.environ.get("KEEP"):
             shutil.copytree(folder, keep, dirs_exist_ok=True)
-    made = {"commit": COMMIT, "python": sys.version.split()[0], "packages": versions(), "environment": PORTABLE}
-    (FILES / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    record = {"commit": COMMIT, "python": sys.version.split()[0], "packages": versions(), "environment": PORTABLE}
+    (FILES / "made.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
