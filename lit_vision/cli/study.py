@@ -157,10 +157,12 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _inits(text: str) -> list[str]:
+    from lit_vision.study.presets import PRETRAINED
+
     inits = list(_items(text))
     for init in inits:
-        if init not in ("mae", "simclr"):
-            raise UsageError(f"--inits: {init!r} is not mae or simclr; separate them by commas")
+        if init not in PRETRAINED:
+            raise UsageError(f"--inits: {init!r} is not one of {', '.join(PRETRAINED)}; separate them by commas")
     return inits
 
 
