@@ -37,7 +37,7 @@ from lit_vision.weights.load import save_backbone
 OnStep = Callable[[int, int, float], None]  # called with (step, total steps, loss)
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
 FEWEST_MEASURED = 4  # steps of a measurement
-PRETRAINING_METHODS = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
+PRETRAINING_METHODS: dict[str, type[MAE | SimCLR | LeJEPA]] = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
 
 
 @dataclass
@@ -112,11 +112,10 @@ def pretraining(
     batch_size = options.pop("batch_size")
     views = getattr(preset, f"{init}_views")
     rows = np.random.default_rng(seed).permutation(len(images.pool))[:count] if count else np.arange(len(images.pool))
-    data = StudyData(images, np.sort(rows), init, views, batch_size, seed)
+    method = PRETRAINING_METHODS[init]
+    data = StudyData(images, np.sort(rows), method.train_view, views, batch_size, seed)
     with temporary_seed(derive_seed(seed, 0)):
-        module = PRETRAINING_METHODS[init](
-            backbone=network.backbone, backbone_args=_backbone_args(init, network), **options
-        )
+        module = method(backbone=network.backbone, backbone_args=_backbone_args(init, network), **options)
     return module, data
 
 
@@ -225,7 +224,8 @@ def precision_of(module: LightningModule) -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # not in every torch
-    return "bf16-mixed" if capabilities.get("amx_bf16") and isinstance(module, (SimCLR, MAE)) else "32-true"
+    self_supervised = tuple(PRETRAINING_METHODS.values())
+    return "bf16-mixed" if capabilities.get("amx_bf16") and isinstance(module, self_supervised) else "32-true"
 
 
 def measure(module: LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:

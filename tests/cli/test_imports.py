@@ -11,7 +11,7 @@ import torch
 from toy_dense import make_detector, make_segmenter
 from toy_models import make_classifier, write_images, write_run
 
-from lit_vision.methods import MAE
+from lit_vision.methods import MAE, LeJEPA
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 HEAVY = ("lightning", "torchmetrics", "tensorboard")
@@ -33,8 +33,11 @@ def place(tmp_path_factory) -> Path:
     write_run(folder / "detector", make_detector())
     write_run(folder / "segmenter", make_segmenter())
     mae = MAE("vit_tiny_patch16_224", VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
-    (folder / "mae").mkdir()
-    torch.save({"state_dict": mae.state_dict(), "hyper_parameters": dict(mae.hparams)}, folder / "mae" / "last.ckpt")
+    lejepa = LeJEPA("vit_tiny_patch16_224", VIT, projection_width=8, projection_hidden=16)
+    for name, method in (("mae", mae), ("lejepa", lejepa)):
+        (folder / name).mkdir()
+        content = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
+        torch.save(content, folder / name / "last.ckpt")
     torch.save(timm.create_model("vit_tiny_patch16_224", **VIT).state_dict(), folder / "timm.pth")
     write_images(folder / "data" / "train", 6)
     write_images(folder / "data" / "test", 3, seed=1)
@@ -54,6 +57,8 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
         ["embed", "--device", "cpu", "--model", str(place / "mae/last.ckpt"), image, "--out", f"{out}/i.safetensors"],
         [*search, "--model", str(place / "mae/last.ckpt"), "--query", image],
         ["export", str(place / "run"), "--format", "safetensors", "--out", f"{out}/e.safetensors"],
+        ["export", str(place / "lejepa/last.ckpt"), "--format", "safetensors", "--out", f"{out}/l.safetensors"],
+        ["embed", "--device", "cpu", "--model", f"{out}/l.safetensors", image, "--out", f"{out}/j.safetensors"],
         [*predict, "--model", f"{out}/e.safetensors", "--out", f"{out}/e.csv"],
         ["import", str(place / "timm.pth"), *size, "--out", f"{out}/t.safetensors"],
         ["import", str(place / "timm.pth"), *size, "--backbone_only", "--out", f"{out}/b.safetensors"],

@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_constructor(name: str) -> None:
     arguments = inspect.signature(getattr(methods, name)).parameters
     network = methods.network_class(name)
     declared = import_module(network.__module__)
-    assert (network.method_name, network.parts) == (name, declared.PARTS)
+    assert (network.method_name, network.parts, network.train_view) == (name, declared.PARTS, declared.TRAIN_VIEW)
     given = {key: arguments[key].default for key in declared.DEFAULTS}
     assert given == dict(declared.DEFAULTS)
 

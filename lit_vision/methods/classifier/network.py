@@ -75,7 +75,7 @@ class ClassifierNetwork(nn.Module):
             the checkpoint does not fit.
     """
 
-    method_name, parts, monitor = "Classifier", PARTS, MONITOR
+    method_name, parts, train_view, monitor = "Classifier", PARTS, TRAIN_VIEW, MONITOR
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()

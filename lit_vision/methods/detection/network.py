@@ -61,7 +61,7 @@ class DetectorNetwork(nn.Module):
             the checkpoint does not fit.
     """
 
-    method_name, parts, monitor = "Detector", PARTS, MONITOR
+    method_name, parts, train_view, monitor = "Detector", PARTS, TRAIN_VIEW, MONITOR
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()

@@ -17,18 +17,9 @@ from lit_vision.errors import UserError
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "lejepa"  # two global views; local ones by data.local_views
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
-DEFAULTS: Mapping[str, Any] = {
-    "backbone": "vit_small_patch16_224",
-    "backbone_args": None,
-    "projection_width": 128,
-    "projection_hidden": 2048,
-    "sigreg_weight": 0.05,
-    "num_directions": 1024,
-    "num_knots": 17,
-    "seed": 0,
-    "mean": None,
-    "std": None,
-}
+DEFAULTS: dict[str, Any] = {"backbone": "vit_small_patch16_224", "backbone_args": None, "mean": None, "std": None}
+DEFAULTS |= {"projection_width": 128, "projection_hidden": 2048}
+DEFAULTS |= {"sigreg_weight": 0.05, "num_directions": 1024, "num_knots": 17, "seed": 0}
 
 
 def random_directions(width: int, count: int, seed: int, step: int) -> Tensor:
@@ -151,7 +142,7 @@ class LeJEPANetwork(nn.Module):
         UserError: a value that cannot work; the message names it and says what to do.
     """
 
-    method_name, parts = "LeJEPA", PARTS
+    method_name, parts, train_view = "LeJEPA", PARTS, TRAIN_VIEW
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()

@@ -22,19 +22,9 @@ from lit_vision.errors import UserError
 PARTS = frozenset({"backbone", "decoder"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "mae"  # the view of the paper's crop and flip
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
-DEFAULTS: Mapping[str, Any] = {
-    "backbone": "vit_base_patch16_224",
-    "backbone_args": None,
-    "decoder_width": 512,
-    "decoder_depth": 8,
-    "decoder_heads": 16,
-    "mask_ratio": 0.75,
-    "truncate_keep": False,
-    "norm_pix_loss": True,
-    "checkpointing": False,
-    "mean": None,
-    "std": None,
-}
+DEFAULTS: dict[str, Any] = {"backbone": "vit_base_patch16_224", "backbone_args": None, "mean": None, "std": None}
+DEFAULTS |= {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "checkpointing": False}
+DEFAULTS |= {"mask_ratio": 0.75, "truncate_keep": False, "norm_pix_loss": True}
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -258,7 +248,7 @@ class MAENetwork(nn.Module):
             do.
     """
 
-    method_name, parts = "MAE", PARTS
+    method_name, parts, train_view = "MAE", PARTS, TRAIN_VIEW
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()

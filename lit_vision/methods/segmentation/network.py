@@ -50,7 +50,7 @@ class SegmenterNetwork(nn.Module):
             the checkpoint does not fit.
     """
 
-    method_name, parts, monitor = "Segmenter", PARTS, MONITOR
+    method_name, parts, train_view, monitor = "Segmenter", PARTS, TRAIN_VIEW, MONITOR
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()

@@ -20,17 +20,9 @@ from lit_vision.errors import UserError
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "simclr"  # the view with two distorted crops
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
-DEFAULTS: Mapping[str, Any] = {
-    "backbone": "resnet50",
-    "backbone_args": None,
-    "projection_width": 128,
-    "projection_layers": 2,
-    "projection_batch_norm": False,
-    "temperature": 0.1,
-    "negatives": "global",
-    "mean": None,
-    "std": None,
-}
+DEFAULTS: dict[str, Any] = {"backbone": "resnet50", "backbone_args": None, "mean": None, "std": None}
+DEFAULTS |= {"projection_width": 128, "projection_layers": 2, "projection_batch_norm": False}
+DEFAULTS |= {"temperature": 0.1, "negatives": "global"}
 
 MAX_EXP_SCALE = 40.0
 
@@ -223,7 +215,7 @@ class SimCLRNetwork(nn.Module):
         UserError: a value that cannot work; the message names it and says what to do.
     """
 
-    method_name, parts = "SimCLR", PARTS
+    method_name, parts, train_view = "SimCLR", PARTS, TRAIN_VIEW
 
     def __init__(self, h: Mapping[str, Any]) -> None:
         super().__init__()
