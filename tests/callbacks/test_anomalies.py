@@ -75,7 +75,7 @@ def fit(folder: Path, callback: Callback, net: LightningModule) -> None:
     ).fit(net, datamodule=ToyData(n=40))
 
 
-def test_a_spike_is_said_once_and_may_stop_the_run(tmp_path: Path, capsys) -> None:
+def test_a_spike_is_reported_once_and_may_stop_the_run(tmp_path: Path, capsys) -> None:
     spike = LossSpike(memory=4)
     fit(tmp_path, spike, Jumps())
     assert spike.spikes == [6]
@@ -88,7 +88,7 @@ def test_a_spike_is_said_once_and_may_stop_the_run(tmp_path: Path, capsys) -> No
     assert again._loaded == spike._state.tolist()
 
 
-def test_a_collapsed_encoder_is_said(tmp_path: Path, capsys) -> None:
+def test_a_collapsed_encoder_is_reported(tmp_path: Path, capsys) -> None:
     fit(tmp_path, Collapse(limit=16, min_rank=1.2), ToyNet(width=8))
     assert "Collapse" not in capsys.readouterr().out
     net = ToyNet()

@@ -59,7 +59,9 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize("net", [ToyNet, PoisonedGradient])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_skip__told_to_the_fused_optimiser_or_read_at_once__is_the_same(tmp_path: Path, net, accumulate: int) -> None:
+def test_skip__found_inf_passed_to_fused_optimizer_or_read_at_once__is_the_same(
+    tmp_path: Path, net, accumulate: int
+) -> None:
     late = fit(tmp_path / "late", StopOnNonFinite("skip", late=True), net, accumulate).after
     at_once = fit(tmp_path / "once", StopOnNonFinite("skip"), net, accumulate).after
     assert all(same(a, b) for a, b in zip(late, at_once))

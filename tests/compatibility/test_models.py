@@ -65,8 +65,8 @@ def test_a_segmenter_answers_as_before(here, tmp_path) -> None:
     found, wanted = (json.loads(path.read_text()) for path in (out, then))
     assert found["categories"] == wanted["categories"]
 
-    def areas(said: dict) -> dict[tuple[int, int], int]:
-        return {(a["image_id"], a["category_id"]): a["area"] for a in said["annotations"]}
+    def areas(coco: dict) -> dict[tuple[int, int], int]:
+        return {(a["image_id"], a["category_id"]): a["area"] for a in coco["annotations"]}
 
     assert areas(found) == pytest.approx(areas(wanted), abs=3)  # pixels at the edge of two classes
 

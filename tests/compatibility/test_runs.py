@@ -37,9 +37,9 @@ def test_a_run_resumes_to_the_bits_of_before(resumed, files, name) -> None:
     from run_summary import versions
 
     found = resumed["runs"][name]
-    said = resumed["log"].partition(f"--- {name}\n")[2].partition("\n--- ")[0]
-    assert found["code"] == 0, said[-3000:]
-    assert "restored step" in said
+    output = resumed["log"].partition(f"--- {name}\n")[2].partition("\n--- ")[0]
+    assert found["code"] == 0, output[-3000:]
+    assert "restored step" in output
     run, wanted = found["run"], json.loads((files / "fits" / name / "expected.json").read_text())["run"]
     for key in EXACT:
         assert run[key] == wanted[key], key

@@ -45,7 +45,7 @@ def test_rows__rates_ratios_and_psnr(photos) -> None:
     assert data.psnr(np.zeros(4, np.uint8), np.zeros(4, np.uint8)) == 99
 
 
-def test_no_photographs__is_said_and_gives_no_rows(monkeypatch, tmp_path, capsys) -> None:
+def test_no_photographs__is_reported_and_gives_no_rows(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(_photographs, "FOLDER", tmp_path)
     assert data.measure(1) == []
     assert "plasma-workspace-wallpapers" in capsys.readouterr().out

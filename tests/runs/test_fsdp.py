@@ -34,8 +34,8 @@ def two(kills: soak.Soak) -> soak.Case:
 
 
 @pytest.fixture(scope="module")
-def whole(two: soak.Case) -> soak.Run:
-    run = soak.Run(two, "sharded-whole")
+def uninterrupted(two: soak.Case) -> soak.Run:
+    run = soak.Run(two, "sharded-uninterrupted")
     assert not run.advance(), run.log.read_text()
     return run
 
@@ -57,34 +57,34 @@ def assert_close(a: dict, b: dict, atol: float) -> None:
         torch.testing.assert_close(value, b["state_dict"][key], rtol=0, atol=atol, msg=key)
 
 
-def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, whole: soak.Run) -> None:
-    one = soak.Run(soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto"), "plain-whole")
+def test_two_sharded_processes_train_as_one_plain_process(kills: soak.Soak, uninterrupted: soak.Run) -> None:
+    one = soak.Run(soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto"), "plain-uninterrupted")
     assert not one.advance(), one.log.read_text()
-    assert_close(state(whole), state(one), 1e-5)
-    assert state(whole)["global_step"] == state(one)["global_step"]
-    assert measured(whole, "val/top1") == measured(one, "val/top1")
-    assert measured(whole, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-5)
-    found = sorted(p.name for p in (whole.folder / "checkpoints" / "last.ckpt").iterdir())
+    assert_close(state(uninterrupted), state(one), 1e-5)
+    assert state(uninterrupted)["global_step"] == state(one)["global_step"]
+    assert measured(uninterrupted, "val/top1") == measured(one, "val/top1")
+    assert measured(uninterrupted, "val/loss") == pytest.approx(measured(one, "val/loss"), abs=1e-5)
+    found = sorted(p.name for p in (uninterrupted.folder / "checkpoints" / "last.ckpt").iterdir())
     parts = ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
     assert found == ["manifest.json", *parts, "rest.ckpt"]
-    sizes = [(whole.folder / "checkpoints" / "last.ckpt" / p).stat().st_size for p in parts]
+    sizes = [(uninterrupted.folder / "checkpoints" / "last.ckpt" / p).stat().st_size for p in parts]
     assert max(sizes) < 1.3 * min(sizes)  # split, not copied
-    names = sorted(p.name for p in (whole.folder / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-    assert [checkpoint_digest.integrity_error(p) for p in (whole.folder / "checkpoints").iterdir()] == [None] * 3
+    checkpoints = sorted((uninterrupted.folder / "checkpoints").iterdir())
+    assert [p.name for p in checkpoints] == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert [checkpoint_digest.integrity_error(p) for p in checkpoints] == [None] * 3
 
 
-def test_killed_and_gone_on__same_bits(two: soak.Case, whole: soak.Run) -> None:
+def test_killed_and_resumed__same_bits(two: soak.Case, uninterrupted: soak.Run) -> None:
     run = soak.Run(two, "sharded-killed")
     assert run.advance("end:2")
     assert run.advance("start:3")
     assert not run.advance()
-    assert_close(state(run), state(whole), 0.0)
-    soak.assert_same(state(run)["optimizer_states"], state(whole)["optimizer_states"], "optimiser")
+    assert_close(state(run), state(uninterrupted), 0.0)
+    soak.assert_same(state(run)["optimizer_states"], state(uninterrupted)["optimizer_states"], "optimiser")
 
 
 @pytest.mark.slow
-def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) -> None:
+def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, uninterrupted: soak.Run) -> None:
     run = soak.Run(two, "sharded-elastic")
     one = soak.Case(kills.folder, "Plain", accumulate=2)
     plain = soak.Case(kills.folder, "Plain", accumulate=2, strategy="auto")
@@ -93,7 +93,7 @@ def test_two_to_one_to_plain(kills: soak.Soak, two: soak.Case, whole: soak.Run) 
     assert len(list((run.folder / "checkpoints" / "last.ckpt").glob("rank-*"))) == 1
     assert not run.advance(case=soak.CaseWithOtherRecipe(plain, two)), run.log.read_text()[-2000:]
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
-    assert_close(state(run), state(whole), 1e-5)
+    assert_close(state(run), state(uninterrupted), 1e-5)
 
 
 @pytest.mark.slow
@@ -118,9 +118,9 @@ def test_a_damaged_part_is_passed_over(two: soak.Case) -> None:
     with pytest.raises(DamagedCheckpointError, match=r"rank-00001-of-00002\.safetensors"):
         AtomicCheckpointIO().load_checkpoint(part.parent)
     assert run.advance("start:2")
-    said = run.log.read_text()
-    assert "skipped checkpoint:" in said
-    assert "resuming from" in said.split("skipped checkpoint:")[1]
-    assert "previous.ckpt" in said.split("resuming from")[-1]
+    text = run.log.read_text()
+    assert "skipped checkpoint:" in text
+    assert "resuming from" in text.split("skipped checkpoint:")[1]
+    assert "previous.ckpt" in text.split("resuming from")[-1]
     manifest = json.loads((run.folder / "checkpoints" / "last.ckpt" / "manifest.json").read_text())
     assert manifest["world"] == 2

@@ -74,10 +74,10 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     free = os.statvfs(small_disk)
     ballast.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - 12_000)))
     assert fit("--run_dir", str(folder), "--resume", "auto") == 1
-    said = errors(capsys)
-    assert len(said) == 1, said
-    assert "No space left" in said[0] or "no room left" in said[0]
-    assert "checkpoint" in said[0]
+    lines = errors(capsys)
+    assert len(lines) == 1, lines
+    assert "No space left" in lines[0] or "no room left" in lines[0]
+    assert "checkpoint" in lines[0]
     assert checkpoint_digest.newest_valid(folder / "checkpoints")[0] is not None
     step = checkpoint_digest.step_of(checkpoint_digest.newest_valid(folder / "checkpoints")[0])
     assert step >= 3

@@ -66,15 +66,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("how", ["mkdir", "system", "exec", "eval", "popen", "getattr"])
 @pytest.mark.parametrize("place", ["state_dict", "callbacks", "hyper_parameters", "loops", "bare", "legacy"])
-def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, run: Path, capsys, how: str, place: str) -> None:
+def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, run: Path, capsys, how: str, where: str) -> None:
     path, bad = tmp_path / "last.ckpt", Runs(tmp_path, how)
     good = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    if place == "bare":
+    if where == "bare":
         path.write_bytes(pickle.dumps(bad))
-    elif place == "legacy":
+    elif where == "legacy":
         torch.save({"state_dict": bad}, path, _use_new_zipfile_serialization=False)
     else:
-        torch.save({**good, place: {"x": bad}}, path)
+        torch.save({**good, where: {"x": bad}}, path)
     with pytest.raises(UserError):
         AtomicCheckpointIO().load_checkpoint(with_sidecar(path), weights_only=False)
     if how == "mkdir":  # each way in, once
@@ -245,9 +245,9 @@ def test_secrets_reach_no_file_and_no_output(tmp_path: Path, monkeypatch, capsys
     ]
     assert cli.main(words) == 0
     assert cli.main([*words[:4], "broken", "--data.fault", f"see {fault} and {SECRET}"]) == 1
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     for part in (SECRET, SECRET[:20], SECRET[20:]):
-        assert part not in said.out + said.err
+        assert part not in captured.out + captured.err
         for path in (p for p in tmp_path.rglob("*") if p.is_file() and p.name != "toy.yaml"):
             assert part.encode() not in path.read_bytes(), path
     assert (

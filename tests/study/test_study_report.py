@@ -1,6 +1,7 @@
 """The report: nothing that came from a folder becomes markup, W&B gets the same, numbers can be measured again."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -43,12 +44,12 @@ def test_markdown__is_inert(tmp_path) -> None:
 
 
 def test_advice__without_cells() -> None:
-    assert recommendation([], {}) == "There is nothing to compare yet."
+    assert not re.search(r"\d", recommendation([], {}))
     open_ = [make_cell("scratch-cnn", "finetune", 80, [0.5] * 3), make_cell("simclr", "finetune", 80, [0.5] * 3)]
-    assert "more seeds and time" in recommendation(verdicts(open_, 1000), {})
-    assert recommendation(verdicts(open_, 10), {}).endswith(
-        "10 test images are too few for a claim. Label more images to test on."
-    )
+    assert "seeds" in recommendation(verdicts(open_, 1000), {})
+    few_tests = recommendation(verdicts(open_, 10), {})
+    assert "10 test images" in few_tests
+    assert "seeds" not in few_tests
 
 
 def test_advice__names_each_way_where_they_differ() -> None:
@@ -59,9 +60,11 @@ def test_advice__names_each_way_where_they_differ() -> None:
         make_cell("mae", "linear", 800, [0.4, 0.6, 0.7]),
     ]
     advice = recommendation(verdicts(cells, 1000), {"simclr": 60, "mae": 30})
-    assert "with 80 labels fine-tune simclr; with 800 labels put a linear probe on mae" in advice
-    assert advice.endswith("Pre-training took: simclr 1:00, mae 30s.")
-    assert "Then fine-tune simclr." in recommendation(verdicts(cells[:2], 1000), {})
+    assert re.search(r"80 labels fine-tune simclr.*800 labels .*linear.* mae", advice)
+    assert re.search(r"simclr 1:00.* mae 30s", advice)
+    one = recommendation(verdicts(cells[:2], 1000), {})
+    assert "fine-tune simclr" in one
+    assert "80 labels" not in one
 
 
 @pytest.fixture(scope="module")
