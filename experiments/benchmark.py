@@ -7,7 +7,6 @@ against, target, met} (benchmarks/_rows.py). The rows go to runs/benchmark/resul
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # this folder is not a package
 
+from lit_vision.cli.parser import ScriptParser
 from lit_vision.io.atomic import write_json
 from lit_vision.results.environment import collect_environment
 from lit_vision.results.tables import Table, to_markdown
@@ -40,7 +40,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure the named sections, all without a name; return 1 if a target was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ScriptParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections())}; default: all")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement; the median counts (default 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark/results.json"), help="the JSON file")

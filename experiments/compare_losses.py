@@ -10,7 +10,6 @@ checkout. About three minutes. Exit code: 0 all equal, 1 a difference or a run t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import os
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from house import BEFORE, PACKAGE, ROOT, extract, to_table
+
+from lit_vision.cli.parser import ScriptParser
 
 RECIPES = ("mae", "simclr", "classifier")
 DATA = "data/fashion"  # as the recipes say
@@ -174,7 +175,7 @@ def compare_trees(old: Tree, new: Tree, recipes: Sequence[str]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run both trees; returns the exit code."""
     assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("old", nargs="?", default=BEFORE, metavar="OLD", help="a commit or a folder")
     parser.add_argument("new", nargs="?", default=".", metavar="NEW", help="a commit or a folder")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, help="only these")

@@ -14,7 +14,6 @@ Each prints the study's command at its end. The folders go to data/own-<name>, w
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -23,6 +22,8 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from lit_vision.cli.parser import ScriptParser
 
 ROOT = Path(__file__).parents[1]
 PATCH, STEP = 48, 24  # pixels: side of a patch, and from one to the next
@@ -99,7 +100,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def main() -> int:
     """Run the script; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("name", choices=["emoji", "patches", "stamps"], help="the folder to make")
     parser.add_argument("packages", nargs="*", type=Path, help="the fetched files")
     parser.add_argument("--out", type=Path, help="default: data/own-<name>")

@@ -9,13 +9,14 @@ Run: make table-mae-finetune SCALE=paper DRY=1   prints the exact commands behin
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from paper_rows import TABLES, PaperTable, Row
+
+from lit_vision.cli.parser import ScriptParser
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "paper"
@@ -126,9 +127,7 @@ def show(name: str, table: PaperTable) -> str:
 
 def main() -> int:
     """Run the script; return its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--scale", choices=["desk", "paper"], default="desk", help="paper: run all commands")
     parser.add_argument("--dry", action="store_true", help="print commands and data; run nothing")

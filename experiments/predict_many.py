@@ -7,7 +7,6 @@ Run: python experiments/predict_many.py [classification] [detection]     (about 
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
@@ -15,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from lit_vision.cli.parser import ScriptParser
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "experiments" / "results" / "predict-many" / "measured.json"
@@ -104,7 +105,7 @@ def measure(work: Path, task: str) -> dict:
 def main() -> int:
     """Run the script; return 1 if memory grew by more than MAX_GROWTH or bytes differ."""
     assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"{', '.join(TASKS)}; default: all")
     tasks = parser.parse_args().tasks or list(TASKS)
     if unknown := set(tasks) - set(TASKS):

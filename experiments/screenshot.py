@@ -5,12 +5,13 @@ Run: python experiments/screenshot.py runs/demo/report.html experiments/results/
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from lit_vision.cli.parser import ScriptParser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = {"desktop": (900, 1500), "phone": (390, 1500)}
@@ -18,7 +19,7 @@ WIDTHS = {"desktop": (900, 1500), "phone": (390, 1500)}
 
 def main() -> int:
     """Write report-desktop.png and report-phone.png; return 1 if there is no Chromium."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("page", type=Path, help="the report, an HTML file")
     parser.add_argument("out", type=Path, help="folder of the pictures")
     parser.add_argument("--height", type=int, help="pixels of the page to show (default: its first screen)")

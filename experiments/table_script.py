@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lit_vision.cli.parser import ScriptParser
 
 if TYPE_CHECKING:
     from lit_vision.study.images import StudyImages
@@ -38,7 +39,7 @@ def run_table(
     Returns:
         Exit code.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=description)
     parser.add_argument("--scale", choices=["desk", "paper"], default="desk", help="paper: print, train nothing")
     parser.add_argument("--dry", action="store_true", help="print what would be run and exit")
     parser.add_argument("--show", action="store_true", help="print from the committed results; train nothing")

@@ -270,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="throttle.py [--cycle_ms MS] SHARE -- COMMAND...",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # not ScriptParser: the throttle runs without the package
     )
     parser.add_argument("share", metavar="SHARE", help="(0 to 1], or a timetable such as 0:1.0,60:0.33,300:1.0")
     parser.add_argument("--cycle_ms", type=int, default=CYCLE // 1_000_000, help="length of a cycle (default: 100)")

@@ -9,7 +9,6 @@ Run: make table-transfer SCALE=desk     (python experiments/transfer.py: upright
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from table_script import RESULTS, ROOT
+
+from lit_vision.cli.parser import ScriptParser
 
 if TYPE_CHECKING:
     from lit_vision.study.cells import CellKey, CellResult, Measurement
@@ -247,11 +248,9 @@ def show(roots: tuple[str, str], init: str, out: Path, name: str) -> None:
     (out / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ScriptParser:
     """Return the parser of the script's options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--pretrain_on", metavar="A", help="a folder as the study takes it (default: upright garments)")
     add("--adapt_to", metavar="B", help="another one (default: rotated garments); both directions are run")

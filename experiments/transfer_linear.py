@@ -8,20 +8,20 @@ is read once. Unlike the paper: features are centered and scaled. Run: python ex
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+
+from lit_vision.cli.parser import ScriptParser
 
 STRENGTHS = tuple(10 ** (-6 + 11 * i / 44) for i in range(45))
 
 
 def main(argv: Sequence[str] | None = None, strengths: Sequence[float] = STRENGTHS) -> int:
     """Run the script; return 1 after a one-line message for an error that the user can fix."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("model", help="a run's folder or a weights file")
     parser.add_argument("--root", required=True, help="a folder with train/, val/ and test/ by class")
     parser.add_argument("--out", required=True, help="the results file")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, strengths: Sequence[float] = STRENGT
     return 0
 
 
-def measure(args: argparse.Namespace, strengths: Sequence[float]) -> str:
+def measure(args: Namespace, strengths: Sequence[float]) -> str:
     """Extract features, choose the strength, measure test; write the results file and return a line to print."""
     import torch
 

@@ -112,12 +112,12 @@ def test_docstrings_say_and_do_not_ask() -> None:
 
 def test_every_file_is_tracked_by_git() -> None:
     """An ignored folder (runs/ in .gitignore, once) would be missing from every clone."""
-    command = ["git", "-C", str(house.ROOT), "ls-files", "--others", house.PACKAGE]
+    command = ["git", "-C", str(house.ROOT), "ls-files", "--others", "-z", house.PACKAGE]
     try:
-        others = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        others = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not in a git checkout")
-    assert [name for name in others if name.endswith(".py")] == []
+    assert [name for name in filter(None, others) if "__pycache__" not in Path(name).parts] == []
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

@@ -10,11 +10,12 @@ the validation split; the test split is read once. Flags that are not known here
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_vision.cli.parser import ScriptParser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,7 @@ def measure(run: Path, positive: int, sensitivity: float | None) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, measure and print the report; flags that are not known here go to `lit-vision fit`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with train, val, test by class, or a MedMNIST .npz")
     parser.add_argument("--positive", help="the positive class (default: the second)")
     parser.add_argument("--class_names", nargs=2, help="class names for a MedMNIST file, class 0 first")

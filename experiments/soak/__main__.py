@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from lit_vision.cli.parser import ScriptParser
 from soak import Soak
 from soak import __doc__ as description
 from soak.cases import VIEWS
@@ -24,9 +24,7 @@ SCENARIOS = ("every", "random", "saving", "gloo")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the scenarios in parallel processes, print the counts; return 1 if a comparison or a process failed."""
-    parser = argparse.ArgumentParser(
-        prog="soak", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(prog="soak", description=description)
     parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving (default 200)")
     parser.add_argument("--gloo_kills", type=int, default=20, help="the same for two processes (default 20)")
     parser.add_argument(

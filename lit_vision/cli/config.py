@@ -50,7 +50,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raise UsageError; jsonargparse collects those of nested parsers in the message of the outer one."""
-        raise UsageError(summarize_parser_error(message)) from ex
+        raise UsageError(summarize_parser_error(message, self.prog.rpartition(" ")[2])) from ex
 
 
 class SaveConfig(SaveConfigCallback):

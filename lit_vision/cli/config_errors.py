@@ -12,8 +12,17 @@ from collections.abc import Sequence
 COMMAND_KEYS = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_weights")
 
 
-def summarize_parser_error(message: str) -> str:
-    """Return jsonargparse's report of a wrong setting as one line: "<key>: <what is wrong>; <what to do>"."""
+COMMANDS = ("fit", "validate", "test")
+
+
+def summarize_parser_error(message: str, command: str = "fit") -> str:
+    """Return jsonargparse's report of a wrong setting as one line: "<key>: <what is wrong>; <what to do>".
+
+    Args:
+        message: the report.
+        command: name of the command whose help lists the flags; fit's for a name that is none of COMMANDS.
+    """
+    command = command if command in COMMANDS else "fit"
     key = (re.findall(r'Parser key "([^"]+)":', message) or [""])[0]
     reasons = re.findall(r"^\s*- (.+(?:\n\s{6,}.+)*)", message, re.MULTILINE)
     reasons = [" ".join(r.split()) for r in reasons if "<class 'NoneType'>" not in r]
@@ -22,16 +31,16 @@ def summarize_parser_error(message: str) -> str:
         if flag := re.search(
             r"NestedArg\(key='([^']+)'", message
         ):  # --data.nope 1: the message does not name the class
-            return f"{key}.{flag[1]}: no such key; lit-vision fit --help_all lists them"
+            return f"{key}.{flag[1]}: no such key; lit-vision {command} --help_all lists them"
         if not class_path:
             return message  # from a nested parser, which does not know the class; the outer one calls this again
         option, path = match[1], class_path[1]
         hint = _nearest(option, _arguments(path))
         return f"{key}.init_args.{option}: {path.rsplit('.', 1)[-1]} takes no such argument; {hint}"
     if match := re.search(r"Subcommand '\w+' does not accept option '([^']+)'", message):
-        return f"{match[1]}: no such key; {_nearest_key(match[1])}"
+        return f"{match[1]}: no such key; {_nearest_key(match[1], command)}"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
-        return f"{match[1]}: no such flag; {_nearest_key(match[1].lstrip('-').split('=')[0])}"
+        return f"{match[1]}: no such flag; {_nearest_key(match[1].lstrip('-').split('=')[0], command)}"
     if match := re.search(r"following arguments are required: (?:\w+\.)?(\S+)", message):
         return f"{match[1]}: is missing; give class_path and init_args as the recipes in experiments/ do"
     if match := re.search(r"File does not exist: '([^']+)'", message):
@@ -62,13 +71,13 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}" if known else "see its documentation"
 
 
-def _nearest_key(key: str) -> str:
+def _nearest_key(key: str, command: str) -> str:
     head, _, last = key.rpartition(".")
     if head == "trainer":
         return _nearest(last, _arguments("lightning.pytorch.trainer.trainer.Trainer"))
     top = key.split(".")[0]
     near = difflib.get_close_matches(top, ["seed_everything", "trainer", "model", "data", *COMMAND_KEYS, "config"], n=1)
-    return f"did you mean {near[0]}?" if near and near[0] != top else "lit-vision fit --help lists them"
+    return f"did you mean {near[0]}?" if near and near[0] != top else f"lit-vision {command} --help lists them"
 
 
 def summarize_state_dict_error(error: RuntimeError) -> str:

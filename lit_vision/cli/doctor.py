@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vision.cli.parser import CommandParser
+from lit_vision.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         prog="lit-vision doctor",
         description="Check whether a folder of images is fit to train on; opens every image.",
     )
-    parser.add_argument("root", type=Path, help="the folder (or a .pack file)")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder (or a .pack file)")
     parser.add_argument("--out", type=Path, help="folder for doctor.json and quarantine.txt (default runs/doctor/NAME)")
     parser.add_argument("--recipe", type=Path, help="also time its loader against its training step")
     parser.add_argument("--train_split", default="train", help="name of the training folder (default train)")
@@ -27,9 +28,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
     args = parser.parse_args(list(argv))
     if args.workers < 0:
-        parser.error(f"--workers {args.workers}: give 0 (all cores) or more")
+        raise UsageError(f"--workers {args.workers}: give 0 (all cores) or more")
     if args.recipe and not args.recipe.is_file():
-        parser.error(f"--recipe {args.recipe}: no such file; experiments/README.md lists the recipes")
+        raise UsageError(f"--recipe {args.recipe}: no such file; experiments/README.md lists the recipes")
 
     from lit_vision.data.check.folder_check import check_folder
     from lit_vision.data.check.report import format_quarantine, format_report

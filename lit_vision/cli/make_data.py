@@ -10,6 +10,7 @@ from lit_vision.cli.parser import CommandParser
 from lit_vision.data.make.fashion import make_fashion
 from lit_vision.data.make.medmnist import unpack_medmnist
 from lit_vision.data.make.scenes import SIZES, make_scenes
+from lit_vision.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,13 +24,13 @@ def main(argv: Sequence[str]) -> int:
     _add_medmnist(names.add_parser("medmnist", help="a file of medmnist.com, unpacked to a folder per class"))
     args = parser.parse_args(list(argv))
     if not 0 <= getattr(args, "seed", 0) < 2**64:
-        parser.error(f"--seed {args.seed}: give 0 or more, below 2**64")
+        raise UsageError(f"--seed {args.seed}: give 0 or more, below 2**64")
     if args.name == "fashion":
         counts = make_fashion(args.out, args.rotated, args.full, args.seed)
     elif args.name == "scenes":
         sizes = {split: getattr(args, split) for split in SIZES}
         if min(sizes.values()) < 0 or not any(sizes.values()):
-            parser.error("--train, --val, --test: give 0 or more, and at least one scene")
+            raise UsageError("--train, --val, --test: give 0 or more, and at least one scene")
         counts = make_scenes(args.out, sizes, args.seed)
     else:
         counts = unpack_medmnist(args.file, args.out, args.class_names)

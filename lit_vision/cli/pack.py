@@ -9,6 +9,7 @@ from lit_vision.cli.parser import CommandParser
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import write_pack
 from lit_vision.data.splits import read_list
+from lit_vision.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
         prog="lit-vision pack",
         description="Store a folder of images as one file, which trains faster: data.root: FILE.pack.",
     )
-    parser.add_argument("root", help="the folder: train/<class>/*.jpg and so on")
+    parser.add_argument("root", metavar="ROOT", help="the folder: train/<class>/*.jpg and so on")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.pack", help="the file to make")
     parser.add_argument("--short_side", type=int, help="shrink larger images to this short side, pixels (default 256)")
     parser.add_argument("--quality", type=int, help="of the JPEGs, 1 to 100 (default 92)")
@@ -29,15 +30,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
     args = parser.parse_args(list(argv))
     if args.lossless and not (args.short_side is None and args.quality is None):
-        parser.error("--lossless keeps the files as they are; leave out --short_side and --quality")
+        raise UsageError("--lossless keeps the files as they are; leave out --short_side and --quality")
     if args.out.suffix != ".pack":
-        parser.error(f"--out {args.out}: give it the ending .pack, by which data.root knows it")
+        raise UsageError(f"--out {args.out}: give it the ending .pack, by which data.root knows it")
     side = 256 if args.short_side is None else args.short_side
     quality = 92 if args.quality is None else args.quality
-    if side < 1 or not 1 <= quality <= 100:
-        parser.error(f"--short_side {side}, --quality {quality}: give at least 1 pixel, and a quality from 1 to 100")
+    if side < 1:
+        raise UsageError(f"--short_side {side}: give at least 1 pixel")
+    if not 1 <= quality <= 100:
+        raise UsageError(f"--quality {quality}: give 1 to 100")
     if args.workers < 0:
-        parser.error(f"--workers {args.workers}: give 0 (all cores) or more")
+        raise UsageError(f"--workers {args.workers}: give 0 (all cores) or more")
     from lit_vision.io.processes import cores
 
     folder = open_images(args.root, args.train_split, args.val_split, args.test_split)

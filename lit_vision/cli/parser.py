@@ -17,7 +17,15 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with a message of one line, which `cli.main` prints before exiting with code 2."""
-        raise UsageError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")
+        raise UsageError(f"{self.prog.removeprefix('lit-vision ')}: {message}; see {self.prog} --help")
+
+
+class ScriptParser(CommandParser):
+    """CommandParser of a script outside the package: an error is printed in one line and ends it with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help lists the options\n")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -107,11 +107,13 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--budget: {options.budget:g} minutes; give more than 0")
     if not 0 <= options.rotation <= 180:
         raise UsageError(f"--rotation: {options.rotation:g}; give 0 to 180 degrees")
+    if options.keep_weights < 0:
+        raise UsageError(f"--keep_weights: {options.keep_weights}; give 0 (none) or more seeds")
     inits = _inits(options.inits)
     folder = Path(options.run_dir or Path("runs") / "study" / Path(options.root).resolve().name)
 
     # heavy imports after the cheap checks: --help answers at once
-    from lit_vision.study.cells import parse_labels, refuse_older_study
+    from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
     from lit_vision.study.progress import Reporter
@@ -124,6 +126,11 @@ def main(argv: Sequence[str]) -> int:
     public = TIMM + (PUBLIC if options.pretrained == "auto" else options.pretrained)
     if options.pretrained != "off":
         inits.append(public)
+    # what a list needs no image for is checked before the folder is read
+    check_label_syntax(options.labels or "")
+    seeds = _seed_counts(options.seeds)
+    max_seeds = _max_seeds(options.max_seeds, inits)
+    epochs = _epochs(options.epochs, inits)
     with Reporter() as reporter:
         reporter.log(f"reading {options.root}")
         images = read_images(options.root, options.size)
@@ -143,9 +150,9 @@ def main(argv: Sequence[str]) -> int:
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
             reporter.log(images.notes[-1])
         labels = parse_labels(options.labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
-        plan = StudyPlan(labels, _seeds(options.seeds, labels), max_seeds=_max_seeds(options.max_seeds, inits))
+        plan = StudyPlan(labels, _seeds_by_labels(seeds, labels), max_seeds=max_seeds)
         plan.protocols = protocols
-        _set_epochs(plan, options.epochs, inits)
+        _set_epochs(plan, epochs)
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, options.rotation)
         optional = {public} if options.pretrained == "auto" else ()
@@ -184,13 +191,20 @@ def _protocols(text: str) -> list[str]:
     return [name for name in ON_LABELS if name in requested or name == "finetune"]
 
 
-def _seeds(text: str, labels: list[int]) -> dict[int, int]:
+def _seed_counts(text: str) -> list[int]:
+    """Return the numbers of a list such as 5 or 5,3."""
     try:
         counts = [int(item) for item in text.split(",")]
     except ValueError:
         raise UsageError(f"--seeds: {text!r}; give one number, or one for each of --labels") from None
-    if len(counts) not in (1, len(labels)) or min(counts) < 1:
-        raise UsageError(f"--seeds: {text!r}; give one number from 1, or one for each of {labels} labels")
+    if min(counts) < 1:
+        raise UsageError(f"--seeds: {text!r}; give numbers of at least 1")
+    return counts
+
+
+def _seeds_by_labels(counts: list[int], labels: list[int]) -> dict[int, int]:
+    if len(counts) not in (1, len(labels)):
+        raise UsageError(f"--seeds: {len(counts)} numbers; give one, or one for each of {labels} labels")
     return dict(zip(labels, counts if len(counts) > 1 else counts * len(labels)))
 
 
@@ -201,24 +215,38 @@ def _max_seeds(text: str, inits: list[str]) -> dict[str, int]:
     max_seeds, known = {}, (*SCRATCH, *inits)
     for item in _items(text):
         name, _, value = item.partition("=")
-        if name not in known or not value.isdigit() or int(value) < 1:
+        if name not in known or not value.isdecimal() or int(value) < 1:
             raise UsageError(f"--max_seeds: {item!r}; give INIT=SEEDS with INIT one of {', '.join(known)}")
         max_seeds[name] = int(value)
     return max_seeds
 
 
-def _set_epochs(plan: StudyPlan, text: str, inits: list[str]) -> None:
-    """Set the epochs of a list such as mae=100,80=200: pre-trainings by init, trainings on labels by their number."""
-    from lit_vision.study.presets import TIMM, StudyPreset
+def _epochs(text: str, inits: list[str]) -> dict[str, int]:
+    """Return the epochs of a list such as mae=100,80=200, by init or number of labels."""
+    from lit_vision.study.presets import TIMM
 
-    names = [*(init for init in inits if not init.startswith(TIMM)), *map(str, plan.labels)]
+    epochs, names = {}, [init for init in inits if not init.startswith(TIMM)]
     for item in _items(text):
         name, _, value = item.partition("=")
-        if name not in names or not value.isdigit() or int(value) < 1:
-            raise UsageError(f"--epochs: {item!r}; give NAME=EPOCHS with NAME one of {', '.join(names)}")
-        if name in inits:
-            plan.pretrain[name] = int(value)
-        else:
-            plan.fixed.append(int(name))
-            plan.tune[int(name)] = int(value)
-            plan.scratch[int(name)] = int(value) * StudyPreset.scratch_factor
+        if not (name in names or name.isdecimal()) or not value.isdecimal() or int(value) < 1:
+            raise UsageError(
+                f"--epochs: {item!r}; give NAME=EPOCHS with NAME one of {', '.join(names)} or a number of labels"
+            )
+        epochs[name] = int(value)
+    return epochs
+
+
+def _set_epochs(plan: StudyPlan, epochs: dict[str, int]) -> None:
+    """Set the epochs of a plan: those of pre-trainings by init, those of trainings on labels by their number."""
+    from lit_vision.study.presets import StudyPreset
+
+    for name, value in epochs.items():
+        if not name.isdecimal():
+            plan.pretrain[name] = value
+            continue
+        if name not in map(str, plan.labels):
+            known = ", ".join(map(str, plan.labels))
+            raise UsageError(f"--epochs: {name}={value}; the study has no {name} labels, but {known}")
+        plan.fixed.append(int(name))
+        plan.tune[int(name)] = value
+        plan.scratch[int(name)] = value * StudyPreset.scratch_factor

@@ -19,7 +19,7 @@ from lit_vision.data.splits import evenly_spaced, read_list, read_or_sample
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.views import make_views
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 BAD_IMAGES_FILE = "bad_images.csv"  # in the run's folder
 LOCAL_STREAM = 1  # of the seed: local views are drawn apart from the global ones
@@ -65,7 +65,8 @@ class ImageFolderDataModule(KeyedDataModule):
         hash_content: let the fingerprint cover the files' bytes too.
 
     Raises:
-        UserError: an argument is out of its range, or the view does not have an option.
+        UsageError: an argument is out of its range.
+        UserError: the view does not have an option.
     """
 
     def __init__(
@@ -141,21 +142,23 @@ class ImageFolderDataModule(KeyedDataModule):
             "num_views": local_views,
         }
         if local_views < 0 or (local_views and train_view != "lejepa"):
-            raise UserError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
+            raise UsageError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
         self.eval_options = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.labels, self.shots, self.label_seed, self.split_file = labels, shots, label_seed, split_file
         for key, value in (("use_unlabeled", use_unlabeled), ("in_memory", in_memory)):
             if not isinstance(value, bool) and value != "auto":
-                raise UserError(f"data.{key}: {value!r}; give auto, true or false")
+                raise UsageError(f"data.{key}: {value!r}; give auto, true or false")
         if on_bad_image not in ("auto", "error", "skip"):
-            raise UserError(f"data.on_bad_image: {on_bad_image!r}; give auto, error or skip")
+            raise UsageError(f"data.on_bad_image: {on_bad_image!r}; give auto, error or skip")
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
-            raise UserError(f"data.num_workers: {num_workers!r}; give auto or an integer of at least 0")
-        if batch_size < 1 or copies < 1 or img_size < 1:
-            raise UserError("data.batch_size, data.copies, data.img_size: give at least 1")
-        if min(seed, label_seed) < 0:
-            raise UserError("data.seed, data.label_seed: give 0 or more")
+            raise UsageError(f"data.num_workers: {num_workers!r}; give auto or an integer of at least 0")
+        for key, number in (("batch_size", batch_size), ("copies", copies), ("img_size", img_size)):
+            if number < 1:
+                raise UsageError(f"data.{key}: {number}; give at least 1")
+        for key, number in (("seed", seed), ("label_seed", label_seed)):
+            if number < 0:
+                raise UsageError(f"data.{key}: {number}; give 0 or more")
         self.use_unlabeled = train_view in _SELF_SUPERVISED if use_unlabeled == "auto" else use_unlabeled
         self.in_memory, self.on_bad_image = in_memory, on_bad_image
         self.hash_content, self.quarantine = hash_content, quarantine

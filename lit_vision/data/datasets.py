@@ -300,7 +300,7 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_identity_collate,
+        collate_fn=identity_collate,
         num_workers=workers,
         worker_init_fn=_start_worker,
         persistent_workers=persistent and workers > 0,
@@ -308,7 +308,8 @@ def make_loader(
     )
 
 
-def _identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
+def identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch as it is: the data sets return finished ones. A named function, which workers can unpickle."""
     return batch
 
 

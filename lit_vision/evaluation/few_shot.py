@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_vision.data.splits import sample_per_class as choose_shots
 from lit_vision.errors import UserError
+from lit_vision.evaluation.arrays import to_tensor
 from lit_vision.evaluation.features import Features
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.metrics import mean_sd, top_k_accuracy
@@ -59,7 +59,7 @@ def class_prototypes(features: Any, labels: Any, num_classes: int | None = None,
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
-    x, y = _tensor(features).float(), _tensor(labels).long()
+    x, y = to_tensor(features).float(), to_tensor(labels).long()
     if len(x) == 0 or len(x) != len(y) or int(y.min()) < 0:
         raise UserError(f"prototypes: {len(x)} features, {int((y >= 0).sum())} labels; give labeled samples only")
     num_classes = int(y.max()) + 1 if num_classes is None else num_classes
@@ -83,7 +83,7 @@ def nearest_prototype(prototypes: Tensor, features: Any, metric: str = "cosine",
     Raises:
         UserError: widths that differ.
     """
-    x = _tensor(features).float()
+    x = to_tensor(features).float()
     if x.shape[1] != prototypes.shape[1]:
         raise UserError(f"prototypes: {prototypes.shape[1]} wide, the features {x.shape[1]}; use one encoder")
     if metric == "cosine":
@@ -143,7 +143,3 @@ def summarize_episodes(episodes: Iterable[Episode]) -> dict[tuple[str, int], tup
     for episode in episodes:
         values.setdefault((episode.method, episode.shots), []).append(episode.value)
     return {key: (*mean_sd(found), len(found)) for key, found in values.items()}
-
-
-def _tensor(values: Any) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.evaluation.arrays import to_tensor
 
 CHUNK = 1 << 24  # similarities in memory at the same time, 64 MB in float32
 
@@ -49,7 +49,7 @@ def weighted_knn(
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
-    bank, labels, queries = _tensor(train_features), _tensor(train_labels).long(), _tensor(features)
+    bank, labels, queries = to_tensor(train_features), to_tensor(train_labels).long(), to_tensor(features)
     if len(bank) == 0 or len(bank) != len(labels):
         raise UserError(f"k-NN: {len(bank)} training features with {len(labels)} labels; give at least one of each")
     if int(labels.min()) < 0:
@@ -82,7 +82,3 @@ def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
             columns[tied] = order
             near[tied] = similarity[tied].gather(1, order)
     return near, columns
-
-
-def _tensor(values: Any) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
 from lit_vision.errors import UserError
+from lit_vision.evaluation.arrays import to_array
 
 STRENGTHS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 FIXED_STRENGTH = 1.0  # if nothing can be held out: the best or second best at 8 labels a class on the rotated images
@@ -95,7 +95,7 @@ def logistic_regression(
     """
     if scale not in ("all", "each") or not strengths or min(strengths) <= 0:
         raise ValueError(f"scale must be 'all' or 'each' and strengths positive, got {scale!r} and {strengths}")
-    x, y, queries = _array(train_features), _labels(train_labels), _array(features)
+    x, y, queries = _rows(train_features), _labels(train_labels), _rows(features)
     if len(x) != len(y) or (len(y) and y.min() < 0):
         raise UserError(f"linear probe: {len(x)} features, {int((y >= 0).sum())} labels; leave unlabeled samples out")
     seen = np.unique(y)
@@ -119,7 +119,7 @@ def logistic_regression(
     if len(strengths) == 1:
         strength, chosen_on = strengths[0], "fixed recipe"
     elif validation is not None:
-        held_out, truth = prepare(_array(validation[0])), _labels(validation[1])
+        held_out, truth = prepare(_rows(validation[0])), _labels(validation[1])
         truth = np.where(np.isin(truth, seen), np.searchsorted(seen, truth), -1)  # an unseen class is always an error
         splits = [(rows, codes, held_out, truth)]
         with _one_thread():
@@ -247,11 +247,10 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
 
 
-def _array(values: Any) -> np.ndarray:
-    array: np.ndarray = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _rows(values: Any) -> np.ndarray:
+    array = to_array(values)
     return array.reshape(len(array), -1).astype(np.float32)  # images of any shape count as rows of pixels
 
 
 def _labels(values: Any) -> np.ndarray:
-    array: np.ndarray = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    return array.astype(np.int64)
+    return to_array(values).astype(np.int64)

@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 
-
-def _array(values: Any) -> np.ndarray:
-    array: np.ndarray = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-    return array
+from lit_vision.evaluation.arrays import to_array
 
 
 def _truth(labels: Any, n: int) -> np.ndarray:
-    truth = _array(labels).astype(np.int64)
+    truth = to_array(labels).astype(np.int64)
     if truth.shape != (n,) or n == 0:
         raise ValueError(f"expected one label for each of {n} predictions (at least one), got shape {truth.shape}")
     if truth.min() < 0:
@@ -43,7 +40,7 @@ def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
     Raises:
         ValueError: shapes differ, no sample, an unlabeled sample, NaN scores, or k < 1.
     """
-    scores = _array(scores)
+    scores = to_array(scores)
     labels = _truth(labels, len(scores))
     if k < 1 or np.isnan(scores).any():
         raise ValueError(f"k must be at least 1 (got {k}) and scores not NaN")
@@ -62,7 +59,7 @@ def confusion_matrix(predictions: Any, labels: Any, num_classes: int) -> np.ndar
     Raises:
         ValueError: shapes differ, no sample, or a class outside 0 to K - 1.
     """
-    predictions = _array(predictions).astype(np.int64)
+    predictions = to_array(predictions).astype(np.int64)
     labels = _truth(labels, len(predictions))
     if max(predictions.max(), labels.max()) >= num_classes or predictions.min() < 0:
         raise ValueError(f"a class is outside 0 to {num_classes - 1}")

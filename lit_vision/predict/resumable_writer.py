@@ -14,7 +14,6 @@ from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path, remove_temporaries
 from lit_vision.predict.writers import check_not_existing
 
-
 # keys of `identity` up to commit 37adabd, whose unfinished runs can be continued
 RENAMED_KEYS = {"form": "format", "top": "top_k", "score": "min_score"}
 

@@ -14,6 +14,7 @@ from typing import Any
 from lit_vision.io.processes import cores
 
 PACKAGES = ("lit-vision", "torch", "torchvision", "lightning", "timm", "albumentations", "scikit-learn", "numpy")
+GIT_SECONDS = 60  # so that a slow machine does not lose the commit; git takes milliseconds
 
 
 def peak_memory_mb() -> float:
@@ -40,7 +41,9 @@ def device_name() -> str:
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

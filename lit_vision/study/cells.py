@@ -185,23 +185,35 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
         UsageError: an item is none of these.
     """
     total, classes = sum(per_class), len(per_class)
-    counts = []
-    for word in (part.strip() for part in text.split(",")):
-        try:
-            if word == "all":
-                count = total
-            elif word.endswith("%"):
-                count = round(float(word[:-1]) / 100 * total)
-            elif word.endswith("-shot"):
-                count = int(word[:-5]) * classes
-            else:
-                count = int(word)
-        except ValueError:
-            raise UsageError(f"--labels: {word!r} is not 1%, 200, 5-shot or all; separate them by commas") from None
-        if count <= 0:
-            raise UsageError(f"--labels: {word!r} leaves no label; give more than 0")
-        counts.append(min(max(count, classes), total))
-    return sorted(set(counts))
+    counts = [_label_count(item.strip(), total, classes) for item in text.split(",")]
+    return sorted({min(max(count, classes), total) for count in counts})
+
+
+def check_label_syntax(text: str) -> None:
+    """Refuse a list of labels that is wrong for any folder; an empty text is none.
+
+    Raises:
+        UsageError: as `parse_labels`.
+    """
+    if text:
+        parse_labels(text, [10**9])  # of so many labels every share leaves some
+
+
+def _label_count(item: str, total: int, classes: int) -> int:
+    try:
+        if item == "all":
+            count = total
+        elif item.endswith("%"):
+            count = round(float(item[:-1]) / 100 * total)
+        elif item.endswith("-shot"):
+            count = int(item[:-5]) * classes
+        else:
+            count = int(item)
+    except (ValueError, OverflowError):
+        raise UsageError(f"--labels: {item!r} is not 1%, 200, 5-shot or all; separate them by commas") from None
+    if count <= 0:
+        raise UsageError(f"--labels: {item!r} leaves no label; give more than 0")
+    return count
 
 
 def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_vision.data.datasets import InMemoryDataset
+from lit_vision.data.datasets import InMemoryDataset, identity_collate
 from lit_vision.data.folder import Folder
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
@@ -240,7 +240,7 @@ class StudyData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return batches in the order of the epoch; views are rendered in batches in this process."""
         rows = InMemoryDataset(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
-        return DataLoader(rows, batch_sampler=self.batches, collate_fn=_identity_collate, num_workers=0)
+        return DataLoader(rows, batch_sampler=self.batches, collate_fn=identity_collate, num_workers=0)
 
 
 def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[Batch]:
@@ -248,7 +248,3 @@ def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: 
     rows = InMemoryDataset(pixels, labels, make_batch_views("eval", size, 0))
     for keys in EvalBatches(len(rows), batch_size):
         yield rows.__getitems__(keys)
-
-
-def _identity_collate(batch: Batch) -> Batch:
-    return batch

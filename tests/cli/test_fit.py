@@ -129,12 +129,20 @@ def test_a_missing_part_of_a_recipe(recipe: Path, capsys) -> None:
         (["fit", "--config", "toy.yaml", "--rezume", "auto"], 2, "--rezume: .*resume"),
         (["fit", "--config", "toy.yaml", "--data.seed", "1"], 2, "seed_everything"),
         (["fit", "--config", "toy.yaml", "--resume", "no.ckpt"], 1, "--resume no.ckpt: "),
+        (["fit", "--config", "toy.yaml", "--nonsense", "3"], 2, "--nonsense: .*lit-vision fit --help"),
         (["validate", "--config", "toy.yaml"], 2, "--ckpt_path: "),
         (["test", "--config", "toy.yaml", "--ckpt_path", "no.ckpt"], 1, "--ckpt_path no.ckpt: "),
     ],
 )
 def test_a_wrong_command_is_refused_in_one_line(recipe: Path, capsys, words, code, says) -> None:
     assert re.search(says, one_line_error(capsys, words, code))
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_wrong_flag_is_answered_with_the_help_of_its_command(recipe: Path, capsys, command) -> None:
+    Path("x.ckpt").touch()
+    words = [command, "--config", "toy.yaml", "--ckpt_path", "x.ckpt"]
+    assert f"lit-vision {command} --help" in one_line_error(capsys, [*words, "--nonsense", "3"], 2)
 
 
 def test_checkpoints_that_do_not_fit_or_are_damaged(recipe: Path, capsys) -> None:

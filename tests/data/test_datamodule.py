@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.views.decode import ImageDecodeError
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +280,26 @@ class _Watcher(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"batch_size": 0},
+        {"copies": 0},
+        {"img_size": -2},
+        {"seed": -1},
+        {"label_seed": -3},
+        {"num_workers": -1},
+        {"on_bad_image": "drop"},
+        {"local_views": -1},
+    ],
+)
+def test_an_argument_out_of_range_is_wrong_usage_that_names_it_alone_and_its_value(tmp_path, option) -> None:
+    ((key, value),) = option.items()
+    with pytest.raises(UsageError, match=rf"data\.{key}: .?{value}") as caught:
+        _module(tmp_path, **option)
+    assert str(caught.value).count("data.") == 1
 
 
 def _fit(root, tmp_path, checkpoint=None, **options) -> tuple[list, Trainer]:

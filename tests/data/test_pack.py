@@ -1,6 +1,7 @@
 """Packs: same API, keys and (lossless) pixels as the folder; an error if truncated or altered."""
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_vision.cli import pack as pack_command
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.datasets import _identity_collate
+from lit_vision.data.datasets import identity_collate
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack, downscale
 from lit_vision.data.views.decode import decode
@@ -73,7 +74,7 @@ def test_pixels__are_the_same_for_any_workers_batch_size_start_method_and_source
         loader = DataLoader(
             plain.dataset,
             batch_sampler=plain.batch_sampler,
-            collate_fn=_identity_collate,
+            collate_fn=identity_collate,
             num_workers=workers,
             multiprocessing_context=method,
         )
@@ -161,6 +162,7 @@ def test_command__refuses_wrong_arguments_and_names_broken_files(root, tmp_path)
         with pytest.raises(UsageError, match=arguments[-2]) as caught:
             pack_command.main([str(root), *arguments])
         assert caught.value.exit_code == 2
+        assert "--lossless" in arguments or len(re.findall(r"--\w+", str(caught.value))) == 1  # only the wrong one
     for i in range(2):
         (tmp_path / "data" / str(i)).mkdir(parents=True)
         (tmp_path / "data" / str(i) / "a.jpg").write_bytes(encode(picture(i), "JPEG") if i else b"")

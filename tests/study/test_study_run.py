@@ -255,7 +255,13 @@ def test_read_images__unlabelled_images_join_the_pool_behind_the_labelled_ones(f
         ("--epochs", "80=x"),
         ("--seeds", "1,2,3"),
         ("--seeds", "two"),
+        ("--seeds", "0"),
+        ("--epochs", "mae=0"),
+        ("--epochs", "moco=1"),
+        ("--epochs", "5=1"),
         ("--max_seeds", "moco=1"),
+        ("--max_seeds", "mae=0"),
+        ("--keep_weights", "-1"),
         ("--protocols", "magic"),
         ("--labels", "some"),
         ("--labels", "0"),
@@ -269,6 +275,25 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(folder, tmp_path, capsys, fla
     assert flag in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--labels", "foo"),
+        ("--labels", "0%"),
+        ("--labels", "inf%"),
+        ("--seeds", "0"),
+        ("--epochs", "mae=0"),
+        ("--max_seeds", "mae=0"),
+        ("--keep_weights", "-1"),
+    ],
+)
+def test_a_list_is_checked_before_the_folder_is_read(tmp_path, capsys, flag, value) -> None:
+    assert main(["study", str(tmp_path / "none"), "--run_dir", str(tmp_path / "run"), flag, value]) == 2
+    output = capsys.readouterr()
+    assert flag in output.err
+    assert output.out == ""
 
 
 def test_preset__rotation_reaches_every_training() -> None:

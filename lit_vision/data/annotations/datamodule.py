@@ -26,7 +26,7 @@ from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOption
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
 from lit_vision.data.splits import evenly_spaced
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 
 class AnnotatedDataModule(ImageFolderDataModule):
@@ -117,17 +117,17 @@ class AnnotatedDataModule(ImageFolderDataModule):
             hash_content=hash_content,
         )
         if format not in FORMATS:
-            raise UserError(f"data.format: {format!r}; choose from {', '.join(FORMATS)}")
+            raise UsageError(f"data.format: {format!r}; choose from {', '.join(FORMATS)}")
         if with_masks and "with_masks" not in FORMATS[format].options:
-            raise UserError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
+            raise UsageError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
         if split_list and "split_list" not in FORMATS[format].options:
-            raise UserError(f"data.split_list: {format} does not use it; leave it out")
+            raise UsageError(f"data.split_list: {format} does not use it; leave it out")
         if on_bad_box not in ("error", "fix", "mend"):
-            raise UserError(f"data.on_bad_box: {on_bad_box!r}; give error or fix")
+            raise UsageError(f"data.on_bad_box: {on_bad_box!r}; give error or fix")
         if not 0 <= hold_out < 1:
-            raise UserError(f"data.hold_out: {hold_out} is not a share of the training split; give 0 to less than 1")
+            raise UsageError(f"data.hold_out: {hold_out} is not a share of the training split; give 0 to less than 1")
         if img_size < 8:
-            raise UserError(f"data.img_size: {img_size}; give 8 or more")
+            raise UsageError(f"data.img_size: {img_size}; give 8 or more")
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
         self.images = images or FORMATS[format].images
         self.annotations = annotations or FORMATS[format].annotations

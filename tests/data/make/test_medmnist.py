@@ -102,7 +102,12 @@ def test_command__unpacks_a_file_and_refuses_wrong_usage(tmp_path: Path, capsys)
     assert main([*command, "--class_names", "malignant", "normal"]) == 0
     assert len(list((tmp_path / "out/train/normal").iterdir())) == 6
     assert "train 12, val 4, test 6" in capsys.readouterr().out
-    for arguments, named in (([*command[:3]], "--out"), ([*command, "--seed", "1"], "--seed")):
+    for arguments, named in (
+        ([*command[:3]], "data medmnist: "),
+        ([*command, "--seed", "1"], "--seed"),
+        (["data", "fashion", "--out", str(tmp_path / "x"), "--seed", "x"], "data fashion: "),
+        (["data", "fashion", "--out", str(tmp_path / "x"), "--seed", "-1"], "--seed -1: "),
+    ):
         assert main(arguments) == 2
         message = capsys.readouterr().err
         assert named in message
