@@ -45,7 +45,7 @@ format: $(STAMP) ## fix and format what ruff can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-table-few-label: $(STAMP) ## few labels: pre-training against honest baselines (SCALE=desk, DRY=1 prints the commands)
+table-few-label: $(STAMP) ## few labels: pre-training against baselines (SCALE=desk, DRY=1 prints the commands)
 	@$(BIN)/python experiments/table_few_label.py --scale $(SCALE) $(if $(DRY),--dry)
 
 verify-few-label: $(STAMP) ## measure the committed weights of that table again

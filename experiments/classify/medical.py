@@ -80,7 +80,7 @@ def check_data(data: ImageFolderDataModule) -> None:
         if role != "train" and data.on_bad_image != "skip":
             check_image = ImageCheck(data.folder)
             for path in split.paths:
-                if fault := check_image(path).fault:
+                if fault := check_image(path).error:
                     raise UserError(f"{data.root}/{path}: {fault}; replace it, or list it in data.quarantine")
 
 

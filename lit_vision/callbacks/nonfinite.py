@@ -192,8 +192,8 @@ def _roll_back(trainer: Trainer, pl_module: LightningModule) -> str:
         pl_module.load_state_dict(checkpoint["state_dict"])
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"]):
             optimizer.load_state_dict(state)
-    for optimizer, own in zip(trainer.optimizers, rates):
-        for group, rate in zip(optimizer.param_groups, own):
+    for optimizer, group_rates in zip(trainer.optimizers, rates):
+        for group, rate in zip(optimizer.param_groups, group_rates):
             group["lr"] = rate
     # the current gradients belong to the replaced weights
     trainer.strategy.model.zero_grad()

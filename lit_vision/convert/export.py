@@ -234,4 +234,4 @@ def export_adapter(source: Path, out: Path) -> None:
         "size": metadata.size,
         "crop_pct": metadata.crop_pct,
     }
-    save_adapter(out, method, hyper_parameters=hyper, card=stored)
+    save_adapter(out, method, hyper_parameters=hyper, card=stored)  # keys of the file: kept, older adapters have them

@@ -60,7 +60,7 @@ class Pack(Folder):
             return Split(Paths(names[i] for i in rows[:, 0]), rows[:, 1].copy(), self._sizes[rows[:, 0]])
 
         splits = {name: split(rows) for name, rows in index["splits"].items()}
-        super().__init__(path, index["classes"], splits, split(index["unlabelled"]))
+        super().__init__(path, index["classes"], splits, split(index["unlabelled"]))  # spelled so in the format
         if len(self._map) <= VERIFY_AT_ONCE:
             for name in names:
                 self.read(name)

@@ -15,6 +15,8 @@ from typing import Any
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write, is_temporary
 
+STARTED = ".begun"  # suffix of the start marker; an older word, which unfinished folders have
+
 
 def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[[str], Any] = json.loads) -> bool:
     """True if the folder is complete; False if it is empty, missing, or an unfinished folder of the same content.
@@ -31,7 +33,7 @@ def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{flag}{out}: a file where a folder is expected; name another")
-    for name in (mark, f"{mark}.begun"):
+    for name in (mark, mark + STARTED):
         if not (out / name).exists():
             continue
         try:
@@ -54,14 +56,14 @@ def is_complete(out: Path, mark: str, note: Any, flag: str = "", read: Callable[
 def mark_started(out: Path, mark: str, text: str) -> None:
     """Create the folder and its start marker with `text`, and remove its completion marker."""
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / f"{mark}.begun", lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(out / (mark + STARTED), lambda file: file.write_text(text, encoding="utf-8"))
     (out / mark).unlink(missing_ok=True)
 
 
 def mark_complete(out: Path, mark: str, text: str) -> None:
     """Write the completion marker with `text`, and remove the start marker."""
     atomic_write(out / mark, lambda file: file.write_text(text, encoding="utf-8"))
-    (out / f"{mark}.begun").unlink(missing_ok=True)
+    (out / (mark + STARTED)).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -70,13 +72,13 @@ def report_write_errors(out: Path, flag: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = f" at {error.filename}" if error.filename and str(error.filename) != str(out) else ""
+        where = f" at {error.filename}" if error.filename and str(error.filename) != str(out) else ""
         raise UserError(
-            f"{flag}{out}: cannot be written ({error.strerror or error}{place}); make room, or name another folder"
+            f"{flag}{out}: cannot be written ({error.strerror or error}{where}); make room, or name another folder"
         ) from error
 
 
 def _unexpected_entries(out: Path, mark: str) -> list[str]:
     """Return the names in the folder other than the start marker and what a kill left of it."""
-    started = f"{mark}.begun"
+    started = mark + STARTED
     return [path.name for path in out.iterdir() if path.name != started and not is_temporary(path.name, started)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Add `module.metadata` to a checkpoint, and make it independent of the weights file that the run started from."""
     if module.metadata is not None:
-        checkpoint["card"] = module.metadata
+        checkpoint["card"] = module.metadata  # an older name, which existing checkpoints have
     parameters = checkpoint.get("hyper_parameters")
     if parameters is not None:
         args = dict(parameters["backbone_args"] or {})

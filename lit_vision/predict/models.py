@@ -137,7 +137,7 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         raise UserError(
             f"{path}: has weights but no hyper_parameters; give a run's checkpoint or a file of lit-vision export"
         )
-    stored = content.get("card") or {}
+    stored = content.get("card") or {}  # metadata; see fine_tuning.py
     task = stored.get("task") or task_of_checkpoint(hyper)
     if task is None and to_common_keys(state, header)[1] == "Classifier":
         task = "classification"
@@ -223,11 +223,12 @@ def _load_with_adapter(path: Path, base: str | None) -> tuple[nn.Module, ModelMe
     if base is None:
         raise UserError(f"{path}: is an adapter without its backbone; name the weights it was trained on with --base")
     notes = description["notes"]
+    stored = notes["card"]  # metadata; see convert/export.py
     hyper = {**notes["hyper_parameters"], "backbone_checkpoint": base, "tune": "linear"}
     if base == "timm":
         hyper.update(backbone_checkpoint=None, backbone_args={**(hyper["backbone_args"] or {}), "pretrained": True})
-    method = TASKS[notes["card"]["task"]].network(hyper)
+    method = TASKS[stored["task"]].network(hyper)
     adapter = load_adapter(method.backbone, path)
     method.load_state_dict({**method.state_dict(), **adapter.rest})
     adapters.merge(method.backbone)
-    return method.eval(), build_metadata(method, notes["card"]["task"], notes["card"])
+    return method.eval(), build_metadata(method, stored["task"], stored)

@@ -208,7 +208,7 @@ def to_current_schema(result: Any, where: str) -> Any:
     if not isinstance(result, Mapping) or result.get("schema") == SCHEMA:
         return result
     if "schema" in result:
-        raise ResultError(f"{where}: 'schema' is {result['schema']!r}, this version knows {SCHEMA}; update lit_vision")
+        raise ResultError(f"{where}: 'schema' is {result['schema']!r}, this version reads {SCHEMA}; use a newer one")
 
     def renamed(holder: Mapping[str, Any]) -> dict[str, Any]:
         return {RENAMED_KEYS.get(key, key): value for key, value in holder.items()}

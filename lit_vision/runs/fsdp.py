@@ -99,9 +99,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Raise UserError if the processes have unequal numbers of batches, because a forward waits for all of them."""
         trainer = self.lightning_module.trainer
         counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        own = torch.tensor([sum(counts), -sum(counts)], device=self.root_device)
-        dist.all_reduce(own, dist.ReduceOp.MAX)
-        most, least = int(own[0]), -int(own[1])
+        extremes = torch.tensor([sum(counts), -sum(counts)], device=self.root_device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        most, least = int(extremes[0]), -int(extremes[1])
         if most != least:
             raise UserError(
                 "trainer.strategy: FSDP2Strategy needs equally many validation batches on each process, and they have "
@@ -134,7 +134,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         if not path.is_dir():
             raise UserError(
-                f"{path}: is not a sharded checkpoint; resume without strategy FSDP2Strategy, which reads only its own"
+                f"{path}: is not a sharded checkpoint; resume without strategy FSDP2Strategy, which reads no others"
             )
         if wrong := self.broadcast(checkpoint_digest.integrity_error(path) if self.is_global_zero else None):
             raise DamagedCheckpointError(f"{path} {wrong}; use another checkpoint")
@@ -156,7 +156,7 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     barrier()
-    own: dict[str, Tensor] = {}
+    local_tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
 
     def take(value: Any) -> Any:
@@ -166,13 +166,13 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
             raise ValueError(f"a tensor is not split along its first dimension: {value.placements}")
         name = f"t{len(shapes):06d}"
         shapes[name] = list(value.shape)
-        own[name] = value.to_local().contiguous()
+        local_tensors[name] = value.to_local().contiguous()
         return {"tensor": name}
 
     rest = {**checkpoint, "state_dict": map_leaves(dict(checkpoint["state_dict"]), take)}
     rest["optimizer_states"] = [map_leaves(state, take) for state in checkpoint.get("optimizer_states", [])]
     written = {}
-    names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(own)))]
+    names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(local_tensors)))]
     for name, fill in names + [(REST, lambda file: torch.save(rest, file))] * (rank == 0):
         temporary, digest = write_temp_and_hash(folder / name, fill)
         rename_into_place(temporary, folder / name)

@@ -140,7 +140,7 @@ def _sections(study: Study, cells: list[dict[str, Any]], found: Sequence[Verdict
         picture = figures.embedding(samples / f"embedding-{init.replace(':', '_')}.png", encoder.test, images, init)
         sections.append(Section(f"Embedding map: {init}", text, picture))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = figures.neighbors(samples / f"neighbours-{init.replace(':', '_')}.png", encoder, images, init)
+        picture = figures.neighbors(samples / f"neighbors-{init.replace(':', '_')}.png", encoder, images, init)
         sections.append(Section(f"Nearest neighbors: {init}", text, picture))
     best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)

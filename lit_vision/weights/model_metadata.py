@@ -15,7 +15,8 @@ from lit_vision.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
-METADATA_KEY = "lit_vision_card"  # the JSON of ModelMetadata is stored under this key of a file's metadata
+# key of ModelMetadata's JSON in a file's metadata; an older name, which existing files have
+METADATA_KEY = "lit_vision_card"
 RENAMED_KEYS = {"licence": "license"}  # old key: new key; files written before the rename still load
 
 

@@ -1,4 +1,4 @@
-"""experiments/own_folders.py: folders that nobody prepared, from fetched packages."""
+"""experiments/own_folders.py: folders not prepared for machine learning, from fetched packages."""
 
 import io
 import json

@@ -30,12 +30,12 @@ def image_files(root: Path, folder: str) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in found)
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, description: str) -> str:
     """Return the text of a file.
 
     Args:
         path: the file.
-        what: kind of the file ("labels"), and what to do if it is missing, for messages: "list of images; check
+        description: kind of the file ("labels"), and what to do if it is missing, for messages: "list of images; check
             data.split_list".
 
     Raises:
@@ -46,14 +46,14 @@ def read_text(path: Path, what: str) -> str:
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: is not text (byte {error.start} is not UTF-8); replace it") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such {what}") from None
+        raise UserError(f"{path}: no such {description}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); replace it") from None
 
 
-def read_lines(path: Path, what: str) -> list[str]:
+def read_lines(path: Path, description: str) -> list[str]:
     """Return the lines of a text file that are not blank, stripped; raises like `read_text`."""
-    return [line.strip() for line in read_text(path, what).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path, description).splitlines() if line.strip()]
 
 
 def read_split_list(root: Path, file: str) -> list[str]:

@@ -94,10 +94,10 @@ def _walk(root: Path, names: Sequence[str]) -> list[ImageEntry]:
 
 def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> list[Finding]:
     """Return the findings about single files: those that cannot be read, and those that are unusual."""
-    findings, bad = [], [i for i, report in enumerate(reports) if report.fault]
+    findings, bad = [], [i for i, report in enumerate(reports) if report.error]
     for kind in sorted({reports[i].kind for i in bad}):
         of_kind = [i for i in bad if reports[i].kind == kind]
-        files = [f"{items[i].path}: {reports[i].fault}" for i in of_kind]
+        files = [f"{items[i].path}: {reports[i].error}" for i in of_kind]
         findings.append(Finding(WARN, f"{kind} (left out by the quarantine list)", len(of_kind), files))
     sizes, broken = Counter(item.split for item in items), Counter(items[i].split for i in bad)
     for split, count in broken.items():
@@ -110,11 +110,11 @@ def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
                 findings.append(Finding(FAIL, what, count))
         else:
             findings.append(Finding(FAIL, f"{split}: {count} of {sizes[split]} broken: evaluation stops", count))
-    for mark, explanation in _EXPLANATIONS.items():
-        files = [item.path for item, report in zip(items, reports) if mark in report.marks]
+    for note, explanation in _EXPLANATIONS.items():
+        files = [item.path for item, report in zip(items, reports) if note in report.notes]
         if files:
-            level = WARN if mark in ("damaged", "wrong extension", "tiny", "huge") else NOTE
-            findings.append(Finding(level, f"{mark}: {explanation}", len(files), files))
+            level = WARN if note in ("damaged", "wrong extension", "tiny", "huge") else NOTE
+            findings.append(Finding(level, f"{note}: {explanation}", len(files), files))
     return findings
 
 
@@ -227,15 +227,15 @@ def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: b
     Raises:
         UserError: the folder does not exist.
     """
-    items, folder, fault = list_items(root, names)
+    items, folder, reason = list_items(root, names)
     paths = [item.path for item in items]
     reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
-    findings = [Finding(FAIL, fault.removeprefix(f"{root}: "), 1)] if fault else []
+    findings = [Finding(FAIL, reason.removeprefix(f"{root}: "), 1)] if reason else []
     findings += file_findings(items, reports, names[0])
     copies, leaked = copy_findings(items, reports, names[0])
     classes, counts = class_findings(items, root, names)
     findings += copies + classes
-    listed = [[item.path, report.fault] for item, report in zip(items, reports) if report.fault]
+    listed = [[item.path, report.error] for item, report in zip(items, reports) if report.error]
     listed += [[items[i].path, "the same picture is in an evaluation split"] for i in sorted(leaked)]
     order = {FAIL: 0, WARN: 1, NOTE: 2}
     findings.sort(key=lambda f: order[f.level])

@@ -27,18 +27,18 @@ class ImageReport(NamedTuple):
     """Result of checking one file.
 
     Attributes:
-        fault: the reason why the file cannot be read; "" if it can.
-        kind: kind of the fault: empty, forged header, truncated, no image, unreadable; "" without a fault.
-        marks: unusual properties of a readable file: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha,
+        error: the reason why the file cannot be read; "" if it can.
+        kind: kind of the error: empty, forged header, truncated, no image, unreadable; "" without one.
+        notes: unusual properties of a readable file: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha,
             exif-rotated, animated, tiny, huge.
         width, height: pixels after EXIF's orientation; 0 if unknown.
         digest: blake2b of the file's bytes, 16 bytes.
         thumb: the image as 16 x 16 gray bytes; b"" if it cannot be read.
     """
 
-    fault: str
+    error: str
     kind: str
-    marks: tuple[str, ...]
+    notes: tuple[str, ...]
     width: int
     height: int
     digest: bytes
@@ -61,16 +61,16 @@ class ImageCheck:
         try:
             header = read_header(data)
             width, height = header.width, header.height
-            marks = [*_format_notes(data, header), *_size_notes(width, height)]
+            notes = [*_format_notes(data, header), *_size_notes(width, height)]
             gray, damaged = _gray(data, header)
         except ImageDecodeError as error:
             return ImageReport(str(error), _kind(data, error), (), width, height, digest, b"")
         if damaged:
-            marks.append("damaged")
+            notes.append("damaged")
         if path.rpartition(".")[2].lower() not in _SUFFIXES.get(_format(data, header), ()):
-            marks.append("wrong extension")
+            notes.append("wrong extension")
         thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
-        return ImageReport("", "", tuple(marks), width, height, digest, thumb)
+        return ImageReport("", "", tuple(notes), width, height, digest, thumb)
 
 
 def _gray(data: bytes, header: ImageHeader) -> tuple[np.ndarray, bool]:
@@ -96,23 +96,23 @@ def _format(data: bytes, header: ImageHeader) -> str:
 
 
 def _format_notes(data: bytes, header: ImageHeader) -> list[str]:
-    marks = ["exif-rotated"] if header.orientation != 1 else []
+    notes = ["exif-rotated"] if header.orientation != 1 else []
     if header.image is None:
-        return [*marks, "grayscale"] if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else marks
+        return [*notes, "grayscale"] if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else notes
     image = header.image
     mode = image.mode
     deep = image.format == "PNG" and len(data) > 24 and data[24] == 16  # Pillow shows RGB of 16 bits as 8
     if mode.startswith("I") or mode == "F" or deep:
-        marks.append("16-bit")
+        notes.append("16-bit")
     if mode == "CMYK":
-        marks.append("cmyk")
+        notes.append("cmyk")
     if mode in ("L", "1", "LA", "F") or mode.startswith("I"):
-        marks.append("grayscale")
+        notes.append("grayscale")
     if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        marks.append("alpha")
+        notes.append("alpha")
     if getattr(image, "is_animated", False):
-        marks.append("animated")
-    return marks
+        notes.append("animated")
+    return notes
 
 
 def _size_notes(width: int, height: int) -> list[str]:

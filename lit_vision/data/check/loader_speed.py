@@ -27,7 +27,7 @@ def compare_loader_to_step(recipe: Path, root: Path, batches: int = 4) -> dict[s
         batches: number of batches that are timed; the median counts.
 
     Returns:
-        {recipe, images_per_second_per_worker, images_per_second_step, device, workers, words (one line of text)}.
+        {recipe, images_per_second_per_worker, images_per_second_step, device, workers, words (a summary, one line)}.
 
     Raises:
         UserError: the recipe lacks a model or data, or cannot be built.
@@ -67,7 +67,7 @@ def compare_loader_to_step(recipe: Path, root: Path, batches: int = 4) -> dict[s
         "images_per_second_step": round(wanted, 1),
         "device": device,
         "workers": workers,
-        "words": summary,  # key of doctor.json
+        "words": summary,  # an older key of doctor.json
     }
 
 

@@ -57,7 +57,7 @@ def test_zoo__is_large_and_each_file_has_its_outcome_in_views_evaluation_and_doc
             assert views(data, 0, 0).shape == (2, 32, 32, 3), name
             assert evaluation(data, 0, 0).shape == (1, 32, 32, 3), name
             image = decode(data)
-            assert (seen.fault, set(seen.marks), seen.width) == ("", set(words), image.shape[1]), name
+            assert (seen.error, set(seen.notes), seen.width) == ("", set(words), image.shape[1]), name
             assert image.dtype == np.uint8
         else:
             for view in (views, evaluation):
@@ -191,7 +191,7 @@ def test_damage__gives_an_image_or_a_named_error(data: bytes, flips: list, keep:
             message = str(error)
             assert message.count("\n") == 0 < len(message)
     seen = ImageCheck(SimpleNamespace(read=lambda _: damaged))("x.jpg")
-    assert bool(seen.fault) == bool(seen.kind)
+    assert bool(seen.error) == bool(seen.kind)
 
 
 _MEASURE = """
