@@ -16,7 +16,6 @@ tests/test_house.py holds what must stay as it is.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import importlib.util
@@ -31,6 +30,8 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+
+from lit_vision.cli.parser import ScriptParser
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "lit_vision"
@@ -332,7 +333,7 @@ def to_table(columns: Mapping[str, Mapping[str, str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("trees", nargs="*", metavar="TREE", default=[BEFORE, "."], help="a commit or a folder")
     parser.add_argument("--verbose", action="store_true", help="list circles, arrows, names, docstrings and long lines")
     parser.add_argument("--no_mypy", action="store_true", help="do not count type errors (a minute a tree)")
