@@ -217,15 +217,24 @@ def docstrings_that_ask(package: Path) -> list[str]:
     return found
 
 
-def files_to_loss(package: Path, method: str) -> list[Path]:
-    """Return the files that lead from a batch to the loss of a method, by the rule at `METHODS`."""
+def files_to_loss(package: Path, method: str) -> tuple[list[Path], list[Path]]:
+    """Return the files that lead from a batch to the loss of a method by the rule at `METHODS`, and those it owns.
+
+    A method owns a file of methods/ that no file of another method imports.
+    """
     imports = _Imports(modules_in(package))
     graph = {module: imports.of(module) for module in imports.modules}
     rooms = rooms_of(package)
     inside = {m: {t for t in targets if rooms[t].split(".")[0] in LOSS_ROOMS} for m, targets in graph.items()}
     home = imports.home(f"{package.name}.methods", method)
     found = {m for m in reached(inside, home) if not imports.is_package(m)} | {f"{package.name}.{LOSS_ALSO}"}
-    return [imports.modules[module] for module in sorted(found) if module in imports.modules]
+    found &= set(imports.modules)
+    users = {
+        m: {other for other, targets in graph.items() if m in targets and not imports.is_package(other)} for m in found
+    }
+    methods = {m for m in imports.modules if rooms[m].split(".")[0] == "methods"}
+    owned = {m for m in found & methods if users[m] & methods <= found}
+    return [imports.modules[m] for m in sorted(found)], [imports.modules[m] for m in sorted(owned)]
 
 
 def count_lines(file: Path) -> int:
@@ -286,9 +295,9 @@ def measure(tree: Path, mypy: bool = True) -> tuple[dict[str, str], dict[str, li
         "docstrings that open with What, How, ...": str(len(asking)),
     }
     for method in METHODS:
-        read = files_to_loss(package, method)
-        total = sum(count_lines(file) for file in read)
-        values[f"batch to loss, {method}: files, lines"] = f"{len(read)}, {total}"
+        for name, read in zip(("with shared files", "its own files"), files_to_loss(package, method)):
+            total = sum(count_lines(file) for file in read)
+            values[f"batch to loss, {method}, {name}: files, lines"] = f"{len(read)}, {total}"
     values["mypy errors"] = mypy_errors(tree) if mypy else "not run"
     details = {
         "arrows between rooms": [f"{room} -> {', '.join(sorted(to))}" for room, to in sorted(arrows.items()) if to],
