@@ -36,9 +36,9 @@ data: {class_path: toy_run.ToyData, init_args: {n: 24, num_workers: WORKERS}}
 """
 
 
-def in_child(words: list[str], log: Path, stop: str = "") -> int:
+def in_child(arguments: list[str], log: Path, stop: str = "") -> int:
     """Runs the command in a fork (lightning is imported already); its exit code, negative for a signal."""
-    soak.preparse(words)
+    soak.preparse(arguments)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -50,9 +50,9 @@ def in_child(words: list[str], log: Path, stop: str = "") -> int:
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
             torch.set_num_threads(1)
-            soak.use_preparsed(words)
+            soak.use_preparsed(arguments)
             try:
-                code = run_command(words[0], words[1:])
+                code = run_command(arguments[0], arguments[1:])
             except BaseException as error:
                 print(repr(error))
                 raise
@@ -91,8 +91,8 @@ class Case:
         assert run_command("fit", ["--config", str(self.recipe), "--run_dir", str(folder / "whole")]) == 0
 
     def run(self, name: str, stop: str = "", resume: bool = False) -> int:
-        words = ["fit", "--config", str(self.recipe), "--run_dir", str(self.folder / name)]
-        return in_child(words + ["--resume", "auto"] * resume, self.folder / f"{name}.log", stop)
+        arguments = ["fit", "--config", str(self.recipe), "--run_dir", str(self.folder / name)]
+        return in_child(arguments + ["--resume", "auto"] * resume, self.folder / f"{name}.log", stop)
 
     def chain(self, name: str, stop: str) -> None:
         """Goes on and dies at the same event of each process until the run is over, then compares.

@@ -46,9 +46,9 @@ def main(folder: Path, out: Path, names: list[str]) -> int:
         run = Path("runs", name, "stopped")
         shutil.copytree(FILES / "fits" / name, run)
         print(f"--- {name}", flush=True)
-        words = [*expected["command"], "--run_dir", str(run), "--resume", "auto"]
+        arguments = [*expected["command"], "--run_dir", str(run), "--resume", "auto"]
         try:
-            code = lit_vision(words)
+            code = lit_vision(arguments)
             found[name] = {"code": code, "run": summarize_run(run) if code == 0 else {}}
         except BaseException as error:
             traceback.print_exc()

@@ -98,9 +98,9 @@ def test_the_model_of_a_study_of_before_answers(here, studies, tmp_path) -> None
 
 @pytest.mark.parametrize("name", [*STOPPED, *ENDED])
 def test_a_study_of_before_is_not_continued_and_refused_in_one_line(here, studies, capsys, name) -> None:
-    run, words = studies / name, ["--pretrained", "off", "--labels", "8", "--size", "16", "--budget", "1"]
+    run, arguments = studies / name, ["--pretrained", "off", "--labels", "8", "--size", "16", "--budget", "1"]
     before = contents(run)
-    assert main(["study", "garments", "--run_dir", str(run), *words]) == 1
+    assert main(["study", "garments", "--run_dir", str(run), *arguments]) == 1
     error = capsys.readouterr().err
     assert "--run_dir" in error
     assert str(run) in error

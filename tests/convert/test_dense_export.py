@@ -19,7 +19,7 @@ CNN = {"stem_type": "deep", "stem_width": 8, "layers": [1, 1, 1, 1], "channels":
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """Scenes, a detector and a segmenter for them, untrained."""
     folder = tmp_path_factory.mktemp("dense-export")
     make_scenes(folder / "scenes", {"train": 6, "val": 2, "test": 4})
@@ -45,11 +45,11 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
-def test_accuracy_checks__measure_what_the_method_measures(place, task: str) -> None:
+def test_accuracy_checks__measure_what_the_method_measures(root, task: str) -> None:
     from lightning.pytorch import Trainer
 
-    model = load_model(place / task, "cpu")
-    check = accuracy_check_for(str(place / "scenes"), model.metadata)
+    model = load_model(root / task, "cpu")
+    check = accuracy_check_for(str(root / "scenes"), model.metadata)
     assert (check.split, check.images) == ("test", 4)
     assert sum(1 for _ in check.calibration(5)) == 5
     assert next(check.calibration(1)).shape == (1, 64, 64, 3)
@@ -67,20 +67,20 @@ def test_accuracy_checks__measure_what_the_method_measures(place, task: str) -> 
 
 @pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "openvino"])
 @pytest.mark.parametrize("task", ["detector", "segmenter"])
-def test_int8__says_what_it_lost(place, task: str, form: str, tmp_path, capsys) -> None:
+def test_int8__reports_the_loss_of_accuracy(root, task: str, form: str, tmp_path, capsys) -> None:
     pytest.importorskip("nncf", reason="needs the export extra")
     pytest.importorskip({"onnx": "onnxruntime"}.get(form, "openvino"), reason="needs the export extra")
     out = tmp_path / ("q.onnx" if form == "onnx" else "q.xml")
-    words = ["export", str(place / task), "--format", form, "--out", str(out), "--int8", str(place / "scenes")]
-    assert main([*words, "--calibration", "4"]) == 0
+    arguments = ["export", str(root / task), "--format", form, "--out", str(out), "--int8", str(root / "scenes")]
+    assert main([*arguments, "--calibration", "4"]) == 0
     metric = "mAP" if task == "detector" else "mean Dice"
     assert f"int8: {metric} " in (text := capsys.readouterr().out)
     assert "on 4 images of test" in text
     model = load_model(out)
     assert model.metadata.precision == "int8"
     assert model.metadata.options["int8"]["metric"] == metric
-    wanted = load_model(place / task, "cpu")
-    pixels = np.concatenate(list(accuracy_check_for(str(place / "scenes"), wanted.metadata).calibration(3)))
+    wanted = load_model(root / task, "cpu")
+    pixels = np.concatenate(list(accuracy_check_for(str(root / "scenes"), wanted.metadata).calibration(3)))
     for name, value in wanted(pixels).items():
         got = model(pixels)[name]
         assert np.corrcoef(got.ravel(), value.ravel())[0, 1] > 0.9
@@ -100,11 +100,11 @@ def test_half_weights_come_back(make, tmp_path) -> None:
         assert torch.allclose(again.state_dict()[name].float(), value.float(), rtol=1e-3, atol=1e-5), name
 
 
-def test_parity__a_shifted_box_is_refused(place) -> None:
+def test_parity__a_shifted_box_is_refused(root) -> None:
     from lit_vision.errors import UserError
     from lit_vision.predict.tasks import inference_network
 
-    model = load_model(place / "detector", "cpu")
+    model = load_model(root / "detector", "cpu")
     network = inference_network(model.method, "detection")
     assert check_parity(network, model.metadata, model) < 1e-5
     run = model._run
@@ -127,42 +127,42 @@ BROKEN = {
     "no run": (["nothing", "onnx"], 1, "/nothing"),
     "torn": (["torn.ckpt", "onnx"], 1, "torn.ckpt"),
     "other weights": (["misfit.ckpt", "onnx"], 1, "misfit.ckpt"),
-    "int8 without a set": (["detector", "openvino", "--int8", "{place}/none"], 1, "--int8 {place}/none"),
-    "int8 of a folder by class": (["detector", "openvino", "--int8", "{place}/bare"], 1, "--int8 {place}/bare"),
-    "int8 of masks not there": (["segmenter", "openvino", "--int8", "{place}/bare"], 1, "{place}/bare"),
-    "int8 of strange classes": (["toy", "openvino", "--int8", "{place}/scenes"], 1, "t-shirt"),
-    "int8 as safetensors": (["segmenter", "safetensors", "--int8", "{place}/scenes"], 2, "--int8"),
-    "base of a whole": (["segmenter", "onnx", "--base", "{place}/x.ckpt"], 1, "--base"),
+    "int8 without a set": (["detector", "openvino", "--int8", "{root}/none"], 1, "--int8 {root}/none"),
+    "int8 of a folder by class": (["detector", "openvino", "--int8", "{root}/bare"], 1, "--int8 {root}/bare"),
+    "int8 of masks not there": (["segmenter", "openvino", "--int8", "{root}/bare"], 1, "{root}/bare"),
+    "int8 of strange classes": (["toy", "openvino", "--int8", "{root}/scenes"], 1, "t-shirt"),
+    "int8 as safetensors": (["segmenter", "safetensors", "--int8", "{root}/scenes"], 2, "--int8"),
+    "base of a complete model": (["segmenter", "onnx", "--base", "{root}/x.ckpt"], 1, "--base"),
     "not finite": (["nan", "safetensors"], 1, "not finite"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, capsys) -> None:
+def test_broken_command__one_line_and_nothing_lost(root, tmp_path, name: str, capsys) -> None:
     (model, form, *more), code, text = BROKEN[name]
     if form in ("onnx", "openvino"):
         pytest.importorskip("nncf", reason="needs the export extra")
-    (place / "bare" / "train" / "red").mkdir(parents=True, exist_ok=True)
+    (root / "bare" / "train" / "red").mkdir(parents=True, exist_ok=True)
     for other, method in (("two-stage", lambda: make_detector("faster_rcnn")), ("toy", make_detector)):
-        if model == other and not (place / other).exists():
-            write_run(place / other, method())
-    checkpoint = place / "detector" / "checkpoints" / "last.ckpt"
+        if model == other and not (root / other).exists():
+            write_run(root / other, method())
+    checkpoint = root / "detector" / "checkpoints" / "last.ckpt"
     if model == "torn.ckpt":
-        (place / model).write_bytes(checkpoint.read_bytes()[:5000])
+        (root / model).write_bytes(checkpoint.read_bytes()[:5000])
     if model == "misfit.ckpt":
         content = torch.load(checkpoint, weights_only=True)
         content["state_dict"].popitem()
-        torch.save(content, place / model)
-    if model == "nan" and not (place / "nan").exists():
+        torch.save(content, root / model)
+    if model == "nan" and not (root / "nan").exists():
         method = make_detector()
         next(method.backbone.parameters()).data.fill_(float("nan"))
-        write_run(place / "nan", method)
+        write_run(root / "nan", method)
     ending = {"onnx": "onnx", "openvino": "xml"}.get(form, "safetensors")
-    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
-    words = ["export", str(place / model), "--format", form, "--out", str(tmp_path / f"o.{ending}")]
-    assert main([*words, *(word.format(place=place) for word in more)]) == code
+    before = {p: p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    arguments = ["export", str(root / model), "--format", form, "--out", str(tmp_path / f"o.{ending}")]
+    assert main([*arguments, *(word.format(root=root) for word in more)]) == code
     error = capsys.readouterr().err.strip()
-    assert text.format(place=place) in error
+    assert text.format(root=root) in error
     assert len(error.splitlines()) == 1
-    assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_size for p in root.rglob("*") if p.is_file()} == before
     assert list(tmp_path.iterdir()) == []

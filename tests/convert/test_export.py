@@ -28,7 +28,7 @@ def need(form: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """A ViT's and a CNN's run, a ViT with LoRA and one with prompts, and images."""
     folder = tmp_path_factory.mktemp("export")
     write_run(folder / "vit", make_classifier())
@@ -44,14 +44,14 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def agree(place: Path, run: str, form: str, *more: str) -> Path:
+def agree(root: Path, run: str, form: str, *more: str) -> Path:
     """Exports, and compares through the model that predict would load."""
     need(form)
-    out = place / f"{run}-{form}{exporting.FORMATS[form]}"
+    out = root / f"{run}-{form}{exporting.FORMATS[form]}"
     assert (
-        main(["export", str(place / run), "--format", form, "--out", str(out), "--license", "CC0", "--overwrite"]) == 0
+        main(["export", str(root / run), "--format", form, "--out", str(out), "--license", "CC0", "--overwrite"]) == 0
     )
-    model, wanted = load_model(out, "cpu", trust_pt2=True), load_model(place / run, "cpu")
+    model, wanted = load_model(out, "cpu", trust_pt2=True), load_model(root / run, "cpu")
     assert model.metadata.license == "CC0"
     card, own = vars(model.metadata).copy(), vars(wanted.metadata).copy()
     card.pop("license"), own.pop("license")
@@ -75,28 +75,28 @@ DEAR = [("vit", "pt2"), ("cnn", "onnx"), ("vit", "openvino"), ("lora", "onnx"), 
 
 
 @pytest.mark.parametrize(("run", "form"), [*CHEAP, *(pytest.param(*p, marks=pytest.mark.slow) for p in DEAR)])
-def test_formats__give_torchs_outputs_and_carry_the_card(place, run: str, form: str, capsys) -> None:
-    out = agree(place, run, form)
+def test_formats__give_torchs_outputs_and_carry_the_card(root, run: str, form: str, capsys) -> None:
+    out = agree(root, run, form)
     text = capsys.readouterr().out
     assert "torch: " in text
     assert "license CC0" in text
     assert ("trtexec --onnx=" in text) == (form == "onnx")
-    assert not list(place.glob(".*tmp*"))
+    assert not list(root.glob(".*tmp*"))
     if form == "onnx":  # the exporter notes a stack trace for each node
         assert b"site-packages" not in out.read_bytes()
         assert str(Path(__file__).parents[2]).encode() not in out.read_bytes()
     if form in ("onnx", "openvino"):  # predict says the same from the file as from the run
-        words = ["predict", str(place / "images"), "--batch_size", "5", "--device", "cpu"]
-        for name, model in (("a", place / run), ("b", out)):
-            assert main([*words, "--model", str(model), "--out", str(place / f"{name}.csv"), "--overwrite"]) == 0
-        rows = [(place / f"{name}.csv").read_text().splitlines()[1:] for name in "ab"]
+        arguments = ["predict", str(root / "images"), "--batch_size", "5", "--device", "cpu"]
+        for name, model in (("a", root / run), ("b", out)):
+            assert main([*arguments, "--model", str(model), "--out", str(root / f"{name}.csv"), "--overwrite"]) == 0
+        rows = [(root / f"{name}.csv").read_text().splitlines()[1:] for name in "ab"]
         for ours, theirs in zip(*rows):
             assert ours.split(",")[:2] == theirs.split(",")[:2]
             assert float(ours.split(",")[2]) == pytest.approx(float(theirs.split(",")[2]), abs=1e-4)
 
 
-def test_safetensors__begins_another_run(place) -> None:
-    out = agree(place, "vit", "safetensors")
+def test_safetensors__begins_another_run(root) -> None:
+    out = agree(root, "vit", "safetensors")
     fresh = make_classifier()
     torch.nn.init.zeros_(fresh.head.weight)
     load_into(fresh, out)
@@ -112,21 +112,21 @@ def test_features__of_a_body_without_a_head(tmp_path) -> None:
     assert a.metadata == b.metadata
 
 
-def test_adapter__is_small_and_comes_back(place, tmp_path) -> None:
+def test_adapter__is_small_and_comes_back(root, tmp_path) -> None:
     base = make_classifier(tune="linear")
     start = save_backbone(tmp_path / "base.safetensors", base.backbone, base.mean, base.std)
     for run in ("lora", "prompt-deep"):
         out = tmp_path / f"{run}.safetensors"
-        assert main(["export", str(place / run), "--format", "adapter", "--out", str(out)]) == 0
+        assert main(["export", str(root / run), "--format", "adapter", "--out", str(out)]) == 0
         pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-        got, want = load_model(out, "cpu", base=str(start)), load_model(place / run, "cpu")
+        got, want = load_model(out, "cpu", base=str(start)), load_model(root / run, "cpu")
         np.testing.assert_allclose(got(pixels)["logits"], want(pixels)["logits"], atol=1e-5)
-    assert main(["export", str(place / "vit"), "--format", "adapter", "--out", str(tmp_path / "v.safetensors")]) == 1
+    assert main(["export", str(root / "vit"), "--format", "adapter", "--out", str(tmp_path / "v.safetensors")]) == 1
 
 
-def test_parity__a_wrong_export_is_refused_and_the_old_one_stays(place, monkeypatch, capsys) -> None:
-    out = place / "kept.safetensors"
-    assert main(["export", str(place / "vit"), "--format", "safetensors", "--out", str(out)]) == 0
+def test_parity__a_wrong_export_is_refused_and_the_old_one_stays(root, monkeypatch, capsys) -> None:
+    out = root / "kept.safetensors"
+    assert main(["export", str(root / "vit"), "--format", "safetensors", "--out", str(out)]) == 0
     before = out.read_bytes()
     write = exporting.write_safetensors
 
@@ -138,27 +138,27 @@ def test_parity__a_wrong_export_is_refused_and_the_old_one_stays(place, monkeypa
             method.head.weight.copy_(head)
 
     monkeypatch.setattr(exporting, "write_safetensors", wrong)
-    assert main(["export", str(place / "vit"), "--format", "safetensors", "--out", str(out), "--overwrite"]) == 1
+    assert main(["export", str(root / "vit"), "--format", "safetensors", "--out", str(out), "--overwrite"]) == 1
     assert f"{exporting.EXPORT_TOLERANCE:g}" in capsys.readouterr().err
     assert out.read_bytes() == before
-    assert not list(place.glob(".*tmp*"))
+    assert not list(root.glob(".*tmp*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 @pytest.mark.parametrize("run", ["vit", "cnn"])
-def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str, tmp_path, capsys) -> None:
+def test_int8__is_smaller_close_and_reports_the_loss_of_accuracy(root, run: str, form: str, tmp_path, capsys) -> None:
     need(form)
     pytest.importorskip("nncf", reason="needs the export extra")
     write_images(tmp_path / "data/train", 30)
     write_images(tmp_path / "data/test", 30, seed=4)
     out = tmp_path / f"q{exporting.FORMATS[form]}"
-    words = ["export", str(place / run), "--format", form, "--out", str(out), "--int8", str(tmp_path / "data")]
-    assert main([*words, "--calibration", "20"]) == 0
+    arguments = ["export", str(root / run), "--format", form, "--out", str(out), "--int8", str(tmp_path / "data")]
+    assert main([*arguments, "--calibration", "20"]) == 0
     text = capsys.readouterr().out
     assert "int8: top-1 " in text
     assert "on 30 images of test" in text
-    model, wanted = load_model(out), load_model(place / run, "cpu")
+    model, wanted = load_model(out), load_model(root / run, "cpu")
     assert model.metadata.precision == "int8"
     assert set(model.metadata.options["int8"]) == {"metric", "before", "after", "split", "calibrated_on"}
     inputs = find_images([str(tmp_path / "data/test")])
@@ -171,8 +171,8 @@ def test_int8__is_smaller_close_and_says_what_it_lost(place, run: str, form: str
 # broken commands
 
 
-def wrong_command(place: Path, name: str) -> list[str]:
-    run, work = str(place / "vit"), place / "wrong"
+def wrong_command(root: Path, name: str) -> list[str]:
+    run, work = str(root / "vit"), root / "wrong"
     work.mkdir(exist_ok=True)
     out = str(work / "o.safetensors")
     base = ["export", run, "--format", "safetensors", "--out", out]
@@ -183,7 +183,7 @@ def wrong_command(place: Path, name: str) -> list[str]:
         (work / "there.safetensors").write_text("keep")
         return [*base[:-1], str(work / "there.safetensors")]
     if name == "torn checkpoint":
-        (work / "torn.ckpt").write_bytes((place / "vit/checkpoints/last.ckpt").read_bytes()[:5000])
+        (work / "torn.ckpt").write_bytes((root / "vit/checkpoints/last.ckpt").read_bytes()[:5000])
         return ["export", str(work / "torn.ckpt"), "--format", "onnx", "--out", str(work / "o.onnx")]
     if name == "strange classes":
         write_images(work / "data" / "train", 6)
@@ -196,7 +196,7 @@ def wrong_command(place: Path, name: str) -> list[str]:
         "ending of another": ["export", run, "--format", "onnx", "--out", out],
         "an export of an export": ["export", str(work / "x.onnx"), "--format", "openvino"],
         "adapter of a whole": ["export", run, "--format", "adapter", "--out", out],
-        "int8 as safetensors": [*base, "--int8", str(place / "images")],
+        "int8 as safetensors": [*base, "--int8", str(root / "images")],
         "int8 of nothing": [
             "export",
             run,
@@ -208,7 +208,7 @@ def wrong_command(place: Path, name: str) -> list[str]:
             str(work / "none"),
         ],
         "calibrate on none": [*base, "--calibration", "0"],
-        "base of a whole": [*base, "--base", str(place / "cnn/checkpoints/last.ckpt")],
+        "base of a whole": [*base, "--base", str(root / "cnn/checkpoints/last.ckpt")],
         "out is a folder": ["export", run, "--format", "safetensors", "--out", str(work / "folder.safetensors")],
         "two models": ["export", run, run, "--format", "onnx"],
     }[name]
@@ -235,24 +235,24 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> None:
+def test_broken_command__one_line_and_nothing_lost(name: str, root, capsys) -> None:
     if name in ("strange classes", "int8 of nothing"):
         pytest.importorskip("nncf", reason="needs the export extra")
         need("openvino")
-    words = wrong_command(place, name)
-    (place / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
-    (place / "wrong" / "x.onnx").touch()
-    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    arguments = wrong_command(root, name)
+    (root / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
+    (root / "wrong" / "x.onnx").touch()
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     capsys.readouterr()
     code, text = BROKEN[name]
-    assert main(words) == code
+    assert main(arguments) == code
     error = capsys.readouterr().err.strip()
     assert text in error
     assert len(error.splitlines()) == 1
-    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
-def test_missing_packages_are_named_and_only_they(place, monkeypatch, capsys) -> None:
+def test_missing_packages_are_named_and_only_they(root, monkeypatch, capsys) -> None:
     for name in ("onnx", "onnxscript", "openvino", "onnxruntime", "nncf"):
         monkeypatch.setitem(sys.modules, name, None)
     for writer, text in (
@@ -263,8 +263,8 @@ def test_missing_packages_are_named_and_only_they(place, monkeypatch, capsys) ->
             writer(None, None, Path("x.onnx"))
     monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
     sys.modules["openvino"].__spec__ = ModuleSpec("openvino", None)
-    words = ["export", str(place / "cnn"), "--format", "openvino", "--out", str(place / "m.xml"), "--int8", "x"]
-    assert main(words) == 1
+    arguments = ["export", str(root / "cnn"), "--format", "openvino", "--out", str(root / "m.xml"), "--int8", "x"]
+    assert main(arguments) == 1
     error = capsys.readouterr().err.strip()
     assert error.startswith("lit-vision: error: --int8: nncf is ")
 

@@ -42,9 +42,9 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def imported(tmp_path: Path, source: Path, *words: str) -> Path:
+def imported(tmp_path: Path, source: Path, *flags: str) -> Path:
     out = tmp_path / "out.safetensors"
-    assert cli.main(["import", str(source), "--out", str(out), "--overwrite", *words]) == 0
+    assert cli.main(["import", str(source), "--out", str(out), "--overwrite", *flags]) == 0
     return out
 
 
@@ -69,16 +69,16 @@ def logits(path: Path) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vit", "vit-avg", "convnext_atto"])
 def test_timm__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
-    words, model = [], None
+    flags, model = [], None
     if name.startswith("vit"):
         pool = {"global_pool": "avg"} if name == "vit-avg" else {}
-        model, words = timm.create_model(NAME, num_classes=7, **VIT, **pool), BACKBONE_FLAGS
+        model, flags = timm.create_model(NAME, num_classes=7, **VIT, **pool), BACKBONE_FLAGS
     else:
         model = timm.create_model(name, num_classes=7)
-        words = ["--backbone", name]
+        flags = ["--backbone", name]
     torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
-    out = imported(tmp_path, tmp_path / "w.pth", *words, "--class_names", str(tmp_path / "names.txt"))
+    out = imported(tmp_path, tmp_path / "w.pth", *flags, "--class_names", str(tmp_path / "names.txt"))
     with torch.no_grad():
         close(logits(out), model(IMAGES))
     card = load_method(out)[1]
@@ -110,17 +110,17 @@ def test_timm__a_folder_of_the_hub_brings_name_license_and_pixels(tmp_path: Path
 def test_torchvision__the_same_logits(name: str, tmp_path: Path) -> None:
     from torchvision import models
 
-    words: list[str] = []
+    flags: list[str] = []
     if name == "vit":
         sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
-        model, words = models.VisionTransformer(**sizes, num_classes=7), BACKBONE_FLAGS
+        model, flags = models.VisionTransformer(**sizes, num_classes=7), BACKBONE_FLAGS
     elif name == "densenet":
         model = models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=7)
-        words = ["--backbone", "densenet121", "--backbone_args", '{"growth_rate": 8, "block_config": [2, 2, 2, 2]}']
+        flags = ["--backbone", "densenet121", "--backbone_args", '{"growth_rate": 8, "block_config": [2, 2, 2, 2]}']
     else:
         model = getattr(models, name)(num_classes=7)
     torch.save(scrambled(model).state_dict(), tmp_path / "w.pth")
-    out = imported(tmp_path, tmp_path / "w.pth", *words)
+    out = imported(tmp_path, tmp_path / "w.pth", *flags)
     with torch.no_grad():
         theirs = model(IMAGES)
     close(logits(out) / theirs.abs().max(), theirs / theirs.abs().max())
@@ -331,7 +331,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     out = str(tmp_path / "o.safetensors")
     torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "c.pth")
-    for words, code, named in (
+    for flags, code, named in (
         ([str(tmp_path / "c.pth"), "--out", out], 1, "--backbone"),
         ([str(tmp_path / "own.ckpt"), "--out", out], 1, "own.ckpt"),
         ([str(tmp_path / "none"), "--out", out], 1, "/none"),
@@ -367,7 +367,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys) -> None:
             )
         ),
     ):
-        assert cli.main(["import", *words]) == code
+        assert cli.main(["import", *flags]) == code
         error = capsys.readouterr().err
         assert named in error
         assert error.count("\n") == 1

@@ -44,8 +44,8 @@ def run_of(folder: Path, method: nn.Module) -> Path:
     return folder
 
 
-def export(*words: object) -> int:
-    return cli.main(["export", *map(str, words)])
+def export(*arguments: object) -> int:
+    return cli.main(["export", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("kind", ["vit", "vit-avg", "resnet-probe"])
@@ -127,7 +127,7 @@ def test_hub__timm_loads_the_folder_and_the_card_is_made_of_results(tmp_path: Pa
     assert (tmp_path / "toy-model/mine.txt").is_file()
 
 
-def test_hub__without_results_or_license_it_says_so(tmp_path: Path) -> None:
+def test_hub__without_results_or_license_the_card_states_that(tmp_path: Path) -> None:
     method = scrambled(MAE(NAME, VIT, decoder_width=16, decoder_depth=1, decoder_heads=2))
     run = run_of(tmp_path / "run", method)
     assert export(run, "--format", "hub") == 0
@@ -169,8 +169,8 @@ def test_transformers__license_and_source_travel(tmp_path: Path) -> None:
     folder.mkdir()
     save_file(transformers_state(mae), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(transformers_config(mae)))
-    ours, words = tmp_path / "mae.safetensors", ["--license", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
-    assert cli.main(["import", str(folder), "--out", str(ours), *words]) == 0
+    ours, arguments = tmp_path / "mae.safetensors", ["--license", "CC-BY-NC-4.0", "--source", "https://example.org/w"]
+    assert cli.main(["import", str(folder), "--out", str(ours), *arguments]) == 0
     for more, license in (((), "CC-BY-NC-4.0"), (("--license", "mit"), "mit")):
         out = tmp_path / license
         assert export(ours, "--format", "transformers", "--out", out, *more) == 0
@@ -224,12 +224,12 @@ def test_round_trips__the_same_tensors(tmp_path: Path) -> None:
 def test_what_another_project_cannot_represent_is_refused(tmp_path: Path, capsys) -> None:
     small = run_of(tmp_path / "small", Classifier("resnet18", 7, {**CNN, "stem": "small"}))
     prompts = run_of(tmp_path / "prompts", Classifier(NAME, 7, VIT, tune="prompt-deep", prompt_length=2))
-    for words, says in (
+    for arguments, says in (
         ((small, "--format", "timm"), "small stem"),
         ((prompts, "--format", "timm"), "prompts"),
         ((small, "--format", "transformers"), "--format transformers"),
     ):
-        assert export(*words) == 1
+        assert export(*arguments) == 1
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1

@@ -21,10 +21,10 @@ def _slow(predictions: list[torch.Tensor], truth: list[torch.Tensor], background
     right, pixels = 0, 0
     guessed, true = ({k: set() for k in range(K)} for _ in range(2))
     for image, (p, t) in enumerate(zip(predictions, truth)):
-        for place, (a, b) in enumerate(zip(p.flatten().tolist(), t.flatten().tolist())):
+        for index, (a, b) in enumerate(zip(p.flatten().tolist(), t.flatten().tolist())):
             if b != 255:
-                guessed[a].add((image, place))
-                true[b].add((image, place))
+                guessed[a].add((image, index))
+                true[b].add((image, index))
                 right, pixels = right + (a == b), pixels + 1
     seen = [k for k in range(K) if guessed[k] | true[k]]
     iou = {k: len(guessed[k] & true[k]) / len(guessed[k] | true[k]) for k in seen}

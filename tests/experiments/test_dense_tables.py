@@ -147,8 +147,8 @@ def test_scenes__commands_name_existing_recipes(scenes, monkeypatch, capsys) -> 
     assert scenes.main() == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("lit-vision fit")]
     assert len(lines) == 1 + 12
-    assert all((EXPERIMENTS.parent / words[3]).is_file() for words in lines)
-    assert len({words[words.index("--run_dir") + 1] for words in lines}) == 13
+    assert all((EXPERIMENTS.parent / arguments[3]).is_file() for arguments in lines)
+    assert len({arguments[arguments.index("--run_dir") + 1] for arguments in lines}) == 13
 
 
 def test_scenes__tiles_cover_every_image_once(scenes, tmp_path) -> None:

@@ -90,15 +90,15 @@ def test_from_a_medmnist_file_to_the_clinical_report(medical, file: Path, tmp_pa
     assert "--model.class_weights [" in capsys.readouterr().out
 
 
-def folder_of(place: Path) -> Path:
+def folder_of(target: Path) -> Path:
     """Two classes in three splits, eight images each."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for name in ("healthy", "tumour"):
-            (place / split / name).mkdir(parents=True)
+            (target / split / name).mkdir(parents=True)
             for i in range(8):
-                Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(place / split / name / f"{i}.png")
-    return place
+                Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(target / split / name / f"{i}.png")
+    return target
 
 
 def third_class(root: Path) -> None:

@@ -147,8 +147,8 @@ def test_what_is_run_is_copied_to_where_the_table_reads(tmp_path: Path, monkeypa
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "kept")
     monkeypatch.setattr(tables, "subprocess", SimpleNamespace(run=fake))
-    for place in paper_rows.TABLES["simclr-semi"].data:
-        (tmp_path / place).mkdir(parents=True)
+    for target in paper_rows.TABLES["simclr-semi"].data:
+        (tmp_path / target).mkdir(parents=True)
     pretrained = {row.stages[0].folder: row.stages[0] for row in paper_rows.TABLES["simclr-semi"].rows}
     assert len(pretrained) == 3
     for count, (folder, stage) in enumerate(pretrained.items()):  # of several nodes: submitted one after the other
@@ -199,10 +199,10 @@ def test_transfer_by_a_linear_classifier(tmp_path: Path, capsys) -> None:
     rng = np.random.default_rng(0)
     for split, n in (("train", 8), ("val", 4), ("test", 6)):
         for k in range(3):
-            place = tmp_path / "data" / split / f"class{k}"
-            place.mkdir(parents=True)
+            target = tmp_path / "data" / split / f"class{k}"
+            target.mkdir(parents=True)
             for i in range(n - (k == 2 and split == "test") * 3):  # classes of unequal size
-                Image.fromarray(rng.integers(0, 60 * k + 60, (32, 32, 3), dtype=np.uint8)).save(place / f"{i}.png")
+                Image.fromarray(rng.integers(0, 60 * k + 60, (32, 32, 3), dtype=np.uint8)).save(target / f"{i}.png")
     sizes = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "img_size": 32}
     torch.manual_seed(0)  # the features are those of a backbone as initialized
     save_backbone(tmp_path / "w.safetensors", Backbone("resnet18", **sizes), [0.0] * 3, [1.0] * 3)

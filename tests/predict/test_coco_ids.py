@@ -23,13 +23,13 @@ from lit_vision.weights.model_metadata import ModelMetadata
 IDS = [3, 17, 90]  # of cup, pan, pot
 
 
-def predict(place: Path, model: str, out: Path, *more: str, images: str = "set/test/images") -> int:
-    words = ["predict", str(place / images), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
-    return main([*words, "--batch_size", "3", *more])
+def predict(root: Path, model: str, out: Path, *more: str, images: str = "set/test/images") -> int:
+    arguments = ["predict", str(root / images), "--model", str(root / model), "--out", str(out), "--device", "cpu"]
+    return main([*arguments, "--batch_size", "3", *more])
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """A set with gaps in its category ids, labeled with every third box of a detector, and runs trained on it."""
     folder = tmp_path_factory.mktemp("ids")
     for i, name in enumerate(write_pictures(folder / "all", 8)):
@@ -56,10 +56,10 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def _measured(place: Path) -> float:
+def _measured(root: Path) -> float:
     """Return torchmetrics' mAP of the model's own detections, without those that have no area."""
-    model, metric = load_model(place / "fcos", "cpu"), coco_metric()
-    check, decode = accuracy_check_for(str(place / "set"), model.metadata), DecodeBoxes(model.metadata)
+    model, metric = load_model(root / "fcos", "cpu"), coco_metric()
+    check, decode = accuracy_check_for(str(root / "set"), model.metadata), DecodeBoxes(model.metadata)
     for batch, outputs in check.batches(model):
         found = decode(outputs)
         for i, one in enumerate(found):
@@ -69,14 +69,14 @@ def _measured(place: Path) -> float:
     return coco_values(metric)["map"]
 
 
-def test_results_load_in_pycocotools_with_the_datas_ids_and_measure_the_same(place, tmp_path) -> None:
+def test_results_load_in_pycocotools_with_the_datas_ids_and_measure_the_same(root, tmp_path) -> None:
     out = tmp_path / "o.results.json"
-    assert predict(place, "fcos", out) == 0
-    assert predict(place, "fcos", tmp_path / "o.json") == 0
+    assert predict(root, "fcos", out) == 0
+    assert predict(root, "fcos", tmp_path / "o.json") == 0
     whole = json.loads((tmp_path / "o.json").read_text())
     assert whole["categories"] == [{"id": i, "name": name} for i, name in zip(IDS, NAMES)]
     assert {note["category_id"] for note in whole["annotations"]} == set(IDS)
-    truth = COCO(str(place / "set/test/annotations.json"))
+    truth = COCO(str(root / "set/test/annotations.json"))
     results = truth.loadRes(str(out))
     assert len(results.anns) == len(whole["annotations"]) > 10
     for one, note in zip(results.dataset["annotations"], whole["annotations"]):
@@ -87,29 +87,29 @@ def test_results_load_in_pycocotools_with_the_datas_ids_and_measure_the_same(pla
     measure.evaluate()
     measure.accumulate()
     measure.summarize()
-    assert measure.stats[0] == pytest.approx(_measured(place), abs=1e-4)
+    assert measure.stats[0] == pytest.approx(_measured(root), abs=1e-4)
     assert 0.05 < measure.stats[0] < 1
 
 
-def test_results_of_masks_load_too(place, tmp_path) -> None:
+def test_results_of_masks_load_too(root, tmp_path) -> None:
     out = tmp_path / "o.results.json"
-    assert predict(place, "mask_rcnn", out) == 0
-    results = COCO(str(place / "set/test/annotations.json")).loadRes(str(out))
+    assert predict(root, "mask_rcnn", out) == 0
+    results = COCO(str(root / "set/test/annotations.json")).loadRes(str(out))
     masks = [results.annToMask(note) for note in results.anns.values()]
     assert len(masks) > 5
     assert np.any(masks[0])
 
 
-def test_ids_travel_with_every_file_of_the_model(place, tmp_path) -> None:
+def test_ids_travel_with_every_file_of_the_model(root, tmp_path) -> None:
     for model in ("fcos", "mask_rcnn"):
         file = tmp_path / f"{model}.safetensors"
-        assert main(["export", str(place / model), "--format", "safetensors", "--out", str(file)]) == 0
+        assert main(["export", str(root / model), "--format", "safetensors", "--out", str(file)]) == 0
         assert (
-            load_model(place / model, "cpu").metadata.category_ids
+            load_model(root / model, "cpu").metadata.category_ids
             == load_model(file, "cpu").metadata.category_ids
             == IDS
         )
-    card = load_model(place / "old", "cpu").metadata
+    card = load_model(root / "old", "cpu").metadata
     assert card.category_ids == []
     card.category_ids = [1]
     with pytest.raises(UserError, match=r"m\.onnx: .*1 category_ids for 3 classes"):
@@ -119,13 +119,13 @@ def test_ids_travel_with_every_file_of_the_model(place, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("names", "ids"), [(None, IDS), (["pot", "cup", "pan"], [90, 3, 17]), (["pot", "cup", "pan", "lid"], [])]
 )
-def test_category_ids__follow_the_classes(place, names, ids) -> None:
-    data = AnnotatedDataModule(str(place / "set"), img_size=SIZE, class_names=names, labels=2, num_workers=0)
+def test_category_ids__follow_the_classes(root, names, ids) -> None:
+    data = AnnotatedDataModule(str(root / "set"), img_size=SIZE, class_names=names, labels=2, num_workers=0)
     data.setup()
     assert data.category_ids == ids
     assert data.table("train").category_ids == ids
 
 
-def test_results_of_a_segmenter_are_refused(place, tmp_path, capsys) -> None:
-    assert predict(place, "segmenter", tmp_path / "o.results.json") == 2
+def test_results_of_a_segmenter_are_refused(root, tmp_path, capsys) -> None:
+    assert predict(root, "segmenter", tmp_path / "o.results.json") == 2
     assert "csv, jsonl, json" in capsys.readouterr().err

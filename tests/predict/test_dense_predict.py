@@ -25,7 +25,7 @@ from lit_vision.predict.tasks import example_input
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """Runs of a detector, two two-stage ones and a segmenter, and seven pictures."""
     folder = tmp_path_factory.mktemp("dense")
     write_run(folder / "detector", make_detector())
@@ -36,14 +36,14 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def predict(place: Path, model: str, out: Path, *more: str) -> int:
-    words = ["predict", str(place / "images"), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
-    return main([*words, "--batch_size", "3", *more])
+def predict(root: Path, model: str, out: Path, *more: str) -> int:
+    arguments = ["predict", str(root / "images"), "--model", str(root / model), "--out", str(out), "--device", "cpu"]
+    return main([*arguments, "--batch_size", "3", *more])
 
 
-def _seen(place: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tuple[int, int], torch.Tensor]:
+def _seen(root: Path, name: str, method) -> tuple[np.ndarray, torch.Tensor, tuple[int, int], torch.Tensor]:
     """The file's view, its normalised tensor, the file's size, and pixels of the view per pixel of the file."""
-    image = np.asarray(Image.open(place / "images" / name).convert("RGB"))
+    image = np.asarray(Image.open(root / "images" / name).convert("RGB"))
     view = AnnotatedViews("fit", SIZE, 0, AugmentationOptions())(image, (0, 0, 0))
     tensor = normalize(torch.from_numpy(view.image)[None, None], method.mean, method.std)[:, 0]
     return view.image, tensor, image.shape[:2], torch.from_numpy(view.scale)
@@ -58,10 +58,10 @@ HEADS = {"detector": "fcos", "two-stage": "faster_rcnn", "instances": "mask_rcnn
 
 
 @pytest.mark.parametrize("model", HEADS)
-def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str) -> None:
-    assert predict(place, model, tmp_path / "a.csv") == 0
-    assert predict(place, model, tmp_path / "a.jsonl", "--min_score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
-    assert predict(place, model, tmp_path / "a.json") == 0
+def test_boxes_are_the_detectors_in_the_files_pixels(root, tmp_path, model: str) -> None:
+    assert predict(root, model, tmp_path / "a.csv") == 0
+    assert predict(root, model, tmp_path / "a.jsonl", "--min_score", "0.3", "--draw", str(tmp_path / "drawn")) == 0
+    assert predict(root, model, tmp_path / "a.json") == 0
     method = make_detector(HEADS[model])
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -73,7 +73,7 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
     for one in (*coco["annotations"], *(d for r in records.values() for d in r["detections"])):
         assert ("segmentation" in one) == (model == "instances")
     for number, name in enumerate(sorted(records)):
-        _, tensor, size, scale = _seen(place, name, method)
+        _, tensor, size, scale = _seen(root, name, method)
         with torch.inference_mode():
             (found,) = method(tensor)
         boxes = to_original_size(found["boxes"], scale, torch.tensor(size))
@@ -94,15 +94,15 @@ def test_boxes_are_the_detectors_in_the_files_pixels(place, tmp_path, model: str
         assert abs(drawn.shape[0] / drawn.shape[1] - size[0] / size[1]) < 0.1
 
 
-def test_instance_masks_are_the_detectors_at_the_files_size(place, tmp_path) -> None:
+def test_instance_masks_are_the_detectors_at_the_files_size(root, tmp_path) -> None:
     """Against torchvision's own pasting at that size and, where the view is the file, against the detector's masks."""
-    assert predict(place, "instances", tmp_path / "a.json") == 0
-    assert predict(place, "instances", tmp_path / "a.jsonl") == 0
+    assert predict(root, "instances", tmp_path / "a.json") == 0
+    assert predict(root, "instances", tmp_path / "a.jsonl") == 0
     method, coco = make_detector("mask_rcnn"), json.loads((tmp_path / "a.json").read_text())
     lines = list(map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines()))
     shapes = set()
     for number, record in enumerate(lines):
-        _, tensor, size, scale = _seen(place, record["path"], method)
+        _, tensor, size, scale = _seen(root, record["path"], method)
         with torch.inference_mode():
             (grids,), (found,) = method.detect_with_mask_probs(tensor), method(tensor)
         left = _with_area(to_original_size(grids["boxes"], scale, torch.tensor(size)))
@@ -142,9 +142,9 @@ def test_pasted__is_torchvisions_and_outside_is_empty() -> None:
     assert list(paste_masks(probs[:0], boxes[:0], (40, 50))) == []
 
 
-def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None:
+def test_boxes_that_lie_in_the_padding_are_in_no_output(root, tmp_path) -> None:
     """The view's padding is not in the file: a box there has no area, which our reader would refuse."""
-    model, shape = load_model(place / "instances", "cpu"), (8, 64)  # 4 x 32 pixels of the view
+    model, shape = load_model(root / "instances", "cpu"), (8, 64)  # 4 x 32 pixels of the view
     boxes = np.array([[[2, 1, 20, 4], [2, 6, 20, 30], [2, 4, 9, 9], [5, 2, 5, 3], [4, 3.998, 9, 12]]], np.float32)
     scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
     outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
@@ -162,9 +162,9 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(place, tmp_path) -> None
     assert (tmp_path / "all/a.png").read_bytes() == (tmp_path / "one/a.png").read_bytes()
 
 
-def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
-    model, size = load_model(place / "instances", "cpu"), (SIZE, SIZE)
-    pixels = np.array(Image.open(place / "images" / "000.png").convert("RGB"))[None]
+def test_instance_masks_tint_the_drawn_view(root, tmp_path) -> None:
+    model, size = load_model(root / "instances", "cpu"), (SIZE, SIZE)
+    pixels = np.array(Image.open(root / "images" / "000.png").convert("RGB"))[None]
     batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
@@ -181,10 +181,10 @@ def test_instance_masks_tint_the_drawn_view(place, tmp_path) -> None:
     assert changed.sum() > 0.5 * union.sum() > 0  # the rest lies under lines and texts
 
 
-def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
+def test_masks_are_the_segmenters_in_the_files_size(root, tmp_path) -> None:
     folders = ["--masks", str(tmp_path / "masks"), "--draw", str(tmp_path / "drawn")]
-    assert predict(place, "segmenter", tmp_path / "a.csv", *folders) == 0
-    assert predict(place, "segmenter", tmp_path / "a.json") == 0
+    assert predict(root, "segmenter", tmp_path / "a.csv", *folders) == 0
+    assert predict(root, "segmenter", tmp_path / "a.json") == 0
     method = make_segmenter()
     with open(tmp_path / "a.csv", newline="") as file:
         rows = {row.pop("path"): row for row in csv.DictReader(file)}
@@ -192,7 +192,7 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
     assert [c["id"] for c in coco["categories"]] == [0, 1, 2, 3]
     seen = set()
     for number, name in enumerate(sorted(rows)):
-        view, tensor, size, _ = _seen(place, name, method)
+        view, tensor, size, _ = _seen(root, name, method)
         with torch.inference_mode():
             best = method(tensor)[0].argmax(0).numpy()
         mask = np.asarray(Image.open(tmp_path / "masks" / name))
@@ -212,13 +212,13 @@ def test_masks_are_the_segmenters_in_the_files_size(place, tmp_path) -> None:
 
 @pytest.mark.parametrize("model", ["detector", "instances", "segmenter"])
 @pytest.mark.parametrize("shape", [(2, 1000), (1000, 2)])
-def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, model: str, shape: tuple) -> None:
+def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(root, tmp_path, model: str, shape: tuple) -> None:
     """500 : 1 on 32 pixels is 0.06 pixels high, which rounded to none."""
     write_pictures(tmp_path / "images", 1)
     Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tmp_path / "images" / "thin.png")
     out = tmp_path / "o.json"
     more = ["--draw", str(tmp_path / "drawn")]
-    assert predict(tmp_path, str(place / model), out, *more) == 0
+    assert predict(tmp_path, str(root / model), out, *more) == 0
     coco = json.loads(out.read_text())
     assert [(i["height"], i["width"]) for i in coco["images"]] == [(32, 32), shape]
     for note in coco["annotations"]:
@@ -240,45 +240,45 @@ def test_a_very_thin_image_keeps_a_pixel_of_its_shorter_side(place, tmp_path, mo
         ("instances", "results.json"),
     ],
 )
-def test_stopped_and_gone_on_gives_the_same_bytes(place, tmp_path, stopped_writer, model: str, ending: str) -> None:
-    assert predict(place, model, tmp_path / f"whole.{ending}") == 0
+def test_stopped_and_resumed_gives_the_same_bytes(root, tmp_path, stopped_writer, model: str, ending: str) -> None:
+    assert predict(root, model, tmp_path / f"whole.{ending}") == 0
     out = tmp_path / f"part.{ending}"
     with stopped_writer(3):
-        assert predict(place, model, out) == 130
+        assert predict(root, model, out) == 130
     assert not out.exists()
-    assert predict(place, model, out) == 0
+    assert predict(root, model, out) == 0
     assert out.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {out.name, f"whole.{ending}"}
 
 
-def test_an_unfinished_run_of_before_the_flags_were_renamed_is_continued(place, tmp_path, stopped_writer) -> None:
+def test_an_unfinished_run_of_before_the_flags_were_renamed_is_continued(root, tmp_path, stopped_writer) -> None:
     """The record as commit 37adabd wrote it: the same values under form, score and draw."""
-    assert predict(place, "detector", tmp_path / "all.json", "--min_score", "0.05") == 0
+    assert predict(root, "detector", tmp_path / "all.json", "--min_score", "0.05") == 0
     out, state = tmp_path / "part.json", tmp_path / "part.json.part.json"
     with stopped_writer(3):
-        assert predict(place, "detector", out, "--min_score", "0.05") == 130
+        assert predict(root, "detector", out, "--min_score", "0.05") == 130
     record = json.loads(state.read_text())
     old = {"format": "form", "min_score": "score"}
     record["identity"] = {old.get(key, key): value for key, value in record["identity"].items()}
     assert {"form", "score", "draw"} < set(record["identity"])
     state.write_text(json.dumps(record))
-    assert predict(place, "detector", out, "--min_score", "0.05") == 0
+    assert predict(root, "detector", out, "--min_score", "0.05") == 0
     assert out.read_bytes() == (tmp_path / "all.json").read_bytes()
 
 
 def test_folders_of_pictures_inside_the_images_folder_are_no_images(
-    place, tmp_path, stopped_writer, monkeypatch, capsys
+    root, tmp_path, stopped_writer, monkeypatch, capsys
 ) -> None:
     """`cd photos; lit-vision predict . --masks masks`: stopped and gone on, and once more over what is there."""
     names = write_pictures(tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
-    words = ["predict", ".", "--model", str(place / "segmenter"), "--device", "cpu", "--batch_size", "2"]
-    words += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
+    arguments = ["predict", ".", "--model", str(root / "segmenter"), "--device", "cpu", "--batch_size", "2"]
+    arguments += ["--masks", "out/masks", "--draw", f"{tmp_path / 'photos'}/drawn"]
     with stopped_writer(3):
-        assert main([*words, "--out", "o.csv"]) == 130
-    assert main([*words, "--out", "o.csv"]) == 0
+        assert main([*arguments, "--out", "o.csv"]) == 130
+    assert main([*arguments, "--out", "o.csv"]) == 0
     assert "2 of 7" in capsys.readouterr().out
-    assert main([*words, "--out", "again.csv"]) == 0
+    assert main([*arguments, "--out", "again.csv"]) == 0
     with open("again.csv", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == names
     assert Path("o.csv").read_bytes() == Path("again.csv").read_bytes()
@@ -299,15 +299,15 @@ DEAR = [("prompted-detector", "onnx"), ("prompted-detector", "openvino")]
 @pytest.mark.parametrize(
     ("model", "form"), [pytest.param(*one, marks=[pytest.mark.slow] * (one in DEAR)) for one in RUNTIMES]
 )
-def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: str) -> None:
+def test_every_runtime_gives_torchs_results(root, tmp_path, model: str, form: str) -> None:
     pytest.importorskip(
         {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "torch"), reason="needs the export extra"
     )
-    if model in MADE and not (place / model).exists():
-        write_run(place / model, MADE[model]())
+    if model in MADE and not (root / model).exists():
+        write_run(root / model, MADE[model]())
     file = tmp_path / f"m.{ {'onnx': 'onnx', 'openvino': 'xml', 'safetensors': 'safetensors'}[form] }"
-    assert main(["export", str(place / model), "--format", form, "--out", str(file)]) == 0
-    torch_model, other = load_model(place / model, "cpu"), load_model(file, "cpu")
+    assert main(["export", str(root / model), "--format", form, "--out", str(file)]) == 0
+    torch_model, other = load_model(root / model, "cpu"), load_model(file, "cpu")
     assert other.metadata.options == torch_model.metadata.options
     for n in (1, 5):
         images = example_input(torch_model.metadata, n, seed=n + 9)
@@ -316,9 +316,9 @@ def test_every_runtime_gives_torchs_results(place, tmp_path, model: str, form: s
             assert found[name].shape == value.shape
             np.testing.assert_allclose(found[name], value, atol=1e-4 * max(1, np.abs(value).max()))
     here, there = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
-    assert predict(place, model, here) == 0
-    words = ["predict", str(place / "images"), "--model", str(file), "--out", str(there), "--device", "cpu"]
-    assert main([*words, "--batch_size", "5"]) == 0
+    assert predict(root, model, here) == 0
+    arguments = ["predict", str(root / "images"), "--model", str(file), "--out", str(there), "--device", "cpu"]
+    assert main([*arguments, "--batch_size", "5"]) == 0
     for a, b in zip(map(json.loads, here.read_text().splitlines()), map(json.loads, there.read_text().splitlines())):
         if model.endswith("segmenter"):
             assert a["shares"] == pytest.approx(b["shares"], abs=0.003)
@@ -349,41 +349,41 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_command__one_line_and_nothing_lost(place, tmp_path, name: str, capsys) -> None:
+def test_broken_command__one_line_and_nothing_lost(root, tmp_path, name: str, capsys) -> None:
     (model, out, *more), code, text = BROKEN[name]
-    checkpoint = place / "detector" / "checkpoints" / "last.ckpt"
+    checkpoint = root / "detector" / "checkpoints" / "last.ckpt"
     if model == "torn.ckpt":
-        (place / model).write_bytes(checkpoint.read_bytes()[:5000])
+        (root / model).write_bytes(checkpoint.read_bytes()[:5000])
     if model == "misfit.ckpt":
         content = torch.load(checkpoint, weights_only=True)
         content["state_dict"].popitem()
-        torch.save(content, place / model)
-    if model == "nan" and not (place / "nan").exists():
+        torch.save(content, root / model)
+    if model == "nan" and not (root / "nan").exists():
         method = make_detector()
         next(method.backbone.parameters()).data.fill_(float("nan"))
-        write_run(place / "nan", method)
-    before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
-    assert predict(place, model, tmp_path / out, *(word.format(images=place / "images") for word in more)) == code
+        write_run(root / "nan", method)
+    before = {p: p.stat().st_size for p in root.rglob("*") if p.is_file()}
+    assert predict(root, model, tmp_path / out, *(word.format(images=root / "images") for word in more)) == code
     error = capsys.readouterr().err.strip()
     assert text in error
     assert len(error.splitlines()) == 1
-    assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
+    assert {p: p.stat().st_size for p in root.rglob("*") if p.is_file()} == before
     assert not (tmp_path / out).exists()
 
 
 @pytest.mark.parametrize("model", ["two-stage", "instances"])
-def test_export_of_a_two_stage_head_says_what_can_be_exported(place, tmp_path, model: str, capsys) -> None:
+def test_export_of_a_two_stage_head_is_refused_and_names_the_method(root, tmp_path, model: str, capsys) -> None:
     for form, ending in (("onnx", "onnx"), ("openvino", "xml"), ("pt2", "pt2")):
         out = tmp_path / f"m.{ending}"
-        assert main(["export", str(place / model), "--format", form, "--out", str(out)]) == 1
+        assert main(["export", str(root / model), "--format", form, "--out", str(out)]) == 1
         error = capsys.readouterr().err.strip()
         assert HEADS[model] in error
         assert "fcos or retinanet" in error
         assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
     out = tmp_path / "m.safetensors"
-    assert main(["export", str(place / model), "--format", "safetensors", "--out", str(out)]) == 0
-    assert predict(place, model, tmp_path / "a.json") == 0
-    words = ["predict", str(place / "images"), "--model", str(out), "--out", str(tmp_path / "b.json")]
-    assert main([*words, "--device", "cpu", "--batch_size", "3"]) == 0
+    assert main(["export", str(root / model), "--format", "safetensors", "--out", str(out)]) == 0
+    assert predict(root, model, tmp_path / "a.json") == 0
+    arguments = ["predict", str(root / "images"), "--model", str(out), "--out", str(tmp_path / "b.json")]
+    assert main([*arguments, "--device", "cpu", "--batch_size", "3"]) == 0
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()

@@ -66,7 +66,7 @@ def test_grad_cam__is_the_class_activation_map_of_an_average_pooled_net() -> Non
     assert all(p.grad is None for p in method.parameters())
 
 
-def test_grad_cam__of_small_images_reads_a_stage_that_still_says_where() -> None:
+def test_grad_cam__of_small_images_reads_a_stage_that_still_has_positions() -> None:
     """The stage before the last, by hand: its maps weighted by their mean slope."""
     torch.manual_seed(0)
     small = {"stem": "small", "stem_type": "deep", "stem_width": 8, "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}

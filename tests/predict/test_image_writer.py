@@ -21,8 +21,8 @@ def run(tmp_path_factory) -> Path:
 
 
 def predict(run: Path, images: Path, out: Path, *more: str) -> int:
-    words = ["predict", str(images), "--model", str(run), "--out", str(out), "--device", "cpu", "--batch_size", "2"]
-    return main([*words, *more])
+    arguments = ["predict", str(images), "--model", str(run), "--out", str(out), "--device", "cpu", "--batch_size", "2"]
+    return main([*arguments, *more])
 
 
 def test_masks_are_a_set_that_trains(run, tmp_path) -> None:
@@ -78,8 +78,8 @@ def test_pictures_never_replace_an_image(run, tmp_path, monkeypatch, capsys) -> 
     write_pictures(tmp_path / "photos", 2)
     before = {p: p.read_bytes() for p in (tmp_path / "photos").iterdir()}
     monkeypatch.chdir(tmp_path / "photos")
-    words = ["predict", "000.png", "001.png", "--model", str(run), "--out", str(tmp_path / "o.csv"), "--masks", "."]
-    assert main([*words, "--device", "cpu"]) == 1
+    arguments = ["predict", "000.png", "001.png", "--model", str(run), "--out", str(tmp_path / "o.csv"), "--masks", "."]
+    assert main([*arguments, "--device", "cpu"]) == 1
     error = capsys.readouterr().err.strip()
     assert "--masks 000.png" in error or "--masks 001.png" in error
     assert len(error.splitlines()) == 1

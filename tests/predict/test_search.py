@@ -16,7 +16,7 @@ from lit_vision.weights.load import save_backbone
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """A run, images with two near copies, and their index."""
     folder = tmp_path_factory.mktemp("search")
     write_run(folder / "run", make_classifier())
@@ -30,44 +30,44 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def embed(place: Path, out: Path, *more: str, model: str = "run", images: str = "images") -> int:
-    words = ["embed", str(place / images), "--model", str(place / model), "--out", str(out), "--device", "cpu"]
-    return main([*words, "--batch_size", "4", *more])
+def embed(root: Path, out: Path, *more: str, model: str = "run", images: str = "images") -> int:
+    arguments = ["embed", str(root / images), "--model", str(root / model), "--out", str(out), "--device", "cpu"]
+    return main([*arguments, "--batch_size", "4", *more])
 
 
-def search(place: Path, *more: str, model: str = "run", index: str = "index.safetensors") -> int:
-    return main(["search", "--index", str(place / index), "--model", str(place / model), "--device", "cpu", *more])
+def search(root: Path, *more: str, model: str = "run", index: str = "index.safetensors") -> int:
+    return main(["search", "--index", str(root / index), "--model", str(root / model), "--device", "cpu", *more])
 
 
-def test_embed__is_the_backbone_and_survives_a_stop(place, tmp_path, stopped_writer) -> None:
-    index = read_index(place / "index.safetensors")
+def test_embed__is_the_backbone_and_survives_a_stop(root, tmp_path, stopped_writer) -> None:
+    index = read_index(root / "index.safetensors")
     assert len(index.names) == 14
     assert index.features.shape == (14, 32)
     assert sorted(index.names) == index.names
     assert "torn.png" not in index.names
-    assert "torn.png" in (place / "index.safetensors.skipped.csv").read_text()
+    assert "torn.png" in (root / "index.safetensors.skipped.csv").read_text()
     with stopped_writer(3):
-        assert embed(place, tmp_path / "i.safetensors") == 130
-    assert embed(place, tmp_path / "i.safetensors") == 0
-    assert (tmp_path / "i.safetensors").read_bytes() == (place / "index.safetensors").read_bytes()
+        assert embed(root, tmp_path / "i.safetensors") == 130
+    assert embed(root, tmp_path / "i.safetensors") == 0
+    assert (tmp_path / "i.safetensors").read_bytes() == (root / "index.safetensors").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_embed__takes_a_body_without_a_head_and_agrees(place, tmp_path) -> None:
+def test_embed__takes_a_body_without_a_head_and_agrees(root, tmp_path) -> None:
     method = make_classifier()
     path = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std)
-    assert embed(place, tmp_path / "i.safetensors", model=str(path)) == 0
-    a, b = read_index(tmp_path / "i.safetensors"), read_index(place / "index.safetensors")
+    assert embed(root, tmp_path / "i.safetensors", model=str(path)) == 0
+    a, b = read_index(tmp_path / "i.safetensors"), read_index(root / "index.safetensors")
     np.testing.assert_allclose(a.features, b.features, atol=1e-6)
     assert a.feature_settings == b.feature_settings  # one backbone, one index
 
 
-def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> None:
+def test_search__is_the_sorted_list_of_all_cosines(root, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
-    query = place / "images/red/000.png"
-    assert search(place, "--query", str(query), "--top_k", "5", "--out", str(tmp_path / "o.csv")) == 0
+    query = root / "images/red/000.png"
+    assert search(root, "--query", str(query), "--top_k", "5", "--out", str(tmp_path / "o.csv")) == 0
     text = capsys.readouterr().out.splitlines()
-    index = read_index(place / "index.safetensors")
+    index = read_index(root / "index.safetensors")
     unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
     cosine = unit @ unit[index.names.index("red/000.png")]
     order = np.argsort(-cosine, kind="stable")[:5]
@@ -80,20 +80,20 @@ def test_search__is_the_sorted_list_of_all_cosines(place, tmp_path, capsys) -> N
     assert [row["rank"] for row in rows] == list("12345")
 
 
-def test_answers_name_their_query_where_there_are_several(place, tmp_path, capsys) -> None:
+def test_answers_name_their_query_where_there_are_several(root, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
     write_images(tmp_path / "asked", 2)
     write_images(tmp_path / "one", 1)
-    assert search(place, "--query", str(tmp_path / "asked"), "--top_k", "2") == 0
+    assert search(root, "--query", str(tmp_path / "asked"), "--top_k", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition("  ")[2] for line in lines] == ["(green/001.png)"] * 2 + ["(red/000.png)"] * 2
-    assert search(place, "--query", str(tmp_path / "one"), "--top_k", "2") == 0
+    assert search(root, "--query", str(tmp_path / "one"), "--top_k", "2") == 0
     assert "(" not in capsys.readouterr().out
 
 
-def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) -> None:
+def test_duplicates__are_all_pairs_above_the_threshold(root, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
-    index = read_index(place / "index.safetensors")
+    index = read_index(root / "index.safetensors")
     unit = index.features / np.linalg.norm(index.features, axis=1, keepdims=True)
     cosine = unit @ unit.T
     threshold = 0.99999
@@ -101,7 +101,7 @@ def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) 
     assert ("red/000.png", "red/000_copy.png") in want
     out = tmp_path / "pairs.csv"
     assert (
-        main(["search", "--index", str(place / "index.safetensors"), "--duplicates", str(threshold), "--out", str(out)])
+        main(["search", "--index", str(root / "index.safetensors"), "--duplicates", str(threshold), "--out", str(out)])
         == 0
     )
     with open(out, newline="") as file:
@@ -109,11 +109,11 @@ def test_duplicates__are_all_pairs_above_the_threshold(place, tmp_path, capsys) 
     assert f"{len(want)} pairs above 0.99999" in capsys.readouterr().out
 
 
-def wrong_command(place: Path, name: str) -> list[str]:
+def wrong_command(root: Path, name: str) -> list[str]:
     """Return the arguments of a command with one thing wrong."""
-    index, query = str(place / "index.safetensors"), str(place / "images/red/000.png")
-    base = ["search", "--index", index, "--model", str(place / "run")]
-    work = place / "wrong"
+    index, query = str(root / "index.safetensors"), str(root / "images/red/000.png")
+    base = ["search", "--index", index, "--model", str(root / "run")]
+    work = root / "wrong"
     work.mkdir(exist_ok=True)
     if name == "another model":
         (work / "other").exists() or write_run(work / "other", make_classifier(mean=[0.1] * 3))
@@ -132,13 +132,13 @@ def wrong_command(place: Path, name: str) -> list[str]:
     if name == "images as index":
         return ["search", "--index", query, "--duplicates", "0.9"]
     if name == "broken query":
-        return [*base, "--query", str(place / "images/torn.png")]
+        return [*base, "--query", str(root / "images/torn.png")]
     if name == "no such query":
         return [*base, "--query", str(work / "none.png")]
     if name == "out is there":
         (work / "o.csv").write_text("keep")
         return [*base, "--query", query, "--out", str(work / "o.csv")]
-    run, new, torn = str(place / "run"), str(work / "a.safetensors"), str(place / "images/torn.png")
+    run, new, torn = str(root / "run"), str(work / "a.safetensors"), str(root / "images/torn.png")
     embed_one = ["embed", query, "--model", run, "--out", new]
     return {
         "neither": base,
@@ -190,15 +190,15 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_command__one_line_and_nothing_lost(name: str, place, capsys) -> None:
-    words = wrong_command(place, name)
-    (place / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
-    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+def test_broken_command__one_line_and_nothing_lost(name: str, root, capsys) -> None:
+    arguments = wrong_command(root, name)
+    (root / "wrong" / "folder.safetensors").mkdir(exist_ok=True)
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     capsys.readouterr()
     code, text = BROKEN[name]
-    assert main(words) == code
+    assert main(arguments) == code
     error = capsys.readouterr().err.strip()
     assert text in error
     assert len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in before} == before
-    assert not (place / "wrong" / "a.safetensors").exists()
+    assert not (root / "wrong" / "a.safetensors").exists()

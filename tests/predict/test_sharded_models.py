@@ -47,8 +47,8 @@ def test_a_sharded_run_predicts_and_starts_a_training(tmp_path: Path, capsys) ->
     split_checkpoint(checkpoint)
     for name in ("run", "sharded", "sharded/checkpoints/last.ckpt"):
         out = tmp_path / f"{name.count('/')}-{name[:3]}.csv"
-        words = ["predict", str(tmp_path / "images"), "--model", str(tmp_path / name), "--device", "cpu"]
-        assert main([*words, "--out", str(out)]) == 0
+        arguments = ["predict", str(tmp_path / "images"), "--model", str(tmp_path / name), "--device", "cpu"]
+        assert main([*arguments, "--out", str(out)]) == 0
         assert out.read_text() == (tmp_path / "0-run.csv").read_text()
     target = make_classifier()
     with torch.no_grad():

@@ -136,7 +136,9 @@ def test_a_second_run_of_one_process_is_another_run_of_wandb(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("mode", ["online", "disabled"])
-def test_without_an_account_the_run_goes_on_and_says_so(tmp_path: Path, monkeypatch, capsys, mode: str) -> None:
+def test_without_an_account_the_run_trains_and_names_metrics_csv(
+    tmp_path: Path, monkeypatch, capsys, mode: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setenv("HOME", str(tmp_path))

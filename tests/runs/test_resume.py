@@ -39,14 +39,14 @@ def here(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def fit(*words: str, stop: str = "") -> int:
+def fit(*arguments: str, stop: str = "") -> int:
     """lit-vision fit in this process; with `stop`, in a fork that kills itself."""
-    words = ["fit", "--config", "toy.yaml", *words]
+    arguments = ["fit", "--config", "toy.yaml", *arguments]
     if not stop:
-        return cli.main(words)
+        return cli.main(arguments)
     os.environ["TOY_STOP"] = stop
     try:
-        return soak.launch([*words, "--trainer.devices", "1"], Path("fork.log"))
+        return soak.launch([*arguments, "--trainer.devices", "1"], Path("fork.log"))
     finally:
         del os.environ["TOY_STOP"]
 
@@ -128,12 +128,12 @@ def test_resume_anyway_needs_something_to_resume(here: Path, capsys) -> None:
 
 @pytest.mark.parametrize("limits", [["4", "2"], pytest.param(["0.7", "0.5"], marks=pytest.mark.slow)])
 def test_limited_epochs_go_on_exactly(here: Path, limits: list[str]) -> None:
-    words = ["--trainer.limit_train_batches", limits[0], "--trainer.limit_val_batches", limits[1]]
-    assert fit("--run_dir", "whole", *words) == 0
+    arguments = ["--trainer.limit_train_batches", limits[0], "--trainer.limit_val_batches", limits[1]]
+    assert fit("--run_dir", "whole", *arguments) == 0
     for stop in ("SIGKILL:saved:3", "SIGKILL:val:2", "SIGKILL:saved:6"):
         name = stop.replace(":", "-")
-        assert fit("--run_dir", name, *words, stop=stop) == -9
-        assert fit("--run_dir", name, "--resume", "auto", *words) == 0
+        assert fit("--run_dir", name, *arguments, stop=stop) == -9
+        assert fit("--run_dir", name, "--resume", "auto", *arguments) == 0
         files = [torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (Path(name), Path("whole"))]
         for key in ("state_dict", "optimizer_states", "loops", "ToyData"):
             soak.assert_same(*(f[key] for f in files), f"{stop} {key}")
@@ -152,9 +152,9 @@ def test_a_run_killed_after_its_last_checkpoint_still_writes_its_results(here: P
 
 def test_a_signal_after_the_last_epoch_lets_the_run_end(here: Path) -> None:
     Path("toy.yaml").write_text(RECIPE.replace("callbacks: [", "callbacks: [{class_path: soak.KillAtEvent}, "))
-    words = ["fit", "--config", "toy.yaml", "--run_dir", "last"]
+    arguments = ["fit", "--config", "toy.yaml", "--run_dir", "last"]
     assert (
-        soak.launch(words, Path("log"), "save:14", signal_name="SIGTERM") == 0
+        soak.launch(arguments, Path("log"), "save:14", signal_name="SIGTERM") == 0
     )  # 7 saves an epoch: nothing is left but the end
     assert Path("last/results.json").is_file()
 
@@ -198,9 +198,9 @@ def test_nan_on_one_rank_of_two_moves_no_weight_on_either(late: str) -> None:
             f"{{class_path: lit_vision.callbacks.nonfinite.StopOnNonFinite, init_args: {{policy: skip, late: {late}}}}}"
         )
         recipe.write_text(text.replace("callbacks: [", f"callbacks: [{guard}, "))
-        words = ["fit", "--config", str(recipe), "--run_dir", f"{folder}/run", "--trainer.devices", "2"]
+        arguments = ["fit", "--config", str(recipe), "--run_dir", f"{folder}/run", "--trainer.devices", "2"]
         log = Path(folder) / "log"
-        assert soak.launch(words, log, world_size=2) == 0, log.read_text()[-3000:]
+        assert soak.launch(arguments, log, world_size=2) == 0, log.read_text()[-3000:]
         found = sorted((Path(folder) / "run" / "nonfinite").iterdir())
         assert [p.name for p in found] == ["step-00000002-rank0.pt", "step-00000002-rank1.pt"]
         kept = [torch.load(p, weights_only=True) for p in found]

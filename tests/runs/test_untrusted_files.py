@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", ["mkdir", "system", "exec", "eval", "popen", "getattr"])
-@pytest.mark.parametrize("place", ["state_dict", "callbacks", "hyper_parameters", "loops", "bare", "legacy"])
+@pytest.mark.parametrize("where", ["state_dict", "callbacks", "hyper_parameters", "loops", "bare", "legacy"])
 def test_a_pickle_in_a_checkpoint_does_not_run(tmp_path: Path, run: Path, capsys, how: str, where: str) -> None:
     path, bad = tmp_path / "last.ckpt", Runs(tmp_path, how)
     good = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -232,7 +232,7 @@ def test_secrets_reach_no_file_and_no_output(tmp_path: Path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     fault = f"https://me:{SECRET[:20]}@host/data?token={SECRET[20:]}"
     (tmp_path / "toy.yaml").write_text(RECIPE.replace("{n: 16}", f"{{n: 16, class_note: 'see {fault}'}}"))
-    words = [
+    arguments = [
         "fit",
         "--config",
         "toy.yaml",
@@ -243,8 +243,8 @@ def test_secrets_reach_no_file_and_no_output(tmp_path: Path, monkeypatch, capsys
         "--data.class_note",
         f"{fault} {SECRET}",
     ]
-    assert cli.main(words) == 0
-    assert cli.main([*words[:4], "broken", "--data.fault", f"see {fault} and {SECRET}"]) == 1
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments[:4], "broken", "--data.fault", f"see {fault} and {SECRET}"]) == 1
     captured = capsys.readouterr()
     for part in (SECRET, SECRET[:20], SECRET[20:]):
         assert part not in captured.out + captured.err

@@ -256,7 +256,7 @@ def test_unknown_method__offers_its_backbone(tmp_path, what: str, capsys) -> Non
         assert torch.equal(backbone.model.state_dict()[key], value)
 
 
-def test_positions_are_resized_and_it_says_so(tmp_path) -> None:
+def test_positions_are_resized_and_reported(tmp_path) -> None:
     source = write(tmp_path / "w.pth", "facebookresearch/mae (full)")
     target = mae(img_size=48)
     report = load_into(target, tmp_path / "w.pth")
