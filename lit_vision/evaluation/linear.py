@@ -107,6 +107,24 @@ def logistic_regression(
         )
     num_classes = int(seen[-1]) + 1 if num_classes is None else num_classes
 
+    chosen_by = None if validation is None else (_rows(validation[0]), _labels(validation[1]))
+    with _one_thread():
+        return _probe(x, y, queries, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed)
+
+
+def _probe(
+    x: np.ndarray,
+    y: np.ndarray,
+    queries: np.ndarray,
+    num_classes: int,
+    strengths: list[float],
+    folds: int | None,
+    validation: tuple[np.ndarray, np.ndarray] | None,
+    scale: str,
+    seed: int,
+) -> LinearProbe:
+    """Return the result of `logistic_regression`, for checked arguments and `strengths` from strong to weak."""
+    seen = np.unique(y)
     mean, divisor = _statistics(x, scale)
     basis = _row_space_basis((x - mean) / divisor)
 
@@ -114,16 +132,14 @@ def logistic_regression(
         return _project((z - mean) / divisor, basis)
 
     rows, codes = prepare(x), np.searchsorted(seen, y)
-    strengths = sorted(strengths, reverse=True)
     scores: dict[float, float] = {}
     if len(strengths) == 1:
         strength, chosen_on = strengths[0], "fixed recipe"
     elif validation is not None:
-        held_out, truth = prepare(_rows(validation[0])), _labels(validation[1])
+        held_out, truth = prepare(validation[0]), validation[1]
         truth = np.where(np.isin(truth, seen), np.searchsorted(seen, truth), -1)  # an unseen class is always an error
         splits = [(rows, codes, held_out, truth)]
-        with _one_thread():
-            strength, scores = _choose(splits, strengths)
+        strength, scores = _choose(splits, strengths)
         chosen_on = f"validation split of {len(truth)}"
     else:
         if folds is None:
@@ -135,13 +151,11 @@ def logistic_regression(
         else:
             numbers = range(fold.max() + 1)
             splits = [(rows[fold != f], codes[fold != f], rows[fold == f], codes[fold == f]) for f in numbers]
-            with _one_thread():
-                strength, scores = _choose(splits, strengths)
+            strength, scores = _choose(splits, strengths)
             chosen_on = f"{len(splits)}-fold cross-validation inside the {len(y)} labels"
 
     model = _model(len(seen), tol=1e-4, max_iter=1000)
-    with _one_thread():
-        _fit(model, rows, codes, strength)
+    _fit(model, rows, codes, strength)
     coefficients, intercept = _binary_to_two_class(model)
     weight, bias = np.zeros((num_classes, x.shape[1]), np.float32), np.full(num_classes, -np.inf, np.float32)
     if basis is not None:
@@ -191,7 +205,10 @@ def _choose(splits: Sequence[tuple[np.ndarray, ...]], strengths: list[float]) ->
 
 
 def _one_thread() -> threadpool_limits:
-    """Limit BLAS to one thread: problems of this size are 1.2 to 2 times as fast as on two, more if a core is busy."""
+    """Limit BLAS to one thread, so that the rounding and with it the chosen strength do not depend on the cores.
+
+    Problems of this size are 1.2 to 2 times as fast as on two threads, more if a core is busy.
+    """
     import sklearn.linear_model  # noqa: F401  the limit applies only to libraries that are loaded
 
     return threadpool_limits(1)
