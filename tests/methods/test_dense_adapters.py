@@ -13,6 +13,7 @@ from lit_vision.data import AnnotatedDataModule
 from lit_vision.data.make.scenes import GARMENT_CLASSES, make_scenes
 from lit_vision.errors import UserError
 from lit_vision.methods import Detector, Segmenter
+from lit_vision.methods.segmentation.network import SegmenterNetwork
 from lit_vision.predict.models import load_method, load_model
 from lit_vision.weights.load import save_backbone
 
@@ -46,7 +47,7 @@ def _randomized(method):
 
 def _outputs(method, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        if isinstance(method, Segmenter):
+        if isinstance(method, SegmenterNetwork):
             return method.eval()(images)
         return torch.cat([value.flatten(1) for value in method.eval().raw(images).values()], dim=1)
 
