@@ -128,7 +128,7 @@ def run_part(part: Part, options: argparse.Namespace, seconds: float, work: Path
     found = read_result(path)
     if status == "failed" and found.get("failures"):
         error = "\n".join(f"{failure['what']}: {failure['error']}" for failure in found["failures"])
-    result = {"part": part.name, "status": status, "error": error}
+    result: dict[str, Any] = {"part": part.name, "status": status, "error": error}
     result |= {"seconds": round(taken, 1), "limit_seconds": round(seconds, 1)}
     write_json(path, result | {key: value for key, value in found.items() if key not in result})
     return {**found, **result}

@@ -50,7 +50,7 @@ def take_turns(candidates: dict[str, Step], turns: int, steps: int = 1, warm_up:
     return times
 
 
-def seconds_of(run: Step, repeats: int = 1) -> float:
+def seconds_of(run: Callable[[], object], repeats: int = 1) -> float:
     """Return the seconds of one call, the mean of `repeats` calls, up to the end of the GPU's work."""
     synchronize()
     start = time.perf_counter()

@@ -15,7 +15,7 @@ from benchmarks._steps import seconds_of
 from gpu_checks.report import Report
 from PIL import Image
 
-from lit_vision.data import ImageFolderDataModule
+from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.io.processes import cores
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 92  # about ImageNet's files: 500 x 375 pixels, 110 kB
@@ -71,7 +71,8 @@ def input_pipeline(report: Report) -> None:
     The step's rate is the best one in steps.json of the same folder; without that file there is no ratio.
     """
     folder, size, batch = _folder(report), *((224, 256) if report.on_gpu else (32, 8))
-    images, settings = (8192, (cores(), "auto")) if report.on_gpu else (64, (2,))
+    images = 8192 if report.on_gpu else 64
+    settings: tuple[int | str, ...] = (cores(), "auto") if report.on_gpu else (2,)
     for view in ("mae", "simclr"):
         step = _step_rate(report.path.with_name("steps.json"), view)
         for workers in settings:
@@ -107,13 +108,14 @@ def _step_rate(path: Path, method: str) -> float | None:
         facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
     except (OSError, ValueError, KeyError):
         return None
-    return facts.get("images_per_second", {}).get(method)
+    rate: float | None = facts.get("images_per_second", {}).get(method)
+    return rate
 
 
 def predict_folder(report: Report) -> None:
     """Measure lit-vision predict with a classifier of random weights, and its network alone."""
     from lit_vision.cli.predict import main as predict
-    from lit_vision.methods import Classifier
+    from lit_vision.methods.classifier.classifier import Classifier
     from lit_vision.predict.models import load_model
 
     tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}

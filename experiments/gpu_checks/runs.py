@@ -24,7 +24,7 @@ from lit_vision.io.processes import cores, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("mae", "simclr", "lejepa", "classifier")  # files in experiments/debug
-GPU_KILL, CPU_KILL = (20, 110), (4, 9)  # steps between saves, step after which a run is killed, of 156 and of 12
+GPU_KILL, CPU_KILL = (20, 90), (4, 9)  # steps between saves, and step of the kill: in the second half of 124 and 12
 
 
 def gpu_tests(report: Report) -> None:
@@ -119,7 +119,7 @@ def _command(report: Report, arguments: list[str], log: Path, kill: str = "") ->
 
     On the CPU it is a fork, which saves importing and parsing; a process that has used CUDA cannot be forked.
     """
-    context = multiprocessing.get_context("spawn" if report.on_gpu else "fork")
+    context = multiprocessing.get_context("spawn") if report.on_gpu else multiprocessing.get_context("fork")
     process = context.Process(target=_in_process, args=(arguments, str(log), kill, not report.on_gpu))
     process.start()
     process.join()
@@ -152,7 +152,8 @@ def _tail(log: Path) -> str:
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     loaded: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return loaded["state_dict"]
+    state: dict[str, torch.Tensor] = loaded["state_dict"]
+    return state
 
 
 def _compare(

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Sizes:
     matrix: int  # rows and columns of the square product
     mae: str  # name of the model in the rows
     vit: tuple[str, dict[str, Any]]
-    decoder: dict[str, int]
+    decoder: dict[str, Any]
     images: int
     simclr: str
     resnet: tuple[str, dict[str, Any]]
@@ -124,10 +125,10 @@ def _compiled_mae(report: Report, sizes: Sizes) -> None:
     if not report.on_gpu and not (shutil.which("g++") or shutil.which("clang++")):
         report.leave_out(what, "there is no C++ compiler")
         return
-    candidates = {}
+    candidates: dict[str, Step] = {}
     for name, compiled in ((OURS, False), ("compiled", True)):
         model, batch = _our_mae(report, sizes, compiled)
-        candidates[name] = training_step(model, lambda model=model, batch=batch: model.batch_loss(batch, 0), BF16)
+        candidates[name] = training_step(model, partial(model.batch_loss, batch, 0), BF16)
     report.add(f"{what}: its first step", seconds_of(candidates["compiled"]), "s")
     _measure(report, sizes.mae, candidates, sizes, sizes.images, "images/s")
 
@@ -220,10 +221,11 @@ def _products_alone(step: Step) -> tuple[float, float]:
     device = "cuda" if torch.cuda.is_initialized() else "cpu"
     seconds = 0.0
     for (a, b), count in counter.layers.items():
-        x, y = random_operand(*a, device=device), random_operand(*b, device=device)
+        x, y = random_operand(*a, device), random_operand(*b, device)
+        product = partial(torch.mm, x, y)
         for _ in range(2):
-            torch.mm(x, y)
-        seconds += count * seconds_of(lambda x=x, y=y: torch.mm(x, y), repeats=5)  # type: ignore[misc]
+            product()
+        seconds += count * seconds_of(product, repeats=5)
     adds = counter.multiply_adds()
     return adds + counter.attention, adds / seconds
 
