@@ -9,7 +9,7 @@ CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint house format benchmark soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+.PHONY: help setup demo test test-all lint house format benchmark gpu-check soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-transfer
 
 help: ## this list
@@ -92,6 +92,9 @@ $(PAPER_TABLES): $(STAMP)
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python experiments/benchmark.py
+
+gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and transformers', input, predict, a study (7 minutes)
+	@$(BIN)/python experiments/gpu_check.py --out runs/gpu_check $(if $(DEVICE),--device $(DEVICE))
 
 soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)
 	@OMP_NUM_THREADS=1 PYTHONPATH=experiments $(BIN)/python -m soak

@@ -50,6 +50,10 @@ class MatrixProductCounter(TorchDispatchMode):
             m, k, n = sides[product]
             self.layers[((m, k), (k, 1), weight.dtype), ((k, n), (n, 1), weight.dtype)] += groups
 
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of the layers' products."""
+        return sum(count * a[0][0] * a[0][1] * b[0][1] for (a, b), count in self.layers.items())
+
 
 def layer_products(step: Callable[[], None]) -> tuple[Callable[[], None], float]:
     """Return a function that runs a step's matrix products alone, and their share of the step's multiply-adds.
@@ -59,8 +63,8 @@ def layer_products(step: Callable[[], None]) -> tuple[Callable[[], None], float]
     """
     with MatrixProductCounter() as counter:
         step()
-    operands = {key: [_like(*one) for one in key] for key in counter.layers}
-    adds = sum(count * key[0][0][0] * key[0][0][1] * key[1][0][1] for key, count in counter.layers.items())
+    operands = {key: [random_operand(*one) for one in key] for key in counter.layers}
+    adds = counter.multiply_adds()
 
     def run() -> None:
         with torch.no_grad():
@@ -71,5 +75,6 @@ def layer_products(step: Callable[[], None]) -> tuple[Callable[[], None], float]
     return run, adds / (adds + counter.attention)
 
 
-def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided(shape, stride, dtype=dtype).normal_()
+def random_operand(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Return a matrix of normal numbers with the layout of an operand."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()

@@ -22,15 +22,9 @@ those products 9 %, softmax 6 %, GELU 4 %, AdamW 3 %, layer norm 2 %, sums of bi
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import shutil
 import statistics
-import threading
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +32,7 @@ import torch
 from benchmarks import _lightly
 from benchmarks._matrix_products import layer_products
 from benchmarks._rows import make_row
-from torch import Tensor, nn
+from benchmarks._steps import Step, peak_memory, take_turns, training_step
 
 from lit_vision.methods.simclr.network import nt_xent
 
@@ -51,7 +45,6 @@ IMAGE_PAIRS, SIDE, RESNET = 8, 224, ("resnet50", {})
 COMPILED = True  # the row "compiled" costs minutes of a C++ compiler
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROFILE = Path("runs/benchmark/compute.txt")
-Step = Callable[[], None]
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
@@ -85,7 +78,7 @@ def loss_rows(repeats: int) -> list[dict[str, Any]]:
                 if pairs > 4096 and name == "lightly" and not turn:
                     continue  # its matrices take seconds to fill, warm or not
                 z = [torch.randn(pairs, WIDTH, requires_grad=True) for _ in range(2)]
-                seconds, megabytes = _with_peak(lambda loss=loss, z=z: loss(*z).backward())
+                seconds, megabytes = peak_memory(lambda loss=loss, z=z: loss(*z).backward())
                 memory[name] = max(memory[name], megabytes)
                 if turn:
                     times[name].append(seconds)
@@ -103,41 +96,6 @@ def loss_rows(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_peak(run: Step) -> tuple[float, float]:
-    """Return the seconds of `run`, and the peak MB of the process above what it had before; sampled every 2 ms."""
-    _release_memory()
-    before, most, over = _resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            most[0] = max(most[0], _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    over.set()
-    watcher.join()
-    return seconds, max(0.0, most[0] - before)
-
-
-def _release_memory() -> None:
-    """Return freed memory to the system: in the C library's pool it would hide what the next run takes."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _resident() -> float:
-    """Return the resident MB of this process, 0 where there is no /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * 4096 / 1e6
-
-
 # steps
 
 
@@ -151,13 +109,14 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     side = ours.grid[0] * ours.patch_size
     images = torch.randn(BATCH, 3, side, side)
     batch = {"images": images[:, None], "key": torch.arange(3 * BATCH).view(BATCH, 3)}
-    candidates = {"ours": _step(ours, lambda: ours.batch_loss(batch, 0), dtype)}
+    candidates = {"ours": training_step(ours, lambda: ours.batch_loss(batch, 0), dtype)}
     replay, share_of_layers = layer_products(candidates["ours"])
     candidates["products"] = replay
     if _lightly.is_installed():
         theirs = _lightly.mae(*VIT, DECODER)
-        candidates["lightly"] = _step(theirs, lambda: theirs(images), dtype, fused=False)  # as its examples have it
-    times = _take_turns(candidates, turns)
+        # AdamW as its examples have it
+        candidates["lightly"] = training_step(theirs, lambda: theirs(images), dtype, fused=False)
+    times = take_turns(candidates, turns)
     what = f"MAE {NAME}, {precision}, batch {BATCH}"
     rows = [_rate(f"{what}: {name}", times[name]) for name in ("ours", "lightly") if name in times]
     if "lightly" in times:
@@ -172,12 +131,12 @@ def mae_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     for name, option in options.items():
         other = MAE(*VIT, **DECODER, **option)
         pair = {
-            "ours": _step(ours, lambda: ours.batch_loss(batch, 0), dtype),
-            name: _step(other, lambda other=other: other.batch_loss(batch, 0), dtype),
+            "ours": training_step(ours, lambda: ours.batch_loss(batch, 0), dtype),
+            name: training_step(other, lambda other=other: other.batch_loss(batch, 0), dtype),
         }
         if name == "compiled":
             pair["products"] = replay
-        times = _take_turns(pair, turns)
+        times = take_turns(pair, turns)
         rows.append(_ratio(f"{what}: speed, {name}", times[name], times["ours"], "without"))
         if name == "compiled":
             rows.append(_share(what, {**times, "ours": times[name]}, share_of_layers, suffix=f", {name}"))
@@ -191,12 +150,12 @@ def simclr_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
     views, dtype = torch.rand(IMAGE_PAIRS, 2, 3, SIDE, SIDE), DTYPES[precision]
     torch.manual_seed(0)
     ours = SimCLR(*RESNET, projection_batch_norm=True)
-    candidates = {"ours": _step(ours, lambda: ours.loss(views), dtype)}
+    candidates = {"ours": training_step(ours, lambda: ours.loss(views), dtype)}
     candidates["products"], share_of_layers = layer_products(candidates["ours"])
     if _lightly.is_installed():
         theirs = _lightly.simclr(*RESNET, ours.backbone.width)
-        candidates["lightly"] = _step(theirs, lambda: theirs(views), dtype, fused=False)
-    times = _take_turns(candidates, max(1, min(repeats, 3)))
+        candidates["lightly"] = training_step(theirs, lambda: theirs(views), dtype, fused=False)
+    times = take_turns(candidates, max(1, min(repeats, 3)))
     what = f"SimCLR ResNet-50, {precision}, {IMAGE_PAIRS} pairs"
     named = [name for name in ("ours", "lightly") if name in times]
     rows = [_rate(f"{what}: {name}", times[name], IMAGE_PAIRS, "pairs/s") for name in named]
@@ -204,32 +163,6 @@ def simclr_rows(precision: str, repeats: int) -> list[dict[str, Any]]:
         rows.append(_ratio(f"{what}: speed of ours", times["ours"], times["lightly"], "lightly's modules"))
     rows.append(_share(what, times, share_of_layers))
     return rows
-
-
-def _step(module: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype, fused: bool = True) -> Step:
-    """Return a step: forward, backward and AdamW, in mixed precision for bf16."""
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=fused or None)
-
-    def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def _take_turns(candidates: dict[str, Step], turns: int) -> dict[str, list[float]]:
-    """Return the seconds of each, `turns` times after a warm-up; in turns, so that a busy moment hits all of them."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(turns + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 def _profile(what: str, step: Step) -> None:

@@ -170,7 +170,10 @@ class RunCLI(LightningCLI):
             return False
         of_recipe = [] if given in (None, True) else given if isinstance(given, list) else [given]
         run_loggers: list[Logger] = [loggers.RunCSVLogger(self.folder)]
-        run_loggers += of_recipe or [loggers.tensorboard(self.folder)]
+        if of_recipe:
+            run_loggers += of_recipe
+        elif tensorboard := loggers.tensorboard(self.folder):
+            run_loggers.append(tensorboard)
         config = self.config[self.subcommand]
         if config.wandb:
             values = to_plain_dict(self._parser(self.subcommand), config)

@@ -130,14 +130,20 @@ class RunCSVLogger(Logger):
         self.file.cut(rows)
 
 
-def tensorboard(folder: str | os.PathLike[str]) -> TensorBoardLogger:
-    """Return Lightning's TensorBoard logger, writing to RUN/tensorboard."""
+def tensorboard(folder: str | os.PathLike[str]) -> TensorBoardLogger | None:
+    """Return Lightning's TensorBoard logger, writing to RUN/tensorboard; None, and one line, without tensorboard."""
+    try:
+        import tensorboard  # noqa: F401  Lightning imports it only when the run has begun, and would end it there
+    except ImportError:
+        if rank_zero_only.rank == 0:
+            print("tensorboard: not installed (pip install tensorboard); the run logs to metrics.csv", file=sys.stderr)
+        return None
     return TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard", default_hp_metric=False)
 
 
 @rank_zero_only
 def _log_info(text: str) -> None:
-    print(f"wandb: {text}; the run continues with metrics.csv and TensorBoard", file=sys.stderr)
+    print(f"wandb: {text}; the run continues with its other loggers", file=sys.stderr)
 
 
 def _wandb_unavailable_reason() -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -146,7 +147,19 @@ def test_without_an_account_the_run_trains_and_names_metrics_csv(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     Path("toy.yaml").write_text(RECIPE)
     assert cli.main(["fit", "--config", "toy.yaml", "--run_dir", "run", "--wandb", "toys"]) == 0
-    error = capsys.readouterr().err
-    assert "metrics.csv" in error
+    assert "wandb: " in capsys.readouterr().err
     assert Path("run/metrics.csv").is_file()
     assert list(Path("run/tensorboard").iterdir())
+
+
+def test_without_tensorboard_the_run_goes_on_with_metrics_csv(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Path("toy.yaml").write_text(RECIPE)
+    assert cli.main(["fit", "--config", "toy.yaml", "--run_dir", "run", "--wandb", "toys"]) == 0
+    error = capsys.readouterr().err
+    assert all(f"pip install {name}" in error for name in ("tensorboard", "wandb"))
+    assert Path("run/metrics.csv").is_file()
+    assert not Path("run/tensorboard").exists()
