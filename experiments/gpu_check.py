@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
+from lit_vision.cli.parser import ScriptParser
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import remove_temporaries, write_json
 from lit_vision.results.environment import collect_environment
@@ -196,9 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options; ends with exit code 2 for wrong ones."""
-    parser = argparse.ArgumentParser(
-        prog="gpu_check.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(prog="gpu_check.py", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--minutes", type=float, default=7.0, help="in all (default: 7)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the JSON files")

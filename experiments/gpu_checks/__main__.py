@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
 
+from lit_vision.cli.parser import ScriptParser
+
 
 def main() -> int:
     """Run the function; return 1 if something in it failed."""
-    parser = argparse.ArgumentParser(prog="gpu_checks", description=__doc__)
+    parser = ScriptParser(prog="gpu_checks", description=__doc__)
     parser.add_argument("function", help="FILE.FUNCTION of this folder")
     parser.add_argument("--part", required=True)
     parser.add_argument("--out", type=Path, required=True, help="its JSON file")
