@@ -17,7 +17,7 @@ from lit_vision.io.atomic import write_json
 
 
 class Report:
-    """What a part has measured so far.
+    """The results of one part so far.
 
     Args:
         part: its name.
