@@ -196,8 +196,8 @@ def add_int8(run: Run) -> None:
 
 def measure(task: str, file: Path) -> float:
     """Return the task's metric of an exported model on the test scenes, in float32."""
-    import lightning as L
     import yaml
+    from lightning.pytorch import Trainer
 
     from lit_vision.data import AnnotatedDataModule
     from lit_vision.methods import lightning_module
@@ -205,7 +205,7 @@ def measure(task: str, file: Path) -> float:
 
     network, _ = load_method(file)
     data = yaml.safe_load((ROOT / RECIPES[task]).read_text())["data"]["init_args"]
-    trainer = L.Trainer(
+    trainer = Trainer(
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
