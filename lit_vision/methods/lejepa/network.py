@@ -3,7 +3,6 @@
 B images, V views, G global views, K width of a projection, M directions, T knots, D width of the backbone.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+from lit_vision.io.hashing import seed_from_text
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "lejepa"  # two global views; local ones by data.local_views
@@ -34,8 +34,7 @@ def random_directions(width: int, count: int, seed: int, step: int) -> Tensor:
     Returns:
         (K, M) float32 on the CPU; each column has length 1 and is uniform on the sphere.
     """
-    digest = hashlib.blake2b(repr((seed, step)).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_from_text(repr((seed, step))) >> 1)
     directions = torch.randn(width, count, generator=generator)
     return directions / directions.norm(dim=0)
 
