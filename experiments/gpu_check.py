@@ -57,14 +57,14 @@ class Part:
 
 
 PARTS = (
-    Part("tests", 0.16, "runs.gpu_tests", "tests/test_gpu.py"),
+    Part("tests", 0.14, "runs.gpu_tests", "tests/test_gpu.py"),
     Part(
-        "resume", 0.22, "runs.resume", "bf16 runs of the debug recipes, killed and resumed, against uninterrupted ones"
+        "resume", 0.20, "runs.resume", "bf16 runs of the debug recipes, killed and resumed, against uninterrupted ones"
     ),
     Part("steps", 0.26, "steps.steps", "training steps of MAE and SimCLR against lightly's and transformers'"),
     Part("ntxent", 0.07, "loss.nt_xent_sizes", "NT-Xent: time and memory by number of pairs"),
     Part("input", 0.08, "images.input_pipeline", "JPEG files to batches, against the steps"),
-    Part("predict", 0.07, "images.predict_folder", "lit-vision predict over JPEG files"),
+    Part("predict", 0.11, "images.predict_folder", "lit-vision predict over JPEG files"),
     Part("study", 0.14, "runs.study", "a short study of the embedded images"),
 )
 OFFLINE = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "MPLBACKEND": "Agg"}

@@ -36,7 +36,8 @@ def _simclr() -> SimCLR:
 def _batch(method: MAE | SimCLR, n: int = 16) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (n, 2 if isinstance(method, SimCLR) else 1, 32, 32, 3), generator=g).to(torch.uint8)
-    batch = {"images": images, "key": torch.tensor([[0, i, 0] for i in range(n)])}
+    labels = torch.full((n,), -1)
+    batch = {"images": images, "label": labels, "key": torch.tensor([[0, i, 0] for i in range(n)])}
     return method.on_after_batch_transfer({name: value.to(DEVICE) for name, value in batch.items()}, 0)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from benchmarks import _lightly
 from benchmarks._matrix_products import MatrixProductCounter, random_operand
-from benchmarks._steps import Step, peak_memory, seconds_of, take_turns, training_step
+from benchmarks._steps import Step, peak_memory, seconds_of, synchronize, take_turns, training_step
 from gpu_checks.report import Report
 from torch import nn
 
@@ -30,6 +30,8 @@ from lit_vision.methods.simclr.simclr import SimCLR
 BF16 = torch.bfloat16
 OURS = "ours"
 CPU_COMPILE_SECONDS = 240
+PRODUCT_KERNELS = ("gemm", "nvjet", "cutlass", "cudnn", "conv", "fprop", "dgrad", "wgrad")  # parts of kernels' names
+ATTENTION_KERNELS = ("flash", "fmha", "attention", "sdpa")
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,9 @@ def _measure(report: Report, what: str, candidates: dict[str, Step], sizes: Size
         report.add(f"{what}, {name}: peak memory", peak_memory(candidates[name], report.device)[1], "MB")
         if name in (OURS, "compiled"):
             report.add(f"{what}, {name}: share of the matrix rate", adds / middle / rate, "", "its products alone")
+            if report.on_gpu:
+                with report.attempt(f"{what}, {name}: kernels"):
+                    _add_kernel_shares(report, f"{what}, {name}", candidates[name], middle)
             rates = report.facts.setdefault("images_per_second", {})
             rates[key] = max(rates.get(key, 0.0), images / middle)
         if name != OURS:
@@ -209,6 +214,27 @@ def _measure(report: Report, what: str, candidates: dict[str, Step], sizes: Size
             ratio = statistics.median(b / a for a, b in zip(times[faster], times[slower]))
             report.add(f"{what}: speed of {faster}", ratio, "x", slower)
     report.write()
+
+
+def _add_kernel_shares(report: Report, what: str, step: Step, seconds: float) -> None:
+    """Add the GPU's time in a step's kernels of each kind, of the step's seconds; in the rest of them it waits."""
+    kinds = {"matrix products and convolutions": 0.0, "attention kernels": 0.0, "other kernels": 0.0}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step()
+        synchronize()
+    for event in profiler.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CUDA or getattr(event, "is_user_annotation", False):
+            continue
+        name = event.key.lower()
+        if any(part in name for part in ATTENTION_KERNELS):
+            kind = "attention kernels"
+        elif any(part in name for part in PRODUCT_KERNELS):
+            kind = "matrix products and convolutions"
+        else:
+            kind = "other kernels"
+        kinds[kind] += event.self_device_time_total / 1e6
+    for kind, busy in kinds.items():
+        report.add(f"{what}: {kind}", busy / seconds, "", "the step's time")
 
 
 def _products_alone(step: Step) -> tuple[float, float]:

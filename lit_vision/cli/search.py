@@ -31,7 +31,7 @@ from lit_vision.predict.search import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from lit_vision.predict.inputs import Batch
+    from lit_vision.predict.inputs import InputBatch
 
 _PAIRS_SHOWN = 20  # on standard output; --out gets all of them
 
@@ -70,7 +70,7 @@ def main_embed(argv: Sequence[str]) -> int:
         )
     settings = feature_settings(model.metadata)
 
-    def lines(batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def lines(batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
         rows = outputs["features"].astype("<f4").tobytes()
         return {"rows": rows, "names": b"".join(os.fsencode(name) + b"\0" for name in batch.names)}
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from lit_vision.data.batch import Batch
 from lit_vision.data.folder import Folder
 from lit_vision.data.views.batch_views import BatchViewsFunction
 from lit_vision.data.views.decode import ImageDecodeError, decode
@@ -171,7 +172,7 @@ class ImageFileDataset(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
         images, local_images, labels = [], [], []
         for key in keys:
@@ -187,7 +188,7 @@ class ImageFileDataset(Dataset):
     def _views_of(self, key: Key, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         return self.views(data, *key), None if self.local_views is None else self.local_views(data, *key)
 
-    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+    def __getitem__(self, key: Key) -> Batch:
         """Return the batch of one key."""
         return self.__getitems__([key])
 
@@ -214,7 +215,7 @@ class InMemoryDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
         index = [key[1] for key in keys]
         batch = _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
@@ -222,12 +223,12 @@ class InMemoryDataset(Dataset):
             batch["local_images"] = self.local_views(self.pixels[index], keys)
         return batch
 
-    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+    def __getitem__(self, key: Key) -> Batch:
         """Return the batch of one key."""
         return self.__getitems__([key])
 
 
-def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> dict[str, Tensor]:
+def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> Batch:
     return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
 
 
@@ -308,7 +309,7 @@ def make_loader(
     )
 
 
-def identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
+def identity_collate(batch: Batch) -> Batch:
     """Return a batch as it is: the data sets return finished ones. A named function, which workers can unpickle."""
     return batch
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lit_vision.data.batch import normalize
+from lit_vision.data.batch import Batch, normalize
 from lit_vision.errors import UserError
 
 
@@ -42,7 +42,7 @@ class Features:
 
 def extract_features(
     backbone: nn.Module,
-    loader: Iterable[dict[str, Tensor]],
+    loader: Iterable[Batch],
     mean: Tensor,
     std: Tensor,
     device: str | torch.device = "cpu",
@@ -120,7 +120,7 @@ def _gather_features(part: Features | None) -> Features | None:
     return Features(*(torch.from_numpy(x[first]) for x in (features, labels, keys)))
 
 
-def _with_bar(loader: Iterable[dict[str, Tensor]], progress: bool) -> Iterator[dict[str, Tensor]]:
+def _with_bar(loader: Iterable[Batch], progress: bool) -> Iterator[Batch]:
     rank_zero = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     if not (progress and rank_zero and sys.stderr.isatty()):
         yield from loader

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lit_vision.data.batch import Batch
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
 from lit_vision.predict.runtimes import Model
@@ -117,7 +118,7 @@ class _AnnotatedCheck:
         for batch in self.data.eval_loader("train", limit=count):
             yield from batch["images"].numpy()
 
-    def batches(self, model: Model) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    def batches(self, model: Model) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
         """Yield the batches of the measured split with the model's outputs."""
         for batch in self.data.eval_loader(self.split):
             yield batch, model(batch["images"][:, 0].numpy())

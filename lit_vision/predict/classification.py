@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lit_vision.predict.inputs import Batch
+from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.writers import csv_line
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -77,7 +77,7 @@ class Classification:
         suffixes = ["", *(f"_{i}" for i in range(2, self.top_k + 1))]
         return csv_line(["path", *(f"{column}{suffix}" for suffix in suffixes for column in ("label", "score"))])
 
-    def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> bytes:
+    def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> bytes:
         """Return the lines of one batch, in its order."""
         lines = []
         for name, row in zip(batch.names, softmax(outputs["logits"])):

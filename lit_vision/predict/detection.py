@@ -18,7 +18,7 @@ from lit_vision.data.annotations.views import letterbox_scale
 from lit_vision.evaluation.detection import MAX_DETECTIONS, to_original_size
 from lit_vision.methods.detection.decoding import AnchorDecoder
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
-from lit_vision.predict.inputs import Batch
+from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
 from lit_vision.results.overlays import draw_boxes, draw_instances
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -181,7 +181,7 @@ class Detection:
         """Return the first bytes of the file."""
         return csv_line(["path", "label", "score", "x1", "y1", "x2", "y2"]) if self.file_format == "csv" else b""
 
-    def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the lines of one batch by stream, in its order; write its drawings."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
         for i, found in enumerate(self.decode(outputs)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lit_vision.predict.image_writer import ImageWriter
-    from lit_vision.predict.inputs import Batch, Inputs
+    from lit_vision.predict.inputs import InputBatch, Inputs
     from lit_vision.predict.runtimes import Model
 
 
@@ -24,7 +24,7 @@ def run_inference(
     model: Model,
     inputs: Inputs,
     out: Path,
-    lines: Callable[[Batch, dict[str, np.ndarray]], bytes | dict[str, bytes]],
+    lines: Callable[[InputBatch, dict[str, np.ndarray]], bytes | dict[str, bytes]],
     settings: Mapping[str, Any],
     *,
     header: bytes = b"",
@@ -112,7 +112,7 @@ def run_inference(
     return len(inputs) - skipped, skipped
 
 
-def draw_explanations(model: Model, batch: Batch, outputs: Mapping[str, np.ndarray], writer: ImageWriter) -> None:
+def draw_explanations(model: Model, batch: InputBatch, outputs: Mapping[str, np.ndarray], writer: ImageWriter) -> None:
     """Write an image for each image of a batch: the image, and a heat map of its evidence for the best class."""
     import torch
 
@@ -121,8 +121,7 @@ def draw_explanations(model: Model, batch: Batch, outputs: Mapping[str, np.ndarr
     if batch.pixels is None or model.method is None:
         return
     classes = torch.from_numpy(outputs["logits"]).argmax(1)
-    device = next(model.method.parameters()).device
-    heat = explain(model.method, model.normalized(batch.pixels).to(device), classes.to(device)).numpy()
+    heat = explain(model.method, model.normalized(batch.pixels), classes.to(model.device)).numpy()
     for name, pixels, values in zip(batch.names, batch.pixels, heat):
         writer.write(name, overlay(pixels, values))
 

@@ -100,7 +100,7 @@ def _walk(
 
 
 @dataclass
-class Batch:
+class InputBatch:
     """Part of the list of images: N that could be read, and those that could not.
 
     Attributes:
@@ -126,7 +126,7 @@ _ReadImage = tuple[np.ndarray | None, tuple[int, int], str]  # pixels or None, (
 
 def batches(
     inputs: Inputs, prepare: Callable[[np.ndarray], np.ndarray], batch_size: int, start: int = 0, workers: int = 2
-) -> Iterator[Batch]:
+) -> Iterator[InputBatch]:
     """Yield the images in order; batches begin at multiples of batch_size, so that a resumed run sees the same ones.
 
     Args:
@@ -147,7 +147,7 @@ def batches(
             if not waiting:
                 return
             first, stop, jobs = waiting.popleft()
-            batch, images = Batch(first, stop), []
+            batch, images = InputBatch(first, stop), []
             for i, job in zip(range(first, stop), jobs):
                 image, size, reason = job.result()
                 if image is None:

@@ -90,7 +90,7 @@ def load_model(
             outputs = network(images.to(target))
         return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
 
-    return Model(metadata, path, run, "torch", method)
+    return Model(metadata, path, run, "torch", method, target)
 
 
 class FeatureModel(nn.Module):

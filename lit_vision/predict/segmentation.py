@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_vision.data.annotations.coco_masks import run_lengths
 from lit_vision.data.annotations.views import letterbox_scale
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
-from lit_vision.predict.inputs import Batch
+from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
 from lit_vision.results.overlays import draw_mask
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -63,7 +63,7 @@ class Segmentation:
         """Return the first bytes of the file."""
         return csv_line(["path", *self.metadata.class_names]) if self.file_format == "csv" else b""
 
-    def lines(self, batch: Batch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
+    def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the lines of one batch by stream, in its order; write its masks and drawings."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
         names = self.metadata.class_names

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_vision.data.batch import Batch
 from lit_vision.data.datasets import InMemoryDataset, identity_collate
 from lit_vision.data.folder import Folder
 from lit_vision.data.open_images import open_images
@@ -30,7 +30,6 @@ from lit_vision.io.processes import cores
 
 HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
 MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
-Batch = dict[str, Tensor]
 MAX_UNREADABLE = 0.01  # share of unreadable images above which the study stops
 
 

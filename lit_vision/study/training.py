@@ -22,6 +22,7 @@ from torch import nn
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.callbacks.checkpoint import SeedEachBatch
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
+from lit_vision.data.batch import normalize
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
@@ -250,8 +251,7 @@ def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndar
     module.eval().to(device)
     parts = []
     for batch in eval_batches(images.test, images.test_labels, size):
-        batch = {name: value.to(device) for name, value in batch.items()}
-        logits = module(module.on_after_batch_transfer(batch, 0)["images"][:, 0])
+        logits = module(normalize(batch["images"].to(device), module.mean, module.std)[:, 0])
         parts.append(logits.float().softmax(1).cpu())
     return np.asarray(torch.cat(parts))
 

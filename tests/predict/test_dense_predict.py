@@ -19,7 +19,7 @@ from lit_vision.data.batch import normalize
 from lit_vision.evaluation.detection import to_original_size
 from lit_vision.predict.detection import Detection, encode_rle, paste_masks
 from lit_vision.predict.image_writer import ImageWriter
-from lit_vision.predict.inputs import Batch
+from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.models import load_model
 from lit_vision.predict.tasks import example_input
 
@@ -148,7 +148,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(root, tmp_path) -> None:
     boxes = np.array([[[2, 1, 20, 4], [2, 6, 20, 30], [2, 4, 9, 9], [5, 2, 5, 3], [4, 3.998, 9, 12]]], np.float32)
     scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
     outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
-    batch = Batch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
+    batch = InputBatch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
     made = {name: Detection(model.metadata, name).lines(batch, outputs) for name in Detection.formats}
     assert len(made["csv"]["rows"].splitlines()) == 1
     (line,) = json.loads(made["jsonl"]["rows"])["detections"]
@@ -165,7 +165,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(root, tmp_path) -> None:
 def test_instance_masks_tint_the_drawn_view(root, tmp_path) -> None:
     model, size = load_model(root / "instances", "cpu"), (SIZE, SIZE)
     pixels = np.array(Image.open(root / "images" / "000.png").convert("RGB"))[None]
-    batch, outputs = Batch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
+    batch, outputs = InputBatch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
         Detection(model.metadata, "csv", min_score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(

@@ -15,6 +15,7 @@ from lit_vision.data.annotations.coco_masks import decode_masks
 from lit_vision.data.annotations.masks import read_mask
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews
+from lit_vision.data.batch import Batch
 from lit_vision.data.datasets import ImageReader
 from lit_vision.data.views.keyed_rng import Key
 
@@ -50,14 +51,14 @@ class AnnotatedImages(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> Batch:
         """Return the batch of one key."""
         return self.__getitems__([key])
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
+    def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
         samples = [self._sample(key) for key in keys]
-        batch = {
+        batch: Batch = {
             "images": torch.from_numpy(np.stack([image for image, _ in samples])[:, None]),
             "label": torch.full((len(keys),), -1),
             "key": torch.tensor(keys, dtype=torch.int64),

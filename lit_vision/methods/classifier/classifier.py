@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from lit_vision import distributed
 from lit_vision.backbones import adapters
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.errors import UserError
 from lit_vision.evaluation.mean_recall import MeanClassRecall
@@ -139,7 +139,7 @@ class Classifier(ClassifierNetwork, LightningModule):
                 f"model.num_classes: the head has {head_classes} classes, the data has {classes}; set it to {classes}"
             )
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Refuse labels outside [0, K), while the batch is still on the CPU."""
         labels, classes = batch["label"], self.hparams.num_classes
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
@@ -150,7 +150,7 @@ class Classifier(ClassifierNetwork, LightningModule):
             )
         return batch
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
@@ -167,14 +167,14 @@ class Classifier(ClassifierNetwork, LightningModule):
             mixed: tuple[Tensor, Tensor] = self.mix(images.clone(), labels)
         return mixed
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss."""
         images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
         loss = self.loss(images, targets)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _evaluate(self, batch: dict[str, Tensor], split: str) -> None:
+    def _evaluate(self, batch: Batch, split: str) -> None:
         labels = batch["label"]
         logits = self(_single_view(batch))
         hard = soft_targets(labels, self.hparams.num_classes)
@@ -192,11 +192,11 @@ class Classifier(ClassifierNetwork, LightningModule):
             per_class.update(hits[:, 0], labels)
             self.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5 (fractions), over all processes."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same under test/, and test/mean_per_class, the mean recall of the classes that occur."""
         self._evaluate(batch, "test")
 
@@ -224,7 +224,7 @@ class Classifier(ClassifierNetwork, LightningModule):
     configure_optimizers = fine_tuning.configure_optimizer
 
 
-def _single_view(batch: dict[str, Tensor]) -> Tensor:
+def _single_view(batch: Batch) -> Tensor:
     views = batch["images"].shape[1]
     if views != 1:
         raise UserError(f"data.train_view: a classifier needs one view of each image, got {views}; set it to train")

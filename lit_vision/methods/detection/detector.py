@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
@@ -111,11 +111,11 @@ class Detector(DetectorNetwork, LightningModule):
         if self.hparams.head == "mask_rcnn" and data is not None and not getattr(data, "with_masks", True):
             raise UserError("data.with_masks: mask_rcnn needs masks; set it to true, or choose another model.head")
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum of the losses of one batch; logs train/loss and each part."""
         parts = self.losses(batch["images"][:, 0], batch["targets"], batch["key"])
         loss = sum(parts.values())
@@ -123,14 +123,14 @@ class Detector(DetectorNetwork, LightningModule):
         self.log_dict({f"train/{name.removeprefix('loss_')}_loss": value for name, value in parts.items()})
         return loss
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+    def _evaluate(self, batch: Batch, split: str) -> None:
         update_boxes(self.metrics[f"{split}_map"], self(batch["images"][:, 0]), batch["targets"])
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect detections; val/map, val/map50 and other metrics are logged at the end of the split."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do as `validation_step`, under test/."""
         self._evaluate(batch, "test")
 

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import distributed, optim
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.lejepa.network import LeJEPANetwork
 
 VALIDATION_STEP = -1  # directions of the validation: the same at each epoch, and of no step of the training
@@ -71,7 +71,7 @@ class LeJEPA(LeJEPANetwork, LightningModule):
         self.save_hyperparameters()
         self.build(self.hparams)
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
@@ -81,14 +81,14 @@ class LeJEPA(LeJEPANetwork, LightningModule):
         if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "eval_view", "lejepa") == "eval":
             self.trainer.limit_val_batches = 0
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss and its parts (prediction: of this process)."""
         loss, prediction, regularity = self.loss(batch["images"], batch.get("local_images"), self.global_step)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({"train/prediction": prediction, "train/sigreg": regularity})
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss if the evaluation view has two views; online k-NN measures the features otherwise."""
         if batch["images"].shape[1] > 1:
             loss = self.loss(batch["images"], None, VALIDATION_STEP)[0]

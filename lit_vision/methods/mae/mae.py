@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import optim
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork
 
@@ -79,11 +79,11 @@ class MAE(MAENetwork, LightningModule):
         self.build(self.hparams)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
-    def batch_loss(self, batch: dict[str, Tensor], stream: int) -> Tensor:
+    def batch_loss(self, batch: Batch, stream: int) -> Tensor:
         """Return the loss of a batch with masks from its keys; each of its V views has another mask."""
         images, keys = batch["images"], batch["key"]  # (B, V, C, H, W), (B, 3)
         views = torch.arange(images.shape[1], device=keys.device).repeat(len(keys))[:, None]
@@ -104,13 +104,13 @@ class MAE(MAENetwork, LightningModule):
         """Leave compiled code out of copies and worker processes."""
         return {**super().__getstate__(), "_compiled": None}
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss (of this process: a mean over all would wait at each step)."""
         loss = self.batch_loss(batch, TRAIN)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss, with the same mask for a sample in every epoch."""
         self.log("val/loss", self.batch_loss(batch, VALIDATION), batch_size=len(batch["images"]), sync_dist=True)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_vision.data.annotations.masks import IGNORE
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.evaluation.segmentation import PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.segmentation.losses import segmentation_loss
@@ -103,27 +103,27 @@ class Segmenter(SegmenterNetwork, LightningModule):
         """Refuse data that does not fit the model, before any step."""
         fine_tuning.check_data(self, "mask")
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss."""
         loss = self.losses(batch["images"][:, 0], batch["mask"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+    def _evaluate(self, batch: Batch, split: str) -> None:
         scores, truth = self(batch["images"][:, 0]), batch["mask"].long()
         self.counts[split].update(scores.argmax(1), truth)
         weight = int((truth != IGNORE).sum())
         self.mean_loss[split].update(segmentation_loss(scores, truth, self.hparams.loss), weight=weight)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count pixels; val/dice, val/miou and other metrics are logged at the end of the split."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do as `validation_step`, under test/."""
         self._evaluate(batch, "test")
 

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lit_vision import distributed, optim
-from lit_vision.data.batch import normalize_batch
+from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.lightning_internals import log_at_optimizer_step
 from lit_vision.methods.simclr.network import SimCLRNetwork
@@ -67,17 +67,17 @@ class SimCLR(SimCLRNetwork, LightningModule):
         self.save_hyperparameters()
         self.build(self.hparams)
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch; logs train/loss: of all processes, with local negatives of this one."""
         loss = self.loss(batch["images"])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss if the evaluation view has two views; online k-NN measures the features otherwise."""
         if batch["images"].shape[1] == 2:
             self.log("val/loss", self.loss(batch["images"]), batch_size=len(batch["images"]), sync_dist=True)

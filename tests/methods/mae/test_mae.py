@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_vision.callbacks.reconstructions import reconstruct
+from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.mae import MAE
@@ -448,7 +449,7 @@ def test_reconstruct__exact_prediction_gives_the_original_picture() -> None:
     """If the network predicts the normalised patches exactly, the reconstruction is the original."""
     mae = small()
     pixels = torch.randint(0, 256, (2, 1, 32, 32, 3), dtype=torch.uint8)
-    images = mae.on_after_batch_transfer({"images": pixels}, 0)["images"][:, 0]
+    images = normalize(pixels, mae.mean, mae.std)[:, 0]
     patches = patchify(images, 8)
     mean, scale = patch_statistics(patches)
     noise = torch.rand(2, 16)
