@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 # keys of the command, not of the experiment: left out of config.yaml
-COMMAND_KEYS = ("run_dir", "name", "resume", "resume_anyway", "wandb", "wandb_weights")
+COMMAND_KEYS = ("run_dir", "name", "resume", "resume_anyway", "classes_by_number", "wandb", "wandb_weights")
 
 
 COMMANDS = ("fit", "validate", "test")

@@ -29,6 +29,7 @@ Trains the recipe's model and writes a run folder: checkpoints, config.yaml, met
   --name NAME              use the run folder runs/<recipe>/NAME
   --resume auto|CHECKPOINT continue a run where it stopped, to the same bits; auto starts a new one if there is none
   --resume_anyway true     resume even if the data or the global batch size has changed (results then differ)
+  --classes_by_number true resume although the data's classes have other names than the checkpoint's
   --seed_everything N      seed of initialization, order and augmentation
   --wandb PROJECT          also log to Weights & Biases (WANDB_MODE=offline works)
   --wandb_weights true     also upload the final weights
@@ -45,6 +46,7 @@ Measures a checkpoint on the validation split and writes results-validate.json t
   --ckpt_path FILE         the checkpoint
   --config FILE            the recipe (default: config.yaml of the checkpoint's run)
   --run_dir DIR            folder of the result (default: the checkpoint's run)
+  --classes_by_number true compare classes by number although their names are not the model's
   --KEY VALUE              any key of the recipe: --data.root DIR --data.batch_size 256
   --help_all               every key (takes seconds)
 

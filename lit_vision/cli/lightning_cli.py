@@ -90,6 +90,9 @@ class RunCLI(LightningCLI):
         parser.add_argument(
             "--resume_anyway", type=bool, default=False, help="despite changed data or global batch size"
         )
+        parser.add_argument(
+            "--classes_by_number", type=bool, default=False, help="despite other names of the classes than the model's"
+        )
         parser.add_argument("--wandb", type=str, default=None, help="also log to this Weights & Biases project")
         parser.add_argument("--wandb_weights", type=bool, default=False, help="upload the final weights to W&B")
         # applied when arguments are parsed; has no effect on a class without a seed
@@ -223,6 +226,7 @@ class RunCLI(LightningCLI):
                 if isinstance(logger, loggers.RunCSVLogger):
                     logger.cut(0)  # remove rows of a run that was killed before its first checkpoint
         self.datamodule.resume_anyway = self.config.fit.resume_anyway
+        self.datamodule.classes_by_number = self.config.fit.classes_by_number
         try:
             self.trainer.fit(ckpt_path=checkpoint, **kwargs)
         except RuntimeError as error:
@@ -245,6 +249,7 @@ class RunCLI(LightningCLI):
             model.load_state_dict(checkpoint.get("state_dict", {}))
         except RuntimeError as error:
             raise UserError(f"{ckpt_path}: {summarize_state_dict_error(error)}") from error
+        self._compare_classes_with(ckpt_path, checkpoint, model, datamodule)
         counter = SampleCounter()
         self.trainer.callbacks.append(counter)
         of_loaders = getattr(self.trainer, self.subcommand)(model, datamodule=datamodule, verbose=False)
@@ -252,6 +257,14 @@ class RunCLI(LightningCLI):
         if not metrics:
             raise UserError(f"{self.subcommand}: {type(model).__name__} has no metrics for this split; use another one")
         self._write_metrics(Path(ckpt_path), metrics, counter.total(self.trainer), counter.seconds)
+
+    def _compare_classes_with(self, ckpt_path: str, checkpoint: dict[str, Any], model: Any, datamodule: Any) -> None:
+        """Let the model match the data's classes to those of the checkpoint when the Trainer sets up."""
+        datamodule.classes_by_number = self.config[self.subcommand].classes_by_number
+        model.on_load_checkpoint(checkpoint)
+        unknown = hasattr(model, "metadata") and not (model.metadata or {}).get("class_names")
+        if unknown and self.trainer.is_global_zero:
+            print(f"{ckpt_path}: has no class names, so the data's classes are compared by number", flush=True)
 
     @rank_zero_only
     def _write_metrics(self, ckpt_path: Path, metrics: dict[str, float], samples: int, seconds: float) -> None:

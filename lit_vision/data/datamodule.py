@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryDataset, load_into_memory
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.keyed_datamodule import KeyedDataModule
@@ -163,6 +165,7 @@ class ImageFolderDataModule(KeyedDataModule):
         self.in_memory, self.on_bad_image = in_memory, on_bad_image
         self.hash_content, self.quarantine = hash_content, quarantine
         self.folder: Folder | None = None
+        self._class_numbers: np.ndarray | None = None  # of `number_classes_as`
         # refuse wrong options now, before the folder is scanned
         make_views(train_view, img_size, seed, **self.train_options)
         make_views(eval_view, img_size, seed, **self.eval_options)
@@ -217,6 +220,34 @@ class ImageFolderDataModule(KeyedDataModule):
             labeled = np.flatnonzero(labels >= 0)
             paths, labels = [paths[i] for i in labeled], labels[labeled]
         self._paths["train"], self._labels["train"] = Paths(paths), labels
+
+    def number_classes_as(self, names: Sequence[str], by_number: bool = False) -> str:
+        """Give each class the number that it has in a model, for all loaders made from now on.
+
+        `class_names` and `num_classes` become the model's. The fingerprint and the position in the training data do not
+        change.
+
+        Args:
+            names: of the model's classes, in order.
+            by_number: see `match_class_names`.
+
+        Returns:
+            A line about the differences, "" if there are none.
+
+        Raises:
+            UserError: as `match_class_names`.
+        """
+        own = self._scanned_folder().classes
+        self._class_numbers, note = match_class_names(names, own, f"data.root {self.root}", by_number)
+        self.class_names, self.num_classes = list(names), len(names)
+        return note
+
+    def _numbered_labels(self, role: str) -> np.ndarray:
+        """Return the labels of a split, (N,) int64, -1 without one, numbered as `class_names`."""
+        labels = self._labels[role]
+        if self._class_numbers is None or not len(self._class_numbers):
+            return labels
+        return np.where(labels < 0, -1, self._class_numbers[labels])
 
     def _scanned_folder(self) -> Folder:
         self.setup()
@@ -293,11 +324,11 @@ class ImageFolderDataModule(KeyedDataModule):
         if in_memory is None:
             local = None if local_seed is None else make_views(view, self.local_size, local_seed, **self.local_options)
             views = make_views(view, self.img_size, self.seed, **options)
-            return ImageFileDataset(files, self._labels[role], views, local)
+            return ImageFileDataset(files, self._numbered_labels(role), views, local)
         pixels, source = in_memory
         more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
         of_batch = make_batch_views(view, self.img_size, self.seed, **options)
-        return InMemoryDataset(pixels, self._labels[role][source], of_batch, more)
+        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more)
 
     def _read_split(
         self, role: str, on_bad: str, train: bool

@@ -29,6 +29,7 @@ class KeyedDataModule(LightningDataModule):
         cursor: (epoch, samples of it that all ranks have had).
         resume_anyway: continue a run although its seed, data or global batch changed; see `restore_loader_state`.
         moved: True after such a change.
+        classes_by_number: compare labels with a model's outputs by number although the names of the classes differ.
 
     Args:
         batch_size: samples per device and batch.
@@ -40,6 +41,7 @@ class KeyedDataModule(LightningDataModule):
     root: str
     split_names: dict[str, str]
     resume_anyway = False
+    classes_by_number = False
     moved = False
 
     def __init__(self, batch_size: int, copies: int, seed: int, num_workers: int | str):

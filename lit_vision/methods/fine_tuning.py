@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_vision import distributed, optim
+from lit_vision.data.class_names import match_class_names
 from lit_vision.errors import UserError
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
@@ -30,8 +31,15 @@ def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str
 
 
 def restore_metadata(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Read `module.metadata` from a checkpoint of `make_checkpoint_self_contained`."""
+    """Read `module.metadata` from a checkpoint of `make_checkpoint_self_contained`.
+
+    In a Trainer that continues or measures this checkpoint, the data's classes are matched to the checkpoint's too.
+
+    Raises:
+        UserError: as `match_classes`.
+    """
     module.metadata = checkpoint.get("card", module.metadata)
+    match_classes(module)
 
 
 def configure_optimizer(module: LightningModule) -> dict[str, Any]:
@@ -55,17 +63,54 @@ def check_batch_norm(module: LightningModule) -> None:
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
-def check_data(module: LightningModule, needs: Literal["targets", "mask"]) -> None:
+def match_classes(module: LightningModule, new_training: bool = False) -> None:
+    """Number the data's classes as the model's, by the names that `module.metadata` has; print what differs.
+
+    Called when the Trainer sets up, and again when it loads a checkpoint. A data module gives its classes other numbers
+    by `number_classes_as`; one without that method must have the model's names in the model's order. `data.
+    classes_by_number` compares the numbers whatever the names are.
+
+    Args:
+        module: Classifier, Detector or Segmenter; nothing is compared outside of a Trainer.
+        new_training: the data's classes may be others, which the head is about to learn instead of its own.
+
+    Raises:
+        UserError: as `class_names.match_class_names`.
+    """
+    try:
+        data = getattr(module.trainer, "datamodule", None)
+    except RuntimeError:  # not in a Trainer: the checkpoint is only loaded
+        return
+    names, theirs = (module.metadata or {}).get("class_names"), getattr(data, "class_names", None)
+    if data is None or not names or not theirs:
+        return
+    by_number = bool(getattr(data, "classes_by_number", False))
+    where = f"data.root {data.root}" if getattr(data, "root", None) else "data"
+    if new_training and sorted(names) != sorted(theirs):
+        note = f"{where}: the head was trained on other classes ({', '.join(names[:3])}, ...) and now learns the data's"
+    elif hasattr(data, "number_classes_as"):
+        note = data.number_classes_as(names, by_number)
+    else:
+        numbers, note = match_class_names(names, theirs, where, by_number)
+        if numbers.tolist() != list(range(len(names))):
+            raise UserError(f"{note}, which {type(data).__name__} cannot do: give it a method number_classes_as")
+    if note and module.trainer.is_global_zero:
+        print(note, flush=True)
+
+
+def check_data(module: LightningModule, needs: Literal["targets", "mask"], stage: str) -> None:
     """Refuse data that a detector or segmenter cannot train on, before any step; also calls `check_batch_norm`.
 
     Args:
         module: Detector or Segmenter.
         needs: the key that its batches must hold.
+        stage: of the Trainer: fit, validate, test or predict.
 
     Raises:
         UserError: other classes or another size than the model's, or data without boxes (masks).
     """
     check_batch_norm(module)
+    match_classes(module, new_training=stage == "fit")
     data, hparams = getattr(module.trainer, "datamodule", None), module.hparams
     annotation_format = getattr(data, "format", None)
     if data is not None and (annotation_format is None or (annotation_format == "masks") != (needs == "mask")):

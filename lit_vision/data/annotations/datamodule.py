@@ -11,6 +11,7 @@ A batch has `images`, `label` (all -1) and `key` as in batch.py, and in addition
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lit_vision.data.annotations.formats import FORMATS
 from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
+from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
 from lit_vision.data.splits import evenly_spaced
@@ -154,8 +156,8 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if not Path(self.root).is_dir():
             raise UserError(f"{self.root}: no such folder; check data.root")
         table = self._read("train", self.class_names_given)
-        self.class_names, self.num_classes = table.class_names, len(table.class_names)
-        self.category_ids = table.category_ids
+        self._own_class_names = self.class_names = table.class_names
+        self.num_classes, self.category_ids = len(table.class_names), table.category_ids
         if self.hold_out:
             table, self._tables["val"] = self._held_out(table)
         self._all_labeled = table
@@ -201,8 +203,18 @@ class AnnotatedDataModule(ImageFolderDataModule):
         """Return the annotations of "train" (the part that is trained on), "val" or "test"."""
         self.setup()
         if role not in self._tables:
-            self._tables[role] = self._read(role, self.class_names)
-        return self._tables[role]
+            self._tables[role] = self._read(role, self._own_class_names)
+        table = self._tables[role]
+        return table if self._class_numbers is None else table.renumbered(self._class_numbers, self.class_names)
+
+    def number_classes_as(self, names: Sequence[str], by_number: bool = False) -> str:
+        """Give each class the number that it has in a model; see `ImageFolderDataModule.number_classes_as`."""
+        self.setup()
+        self._class_numbers, note = match_class_names(names, self._own_class_names, f"data.root {self.root}", by_number)
+        self.class_names, self.num_classes = list(names), len(names)
+        self.category_ids = self.table("train").category_ids
+        self._datasets.clear()  # they have the old numbers
+        return note
 
     @cached_property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lit_vision.data.annotations.coco_masks import decode_masks
-from lit_vision.data.annotations.masks import read_mask
+from lit_vision.data.annotations.masks import IGNORE, read_mask
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews
 from lit_vision.data.batch import Batch
@@ -90,7 +90,11 @@ class AnnotatedImages(Dataset):
             )
         mask = None
         if self.semantic is not None and table.masks is not None:
-            mask = read_mask(table.root / table.masks[used], size, len(table.class_names), *self.semantic)
+            numbers = table.mask_classes
+            classes = len(table.class_names if numbers is None else numbers)
+            mask = read_mask(table.root / table.masks[used], size, classes, *self.semantic)
+            if numbers is not None:
+                mask = np.append(numbers, np.full(IGNORE + 1 - classes, IGNORE, np.uint8))[mask]
         size_in_bytes = image.nbytes + (0 if mask is None else mask.nbytes)
         if used == key[1] and size_in_bytes <= self.memory:  # a broken image is read, and counted, in every epoch
             self.memory -= size_in_bytes

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class AnnotationTable:
             there are none.
         masks: N relative paths of semantic masks, or None.
         category_ids: K ids of the classes in the files of the set (COCO's have gaps); empty where it has none.
+        mask_classes: (classes in the mask files,) uint8 class number of each of them; None: they are numbered alike.
     """
 
     root: Path
@@ -61,6 +62,7 @@ class AnnotationTable:
     segment_at: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     masks: Paths | None = None
     category_ids: list[int] = field(default_factory=list)
+    mask_classes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -93,6 +95,23 @@ class AnnotationTable:
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(self.segments)
         return digest.digest()
+
+    def renumbered(self, numbers: np.ndarray, class_names: list[str]) -> AnnotationTable:
+        """Return the table with other class numbers.
+
+        Args:
+            numbers: (K,) new number of each class.
+            class_names: in the order of the new numbers.
+        """
+        ids = dict(zip(numbers.tolist(), self.category_ids))
+        complete = len(ids) == len(class_names)
+        return replace(
+            self,
+            labels=numbers[self.labels],
+            class_names=class_names,
+            category_ids=[ids[i] for i in range(len(class_names))] if complete else [],
+            mask_classes=numbers.astype(np.uint8),
+        )
 
     def subset(self, keep: np.ndarray) -> AnnotationTable:
         """Return the table of only these images, in this order."""

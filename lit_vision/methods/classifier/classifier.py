@@ -126,8 +126,9 @@ class Classifier(ClassifierNetwork, LightningModule):
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
     def setup(self, stage: str) -> None:
-        """Refuse data with another number of classes, and a batch-norm converter that would break the model."""
+        """Refuse data with other classes, and a batch-norm converter that would break the model."""
         fine_tuning.check_batch_norm(self)
+        fine_tuning.match_classes(self, new_training=stage == "fit")
         head_classes = self.hparams.num_classes
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", head_classes)
         if not classes:

@@ -106,7 +106,7 @@ class Detector(DetectorNetwork, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the model, before any step."""
-        fine_tuning.check_data(self, "targets")
+        fine_tuning.check_data(self, "targets", stage)
         data = getattr(self.trainer, "datamodule", None)
         if self.hparams.head == "mask_rcnn" and data is not None and not getattr(data, "with_masks", True):
             raise UserError("data.with_masks: mask_rcnn needs masks; set it to true, or choose another model.head")

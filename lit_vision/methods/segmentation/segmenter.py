@@ -101,7 +101,7 @@ class Segmenter(SegmenterNetwork, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the model, before any step."""
-        fine_tuning.check_data(self, "mask")
+        fine_tuning.check_data(self, "mask", stage)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
