@@ -12,7 +12,7 @@ from lit_vision.convert.export import EXPORT_TOLERANCE, FORMATS, export, export_
 from lit_vision.convert.quantize import artifact_files
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.writers import check_not_existing, check_output_path
-from lit_vision.runs.run_dir import run_dir_of
+from lit_vision.runs.run_dir import data_settings, run_dir_of
 
 OTHER_PROJECTS = ("timm", "transformers", "hub")  # values of --format
 
@@ -45,7 +45,12 @@ def _parser() -> CommandParser:
         "--int8",
         metavar="ROOT",
         help="quantize after training (onnx, openvino): calibrated on ROOT's training split, measured before and after "
-        "on its test split",
+        "on its test split; the other data settings are those of the run's config.yaml",
+    )
+    parser.add_argument(
+        "--classes_by_number",
+        action="store_true",
+        help="--int8: compare ROOT's classes with the model's by number although their names differ",
     )
     parser.add_argument(
         "--calibration", type=int, default=300, metavar="N", help="images to calibrate on (default 300)"
@@ -71,6 +76,8 @@ def _export_to_runtime(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {args.out}: --format {file_format} needs a name that ends in {suffix}")
     if args.int8 and file_format not in ("onnx", "openvino"):
         raise UsageError(f"--int8: is for --format onnx or openvino, not {file_format}")
+    if args.classes_by_number and not args.int8:
+        raise UsageError("--classes_by_number: is for --int8; leave it out")
     if args.calibration < 1:
         raise UsageError(f"--calibration {args.calibration}: give at least 1 image")
     from lit_vision.predict.models import load_method, resolve_model_file
@@ -91,7 +98,12 @@ def _export_to_runtime(args: argparse.Namespace) -> int:
     method, metadata = load_method(source, args.base)
     if args.license is not None:
         metadata.license = args.license
-    check = accuracy_check_for(args.int8, metadata) if args.int8 else None
+    check = None
+    if args.int8:
+        settings = data_settings(run_dir_of(source))
+        check = accuracy_check_for(args.int8, metadata, settings, args.classes_by_number)
+        print(f"--int8: data settings {f'of {folder}/config.yaml' if settings else 'are the usual ones'}")
+        print(check.note, end="\n" if check.note else "")
     print(export(method, metadata, file_format, out, check, args.calibration))
     license_text = metadata.license or "not stated"
     print(f"{out}: {metadata.task}, {metadata.size} pixels, license {license_text}, {_megabytes(out)}")

@@ -1,18 +1,21 @@
 """Accuracy of an exported model on a labeled folder, and calibration images for its quantization.
 
-One class per task; `tasks.accuracy_check_for` chooses it. Images go through the task's evaluation view.
+One class per task; `tasks.accuracy_check_for` chooses it. Images go through the task's evaluation view. Splits,
+formats and the like are those of `settings`, with which the run was trained; classes are matched by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from lit_vision.data.batch import Batch
-from lit_vision.data.splits import evenly_spaced
+from lit_vision.data.class_names import match_class_names
+from lit_vision.data.splits import evenly_spaced, read_list
 from lit_vision.errors import UserError
 from lit_vision.predict.runtimes import Model
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -21,18 +24,20 @@ from lit_vision.weights.model_metadata import ModelMetadata
 class AccuracyCheck(Protocol):
     """Accuracy of one task on one folder.
 
-    The classes are called with the folder, the model's metadata and its evaluation view; a data module of annotated
-    images has its own view.
+    The classes are called with the folder, the model's metadata, its evaluation view (a data module of annotated images
+    has its own), the run's data settings, and True to compare classes by number.
 
     Attributes:
         metric: its name.
         split: name of the split that is measured.
         images: number of images in it.
+        note: the differences between the data's classes and the model's, or "".
     """
 
     metric: str
     split: str
     images: int
+    note: str
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
@@ -46,24 +51,32 @@ class ClassificationCheck:
 
     metric = "top-1"
 
-    def __init__(self, root: str, metadata: ModelMetadata, preprocess: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(
+        self,
+        root: str,
+        metadata: ModelMetadata,
+        preprocess: Callable[[np.ndarray], np.ndarray],
+        settings: Mapping[str, Any],
+        by_number: bool,
+    ) -> None:
         from lit_vision.data.open_images import open_images
 
-        self.folder, self.preprocess = open_images(root), preprocess
+        self.train, val, test = (settings.get(f"{role}_split") or role for role in ("train", "val", "test"))
+        self.folder, self.preprocess = open_images(root, self.train, val, test), preprocess
+        if listed := settings.get("quarantine"):
+            self.folder.exclude(read_list(listed))
         self.folder.require_classes("measuring what int8 loses")
-        if unknown := [name for name in self.folder.classes if name not in metadata.class_names]:
-            raise UserError(
-                f"--int8 {root}: the model has no class {unknown[0]}; give the folder that it was trained on"
-            )
+        names, where = metadata.class_names, f"--int8 {root}"
+        self.output_of_class, self.note = match_class_names(names, self.folder.classes, where, by_number)
         splits = self.folder.splits
-        self.split = next(name for name in ("test", "val", *splits) if name in splits)
+        self.split = next(name for name in (test, val, *splits) if name in splits)
         self.images = len(splits[self.split])
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
         from lit_vision.predict.inputs import Inputs, batches
 
-        train = self.folder.splits.get("train", self.folder.splits[self.split])
+        train = self.folder.splits.get(self.train, self.folder.splits[self.split])
         chosen = Inputs([train.paths[i] for i in evenly_spaced(len(train), count).tolist()], str(self.folder.root))
         for batch in batches(chosen, self.preprocess, 1):
             if batch.pixels is not None:
@@ -78,8 +91,7 @@ class ClassificationCheck:
         from lit_vision.predict.inputs import Inputs, batches
 
         split = self.folder.splits[self.split]
-        output_of_class = [model.metadata.class_names.index(name) for name in self.folder.classes]
-        truth = np.array([output_of_class[i] if i >= 0 else -1 for i in split.labels])
+        truth = np.where(split.labels < 0, -1, self.output_of_class[split.labels])
         right = 0
         for batch in batches(Inputs(split.paths, str(self.folder.root)), self.preprocess, 32):
             if batch.unreadable or batch.pixels is None:
@@ -91,27 +103,42 @@ class ClassificationCheck:
 
 
 class _AnnotatedCheck:
-    """Shared part of the checks on annotated images."""
+    """Shared part of the checks on annotated images.
 
-    def __init__(self, root: str, metadata: ModelMetadata, annotation_format: str) -> None:
+    Args:
+        usual: {format: path that shows it below the root}; the first that is there is taken if `settings` name none.
+    """
+
+    def __init__(
+        self, root: str, metadata: ModelMetadata, settings: Mapping[str, Any], by_number: bool, usual: Mapping[str, str]
+    ) -> None:
         from lit_vision.data.annotations.datamodule import AnnotatedDataModule
-        from lit_vision.data.annotations.formats import FORMATS
 
         if not Path(root).is_dir():
             raise UserError(f"--int8 {root}: no such folder; give the set that the model was trained on")
         self.metadata = metadata
-        self.data = AnnotatedDataModule(
-            root,
-            format=annotation_format,
-            img_size=metadata.size,
-            class_names=list(metadata.class_names),
-            num_workers=0,
-            batch_size=8,
-        )
-        location = FORMATS[annotation_format].annotations
-        splits = (name for name in ("test", "val", "train") if (Path(root) / location.format(split=name)).exists())
-        self.split = next(splits, "test")
+        known = set(inspect.signature(AnnotatedDataModule).parameters) - {"root", "labels"}
+        given = {key: value for key, value in settings.items() if key in known}
+        if settings.get("format") not in usual:
+            found = next((name for name, path in usual.items() if (Path(root) / path).exists()), None)
+            if found is None:
+                raise UserError(f"--int8 {root}: has none of {', '.join(usual.values())}; give an annotated set")
+            # VOC's files do not list the classes; YOLO's and masks have numbers, whose names may be missing
+            unnamed = not any(Path(root).glob("*.y*ml")) and not (Path(root) / "classes.txt").is_file()
+            names = metadata.class_names if found == "voc" or (found != "coco" and unnamed) else None
+            given = {"format": found, "class_names": names}
+        self.data = AnnotatedDataModule(root, **{**given, "img_size": metadata.size, "num_workers": 0, "batch_size": 8})
+        self.note = self.data.number_classes_as(metadata.class_names, by_number)
+        self.split = next((role for role in ("test", "val") if self._has(role)), "train")
         self.images = len(self.data.table(self.split))
+
+    def _has(self, role: str) -> bool:
+        """True if the set has annotations of a split."""
+        if role == "val" and self.data.hold_out:
+            return True
+        name, root = self.data.split_names[role], Path(self.data.root)
+        listed = [self.data.annotations, *([self.data.split_list] if self.data.split_list else [])]
+        return all((root / path.format(split=name)).exists() for path in listed)
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
@@ -129,12 +156,11 @@ class DetectionCheck(_AnnotatedCheck):
 
     metric = "mAP"
 
-    def __init__(self, root: str, metadata: ModelMetadata, preprocess: object = None) -> None:
-        path_of_format = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
-        found = next((name for name, path in path_of_format.items() if (Path(root) / path).exists()), None)
-        if found is None and Path(root).is_dir():
-            raise UserError(f"--int8 {root}: has none of {', '.join(path_of_format.values())}; give a set with boxes")
-        super().__init__(root, metadata, found or "coco")
+    def __init__(
+        self, root: str, metadata: ModelMetadata, preprocess: object, settings: Mapping[str, Any], by_number: bool
+    ) -> None:
+        usual = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
+        super().__init__(root, metadata, settings, by_number, usual)
 
     def measure(self, model: Model) -> float:
         """Return mAP@[.5:.95], a fraction."""
@@ -152,8 +178,10 @@ class SegmentationCheck(_AnnotatedCheck):
 
     metric = "mean Dice"
 
-    def __init__(self, root: str, metadata: ModelMetadata, preprocess: object = None) -> None:
-        super().__init__(root, metadata, "masks")
+    def __init__(
+        self, root: str, metadata: ModelMetadata, preprocess: object, settings: Mapping[str, Any], by_number: bool
+    ) -> None:
+        super().__init__(root, metadata, settings, by_number, {"masks": "train/semantic"})
 
     def measure(self, model: Model) -> float:
         """Return the mean Dice of the pixel counts of the complete split, a fraction."""

@@ -100,13 +100,17 @@ def result_formats() -> list[str]:
     return sorted({name for task in TASKS.values() if task.results for name in task.results.formats})
 
 
-def accuracy_check_for(root: str, metadata: ModelMetadata) -> AccuracyCheck:
+def accuracy_check_for(
+    root: str, metadata: ModelMetadata, settings: Mapping[str, Any] | None = None, by_number: bool = False
+) -> AccuracyCheck:
     """Return the accuracy check of a model's task.
 
     Args:
         root: a folder with classes (classification), or of annotated images (detection: COCO, YOLO or VOC;
             segmentation: PNG masks).
         metadata: of the model.
+        settings: arguments of the data module that the model was trained with; None for the usual splits and places.
+        by_number: compare classes by number although their names differ.
 
     Raises:
         UserError: another task, a folder without labels, or classes that the model does not have.
@@ -116,7 +120,7 @@ def accuracy_check_for(root: str, metadata: ModelMetadata) -> AccuracyCheck:
         raise UserError(
             f"--int8: needs a task whose accuracy can be measured, not {metadata.task}; export without --int8"
         )
-    return check(root, metadata, preprocess_for(metadata))
+    return check(root, metadata, preprocess_for(metadata), settings or {}, by_number)
 
 
 def format_from_suffix(out: str, formats: Sequence[str]) -> str:

@@ -107,6 +107,32 @@ def run_dir_of(checkpoint: str | os.PathLike[str]) -> Path | None:
     return folder.parent if folder.name == "checkpoints" else None
 
 
+def data_settings(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Return the arguments of the data module that a run was trained with, without its root, from RUN/config.yaml.
+
+    Args:
+        folder: of the run; None gives {}.
+
+    Returns:
+        {} if there is no such file, or the data module is not one of lit_vision.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder or "") / "config.yaml"
+    if folder is None or not path.is_file():
+        return {}
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        found: dict[str, Any] = dict(data["init_args"]) if data["class_path"].startswith("lit_vision.data.") else {}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: has no data settings ({type(error).__name__}); restore it from a copy") from None
+    found.pop("root", None)
+    return found
+
+
 def find_unfinished(recipe: str | os.PathLike[str] | None, run_hash: str) -> Path | None:
     """Return the folder of runs/<recipe>/ with checkpoints of the same run and no results yet; None if there is none.
 

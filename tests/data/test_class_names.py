@@ -40,7 +40,7 @@ def test_same_names_are_matched_and_differences_said(model, data, numbers, note)
     ],
 )
 def test_other_names_are_refused_with_the_difference(model, data, names) -> None:
-    with pytest.raises(UserError, match="data.root x.*classes_by_number") as error:
+    with pytest.raises(UserError, match=r"data.root x.*classes_by_number") as error:
         match_class_names(model, data, "data.root x")
     assert all(name in str(error.value) for name in names)
 
@@ -97,7 +97,7 @@ def test_boxes__labels_and_category_ids_follow_the_models_order(tmp_path: Path, 
     assert after == [[1, 0], [], [0]]
     assert (data.class_names, data.category_ids) == (NAMES[::-1], ids[::-1])
     assert data.fingerprint == fingerprint
-    with pytest.raises(UserError, match="data.root"):
+    with pytest.raises(UserError, match=r"data.root"):
         data.number_classes_as(["cat", "cow"])
 
 
