@@ -10,6 +10,7 @@ is left, so that what one part saves is the next one's. DIR/<part>.json is writt
 until the part is over. A part that fails, crashes or is out of time is a result too: it keeps what it had measured.
 DIR/summary.json holds the device, versions, commit and the status of each part. `--device cpu` runs the same code at
 toy sizes, whose numbers mean nothing.
+`--report DIR` runs nothing and prints DIR's files as Markdown.
 Exit code: 0 if each part wrote its file, whatever its status; 1 if not; 2 for wrong arguments.
 """
 
@@ -165,9 +166,38 @@ def print_result(result: dict[str, Any]) -> None:
         print("  " + result["error"].replace("\n", "\n  "), flush=True)
 
 
+def to_markdown(folder: Path) -> str:
+    """Return the files of a check as Markdown: device, versions, commit, and a table of each part's numbers."""
+    summary = read_result(folder / "summary.json")
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items() if version)
+    seconds = f"{summary['seconds']:.0f} s in all"
+    lines = [
+        f"# GPU check: {summary['device']}",
+        "",
+        f"`experiments/gpu_check.py` at commit {summary['commit']}, {summary['cores']} CPU cores, "
+        f"{seconds}; {versions}.",
+    ]
+    for part in PARTS:
+        result = read_result(folder / f"{part.name}.json")
+        if not result:
+            continue
+        lines += ["", f"## {part.name}: {result['status']}", "", f"{part.content}; {result['seconds']:.0f} s", ""]
+        lines += ["| what | value | against |", "|---|---|---|"]
+        for row in result.get("rows", ()):
+            lines.append(
+                f"| {row['what']} | {row['value']:.4g}{' ' * bool(row['unit'])}{row['unit']} | {row['against']} |"
+            )
+        lines += [f"| {item['what']} | left out | {item['reason']} |" for item in result.get("left_out", ())]
+        lines += [f"| {item['what']} | failed | {item['error']} |" for item in result.get("failures", ())]
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments, run the parts, write their files and the summary."""
     options = parse(argv)
+    if options.report:
+        print(to_markdown(options.report), end="")
+        return 0
     chosen = [part for part in PARTS if part.name in options.only]
     for name in ("summary", *(part.name for part in chosen)):
         (options.out / f"{name}.json").unlink(missing_ok=True)
@@ -200,13 +230,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ScriptParser(prog="gpu_check.py", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--minutes", type=float, default=7.0, help="in all (default: 7)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the JSON files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the JSON files")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="print the files of an earlier check as Markdown")
     parser.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cuda if torch sees one (default)"
     )
     parser.add_argument("--only", metavar="PART,...", default=",".join(names), help=f"of {', '.join(names)}")
     parser.add_argument("--commit", metavar="NAME", help="the version checked, where the checkout is not one of git")
     options = parser.parse_args(argv)
+    if options.report:
+        if not read_result(options.report / "summary.json"):
+            parser.error(f"--report: {options.report} has no summary.json; name the --out of a check")
+        return options
+    if options.out is None:
+        parser.error("--out: name a folder for the JSON files")
     options.only = [name.strip() for name in options.only.split(",")]
     for name in options.only:
         if name not in names:

@@ -58,7 +58,7 @@ class ImageFolderDataModule(KeyedDataModule):
         copies: repeated augmentation, see `TrainBatches`.
         seed: of the order and the views, in [0, 2**64).
         num_workers: worker processes per training process and loader; "auto": 0 for images in memory, else the cores
-            of this process, 8 at most.
+            of this process, 16 at most.
         in_memory: hold the images as uint8 and augment by the batch; "auto": if they are small and of one size.
         on_bad_image: "error" or "skip" (use another image instead, always the same one); "auto": skip in training,
             error in evaluation. Skipped images are counted per epoch and listed in bad_images.csv in the run's folder;

@@ -120,6 +120,7 @@ def test_a_report_is_complete_after_each_number_and_keeps_failures(tmp_path) -> 
         (["--minutes", "nan"], "--minutes"),
         (["--device", "tpu"], "--device"),
         (["--out", "file/below"], "--out"),
+        (["--report", "."], "summary.json"),
     ],
 )
 def test_wrong_arguments_are_exit_code_2(tmp_path, monkeypatch, capsys, arguments, named) -> None:
@@ -138,6 +139,12 @@ def test_the_table_of_parts_fits_the_folder_and_names_functions() -> None:
         file, function = part.function.split(".")
         assert f"\ndef {function}(report: Report) -> None:" in (folder / f"{file}.py").read_text()
         assert part.name.isalnum()
+
+
+def test_the_committed_report_is_made_from_the_committed_files() -> None:
+    folder = gpu_check.ROOT / "experiments" / "results" / "gpu-h100"
+    assert (folder / "README.md").read_text() == gpu_check.to_markdown(folder)
+    assert len(list(folder.glob("*.json"))) == len(gpu_check.PARTS) + 1
 
 
 def test_an_interrupt_ends_the_part(tmp_path, monkeypatch) -> None:

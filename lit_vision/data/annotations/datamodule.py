@@ -61,7 +61,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         jitter, flip, brightness, contrast, saturation, hue, min_visibility: see `views.AugmentationOptions`.
         train_split, val_split, test_split: names of the splits, inserted for {split}.
         seed: of order and views, in [0, 2**64).
-        num_workers: per process and loader; "auto": the cores of this process, 8 at most.
+        num_workers: per process and loader; "auto": the cores of this process, 16 at most.
         in_memory: keep decoded images: "auto" as many as fit in 1 GiB, shared among the workers; true all; false none.
         on_bad_image: as in ImageFolderDataModule.
         on_bad_box: "error", or "fix": cut boxes at the edge, drop those without area, and log the counts ("mend" is the
