@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.cli.parser import CommandParser, add_batch_arguments, add_model_arguments, check_batch_arguments
 from lit_vision.errors import UsageError, UserError
 
-TASK_OPTIONS = ("top_k", "min_score", "masks", "draw", "explain")  # flags that apply to some tasks only
+if TYPE_CHECKING:
+    from lit_vision.predict.coco_ids import CocoIds
+
+TASK_OPTIONS = (
+    "top_k",
+    "min_score",
+    "max_detections",
+    "masks",
+    "draw",
+    "explain",
+)  # flags that apply to some tasks only
+COCO_FORMATS = ("json", "results.json")  # file formats with ids of images and categories
 IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which images are written to
 
 
@@ -27,11 +40,24 @@ def _parser() -> CommandParser:
         required=True,
         metavar="FILE",
         help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list "
-        "that pycocotools' loadRes takes); COCO's category ids are those of the data that the model was trained on",
+        "that pycocotools' loadRes takes)",
+    )
+    parser.add_argument(
+        "--truth",
+        metavar="FILE",
+        help="COCO file whose image and category ids .json and .results.json get, matched by name (default: category "
+        "ids of the training data; image ids are the numbers in the file names, as in COCO, else 1 to N)",
     )
     parser.add_argument("--top_k", type=int, metavar="K", help="classification: classes per image (default 5)")
     parser.add_argument(
         "--min_score", type=float, metavar="S", help="detection: leave out detections with a lower score (0 to 1)"
+    )
+    parser.add_argument(
+        "--max_detections",
+        type=int,
+        metavar="N",
+        help="detection: keep the N best of an image (default: the model's, which is 100 unless it was trained with "
+        "another)",
     )
     parser.add_argument(
         "--masks",
@@ -59,11 +85,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: one line that names the file or flag and what to do.
     """
     args = _parser().parse_args(list(argv))
-    check_batch_arguments(args)
-    if args.top_k is not None and args.top_k < 1:
-        raise UsageError(f"--top_k {args.top_k}: give at least 1 class")
-    if args.min_score is not None and not 0 <= args.min_score <= 1:
-        raise UsageError(f"--min_score {args.min_score}: give a number from 0 to 1")
+    _check_ranges(args)
+    from lit_vision.predict.coco_ids import coco_ids
+    from lit_vision.predict.detection import limit_detections
     from lit_vision.predict.image_writer import ImageWriter
     from lit_vision.predict.inference import run_inference
     from lit_vision.predict.inputs import find_images
@@ -96,14 +120,19 @@ def main(argv: Sequence[str]) -> int:
         )
     given = {name: getattr(args, name) for name in results_of_task.options}
     options = {name: results_of_task.options[name] if value is None else value for name, value in given.items()}
+    if args.max_detections is not None:
+        limit_detections(model, args.max_detections)
     writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in folders.items()}
-    results = results_of_task(model.metadata, file_format, **{**options, **writers})
+    if args.truth and file_format not in COCO_FORMATS:
+        raise UsageError(f"--truth: is for --out {' or '.join('.' + name for name in COCO_FORMATS)}; leave it out")
+    ids = coco_ids(inputs.names, model.metadata, args.truth) if file_format in COCO_FORMATS else None
+    results = results_of_task(model.metadata, file_format, **{**options, **writers, "ids": ids})
     done, skipped = run_inference(
         model,
         inputs,
         out,
         results.lines,
-        {"format": file_format, **options},
+        _settings(file_format, options, ids),
         header=results.header(),
         batch_size=args.batch_size,
         workers=args.workers,
@@ -113,7 +142,32 @@ def main(argv: Sequence[str]) -> int:
         finish=results.finish and (lambda paths: results.finish(out, paths)),
     )
     print(f"{out}: {done} images{_skipped_note(out, skipped)}")
+    notes = [ids.note if ids is not None else "", results.note]
+    print("".join(f"{note}\n" for note in notes if note), end="")
     return 0
+
+
+def _settings(file_format: str, options: Mapping[str, Any], ids: CocoIds | None) -> dict[str, Any]:
+    """Return what decides the bytes of OUT besides model and images.
+
+    Options that older versions did not have are left out where they are not used, so that their unfinished runs can be
+    continued.
+    """
+    settings = {key: value for key, value in options.items() if key != "max_detections" or value is not None}
+    if ids is not None and not ids.usual:
+        settings["ids"] = ids.digest()
+    return {"format": file_format, **settings}
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    """Refuse numbers out of their range before anything is loaded."""
+    check_batch_arguments(args)
+    if args.top_k is not None and args.top_k < 1:
+        raise UsageError(f"--top_k {args.top_k}: give at least 1 class")
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
+        raise UsageError(f"--min_score {args.min_score}: give a number from 0 to 1")
+    if args.max_detections is not None and args.max_detections < 1:
+        raise UsageError(f"--max_detections {args.max_detections}: give at least 1")
 
 
 def _skipped_note(out: Path, skipped: int) -> str:

@@ -65,6 +65,7 @@ class Classification:
     options: Mapping[str, Any] = {"top_k": 5, "explain": None}  # flags of the command that apply to it, with defaults
     streams: tuple[str, ...] = ()
     finish = None
+    note = ""
 
     def __init__(self, metadata: ModelMetadata, file_format: str, top_k: int = 5, **_: Any) -> None:
         self.metadata, self.file_format = metadata, file_format

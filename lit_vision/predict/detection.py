@@ -5,7 +5,7 @@ B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from lit_vision.data.annotations.views import letterbox_scale
 from lit_vision.evaluation.detection import MAX_DETECTIONS, to_original_size
 from lit_vision.methods.detection.decoding import AnchorDecoder
+from lit_vision.predict.coco_ids import CocoIds, Id, usual_category_ids
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.runtimes import Model
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
 from lit_vision.results.overlays import draw_boxes, draw_instances
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -43,9 +45,9 @@ class DetectorInference(nn.Module):
 
 
 class TwoStageInference(nn.Module):
-    """Normalized images (B, 3, S, S) -> boxes (B, 100, 4), scores (B, 100), labels (B, 100).
+    """Normalized images (B, 3, S, S) -> boxes (B, n, 4), scores (B, n), labels (B, n); n is the largest number allowed.
 
-    Rows beyond the detections have score 0. Mask R-CNN also returns mask_probs (B, 100, M, M): grids, not masks at the
+    Rows beyond the detections have score 0. Mask R-CNN also returns mask_probs (B, n, M, M): grids, not masks at the
     size of the view, which would take gigabytes a batch.
     """
 
@@ -57,7 +59,8 @@ class TwoStageInference(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs (see the class)."""
         found = self.method.detect_with_mask_probs(images)
-        padded = tuple(images.new_zeros(len(found), MAX_DETECTIONS, *found[0][name].shape[1:]) for name in self.outputs)
+        most = self.method.head.roi_heads.detections_per_img
+        padded = tuple(images.new_zeros(len(found), most, *found[0][name].shape[1:]) for name in self.outputs)
         for rows, name in zip(padded, self.outputs):
             for row, detections in zip(rows, found):
                 row[: len(detections[name])] = detections[name].to(row.dtype)
@@ -67,6 +70,16 @@ class TwoStageInference(nn.Module):
 def detector_inference(method: nn.Module) -> nn.Module:
     """Return the inference network of a detector: raw outputs of a one-stage head, detections of a two-stage one."""
     return DetectorInference(method) if method.one_stage else TwoStageInference(method)
+
+
+def limit_detections(model: Model, count: int) -> None:
+    """Let a detector return up to `count` detections an image instead of the number that it was trained with.
+
+    A two-stage network chooses its detections itself; those of a one-stage head are chosen by `DecodeBoxes`.
+    """
+    model.metadata.options["max_detections"] = count
+    if model.method is not None and not model.method.one_stage:
+        model.method.head.roi_heads.detections_per_img = count
 
 
 class DecodeBoxes:
@@ -80,9 +93,13 @@ class DecodeBoxes:
         self.size, options = (metadata.size, metadata.size), metadata.options
         self.decoder: AnchorDecoder | None = None
         if "strides" in options:
-            names = ("strides", "score", "nms")
             self.decoder = AnchorDecoder.from_options(
-                options["head"], len(metadata.class_names), *(options[name] for name in names)
+                options["head"],
+                len(metadata.class_names),
+                options["strides"],
+                options["score"],
+                options["nms"],
+                options.get("max_detections", MAX_DETECTIONS),  # files of older versions have none
             )
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> list[dict[str, Tensor]]:
@@ -151,16 +168,17 @@ class Detection:
         file_format: "csv" (a line per box: path, label, score, x1, y1, x2, y2), "jsonl" (a line per image: {"path",
             "height", "width", "detections": [{"label", "score", "box"}, ...]}), "json" (COCO: images, categories,
             annotations with a score) or "results.json" (only the list of detections, for pycocotools' `loadRes`). All
-            but CSV have the masks, under `segmentation`. Category ids are those of the data that the model was
-            trained on, 1 to K if the metadata has none; images count from 1 in the order of the list.
+            but CSV have the masks, under `segmentation`.
         min_score: detections below are left out, in addition to the model's threshold; so are boxes without area in
             the file.
         draw: writes the images with their boxes, or None.
+        ids: for COCO's files; None: `usual_category_ids`, and images count from 1 in the order of the list.
     """
 
     formats = ("csv", "jsonl", "json", "results.json")
     options: Mapping[str, Any] = {
         "min_score": 0.0,
+        "max_detections": None,
         "draw": None,
     }  # flags of the command that apply to it, with defaults
 
@@ -170,11 +188,15 @@ class Detection:
         file_format: str,
         min_score: float = 0.0,
         draw: ImageWriter | None = None,
+        ids: CocoIds | None = None,
         **_: Any,
     ) -> None:
         self.metadata, self.file_format, self.min_score, self.draw = metadata, file_format, min_score, draw
         self.decode = DecodeBoxes(metadata)
-        self.ids = metadata.category_ids or list(range(1, len(metadata.class_names) + 1))
+        self.ids = ids
+        self.category_ids: Sequence[Id] = usual_category_ids(metadata) if ids is None else ids.categories
+        self.max_detections: int = metadata.options.get("max_detections", MAX_DETECTIONS)
+        self.at_limit = 0  # images with as many detections as are allowed
         self.streams = ("images",) if file_format == "json" else ()
 
     def header(self) -> bytes:
@@ -187,6 +209,7 @@ class Detection:
         for i, found in enumerate(self.decode(outputs)):
             above = found["scores"] >= self.min_score
             found = {name: value[above] for name, value in found.items()}
+            self.at_limit += len(found["scores"]) >= self.max_detections
             name, size, number = batch.names[i], batch.sizes[i], batch.positions[i]
             scale = torch.from_numpy(letterbox_scale(*size, self.metadata.size))
             boxes = to_original_size(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
@@ -212,9 +235,11 @@ class Detection:
                 streams["rows"].append(json_line(record))
             else:
                 if self.file_format == "json":
-                    streams["images"].append(coco_image(number, name, size))
+                    streams["images"].append(coco_image(self._image_id(number), name, size))
                 for j, (box, score, label, mask) in enumerate(rows):
-                    annotation = _annotation(number, j, box, score, self.ids[label], mask)
+                    own_id = number * max(PER_IMAGE, self.max_detections) + j + 1
+                    ids = {"id": own_id, "image_id": self._image_id(number), "category_id": self.category_ids[label]}
+                    annotation = _annotation(ids, box, score, mask)
                     streams["rows"].append(json_line(annotation if self.file_format == "json" else _result(annotation)))
             if self.draw and batch.pixels is not None:
                 self._draw(self.draw, name, batch.pixels[i], size, found)
@@ -224,8 +249,22 @@ class Detection:
     def finish(self) -> Callable[[Path, Mapping[str, Path]], None] | None:
         """Function that writes COCO's files from the streams; None for the other formats."""
         if self.file_format == "json":
-            return lambda out, paths: coco_file(out, paths, self.metadata.class_names, self.ids)
+            return lambda out, paths: coco_file(out, paths, self.metadata.class_names, self.category_ids)
         return results_file if self.file_format == "results.json" else None
+
+    @property
+    def note(self) -> str:
+        """A line about detections that were left out, "" if none can have been."""
+        if not self.at_limit:
+            return ""
+        return (
+            f"{self.at_limit} images have {self.max_detections} detections, the most that are kept; give "
+            "--max_detections to keep more"
+        )
+
+    def _image_id(self, number: int) -> Id:
+        """Return the id of the image at this position of the list."""
+        return number + 1 if self.ids is None else self.ids.images[number]
 
     def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
         """Return {"segmentation": run lengths at the size of the file} per detection; {} without masks, or in CSV."""
@@ -261,9 +300,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": encode(np.asfortranarray(mask).view(np.uint8))["counts"].decode()}
 
 
-def _annotation(
-    number: int, index: int, box: list[float], score: float, category: int, mask: dict[str, Any]
-) -> dict[str, Any]:
+def _annotation(ids: dict[str, Id], box: list[float], score: float, mask: dict[str, Any]) -> dict[str, Any]:
     """Return an annotation in COCO's format; its area is that of the mask if there is one."""
     x1, y1, x2, y2 = box
     area = _rounded((x2 - x1) * (y2 - y1), 2)
@@ -272,9 +309,7 @@ def _annotation(
 
         area = int(mask_area(mask["segmentation"]))
     return {
-        "id": number * PER_IMAGE + index + 1,
-        "image_id": number + 1,
-        "category_id": category,
+        **ids,
         "bbox": [_rounded(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
         "area": area,
         "score": _rounded(score, 6),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_vision.data.annotations.coco_masks import run_lengths
 from lit_vision.data.annotations.views import letterbox_scale
+from lit_vision.predict.coco_ids import CocoIds, Id
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
@@ -42,10 +43,12 @@ class Segmentation:
             share}}) or "json" (COCO: a run-length mask per image and class, without the background).
         masks: writes the masks (pixel = class number), or None.
         draw: writes the images with colored classes, or None.
+        ids: for COCO's file; None counts the images from 1 and the classes from 0.
     """
 
     formats = ("csv", "jsonl", "json")
     options: Mapping[str, Any] = {"masks": None, "draw": None}  # flags of the command that apply to it, with defaults
+    note = ""
 
     def __init__(
         self,
@@ -53,8 +56,11 @@ class Segmentation:
         file_format: str,
         masks: ImageWriter | None = None,
         draw: ImageWriter | None = None,
+        ids: CocoIds | None = None,
         **_: Any,
     ) -> None:
+        self.ids = ids
+        self.category_ids: Sequence[Id] = range(len(metadata.class_names)) if ids is None else ids.categories
         self.metadata, self.file_format, self.masks, self.draw = metadata, file_format, masks, draw
         self.background = metadata.options.get("background")
         self.streams = ("images",) if file_format == "json" else ()
@@ -80,7 +86,7 @@ class Segmentation:
                 record = {"path": name, "height": size[0], "width": size[1], "shares": named}
                 streams["rows"].append(json_line(record))
             else:
-                streams["images"].append(coco_image(number, name, size))
+                streams["images"].append(coco_image(self._image_id(number), name, size))
                 streams["rows"] += self._annotations(number, mask)
             if self.masks:
                 self.masks.write(name, mask)
@@ -96,10 +102,14 @@ class Segmentation:
         names = self.metadata.class_names
         if self.file_format != "json":
             return None
-        return lambda out, paths: coco_file(out, paths, names, range(len(names)))
+        return lambda out, paths: coco_file(out, paths, names, self.category_ids)
+
+    def _image_id(self, number: int) -> Id:
+        """Return the id of the image at this position of the list."""
+        return number + 1 if self.ids is None else self.ids.images[number]
 
     def _annotations(self, number: int, mask: np.ndarray) -> list[bytes]:
-        """Return a line per class that occurs; category ids are the class numbers."""
+        """Return a line per class that occurs, without the background."""
         lines = []
         for label in np.unique(mask).tolist():
             if label == self.background:
@@ -108,7 +118,8 @@ class Segmentation:
             rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
             x, y = int(columns[0]), int(rows[0])
             box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-            ids = {"id": number * PER_IMAGE + label + 1, "image_id": number + 1, "category_id": label, "iscrowd": 0}
+            ids = {"id": number * PER_IMAGE + label + 1, "image_id": self._image_id(number)}
+            ids |= {"category_id": self.category_ids[label], "iscrowd": 0}
             shape = {"bbox": box, "area": int(pixels.sum()), "segmentation": run_lengths(pixels)}
             lines.append(json_line({**ids, **shape}))
         return lines

@@ -60,12 +60,12 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def coco_image(number: int, name: str, size: tuple[int, int]) -> bytes:
-    """Return an entry of COCO's `images`; `number` is the image's position in the list of inputs, from 0."""
-    return json_line({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
+def coco_image(image_id: int | float | str, name: str, size: tuple[int, int]) -> bytes:
+    """Return an entry of COCO's `images`; `size` is (height, width)."""
+    return json_line({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
 
 
-def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[int]) -> None:
+def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[Any]) -> None:
     """Write OUT as one COCO file from the streams `images` and `rows`; only one line is in memory at a time.
 
     Args:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from lit_vision.evaluation.detection import MAX_DETECTIONS
 from lit_vision.methods.detection.heads import ONE_STAGE, build_head
 
 Detections = list[dict[str, Tensor]]
@@ -31,7 +32,13 @@ class AnchorDecoder:
 
     @classmethod
     def from_options(
-        cls, name: str, num_classes: int, strides: Sequence[int], score: float, nms: float
+        cls,
+        name: str,
+        num_classes: int,
+        strides: Sequence[int],
+        score: float,
+        nms: float,
+        max_detections: int = MAX_DETECTIONS,
     ) -> AnchorDecoder:
         """Build the decoder of an exported model from its `decoder_options`.
 
@@ -41,6 +48,7 @@ class AnchorDecoder:
             strides: of the levels, fine to coarse.
             score: detections below are dropped.
             nms: overlap above which the lower of two detections of one class is dropped.
+            max_detections: most detections of an image; the best are kept.
         """
         head = build_head(
             name,
@@ -52,6 +60,7 @@ class AnchorDecoder:
             rois=1,
             score=score,
             nms=nms,
+            max_detections=max_detections,
         )
         return cls(head.eval(), strides)
 
@@ -71,7 +80,7 @@ class AnchorDecoder:
         return anchors
 
     def __call__(self, raw: dict[str, Tensor], size: tuple[int, int]) -> Detections:
-        """Decode raw outputs: score threshold, best 1000 of each level, boxes, NMS per class, best 100.
+        """Decode raw outputs: score threshold, best 1000 of each level, boxes, NMS per class, best `max_detections`.
 
         Args:
             raw: `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and, for FCOS, `bbox_ctrness` (B, A, 1).
@@ -102,9 +111,9 @@ class AnchorDecoder:
 def decoder_options(method: nn.Module) -> dict[str, Any]:
     """Return the options of a detector's metadata: arguments of `AnchorDecoder.from_options`, as plain values.
 
-    A two-stage head has its name alone.
+    A two-stage head has its name and the most detections alone.
     """
-    found: dict[str, Any] = {"head": method.hparams["head"]}
+    found: dict[str, Any] = {"head": method.hparams["head"], "max_detections": method.hparams["max_detections"]}
     if method.hparams["head"] in ONE_STAGE:
         found["strides"] = list(method.pyramid.strides)
         found["score"], found["nms"] = float(method.head.score_thresh), float(method.head.nms_thresh)

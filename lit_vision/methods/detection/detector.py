@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
-from lit_vision.evaluation.detection import coco_metric, coco_values, update_boxes
+from lit_vision.evaluation.detection import MAX_DETECTIONS, coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.detection.network import DetectorNetwork
 
@@ -43,6 +43,7 @@ class Detector(DetectorNetwork, LightningModule):
         score_threshold: detections below are dropped.
         nms_threshold: overlap above which the lower of two detections of one class is dropped; None is 0.6 for FCOS,
             0.5 otherwise.
+        max_detections: most detections of an image; the best are kept. Metrics count the best 100, as COCO's do.
         backbone_args: further arguments of Backbone.
         backbone_checkpoint: a file whose encoder is loaded; the report is printed.
         tune: the parameters of the backbone that train: full, linear (none), head+norm, bias, last-<k>; on ViTs also
@@ -80,6 +81,7 @@ class Detector(DetectorNetwork, LightningModule):
         rois: int = 512,
         score_threshold: float = 0.05,
         nms_threshold: float | None = None,
+        max_detections: int = MAX_DETECTIONS,
         backbone_args: dict[str, Any] | None = None,
         backbone_checkpoint: str | None = None,
         tune: str = "full",

@@ -146,6 +146,7 @@ def build_head(
     rois: int,
     score: float,
     nms: float,
+    max_detections: int = MAX_DETECTIONS,
 ) -> nn.Module:
     """Build one of torchvision's detectors without backbone and image transform.
 
@@ -164,8 +165,9 @@ def build_head(
         rois: regions of each image that train the R-CNNs' second stage, at most a quarter of them objects.
         score: detections below are dropped.
         nms: overlap above which of two detections of one class the lower is dropped.
+        max_detections: most detections of an image; the best are kept.
     """
-    rules = {"score_thresh": score, "nms_thresh": nms, "detections_per_img": MAX_DETECTIONS}
+    rules = {"score_thresh": score, "nms_thresh": nms, "detections_per_img": max_detections}
     stub, ratios = _BackboneStub(channels), (RATIOS,) * len(strides)
     if name == "fcos":
         points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))

@@ -20,6 +20,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from lit_vision.backbones.pyramid import freeze_unused, make_pyramid
 from lit_vision.errors import UserError
+from lit_vision.evaluation.detection import MAX_DETECTIONS
 from lit_vision.methods import tuning_modes
 from lit_vision.methods.detection.decoding import AnchorDecoder, Detections
 from lit_vision.methods.detection.heads import (
@@ -44,6 +45,7 @@ DEFAULTS: Mapping[str, Any] = {
     "rois": 512,
     "score_threshold": 0.05,
     "nms_threshold": None,
+    "max_detections": MAX_DETECTIONS,
 }
 
 
@@ -79,6 +81,8 @@ class DetectorNetwork(nn.Module):
             raise UserError(
                 f"model.pyramid_width: {pyramid_width} is not a multiple of 32; the heads' group norm needs one"
             )
+        if h["max_detections"] < 1:
+            raise UserError(f"model.max_detections: {h['max_detections']} is too few; give 1 or more")
         self.one_stage = head in ONE_STAGE
         strides = h["strides"] = list(h["strides"] or default_strides(head, img_size))
         self.backbone, mean, std = tuning_modes.build_backbone(h)
@@ -94,6 +98,7 @@ class DetectorNetwork(nn.Module):
             rois=h["rois"],
             score=h["score_threshold"],
             nms=nms if nms is not None else 0.6 if head == "fcos" else 0.5,
+            max_detections=h["max_detections"],
         )
         self.decoder = AnchorDecoder(self.head, strides)
         tuning_modes.channels_last(self.pyramid, self.backbone)
