@@ -7,7 +7,7 @@ formats and the like are those of `settings`, with which the run was trained; cl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,13 +106,14 @@ class _AnnotatedCheck:
     """Shared part of the checks on annotated images.
 
     Args:
-        usual: {format: path that shows it below the root}; the first that is there is taken if `settings` name none.
+        usual: formats of the task; the first that the folder holds is taken if `settings` name none.
     """
 
     def __init__(
-        self, root: str, metadata: ModelMetadata, settings: Mapping[str, Any], by_number: bool, usual: Mapping[str, str]
+        self, root: str, metadata: ModelMetadata, settings: Mapping[str, Any], by_number: bool, usual: Sequence[str]
     ) -> None:
         from lit_vision.data.annotations.datamodule import AnnotatedDataModule
+        from lit_vision.data.annotations.locations import recognize
 
         if not Path(root).is_dir():
             raise UserError(f"--int8 {root}: no such folder; give the set that the model was trained on")
@@ -120,25 +121,19 @@ class _AnnotatedCheck:
         known = set(inspect.signature(AnnotatedDataModule).parameters) - {"root", "labels"}
         given = {key: value for key, value in settings.items() if key in known}
         if settings.get("format") not in usual:
-            found = next((name for name, path in usual.items() if (Path(root) / path).exists()), None)
+            found = next((name for name in recognize(Path(root)) if name in usual), None)
             if found is None:
-                raise UserError(f"--int8 {root}: has none of {', '.join(usual.values())}; give an annotated set")
+                raise UserError(
+                    f"--int8 {root}: has no annotations of the format {' or '.join(usual)}; give an annotated set"
+                )
             # VOC's files do not list the classes; YOLO's and masks have numbers, whose names may be missing
             unnamed = not any(Path(root).glob("*.y*ml")) and not (Path(root) / "classes.txt").is_file()
             names = metadata.class_names if found == "voc" or (found != "coco" and unnamed) else None
             given = {"format": found, "class_names": names}
         self.data = AnnotatedDataModule(root, **{**given, "img_size": metadata.size, "num_workers": 0, "batch_size": 8})
         self.note = self.data.number_classes_as(metadata.class_names, by_number)
-        self.split = next((role for role in ("test", "val") if self._has(role)), "train")
+        self.split = next((role for role in ("test", "val") if self.data.has_split(role)), "train")
         self.images = len(self.data.table(self.split))
-
-    def _has(self, role: str) -> bool:
-        """True if the set has annotations of a split."""
-        if role == "val" and self.data.hold_out:
-            return True
-        name, root = self.data.split_names[role], Path(self.data.root)
-        listed = [self.data.annotations, *([self.data.split_list] if self.data.split_list else [])]
-        return all((root / path.format(split=name)).exists() for path in listed)
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
         """Yield `count` images, (1, S, S, 3) uint8, evenly spaced over the training split."""
@@ -159,8 +154,7 @@ class DetectionCheck(_AnnotatedCheck):
     def __init__(
         self, root: str, metadata: ModelMetadata, preprocess: object, settings: Mapping[str, Any], by_number: bool
     ) -> None:
-        usual = {"coco": "train/annotations.json", "yolo": "labels", "voc": "Annotations"}
-        super().__init__(root, metadata, settings, by_number, usual)
+        super().__init__(root, metadata, settings, by_number, ("coco", "yolo", "voc"))
 
     def measure(self, model: Model) -> float:
         """Return mAP@[.5:.95], a fraction."""
@@ -181,7 +175,7 @@ class SegmentationCheck(_AnnotatedCheck):
     def __init__(
         self, root: str, metadata: ModelMetadata, preprocess: object, settings: Mapping[str, Any], by_number: bool
     ) -> None:
-        super().__init__(root, metadata, settings, by_number, {"masks": "train/semantic"})
+        super().__init__(root, metadata, settings, by_number, ("masks",))
 
     def measure(self, model: Model) -> float:
         """Return the mean Dice of the pixel counts of the complete split, a fraction."""

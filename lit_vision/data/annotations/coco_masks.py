@@ -99,12 +99,33 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> 
     if not isinstance(segmentation, list) or not segmentation or not all(map(_is_polygon, segmentation)):
         raise AnnotationError(
             f"{where}: no usable segmentation (run lengths, or polygons of three points or more); add one, "
-            "or set data.with_masks to false"
+            "set data.with_masks to false, or data.on_bad_box to fix, which leaves such objects out"
         )
     height, width = size
     return any(
         max(p[::2]) > 0 and min(p[::2]) < width and max(p[1::2]) > 0 and min(p[1::2]) < height for p in segmentation
     )
+
+
+def fix_segmentation(segmentation: Any) -> Any:
+    """Return a segmentation in COCO's form, for `on_bad_box: fix`.
+
+    A flat list of numbers becomes a list of one polygon; polygons of fewer than three points or without area go. None
+    if no polygon remains, or if there was no segmentation. Run lengths come back unchanged.
+    """
+    if isinstance(segmentation, dict):
+        return segmentation
+    if not isinstance(segmentation, list):
+        return None
+    if segmentation and set(map(type, segmentation)) <= _NUMBERS:
+        segmentation = [segmentation]
+    return [polygon for polygon in segmentation if _is_polygon(polygon) and _has_area(polygon)] or None
+
+
+def _has_area(polygon: list[float]) -> bool:
+    """True unless all points lie on one line (a figure eight has area, although its signed area is 0)."""
+    points = np.asarray(polygon, float).reshape(-1, 2)
+    return bool(np.linalg.matrix_rank(points - points[0]) == 2)
 
 
 def _is_polygon(polygon: Any) -> bool:

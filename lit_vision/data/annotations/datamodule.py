@@ -19,16 +19,21 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lit_vision.data.annotations import usable
 from lit_vision.data.annotations.dataset import AnnotatedImages
-from lit_vision.data.annotations.formats import FORMATS
-from lit_vision.data.annotations.masks import IGNORE
+from lit_vision.data.annotations.formats import FORMATS, Location
+from lit_vision.data.annotations.image_names import require_files
+from lit_vision.data.annotations.locations import explain_missing, locate
+from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
 from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
-from lit_vision.data.splits import evenly_spaced
+from lit_vision.data.splits import evenly_spaced, read_list
 from lit_vision.errors import UsageError, UserError
+
+_ROLES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # splits that a stage reads
 
 
 class AnnotatedDataModule(ImageFolderDataModule):
@@ -42,14 +47,19 @@ class AnnotatedDataModule(ImageFolderDataModule):
     Args:
         root: folder of the set.
         format: coco, yolo, voc (boxes) or masks (semantic).
-        images: folder of the images, below the root; `{split}` stands for the split's name. None is the usual folder of
-            the format, see formats.FORMATS.
+        images: folder of the images, below the root; `{split}` stands for the split's name. If images, annotations and
+            split_list are None, the places are tried where tools put them, see formats.FORMATS and `locate`.
         annotations: file (coco) or folder of the annotations, likewise.
-        split_list: file with an image name per line, likewise (voc and masks); None takes all images of the folder.
+        split_list: file with an image name per line, likewise (yolo, voc and masks); None takes all images of the
+            folder.
         with_masks: instance masks in addition to the boxes (coco).
         class_names: names of the classes; None takes those of the data set.
         first_value: pixel value of class 0 (masks).
-        ignore_values: pixel values that are no class (masks).
+        ignore_values: pixel values that are no class (masks); None is 255.
+        colors: file with a line `name red green blue` per class, for masks in color or with other values than class
+            numbers, such as 0 and 255; CVAT's labelmap.txt is one. From the working folder, else from the root.
+        crowd_as_objects: train on objects marked as crowd (coco) or difficult (voc) like on others.
+        quarantine: file with paths of images to leave out of every split, as `lit-vision doctor` writes it.
         labels: train on part of the images only: a fraction if it is a float up to 1, a count if an int. Parts of one
             seed are nested.
         label_seed: seed of the part and of the images that are held out.
@@ -64,8 +74,8 @@ class AnnotatedDataModule(ImageFolderDataModule):
         num_workers: per process and loader; "auto": the cores of this process, 16 at most.
         in_memory: keep decoded images: "auto" as many as fit in 1 GiB, shared among the workers; true all; false none.
         on_bad_image: as in ImageFolderDataModule.
-        on_bad_box: "error", or "fix": cut boxes at the edge, drop those without area, and log the counts ("mend" is the
-            older name of "fix").
+        on_bad_box: "error", or "fix": cut boxes at the edge, drop those without area (with_masks: without a usable
+            mask), take a size of 0 from the image, and log the counts ("mend" is the older name of "fix").
         hash_content: the fingerprint covers the images' bytes too.
     """
 
@@ -103,6 +113,9 @@ class AnnotatedDataModule(ImageFolderDataModule):
         on_bad_image: str = "auto",
         on_bad_box: str = "error",
         hash_content: bool = False,
+        colors: str | None = None,
+        crowd_as_objects: bool = False,
+        quarantine: str | None = None,
     ):
         super().__init__(
             root,
@@ -117,13 +130,15 @@ class AnnotatedDataModule(ImageFolderDataModule):
             in_memory=in_memory,
             on_bad_image=on_bad_image,
             hash_content=hash_content,
+            quarantine=quarantine,
         )
         if format not in FORMATS:
             raise UsageError(f"data.format: {format!r}; choose from {', '.join(FORMATS)}")
         if with_masks and "with_masks" not in FORMATS[format].options:
             raise UsageError(f"data.with_masks: {format} has no instance masks; use format coco, or set it to false")
-        if split_list and "split_list" not in FORMATS[format].options:
-            raise UsageError(f"data.split_list: {format} does not use it; leave it out")
+        for key, value in (("split_list", split_list), ("colors", colors), ("crowd_as_objects", crowd_as_objects)):
+            if value and key not in FORMATS[format].options:
+                raise UsageError(f"data.{key}: {format} does not use it; leave it out")
         if on_bad_box not in ("error", "fix", "mend"):
             raise UsageError(f"data.on_bad_box: {on_bad_box!r}; give error or fix")
         if not 0 <= hold_out < 1:
@@ -131,14 +146,21 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if img_size < 8:
             raise UsageError(f"data.img_size: {img_size}; give 8 or more")
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
+        self._explicit = bool(images or annotations or split_list)
         self.images = images or FORMATS[format].images
         self.annotations = annotations or FORMATS[format].annotations
-        self.split_list, self.first_value = split_list, first_value
+        self.split_list, self.first_value, self.crowd_as_objects = split_list, first_value, crowd_as_objects
+        self.colors = colors and (colors if Path(colors).expanduser().is_file() else str(Path(root, colors)))
         self.ignore_values = [IGNORE] if ignore_values is None else list(ignore_values)
         self.labels, self.hold_out, self.on_bad_box, self.train_view = labels, hold_out, on_bad_box, train_view
         low, high = jitter or (0.5, 2.0)
         self.options = AugmentationOptions((low, high), flip, brightness, contrast, saturation, hue, min_visibility)
         self._tables: dict[str, AnnotationTable] = {}
+        self._excluded: set[str] = set()
+        # by role: where the table is from; what of it trains; the roles whose line was printed
+        self._sources: dict[str, str] = {}
+        self._descriptions: dict[str, str] = {}
+        self._printed: set[str] = set()
         # (role, on_bad_image): files, {train: dataset}
         self._datasets: dict[tuple[str, str], tuple[ImageReader, dict[bool, AnnotatedImages]]] = {}
         AnnotatedViews(train_view, img_size, seed, self.options)  # refuse a wrong name now, before anything is read
@@ -146,34 +168,121 @@ class AnnotatedDataModule(ImageFolderDataModule):
     # ------------------------------------------------------------------ annotations
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the training split's annotations, once; the other splits are read when they are needed.
+        """Read and check the training split's annotations, once; for a Trainer also those that its stage evaluates.
+
+        With a Trainer, a line per split says what trains, what is crowd and what is dropped or ignored, by class.
 
         Raises:
-            UserError: a file is missing, an annotation cannot be right, or `labels` asks for more than there is.
+            UserError: a file is missing, an annotation cannot be right, nothing of a split can be used, or `labels`
+                asks for more than there is.
         """
-        if self._tables:
+        if not self._tables:
+            self._set_up_training()
+        trainer = self.trainer
+        if trainer is None:
             return
+        roles = next((roles for name, roles in _ROLES.items() if stage == name), ())  # stage may be Lightning's enum
+        if stage == "fit" and not trainer.limit_val_batches:
+            roles = ("train",)
+        for role in roles:
+            self.table(role)
+            if trainer.is_global_zero and role not in self._printed:
+                print(f"{self.root}: {self._descriptions[role]}", flush=True)
+                self._printed.add(role)
+
+    def _set_up_training(self) -> None:
         if not Path(self.root).is_dir():
             raise UserError(f"{self.root}: no such folder; check data.root")
+        self._excluded = self._quarantined()
         table = self._read("train", self.class_names_given)
         self._own_class_names = self.class_names = table.class_names
         self.num_classes, self.category_ids = len(table.class_names), table.category_ids
+        held_out = None
         if self.hold_out:
-            table, self._tables["val"] = self._held_out(table)
+            table, held_out = self._held_out(table)
+            self._check("val", held_out)
+        self._check("train", table)
         self._all_labeled = table
+        if held_out is not None:
+            self._tables["val"] = held_out
         self._tables["train"] = self._labeled_part(table)
 
-    def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
+    def _quarantined(self) -> set[str]:
+        """Return the paths of data.quarantine; UserError if none of them is in the root."""
+        listed = read_list(self.quarantine) if self.quarantine else set()
+        if listed and not any(Path(self.root, path).is_file() for path in listed):
+            raise UserError(
+                f"data.quarantine: {self.quarantine}: none of its {len(listed)} paths is in {self.root}; "
+                "it belongs to other data"
+            )
+        return listed
+
+    def _location(self, role: str) -> Location:
+        """Return where a split's images and annotations are.
+
+        Raises:
+            UserError: they are nowhere, or where the training split's are.
+        """
         root, name = Path(self.root), self.split_names[role]
-        images, annotations = (text.format(split=name) for text in (self.images, self.annotations))
+        place = Location(self.images, self.annotations, self.split_list).of_split(name)
+        if not self._explicit:
+            found = locate(root, self.format, name, only_split=role == "train")
+            if found is None and not (root / place.annotations).exists():
+                reason = explain_missing(root, self.format, name, role == "train")
+                if reason:
+                    raise UserError(reason)
+            place = found or place
+        if role != "train" and name != self.split_names["train"] and place == self._location("train"):
+            raise UserError(
+                f"{root}: {name} would be the images that train ({place.images}, {place.annotations}); write {{split}} "
+                "in data.images, data.annotations or data.split_list, or set data.hold_out: 0.1"
+            )
+        return place
+
+    def has_split(self, role: str) -> bool:
+        """True if the set has annotations of "train", "val" or "test", apart from those that train."""
+        try:
+            return (role == "val" and self.hold_out > 0) or Path(self.root, self._location(role).annotations).exists()
+        except UserError:
+            return False
+
+    def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
+        place, chosen = self._location(role), FORMATS[self.format]
         given: dict[str, Any] = {
             "on_bad_box": self.on_bad_box,
-            "split_list": self.split_list and self.split_list.format(split=name),
+            "split_list": place.split_list,
             "with_masks": self.with_masks,
+            "colors": self.colors,
+            "crowd_as_objects": self.crowd_as_objects,
         }
-        chosen = FORMATS[self.format]
         options = {option: given[option] for option in chosen.options}
-        return chosen.read(root, annotations, images, class_names=class_names, **options)
+        table = chosen.read(
+            Path(self.root), place.annotations, place.images,
+            class_names=class_names, excluded=self._excluded, **options,
+        )  # fmt: skip
+        self._sources[role] = f"{Path(self.root, place.annotations)}"
+        return table
+
+    def _check(self, role: str, table: AnnotationTable) -> None:
+        """Refuse a split whose files are missing, whose images have other sizes, or of which nothing can be used."""
+        name, trains = self.split_names[role], role == "train"
+        skip = self.on_bad_image == "skip" or (self.on_bad_image == "auto" and trains)
+        require_files(table.root, table.paths, self._sources.get(role, self._sources["train"]), allow_few=skip)
+        values = self._mask_values()
+        if values is not None:
+            counts, masks = usable.count_pixels(table, values)
+            usable.require_pixels(table, values, counts, masks, name, trains)
+            self._descriptions[role] = usable.describe_pixels(table, counts, masks, name)
+        else:
+            usable.require_sizes(table)
+            usable.require_objects(table, name)
+            self._descriptions[role] = usable.describe_objects(table, name)
+
+    def _mask_values(self) -> MaskValues | None:
+        """Return the meaning of the masks' pixels, None for formats with boxes."""
+        if not FORMATS[self.format].semantic:
+            return None
+        return mask_values(self.first_value, self.ignore_values, self.colors, self._own_class_names)
 
     def _held_out(self, table: AnnotationTable) -> tuple[AnnotationTable, AnnotationTable]:
         """Split the training annotations into those that are trained on and those that are held out."""
@@ -203,7 +312,9 @@ class AnnotatedDataModule(ImageFolderDataModule):
         """Return the annotations of "train" (the part that is trained on), "val" or "test"."""
         self.setup()
         if role not in self._tables:
-            self._tables[role] = self._read(role, self._own_class_names)
+            table = self._read(role, self._own_class_names)
+            self._check(role, table)
+            self._tables[role] = table
         table = self._tables[role]
         return table if self._class_numbers is None else table.renumbered(self._class_numbers, self.class_names)
 
@@ -274,7 +385,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
                 files,
                 AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
                 self.with_masks,
-                (self.first_value, self.ignore_values) if FORMATS[self.format].semantic else None,
+                self._mask_values(),
                 evaluate=not train,
                 memory=self._memory(),
             )

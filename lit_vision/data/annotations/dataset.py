@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from lit_vision.data.annotations.coco_masks import decode_masks
-from lit_vision.data.annotations.masks import IGNORE, read_mask
+from lit_vision.data.annotations.masks import IGNORE, MaskValues
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
+from lit_vision.data.annotations.usable import size_message
 from lit_vision.data.annotations.views import AnnotatedViews
 from lit_vision.data.batch import Batch
 from lit_vision.data.datasets import ImageReader
@@ -28,7 +29,7 @@ class AnnotatedImages(Dataset):
         files: reader of the images.
         views: augmentation of a sample.
         with_masks: return instance masks.
-        semantic: (first_value, ignore_values) if the annotations are semantic masks.
+        semantic: meaning of the pixel values if the annotations are semantic masks.
         evaluate: return the additional entries for evaluation, and crowd regions; else crowd regions are left out.
         memory: bytes of decoded images and semantic masks that each process keeps; further ones are decoded each time.
     """
@@ -39,7 +40,7 @@ class AnnotatedImages(Dataset):
         files: ImageReader,
         views: AnnotatedViews,
         with_masks: bool = False,
-        semantic: tuple[int, list[int]] | None = None,
+        semantic: MaskValues | None = None,
         evaluate: bool = False,
         memory: int = 0,
     ):
@@ -83,16 +84,12 @@ class AnnotatedImages(Dataset):
         size, table = image.shape[:2], self.table
         claimed = tuple(table.sizes[used].tolist())
         if claimed not in ((0, 0), size):
-            raise AnnotationError(
-                f"{table.root / table.paths[used]}: is {size[1]} x {size[0]}, "
-                f"annotated as {claimed[1]} x {claimed[0]}; "
-                "correct the annotations (an EXIF orientation may rotate an image)"
-            )
+            raise AnnotationError(size_message(table, used, size))
         mask = None
         if self.semantic is not None and table.masks is not None:
             numbers = table.mask_classes
             classes = len(table.class_names if numbers is None else numbers)
-            mask = read_mask(table.root / table.masks[used], size, classes, *self.semantic)
+            mask = self.semantic.read(table.root / table.masks[used], size, classes)
             if numbers is not None:
                 mask = np.append(numbers, np.full(IGNORE + 1 - classes, IGNORE, np.uint8))[mask]
         size_in_bytes = image.nbytes + (0 if mask is None else mask.nbytes)

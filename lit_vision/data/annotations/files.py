@@ -30,8 +30,13 @@ def image_files(root: Path, folder: str) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in found)
 
 
+def join_path(folder: str, name: str) -> str:
+    """Return folder/name; the folder "." is left out, so that a file has one path."""
+    return name if folder in ("", ".") else f"{folder}/{name}"
+
+
 def read_text(path: Path, description: str) -> str:
-    """Return the text of a file.
+    """Return the text of a file, without the byte order mark that Windows' editors put first.
 
     Args:
         path: the file.
@@ -42,7 +47,7 @@ def read_text(path: Path, description: str) -> str:
         UserError: it is missing or cannot be read. AnnotationError: it is not UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: is not text (byte {error.start} is not UTF-8); replace it") from None
     except FileNotFoundError:
@@ -74,7 +79,7 @@ def with_suffix(root: Path, folder: str, name: str) -> str:
     check_within_root(f"{folder}/{name}")
     for suffix in (".jpg", ".png", *IMAGE_SUFFIXES):
         if os.path.isfile(f"{root}/{folder}/{name}{suffix}"):  # pathlib's raises for a name that is too long
-            return f"{folder}/{name}{suffix}"
+            return join_path(folder, f"{name}{suffix}")
     raise UserError(
         f"{root / folder / name[:100]}: no image of this name, but the list of the split has it; "
         "bring the image or correct the list"
@@ -95,7 +100,7 @@ def size_of(path: Path) -> tuple[int, int]:
             transposed = image.getexif().get(0x0112, 1) >= 5
     except Exception as error:  # damaged headers raise exceptions of any type
         raise AnnotationError(
-            f"{path}: cannot be read as an image ({type(error).__name__}); replace or remove it"
+            f"{path}: cannot be read as an image ({type(error).__name__}); replace it, or list it in data.quarantine"
         ) from None
     if width * height > PIXEL_CAP:
         raise AnnotationError(

@@ -9,6 +9,9 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,7 @@ class AnnotationTable:
         masks: N relative paths of semantic masks, or None.
         category_ids: K ids of the classes in the files of the set (COCO's have gaps); empty where it has none.
         mask_classes: (classes in the mask files,) uint8 class number of each of them; None: they are numbered alike.
+        dropped: objects that `on_bad_box: fix` left out, by class number; they are background.
     """
 
     root: Path
@@ -63,6 +67,7 @@ class AnnotationTable:
     masks: Paths | None = None
     category_ids: list[int] = field(default_factory=list)
     mask_classes: np.ndarray | None = None
+    dropped: Counter[int] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,6 +116,7 @@ class AnnotationTable:
             class_names=class_names,
             category_ids=[ids[i] for i in range(len(class_names))] if complete else [],
             mask_classes=numbers.astype(np.uint8),
+            dropped=Counter({int(numbers[label]): count for label, count in self.dropped.items()}),
         )
 
     def subset(self, keep: np.ndarray) -> AnnotationTable:
@@ -132,6 +138,7 @@ class AnnotationTable:
             np.cumsum([0, *map(len, pieces)]),
             None if self.masks is None else Paths([self.masks[i] for i in keep]),
             self.category_ids,
+            dropped=self.dropped,
         )
 
 
@@ -143,9 +150,19 @@ class AnnotationTableBuilder:
         class_names: K names.
         on_bad_box: "error": the first invalid box raises; "fix" (or "mend", its older name): boxes are cut at the edge,
             those without area dropped, and the counts logged.
+        excluded: relative paths of images to leave out with their annotations (data.quarantine).
+        faults: None: the first fault raises. A list: (path of the image, message) of each image with a fault is added
+            to it, and the image left out, so that a check can name all of them.
     """
 
-    def __init__(self, root: Path, class_names: list[str], on_bad_box: str = "error"):
+    def __init__(
+        self,
+        root: Path,
+        class_names: list[str],
+        on_bad_box: str = "error",
+        excluded: Set[str] = frozenset(),
+        faults: list[tuple[str, str]] | None = None,
+    ):
         if len(class_names) != len(set(class_names)) or not class_names:
             twice = next((name for name in class_names if class_names.count(name) > 1), None)
             problem = f"class {twice!r} is listed twice" if twice else "no class is named"
@@ -157,8 +174,38 @@ class AnnotationTableBuilder:
         self.sizes: list[tuple[int, int]] = []
         self.counts: list[int] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in ("boxes", "labels", "crowd", "area", "segment")}
+        self.excluded, self.faults = {os.path.normpath(path) for path in excluded}, faults
         self._seen: set[str] = set()
-        self.cut = self.dropped = 0
+        self.cut, self.dropped = 0, Counter[int]()
+
+    def is_excluded(self, path: str) -> bool:
+        """True if an image is to be left out."""
+        return os.path.normpath(path) in self.excluded
+
+    @contextmanager
+    def entry(self, path: str) -> Iterator[None]:
+        """Enclose the reading of one image: a UserError in it goes to `faults` if that is a list, and the image goes.
+
+        Args:
+            path: of the image, relative to the root.
+        """
+        images, boxes, cut, dropped = len(self.paths), len(self.columns["boxes"]), self.cut, self.dropped.copy()
+        try:
+            yield
+        except UserError as error:
+            if self.faults is None:
+                raise
+            self.faults.append((path, str(error)))
+            for column in (self.paths, self.sizes, self.counts):
+                del column[images:]
+            del self.masks[images:]
+            for values in self.columns.values():
+                del values[boxes:]
+            self.cut, self.dropped = cut, dropped
+
+    def drop(self, label: int) -> None:
+        """Count an object of a class that is left out."""
+        self.dropped[label] += 1
 
     def image(self, path: str, size: tuple[int, int] = (0, 0), mask: str | None = None) -> None:
         """Add an image: relative path, (height, width) if known, relative path of its semantic mask.
@@ -212,7 +259,7 @@ class AnnotationTableBuilder:
             if not self.fix:
                 problem = "has no area" if x2 <= x1 or y2 <= y1 else f"lies outside {image} ({width} x {height})"
                 raise AnnotationError(f"{shown} {problem}; correct or remove it, or set data.on_bad_box to fix")
-            self.dropped += 1
+            self.drop(label)
             return
         if over > EDGE_TOLERANCE:
             if not self.fix:
@@ -237,10 +284,10 @@ class AnnotationTableBuilder:
             raise AnnotationError(f"{self.root}: no image in the annotations; check the paths")
         if self.cut or self.dropped:
             log.warning(
-                "%s: %d boxes cut at the edge, %d without area dropped (data.on_bad_box: fix)",
+                "%s: %d boxes cut at the edge, %d without area or usable mask dropped (data.on_bad_box: fix)",
                 self.root,
                 self.cut,
-                self.dropped,
+                self.dropped.total(),
             )
         columns = self.columns
         return AnnotationTable(
@@ -257,4 +304,5 @@ class AnnotationTableBuilder:
             np.cumsum([0, *map(len, columns["segment"])]),
             Paths(self.masks) if self.masks else None,
             self.category_ids,
+            dropped=self.dropped,
         )

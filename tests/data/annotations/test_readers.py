@@ -188,7 +188,7 @@ def test_masks_of_any_kind_of_png(tmp_path: Path) -> None:
         read_mask(gray, (H, W), 1, 0, [255])
     with pytest.raises(UserError, match=r"gray.png: .*40 x 30.*41 x 30"):
         read_mask(gray, (H, W + 1), 2, 0, [255])
-    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(gray)
+    Image.fromarray(np.full((H, W, 3), (128, 0, 0), np.uint8)).save(gray)
     with pytest.raises(UserError, match=r"gray.png: RGB "):
         read_mask(gray, (H, W), 2, 0, [255])
     gray.write_bytes(b"nothing")
