@@ -87,5 +87,8 @@ def test_masks__are_found_where_the_run_had_them(tmp_path: Path) -> None:
     settings = {"format": "masks", "images": "images", "annotations": "masks", "split_list": "{split}.txt"}
     check = SegmentationCheck(str(tmp_path), metadata(NAMES, "segmentation"), None, settings, False)
     assert (check.split, check.images) == ("train", 3)  # there is no test.txt
-    with pytest.raises(UserError, match="train/semantic"):
+    usual = SegmentationCheck(str(tmp_path), metadata(NAMES, "segmentation"), None, {}, False)
+    assert (usual.split, usual.images) == ("train", 3)  # images/ and masks/ are found
+    (tmp_path / "masks").rename(tmp_path / "else")
+    with pytest.raises(UserError, match="format masks"):
         SegmentationCheck(str(tmp_path), metadata(NAMES, "segmentation"), None, {}, False)

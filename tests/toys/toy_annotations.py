@@ -73,8 +73,11 @@ def write_semantic(root: Path) -> None:
     (root / "masks").mkdir()
     (root / "classes.txt").write_text("\n".join(NAMES))
     (root / "train.txt").write_text("a\nb\nc\n")
-    for name in BOXES:
-        Image.fromarray(np.zeros((H, W), np.uint8)).save(root / f"masks/{name}.png")
+    for name, boxes in BOXES.items():
+        mask = np.zeros((H, W), np.uint8)
+        for label, x1, y1, x2, y2 in boxes:
+            mask[y1:y2, x1:x2] = label
+        Image.fromarray(mask).save(root / f"masks/{name}.png")
 
 
 def painted_boxes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
