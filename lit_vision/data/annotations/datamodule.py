@@ -241,10 +241,13 @@ class AnnotatedDataModule(ImageFolderDataModule):
 
     def has_split(self, role: str) -> bool:
         """True if the set has annotations of "train", "val" or "test", apart from those that train."""
+        if role == "val" and self.hold_out:
+            return True
         try:
-            return (role == "val" and self.hold_out > 0) or Path(self.root, self._location(role).annotations).exists()
+            place = self._location(role)
         except UserError:
             return False
+        return all(Path(self.root, path).exists() for path in (place.annotations, place.split_list) if path is not None)
 
     def _read(self, role: str, class_names: list[str] | None) -> AnnotationTable:
         place, chosen = self._location(role), FORMATS[self.format]
