@@ -37,6 +37,11 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("file", metavar="FILE", help="a checkpoint, or a folder of the Hub with its config.json")
     parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument(
+        "--state",
+        metavar="NAME",
+        help="which of several states or modules in the file, such as state_dict_ema or teacher (default: the usual one)",
+    )
     parser.add_argument("--backbone", metavar="NAME", help="timm's name, if the shapes do not decide it")
     parser.add_argument(
         "--backbone_args", type=_mapping, default={}, metavar="JSON", help="further arguments of Backbone"
@@ -175,7 +180,7 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     from lit_vision.convert.import_target import build
     from lit_vision.convert.import_writer import class_names, eval_crop_pct, statistics, write_imported
     from lit_vision.io.hashing import sha256_of_file
-    from lit_vision.weights.checkpoint_layouts import official_training_args, read_common
+    from lit_vision.weights.checkpoint_layouts import OUTSIDE, official_training_args, read_common
     from lit_vision.weights.compatibility import (
         BACKBONE,
         FACEBOOK_MAE,
@@ -186,16 +191,17 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     from lit_vision.weights.key_maps import SUPPORTED
     from lit_vision.weights.load import PartialMatchError, load_common
 
-    state, layout, metadata = read_common(path)
+    state, layout, metadata = read_common(path, args.state)
     if layout.startswith(UNKNOWN) and args.backbone_only:
         state, layout = _backbone_of_unknown_method(state, metadata, args), BACKBONE
     else:
-        _check_needs_import(path, layout)
+        _check_needs_import(path, layout, metadata)
     if not config and "architecture" in metadata:
         config = _config_of_timm_export(metadata)
     config = {**official_training_args(metadata), **config}
     if args.backbone_only:
-        state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "projection."))}
+        others = ("decoder.", "projection.", OUTSIDE)
+        state = {key: value for key, value in state.items() if not key.startswith(others)}
     name, backbone_args = detect_architecture(state, config, args.backbone, args.backbone_args, args.img_size)
     if name is None:
         raise UserError(
@@ -222,6 +228,9 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
             f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows
         ) from error
     lines = [str(report)]
+    if chosen := metadata.get("outer"):
+        left = metadata.get("other_states", "")
+        lines.insert(0, f"state: {chosen}" + (f" (also in the file: {left}; --state chooses)" if left else ""))
     if report.resized:
         side = backbone_args.get("img_size", 224)
         lines.append(f"resized: {', '.join(report.resized)} to the grid of {side} pixels (bicubic)")
@@ -249,13 +258,19 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     return lines
 
 
-def _check_needs_import(path: Path, layout: str) -> None:
-    """Raise UserError for a file of this project, and for a checkpoint in its form of an unknown method."""
+def _check_needs_import(path: Path, layout: str, metadata: Mapping[str, str]) -> None:
+    """Raise UserError for a file that predict and export take, and for a checkpoint of an unknown method in our form.
+
+    They need the hyper-parameters. A state dict of our modules without them, or other people's module of that form, is
+    imported like any other.
+    """
+    from lit_vision.weights.checkpoint_layouts import stored_hyper_parameters
     from lit_vision.weights.compatibility import BACKBONE, METHODS, UNKNOWN, unknown_method_error
 
     if layout.startswith(UNKNOWN):
         raise unknown_method_error(path, layout)
-    if layout in METHODS or layout in ("Dense", BACKBONE):
+    usable = "lit_vision" in metadata or "backbone" in stored_hyper_parameters(metadata)
+    if usable and (layout in METHODS or layout in ("Dense", BACKBONE)):
         raise UserError(
             f"{path}: is a file of this project, which needs no import; use it directly, or lit-vision export"
         )

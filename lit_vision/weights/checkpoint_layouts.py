@@ -19,21 +19,32 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
+from lit_vision.io.safe_load import plain_data, refused_class
 from lit_vision.io.sharded_checkpoint import load_consolidated
+from lit_vision.weights.checkpoint_states import choose_state, strip_key_wrappers, strip_prefix
 from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OUTSIDE = "outside."  # begins the key, in the common form, of a tensor beside the module that holds the network
 _TRAINING_ARGS_KEY = "script_arguments"  # in the metadata that `read_file` returns
 _TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
 
 
-def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_file(path: str | os.PathLike[str], state: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a file's tensors, taken out of outer dictionaries such as "state_dict", and its metadata.
 
+    Args:
+        path: of torch.save or safetensors.
+        state: which of several states, by its name (checkpoint_states.py); None takes the usual one.
+
+    Returns:
+        The tensors, and strings: of a safetensors file its own; else "outer", the name of the state, and
+        "other_states", the names of those that were left.
+
     Raises:
-        UserError: no such file, no checkpoint, a damaged one, or one that would run code.
+        UserError: no such file, no checkpoint, a damaged one, one that would run code, or no such state.
     """
     path = Path(path)
     if not path.is_file() and not (path / MANIFEST).is_file():
@@ -47,29 +58,25 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         try:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                if state is not None:
+                    tensors = choose_state(tensors, state, path)[1]
                 return tensors, current_keys(file.metadata())
         except SafetensorError as error:
             raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
     content = load_content(path)
-    metadata: dict[str, str] = {}
-    for outer in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(outer), dict):
-            metadata = {"outer": outer, _TRAINING_ARGS_KEY: _training_args_json(content.get("args"))}
-            if isinstance(content.get("hyper_parameters"), dict):
-                metadata["hyper_parameters"] = json.dumps(content["hyper_parameters"], default=str)
-            content = content[outer]
-            break
-    state = {}
-    if isinstance(content, dict):
-        state = {
-            _strip_wrapper_prefixes(k): v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)
-        }
-    if not state:
+    name, found, others = choose_state(content, state, path)
+    metadata = {"outer": name, "other_states": ", ".join(others)} if name else {}
+    if isinstance(content, dict) and name:
+        metadata[_TRAINING_ARGS_KEY] = _training_args_json(content.get("args"))
+        if isinstance(content.get("hyper_parameters"), dict):
+            metadata["hyper_parameters"] = json.dumps(content["hyper_parameters"], default=str)
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
         raise UserError(
             f"{path}: contains no named tensors, or a layout that is not supported yet; "
             "give a state dict or a checkpoint"
         )
-    return state, metadata
+    return strip_key_wrappers(tensors), metadata
 
 
 def load_content(path: Path) -> object:
@@ -77,16 +84,14 @@ def load_content(path: Path) -> object:
     if path.is_dir():
         return load_consolidated(path)
     try:
-        # facebookresearch/mae's training script stores its argparse.Namespace, which is plain data
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(plain_data()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
-            what = text.split("\n")[0].split("WeightsUnpickler error:")[-1].strip()[:120]
+        found = refused_class(error)
+        if found or "Unsupported" in str(error):
             raise UserError(
-                f"{path}: contains more than tensors and plain data ({what}), which could run code, and is not loaded; "
-                "if you trust it, save its state dict as safetensors"
+                f"{path}: contains {found or 'an object'}, more than tensors and plain data, which could run code, and "
+                "is not loaded; if you trust it, save its state dict as safetensors where that class is known"
             ) from error
         raise UserError(f"{path}: is not a checkpoint; give a file of torch.save or safetensors") from error
     except (RuntimeError, OSError, ValueError, KeyError, AttributeError, IndexError, EOFError) as error:
@@ -110,20 +115,17 @@ def official_training_args(metadata: dict[str, str]) -> dict[str, bool | float]:
     return {name: value for name, value in typed.items() if 0 <= value <= 1}  # not NaN
 
 
-def _strip_wrapper_prefixes(key: str) -> str:
-    """Return the key without the prefixes of DistributedDataParallel and torch.compile."""
-    return key.removeprefix("module.").replace("_orig_mod.", "")
-
-
-def read_common(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+def read_common(
+    path: str | os.PathLike[str], state: str | None = None
+) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     """Return a file's tensors in the common form, the name of its layout, and its metadata.
 
     Raises:
         UserError: as `read_file`; or a layout that is known and not supported yet.
     """
-    state, metadata = read_file(path)
+    tensors, metadata = read_file(path, state)
     try:
-        return *to_common_keys(state, metadata), metadata
+        return *to_common_keys(tensors, metadata), metadata
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -131,7 +133,8 @@ def read_common(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str, d
 def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], str]:
     """Return the state in the common form and the name of its layout.
 
-    `mean` and `std` (3,) are among the tensors where the layout implies them.
+    `mean` and `std` (3,) are among the tensors where the layout implies them. Keys of tensors beside the module that
+    holds the network, such as a loss's, begin with OUTSIDE; no module takes them.
 
     Raises:
         UserError: a layout that is known and not supported yet.
@@ -139,30 +142,22 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     if any(key.startswith("backbone.model.") for key in state):
         common = {common_key(key, "backbone."): value for key, value in state.items()}
         return common, identify_method(common, metadata.get("lit_vision", ""), stored_hyper_parameters(metadata))
-    if all(key.startswith("model.") for key in state):
-        return {common_key(key, ""): value for key, value in state.items()}, "Backbone"
     if metadata.get("lit_vision") == "Backbone":
         common = {f"backbone.{key}": value for key, value in state.items()}
         return {**common, **{name: torch.tensor(json.loads(metadata[name])) for name in ("mean", "std")}}, "Backbone"
 
-    def has(*prefixes: str) -> bool:
-        return any(key.startswith(prefixes) for key in state)
-
-    # A full file is recognized by any key of the decoder. If it lacks some, it is still not an encoder, and the error's
-    # table names the missing keys.
-    vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
-    full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
-    fine_tuned = wrapped and has("fc_norm.")
-    if full or (vit and (fine_tuned or (wrapped and not has("head.")))):
-        part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
-        common = {_mae_key(key): value for key, value in state.items()}
-        common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
-        return common, f"{FACEBOOK_MAE} ({part})"
-    if (found := convert_third_party_keys(state)) is not None:
-        common, layout = found
-        common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
-        return common, layout
-    return {f"backbone.{key}": value for key, value in state.items()}, "timm"
+    outside: dict[str, Tensor] = {}  # of the module that holds the network
+    while True:  # other people's modules hold a network under one or more names: module.model.backbone.conv1.weight
+        found = _mae_keys(state, metadata) or convert_third_party_keys(state)
+        if found is not None:
+            break
+        parts = strip_prefix(state)
+        if parts is None:
+            found = {f"backbone.{key}": value for key, value in state.items()}, "timm"
+            break
+        state = parts[0]
+        outside |= {f"{OUTSIDE}{key}": value for key, value in parts[1].items()}
+    return {**found[0], **outside}, found[1]
 
 
 def stored_hyper_parameters(metadata: Mapping[str, str]) -> dict[str, object]:
@@ -177,6 +172,27 @@ def stored_hyper_parameters(metadata: Mapping[str, str]) -> dict[str, object]:
 def common_key(key: str, prefix: str) -> str:
     """Return `backbone.X` for `<prefix>model.X`, and other keys unchanged."""
     return f"backbone.{key.removeprefix(prefix + 'model.')}" if key.startswith(f"{prefix}model.") else key
+
+
+def _mae_keys(state: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], str] | None:
+    """Return the state of a file of facebookresearch/mae in the common form and its layout; None for another file.
+
+    A full file is recognized by any key of the decoder. If it lacks some, it is still not an encoder, and the error's
+    table names the missing keys.
+    """
+
+    def has(*prefixes: str) -> bool:
+        return any(key.startswith(prefixes) for key in state)
+
+    vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
+    full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
+    fine_tuned = wrapped and has("fc_norm.")
+    if not full and not (vit and (fine_tuned or (wrapped and not has("head.")))):
+        return None
+    part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
+    common = {_mae_key(key): value for key, value in state.items()}
+    common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
+    return common, f"{FACEBOOK_MAE} ({part})"
 
 
 def _mae_key(key: str) -> str:

@@ -21,7 +21,7 @@ SUPPORTED = f"timm; torchvision's ResNet, DenseNet and ViT; {_OTHER_SUPPORTED}"
 _UNSUPPORTED = (
     (r"(encoder_[qk]|base_encoder|momentum_encoder)\.", "MoCo"),
     (r"(student|teacher)\.", "DINO or another of teacher and student"),
-    (r"backbone\.(net|bottom_up)\.", "detectron2"),
+    (r"backbone\.(bottom_up|simfp_\d+|fpn_\w+)\.|proposal_generator\.|roi_heads\.", "detectron2"),
     (r"backbone\.layers\.\d+\.(ln1|attn)\.|data_preprocessor\.", "mmpretrain"),
     (r"(projector|momentum_backbone)\.", "solo-learn"),
     (r"(visual|transformer\.resblocks)\.", "CLIP"),
@@ -85,7 +85,8 @@ def convert_third_party_keys(state: State) -> tuple[State, str] | None:
         if found := next((key for key in state if re.match(pattern, key)), None):
             raise UserError(
                 f"the layout of {project} ({found}) is not supported yet; supported: {SUPPORTED}. "
-                "Rename the encoder's keys as timm's"
+                "Rename the encoder's keys as timm's, or take a module whose keys are: lit-vision import --state NAME "
+                "--backbone_only"
             )
     return None
 
