@@ -183,6 +183,7 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     from lit_vision.weights.checkpoint_layouts import OUTSIDE, official_training_args, read_common
     from lit_vision.weights.compatibility import (
         BACKBONE,
+        CLIP,
         FACEBOOK_MAE,
         LIGHTLY_MAE,
         UNKNOWN,
@@ -202,7 +203,7 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     if args.backbone_only:
         others = ("decoder.", "projection.", OUTSIDE)
         state = {key: value for key, value in state.items() if not key.startswith(others)}
-    name, backbone_args = detect_architecture(state, config, args.backbone, args.backbone_args, args.img_size)
+    name, backbone_args = detect_architecture(state, config, args.backbone, args.backbone_args, args.img_size, layout)
     if name is None:
         raise UserError(
             f"{path}: its shapes do not decide the architecture; give --backbone (a timm name), and --backbone_args. "
@@ -234,8 +235,14 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
     if report.resized:
         side = backbone_args.get("img_size", 224)
         lines.append(f"resized: {', '.join(report.resized)} to the grid of {side} pixels (bicubic)")
-    if (eps := float(config.get("layer_norm_eps", 1e-6))) != 1e-6:
-        lines.append(f"note: config.json has layer_norm_eps {eps:g}; here it is 1e-6, as in the official MAE")
+    ours = getattr(getattr(getattr(method, "backbone", method).model, "norm", None), "eps", 1e-6)
+    if (eps := float((config.get("vision_config") or config).get("layer_norm_eps", ours))) != ours:
+        lines.append(f"note: config.json has layer_norm_eps {eps:g}; here it is {ours:g}, timm's of {name}")
+    if layout == CLIP and not config and not args.backbone:
+        lines.append(
+            "note: no tensor shows the activation, and GELU is assumed; OpenAI's own weights have QuickGELU: "
+            f"--backbone {name.replace('_clip_', '_clip_quickgelu_')}"
+        )
     if kind == "MAE" and layout != LIGHTLY_MAE and "norm_pix_loss" not in {*config, *args.args}:
         lines.append(
             "note: the file does not state norm_pix_loss (loss on normalized pixels); true is assumed (--args)"

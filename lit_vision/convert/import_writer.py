@@ -40,10 +40,15 @@ def class_names(file: str | None, config: Mapping[str, Any], method: nn.Module) 
 def eval_crop_pct(layout: str, config: Mapping[str, Any]) -> float | None:
     """Return the fraction of the resized image that evaluation crops.
 
-    That of timm's config.json if it has one, None (timm's default) for other weights of timm, else 0.875 (224 of 256).
+    That of timm's config.json if it has one, None (timm's default for the name) for other weights of timm and for
+    EfficientNet-Lite, 1 for CLIP, else 0.875 (224 of 256).
     """
+    from lit_vision.weights.compatibility import CLIP, EFFICIENTNET_LITE
+
     crop_pct = (config.get("pretrained_cfg") or {}).get("crop_pct")
-    return float(crop_pct) if crop_pct else None if layout.startswith("timm") else 0.875
+    if crop_pct:
+        return float(crop_pct)
+    return None if layout.startswith(("timm", EFFICIENTNET_LITE)) else 1.0 if layout == CLIP else 0.875
 
 
 def statistics(

@@ -23,10 +23,10 @@ from lit_vision.io.safe_load import plain_data, refused_class
 from lit_vision.io.sharded_checkpoint import load_consolidated
 from lit_vision.weights.checkpoint_states import choose_state, strip_key_wrappers, strip_prefix
 from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
-from lit_vision.weights.key_maps import convert_third_party_keys
+from lit_vision.weights.key_maps import IMAGENET_PIXELS, PIXELS, convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
+from lit_vision.weights.vit_key_maps import is_dinov2
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OUTSIDE = "outside."  # begins the key, in the common form, of a tensor beside the module that holds the network
 _TRAINING_ARGS_KEY = "script_arguments"  # in the metadata that `read_file` returns
 _TRAINING_ARGS = {"norm_pix_loss": bool, "mask_ratio": float}
@@ -150,6 +150,8 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     while True:  # other people's modules hold a network under one or more names: module.model.backbone.conv1.weight
         found = _mae_keys(state, metadata) or convert_third_party_keys(state)
         if found is not None:
+            for name, value in zip(("mean", "std"), PIXELS.get(found[1], IMAGENET_PIXELS)):
+                found[0][name] = torch.tensor(value)
             break
         parts = strip_prefix(state)
         if parts is None:
@@ -187,12 +189,10 @@ def _mae_keys(state: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[di
     vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
     full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
     fine_tuned = wrapped and has("fc_norm.")
-    if not full and not (vit and (fine_tuned or (wrapped and not has("head.")))):
+    if is_dinov2(state) or not full and not (vit and (fine_tuned or (wrapped and not has("head.")))):
         return None
     part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
-    common = {_mae_key(key): value for key, value in state.items()}
-    common.update(mean=torch.tensor(IMAGENET_MEAN), std=torch.tensor(IMAGENET_STD))
-    return common, f"{FACEBOOK_MAE} ({part})"
+    return {_mae_key(key): value for key, value in state.items()}, f"{FACEBOOK_MAE} ({part})"
 
 
 def _mae_key(key: str) -> str:

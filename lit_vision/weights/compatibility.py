@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lit_vision.errors import UserError
+from lit_vision.weights.vit_key_maps import CLIP_UNUSED, DINOV2_UNUSED
 
 BACKBONE = "Backbone"
 CLASSIFIER = "<classifier>"  # timm's classifier; its name depends on the family (fc, head, head.fc, classifier)
 FACEBOOK_MAE = "facebookresearch/mae"
 TORCHVISION, TRANSFORMERS = "torchvision (ViT)", "transformers (ViT-MAE)"
 LIGHTLY_SIMCLR, LIGHTLY_MAE = "lightly (SimCLR)", "lightly (MAE)"
+MOBILENET, EFFICIENTNET_LITE = "torchvision (MobileNetV2)", "EfficientNet-Lite"
+DINOV2, CLIP = "DINOv2", "CLIP (image tower)"
 UNKNOWN = "an unknown method"  # beginning of the layout of a checkpoint in our form whose method is not known
 
 
@@ -67,6 +70,10 @@ LAYOUTS: Mapping[str, Layout] = {
     f"{FACEBOOK_MAE} (fine-tuned)": _foreign("backbone head", "Classifier"),
     TORCHVISION: _foreign("backbone head", "Classifier"),
     TRANSFORMERS: _foreign("backbone decoder", "MAE"),
+    MOBILENET: _foreign("backbone head", "Classifier"),
+    EFFICIENTNET_LITE: _foreign("backbone head", "Classifier"),
+    DINOV2: _foreign("backbone", "", *DINOV2_UNUSED),
+    CLIP: _foreign("backbone", "", *CLIP_UNUSED),
     # lightly: other methods than MAE use the encoder's `mask_token`; no method uses the ViT's classifier
     LIGHTLY_MAE: _foreign("backbone decoder", "MAE", "backbone.mask_token", "backbone.head.*"),
     LIGHTLY_SIMCLR: _foreign("backbone projection online_classifier"),

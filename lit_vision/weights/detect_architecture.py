@@ -1,13 +1,22 @@
-"""Infer the timm architecture of weights: from the shapes of plain ViTs and ResNets, or from a config.json."""
+"""Infer the timm architecture of weights: from the shapes of ViTs, ResNets and mobile networks, or a config.json."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import is_model
+
+from lit_vision.weights.compatibility import EFFICIENTNET_LITE, MOBILENET
+from lit_vision.weights.mobile_key_maps import detect_mobile
+
 # (width, depth): timm's name of the size and its heads, which no tensor shows
 VITS = {(192, 12): ("tiny", 3), (384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16)}
 VITS[1280, 32] = ("huge", 16)
+DINOV2S = {(384, 12): ("small", 6), (768, 12): ("base", 12), (1024, 24): ("large", 16), (1536, 40): ("giant", 24)}
+CLIPS = {(256, 10): ("xsmall", 4), (512, 12): ("medium", 8), (640, 12): ("betwixt", 10), (768, 12): ("base", 12)}
+CLIPS |= {(1024, 24): ("large", 16), (1280, 32): ("huge", 16), (1408, 40): ("giant", 16), (1664, 48): ("gigantic", 16)}
 _NORMS = ("patch_embed.proj.bias", "blocks.0.norm1.weight", "blocks.0.norm2.weight")  # others of the same width
 # (block, layers): ResNets by what their shapes show
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
@@ -25,6 +34,7 @@ def detect_architecture(
     name: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     img_size: int | None = None,
+    layout: str = "",
 ) -> tuple[str | None, dict[str, Any]]:
     """Return timm's name and Backbone's arguments, from the user's values, a config.json and the shapes, in this order.
 
@@ -34,6 +44,7 @@ def detect_architecture(
         name: timm's name, if the user gives it.
         backbone_args: Backbone's arguments that the user gives.
         img_size: pixels, if another size than that of the position embeddings or of the name is wanted.
+        layout: of the file; decides what no shape shows.
 
     Returns:
         The name, None if it cannot be inferred, and the arguments.
@@ -43,10 +54,12 @@ def detect_architecture(
     shapes = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
     if name is None and any(key.startswith("layer1.") for key in shapes):
         name, arguments = _detect_resnet(shapes)
+    if name is None and layout in (EFFICIENTNET_LITE, MOBILENET):
+        name = detect_mobile(shapes, layout == EFFICIENTNET_LITE)
     parts = sum(key in shapes for key in ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     vit = parts == 3
     if vit or (name is None and parts == 2):  # loading then names the missing one in its table of keys
-        vit_name, vit_args = _detect_vit(shapes, config)
+        vit_name, vit_args = _detect_vit(shapes, config.get("vision_config") or config)
         if name is not None:  # the name implies width, depth and heads
             vit_args = {key: value for key, value in vit_args.items() if key in ("img_size", "pool")}
         name, arguments = (name or vit_name), vit_args
@@ -62,24 +75,45 @@ def detect_architecture(
 
 
 def _detect_vit(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Return name and arguments of a plain ViT; the name is None where the number of heads cannot be known."""
+    """Return name and arguments of a ViT; the name is None where the number of heads cannot be known."""
     widths = Counter(shapes[key][-1] for key in ("cls_token", "pos_embed", *_NORMS) if len(shapes.get(key, ())))
     width = widths.most_common(1)[0][0]
     patch = shapes.get("patch_embed.proj.weight", (14,) if width == 1280 else (16,))[-1]
+    family, sizes, usual_patch = _vit_family(shapes, config)
     blocks = {int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key))}
     # in a damaged file a block may be missing or have another name
-    depth = len(blocks) if (width, len(blocks)) in VITS else 1 + max(blocks, default=-1)
+    depth = len(blocks) if (width, len(blocks)) in sizes else 1 + max(blocks, default=-1)
     arguments: dict[str, Any] = {"pool": "avg" if any(key.startswith("fc_norm.") for key in shapes) else "token"}
     if len(shapes.get("pos_embed", ())) == 3:
-        arguments["img_size"] = round(max(0, shapes["pos_embed"][1] - 1) ** 0.5) * patch
-    size, heads = VITS.get((width, depth), (None, None))
-    heads = config.get("num_attention_heads", heads)
-    if size is not None and heads == VITS[width, depth][1] and (patch == 16 or (size, patch) == ("huge", 14)):
-        return f"vit_{size}_patch{patch}_224", arguments
+        cls = "reg_token" not in shapes  # with registers, timm's models have positions of patches only
+        arguments["img_size"] = round(max(0, shapes["pos_embed"][1] - cls) ** 0.5) * patch
+    size, known_heads = sizes.get((width, depth), (None, None))
+    heads = config.get("num_attention_heads", known_heads)
+    name = family.format(size, patch)
+    plain = sizes is VITS
+    if size is not None and heads == known_heads and is_model(name):
+        if not plain or patch == 16 or (size, patch) == ("huge", 14):
+            return name, arguments
     if heads is None:
         return None, arguments
     arguments |= {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
-    return "vit_base_patch16_224", arguments
+    return family.format("base", usual_patch), arguments
+
+
+def _vit_family(
+    shapes: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[str, dict[tuple[int, int], tuple[str, int]], int]:
+    """Return timm's name with places for size and patch, the sizes, and a patch of the base size: CLIP, DINOv2, ViT."""
+    if any(key.startswith("norm_pre.") for key in shapes):
+        # a config.json of transformers leaves out what is its default
+        act = config.get("hidden_act", "quick_gelu" if str(config.get("model_type", "")).startswith("clip") else "gelu")
+        return f"vit_{{}}_patch{{}}_clip_{'quickgelu_' if act == 'quick_gelu' else ''}224", CLIPS, 16
+    registers = "reg_token" in shapes
+    rows = shapes["pos_embed"][1] if len(shapes.get("pos_embed", ())) == 3 else 0
+    scaled = any(re.search(r"\.ls[12]\.", key) for key in shapes)
+    if registers or (scaled and math.isqrt(rows) ** 2 != rows):  # DeiT III has no position for its cls token
+        return f"vit_{{}}_patch{{}}_{'reg4_' if registers else ''}dinov2", DINOV2S, 14
+    return "vit_{}_patch{}_224", VITS, 16
 
 
 def _detect_resnet(shapes: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

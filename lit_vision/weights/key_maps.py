@@ -6,16 +6,38 @@ keeps its name, so that loading names it in the table of keys that do not fit.
 
 import re
 
-import torch
 from torch import Tensor
 
 from lit_vision.errors import UserError
-from lit_vision.weights.compatibility import LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.weights.compatibility import (
+    CLIP,
+    DINOV2,
+    EFFICIENTNET_LITE,
+    LIGHTLY_MAE,
+    LIGHTLY_SIMCLR,
+    MOBILENET,
+    TORCHVISION,
+    TRANSFORMERS,
+)
+from lit_vision.weights.mobile_key_maps import (
+    from_efficientnet_lite,
+    from_torchvision_mobilenet,
+    is_efficientnet_lite,
+    is_torchvision_mobilenet,
+)
+from lit_vision.weights.vit_key_maps import from_clip, from_dinov2, is_clip, is_dinov2, join
 
 State = dict[str, Tensor]
 
-_OTHER_SUPPORTED = "transformers' ViT-MAE; lightly's SimCLR and MAE; facebookresearch/mae"
-SUPPORTED = f"timm; torchvision's ResNet, DenseNet and ViT; {_OTHER_SUPPORTED}"
+SUPPORTED = (
+    "timm; torchvision's ResNet, DenseNet, MobileNetV2 and ViT; transformers' ViT-MAE, DINOv2 and CLIP (image tower); "
+    "open_clip's ViTs; EfficientNet-Lite; lightly's SimCLR and MAE; facebookresearch/mae and dinov2"
+)
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std per channel in [0, 1]
+PIXELS = {  # of layouts trained with others
+    CLIP: ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    EFFICIENTNET_LITE: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 # (pattern that a key matches, project whose layout has not been tested here)
 _UNSUPPORTED = (
@@ -24,7 +46,7 @@ _UNSUPPORTED = (
     (r"backbone\.(bottom_up|simfp_\d+|fpn_\w+)\.|proposal_generator\.|roi_heads\.", "detectron2"),
     (r"backbone\.layers\.\d+\.(ln1|attn)\.|data_preprocessor\.", "mmpretrain"),
     (r"(projector|momentum_backbone)\.", "solo-learn"),
-    (r"(visual|transformer\.resblocks)\.", "CLIP"),
+    (r"(visual|transformer\.resblocks)\.", "CLIP without a ViT as its image tower"),
     (r"net\.\d+\.|contrastive_head\.", "SimCLR's TensorFlow weights, converted"),
 )
 
@@ -73,6 +95,14 @@ def convert_third_party_keys(state: State) -> tuple[State, str] | None:
         UserError: a layout that is known and not supported yet.
     """
     # Any one of a project's names is enough: a file that lacks some keys is still its file, and loading names them.
+    if is_dinov2(state):
+        return from_dinov2(state), DINOV2
+    if is_clip(state):
+        return from_clip(state), CLIP
+    if is_efficientnet_lite(state):
+        return from_efficientnet_lite(state), EFFICIENTNET_LITE
+    if is_torchvision_mobilenet(state):
+        return from_torchvision_mobilenet(state), MOBILENET
     if any(re.search(r"(^|\.)embeddings\.(cls_token$|position_embeddings$|patch_embeddings\.)", key) for key in state):
         return _from_transformers(state), TRANSFORMERS
     if any(re.match(r"class_token$|conv_proj\.|encoder\.layers\.encoder_layer_\d", key) for key in state):
@@ -108,15 +138,7 @@ def _rename(state: State, rules: tuple[tuple[str, str], ...], block_rules: tuple
 def _from_transformers(state: State) -> State:
     """Convert ViTMAEForPreTraining or ViTMAEModel; names in memory, in newer and in the Hub's files differ."""
     named = _rename(state, _TRANSFORMERS, _TRANSFORMERS_BLOCK)
-    out: State = {}
-    for key, value in named.items():
-        part = re.search(r"\.attn\.(query|key|value)\.", key)
-        thirds = [key.replace(part[0], f".attn.{name}.") for name in ("query", "key", "value")] if part else []
-        if not part or not all(third in named and named[third].shape == value.shape for third in thirds):
-            out[key] = value  # one of the three is missing or of another shape: loading names what is there
-        elif part[1] == "query":
-            out[key.replace(part[0], ".attn.qkv.")] = torch.cat([named[third] for third in thirds])
-    return out
+    return join(named, ".attn.", ("query", "key", "value"), "qkv")
 
 
 def _from_lightly_mae(state: State) -> State:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from lit_vision.backbones.backbone import Backbone, is_plain_vit
+from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
@@ -281,7 +282,7 @@ def classifier_names(backbone: Backbone) -> tuple[str, ...]:
 
 def _resize(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
     """Return the position embeddings resized to the wanted grid, or None where that is impossible."""
-    if value.ndim != 3 or value.shape[2] != wanted.shape[2] or not is_plain_vit(backbone.model):
+    if value.ndim != 3 or value.shape[2] != wanted.shape[2] or not isinstance(backbone.model, VisionTransformer):
         return None
     grid = backbone.model.patch_embed.grid_size
     prefix = wanted.shape[1] - grid[0] * grid[1]

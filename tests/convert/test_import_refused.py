@@ -10,7 +10,17 @@ from torch import Tensor
 from toy_foreign import BACKBONE_FLAGS, NAME, SIZES, VIT, foreign_states
 
 from lit_vision.cli import main as cli
-from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.weights.compatibility import (
+    CLIP,
+    DINOV2,
+    EFFICIENTNET_LITE,
+    FACEBOOK_MAE,
+    LIGHTLY_MAE,
+    LIGHTLY_SIMCLR,
+    MOBILENET,
+    TORCHVISION,
+    TRANSFORMERS,
+)
 
 # layout: a key of each kind that layouts are recognised by, of a block, of norms, of the head or the decoder
 _CNN = ("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer1.0.conv2.weight", "layer2.1.conv1.weight")
@@ -47,6 +57,26 @@ KEYS = {
     f"{FACEBOOK_MAE} (encoder)": (*_VIT, *_NORM),
     f"{FACEBOOK_MAE} (full)": (*_VIT, *_NORM, "mask_token", *_DECODER, "decoder_blocks.0.attn.qkv.weight"),
     f"{FACEBOOK_MAE} (fine-tuned)": (*_VIT, "fc_norm.weight", "fc_norm.bias", *_HEAD),
+    DINOV2: (
+        *(*_HUGGING, "embeddings.register_tokens", "encoder.layer.0.attention.q_proj.weight", "layernorm.weight"),
+        *("encoder.layer.1.layer_scale2.lambda1", "encoder.layer.1.mlp.fc2.bias"),
+    ),
+    CLIP: (
+        *("embeddings.class_embedding", "embeddings.position_embedding.weight", "embeddings.patch_embedding.weight"),
+        *("encoder.layers.0.self_attn.v_proj.weight", "encoder.layers.1.mlp.fc1.weight", "pre_layrnorm.weight"),
+    ),
+    f"{CLIP}, OpenAI's names": (
+        *("visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight", "visual.ln_pre.bias"),
+        *("visual.transformer.resblocks.0.attn.in_proj_weight", "visual.ln_post.weight"),
+    ),
+    MOBILENET: (
+        *("features.0.0.weight", "features.1.conv.1.weight", "features.17.conv.3.running_mean", "features.18.1.bias"),
+        "classifier.1.weight",
+    ),
+    EFFICIENTNET_LITE: (
+        *("_conv_stem.weight", "_blocks.0._bn2.bias", "_blocks.15._bn2.weight", "_blocks.8._expand_conv.weight"),
+        *("_blocks.3._project_conv.weight", "_fc.weight"),
+    ),
     LIGHTLY_SIMCLR: tuple(f"backbone.{key}" for key in _CNN),  # its projection head is not imported
     LIGHTLY_MAE: (*(f"backbone.vit.{key}" for key in (*_VIT, *_NORM)), *_IN_DECODER),  # its ViT's own head is unused
 }
@@ -62,6 +92,11 @@ BLOCKS = {
     f"{FACEBOOK_MAE} (encoder)": ("blocks.1.",),
     f"{FACEBOOK_MAE} (full)": ("blocks.1.", "decoder_blocks.1."),
     f"{FACEBOOK_MAE} (fine-tuned)": ("blocks.1.",),
+    DINOV2: ("encoder.layer.1.",),
+    CLIP: ("encoder.layers.1.",),
+    f"{CLIP}, OpenAI's names": ("visual.transformer.resblocks.1.",),
+    MOBILENET: ("features.17.conv.1.",),
+    EFFICIENTNET_LITE: ("_blocks.15.",),
     LIGHTLY_SIMCLR: ("backbone.layer2.1.",),
     LIGHTLY_MAE: ("backbone.vit.blocks.1.", "decoder.decoder_blocks.1."),
 }
@@ -81,8 +116,11 @@ def states() -> dict[str, dict[str, Tensor]]:
 def arguments_of(layout: str) -> list[str]:
     if "DenseNet" in layout:
         return ["--backbone", "densenet121", "--backbone_args", '{"growth_rate": 8, "block_config": [2, 2, 2, 2]}']
-    if "ResNet" in layout or layout == LIGHTLY_SIMCLR:
+    if "ResNet" in layout or layout in (LIGHTLY_SIMCLR, MOBILENET, EFFICIENTNET_LITE):
         return []
+    if layout == DINOV2 or layout.startswith(CLIP):
+        name = "vit_base_patch14_reg4_dinov2" if layout == DINOV2 else "vit_base_patch16_clip_224"
+        return ["--backbone", name, *BACKBONE_FLAGS[2:]]
     return [*BACKBONE_FLAGS, *(SIZES if layout in _MAES else [])]
 
 
@@ -114,7 +152,7 @@ def test_one_key(layout: str, key: str, tmp_path: Path, capsys) -> None:
     missing = {k: v for k, v in whole.items() if k != key}
     assert is_refused(output_of(missing, layout, arguments, tmp_path, capsys), {"missing"})
     reshaped = {**whole, key: whole[key][..., :-1].clone()}
-    third = any(name in key for name in ("_proj", ".key.")) and "vit" in layout.lower()  # is not joined with the others
+    third = any(name in key for name in (*(f".{name}_proj." for name in "qkv"), ".key."))  # is not joined with the others
     kinds = {"reshaped", "unexpected"} if third else {"reshaped"}
     assert is_refused(output_of(reshaped, layout, arguments, tmp_path, capsys), kinds)
     renamed = {f"{k}_x" if k == key else k: v for k, v in whole.items()}

@@ -15,13 +15,18 @@ from toy_foreign import (
     BACKBONE_FLAGS,
     NAME,
     SIZES,
+    LITE,
     VIT,
     LightlyMAE,
     LightlySimCLR,
+    efficientnet_lite_names,
     fb_keys,
     foreign_states,
     hub_names,
+    openai_names,
     scrambled,
+    transformers_clip,
+    transformers_dinov2,
     transformers_mae,
 )
 
@@ -30,10 +35,20 @@ from lit_vision.cli import main as cli
 from lit_vision.methods import MAE, Classifier
 from lit_vision.methods.classifier.network import ClassifierNetwork
 from lit_vision.predict.models import load_method
-from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_SIMCLR, pairs
+from lit_vision.weights.compatibility import (
+    CLIP,
+    DINOV2,
+    EFFICIENTNET_LITE,
+    FACEBOOK_MAE,
+    LIGHTLY_SIMCLR,
+    MOBILENET,
+    pairs,
+)
 from lit_vision.weights.detect_architecture import detect_architecture
+from lit_vision.weights.key_maps import IMAGENET_PIXELS, PIXELS
 from lit_vision.weights.load import load_into
 
+MOBILE = {MOBILENET: "mobilenetv2_100", EFFICIENTNET_LITE: LITE}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(3, 16, generator=torch.Generator().manual_seed(1))
 
@@ -163,6 +178,123 @@ def test_transformers__encoder_alone(tmp_path: Path) -> None:
         close(backbone(IMAGES), model(IMAGES, noise=torch.arange(16.0).expand(3, -1)).last_hidden_state[:, 0])
 
 
+# ---- DINOv2 and CLIP
+
+
+@pytest.mark.parametrize(("registers", "form"), [(True, "saved"), (False, "saved"), (True, "memory"), (False, "own")])
+def test_dinov2__the_same_features(registers: bool, form: str, tmp_path: Path) -> None:
+    model = transformers_dinov2(registers)
+    model.save_pretrained(tmp_path / "hf")
+    if form == "memory":
+        save_file(model.state_dict(), tmp_path / "hf/model.safetensors")
+    if form == "own":  # the authors' files have timm's names, but for these
+        vit = dict(timm.create_model("vit_base_patch14_dinov2", num_classes=0, **VIT).state_dict())
+        method, _ = load_method(imported(tmp_path, tmp_path / "hf"))
+        state = {key: method.backbone.model.state_dict()[key] for key in vit}
+        torch.save({**state, "mask_token": torch.zeros(1, 32)}, tmp_path / "hf/pytorch_model.pth")
+        (tmp_path / "hf/model.safetensors").unlink()
+    backbone = load_method(imported(tmp_path, tmp_path / "hf"))[0].backbone
+    assert "dinov2" in backbone.config["name"]
+    assert ("reg4" in backbone.config["name"]) == registers
+    with torch.no_grad():
+        theirs = model(IMAGES).last_hidden_state
+        close(backbone(IMAGES), theirs[:, 0])
+        close(backbone.model.forward_features(IMAGES), theirs)
+
+
+def test_dinov2__the_gated_mlp_of_the_giant(tmp_path: Path) -> None:
+    """transformers has two names for it: joined in files, gate and up in memory; timm's has the gate first."""
+    model = transformers_dinov2(True, use_swiglu_ffn=True)
+    hidden = {"mlp_ratio": 176 / 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    flags = ["--backbone", "vit_giant_patch14_reg4_dinov2", "--backbone_args", json.dumps(hidden)]
+    model.save_pretrained(tmp_path / "hf")
+    torch.save(model.state_dict(), tmp_path / "memory.pth")
+    for source in (tmp_path / "hf", tmp_path / "memory.pth"):
+        backbone = load_method(imported(tmp_path, source, *flags))[0].backbone
+        with torch.no_grad():
+            close(backbone(IMAGES), model(IMAGES).pooler_output)
+
+
+def test_dinov2__another_image_size_resizes_the_positions_of_patches(tmp_path: Path, capsys) -> None:
+    transformers_dinov2(True).save_pretrained(tmp_path / "hf")
+    out = imported(tmp_path, tmp_path / "hf", "--img_size", "48")
+    assert "1 resized" in capsys.readouterr().out
+    assert load_file(out)["pos_embed"].shape == (1, 36, 32)
+
+
+@pytest.mark.parametrize("form", ["alone", "in CLIPModel", "OpenAI"])
+def test_clip__the_same_features(form: str, tmp_path: Path, capsys) -> None:
+    act = "gelu" if form == "OpenAI" else "quick_gelu"
+    model, flags = transformers_clip(hidden_act=act), []
+    model.save_pretrained(tmp_path / "hf")
+    if form == "in CLIPModel":
+        config = json.loads((tmp_path / "hf/config.json").read_text())
+        del config["hidden_act"]  # the Hub's older files leave out what is transformers' default
+        (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config}))
+        text = {"text_model.encoder.layers.0.mlp.fc1.weight": torch.ones(4, 2), "logit_scale": torch.tensor(1.0)}
+        tower = {f"vision_model.{key}": value for key, value in model.state_dict().items()}
+        projection = {"visual_projection.weight": torch.ones(8, 32), "text_projection.weight": torch.ones(8, 2)}
+        save_file({**tower, **text, **projection}, tmp_path / "hf/model.safetensors")
+    elif form == "OpenAI":
+        text = {"transformer.resblocks.0.ln_1.weight": torch.ones(2), "positional_embedding": torch.ones(7, 2)}
+        state = {**openai_names(model.state_dict()), "visual.proj": torch.ones(32, 8), **text}
+        flags = ["--backbone", "vit_base_patch16_clip_224", *BACKBONE_FLAGS[2:]]
+        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pt")
+    out = imported(tmp_path, tmp_path / ("w.pt" if form == "OpenAI" else "hf"), *flags)
+    backbone = load_method(out)[0].backbone
+    assert ("quickgelu" in backbone.config["name"]) == (form != "OpenAI")
+    with torch.no_grad():
+        close(backbone(IMAGES), model(IMAGES).pooler_output)
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["mean"]) == pytest.approx([0.48145466, 0.4578275, 0.40821073], abs=1e-6)
+    assert "layer_norm_eps" not in capsys.readouterr().out  # 1e-5 in both
+
+
+_SOME = ("vit_small_patch14_dinov2", "vit_base_patch14_reg4_dinov2", "vit_base_patch32_clip_224")
+_SIZES = [name for name in timm.list_models(["vit_*_dinov2", "vit_*_clip_224"]) if "quickgelu" not in name]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in _SOME else pytest.mark.slow) for n in _SIZES])
+def test_clip_and_dinov2__names_follow_from_the_shapes(name: str) -> None:
+    with torch.device("meta"):
+        shapes = {f"backbone.{k}": v for k, v in timm.create_model(name, num_classes=0).state_dict().items()}
+    assert detect_architecture(shapes, {})[0] == name
+
+
+# ---- EfficientNet-Lite and MobileNetV2
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", LITE])
+def test_mobile_networks__the_same_logits(name: str, tmp_path: Path, capsys) -> None:
+    from torchvision.models import mobilenet_v2
+
+    model = mobilenet_v2(num_classes=7) if name == "mobilenet_v2" else timm.create_model(name, num_classes=7)
+    nn.init.normal_([*model.parameters()][-2], std=0.1)
+    for module_name, buffer in model.eval().named_buffers():
+        if module_name.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+    torch.save(model.state_dict() if name != LITE else efficientnet_lite_names(model.state_dict()), tmp_path / "w.pth")
+    out = imported(tmp_path, tmp_path / "w.pth")
+    with torch.no_grad():
+        theirs = model(IMAGES)
+    close(logits(out) / theirs.abs().max(), theirs / theirs.abs().max())
+    card = load_method(out)[1]
+    assert list(card.mean) == ([0.5] * 3 if name == LITE else pytest.approx([0.485, 0.456, 0.406]))
+    assert card.crop_pct == 0.875
+    assert (LITE if name == LITE else "mobilenetv2_100") in capsys.readouterr().out
+
+
+def test_mobile_networks__names_follow_from_the_shapes() -> None:
+    with torch.device("meta"):
+        for layout, names in (
+            (EFFICIENTNET_LITE, [f"tf_efficientnet_lite{i}" for i in range(3)]),
+            (MOBILENET, ["mobilenetv2_050", "mobilenetv2_140"]),
+        ):
+            for name in names:
+                state = {f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}
+                assert detect_architecture(state, {}, layout=layout)[0] == name
+
+
 # ---- lightly
 
 
@@ -288,24 +420,29 @@ def test_every_rule_of_a_foreign_layout_goes_through(tmp_path: Path) -> None:
     pytest.importorskip("lightly")
     states = foreign_states()
     targets = {
-        "MAE": lambda pool: MAE(NAME, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
-        "Classifier": lambda pool: Classifier(NAME, 1000, {**VIT, "pool": pool}),
+        "MAE": lambda pool, name=NAME: MAE(name, VIT, decoder_width=16, decoder_depth=2, decoder_heads=2),
+        "Classifier": lambda pool, name=NAME: Classifier(name, 1000, {**VIT, "pool": pool}),
         "Backbone": lambda pool: Backbone(NAME, **VIT, pool=pool),
     }
     done = 0
     for layout, kind in pairs():
-        if layout not in states or layout == "timm" or kind not in targets:
-            continue
+        if layout not in states or layout == "timm" or kind not in targets or (layout, kind) == (DINOV2, "MAE"):
+            continue  # MAE takes no registers, which this state has
         torch.save({"model" if layout.startswith(FACEBOOK_MAE) else "state_dict": states[layout]}, tmp_path / "w.pth")
-        if layout == LIGHTLY_SIMCLR:
+        if layout in MOBILE:
+            module = Backbone(MOBILE[layout]) if kind == "Backbone" else Classifier(MOBILE[layout], 7)
+        elif layout in (DINOV2, CLIP):
+            name = "vit_base_patch14_reg4_dinov2" if layout == DINOV2 else "vit_base_patch16_clip_224"
+            module = Backbone(name, **VIT) if kind == "Backbone" else targets[kind]("token", name)
+        elif layout == LIGHTLY_SIMCLR:
             module = Backbone("resnet18") if kind == "Backbone" else Classifier("resnet18", 5)
         else:
             module = targets[kind]("avg" if "fine-tuned" in layout else "token")
         report = load_into(module, tmp_path / "w.pth")
         assert (report.source, report.target) == (layout, kind)
-        assert report.mean == pytest.approx([0.485, 0.456, 0.406])
+        assert report.mean == pytest.approx(PIXELS.get(layout, IMAGENET_PIXELS)[0], abs=1e-6)
         done += 1
-    assert done == 19
+    assert done == 28
 
 
 def test_positions_are_resized_and_reported(tmp_path: Path, capsys) -> None:

@@ -9,7 +9,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lit_vision.weights.compatibility import FACEBOOK_MAE, LIGHTLY_MAE, LIGHTLY_SIMCLR, TORCHVISION, TRANSFORMERS
+from lit_vision.weights.compatibility import (
+    CLIP,
+    DINOV2,
+    EFFICIENTNET_LITE,
+    FACEBOOK_MAE,
+    LIGHTLY_MAE,
+    LIGHTLY_SIMCLR,
+    MOBILENET,
+    TORCHVISION,
+    TRANSFORMERS,
+)
 
 NAME = "vit_base_patch16_224"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -52,6 +62,69 @@ def hub_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
             key = key.replace(new, old)
         out[key] = value
     return out
+
+
+VIT_OF_TRANSFORMERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT_OF_TRANSFORMERS |= {"image_size": 32, "patch_size": 8}
+
+
+def transformers_dinov2(registers: bool, **more) -> nn.Module:
+    """Return DINOv2 of transformers, with or without four registers, in the size of `VIT`."""
+    from transformers.models.dinov2.modeling_dinov2 import Dinov2Config, Dinov2Model
+    from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import (
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
+
+    config, model = (Dinov2WithRegistersConfig, Dinov2WithRegistersModel) if registers else (Dinov2Config, Dinov2Model)
+    return scrambled(model(config(**VIT_OF_TRANSFORMERS, **more)))
+
+
+def transformers_clip(**more) -> nn.Module:
+    """Return CLIP's image tower of transformers in the size of `VIT`."""
+    from transformers.models.clip.modeling_clip import CLIPVisionConfig, CLIPVisionModel
+
+    return scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT_OF_TRANSFORMERS, intermediate_size=128, **more)))
+
+
+def openai_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of transformers' CLIPVisionModel to OpenAI's and open_clip's."""
+    names = {"class_embedding": "class_embedding", "position_embedding.weight": "positional_embedding"}
+    names |= {"patch_embedding.weight": "conv1.weight"}
+    out = {f"visual.{new}": state[f"embeddings.{old}"] for old, new in names.items()}
+    for old, new in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+        out |= {f"visual.{new}.{leaf}": state[f"{old}.{leaf}"] for leaf in ("weight", "bias")}
+    modules = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+    modules |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    for i in range(VIT_OF_TRANSFORMERS["num_hidden_layers"]):
+        theirs, ours = f"encoder.layers.{i}", f"visual.transformer.resblocks.{i}"
+        for leaf in ("weight", "bias"):
+            thirds = [state[f"{theirs}.self_attn.{name}_proj.{leaf}"] for name in "qkv"]
+            out[f"{ours}.attn.in_proj_{leaf}"] = torch.cat(thirds)
+            out |= {f"{ours}.{new}.{leaf}": state[f"{theirs}.{old}.{leaf}"] for old, new in modules.items()}
+    return out
+
+
+LITE = "tf_efficientnet_lite0"
+
+
+def efficientnet_lite_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of timm's EfficientNet-Lite0 to those of the packages' files, which have the same order."""
+    bn = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+    def block(i: int) -> list[str]:
+        expand = [f"_blocks.{i}._expand_conv.weight", *(f"_blocks.{i}._bn0.{leaf}" for leaf in bn)] if i else []
+        rest = [f"_blocks.{i}._depthwise_conv.weight", *(f"_blocks.{i}._bn1.{leaf}" for leaf in bn)]
+        return [
+            *expand,
+            *rest,
+            f"_blocks.{i}._project_conv.weight",
+            *(f"_blocks.{i}._bn2.{leaf}" for leaf in bn),
+        ]
+
+    names = ["_conv_stem.weight", *(f"_bn0.{leaf}" for leaf in bn), *(key for i in range(16) for key in block(i))]
+    names += ["_conv_head.weight", *(f"_bn1.{leaf}" for leaf in bn), "_fc.weight", "_fc.bias"]
+    return dict(zip(names, state.values(), strict=True))
 
 
 class LightlySimCLR(nn.Module):
@@ -114,7 +187,7 @@ def fb_keys(width: int, depth: int, patch: int, grid: int, part: str, decoder: t
 
 def foreign_states() -> dict[str, dict[str, Tensor]]:
     """Return a small state dict of each supported layout; that of facebookresearch/mae in its three variants."""
-    from torchvision.models import DenseNet, VisionTransformer, resnet18
+    from torchvision.models import DenseNet, VisionTransformer, mobilenet_v2, resnet18
 
     sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 128}
     states = {"timm": timm.create_model(NAME, **VIT).state_dict(), "torchvision ResNet": resnet18().state_dict()}
@@ -126,6 +199,11 @@ def foreign_states() -> dict[str, dict[str, Tensor]]:
     states[f"{TRANSFORMERS}, encoder"] = {k.removeprefix("vit."): v for k, v in vit.items()}
     for part in ("encoder", "full", "fine-tuned"):
         states[f"{FACEBOOK_MAE} ({part})"] = {k: torch.zeros(s) for k, s in fb_keys(32, 2, 8, 4, part, (16, 2)).items()}
+    states[DINOV2] = transformers_dinov2(True).state_dict()
+    states[CLIP] = transformers_clip().state_dict()
+    states[f"{CLIP}, OpenAI's names"] = openai_names(states[CLIP])
+    states[MOBILENET] = mobilenet_v2(num_classes=7).state_dict()
+    states[EFFICIENTNET_LITE] = efficientnet_lite_names(timm.create_model(LITE, num_classes=7).state_dict())
     states[LIGHTLY_SIMCLR] = LightlySimCLR(True).state_dict()
     states[LIGHTLY_MAE] = LightlyMAE().state_dict()
     return states
