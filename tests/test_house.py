@@ -43,6 +43,7 @@ FLOORS = [
 MODULES_AT_THE_TOP = 5  # __init__ and __main__ counted
 PARSERS = {"argparse", "jsonargparse", "lightning.pytorch.cli"}  # only cli/ reads a command line
 NAMESPACE_IS_DATA = {  # modules that need argparse's Namespace, but no parser
+    "lit_vision.io.safe_load",  # checkpoints of training scripts hold one
     "lit_vision.runs.loggers",  # Lightning may log hyperparameters as one
     "lit_vision.weights.checkpoint_layouts",  # official checkpoints hold one
 }

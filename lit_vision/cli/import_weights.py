@@ -30,8 +30,9 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision import",
         description="Convert another project's weights to one safetensors file; refused unless every key fits. "
-        "Supported: timm;\ntorchvision's ResNet, DenseNet and ViT; transformers' ViT-MAE; lightly's SimCLR and MAE; "
-        "facebookresearch/mae\n(CC-BY-NC). Nothing in a file is executed.",
+        "Supported: timm;\ntorchvision's ResNet, DenseNet, MobileNetV2 and ViT; transformers' ViT-MAE, DINOv2 and "
+        "CLIP's image tower; open_clip's\nViTs; EfficientNet-Lite; lightly's SimCLR and MAE; facebookresearch/dinov2 "
+        "and mae (CC-BY-NC). Nothing in a file is executed.",
         epilog="example: lit-vision import mae_pretrain_vit_base.pth --out weights/mae-base.safetensors\n"
         "then:    lit-vision fit --config RECIPE.yaml --model.backbone_checkpoint weights/mae-base.safetensors",
     )
@@ -40,7 +41,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--state",
         metavar="NAME",
-        help="which of several states or modules in the file, such as state_dict_ema or teacher (default: the usual one)",
+        help="which of several states or modules in the file, such as state_dict_ema (default: the usual one)",
     )
     parser.add_argument("--backbone", metavar="NAME", help="timm's name, if the shapes do not decide it")
     parser.add_argument(
@@ -177,15 +178,14 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
         UserError: not supported yet, a file of this project, or an unknown architecture.
         PartialMatchError: keys do not fit.
     """
+    from lit_vision.convert.import_report import notes, state_line
     from lit_vision.convert.import_target import build
     from lit_vision.convert.import_writer import class_names, eval_crop_pct, statistics, write_imported
     from lit_vision.io.hashing import sha256_of_file
     from lit_vision.weights.checkpoint_layouts import OUTSIDE, official_training_args, read_common
     from lit_vision.weights.compatibility import (
         BACKBONE,
-        CLIP,
         FACEBOOK_MAE,
-        LIGHTLY_MAE,
         UNKNOWN,
     )
     from lit_vision.weights.detect_architecture import detect_architecture
@@ -228,25 +228,8 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
         raise PartialMatchError(
             f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows
         ) from error
-    lines = [str(report)]
-    if chosen := metadata.get("outer"):
-        left = metadata.get("other_states", "")
-        lines.insert(0, f"state: {chosen}" + (f" (also in the file: {left}; --state chooses)" if left else ""))
-    if report.resized:
-        side = backbone_args.get("img_size", 224)
-        lines.append(f"resized: {', '.join(report.resized)} to the grid of {side} pixels (bicubic)")
-    ours = getattr(getattr(getattr(method, "backbone", method).model, "norm", None), "eps", 1e-6)
-    if (eps := float((config.get("vision_config") or config).get("layer_norm_eps", ours))) != ours:
-        lines.append(f"note: config.json has layer_norm_eps {eps:g}; here it is {ours:g}, timm's of {name}")
-    if layout == CLIP and not config and not args.backbone:
-        lines.append(
-            "note: no tensor shows the activation, and GELU is assumed; OpenAI's own weights have QuickGELU: "
-            f"--backbone {name.replace('_clip_', '_clip_quickgelu_')}"
-        )
-    if kind == "MAE" and layout != LIGHTLY_MAE and "norm_pix_loss" not in {*config, *args.args}:
-        lines.append(
-            "note: the file does not state norm_pix_loss (loss on normalized pixels); true is assumed (--args)"
-        )
+    named = args.backbone is not None
+    lines = [*state_line(metadata), str(report), *notes(method, report, name, {**config, **args.args}, named=named)]
     license = args.license or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("license") or ""
     if layout.startswith(FACEBOOK_MAE):
         license = args.license or "CC-BY-NC-4.0"

@@ -8,7 +8,6 @@ Path in it) is read like any other. Every other class is refused by its name.
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
 import pathlib
 import re
@@ -57,9 +56,8 @@ def plain_data() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         for module in _PATHLIB_MODULES
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     ]
-    python = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, list, dict, int, float]
     dates = [datetime.datetime, datetime.date, datetime.timedelta]
-    return [*numpy_types, *functions, *paths, *python, *dates]
+    return [*numpy_types, *functions, *paths, *dates, argparse.Namespace, types.SimpleNamespace]
 
 
 def refused_class(error: BaseException) -> str:

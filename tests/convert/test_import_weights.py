@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from toy_foreign import (
     BACKBONE_FLAGS,
+    LITE,
     NAME,
     SIZES,
-    LITE,
     VIT,
     LightlyMAE,
     LightlySimCLR,
@@ -203,7 +203,7 @@ def test_dinov2__the_same_features(registers: bool, form: str, tmp_path: Path) -
 
 
 def test_dinov2__the_gated_mlp_of_the_giant(tmp_path: Path) -> None:
-    """transformers has two names for it: joined in files, gate and up in memory; timm's has the gate first."""
+    """Transformers has two names for it: joined in files, gate and up in memory; timm's has the gate first."""
     model = transformers_dinov2(True, use_swiglu_ffn=True)
     hidden = {"mlp_ratio": 176 / 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
     flags = ["--backbone", "vit_giant_patch14_reg4_dinov2", "--backbone_args", json.dumps(hidden)]
