@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from lit_vision import __version__
 from lit_vision.errors import UserError
+from lit_vision.io.malloc import keep_freed_memory
 from lit_vision.io.redact import redact
 
 # name: (module, function that takes the arguments after the name, one line of help)
@@ -63,6 +64,9 @@ COMMANDS = {
     "pack": ("lit_vision.cli.pack", "main", "store a folder as one fast file: lit-vision pack ROOT --out FILE.pack"),
 }
 
+# fit and study do not gain by it (make benchmark, section memory)
+KEEP_FREED_MEMORY = ("predict", "embed")
+
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
@@ -97,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server at import otherwise
     try:
+        keep_freed_memory(by_default=name in KEEP_FREED_MEMORY)
         module, function, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), function)(rest) or 0
     except UserError as error:

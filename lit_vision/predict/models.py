@@ -23,7 +23,7 @@ from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
-from lit_vision.weights.checkpoint_layouts import load_content, read_file, to_common_keys
+from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
@@ -117,7 +117,7 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
     Raises:
         UserError: as `load_model`.
     """
-    state, header = read_file(path)
+    state, header, content = read_file_and_content(path)
     if header.get("lit_vision") == "Adapter":
         return _load_with_adapter(path, base)
     if base:
@@ -131,7 +131,6 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         backbone = Backbone(**json.loads(header["backbone"]))
         report = load_into(backbone, path)
         return _build_features(backbone, report.mean, report.std, path, {"license": header.get("license", "")})
-    content = load_content(path)
     hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(hyper, Mapping) or "backbone" not in hyper:
         raise UserError(

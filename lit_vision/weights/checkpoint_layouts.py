@@ -46,6 +46,18 @@ def read_file(path: str | os.PathLike[str], state: str | None = None) -> tuple[d
     Raises:
         UserError: no such file, no checkpoint, a damaged one, one that would run code, or no such state.
     """
+    tensors, metadata, _ = read_file_and_content(path, state)
+    return tensors, metadata
+
+
+def read_file_and_content(
+    path: str | os.PathLike[str], state: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, str], object]:
+    """Return what `read_file` returns, and all that a torch.save file holds (None for safetensors), read once.
+
+    Raises:
+        UserError: as `read_file`.
+    """
     path = Path(path)
     if not path.is_file() and not (path / MANIFEST).is_file():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
@@ -60,7 +72,7 @@ def read_file(path: str | os.PathLike[str], state: str | None = None) -> tuple[d
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 if state is not None:
                     tensors = choose_state(tensors, state, path)[1]
-                return tensors, current_keys(file.metadata())
+                return tensors, current_keys(file.metadata()), None
         except SafetensorError as error:
             raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
     content = load_content(path)
@@ -76,7 +88,7 @@ def read_file(path: str | os.PathLike[str], state: str | None = None) -> tuple[d
             f"{path}: contains no named tensors, or a layout that is not supported yet; "
             "give a state dict or a checkpoint"
         )
-    return strip_key_wrappers(tensors), metadata
+    return strip_key_wrappers(tensors), metadata, content
 
 
 def load_content(path: Path) -> object:

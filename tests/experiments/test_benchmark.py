@@ -35,10 +35,15 @@ def test_startup_section_measures_whole_processes_and_writes_json(benchmark, tmp
     }
     commands = {name: ["-S", "-c", f"import time; time.sleep({wait})"] for name, wait in slow.items()}
     monkeypatch.setattr(startup, "COMMANDS", commands)
+    cpu = {startup.IMPORTS: 200_000, "lit-vision predict": 4_000_000}  # steps of a loop
+    loops = {name: ["-S", "-c", f"for i in range({steps}): pass"] for name, steps in cpu.items()}
+    monkeypatch.setattr(startup, "one_image_commands", lambda folder: loops)
     assert (
         benchmark.main(["startup", "--repeats", "1", "--out", str(tmp_path / "b.json")]) == 1
     )  # 0.3 s is over 1.15 x 0.1 s
     written = json.loads((tmp_path / "b.json").read_text())
+    predict = written["sections"]["startup"][2]
+    assert (predict["against"], predict["met"]) == ("import torch, timm", False)
     ratio = written["sections"]["startup"][-1]
     assert ratio["met"] is False
     assert ratio["value"] > 1.15
@@ -52,6 +57,19 @@ def test_a_command_that_fails_is_not_a_fast_one(benchmark):
 
     with pytest.raises(RuntimeError, match="code 3"):
         startup.seconds(["-S", "-c", "raise SystemExit(3)"])
+
+
+def test_memory_section_compares_a_command_with_and_without(benchmark, monkeypatch):
+    from benchmarks import memory
+
+    touch = "import os; bytearray((40 << 20) * (os.environ['LIT_VISION_MALLOC'] == 'on'))"
+    monkeypatch.setattr(memory, "commands", lambda folder: {"predict": ["OUT"]})
+    run = memory.run_python
+    monkeypatch.setattr(memory, "run_python", lambda arguments, variables: run(["-S", "-c", touch], variables))
+    rows = {row["what"]: row for row in memory.measure(1)}
+    assert rows["predict: peak memory, more if kept"]["value"] == pytest.approx(42, abs=8)
+    assert rows["predict: minor page faults, memory kept"]["value"] > 2
+    assert {"predict: user CPU, memory kept", "predict: wall time, memory kept"} <= set(rows)
 
 
 def test_unknown_section_is_wrong_usage(benchmark, capsys):
