@@ -82,7 +82,7 @@ def save_classifier(path: Path, backbone: str, size: int) -> Path:
 
 
 def write_jpegs(folder: Path, count: int, width: int = 500, height: int = 375) -> None:
-    """Write `count` JPEGs of smooth colors with noise, about 70 kB each, so that decoding costs what photographs' does."""
+    """Write `count` JPEGs of smooth colors with noise, of about 70 kB: decoding costs what it does for photographs."""
     import cv2
 
     folder.mkdir(parents=True)

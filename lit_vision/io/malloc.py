@@ -10,8 +10,8 @@ from lit_vision.errors import UsageError
 
 VARIABLE = "LIT_VISION_MALLOC"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-# Blocks of this size or more (bytes) are given back when they are freed: a batch of 32 images of 224 pixels in a ResNet-50
-# has tensors of 103 MB. With 32 MiB, glibc's own upper limit, half of the page faults remain; with 128 MiB a fifth.
+# Blocks of this size or more (bytes) are given back when they are freed. A batch of 32 images of 224 pixels in a
+# ResNet-50 has tensors of 103 MB. With 32 MiB half of its page faults remain, with 128 MiB a quarter, with this 7 %.
 LARGEST_BLOCK = 256 << 20
 OLD_LARGEST_BLOCK = 32 << 20  # the most that older versions of glibc accept
 KEPT = 512 << 20  # bytes of free memory at the end of the heap, at most

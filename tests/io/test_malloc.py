@@ -11,7 +11,7 @@ from lit_vision.errors import UsageError
 from lit_vision.io import malloc
 
 GLIBC = malloc._is_glibc()
-# a block of 64 MB is mapped by itself, and so leaves the heap (uordblks of mallinfo, hblks) as it was, unless it is kept
+# malloc maps a block of 64 MB by itself (hblks of mallinfo counts these), unless memory is kept
 MAPPED_BLOCKS = """
 import ctypes, os, sys
 {prepare}
