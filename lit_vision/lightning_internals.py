@@ -173,6 +173,9 @@ def complete_loop_counters(checkpoint: dict[str, Any], validation_follows: bool,
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
     if validation_follows:
         val.update(total={**_ZERO, "ready": 1, "started": 1}, current=dict(_ZERO), is_last_batch=False)
+    if not epoch_over and not batch["is_last_batch"]:  # also where training ends inside the epoch (max_steps)
+        for counters in loop["epoch_progress"].values():
+            counters["processed"] = counters["completed"]
     if epoch_over:
         for counters in loop["epoch_progress"].values():
             counters["completed"] = counters["processed"]

@@ -55,9 +55,13 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
             "connect once, or use pretrained=false"
         ) from error
     except RuntimeError as error:
-        if pretrained and "pretrained" in str(error).lower():
+        if "pretrained" in str(error).lower():  # a weight tag is looked up even where no weights are loaded
             tags = ", ".join(timm.list_pretrained(f"{base}.*")[:4]) or "none"
-            raise UserError(f"pretrained: {error} (has: {tags}); choose one of these or pretrained=false") from error
+            key = "pretrained" if pretrained and "tag" not in str(error) else "backbone"
+            text = str(error).rstrip(".")
+            raise UserError(
+                f"{key}: {text} (has: {tags}); choose one of these, or {base} with pretrained=false"
+            ) from error
         raise
 
 

@@ -33,6 +33,7 @@ from lit_vision.errors import UserError
 from lit_vision.io.hashing import seed_from_text
 from lit_vision.io.safe_load import DamagedCheckpointError
 from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path, is_valid
+from lit_vision.runs.lightning_switches import check_callbacks
 from lit_vision.runs.loop_state import rescale_batch_counters
 from lit_vision.runs.preemption import EXIT_CODES, StopSignals, requeue
 from lit_vision.runs.retention import Retention
@@ -62,6 +63,11 @@ class SeedEachBatch(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise UsageError for a callback that has no place in a run; see `lightning_switches.CALLBACKS`."""
+        if stage == "fit":
+            check_callbacks(trainer.callbacks)
+
     def _seed(self, trainer: Trainer, *key: int) -> None:
         value = seed_from_text(repr((self.seed, trainer.global_rank, *key)))
         # torch.manual_seed takes 180 us a call, the generator's own method 9 us
@@ -83,9 +89,9 @@ class SeedEachBatch(Callback):
 class LastCheckpoint(Checkpoint):
     """Write the checkpoints of a run, only where a resume is exact.
 
-    - last.ckpt: every `every_n_steps` optimizer steps, at the end of each epoch, and when SIGTERM, SIGUSR1 or Ctrl-C
-      comes (within one optimizer step, also in validation); the process then exits with 143 or 130. A second Ctrl-C
-      exits at once.
+    - last.ckpt: every `every_n_steps` optimizer steps, at the end of each epoch and of the run, and when SIGTERM,
+      SIGUSR1 or Ctrl-C comes (within one optimizer step, also in validation); the process then exits with 143 or 130.
+      A second Ctrl-C exits at once.
     - previous.ckpt: the last.ckpt before.
     - best.ckpt: written at the end of an epoch in which the first of `monitors_of` that the run measures is better than
       ever.
@@ -133,6 +139,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = self.folder or str(Path(trainer.default_root_dir) / "checkpoints")
         if stage == "fit":
+            check_callbacks(trainer.callbacks)
             # Lightning's own handlers, which these replace, broadcast between processes and save, all inside a handler
             lightning_internals.replace_signal_handlers(trainer, self.signals.watch)
 
@@ -217,6 +224,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            # training ends inside the epoch: max_steps, max_time, or a callback that stops it
+            if trainer.global_step != self._saved_at:
+                self._save(trainer, best=self._improved(trainer))
             return
         self._epoch_over = True
         self._save(trainer, best=self._improved(trainer))

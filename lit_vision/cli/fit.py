@@ -197,8 +197,9 @@ def run_command(command: str, argv: Sequence[str]) -> int:
     finally:
         run_dir.reset_run_dir()
     if cli.trainer.is_global_zero:
-        entries = sorted(p.name + "/" * p.is_dir() for p in cli.folder.iterdir() if not p.name.startswith("."))
-        print(f"{cli.folder}: {', '.join(entries)}", flush=True)
+        found = cli.folder.iterdir() if cli.folder.is_dir() else ()  # fast_dev_run writes nothing
+        entries = sorted(p.name + "/" * p.is_dir() for p in found if not p.name.startswith("."))
+        print(f"{cli.folder}: {', '.join(entries) or 'nothing was written'}", flush=True)
     return 0
 
 

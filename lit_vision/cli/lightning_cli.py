@@ -20,13 +20,16 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_vision.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, SeedEachBatch
+from lit_vision.callbacks.monitored_metrics import CheckMonitoredMetrics
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.callbacks.progress import Progress
 from lit_vision.callbacks.run_record import RunRecord, SampleCounter
 from lit_vision.cli.config import Parser, SaveConfig, current_class_paths, to_plain_dict
 from lit_vision.cli.config_errors import summarize_state_dict_error
+from lit_vision.cli.library_errors import from_trainer_error
 from lit_vision.distributed import global_batch_norm
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io import checkpoint_digest
@@ -34,6 +37,7 @@ from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.processes import die_with_parent
 from lit_vision.results import schema
 from lit_vision.runs import loggers, run_dir
+from lit_vision.runs.lightning_switches import check_settings
 
 
 class RunCLI(LightningCLI):
@@ -104,10 +108,8 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if not config.get("data"):
             raise UsageError("data: is missing; give class_path and init_args as the recipes in experiments/ do")
-        if config.trainer.use_distributed_sampler:
-            raise UsageError(
-                "trainer.use_distributed_sampler: must be false; the data module's sampler distributes the samples"
-            )
+        if config.trainer.use_distributed_sampler or self.config.subcommand == "fit":  # an old run can be measured
+            check_settings(vars(config.trainer))
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the model is that of the recipe, not of the checkpoint."""
@@ -166,7 +168,10 @@ class RunCLI(LightningCLI):
         callbacks = settings.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         kwargs["callbacks"] = callbacks + self._callbacks(callbacks, settings)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise from_trainer_error(error) from error
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False or self.subcommand != "fit":
@@ -192,6 +197,7 @@ class RunCLI(LightningCLI):
             callbacks.append(Progress())
         if self.subcommand != "fit":
             return callbacks
+        callbacks.append(CheckMonitoredMetrics())
         if not any(isinstance(c, StopOnNonFinite) for c in given):
             callbacks.append(StopOnNonFinite())
         if settings.enable_checkpointing is not False and not settings.fast_dev_run:

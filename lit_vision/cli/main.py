@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_vision import __version__
+from lit_vision.cli.library_errors import from_library_error
 from lit_vision.errors import UserError
 from lit_vision.io.malloc import keep_freed_memory
 from lit_vision.io.redact import redact
@@ -105,11 +106,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, function, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), function)(rest) or 0
     except UserError as error:
-        print(f"lit-vision: error: {redact(str(error))}", file=sys.stderr)
-        return error.exit_code
+        return _report(error)
     except KeyboardInterrupt:
         print("lit-vision: stopped by Ctrl-C", file=sys.stderr)
         return 130
+    except Exception as error:
+        known = from_library_error(error)
+        if known is None:
+            raise  # a bug: with its traceback
+        return _report(known)
+
+
+def _report(error: UserError) -> int:
+    """Print an error in one line; return its exit code."""
+    print(f"lit-vision: error: {redact(str(error))}", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ class KeyedDataModule(LightningDataModule):
     def _new_train_batches(self) -> TrainBatches:
         rank, processes, accumulate = self.world
         batches = TrainBatches(self.num_train, self.batch_size, rank, processes, accumulate, self.seed, self.copies)
+        # Lightning replaces only samplers that shuffle; a batch sampler it leaves as it is
+        batches.same_images = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         if not len(batches):
             raise UserError(
                 f"{self.root}: {self.num_train} training images do not fill one step of {self.global_batch_size} "

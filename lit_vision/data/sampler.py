@@ -23,6 +23,8 @@ class TrainBatches:
         epoch: the epoch that the next iterator yields.
         first_batch: batches of that epoch to skip, after a resume in the middle of it; `len()` still counts all batches
             of the epoch, since Lightning adds the batches already done itself.
+        same_images: each epoch has the images of epoch 0 in the same batches (trainer.overfit_batches); their keys,
+            and so their augmentation, are those of the epoch.
         on_epoch_end: called with the epoch that is over, when the next one begins.
 
     Args:
@@ -50,6 +52,7 @@ class TrainBatches:
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
         self.accumulate, self.seed, self.copies = accumulate, seed, copies
         self.epoch = self.first_batch = 0
+        self.same_images = False
         self.on_epoch_end: Callable[[int], None] | None = None
         self.sampler = self  # Lightning calls batch_sampler.sampler.set_epoch
 
@@ -70,7 +73,8 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         """Read the state now (this is no generator) and change nothing: torch calls it twice when there are workers."""
         epoch, per_batch = self.epoch, self.batch_size * self.world_size
-        order = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, epoch])).permutation(self.n)
+        counter = [0, 0, 0, 0 if self.same_images else epoch]
+        order = np.random.Generator(np.random.Philox(key=self.seed, counter=counter)).permutation(self.n)
         position = np.arange(len(self) * per_batch)
         shape = (len(self), self.world_size, self.batch_size)
         indices = order[position // self.copies].reshape(shape)[self.first_batch :, self.rank]

@@ -153,8 +153,9 @@ def optimizer_and_schedule(
     peak = scaled_lr(base_lr, lr, length.global_batch_size)
     if not 0 <= min_lr <= peak:
         raise UserError(f"min_lr: {min_lr} is not between 0 and the peak learning rate {peak:.4g}; lower it")
-    # A fused optimizer unscales gradients itself, and Lightning then refuses to clip them (fp16 only).
-    fused = module.trainer.precision != "16-mixed"
+    # A fused optimizer unscales gradients itself, and Lightning then refuses to clip them (under mixed precision only).
+    precision, clips = module.trainer.precision, getattr(module.trainer, "gradient_clip_val", None)
+    fused = precision != "16-mixed" and not (precision == "bf16-mixed" and clips)
     built = build_optimizer(
         groups,
         optimizer,

@@ -6,10 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+
+# Lightning's callbacks that change steps, learning rates or parameter groups after the schedule is made from them:
+# the schedule goes on with its own numbers, a resume is refused, or a step fails. With what to do instead.
+CALLBACKS_THAT_CHANGE_THE_SCHEDULE = {
+    "BackboneFinetuning": "use model.tune (last-<k>, head+norm, lora, ...) or model.layer_decay",
+    "BaseFinetuning": "use model.tune (last-<k>, head+norm, lora, ...) or model.layer_decay",
+    "BatchSizeFinder": "set data.batch_size",
+    "GradientAccumulationScheduler": "set trainer.accumulate_grad_batches, one number for the whole run",
+    "LearningRateFinder": "set model.base_lr (per 256 images) or model.lr, and compare a few short runs",
+    "StochasticWeightAveraging": "use lit_vision.callbacks.ema.EMA",
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,14 @@ def training_length(module: LightningModule) -> TrainingLength:
     (Lightning #20550).
 
     Raises:
-        UserError: no datamodule that counts its batches, no `max_epochs`, or less than one optimizer step per epoch.
+        UserError: no datamodule that counts its batches, no `max_epochs`, less than one optimizer step per epoch, or a
+            callback that changes them during the run.
     """
     trainer = module.trainer
+    for callback in getattr(trainer, "callbacks", None) or ():
+        for name in {base.__name__ for base in type(callback).__mro__} & set(CALLBACKS_THAT_CHANGE_THE_SCHEDULE):
+            advice = CALLBACKS_THAT_CHANGE_THE_SCHEDULE[name]
+            raise UsageError(f"trainer.callbacks: {type(callback).__name__} cannot be used here; {advice}")
     data: Any = getattr(trainer, "datamodule", None)
     if not hasattr(data, "batches_per_epoch"):
         raise UserError(
@@ -57,6 +74,9 @@ def training_length(module: LightningModule) -> TrainingLength:
     elif limit is not None:
         batches = int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)  # Lightning steps after the last batch in any case
+    if steps < 1 and data.batches_per_epoch:
+        key = "overfit_batches" if getattr(trainer, "overfit_batches", 0) else "limit_train_batches"
+        raise UserError(f"trainer.{key}: {limit} of {data.batches_per_epoch} batches leaves none; raise it")
     if steps < 1:
         raise UserError(
             f"data.batch_size: {data.global_batch_size} images a step are more than the training set holds; "

@@ -203,7 +203,9 @@ def test_training_length__counts_accumulation_and_limits() -> None:
     for wrong, text in (
         ({"max_epochs": -1}, "max_epochs"),
         ({"datamodule": None}, "batches_per_epoch"),
-        ({"limit_train_batches": 0}, "batch_size"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches"),
+        ({"limit_train_batches": 0.01, "overfit_batches": 0.01}, "trainer.overfit_batches"),
+        ({"batches": 0}, "batch_size"),
     ):
         with pytest.raises(UserError, match=text):
             optim.training_length(attached(**wrong))
