@@ -15,9 +15,10 @@ from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryDataset, load_into_memory
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.keyed_datamodule import KeyedDataModule
-from lit_vision.data.open_images import open_images
+from lit_vision.data.label_table import TableColumns
+from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.sampler import keys_in_batches
-from lit_vision.data.splits import evenly_spaced, read_list, read_or_sample
+from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.views import make_views
@@ -48,6 +49,14 @@ class ImageFolderDataModule(KeyedDataModule):
         local_size: their side, pixels.
         local_scale: their crop area; None is 0.05 to 0.3.
         train_split, val_split, test_split: names of the splits' folders.
+        label_file: CSV or JSON lines file with the images' labels, instead of folders' names (see label_table.py).
+        path_column, label_column, split_column: its columns, if they have unusual names.
+        label_columns: columns with 0 and 1, one a label, for several labels an image; instead of label_column.
+        label_separator: between several labels in one cell of the label column.
+        group_by: what must not stand on both sides of a split: a column of label_file, or the level of a folder in the
+            images' paths (-1: the folder that holds the image).
+        val_fraction, test_fraction: share of the training images that becomes a split that is not there, drawn by
+            label_seed; whole groups with group_by.
         labels: keep the labels of a stratified subset only: a fraction if it is a float up to 1, a count if an int.
         shots: keep the labels of so many images per class only.
         label_seed: seed of that subset; the subsets of one seed are nested.
@@ -102,6 +111,15 @@ class ImageFolderDataModule(KeyedDataModule):
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
+        label_file: str | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        label_columns: list[str] | None = None,
+        label_separator: str | None = None,
+        split_column: str | None = None,
+        group_by: int | str | None = None,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
         labels: int | float | None = None,
         shots: int | None = None,
         label_seed: int = 0,
@@ -147,6 +165,13 @@ class ImageFolderDataModule(KeyedDataModule):
             raise UsageError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
         self.eval_options = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
+        self.label_options = LabelOptions(
+            label_file,
+            TableColumns(path_column, label_column, tuple(label_columns or ()), label_separator, split_column),
+            group_by,
+            {"val": val_fraction, "test": test_fraction},
+            label_seed,
+        )
         self.labels, self.shots, self.label_seed, self.split_file = labels, shots, label_seed, split_file
         for key, value in (("use_unlabeled", use_unlabeled), ("in_memory", in_memory)):
             if not isinstance(value, bool) and value != "auto":
@@ -183,7 +208,7 @@ class ImageFolderDataModule(KeyedDataModule):
         """
         if self.folder is not None:
             return
-        folder = open_images(self.root, *self.split_names.values())
+        folder = self._open()
         if self.quarantine:
             listed = read_list(self.quarantine)
             if not folder.exclude(listed) and listed:
@@ -203,6 +228,10 @@ class ImageFolderDataModule(KeyedDataModule):
         self._choose_labels(folder)
         self.folder = folder
 
+    def _open(self) -> Folder:
+        """Return the splits, classes and labels of the data."""
+        return open_labeled(self.root, self.split_names, self.label_options)
+
     def _choose_labels(self, folder: Folder) -> None:
         """Hide the labels outside the labeled subset; then add the unlabeled images or drop them."""
         paths = list(self._paths.get("train", ()))
@@ -212,12 +241,12 @@ class ImageFolderDataModule(KeyedDataModule):
             paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, may_write=first
         )
         if chosen is not None:
-            labels[np.setdiff1d(np.arange(len(labels)), chosen)] = -1
-        if self.use_unlabeled:
+            labels[np.setdiff1d(np.arange(len(labels)), chosen)] = -1 if labels.ndim == 1 else np.nan
+        if self.use_unlabeled and len(folder.unlabeled):
             paths = [*paths, *folder.unlabeled.paths]
             labels = np.concatenate([labels, folder.unlabeled.labels])
-        elif (labels < 0).any():
-            labeled = np.flatnonzero(labels >= 0)
+        elif not self.use_unlabeled and not has_label(labels).all():
+            labeled = np.flatnonzero(has_label(labels))
             paths, labels = [paths[i] for i in labeled], labels[labeled]
         self._paths["train"], self._labels["train"] = Paths(paths), labels
 
@@ -243,10 +272,14 @@ class ImageFolderDataModule(KeyedDataModule):
         return note
 
     def _numbered_labels(self, role: str) -> np.ndarray:
-        """Return the labels of a split, (N,) int64, -1 without one, numbered as `class_names`."""
+        """Return the labels of a split, (N,) int64, -1 without one, or (N, K) float32, numbered as `class_names`."""
         labels = self._labels[role]
         if self._class_numbers is None or not len(self._class_numbers):
             return labels
+        if labels.ndim == 2:
+            numbered = np.full((len(labels), self.num_classes), np.nan, np.float32)
+            numbered[:, self._class_numbers] = labels
+            return numbered
         return np.where(labels < 0, -1, self._class_numbers[labels])
 
     def _scanned_folder(self) -> Folder:
@@ -307,7 +340,7 @@ class ImageFolderDataModule(KeyedDataModule):
             folder.require_split(self.split_names[split], "this evaluation")
         rows = np.arange(len(self._labels[split]))
         if not unlabeled:
-            rows = rows[self._labels[split] >= 0]
+            rows = rows[has_label(self._labels[split])]
         if not len(rows):
             raise UserError(f"{self.root}: no labeled image in {self.split_names[split]}, which this evaluation needs")
         if limit is not None:

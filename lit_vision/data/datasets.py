@@ -155,7 +155,7 @@ class ImageFileDataset(Dataset):
 
     Args:
         files: reader of the image files.
-        labels: (N,) int64, -1 without one.
+        labels: (N,) int64, -1 without one; or (N, K) float32, see `Batch`.
         views: from `make_views`.
         local_views: likewise, of another size; None without local views.
     """
@@ -174,15 +174,15 @@ class ImageFileDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
-        images, local_images, labels = [], [], []
+        images, local_images, rows = [], [], []
         for key in keys:
             (views, local), used = self.files.read(key[1], key[0], partial(self._views_of, key))
             images.append(torch.from_numpy(views))
             if local is not None:
                 local_images.append(torch.from_numpy(local))
-            labels.append(self.labels[used])
+            rows.append(used)
         # default_collate lets a worker stack straight into shared memory, which saves a copy
-        batch = _batch(default_collate(images), np.array(labels, np.int64), keys)
+        batch = _batch(default_collate(images), self.labels[rows], keys)
         return {**batch, "local_images": default_collate(local_images)} if local_images else batch
 
     def _views_of(self, key: Key, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
@@ -198,7 +198,7 @@ class InMemoryDataset(Dataset):
 
     Args:
         pixels: (N, H, W, C) uint8, C = 1 if all are gray, else 3.
-        labels: (N,) int64, -1 without one.
+        labels: (N,) int64, -1 without one; or (N, K) float32, see `Batch`.
         views: from `make_batch_views`.
         local_views: likewise, of another size; None without local views.
     """

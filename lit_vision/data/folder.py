@@ -48,7 +48,7 @@ class Split:
 
     Attributes:
         paths: relative to the root, with forward slashes.
-        labels: (N,) int64, -1 without one.
+        labels: (N,) int64, -1 without one; or (N, K) float32 for several labels an image, see batch.py.
         sizes: (N,) int64, bytes.
     """
 

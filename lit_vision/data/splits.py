@@ -30,6 +30,15 @@ def evenly_spaced(n: int, limit: int) -> np.ndarray:
     return np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64)
 
 
+def has_label(labels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: True for images with a label.
+
+    Args:
+        labels: (N,) class numbers, -1 without one; or (N, K) float with NaN for unknown labels.
+    """
+    return np.asarray(labels >= 0 if labels.ndim == 1 else ~np.isnan(labels).all(1))
+
+
 def sample_stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Sample images with the classes in the proportions of the set (largest remainders), at least one of each class.
 
@@ -114,7 +123,7 @@ def sample_subset(
     """Sample the subset that a data module's arguments `labels` and `shots` describe.
 
     Args:
-        labels: (N,) class numbers; -1 is never sampled.
+        labels: (N,) class numbers; -1 is never sampled. Or (N, K) for several labels an image, see `has_label`.
         amount: the data module's `labels`: a float up to 1 is a fraction, an integer a count.
         shots: images per class.
         seed: in [0, 2**64).
@@ -124,10 +133,13 @@ def sample_subset(
         Sorted positions in `labels`; None if neither `amount` nor `shots` is set.
 
     Raises:
-        UserError: both are set, or as in `sample_fraction`, `sample_stratified` and `sample_per_class`.
+        UserError: both are set, `shots` with several labels an image, or as in
+            `sample_fraction`, `sample_stratified` and `sample_per_class`.
     """
     if amount is not None and shots is not None:
         raise UserError("labels and shots: set one of them")
+    if labels.ndim == 2:
+        return _sample_any(labels, amount, shots, seed)
     if shots is not None:
         return sample_per_class(labels, shots, seed, class_names)
     if amount is None:
@@ -135,6 +147,19 @@ def sample_subset(
     if isinstance(amount, float) and (amount <= 1 or not amount.is_integer()):
         return sample_fraction(labels, amount, seed)
     return sample_stratified(labels, int(amount), seed)
+
+
+def _sample_any(labels: np.ndarray, amount: float | int | None, shots: int | None, seed: int) -> np.ndarray | None:
+    """Sample labeled images at random where each has several labels; see `sample_subset`."""
+    if shots is not None:
+        raise UserError("shots: counts images of one class, and here an image has several labels; set labels")
+    if amount is None:
+        return None
+    rows = np.flatnonzero(has_label(labels))
+    count = round(amount * len(rows)) if isinstance(amount, float) and amount <= 1 else int(amount)
+    if not 0 < count <= len(rows):
+        raise UserError(f"labels={amount}: the training split has {len(rows)} labeled images; ask for 1 to so many")
+    return np.sort(rows[np.random.Generator(np.random.Philox(key=seed)).permutation(len(rows))[:count]])
 
 
 def _first_of_each(labels: np.ndarray, counts: dict[int, int], seed: int) -> np.ndarray:

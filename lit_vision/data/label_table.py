@@ -1,0 +1,269 @@
+"""Labels from a table (CSV or JSON lines) instead of from the folders' names: one label or several an image, splits.
+
+`path,label[,split][,group]`, a row an image, columns found by name. Several labels an image stand either in a column
+each (1 applies, 0 does not, empty or -1 unknown), or as a list in the label column (a JSON list, or text with a
+separator); an image may then have several rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lit_vision.data.folder import check_within_root
+from lit_vision.data.table_rows import read_rows
+from lit_vision.errors import UserError
+
+# names of columns that are taken without being named, compared in lower case
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+SPLIT_VALUES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_UNKNOWN = ("", "nan", "none", "null", "-1", "-1.0")  # of a column a label
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Columns of a label table; None is found by its usual name, or absent.
+
+    Attributes:
+        path: the image's path, relative to the root.
+        label: the class, or the list of labels.
+        labels: names of columns with 0 and 1, one a label; instead of `label`.
+        separator: between the labels of one cell of the label column; makes the table one of several labels an image.
+        split: train, val or test.
+        group: what must not stand on both sides of a split, such as the patient.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    labels: Sequence[str] = ()
+    separator: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class LabeledImages:
+    """Rows of a label table, one an image.
+
+    Attributes:
+        paths: as listed, relative, with forward slashes.
+        lines: (N) line numbers in the file, the first of each image.
+        labels: names of the labels that apply to each image; None for an unlabeled one.
+        unknown: names of the labels of which nothing is known, per image.
+        several: True if an image may have several labels.
+        names: of the labels in the columns' order; empty if they follow from the rows.
+        splits: "train", "val" or "test" of each image, or None without such a column.
+        groups: of each image, or None.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    labels: list[list[str] | None] = field(default_factory=list)
+    unknown: list[list[str]] = field(default_factory=list)
+    several: bool = False
+    names: list[str] = field(default_factory=list)
+    splits: list[str] | None = None
+    groups: list[str] | None = None
+
+
+def read_label_table(file: str | Path, columns: TableColumns | None = None) -> LabeledImages:
+    """Read the labels, splits and groups of a table's images.
+
+    Args:
+        file: see `read_rows`.
+        columns: their names; None finds all by their usual names.
+
+    Raises:
+        UserError: no such file, another format, a missing column or value, an unknown split, numbers to predict instead
+            of classes, or an image with two different labels; it names the file and the line.
+    """
+    path, columns = Path(file), columns or TableColumns()
+    rows = read_rows(path)
+    if not rows:
+        raise UserError(f"{path}: has no row below its header; give a table with a row an image")
+    found_columns = _find_columns(path, list(dict.fromkeys(name for _, row in rows for name in row)), columns)
+    several = bool(columns.labels or columns.separator) or any(
+        isinstance(row.get(found_columns.label or ""), list) for _, row in rows
+    )
+    images: dict[str, _Image] = {}
+    for line, row in rows:
+        image = _parse(row, found_columns, several, line, f"{path}, line {line}")
+        _add(images, image, several and not columns.labels, path)
+    listed = list(images.values())
+    if any(image.split for image in listed) and (without := [i.line for i in listed if not i.split]):
+        raise UserError(f"{path}, line {without[0]}: has no {found_columns.split}; write train, val or test")
+    if not several:
+        _refuse_numbers(path, [image.labels[0] for image in listed if image.labels])
+    return LabeledImages(
+        paths=[image.path for image in listed],
+        lines=[image.line for image in listed],
+        labels=[image.labels for image in listed],
+        unknown=[image.unknown for image in listed],
+        several=several,
+        names=list(columns.labels),
+        splits=[image.split for image in listed] if listed[0].split else None,
+        groups=[image.group for image in listed] if found_columns.group else None,
+    )
+
+
+@dataclass
+class _Image:
+    path: str
+    line: int
+    labels: list[str] | None
+    unknown: list[str]
+    split: str
+    group: str
+
+
+def _find_columns(path: Path, names: Sequence[str], columns: TableColumns) -> TableColumns:
+    """Return the columns with their names in the file."""
+    for name in columns.labels:
+        _find(path, names, name, (), "label")
+    return replace(
+        columns,
+        path=_find(path, names, columns.path, PATH_COLUMNS, "path"),
+        label=None if columns.labels else _find(path, names, columns.label, LABEL_COLUMNS, "label"),
+        split=_find(path, names, columns.split, SPLIT_COLUMNS, "split", required=False),
+        group=columns.group and _find(path, names, columns.group, (), "group"),
+    )
+
+
+def _parse(row: Mapping[str, Any], columns: TableColumns, several: bool, line: int, where: str) -> _Image:
+    labels: list[str] | None
+    if columns.label is None:
+        labels, unknown = _from_columns(row, columns.labels, where)
+    else:
+        labels, unknown = _from_cell(row.get(columns.label), columns.separator, several, where), []
+    group = _text(row.get(columns.group)) if columns.group else ""
+    if columns.group and not group:
+        raise UserError(f"{where}: has no {columns.group}, which data.group_by needs; fill it in")
+    path = _as_relative(_text(row.get(columns.path or "")), where)
+    return _Image(path, line, labels, unknown, _split_of(_text(row.get(columns.split or "")), where), group)
+
+
+def _add(images: dict[str, _Image], image: _Image, joins_labels: bool, file: Path) -> None:
+    """Add an image, or its labels to those of an earlier row."""
+    first = images.setdefault(image.path, image)
+    if first is image:
+        return
+    where = f"{file}, line {image.line}: {image.path} is also on line {first.line}"
+    if (first.split, first.group) != (image.split, image.group):
+        raise UserError(f"{where}, in another split or group")
+    if joins_labels:
+        if image.labels is not None:
+            first.labels = list(dict.fromkeys([*(first.labels or []), *image.labels]))
+    elif (first.labels, first.unknown) != (image.labels, image.unknown):
+        raise UserError(
+            f"{where}, with another label; remove one, or set data.label_separator if an image may have several"
+        )
+
+
+def _find(
+    path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str], purpose: str, required: bool = True
+) -> str | None:
+    """Return the column that was named, or the only one with a usual name."""
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise UserError(f"{path}: has no column {wanted!r}, only {', '.join(names)}; correct the {purpose} column")
+    matches = [name for name in names if name.strip().lower() in usual]
+    if len(matches) > 1:
+        matches = [name for name in matches if name.strip().lower() == usual[0]] or matches
+    if len(matches) == 1:
+        return matches[0]
+    if not matches and not required:
+        return None
+    has = f"several {purpose} columns ({', '.join(matches)})" if matches else f"no {purpose} column"
+    raise UserError(f"{path}: has {has} among {', '.join(names)}; name it with data.{purpose}_column")
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _as_relative(path: str, where: str) -> str:
+    if not path:
+        raise UserError(f"{where}: has no path; fill it in or remove the line")
+    if "\\" in path and "/" not in path:
+        path = path.replace("\\", "/")  # written on Windows
+    path = path.removeprefix("./")
+    try:
+        return check_within_root(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _from_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[list[str], list[str]]:
+    applies, unknown = [], []
+    for name in names:
+        value = _text(row.get(name)).lower()
+        if value in ("1", "true", "yes"):
+            applies.append(name)
+        elif value in _UNKNOWN:
+            unknown.append(name)
+        elif value not in ("0", "false", "no"):
+            raise UserError(f"{where}: {name} is {value!r}; write 1, 0, or nothing where it is unknown")
+    return applies, unknown
+
+
+def _from_cell(value: Any, separator: str | None, several: bool, where: str) -> list[str] | None:
+    """Return the labels of a cell, None if it is empty."""
+    if isinstance(value, list):
+        if not all(isinstance(item, (str, int)) for item in value):
+            raise UserError(f"{where}: its labels must be a list of names; correct it")
+        return list(dict.fromkeys(_text(item) for item in value))
+    if isinstance(value, (dict, bool)):
+        raise UserError(f"{where}: its label {value!r} must be a name or a list of names")
+    text = _text(value)
+    if not text:
+        return None
+    if several and separator:
+        return list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+    return [text]
+
+
+def _split_of(value: str, where: str) -> str:
+    if not value:
+        return ""
+    for role, names in SPLIT_VALUES.items():
+        if value.lower() in names:
+            return role
+    raise UserError(f"{where}: the split {value!r} is not train, val or test; correct it")
+
+
+def _refuse_numbers(path: Path, labels: Sequence[str]) -> None:
+    """Refuse what is no class: decimal numbers, or a different number for almost every image."""
+
+    def number(text: str) -> float | None:
+        try:
+            return float(text)
+        except ValueError:
+            return None
+
+    distinct = set(labels)
+    numbers = [number(text) for text in distinct]
+    if not labels or any(value is None for value in numbers):
+        return
+    decimal = next((text for text in labels if not float(text).is_integer()), None)
+    if decimal is not None:
+        raise UserError(
+            f"{path}: its labels are decimal numbers such as {decimal}, a value to predict (regression), which this "
+            "version cannot train; give classes, for instance ranges of the value"
+        )
+    if len(distinct) > max(20, len(labels) // 2):
+        raise UserError(
+            f"{path}: its labels are {len(distinct)} different numbers for {len(labels)} images, so no classes "
+            "(an id, or a value to predict?); name the right column with data.label_column"
+        )

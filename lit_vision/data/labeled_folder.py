@@ -1,0 +1,179 @@
+"""Open images with labels from folders' names or from a table, and draw splits that are not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from lit_vision.data.folder import Folder, Paths, Split
+from lit_vision.data.holdout import check_groups, folder_groups, hold_out
+from lit_vision.data.label_table import LabeledImages, TableColumns, read_label_table
+from lit_vision.data.open_images import open_images
+from lit_vision.data.pack import Pack
+from lit_vision.errors import UsageError, UserError
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Options of a data module about labels and splits; see `ImageFolderDataModule` for their meaning.
+
+    Attributes:
+        file: the label table, or None for labels from folders' names.
+        columns: of the table.
+        group_by: a column of the table, the level of a folder, or None.
+        fractions: {"val", "test": share of the training images that becomes this split, 0 for none}.
+        seed: of that choice.
+    """
+
+    file: str | None = None
+    columns: TableColumns = field(default_factory=TableColumns)
+    group_by: str | int | None = None
+    fractions: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        for role, fraction in self.fractions.items():
+            if not 0 <= fraction < 1:
+                raise UsageError(f"data.{role}_fraction: {fraction}; give 0 or a share below 1")
+        if self.columns.label and self.columns.labels:
+            raise UsageError("data.label_column, data.label_columns: set one of them")
+        if self.file is None and (self.columns != TableColumns() or isinstance(self.group_by, str)):
+            raise UsageError("data.group_by and the columns' names: belong to data.label_file; set it too")
+
+
+def open_labeled(root: str | Path, split_names: Mapping[str, str], options: LabelOptions) -> Folder:
+    """Return the splits, classes and labels below a root, from folders' names or from a table.
+
+    Args:
+        root: as `open_images`.
+        split_names: {"train", "val", "test": name of the split}.
+        options: of labels, groups and splits.
+
+    Raises:
+        UserError: as `open_images`, `read_label_table`, `folder_of_table`, `check_groups` and `hold_out`.
+    """
+    listed = None
+    if options.file is None:
+        folder = open_images(root, *split_names.values())
+        paths = [path for split in folder.splits.values() for path in split.paths]
+    else:
+        by_column = options.group_by if isinstance(options.group_by, str) else None
+        listed = read_label_table(options.file, replace(options.columns, group=by_column))
+        source = Path(root)
+        if source.is_file() and source.suffix == ".pack":
+            pack = Pack(source)
+            splits = (*pack.splits.values(), pack.unlabeled)
+            sizes = {path: size for split in splits for path, size in zip(split.paths, split.sizes.tolist())}
+            table = folder_of_table(source, listed, options.file, split_names, sizes)
+            pack.classes, pack.splits, pack.unlabeled = table.classes, table.splits, table.unlabeled
+            folder = pack
+        elif source.is_dir():
+            sizes = file_sizes(source, listed.paths)
+            folder = folder_of_table(source, listed, options.file, split_names, sizes)
+        else:
+            raise UserError(f"{root}: no such folder; check data.root")
+        paths = listed.paths
+    groups = None
+    if isinstance(options.group_by, int):
+        groups = dict(zip(paths, folder_groups(paths, options.group_by)))
+    elif listed is not None and listed.groups is not None:
+        groups = dict(zip(listed.paths, listed.groups))
+    if groups is not None:
+        check_groups(folder, groups)
+    fractions = {split_names[role]: fraction for role, fraction in options.fractions.items() if fraction}
+    if fractions:
+        hold_out(folder, split_names["train"], fractions, options.seed, groups)
+    return folder
+
+
+def folder_of_table(
+    root: str | Path, images: LabeledImages, file: str | Path, split_names: Mapping[str, str], sizes: Mapping[str, int]
+) -> Folder:
+    """Return the splits, classes and labels of a table's images as a `Folder`.
+
+    Args:
+        root: what the paths are relative to.
+        images: from `read_label_table`; its paths become those below the root.
+        file: the table, for errors.
+        split_names: {"train", "val", "test": name of the split}; without a split column all images are of the first.
+        sizes: bytes of each image below the root by path.
+
+    Returns:
+        The folder. With several labels an image the labels of a split are (N, K) float32: 1 applies, 0 does not, NaN
+        unknown.
+
+    Raises:
+        UserError: an image is missing, leads out of the root, or has a label that no training image has.
+    """
+    root = Path(root)
+    paths = [_existing(path, root, sizes) for path in images.paths]
+    if missing := [i for i, path in enumerate(paths) if path not in sizes]:
+        first = missing[0]
+        raise UserError(
+            f"{file}, line {images.lines[first]}: there is no {root / images.paths[first]} ({len(missing)} of "
+            f"{len(paths)} images are missing); correct the path column or data.root"
+        )
+    images.paths = paths
+    roles = images.splits or ["train"] * len(paths)
+    seen: dict[str, set[str]] = {role: set() for role in roles}
+    for role, labels_of_image in zip(roles, images.labels):
+        seen[role].update(labels_of_image or ())
+    everything: set[str] = set().union(*seen.values())
+    classes = images.names or _sorted_names(seen.get("train") or everything)
+    for role, names in seen.items():
+        if unknown := _sorted_names(names - set(classes)):
+            raise UserError(
+                f"{file}: the {role} images have the label {unknown[0]}, which no training image has; "
+                "correct the labels or the splits"
+            )
+    number = {name: i for i, name in enumerate(classes)}
+    splits = {}
+    for role in seen:
+        rows = sorted((i for i in range(len(paths)) if roles[i] == role), key=paths.__getitem__)
+        if images.several:
+            labels: np.ndarray = np.zeros((len(rows), len(classes)), np.float32)
+            for out, i in zip(labels, rows):
+                out[[number[name] for name in images.labels[i] or ()]] = 1
+                out[[number[name] for name in images.unknown[i]]] = np.nan
+                if images.labels[i] is None:
+                    out[:] = np.nan
+        else:
+            labels = np.array([number[own[0]] if (own := images.labels[i]) else -1 for i in rows], np.int64)
+        kept = [paths[i] for i in rows]
+        splits[split_names[role]] = Split(Paths(kept), labels, np.array([sizes[path] for path in kept], np.int64))
+    return Folder(root, classes, splits)
+
+
+def file_sizes(root: str | Path, paths: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of those paths, as they are or below, that exist under a root."""
+    found = {}
+    for listed in paths:
+        for path in _candidates(listed, Path(root)):
+            try:
+                found[path] = os.stat(os.path.join(root, path)).st_size
+            except (OSError, ValueError):
+                continue
+            break
+    return found
+
+
+def _candidates(path: str, root: Path) -> list[str]:
+    """Return the path, and the path without the root's own name in front, as exports often have it."""
+    first, _, rest = path.partition("/")
+    return [path, rest] if rest and first == root.resolve().name else [path]
+
+
+def _existing(path: str, root: Path, sizes: Mapping[str, int]) -> str:
+    return next((candidate for candidate in _candidates(path, root) if candidate in sizes), path)
+
+
+def _sorted_names(names: set[str]) -> list[str]:
+    """Sort names as text, or as numbers if all are integers."""
+    if all(name.isascii() and name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
