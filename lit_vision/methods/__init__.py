@@ -18,6 +18,7 @@ _HOMES = {
     "LeJEPA": "lit_vision.methods.lejepa.lejepa",
     "SimCLR": "lit_vision.methods.simclr.simclr",
     "Classifier": "lit_vision.methods.classifier.classifier",
+    "MultiLabelClassifier": "lit_vision.methods.multilabel.multilabel",
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
 }

@@ -195,7 +195,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
     size = int(stored.get("size") or network_size or config["input_size"][-1])
     names = list(stored.get("class_names") or [])
     if not names and task != "features":
-        names = [str(i) for i in range(method.hparams["num_classes"])]
+        names = [str(i) for i in range(method.hparams.get("num_classes") or method.hparams["num_labels"])]
     return ModelMetadata(
         task=task,
         size=size,

@@ -20,10 +20,11 @@ from lit_vision.methods.detection.decoding import decoder_options
 from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, DetectionCheck, SegmentationCheck
 from lit_vision.predict.classification import Classification, ClassifierInference, FeatureInference, softmax
 from lit_vision.predict.detection import DecodeBoxes, Detection, detector_inference
+from lit_vision.predict.multilabel import MultiLabel, MultiLabelInference
 from lit_vision.predict.segmentation import Segmentation, SegmenterInference
 from lit_vision.weights.model_metadata import ModelMetadata
 
-Results = type[Classification] | type[Detection] | type[Segmentation]
+Results = type[Classification] | type[MultiLabel] | type[Detection] | type[Segmentation]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "classification": Task(ClassifierInference, "Classifier", Classification, ClassificationCheck),
+    "multilabel": Task(
+        MultiLabelInference, "MultiLabelClassifier", MultiLabel, marks=frozenset({"num_labels", "tune"})
+    ),
     "features": Task(FeatureInference),
     "detection": Task(
         detector_inference,

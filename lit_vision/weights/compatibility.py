@@ -56,6 +56,7 @@ METHODS = {
     "Detector": _own("Detector", "backbone pyramid head", "pyramid_width head_convs"),
     "Segmenter": _own("Segmenter", "backbone pyramid head auxiliary", "aux_weight background"),
     "Classifier": _own("Classifier", "backbone head head_norm", "num_classes tune"),
+    "MultiLabelClassifier": _own("MultiLabelClassifier", "backbone head", "num_labels tune"),
 }
 # "Dense": Detector and Segmenter, whose heads nothing else takes
 DENSE = Layout(METHODS["Detector"].parts | METHODS["Segmenter"].parts)

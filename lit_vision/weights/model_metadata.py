@@ -30,7 +30,7 @@ class ModelMetadata:
     """Metadata of a model: what is needed to run it and to read its outputs.
 
     Attributes:
-        task: "classification", "features", "detection" or "segmentation".
+        task: "classification", "multilabel", "features", "detection" or "segmentation".
         size: side of the square input, pixels.
         mean, std: of the pixels, per channel, in [0, 1].
         crop_pct: fraction of the resized image's short side that the evaluation view keeps.

@@ -21,6 +21,7 @@ from lit_vision.errors import UserError
 from lit_vision.methods import Detector, LeJEPA, Segmenter
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.weights.checkpoint_layouts import read_common
 from lit_vision.weights.compatibility import FACEBOOK_MAE, METHODS, pairs
@@ -56,6 +57,8 @@ def make(kind: str, **body):
         return Segmenter(NAME, 3, img_size=32, head="fcn", width=8, backbone_args=options)
     if kind == "Detector":
         return Detector(NAME, 3, img_size=32, pyramid_width=32, head_convs=1, strides=[8, 16], backbone_args=options)
+    if kind == "MultiLabelClassifier":
+        return MultiLabelClassifier(NAME, 5, options)
     return Classifier(NAME, 5, options)
 
 

@@ -143,6 +143,8 @@ class Classifier(ClassifierNetwork, LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Refuse labels outside [0, K), while the batch is still on the CPU."""
         labels, classes = batch["label"], self.hparams.num_classes
+        if labels.dim() != 1:
+            raise UserError("data: an image has several labels, a Classifier takes one; train a MultiLabelClassifier")
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
             low, high = int(labels.min()), int(labels.max())
             raise UserError(

@@ -1,0 +1,1 @@
+"""Classification with several labels an image."""
