@@ -52,6 +52,7 @@ class MultiLabel:
     options: Mapping[str, Any] = {}  # flags of the command that apply to it, with defaults
     streams: tuple[str, ...] = ()
     finish = None
+    note = ""
 
     def __init__(self, metadata: ModelMetadata, file_format: str, **_: Any) -> None:
         self.metadata, self.file_format, self.thresholds = metadata, file_format, label_thresholds(metadata)

@@ -3,7 +3,6 @@
 multilabel.py beside this file trains the network. B images, K labels, C H W channels and pixels.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,19 +41,22 @@ def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def best_threshold(precision: Tensor, recall: Tensor, thresholds: Tensor) -> float:
-    """Return the score from which on a label is given: the one with the largest F1 on a precision-recall curve.
+    """Return the score from which on a label is given: where F1 is largest on a precision-recall curve.
 
     Args:
         precision: (T + 1,), as torchmetrics' precision_recall_curve returns it.
         recall: (T + 1,).
-        thresholds: (T,), ascending.
+        thresholds: (T,) scores, ascending.
 
     Returns:
-        A threshold in [0, 1]; 0.5 if the label has no positive image.
+        The middle between the two neighbouring scores, in [0, 1]; 0.5 if the label has no positive image.
     """
-    f1 = 2 * precision * recall / (precision + recall)
-    f1 = f1[: len(thresholds)].nan_to_num(0.0)
-    return float(thresholds[f1.argmax()]) if len(f1) and float(f1.max()) > 0 else 0.5
+    f1 = (2 * precision * recall / (precision + recall))[: len(thresholds)].nan_to_num(0.0)
+    if not len(f1) or float(f1.max()) == 0:
+        return 0.5
+    best = int(f1.argmax())
+    below = float(thresholds[best - 1]) if best else 0.0
+    return (below + float(thresholds[best])) / 2
 
 
 def average_precision(precision: Tensor, recall: Tensor) -> Tensor:
@@ -108,8 +110,5 @@ class MultiLabelClassifierNetwork(nn.Module):
 
 
 def thresholds_of(curves: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]) -> list[float]:
-    """Return `best_threshold` of each label from torchmetrics' multilabel precision-recall curves.
-
-    Rounded down by 1 to 2 millionths, so that the image whose score it is stays above it in every runtime.
-    """
-    return [max(0, math.floor(best_threshold(*curve) * 1e6) - 1) / 1e6 for curve in zip(*curves)]
+    """Return `best_threshold` of each label from torchmetrics' multilabel precision-recall curves."""
+    return [best_threshold(*curve) for curve in zip(*curves)]
