@@ -81,6 +81,9 @@ class OnlineKNN(Callback):
                 )
                 for loader in loaders
             )
+        if bank.labels.ndim == 2:
+            self._off = "k-NN needs one label an image"
+            return None
         bank, queries = bank.select(bank.labels >= 0), queries.select(queries.labels >= 0)
         if len(bank) == 0 or len(queries) == 0:
             self._off = "the data has no labels"

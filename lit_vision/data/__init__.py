@@ -4,6 +4,7 @@ from importlib import import_module
 
 _HOMES = {
     "AnnotatedDataModule": "lit_vision.data.annotations.datamodule",
+    "DatasetDataModule": "lit_vision.data.dataset_datamodule",
     "ImageFolderDataModule": "lit_vision.data.datamodule",
     "make_views": "lit_vision.data.views.views",
 }
