@@ -65,7 +65,7 @@ COMMANDS = {
     "pack": ("lit_vision.cli.pack", "main", "store a folder as one fast file: lit-vision pack ROOT --out FILE.pack"),
 }
 
-# fit and study do not gain by it (make benchmark, section memory)
+# study and fit gain too little by it for the memory that it takes (make benchmark, section memory)
 KEEP_FREED_MEMORY = ("predict", "embed")
 
 
