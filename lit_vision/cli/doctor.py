@@ -1,7 +1,7 @@
 """The doctor command: check every image of a folder for what would disturb training or evaluation.
 
-Prints a table and writes doctor.json and quarantine.txt (a list for data.quarantine). Exit code 1 if training or
-evaluation would fail.
+Prints a table and writes doctor.json and quarantine.txt (a list for data.quarantine, with what `--quarantine` listed).
+Exit code 1 if training or evaluation would fail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lit_vision.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `lit-vision doctor ROOT [--out DIR] [--recipe RECIPE.yaml]`; returns 1 if training would fail."""
+    """Run `lit-vision doctor ROOT [--out DIR] [--quarantine LIST] [--recipe RECIPE.yaml]`; 1 if training would fail."""
     parser = CommandParser(
         prog="lit-vision doctor",
         description="Check whether a folder of images is fit to train on; opens every image.",
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--train_split", default="train", help="name of the training folder (default train)")
     parser.add_argument("--val_split", default="val", help="name of the validation folder (default val)")
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
+    parser.add_argument("--quarantine", metavar="LIST", help="files to leave out: what data.quarantine is set to")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
     args = parser.parse_args(list(argv))
     if args.workers < 0:
@@ -33,28 +34,33 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--recipe {args.recipe}: no such file; experiments/README.md lists the recipes")
 
     from lit_vision.data.check.folder_check import check_folder
-    from lit_vision.data.check.report import format_quarantine, format_report
+    from lit_vision.data.check.report import format_quarantine, format_report, format_verdict
+    from lit_vision.data.splits import read_list
     from lit_vision.io.atomic import atomic_write, write_json
     from lit_vision.io.processes import cores
 
     names = (args.train_split, args.val_split, args.test_split)
-    report = check_folder(args.root, names, args.workers or cores(), progress=True)
+    quarantine = read_list(args.quarantine) if args.quarantine else set()
+    report = check_folder(args.root, names, args.workers or cores(), progress=True, quarantine=quarantine)
     if args.recipe and report["fit"]:
         from lit_vision.data.check.loader_speed import compare_loader_to_step
 
         report["loader"] = compare_loader_to_step(args.recipe, args.root)
     out = args.out or Path("runs", "doctor", args.root.resolve().stem)
-    quarantine = format_quarantine(report)
+    report["quarantine"] += [[path, f"listed in {Path(args.quarantine).name}"] for path in sorted(quarantine)]
+    listed = format_quarantine(report)
     write_json(out / "doctor.json", report)
     atomic_write(
-        out / "quarantine.txt",
-        lambda file: file.write_text(quarantine, encoding="utf-8", errors="surrogateescape"),
+        out / "quarantine.txt", lambda file: file.write_text(listed, encoding="utf-8", errors="surrogateescape")
     )
     print(format_report(report))
     if "loader" in report:
         print(report["loader"]["words"])
     if report["quarantine"]:
-        print(f"to leave {len(report['quarantine'])} images out: --data.quarantine {out / 'quarantine.txt'}")
-    verdict = "fit to train on" if report["fit"] else "NOT fit to train on, see FAIL above"
-    print(f"{report['images']} images, {verdict}; details: {out / 'doctor.json'}")
+        listed_in = out / "quarantine.txt"
+        print(
+            f"to leave {len(report['quarantine'])} images out: --data.quarantine {listed_in}; "
+            f"doctor --quarantine {listed_in} checks the others"
+        )
+    print(f"{report['images']} images, {format_verdict(report)}; details: {out / 'doctor.json'}")
     return 0 if report["fit"] else 1

@@ -26,7 +26,7 @@ def _parser() -> CommandParser:
         "images, in several draws.",
         epilog="example: lit-vision fewshot data/fashion --model runs/mae/1 --shots 1,5,10 --out few.csv",
     )
-    parser.add_argument("root", metavar="ROOT", help="a folder with train/ and test/ (or val/), by class")
+    parser.add_argument("root", metavar="ROOT", help="a folder with train/ and test/ (or val/), by class, or a pack")
     add_model_arguments(parser)
     parser.add_argument("--shots", default="1,5,10", metavar="LIST", help="labeled images per class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of these images (default 5)")
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.data.open_images import open_images
 
     folder = open_images(args.root)
+    print(*folder.lines(), sep="\n", flush=True)
     folder.require_classes("a few-shot measure")
     train = folder.require_split("train", "a few-shot measure")
     measured = next((name for name in ("test", "val") if name in folder.splits), None)
@@ -118,7 +119,7 @@ def _features(
     from lit_vision.predict.inputs import Inputs, batches
     from lit_vision.predict.tasks import preprocess_for
 
-    inputs = Inputs([split.paths[i] for i in rows], str(folder.root))
+    inputs = Inputs.of(folder, [split.paths[i] for i in rows])
     values: np.ndarray | None = None
     for batch in batches(inputs, preprocess_for(model.metadata), batch_size, workers=workers or cores()):
         if batch.unreadable or batch.pixels is None:

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.io.processes import cores
 
     folder = open_images(args.root, args.train_split, args.val_split, args.test_split)
+    print(*folder.lines(), sep="\n", flush=True)
     left_out = folder.exclude(read_list(args.quarantine)) if args.quarantine else 0
     written = write_pack(
         folder, args.out, None if args.lossless else side, quality, args.workers or cores(), progress=True

@@ -33,7 +33,7 @@ def _parser() -> CommandParser:
         "A command that\nwas stopped continues where it was when it is run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), or files")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files")
     add_model_arguments(parser)
     parser.add_argument(
         "--out",
@@ -98,6 +98,8 @@ def main(argv: Sequence[str]) -> int:
     out = check_output_path(args.out, args.overwrite)
     folders = {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
     inputs = find_images(args.images, {f"--{name}": folder for name, folder in folders.items()})
+    for line in inputs.lines():
+        print(line, flush=True)
     file_format = format_from_suffix(args.out, result_formats())
     resolve_model_file(args.model)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)

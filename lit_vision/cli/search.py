@@ -43,7 +43,7 @@ def _embed_parser() -> CommandParser:
         "listed in\nOUT.skipped.csv. A command that was stopped continues where it was when it is run again.",
         epilog="example: lit-vision embed --model runs/mae/1 photos/ --out photos.safetensors",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), or files")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files")
     add_model_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
     add_batch_arguments(parser)
@@ -63,6 +63,8 @@ def main_embed(argv: Sequence[str]) -> int:
 
     out = check_output_path(args.out, args.overwrite)
     inputs = find_images(args.images)
+    for line in inputs.lines():
+        print(line, flush=True)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     if "features" not in model.metadata.outputs:
         raise UserError(
@@ -175,6 +177,8 @@ def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, 
     from lit_vision.predict.tasks import preprocess_for
 
     queries = find_images(args.query)
+    for line in queries.lines()[1:]:  # standard output is for what was found
+        print(line, file=sys.stderr)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     check_same_model(index, feature_settings(model.metadata))
     neighbors = NearestNeighbors(index.features)

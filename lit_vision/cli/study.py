@@ -147,6 +147,8 @@ def main(argv: Sequence[str]) -> int:
             reporter.log(note)
         source = read_unlabeled(options.pretrain_on, images.size) if options.pretrain_on else None
         if source:
+            for note in source.notes:
+                reporter.log(f"--pretrain_on: {note}")
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
             reporter.log(images.notes[-1])
         labels = parse_labels(options.labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)

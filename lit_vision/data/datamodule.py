@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryDataset, load_into_memory
+from lit_vision.data.fitness import require_training_images
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.keyed_datamodule import KeyedDataModule
 from lit_vision.data.label_table import TableColumns
@@ -200,14 +201,24 @@ class ImageFolderDataModule(KeyedDataModule):
     # ------------------------------------------------------------------ content of the folder
 
     def setup(self, stage: str | None = None) -> None:
-        """Scan the folder and choose the labeled subset, once.
+        """Scan the folder and choose the labeled subset, once; check that it is fit for the stage.
+
+        Args:
+            stage: of Lightning. "validate", "test" and "predict" need no training split: a folder of test images alone
+                can be measured.
 
         Raises:
             UserError: the folder is missing, empty or of no supported layout; it has too few classes, labels or images
                 for the arguments.
         """
+        folder = self._scanned_folder()
+        if stage in (None, "fit"):
+            purpose = f"train_view={self.train_view}"
+            require_training_images(folder, self.split_names["train"], not self.use_unlabeled, purpose)
+
+    def _scanned_folder(self) -> Folder:
         if self.folder is not None:
-            return
+            return self.folder
         folder = self._open()
         if self.quarantine:
             listed = read_list(self.quarantine)
@@ -216,9 +227,6 @@ class ImageFolderDataModule(KeyedDataModule):
                     f"data.quarantine: {self.quarantine}: none of its {len(listed)} paths is in {self.root}; "
                     "it belongs to other data"
                 )
-        if not self.use_unlabeled:
-            folder.require_split(self.split_names["train"], f"train_view={self.train_view} on labels")
-            folder.require_classes("training on labels")
         self.class_names, self.num_classes = folder.classes, len(folder.classes)
         self._paths: dict[str, Paths] = {}
         self._labels: dict[str, np.ndarray] = {}
@@ -227,6 +235,9 @@ class ImageFolderDataModule(KeyedDataModule):
                 self._paths[role], self._labels[role] = folder.splits[name].paths, folder.splits[name].labels
         self._choose_labels(folder)
         self.folder = folder
+        if self.trainer is not None and self.trainer.is_global_zero:
+            print(*folder.lines(), sep="\n", flush=True)
+        return folder
 
     def _open(self) -> Folder:
         """Return the splits, classes and labels of the data."""
@@ -237,9 +248,11 @@ class ImageFolderDataModule(KeyedDataModule):
         paths = list(self._paths.get("train", ()))
         labels = self._labels.get("train", np.zeros(0, np.int64)).copy()
         first = self.trainer is None or self.trainer.is_global_zero
-        chosen = read_or_sample(
-            paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, may_write=first
-        )
+        chosen = None
+        if has_label(labels).any() or (self.use_unlabeled and len(labels)):  # else `setup` raises, or it is an evaluation
+            chosen = read_or_sample(
+                paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, first
+            )
         if chosen is not None:
             labels[np.setdiff1d(np.arange(len(labels)), chosen)] = -1 if labels.ndim == 1 else np.nan
         if self.use_unlabeled and len(folder.unlabeled):
@@ -282,11 +295,6 @@ class ImageFolderDataModule(KeyedDataModule):
             return numbered
         return np.where(labels < 0, -1, self._class_numbers[labels])
 
-    def _scanned_folder(self) -> Folder:
-        self.setup()
-        assert self.folder is not None
-        return self.folder
-
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) of the folder, see `Folder.fingerprint`; the same for every subset of labels."""
@@ -295,7 +303,7 @@ class ImageFolderDataModule(KeyedDataModule):
     @property
     def num_train(self) -> int:
         """Images that training draws from."""
-        self.setup()
+        self._scanned_folder()
         return len(self._labels["train"])
 
     # ------------------------------------------------------------------ loaders
@@ -318,6 +326,8 @@ class ImageFolderDataModule(KeyedDataModule):
             if self.train_view in _SELF_SUPERVISED:
                 return []
             folder.require_split(self.split_names[role], "validation")
+        if self.train_view not in _SELF_SUPERVISED:
+            folder.require_labels(self.split_names[role], "validation" if role == "val" else "testing")
         return self._each_image_once(role, len(self._paths[role]))
 
     def eval_loader(self, split: str, limit: int | None = None, unlabeled: bool = False) -> DataLoader:

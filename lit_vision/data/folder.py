@@ -1,23 +1,33 @@
 """Scan an image folder for its splits, classes, labels and a fingerprint.
 
 Supported layouts: `ROOT/<split>/<class>/**`, `ROOT/<class>/**` (all of it is the training split), `ROOT/*` (flat,
-unlabeled), `ROOT/<split>/*` (flat, unlabeled), and any of these with a folder `ROOT/unlabeled/**` added.
+unlabeled), `ROOT/<split>/*` (flat, unlabeled), and any of these with a folder `ROOT/unlabeled/**` added, or inside the
+only folder of ROOT, as a zip file makes it. layout.py says which folders are splits; image_files.py which files are
+images. What a scan leaves out is counted (`Folder.inventory`), and every command prints it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from lit_vision.data.image_files import device_and_inode, image_extensions
+from lit_vision.data.inventory import Inventory, count_images
+from lit_vision.data.layout import UNLABELED, check_beside_splits, check_class_folders, is_unlabeled
+from lit_vision.data.splits import has_label
+from lit_vision.data.walk import (
+    FilesByClass,
+    enter_repeated_folder,
+    enter_wrapping_folder,
+    images_below,
+    images_by_class,
+)
 from lit_vision.errors import UserError
-
-EXTENSIONS = frozenset(["jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm"])
-UNLABELED = "unlabeled"
 
 
 class Paths(Sequence[str]):
@@ -90,12 +100,14 @@ class Folder:
         classes: names of the training split's classes, sorted.
         splits: the splits by name.
         unlabeled: the images of `ROOT/unlabeled`; may be empty.
+        inventory: what the scan left out; empty for a pack.
     """
 
     root: Path
     classes: list[str]
     splits: dict[str, Split]
     unlabeled: Split = field(default_factory=lambda: _split([]))
+    inventory: Inventory = field(default_factory=Inventory)
 
     def read(self, path: str) -> bytes:
         """Return the bytes of one image.
@@ -115,7 +127,9 @@ class Folder:
         before = self.count()
         self.splits = {name: rest for name, split in self.splits.items() if len(rest := split.without(paths))}
         self.unlabeled = self.unlabeled.without(paths)
-        return before - self.count()
+        removed = before - self.count()
+        self.inventory.left_out.quarantined += removed
+        return removed
 
     def count(self) -> int:
         """Return the number of images in all splits, unlabeled ones included."""
@@ -132,17 +146,54 @@ class Folder:
             UserError: there is no such split.
         """
         if split not in self.splits:
+            has = f"it has {', '.join(self.splits)}, but " if self.splits else ""
+            if place := self.inventory.splits.get(split):
+                left_out = f" (left out: {', '.join(self.inventory.phrases())})" if self.inventory.phrases() else ""
+                raise UserError(f"{self.root / place}: no image in it{left_out}, but {purpose} needs this split")
             raise UserError(
-                f"{self.root}: there is no {split} split, which {purpose} needs; "
-                f"create {self.root / split}/<class>/ or choose another split"
+                f"{self.root}: {has}there is no {split} split, which {purpose} needs; "
+                f"create {self.root / split}/<class>/ or choose another split (data.{split}_split names its folder)"
             )
         return self.splits[split]
+
+    def require_labels(self, split: str, purpose: str) -> Split:
+        """Return a split whose images have labels; raises as `require_split`, or if no image of it has one."""
+        found = self.require_split(split, purpose)
+        if not has_label(found.labels).any():
+            folder = self.root / self.inventory.splits.get(split, split)
+            raise UserError(f"{folder}: its images are in no class folders, but {purpose} needs labels; sort them")
+        return found
 
     def require_classes(self, purpose: str) -> None:
         """Raise a UserError that names the purpose unless there are at least two classes."""
         if len(self.classes) < 2:
             has = f"one class ({self.classes[0]})" if self.classes else "no class folders"
-            raise UserError(f"{self.root}: it has {has}, but {purpose} needs two or more; create a folder per class")
+            inner = self._folders_in_only_class()
+            hint = f", whose folders are {', '.join(inner[:3])}: give {self.root / self.classes[0]}" if inner else ""
+            raise UserError(
+                f"{self.root}: it has {has}{hint}, but {purpose} needs two or more; create a folder per class"
+            )
+
+    def _folders_in_only_class(self) -> list[str]:
+        """Return the folders in the only class folder of a root without splits; a zip file may have wrapped them."""
+        if len(self.classes) != 1 or self.inventory.splits or len(self.splits) != 1:
+            return []
+        (split,) = self.splits.values()
+        inner = sorted({path.split("/", 2)[1] for path in split.paths if path.count("/") > 1})
+        return inner if len(inner) > 1 else []
+
+    def lines(self) -> list[str]:
+        """Return one or two lines for a command to print: what was taken as what, and what was left out."""
+        taken = []
+        for name, split in self.splits.items():
+            place = self.inventory.splits.get(name, name)
+            known = split.labels[has_label(split.labels)]
+            of_classes = len(np.unique(known)) if known.ndim == 1 else int((known == 1).any(0).sum())
+            classes = f" in {of_classes} class{'es' * (of_classes != 1)}" if of_classes else " without labels"
+            taken.append(f"{name} {len(split)}{classes}{f' ({place}/)' * (place != name)}")
+        taken += [f"unlabeled {len(self.unlabeled)}"] if len(self.unlabeled) else []
+        left_out = self.inventory.phrases()
+        return [f"{self.root}: {', '.join(taken)}", *([f"left out: {'; '.join(left_out)}"] if left_out else [])]
 
     def fingerprint(self, hash_content: bool = False) -> str:
         """Return the sha256 (hex) over the sorted (relative path, size, label) of all images.
@@ -171,13 +222,15 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
 
     Args:
         root: the folder.
-        train: name of the training split's folder.
-        val: name of the validation split's folder. A missing val or test folder is an error only when it is needed.
+        train: name of the training split's folder. Of a default name (train, val, test) other spellings are known, see
+            `layout.role_of`; the split keeps its default name.
+        val: name of the validation split's folder. A missing split is an error only when it is needed.
         test: name of the test split's folder.
 
     Raises:
         UserError: the folder is missing, is a file, holds no image, has images next to class folders, contains a link
-            back into itself, or has classes in another split that the training split lacks.
+            back into itself, has classes in another split that the training split lacks, or has a layout that would be
+            misread (see layout.py).
     """
     root = Path(root)
     if not root.exists():
@@ -186,26 +239,45 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         )
     if not root.is_dir():
         raise UserError(f"{root}: is a file, but a folder of images is expected; give the folder that holds it")
-    tops = {entry.name for entry in list_entries(root) if _is_folder(entry)}
-    names = [name for name in dict.fromkeys((train, val, test)) if name in tops]
-    found = {name: _by_class(root / name, f"{name}/") for name in names}
-    if train not in found:
-        if not names:
-            found[train] = _by_class(root, "", skip=UNLABELED)
-        elif UNLABELED not in tops:
-            raise UserError(
-                f"{root}: it has {', '.join(names)} but no {train} folder; "
-                f"create {root / train} or set data.train_split"
-            )
-    unlabeled = (
-        list(_images(str(root / UNLABELED), f"{UNLABELED}/", (device_and_inode(root),))) if UNLABELED in tops else []
-    )
+    inventory = Inventory()
+    root, tops, inventory.splits, loose = enter_wrapping_folder(root, (train, val, test), inventory.left_out)
+    unlabeled_folder = next((name for name in (UNLABELED, *sorted(tops)) if name in tops and is_unlabeled(name)), "")
+    found = {}
+    if inventory.splits:
+        others = sorted({*tops} - {*inventory.splits.values(), unlabeled_folder})
+        inventory.beside = {name: count for name in others if (count := countimages_below(root / name))}
+        inventory.loose = loose
+        if not unlabeled_folder:
+            check_beside_splits(root, inventory.splits, train, [*inventory.beside])
+        for name, folder in inventory.splits.items():
+            inventory.splits[name] = folder = enter_repeated_folder(root, folder)
+            found[name] = images_by_class(root / folder, f"{folder}/", inventory.left_out)
+    else:
+        found[train] = images_by_class(root, "", inventory.left_out, skip=unlabeled_folder)
+    unlabeled: list[tuple[str, int]] = []
+    if unlabeled_folder:
+        place, parents = str(root / unlabeled_folder), (device_and_inode(root),)
+        unlabeled += images_below(place, f"{unlabeled_folder}/", parents, inventory.left_out)
     if not unlabeled and not any(files for split in found.values() for files in split.values()):
+        left_out = ", ".join(inventory.phrases())
         raise UserError(
-            f"{root}: no image in it; it should hold train/<class>/*.jpg, or images ({', '.join(sorted(EXTENSIONS))})"
+            f"{root}: no image in it{f' (left out: {left_out})' if left_out else ''}; it should hold "
+            f"train/<class>/*.jpg, or images ({', '.join(sorted(image_extensions()))})"
         )
+    classes, splits = _number_classes(root, found, train, inventory)
+    return Folder(root, classes, splits, _split([(path, size, -1) for path, size in unlabeled]), inventory)
+
+
+def _number_classes(
+    root: Path, found: dict[str, FilesByClass], train: str, inventory: Inventory
+) -> tuple[list[str], dict[str, Split]]:
+    """Return the sorted class names and the splits that have images; raise for a layout that would be misread."""
+    place = {name: f"{inventory.splits[name]}/" if inventory.splits else "" for name in found}
+    for name, by_class in found.items():
+        check_class_folders(root, by_class, place[name])
+        inventory.empty += [f"{place[name]}{c}" for c, files in sorted(by_class.items()) if c and not files]
     classes = sorted(name for name, files in found.get(train, {}).items() if name and files)
-    if not classes:  # pre-training on unlabeled images, perhaps with labeled val and test
+    if not classes:  # pre-training on unlabeled images, perhaps with labeled val and test; or test alone, to measure on
         classes = sorted({name for split in found.values() for name, files in split.items() if name and files})
     numbers = {name: number for number, name in enumerate(classes)}
     splits = {}
@@ -214,7 +286,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         if unknown:
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise UserError(
-                f"{root / name}: classes {', '.join(unknown[:3])}{more} are not in {root / train}; "
+                f"{root / place[name]}: classes {', '.join(unknown[:3])}{more} are not in {root / place[train]}; "
                 "rename or remove them"
             )
         if "" in by_class and len(by_class) > 1 and any(files for c, files in by_class.items() if c):
@@ -226,7 +298,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         items = [(path, size, numbers.get(c, -1)) for c, files in by_class.items() for path, size in files]
         if items:
             splits[name] = _split(items)
-    return Folder(root, classes, splits, _split([(path, size, -1) for path, size in unlabeled]))
+    return classes, splits
 
 
 def _split(items: Iterable[tuple[str, int, int]]) -> Split:
@@ -234,71 +306,3 @@ def _split(items: Iterable[tuple[str, int, int]]) -> Split:
     items = sorted(items)
     labels = np.array([item[2] for item in items], np.int64)
     return Split(Paths(item[0] for item in items), labels, np.array([item[1] for item in items], np.int64))
-
-
-def _by_class(folder: Path, prefix: str, skip: str = "") -> dict[str, list[tuple[str, int]]]:
-    """Return {class name: [(path, bytes)]} of the folders in a folder; its own images come under the name "".
-
-    Args:
-        folder: the folder of the class folders.
-        prefix: put before each path.
-        skip: name of a folder to leave out.
-    """
-    parents, found, outside = (device_and_inode(folder),), {}, []
-    for entry in list_entries(folder):
-        if _is_folder(entry):
-            if entry.name != skip:
-                found[entry.name] = list(_images(entry.path, f"{prefix}{entry.name}/", parents))
-        elif has_image_extension(entry.name):
-            outside.append((prefix + entry.name, _size(entry)))
-    return {**found, "": outside} if outside else found
-
-
-def _images(folder: str, prefix: str, parents: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Yield (path, bytes) of all images below a folder; `parents` are device and inode of the folders above it."""
-    this = device_and_inode(folder)
-    if this in parents:
-        raise UserError(f"{folder}: links back to a folder that holds it, a loop without end; remove the link")
-    for entry in list_entries(folder):
-        if _is_folder(entry):
-            yield from _images(entry.path, f"{prefix}{entry.name}/", (*parents, this))
-        elif has_image_extension(entry.name):
-            yield prefix + entry.name, _size(entry)
-
-
-def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, without hidden ones.
-
-    Raises:
-        UserError: the folder may not be read.
-    """
-    try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
-    except PermissionError:
-        raise UserError(f"{folder}: it may not be read; change its permissions") from None
-
-
-def device_and_inode(folder: Path | str) -> tuple[int, int]:
-    """Return the identity of a folder, equal for every path and link that leads to it."""
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:  # a link to itself
-        raise UserError(f"{entry.path}: {error.strerror}; remove or correct the link") from None
-
-
-def has_image_extension(name: str) -> bool:
-    """True if a file name ends in one of EXTENSIONS, in upper or lower case."""
-    return name.rpartition(".")[2].lower() in EXTENSIONS
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{entry.path}: a link to a missing file; remove the link or restore the file") from None

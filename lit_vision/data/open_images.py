@@ -8,6 +8,11 @@ from lit_vision.data.folder import Folder, scan
 from lit_vision.data.pack import Pack
 
 
+def is_pack(path: str | Path) -> bool:
+    """True for a file that `lit-vision pack` wrote, by the ending of its name."""
+    return Path(path).suffix == ".pack" and Path(path).is_file()
+
+
 def open_images(root: str | Path, train: str = "train", val: str = "val", test: str = "test") -> Folder:
     """Return the splits, classes and paths below a root; no image is decoded.
 
@@ -21,4 +26,4 @@ def open_images(root: str | Path, train: str = "train", val: str = "val", test: 
         UserError: as `lit_vision.data.folder.scan` and `lit_vision.data.pack.Pack`.
     """
     root = Path(root)
-    return Pack(root) if root.is_file() and root.suffix == ".pack" else scan(root, train, val, test)
+    return Pack(root) if is_pack(root) else scan(root, train, val, test)

@@ -69,7 +69,9 @@ class ClassificationCheck:
         names, where = metadata.class_names, f"--int8 {root}"
         self.output_of_class, self.note = match_class_names(names, self.folder.classes, where, by_number)
         splits = self.folder.splits
-        self.split = next(name for name in (test, val, *splits) if name in splits)
+        self.split = next((name for name in (test, val, *splits) if name in splits), test)
+        self.folder.require_labels(self.split, "measuring what int8 loses")
+        print(*self.folder.lines(), sep="\n")
         self.images = len(splits[self.split])
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
@@ -77,7 +79,7 @@ class ClassificationCheck:
         from lit_vision.predict.inputs import Inputs, batches
 
         train = self.folder.splits.get(self.train, self.folder.splits[self.split])
-        chosen = Inputs([train.paths[i] for i in evenly_spaced(len(train), count).tolist()], str(self.folder.root))
+        chosen = Inputs.of(self.folder, [train.paths[i] for i in evenly_spaced(len(train), count).tolist()])
         for batch in batches(chosen, self.preprocess, 1):
             if batch.pixels is not None:
                 yield batch.pixels
@@ -93,7 +95,7 @@ class ClassificationCheck:
         split = self.folder.splits[self.split]
         truth = np.where(split.labels < 0, -1, self.output_of_class[split.labels])
         right = 0
-        for batch in batches(Inputs(split.paths, str(self.folder.root)), self.preprocess, 32):
+        for batch in batches(Inputs.of(self.folder, split.paths), self.preprocess, 32):
             if batch.unreadable or batch.pixels is None:
                 name, reason = batch.unreadable[0]
                 raise UserError(f"{self.folder.root}/{name}: {reason}")

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lit_vision.data.folder import EXTENSIONS, Paths, device_and_inode, has_image_extension, list_entries
+from lit_vision.data.folder import Folder, Paths
+from lit_vision.data.image_files import LeftOut, device_and_inode, image_extensions, list_entries
+from lit_vision.data.open_images import is_pack, open_images
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.errors import UserError
 
@@ -23,13 +25,35 @@ class Inputs:
     Attributes:
         names: as results name them: relative to the folder that was given, or the file as it was typed.
         folder: where the names start; "" for files.
+        source: the folder or pack that the images are read from; None: from the files themselves.
+        left_out: what a search for images passed over.
     """
 
     names: Sequence[str]
     folder: str
+    source: Folder | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @classmethod
+    def of(cls, folder: Folder, names: Sequence[str]) -> Inputs:
+        """Return some images of a scanned folder or pack."""
+        return cls(names, str(folder.root), folder)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def read(self, i: int) -> bytes:
+        """Return the bytes of image i; OSError or UserError if it cannot be read."""
+        if self.source is not None:
+            return self.source.read(self.names[i])
+        with open(self.path(i), "rb") as file:
+            return file.read()
+
+    def lines(self) -> list[str]:
+        """Return one or two lines for a command to print: the number of images, and what was left out."""
+        left_out = self.left_out.phrases()
+        found = [f"{self.folder}: {len(self)} images"] if self.folder else []
+        return found + ([f"left out: {'; '.join(left_out)}"] if left_out else [])
 
     def path(self, i: int) -> str:
         """Return the path of image i."""
@@ -44,10 +68,10 @@ class Inputs:
 
 
 def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None = None) -> Inputs:
-    """Return the images of one folder and its subfolders, or the given files.
+    """Return the images of one folder and its subfolders, of one pack, or the given files.
 
     Args:
-        paths: one folder or any number of files. In a folder, files with an image's extension count, sorted by name; a
+        paths: one folder, one pack or any number of files. In a folder, files with an image's extension count, sorted by name; a
             file is taken whatever its name.
         output_folders: {flag: folder} that the command writes images to. They are left out of the search, or the list
             would grow during the run.
@@ -58,7 +82,7 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
     """
     if not paths:
         raise UserError("images: name a folder or image files")
-    folders = [path for path in paths if os.path.isdir(path)]
+    folders = [path for path in paths if os.path.isdir(path) or is_pack(path)]
     if folders and len(paths) > 1:
         raise UserError(f"{folders[0]}: give one folder, or files only")
     if not folders:
@@ -67,6 +91,10 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
                 raise UserError(f"{path}: no such file or folder; check the path")
         return Inputs(Paths(paths), "")
     folder, excluded = paths[0], set()
+    if is_pack(folder):
+        pack = open_images(folder)
+        splits = (*pack.splits.values(), pack.unlabeled)
+        return Inputs.of(pack, Paths(sorted(path for split in splits for path in split.paths)))
     for flag, output in (output_folders or {}).items():
         if os.path.isdir(output):
             if os.path.samefile(output, folder):
@@ -75,14 +103,21 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
                     f"{os.path.join(output, flag.lstrip('-'))}"
                 )
             excluded.add(device_and_inode(output))
-    names = Paths(sorted(_walk(folder, "", (), excluded)))
+    left_out = LeftOut()
+    names = Paths(sorted(_walk(folder, "", (), excluded, left_out)))
     if not len(names):
-        raise UserError(f"{folder}: no image in it ({', '.join(sorted(EXTENSIONS))}); name another folder")
-    return Inputs(names, folder)
+        passed = f"left out: {'; '.join(left_out.phrases())}" if left_out.phrases() else "of none of the formats"
+        formats = ", ".join(sorted(image_extensions()))
+        raise UserError(f"{folder}: no image in it ({passed}; formats: {formats}); name another folder")
+    return Inputs(names, folder, left_out=left_out)
 
 
 def _walk(
-    folder: str, prefix: str, parents: tuple[tuple[int, int], ...], excluded: Set[tuple[int, int]]
+    folder: str,
+    prefix: str,
+    parents: tuple[tuple[int, int], ...],
+    excluded: Set[tuple[int, int]],
+    left_out: LeftOut,
 ) -> Iterator[str]:
     """Yield relative paths of images; does not follow links to parent folders and does not enter excluded folders."""
     here = device_and_inode(folder)
@@ -93,9 +128,11 @@ def _walk(
             is_folder = entry.is_dir()
         except OSError:  # a link to itself; if it has an image's extension, reading it will report the error
             is_folder = False
+        if not left_out.count(entry.name, is_folder):
+            continue
         if is_folder:
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, here), excluded)
-        elif has_image_extension(entry.name):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, here), excluded, left_out)
+        else:
             yield prefix + entry.name
 
 
@@ -142,7 +179,7 @@ def batches(
         while True:
             while len(waiting) < 2 and (first := next(starts, None)) is not None:
                 stop = min(first + batch_size, len(inputs))
-                jobs = [pool.submit(_read, inputs.path(i), prepare) for i in range(first, stop)]
+                jobs = [pool.submit(_read, inputs, i, prepare) for i in range(first, stop)]
                 waiting.append((first, stop, jobs))
             if not waiting:
                 return
@@ -161,11 +198,10 @@ def batches(
             yield batch
 
 
-def _read(path: str, prepare: Callable[[np.ndarray], np.ndarray]) -> _ReadImage:
+def _read(inputs: Inputs, i: int, prepare: Callable[[np.ndarray], np.ndarray]) -> _ReadImage:
     """Return pixels, size and "", or None and the reason."""
     try:
-        with open(path, "rb") as file:
-            image = decode(file.read())
+        image = decode(inputs.read(i))
     except ImageDecodeError as error:
         return None, (0, 0), str(error)
     except OSError as error:

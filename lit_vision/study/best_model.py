@@ -8,6 +8,7 @@ import torch
 
 from lit_vision.convert.export import write_safetensors
 from lit_vision.data.batch import normalize
+from lit_vision.data.views.params import make_view_spec
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.predict import explain
 from lit_vision.predict.models import build_metadata
@@ -43,10 +44,12 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
     """Write the classifier with class names, mean, std, size and license in its metadata."""
     license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
+    side, stored = study.preset.side(key.init), study.images.test.shape[1]
     metadata = {
-        "size": study.preset.side(key.init),
+        "size": side,
         "class_names": study.images.classes,
-        "crop_pct": 1.0,
+        # as it was measured: the evaluation view leaves an image of its own size as it is
+        "crop_pct": 1.0 if side == stored else make_view_spec("eval", side).crop_pct,
         "license": license,
     }
     write_safetensors(module, build_metadata(module, "classification", metadata), path)

@@ -6,10 +6,11 @@ N pool images, M test images, S side in pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,20 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_vision.data.batch import Batch
-from lit_vision.data.datasets import InMemoryDataset, identity_collate
+from lit_vision.data.datasets import BAD_SHARE, InMemoryDataset, identity_collate
 from lit_vision.data.folder import Folder
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
-from lit_vision.data.splits import sample_stratified
+from lit_vision.data.splits import evenly_spaced, sample_stratified
 from lit_vision.data.views.batch_views import make_batch_views
-from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
 
 HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
 MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
-MAX_UNREADABLE = 0.01  # share of unreadable images above which the study stops
+SAMPLE = 101  # images whose headers give the typical size
 
 
 @dataclass
@@ -38,7 +39,8 @@ class StudyImages:
     """Training and test images of a study, with labels, class names and fingerprint.
 
     Attributes:
-        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first.
+        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first. They are
+            made as `test` is, so that the same file has the same features in both.
         labels: (N,) int64, -1 without one.
         paths: relative path of each pool image.
         test: like `pool`, for the test split; evaluated once per cell, at its end.
@@ -48,6 +50,7 @@ class StudyImages:
         fingerprint: of the folder.
         size: side of the networks' input, pixels.
         notes: sentences about decisions and left-out images, for progress and report.
+        large: `pool` at MARGIN times its size, from which training crops are cut; None: cut them from `pool`.
     """
 
     pool: np.ndarray
@@ -60,6 +63,7 @@ class StudyImages:
     fingerprint: str
     size: int
     notes: list[str] = field(default_factory=list)
+    large: np.ndarray | None = None
 
     @property
     def per_class(self) -> list[int]:
@@ -80,7 +84,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
 
     Args:
         root: see `lit_vision.data.open_images.open_images`.
-        size: side of the networks' input; None: that of the images up to 64 pixels, else 64.
+        size: side of the networks' input; None: the median short side of the images up to 64 pixels, else 64.
         seed: of the held-out quarter.
 
     Raises:
@@ -89,11 +93,11 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
     """
     folder = open_images(root)
     folder.require_classes("a study")
-    train = folder.require_split("train", "a study")
+    train = folder.require_labels("train", "a study")
     notes: list[str] = []
     keep = np.arange(len(train))
     if "test" in folder.splits:
-        test = folder.splits["test"]
+        test = folder.require_labels("test", "a study, which measures on it,")
         tests = np.flatnonzero(test.labels >= 0)
     else:
         test, tests = train, _held_out(train.labels, folder, seed)
@@ -103,18 +107,17 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         )
     if "val" in folder.splits:
         notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
-    first = _read(folder, train.paths[int(keep[0])])
-    if size is None:
-        side = min(first.shape[:2])
-        size = max(16, -(-side // 4) * 4) if side <= 64 else 64
-    store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
+    notes += _scan_notes(folder)
     pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
+    side = typical_side(folder, pool_paths)
+    if size is None:
+        size = max(16, -(-side // 4) * 4) if side <= 64 else 64
     labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]
-    pool, good = _read_all(folder, pool_paths, store, notes)
-    test_pixels, test_good = _read_all(folder, test_paths, size, notes)
-    if (pool[..., :1] == pool).all() and (test_pixels[..., :1] == test_pixels).all():
-        pool, test_pixels = (np.ascontiguousarray(pixels[..., :1]) for pixels in (pool, test_pixels))
+    (pool, *large), good = _read_all(folder, pool_paths, _stored_sides(side, size), notes)
+    (test_pixels,), test_good = _read_all(folder, test_paths, [size], notes)
+    if all((pixels[..., :1] == pixels).all() for pixels in (pool, test_pixels, *large)):
+        pool, test_pixels, *large = (np.ascontiguousarray(part[..., :1]) for part in (pool, test_pixels, *large))
     images = StudyImages(
         pool,
         labels[good],
@@ -126,6 +129,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         folder.fingerprint(),
         size,
         notes,
+        large[0] if large else None,
     )
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
@@ -145,11 +149,10 @@ def read_unlabeled(root: str | Path, size: int) -> StudyImages:
     """
     folder = open_images(root)
     train = folder.require_split("train", "pre-training")
-    notes: list[str] = []
+    notes = _scan_notes(folder)
     paths = [*train.paths, *folder.unlabeled.paths]
-    first = _read(folder, paths[0])
-    store = size if min(first.shape[:2]) <= size else round(size * MARGIN)
-    pool, good = _read_all(folder, paths, store, notes)
+    sides = _stored_sides(typical_side(folder, paths), size)[-1:]  # it is only trained on
+    (pool,), good = _read_all(folder, paths, sides, notes)
     if (pool[..., :1] == pool).all():
         pool = np.ascontiguousarray(pool[..., :1])
     labels = np.full(len(good), -1)
@@ -165,35 +168,71 @@ def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
     return sample_stratified(labels, max(len(counts), round(HELD_OUT * counts.sum())), seed)
 
 
+def _scan_notes(folder: Folder) -> list[str]:
+    """Return sentences about splits of unusual names and about what the scan left out."""
+    splits = folder.inventory.splits.items()
+    notes = [f"The folder {place} was taken as the {name} split." for name, place in splits if place != name]
+    left_out = folder.inventory.phrases()
+    return notes + ([f"Left out: {'; '.join(left_out)}."] if left_out else [])
+
+
+def typical_side(folder: Folder, paths: Sequence[str]) -> int:
+    """Return the median short side, in pixels, of evenly spaced images; no pixel is decoded.
+
+    No single image decides: one icon among photographs, or an empty file that sorts first, changes nothing.
+
+    Args:
+        folder: that they are in.
+        paths: of one or more images. Those that cannot be read do not count; if no one of the sample can, it is 64.
+    """
+    sides = []
+    for i in evenly_spaced(len(paths), SAMPLE).tolist():
+        try:
+            header = read_header(folder.read(paths[i]))
+        except (ImageDecodeError, OSError):
+            continue
+        sides.append(min(header.width, header.height))
+    return median_low(sides) if sides else 64
+
+
 def _read(folder: Folder, path: str) -> np.ndarray:
     try:
-        return decode((folder.root / path).read_bytes())
+        return decode(folder.read(path))
     except OSError as error:
         raise ImageDecodeError(f"{folder.root / path}: {error.strerror}; repair or remove it") from None
     except ImageDecodeError as error:
         raise ImageDecodeError(f"{folder.root / path}: {error}") from None
 
 
-def _read_all(folder: Folder, paths: list[str], side: int, notes: list[str]) -> tuple[np.ndarray, list[int]]:
-    """Return pixels (n, side, side, 3) of the images that can be read, and their rows in `paths`."""
-    pixels = np.empty((len(paths), side, side, 3), np.uint8)
+def _stored_sides(side: int, size: int) -> list[int]:
+    """Return the sides that the pool is stored at: of the networks' input and, of larger images, one for crops."""
+    return [size] if side <= size else [size, round(size * MARGIN)]
+
+
+def _read_all(
+    folder: Folder, paths: list[str], sides: Sequence[int], notes: list[str]
+) -> tuple[list[np.ndarray], list[int]]:
+    """Return pixels (n, side, side, 3) at each side of the images that can be read, and their rows in `paths`."""
+    pixels = [np.empty((len(paths), side, side, 3), np.uint8) for side in sides]
 
     def read_into(i: int) -> str | None:
         try:
-            pixels[i] = resize_and_crop(_read(folder, paths[i]), side, 1.0)
+            image = _read(folder, paths[i])
         except ImageDecodeError as error:
             return str(error)
+        for stored, side in zip(pixels, sides):
+            stored[i] = resize_and_crop(image, side, 1.0)
         return None
 
     with ThreadPoolExecutor(cores()) as threads:
         errors = list(threads.map(read_into, range(len(paths)), chunksize=64))
     good = [i for i, error in enumerate(errors) if error is None]
     bad = [error for error in errors if error]
-    if len(bad) > MAX_UNREADABLE * len(paths):
-        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {MAX_UNREADABLE:.0%})")
+    if len(bad) > max(1, BAD_SHARE * len(paths)):
+        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {BAD_SHARE:.0%})")
     if bad:
         notes.append(f"{len(bad)} unreadable image(s) were left out, the first: {os.path.relpath(bad[0], folder.root)}")
-    return (pixels[good] if bad else pixels), good
+    return ([stored[good] for stored in pixels] if bad else pixels), good
 
 
 class StudyData(LightningDataModule):
@@ -238,7 +277,8 @@ class StudyData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return batches in the order of the epoch; views are rendered in batches in this process."""
-        rows = InMemoryDataset(self.images.pool[self.rows], self.images.labels[self.rows], self.views)
+        pixels = self.images.pool if self.images.large is None else self.images.large
+        rows = InMemoryDataset(pixels[self.rows], self.images.labels[self.rows], self.views)
         return DataLoader(rows, batch_sampler=self.batches, collate_fn=identity_collate, num_workers=0)
 
 

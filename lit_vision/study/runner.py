@@ -81,7 +81,9 @@ class Study:
         self.budget, self.folder, self.reporter = budget, folder, reporter
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
-        self.data_hash = hash_inputs(images.fingerprint, images.size)
+        # cells of a study that saw its pool otherwise than its test split are measured again
+        same_path = [] if images.large is None else ["pool made as test"]
+        self.data_hash = hash_inputs(images.fingerprint, images.size, *same_path)
         self.optional, self.keep_weights = optional, keep_weights
         self.not_tried: dict[str, str] = {}  # reason, by init
         self.licenses: dict[str, str] = {}  # of public weights, by init
@@ -272,7 +274,7 @@ class Study:
 def flat_pixels(images: StudyImages) -> tuple[np.ndarray, np.ndarray]:
     """Return the labeled pool and the test split as rows of pixels in 0 to 1, at the size of the test split."""
     pool, side = images.pool[: int((images.labels >= 0).sum())], images.test.shape[1]
-    if pool.shape[1] != side:
+    if pool.shape[1] != side:  # of an earlier version, see `lit_vision.study.verify.verify`
         pool = np.stack([resize(image, side, side) for image in pool])
     return _rows(pool), _rows(images.test)
 

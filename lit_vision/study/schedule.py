@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.io.atomic import write_json
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study.cells import read_record
@@ -103,7 +104,8 @@ def measure_all(
         data.batches.n = len(data.rows)
         costs[init] = measure(module, data, limit=limit)
     for count in labels:
-        rows = images.subset(min(count, 3 * preset.batch_size), seed=0)
+        labeled = np.flatnonzero(images.labels >= 0)  # any rows will do: there may be more classes than rows
+        rows = labeled[evenly_spaced(len(labeled), min(count, 3 * preset.batch_size))]
         for init in on_labels:
             module, data = classification(init, images, rows, preset, 0, None)
             costs[preset.network(init).name, count] = measure(module, data, epochs=4, limit=limit)

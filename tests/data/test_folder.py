@@ -69,7 +69,6 @@ def test_scan__only_unlabelled_images_beside_a_labelled_val(tmp_path) -> None:
         (["train/a/notes.txt"], "no image"),
         (["train/a/1.png", "val/a/1.png", "val/z/1.png"], "val: classes z "),
         (["train/a/1.png", "train/loose.png"], r"loose\.png: 1 .*unlabeled"),
-        (["val/a/1.png"], r"data\.train_split"),
     ],
 )
 def test_scan__one_line_for_each_folder_that_cannot_be_read(tmp_path, names, match) -> None:
@@ -86,6 +85,13 @@ def test_scan__missing_empty_and_file(tmp_path) -> None:
         scan(tmp_path)
     with pytest.raises(UserError, match="file: "):
         scan(_make(tmp_path, "file") / "file")
+
+
+def test_require__a_folder_of_val_or_test_alone_has_no_training_split(tmp_path) -> None:
+    folder = scan(_make(tmp_path, "val/a/1.png"))
+    assert (folder.classes, list(folder.splits)) == (["a"], ["val"])
+    with pytest.raises(UserError, match=r"it has val, .*data\.train_split"):
+        folder.require_split("train", "training")
 
 
 def test_require__names_the_split_and_the_classes(tmp_path) -> None:

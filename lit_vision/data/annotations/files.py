@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 from lit_vision.data.annotations.table import AnnotationError
-from lit_vision.data.folder import EXTENSIONS, check_within_root
+from lit_vision.data.folder import check_within_root
+from lit_vision.data.image_files import image_extensions
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
-IMAGE_SUFFIXES = tuple(f".{ending}" for ending in sorted(EXTENSIONS))
+IMAGE_SUFFIXES = tuple(f".{ending}" for ending in sorted(image_extensions()))
 
 
 def image_files(root: Path, folder: str) -> list[str]:

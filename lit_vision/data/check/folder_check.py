@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 from lit_vision.data.check.duplicates import connected_groups, exact_groups, near_pairs
 from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
-from lit_vision.data.folder import UNLABELED, Folder, has_image_extension
+from lit_vision.data.fitness import uses_of
+from lit_vision.data.folder import Folder
+from lit_vision.data.image_files import LeftOut
 from lit_vision.data.open_images import open_images
 from lit_vision.errors import UserError
 from lit_vision.io.processes import parallel_map
@@ -58,10 +60,30 @@ class ImageEntry:
     label: str
 
 
-def list_items(root: Path, names: Sequence[str]) -> tuple[list[ImageEntry], Folder, str]:
-    """Return all images below a folder, the scanned folder, and the reason why it cannot be scanned ("" if it can).
+@dataclass
+class FolderContent:
+    """Images of a folder and the scanned folder.
+
+    Attributes:
+        items: all images, also those of a folder that was refused.
+        folder: without splits if it was refused.
+        refused: the reason why the folder cannot be scanned; "" if it can.
+    """
+
+    items: list[ImageEntry]
+    folder: Folder
+    refused: str
+
+
+def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozenset()) -> FolderContent:
+    """Return all images below a folder, with split and class, and the scanned folder.
 
     Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
+
+    Args:
+        root: the folder, or a pack.
+        names: of the training, validation and test splits.
+        quarantine: paths to leave out.
 
     Raises:
         UserError: the folder does not exist.
@@ -71,25 +93,61 @@ def list_items(root: Path, names: Sequence[str]) -> tuple[list[ImageEntry], Fold
     except UserError as error:
         if not root.is_dir():
             raise
-        return _walk(root, names), Folder(root, [], {}), str(error)
+        folder = Folder(root, [], {})
+        items = [item for item in _walk(root, names, folder.inventory.left_out) if item.path not in quarantine]
+        return FolderContent(items, folder, str(error).removeprefix(f"{root}: "))
+    folder.exclude(set(quarantine))
     items = []
     for name, split in {**folder.splits, "": folder.unlabeled}.items():
         labels = (folder.classes[n] if n >= 0 else "" for n in split.labels.tolist())
         items += [ImageEntry(path, name, label) for path, label in zip(split.paths, labels)]
-    return items, folder, ""
+    return FolderContent(items, folder, "")
 
 
-def _walk(root: Path, names: Sequence[str]) -> list[ImageEntry]:
+def _walk(root: Path, names: Sequence[str], left_out: LeftOut) -> list[ImageEntry]:
     items = []
     for parent, folders, files in os.walk(root):  # links to folders are not followed: no loop
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(name for name in folders if left_out.count(name, True))
         for file in sorted(files):
-            if has_image_extension(file) and not file.startswith("."):
+            if left_out.count(file, False):
                 parts = Path(parent, file).relative_to(root).parts
                 split = parts[0] if parts[0] in names and len(parts) > 1 else ""
                 label = parts[1] if split and len(parts) > 2 else ""
                 items.append(ImageEntry("/".join(parts), split, label))
     return items
+
+
+def layout_findings(content: FolderContent, names: Sequence[str]) -> list[Finding]:
+    """Return the findings about the folder's layout and about what the scan left out."""
+    if content.refused:
+        return [Finding(FAIL, content.refused, 1)]
+    folder, found = content.folder, []
+    inventory, left_out = folder.inventory, folder.inventory.left_out
+    for name, place in inventory.splits.items():
+        if name != place:
+            found.append(Finding(NOTE, f"{place}/ is the {name} split", len(folder.splits.get(name, ()))))
+    if inventory.beside:
+        folders = [f"{name}: {count} images" for name, count in inventory.beside.items()]
+        found.append(Finding(WARN, "folders with images beside the splits (left out)", len(folders), folders))
+    if inventory.loose:
+        found.append(Finding(WARN, "images beside the splits (left out)", len(inventory.loose), inventory.loose))
+    if inventory.empty:
+        found.append(Finding(WARN, "class folders without an image", len(inventory.empty), inventory.empty))
+    if left_out.pictures:
+        kinds = left_out.phrases()[: len(left_out.pictures)]
+        found.append(Finding(WARN, "pictures left out by their ending", sum(left_out.pictures.values()), kinds))
+    if rest := left_out.phrases()[len(left_out.pictures) :]:
+        found.append(Finding(NOTE, f"left out: {'; '.join(rest)}", left_out.count_of_others))
+    by_lower_case: dict[str, list[str]] = {}
+    for name in folder.classes:
+        by_lower_case.setdefault(name.strip().casefold(), []).append(name)
+    if alike := [", ".join(map(repr, same)) for same in by_lower_case.values() if len(same) > 1]:
+        found.append(Finding(WARN, "classes whose names differ in case or spaces only", len(alike), alike))
+    uses = uses_of(folder, (names[0], names[1], names[2]))
+    if all(uses.values()):
+        reason = uses["training on labels"].removeprefix(f"{folder.root}: ")
+        found.append(Finding(FAIL, f"fit for no use: {reason}", 1))
+    return found
 
 
 def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> list[Finding]:
@@ -157,31 +215,19 @@ def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
 
 
 def class_findings(
-    items: list[ImageEntry], root: Path, names: Sequence[str]
+    items: list[ImageEntry], names: Sequence[str]
 ) -> tuple[list[Finding], dict[str, dict[str, int]]]:
-    """Return findings about classes (empty, rare, not in every split), and the counts per split and class."""
+    """Return findings about classes (rare, not in every split), and the counts per split and class."""
     counts: dict[str, Counter[str]] = {}
     for item in items:
         if item.label:
             counts.setdefault(item.split, Counter())[item.label] += 1
     findings = []
-    if empty := _empty_class_folders(root, names):
-        findings.append(Finding(WARN, "class folders without an image", len(empty), empty))
     if names[0] in counts:
         findings += _balance_findings(counts, names)
     splits = {item.split for item in items}
     findings += [Finding(NOTE, f"no {split} split", 0) for split in names[1:] if split not in splits]
     return findings, {split: dict(sorted(count.items())) for split, count in counts.items()}
-
-
-def _empty_class_folders(root: Path, names: Sequence[str]) -> list[str]:
-    tops = [root / name for name in names if (root / name).is_dir()] or ([root] if root.is_dir() else [])
-    return [
-        str(folder.relative_to(root))
-        for top in tops
-        for folder in sorted(top.iterdir())
-        if folder.is_dir() and folder.name != UNLABELED and not folder.name.startswith(".") and not _has_image(folder)
-    ]
 
 
 def _balance_findings(counts: dict[str, Counter[str]], names: Sequence[str]) -> list[Finding]:
@@ -205,13 +251,9 @@ def _balance_findings(counts: dict[str, Counter[str]], names: Sequence[str]) -> 
     return findings
 
 
-def _has_image(folder: Path) -> bool:
-    return any(
-        has_image_extension(name) and not name.startswith(".") for _, _, files in os.walk(folder) for name in files
-    )
-
-
-def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: bool = False) -> dict[str, Any]:
+def check_folder(
+    root: Path, names: Sequence[str], workers: int = 1, progress: bool = False, quarantine: Set[str] = frozenset()
+) -> dict[str, Any]:
     """Check every image of a folder and return the report that goes into doctor.json.
 
     Args:
@@ -219,30 +261,35 @@ def check_folder(root: Path, names: Sequence[str], workers: int = 1, progress: b
         names: of the training, validation and test splits.
         workers: processes.
         progress: show a bar.
+        quarantine: paths to leave out, as data.quarantine does.
 
     Returns:
-        {root, images, fit (bool), findings: [{level, what, count, files}], classes: {split: {class: count}},
-        quarantine: [[path, reason]]}.
+        {root, images, fit (bool), uses: {use: why the folder is not fit for it, "" if it is}, inventory: [lines],
+        findings: [{level, what, count, files}], classes: {split: {class: count}}, quarantine: [[path, reason]]}.
 
     Raises:
         UserError: the folder does not exist.
     """
-    items, folder, reason = list_items(root, names)
+    content = list_items(root, names, quarantine)
+    items, folder = content.items, content.folder
     paths = [item.path for item in items]
     reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
-    findings = [Finding(FAIL, reason.removeprefix(f"{root}: "), 1)] if reason else []
-    findings += file_findings(items, reports, names[0])
+    findings = layout_findings(content, names) + file_findings(items, reports, names[0])
     copies, leaked = copy_findings(items, reports, names[0])
-    classes, counts = class_findings(items, root, names)
+    classes, counts = class_findings(items, names)
     findings += copies + classes
     listed = [[item.path, report.error] for item, report in zip(items, reports) if report.error]
     listed += [[items[i].path, "the same picture is in an evaluation split"] for i in sorted(leaked)]
     order = {FAIL: 0, WARN: 1, NOTE: 2}
     findings.sort(key=lambda f: order[f.level])
+    uses = uses_of(folder, (names[0], names[1], names[2]))
+    hide = f"{folder.root}: "  # the report names no absolute path
     return {
-        "root": root.name,  # never a path
+        "root": root.name,
         "images": len(items),
         "fit": all(f.level != FAIL for f in findings),
+        "uses": {use: content.refused or reason.removeprefix(hide) for use, reason in uses.items()},
+        "inventory": [line.removeprefix(hide) for line in folder.lines()] if not content.refused else [],
         "findings": [vars(f) for f in findings],
         "classes": counts,
         "quarantine": listed,

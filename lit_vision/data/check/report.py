@@ -9,7 +9,7 @@ _EXAMPLES = 5  # files shown per finding; doctor.json lists all of them
 
 def format_report(report: dict[str, Any]) -> str:
     """Return the report of `check_folder` as a table for the terminal."""
-    lines = []
+    lines = list(report["inventory"])
     for finding in report["findings"]:
         lines.append(f"{finding['level']}  {finding['count']:>7}  {finding['what']}")
         lines += [f"{'':15}{file}" for file in finding["files"][:_EXAMPLES]]
@@ -22,6 +22,17 @@ def format_report(report: dict[str, Any]) -> str:
             f"median {sizes[len(sizes) // 2]}"
         )
     return "\n".join(lines or ["nothing to report"])
+
+
+def format_verdict(report: dict[str, Any]) -> str:
+    """Return what the folder is fit for, and why it is not fit for training on labels."""
+    if not report["fit"]:
+        return "NOT fit to train on, see FAIL above"
+    uses = report["uses"]
+    if not uses["training on labels"]:
+        return "fit to train on"
+    fit_for = " and ".join(use for use, reason in uses.items() if not reason)
+    return f"fit for {fit_for} only; not for training on labels: {uses['training on labels']}"
 
 
 def format_quarantine(report: dict[str, Any]) -> str:

@@ -1,0 +1,175 @@
+"""Names of files and folders: endings that can be decoded here, endings that cannot, and folders of the system."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lit_vision.errors import UserError
+
+_ALWAYS = (
+    "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif ppm pgm pbm pnm tga qoi pcx sgi ras dds".split()
+)  # Pillow decodes these in every build
+# Endings that need a part of Pillow's build (a name of PIL.features), or one of some plug-ins of Pillow.
+_WITH_FEATURE = {"avif": "avif", "avifs": "avif", **dict.fromkeys("jp2 j2k j2c jpc jpf jpx".split(), "jpg_2000")}
+PLUGINS = {
+    "pillow_heif": ("pillow-heif", ("heic", "heif", "hif")),
+    "pillow_jxl": ("pillow-jxl-plugin", ("jxl",)),
+    "pillow_avif": ("pillow-avif-plugin", ("avif", "avifs")),
+}  # module: (name of the package, its endings)
+# Endings of pictures that are not decoded: raw photographs, drawings, documents, scientific and layered formats.
+_NOT_DECODED = frozenset(
+    "3fr arw cr2 cr3 crw dng erf kdc mef mos nef nrw orf pef raf raw rw2 srw x3f svg svgz eps ai ps psd psb xcf kra pdf "
+    "djvu ico cur icns exr hdr pfm dcm dicom nii mha mhd nrrd npy npz mat fits fit czi svs ndpi lif jls jxr wdp hdp "
+    "mng jng heics jpm wmf emf".split()
+)
+SYSTEM_FOLDERS = frozenset(
+    "@eadir @recycle @tmp @sharebin #recycle #snapshot #trash $recycle.bin recycler .thumbnails .trashes "
+    "__macosx __pycache__ lost.dir lost+found".split()
+) | {"@recently-snapshot", "system volume information", "found.000"}
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """Return the endings, in lower case and without the dot, of image files that can be decoded here."""
+    from PIL import features
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an older Pillow does not know the name "avif"
+        found = {*_ALWAYS, *(ending for ending, feature in _WITH_FEATURE.items() if features.check(feature))}
+    for module, (_, endings) in PLUGINS.items():
+        if find_spec(module):
+            found |= set(endings)
+    return frozenset(found)
+
+
+def extension_of(name: str) -> str:
+    """Return the ending of a file name, in lower case and without the dot; "" without one."""
+    stem, _, ending = name.rpartition(".")
+    return ending.lower() if stem else ""
+
+
+def has_image_extension(name: str) -> bool:
+    """True if a file name ends in one of `image_extensions`, in upper or lower case."""
+    return extension_of(name) in image_extensions()
+
+
+def is_picture_ending(ending: str) -> bool:
+    """True for the ending of a picture, whether or not it can be decoded here."""
+    return ending in image_extensions() or ending in _NOT_DECODED or _package_for(ending) != ""
+
+
+def is_system_folder(name: str) -> bool:
+    """True for a folder of thumbnails, deleted files or metadata that an operating system or a NAS makes."""
+    return name.lower() in SYSTEM_FOLDERS
+
+
+def _package_for(ending: str) -> str:
+    """Return the packages that would make an ending readable, "" if none is known."""
+    packages = [package for package, endings in PLUGINS.values() if ending in endings]
+    if ending in _WITH_FEATURE:
+        packages.insert(0, "a newer Pillow" if ending.startswith("avif") else "Pillow with OpenJPEG")
+    return " or ".join(packages)
+
+
+@dataclass
+class LeftOut:
+    """Files and folders that a search for images passed over, counted by kind.
+
+    Attributes:
+        endings: number of files by ending ("" without one) that is none of `image_extensions`.
+        hidden: number of hidden images and of hidden folders other than `system`.
+        system: number of system folders by name; they are not entered.
+        quarantined: number of images that a quarantine list named.
+    """
+
+    endings: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    system: Counter[str] = field(default_factory=Counter)
+    quarantined: int = 0
+
+    def count(self, name: str, is_folder: bool) -> bool:
+        """Return whether an entry is to be taken (an image) or entered (a folder); count it if it is not.
+
+        Args:
+            name: of the file or folder.
+            is_folder: True for a folder.
+        """
+        if is_folder:
+            if is_system_folder(name):
+                self.system[name] += 1
+            elif name.startswith("."):
+                self.hidden += 1
+            else:
+                return True
+        elif name.startswith("."):
+            self.hidden += has_image_extension(name)
+        elif has_image_extension(name):
+            return True
+        elif name.lower() not in _SYSTEM_FILES:
+            self.endings[extension_of(name)] += 1
+        return False
+
+    def add(self, other: LeftOut) -> None:
+        """Add the counts of another search."""
+        self.endings += other.endings
+        self.system += other.system
+        self.hidden += other.hidden
+        self.quarantined += other.quarantined
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """Number of pictures that cannot be decoded here, by ending, the most frequent first."""
+        return {ending: n for ending, n in self.endings.most_common() if is_picture_ending(ending)}
+
+    @property
+    def count_of_others(self) -> int:
+        """Number of what was passed over and is no picture that could not be decoded."""
+        others = self.endings.total() - sum(self.pictures.values())
+        return others + self.hidden + self.system.total() + self.quarantined
+
+    def phrases(self) -> list[str]:
+        """Return a phrase for each kind: "72 .heic (install pillow-heif)", "3 other files (.csv, .txt)"."""
+        found = []
+        for ending, n in self.pictures.items():
+            package = _package_for(ending)
+            found.append(f"{n} .{ending} ({f'install {package}' if package else 'not a format that is read'})")
+        other = {ending: n for ending, n in self.endings.items() if ending not in self.pictures}
+        if other:
+            names = ", ".join(f".{ending}" if ending else "no ending" for ending in sorted(other)[:4])
+            total = sum(other.values())
+            found.append(f"{total} other file{'s' * (total > 1)} ({names}{', ...' * (len(other) > 4)})")
+        if self.hidden:
+            found.append(f"{self.hidden} hidden")
+        if self.system:
+            names = ", ".join(sorted(self.system))
+            total = self.system.total()
+            found.append(f"{total} system folder{'s' * (total > 1)} ({names})")
+        if self.quarantined:
+            found.append(f"{self.quarantined} in quarantine")
+        return found
+
+
+def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder.
+
+    Raises:
+        UserError: the folder may not be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except PermissionError:
+        raise UserError(f"{folder}: it may not be read; change its permissions") from None
+
+
+def device_and_inode(folder: Path | str) -> tuple[int, int]:
+    """Return the identity of a folder, equal for every path and link that leads to it."""
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
