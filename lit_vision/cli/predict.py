@@ -33,7 +33,9 @@ def _parser() -> CommandParser:
         "A command that\nwas stopped continues where it was when it is run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files"
+    )
     add_model_arguments(parser)
     parser.add_argument(
         "--out",

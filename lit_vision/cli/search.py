@@ -43,7 +43,9 @@ def _embed_parser() -> CommandParser:
         "listed in\nOUT.skipped.csv. A command that was stopped continues where it was when it is run again.",
         epilog="example: lit-vision embed --model runs/mae/1 photos/ --out photos.safetensors",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files"
+    )
     add_model_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
     add_batch_arguments(parser)

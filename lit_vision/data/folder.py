@@ -245,7 +245,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
     found = {}
     if inventory.splits:
         others = sorted({*tops} - {*inventory.splits.values(), unlabeled_folder})
-        inventory.beside = {name: count for name in others if (count := countimages_below(root / name))}
+        inventory.beside = {name: count for name in others if (count := count_images(root / name))}
         inventory.loose = loose
         if not unlabeled_folder:
             check_beside_splits(root, inventory.splits, train, [*inventory.beside])

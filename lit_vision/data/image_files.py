@@ -10,28 +10,22 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from lit_vision.data.views.pillow_plugins import PLUGINS
 from lit_vision.errors import UserError
 
-_ALWAYS = (
-    "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif ppm pgm pbm pnm tga qoi pcx sgi ras dds".split()
-)  # Pillow decodes these in every build
-# Endings that need a part of Pillow's build (a name of PIL.features), or one of some plug-ins of Pillow.
-_WITH_FEATURE = {"avif": "avif", "avifs": "avif", **dict.fromkeys("jp2 j2k j2c jpc jpf jpx".split(), "jpg_2000")}
-PLUGINS = {
-    "pillow_heif": ("pillow-heif", ("heic", "heif", "hif")),
-    "pillow_jxl": ("pillow-jxl-plugin", ("jxl",)),
-    "pillow_avif": ("pillow-avif-plugin", ("avif", "avifs")),
-}  # module: (name of the package, its endings)
+# Pillow decodes these in every build.
+_ALWAYS = "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif ppm pgm pbm pnm tga qoi pcx sgi ras dds"
+_WITH_FEATURE = {"avif": "avif avifs", "jpg_2000": "jp2 j2k j2c jpc jpf jpx"}  # part of Pillow's build: endings
 # Endings of pictures that are not decoded: raw photographs, drawings, documents, scientific and layered formats.
-_NOT_DECODED = frozenset(
-    "3fr arw cr2 cr3 crw dng erf kdc mef mos nef nrw orf pef raf raw rw2 srw x3f svg svgz eps ai ps psd psb xcf kra pdf "
-    "djvu ico cur icns exr hdr pfm dcm dicom nii mha mhd nrrd npy npz mat fits fit czi svs ndpi lif jls jxr wdp hdp "
-    "mng jng heics jpm wmf emf".split()
+_NOT_DECODED = (
+    "3fr arw cr2 cr3 crw dng erf kdc mef mos nef nrw orf pef raf raw rw2 srw x3f svg svgz eps ai ps psd psb xcf kra "
+    "pdf djvu ico cur icns exr hdr pfm dcm dicom nii mha mhd nrrd npy npz mat fits fit czi svs ndpi lif jls jxr wdp hdp "
+    "mng jng heics jpm wmf emf"
 )
-SYSTEM_FOLDERS = frozenset(
-    "@eadir @recycle @tmp @sharebin #recycle #snapshot #trash $recycle.bin recycler .thumbnails .trashes "
-    "__macosx __pycache__ lost.dir lost+found".split()
-) | {"@recently-snapshot", "system volume information", "found.000"}
+_SYSTEM_FOLDERS = (
+    "@eadir/@recycle/@tmp/@sharebin/@recently-snapshot/#recycle/#snapshot/#trash/$recycle.bin/recycler/.thumbnails/"
+    ".trashes/__macosx/__pycache__/lost.dir/lost+found/system volume information/found.000"
+)
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 
@@ -42,7 +36,8 @@ def image_extensions() -> frozenset[str]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an older Pillow does not know the name "avif"
-        found = {*_ALWAYS, *(ending for ending, feature in _WITH_FEATURE.items() if features.check(feature))}
+        built = [endings for feature, endings in _WITH_FEATURE.items() if features.check(feature)]
+    found = set(" ".join([_ALWAYS, *built]).split())
     for module, (_, endings) in PLUGINS.items():
         if find_spec(module):
             found |= set(endings)
@@ -62,19 +57,20 @@ def has_image_extension(name: str) -> bool:
 
 def is_picture_ending(ending: str) -> bool:
     """True for the ending of a picture, whether or not it can be decoded here."""
-    return ending in image_extensions() or ending in _NOT_DECODED or _package_for(ending) != ""
+    return ending in image_extensions() or ending in _NOT_DECODED.split() or _package_for(ending) != ""
 
 
 def is_system_folder(name: str) -> bool:
     """True for a folder of thumbnails, deleted files or metadata that an operating system or a NAS makes."""
-    return name.lower() in SYSTEM_FOLDERS
+    return name.lower() in _SYSTEM_FOLDERS.split("/")
 
 
 def _package_for(ending: str) -> str:
     """Return the packages that would make an ending readable, "" if none is known."""
     packages = [package for package, endings in PLUGINS.values() if ending in endings]
-    if ending in _WITH_FEATURE:
-        packages.insert(0, "a newer Pillow" if ending.startswith("avif") else "Pillow with OpenJPEG")
+    for feature, endings in _WITH_FEATURE.items():
+        if ending in endings.split():
+            packages.insert(0, "a newer Pillow" if feature == "avif" else "a Pillow with OpenJPEG")
     return " or ".join(packages)
 
 

@@ -14,7 +14,7 @@ _SHOWN = 3  # names of a kind in a phrase
 
 @dataclass
 class Inventory:
-    """What `lit_vision.data.folder.scan` took and left out.
+    """Record of what `lit_vision.data.folder.scan` took and left out.
 
     Attributes:
         splits: {name of a split: the folder it is read from, relative to the root}; empty if the root is the training

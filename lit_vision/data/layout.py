@@ -23,10 +23,8 @@ _WORDS = {
 }
 _FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "photos", "split", "seg", "folder"}
 _IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photos", "pictures"}
-_ANNOTATIONS = {
-    *("mask masks label labels annotation annotations segmentation segmentations groundtruth ground_truth gt".split()),
-    *("segmentationclass segmentationobject trimaps labelids".split()),
-}
+_MASKS = {"mask", "masks", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps"}
+_ANNOTATIONS = {*_MASKS, "label", "labels", "annotation", "annotations", "groundtruth", "ground_truth", "gt"}
 
 
 @cache
@@ -134,8 +132,8 @@ def check_class_folders(root: Path, by_class: Mapping[str, Sequence[tuple[str, i
         for path, _ in files:
             if "\\" in path:
                 raise UserError(
-                    f"{root}: the name {path!r} holds backslashes, as a zip file from Windows gives it; unpack it again "
-                    "with a program that makes folders of them (7z x, bsdtar -xf), or rename the files"
+                    f"{root}: the name {path!r} holds backslashes, as a zip file from Windows gives it; unpack it "
+                    "again with a program that makes folders of them (7z x, bsdtar -xf), or rename the files"
                 )
 
 

@@ -40,7 +40,7 @@ def enter_wrapping_folder(
 
 
 def enter_repeated_folder(root: Path, folder: str) -> str:
-    """Return the folder of a split, entered once more if it only holds a folder of the same role: train/train/<class>."""
+    """Return the folder of a split, entered once more if it only holds one of the same role: train/train/<class>."""
     entries = [(entry.name, _is_folder(entry)) for entry in list_entries(root / folder)]
     taken = [(name, is_folder) for name, is_folder in entries if LeftOut().count(name, is_folder)]
     if len(taken) == 1 and taken[0][1] and role_of(taken[0][0]) and role_of(taken[0][0]) == role_of(folder):

@@ -71,8 +71,8 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
     """Return the images of one folder and its subfolders, of one pack, or the given files.
 
     Args:
-        paths: one folder, one pack or any number of files. In a folder, files with an image's extension count, sorted by name; a
-            file is taken whatever its name.
+        paths: one folder, one pack or any number of files. In a folder, files with an image's extension count, sorted
+            by name; a file is taken whatever its name.
         output_folders: {flag: folder} that the command writes images to. They are left out of the search, or the list
             would grow during the run.
 

@@ -39,8 +39,8 @@ class StudyImages:
     """Training and test images of a study, with labels, class names and fingerprint.
 
     Attributes:
-        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first. They are
-            made as `test` is, so that the same file has the same features in both.
+        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first.
+            They are made as `test` is, so that the same file has the same features in both.
         labels: (N,) int64, -1 without one.
         paths: relative path of each pool image.
         test: like `pool`, for the test split; evaluated once per cell, at its end.

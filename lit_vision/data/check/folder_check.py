@@ -214,9 +214,7 @@ def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
     return findings, leaked
 
 
-def class_findings(
-    items: list[ImageEntry], names: Sequence[str]
-) -> tuple[list[Finding], dict[str, dict[str, int]]]:
+def class_findings(items: list[ImageEntry], names: Sequence[str]) -> tuple[list[Finding], dict[str, dict[str, int]]]:
     """Return findings about classes (rare, not in every split), and the counts per split and class."""
     counts: dict[str, Counter[str]] = {}
     for item in items:

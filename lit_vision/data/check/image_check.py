@@ -18,8 +18,9 @@ from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, 
 TINY, HUGE = 32, 25_000_000  # pixels of a side; pixels of an image
 THUMB = 16  # side of a thumbnail, pixels
 _SUFFIXES = {
-    "JPEG": {"jpg", "jpeg", "jpe", "jfif", "mpo"}, "MPO": {"mpo", "jpg", "jpeg"}, "PNG": {"png", "apng"}, "WEBP": {"webp"},
-    "TIFF": {"tif", "tiff"}, "BMP": {"bmp"}, "DIB": {"dib"}, "GIF": {"gif"}, "PPM": {"ppm", "pgm", "pbm", "pnm"},
+    "JPEG": {"jpg", "jpeg", "jpe", "jfif", "mpo"}, "MPO": {"mpo", "jpg", "jpeg"}, "PNG": {"png", "apng"},
+    "WEBP": {"webp"}, "TIFF": {"tif", "tiff"}, "BMP": {"bmp"}, "DIB": {"dib"}, "GIF": {"gif"},
+    "PPM": {"ppm", "pgm", "pbm", "pnm"},
     "JPEG2000": {"jp2", "j2k", "j2c", "jpc", "jpf", "jpx"}, "AVIF": {"avif", "avifs"}, "TGA": {"tga"}, "QOI": {"qoi"},
     "PCX": {"pcx"}, "SGI": {"sgi"}, "SUN": {"ras"}, "DDS": {"dds"}, "HEIF": {"heic", "heif", "hif"}, "JXL": {"jxl"},
 }  # fmt: skip

@@ -3,23 +3,22 @@
 Grayscale, palette, 16-bit, CMYK and alpha images are converted. The header is read first: a file that claims more
 pixels than the limit, or more than its bytes can hold, is refused before any pixel is allocated. JPEG is decoded by
 libjpeg-turbo (simplejpeg), which can also decode at 1/2, 1/4 and 1/8 of the size in a fraction of the time; everything
-else, and every JPEG that it refuses, by Pillow and its plug-ins. So a JPEG is reported as broken only if both refuse it.
+else, and every JPEG that it refuses, by Pillow and its plug-ins. So a JPEG is reported as broken only if both refuse
+it.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from lit_vision.data.image_files import PLUGINS
+from lit_vision.data.views.pillow_plugins import register_plugins
 from lit_vision.errors import UserError
 
 T = TypeVar("T")
@@ -30,6 +29,9 @@ _LARGE = 1 << 24  # pixels (48 MB); a larger file is checked for completeness be
 # Most pixels that a byte can encode: a progressive JPEG spends a bit on each block of 64, deflate repeats 258 bytes in
 # two bits.
 _PIXELS_PER_BYTE = {"JPEG": 512, "PNG": 8 * 1032, "GIF": 4096}
+
+
+register_plugins()  # at import, so that worker processes have them however they are started
 
 
 class ImageDecodeError(UserError):
@@ -63,20 +65,6 @@ class ImageHeader(NamedTuple):
     orientation: int
     scalable: bool
     image: Image.Image | None
-
-
-def _register_plugins() -> None:
-    """Let Pillow decode what its installed plug-ins can: HEIC, JPEG XL, AVIF. One that fails is as if not installed."""
-    for module in filter(find_spec, PLUGINS):
-        try:
-            plugin = importlib.import_module(module)
-            if hasattr(plugin, "register_heif_opener"):
-                plugin.register_heif_opener()
-        except Exception as error:  # of a package that was built for another version
-            warnings.warn(f"{module} cannot be used: {error}", stacklevel=2)
-
-
-_register_plugins()  # at import, so that worker processes have them however they are started
 
 
 def decode(data: bytes) -> np.ndarray:
