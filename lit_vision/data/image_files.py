@@ -16,11 +16,11 @@ from lit_vision.errors import UserError
 # Pillow decodes these in every build.
 _ALWAYS = "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif ppm pgm pbm pnm tga qoi pcx sgi ras dds"
 _WITH_FEATURE = {"avif": "avif avifs", "jpg_2000": "jp2 j2k j2c jpc jpf jpx"}  # part of Pillow's build: endings
-# Endings of pictures that are not decoded: raw photographs, drawings, documents, scientific and layered formats.
+# Endings of pictures that are not decoded: raw photographs, drawings, documents, scientific formats.
 _NOT_DECODED = (
     "3fr arw cr2 cr3 crw dng erf kdc mef mos nef nrw orf pef raf raw rw2 srw x3f svg svgz eps ai ps psd psb xcf kra "
-    "pdf djvu ico cur icns exr hdr pfm dcm dicom nii mha mhd nrrd npy npz mat fits fit czi svs ndpi lif jls jxr wdp hdp "
-    "mng jng heics jpm wmf emf"
+    "pdf djvu ico cur icns exr hdr pfm dcm dicom nii mha mhd nrrd npy npz mat fits fit czi svs ndpi lif jls jxr wdp "
+    "hdp mng jng heics jpm wmf emf"
 )
 _SYSTEM_FOLDERS = (
     "@eadir/@recycle/@tmp/@sharebin/@recently-snapshot/#recycle/#snapshot/#trash/$recycle.bin/recycler/.thumbnails/"

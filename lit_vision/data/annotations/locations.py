@@ -10,7 +10,7 @@ from pathlib import Path
 from lit_vision.data.annotations.formats import FORMATS, Location
 from lit_vision.data.annotations.other_tools import describe_export
 from lit_vision.data.annotations.yolo_yaml import yolo_split
-from lit_vision.data.folder import EXTENSIONS
+from lit_vision.data.image_files import image_extensions
 from lit_vision.errors import UserError
 
 # other names of a split, tried in this order where its own is not there
@@ -128,13 +128,13 @@ def _has_annotations(root: Path, place: Location, annotation_format: str) -> boo
         suffixes = ("_mask.png",)
     for name in islice(_files(annotations, suffixes, below=not beside), _TRIED):
         stem = name[: -len(next(suffix for suffix in suffixes if name.endswith(suffix)))]
-        if not beside or any((root / place.images / f"{stem}.{ending}").is_file() for ending in EXTENSIONS):
+        if not beside or any((root / place.images / f"{stem}.{ending}").is_file() for ending in image_extensions()):
             return True
     return False
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    return _files(folder, tuple(f".{ending}" for ending in EXTENSIONS))
+    return _files(folder, tuple(f".{ending}" for ending in image_extensions()))
 
 
 def _files(folder: Path, suffixes: tuple[str, ...], below: bool = True) -> Iterator[str]:
