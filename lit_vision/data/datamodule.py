@@ -249,7 +249,9 @@ class ImageFolderDataModule(KeyedDataModule):
         labels = self._labels.get("train", np.zeros(0, np.int64)).copy()
         first = self.trainer is None or self.trainer.is_global_zero
         chosen = None
-        if has_label(labels).any() or (self.use_unlabeled and len(labels)):  # else `setup` raises, or it is an evaluation
+        if has_label(labels).any() or (
+            self.use_unlabeled and len(labels)
+        ):  # else `setup` raises, or it is an evaluation
             chosen = read_or_sample(
                 paths, labels, self.labels, self.shots, self.label_seed, folder.classes, self.split_file, first
             )
