@@ -9,7 +9,7 @@ CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint house format benchmark gpu-check soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+.PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-transfer
 
 help: ## this list
@@ -92,6 +92,9 @@ $(PAPER_TABLES): $(STAMP)
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python experiments/benchmark.py
+
+layer-groups: $(STAMP) ## list the layer groups of each of timm's families (experiments/results/layer-groups.txt; a minute)
+	@$(BIN)/python experiments/layer_groups.py
 
 gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and transformers', input, predict, a study (7 minutes)
 	@$(BIN)/python experiments/gpu_check.py --out runs/gpu_check $(if $(DEVICE),--device $(DEVICE))

@@ -7,18 +7,18 @@ Small backbones for 32-pixel images, cheap enough for two CPU cores (lists from 
     Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)  # 0.68 M parameters
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.layers import PatchEmbed
-from timm.models import VisionTransformer, group_parameters
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_vision.backbones.create import check_patches, create_timm_model, feature_strides, lists_to_tuples
+from lit_vision.backbones.layer_groups import group_layers
 from lit_vision.backbones.stems import make_stem_small, make_stem_wide
 from lit_vision.errors import UserError
 
@@ -197,35 +197,17 @@ class Backbone(nn.Module):
         """Return the names of this module's parameters by depth, input to output, for layer-wise learning rates.
 
         A ViT has depth + 2 groups: cls, positions and patch embedding; one per block; final norm (He et al. 2022, A.1).
-        timm's own matcher would put a token-pooled ViT's `norm` with the last block. Other families are grouped by
-        timm's matcher. The last group holds what comes after the last block or stage (it may be empty); a head outside
-        belongs there too.
+        timm's own matcher would put a token-pooled ViT's `norm` with the last block. Other families: layer_groups.py.
+        The last group holds what comes after the last block or stage (it may be empty); a head outside belongs there
+        too.
 
         Raises:
             UserError: nothing matched, so that a layer decay would touch no layer.
         """
-        names = [name for name, _ in self.model.named_parameters()]
-        if is_vit(self.model):
-            groups: list[list[str]] = [[] for _ in range(len(self.model.blocks) + 2)]
-            for name in names:
-                groups[self._vit_layer(name)].append(f"model.{name}")
-            return groups
-        if not hasattr(self.model, "group_matcher"):
-            raise UserError(f"backbone: timm does not group the layers of {self.config['name']}; use layer_decay 1")
-        # The parameter that no pattern can match opens the group of what is unmatched, even where there is nothing else
-        # in it.
-        probe = "\0unmatched"
-        matched = group_parameters(_Names([*names, probe]), self.model.group_matcher(coarse=False))
-        groups = [[f"model.{name}" for name in matched[i] if name != probe] for i in sorted(matched)]
+        groups = [[f"model.{name}" for name in group] for group in group_layers(self.model)]
         if not any(groups[:-1]):
             raise UserError(f"backbone: no layer group of {self.config['name']} matched; use layer_decay 1")
         return groups
-
-    def _vit_layer(self, name: str) -> int:
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) + 1
-        after = name.startswith(("norm.", "fc_norm.", "attn_pool.", "head"))
-        return len(self.model.blocks) + 1 if after else 0
 
     def _check_size(self, images: Tensor) -> None:
         embed = getattr(self.model, "patch_embed", None)
@@ -237,16 +219,6 @@ class Backbone(nn.Module):
                 f"img_size: images are {images.shape[-2]}x{images.shape[-1]} pixels and {self.config['name']} is built "
                 f"for {size[0]}x{size[1]}; set img_size in backbone_args or of the data"
             )
-
-
-class _Names:
-    """Stand-in for a module in timm's `group_parameters`, which reads only `named_parameters()`."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def named_parameters(self) -> Iterator[tuple[str, None]]:
-        return ((name, None) for name in self.names)
 
 
 def _embed_patches(embed: nn.Module, images: Tensor, ids: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def build(
         UsageError: --args or --backbone_args has an unknown key or a value that the constructor refuses.
     """
     from lit_vision.backbones.backbone import Backbone
+    from lit_vision.weights.checkpoint_layouts import restore_module
     from lit_vision.weights.compatibility import LIGHTLY_MAE
 
     if any(key.startswith("decoder.") for key in state) and not backbone_only:
@@ -65,6 +66,8 @@ def build(
         return _construct("MAE", name, backbone_args, arguments), state, layout
     with _as_usage_error("--backbone_args", backbone_args):
         backbone = Backbone(name, **backbone_args)
+    if layout == "timm":
+        state = restore_module(state, backbone.model)
     untrained = layout == LIGHTLY_MAE  # the classifier of its ViT was never trained
     classifier = None if backbone_only or untrained else _find_classifier(state, backbone)
     if classifier is not None:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_vision.errors import UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.safe_load import plain_data, refused_class
 from lit_vision.io.sharded_checkpoint import load_consolidated
-from lit_vision.weights.checkpoint_states import choose_state, strip_key_wrappers, strip_prefix
+from lit_vision.weights.checkpoint_states import PREFIXES, choose_state, strip_key_wrappers, strip_prefix
 from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import IMAGENET_PIXELS, PIXELS, convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
@@ -172,6 +172,28 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
         state = parts[0]
         outside |= {f"{OUTSIDE}{key}": value for key, value in parts[1].items()}
     return {**found[0], **outside}, found[1]
+
+
+def restore_module(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a timm model's state with the name of its own module that was stripped as a wrapper's.
+
+    Some families of timm hold their network as `encoder`, which is also what other people's modules call any network.
+
+    Args:
+        state: in the common form.
+        model: the timm model that it is for.
+    """
+    own = next((prefix for prefix in PREFIXES if isinstance(getattr(model, prefix[:-1], None), nn.Module)), None)
+    if own is None or any(key.startswith(f"backbone.{own}") for key in state):
+        return state
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("backbone."):
+            key = f"backbone.{own}{key.removeprefix('backbone.')}"
+        elif key.startswith(OUTSIDE):
+            key = f"backbone.{key.removeprefix(OUTSIDE)}"
+        renamed[key] = value
+    return renamed
 
 
 def stored_hyper_parameters(metadata: Mapping[str, str]) -> dict[str, object]:

@@ -21,7 +21,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
-from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file
+from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, restore_module
 from lit_vision.weights.compatibility import (
     BACKBONE,
     CLASSIFIER,
@@ -130,6 +130,8 @@ def load_common(
         targets = ", ".join(known_targets(layout))
         raise UserError(f"{path}: weights of {layout} cannot be loaded into {kind}; load them into one of {targets}")
     backbone = module if isinstance(module, Backbone) else module.backbone
+    if layout == "timm":
+        state = restore_module(state, backbone.model)
     prefix = "" if module is backbone else "backbone."
     named = {common_key(name, prefix): (name, value) for name, value in module.state_dict().items()}
     target = {key: value for key, (_, value) in named.items() if key not in ("mean", "std")}
