@@ -1,8 +1,8 @@
-"""List the layer groups of one small model of each of timm's families: python experiments/layer_groups.py
+"""List the layer groups of one small model of each of timm's families.
 
-Writes experiments/results/layer-groups.txt. One line a family: its name, the model, and its groups from input to output,
-separated by "|"; a group is written as the shortest beginnings of names that only its parameters have. Models are built
-without memory (device "meta"); two minutes. tests/backbones/test_layer_groups.py compares the file with the code.
+Run: python experiments/layer_groups.py, which writes experiments/results/layer-groups.txt. One line a family: its name,
+the model, and its groups from input to output, separated by "|"; a group is written as the shortest beginnings of names
+that only its parameters have. Models are built without memory (device "meta"); a minute. tests/backbones/test_layer_groups.py compares the file with the code.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Group a timm model's parameters by depth, from input to output, for layer-wise learning rates.
 
-Of transformers of `patch_embed` and `blocks` (ViT, BEiT, EVA, CaiT, XCiT, SAM, ...): cls, positions, patch embedding and
-what else comes before the blocks; one group per block; then one per block of a later list, such as CaiT's and XCiT's
-blocks of class attention; last what comes after all blocks (norms, SAM's neck). Of other families: as timm's matcher
-has it. experiments/results/layer-groups.txt lists the groups of every family.
+Of transformers of `patch_embed` and `blocks` (ViT, BEiT, EVA, CaiT, XCiT, SAM, ...): cls, positions, patch embedding
+and what else comes before the blocks; one group per block; then one per block of a later list, such as CaiT's and
+XCiT's blocks of class attention; last what comes after all blocks (norms, SAM's neck). Of other families: as timm's
+matcher has it. experiments/results/layer-groups.txt lists the groups of every family.
 """
 
 from __future__ import annotations
