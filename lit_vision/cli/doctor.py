@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     if args.recipe and not args.recipe.is_file():
         raise UsageError(f"--recipe {args.recipe}: no such file; experiments/README.md lists the recipes")
 
-    from lit_vision.data.check.folder_check import check_folder
+    from lit_vision.data.annotations.locations import explain_unread, recognize
+    from lit_vision.data.check.annotated_check import check_annotated
+    from lit_vision.data.check.folder_check import check_folder, refuse
     from lit_vision.data.check.report import format_quarantine, format_report, format_verdict
     from lit_vision.data.splits import read_list
     from lit_vision.io.atomic import atomic_write, write_json
@@ -41,7 +43,14 @@ def main(argv: Sequence[str]) -> int:
 
     names = (args.train_split, args.val_split, args.test_split)
     quarantine = read_list(args.quarantine) if args.quarantine else set()
-    report = check_folder(args.root, names, args.workers or cores(), progress=True, quarantine=quarantine)
+    formats = recognize(args.root, *names) if args.root.is_dir() else []
+    workers = args.workers or cores()
+    if formats:
+        report = check_annotated(args.root, names, formats, workers, progress=True, quarantine=quarantine)
+    else:
+        report = check_folder(args.root, names, workers, progress=True, quarantine=quarantine)
+        if args.root.is_dir() and (unread := explain_unread(args.root, names[0])):
+            refuse(report, f"annotations that no reader takes: {unread}")
     if args.recipe and report["fit"]:
         from lit_vision.data.check.loader_speed import compare_loader_to_step
 

@@ -208,9 +208,12 @@ class AnnotatedDataModule(ImageFolderDataModule):
         self._tables["train"] = self._labeled_part(table)
 
     def _quarantined(self) -> set[str]:
-        """Return the paths of data.quarantine; UserError if none of them is in the root."""
+        """Return the paths of data.quarantine; UserError if they are of another folder.
+
+        A path may be of an image that does not exist, but the first folder in it must.
+        """
         listed = read_list(self.quarantine) if self.quarantine else set()
-        if listed and not any(Path(self.root, path).is_file() for path in listed):
+        if listed and not any(Path(self.root, path.split("/")[0]).exists() for path in listed):
             raise UserError(
                 f"data.quarantine: {self.quarantine}: none of its {len(listed)} paths is in {self.root}; "
                 "it belongs to other data"

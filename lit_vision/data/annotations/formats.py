@@ -77,8 +77,6 @@ _COCO = (
     Location("images", "annotations.json"),
     Location(".", "annotations.json"),
     Location(".", "_annotations.coco.json"),
-    Location("images", "via_export_coco.json"),  # VIA's default name, with images beside it or in a folder
-    Location(".", "via_export_coco.json"),
 )
 _YOLO = (
     Location("images/{split}", "labels/{split}"),

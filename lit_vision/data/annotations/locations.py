@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -58,20 +58,42 @@ def locate(root: Path, annotation_format: str, split: str, only_split: bool = Tr
         for place in places:
             if not any("{split}" in (text or "") for text in place) and _is_there(root, place, annotation_format):
                 return place
+    if annotation_format == "coco" and (place := _only_coco_file(root, names, only_split)):
+        return place
     if problem:
         raise problem
     return None
 
 
-def recognize(root: Path, train: str = "train") -> list[str]:
-    """Return the formats in which a folder holds annotations of its training split, boxes first; empty without any.
+def _only_coco_file(root: Path, names: Sequence[str], only_split: bool) -> Location | None:
+    """Return the only JSON file of a split's folder, or of the root, if it is COCO's (VIA names it after a project)."""
+    for folder in (*names, *([""] if only_split else [])):
+        files = list(_files(root / folder, (".json",), below=False))
+        if len(files) == 1:
+            if _names_coco(root / folder / files[0], 3):
+                for images in (f"{folder}/images", f"{folder}/data", folder or "."):
+                    place = Location(images.lstrip("/"), f"{folder}/{files[0]}".lstrip("/"))
+                    if _is_there(root, place, "coco"):
+                        return place
+    return None
+
+
+def recognize(root: Path, *splits: str) -> list[str]:
+    """Return the formats in which a folder holds annotations, boxes first; empty for a folder without any, or a file.
 
     A folder of class folders is none. A YAML file of YOLO that leads to nothing counts as yolo.
+
+    Args:
+        root: the folder.
+        splits: names of the splits, the one that trains first; none is train, val, test.
     """
     found = []
     for name in FORMATS:
         try:
-            if locate(root, name, train):
+            if any(
+                locate(root, name, split, only_split=number == 0)
+                for number, split in enumerate(splits or ("train", "val", "test"))
+            ):
                 found.append(name)
         except UserError:
             found.append(name)
@@ -95,13 +117,27 @@ def explain_missing(root: Path, annotation_format: str, split: str, trains: bool
     others = recognize(root, split)
     if others:
         return f"{root}: its annotations are of the format {others[0]}, not {annotation_format}; set data.format"
-    for place in FORMATS[annotation_format].locations:
-        place = place.of_split(split)
-        if not (root / place.images).is_dir() and _has_annotations(root, place, annotation_format):
-            return (
-                f"{root / place.annotations}: is there, but the folder of its images, {root / place.images}, is not; "
-                "bring the images, or set data.images and data.annotations"
-            )
+    return explain_unread(root, split, (annotation_format,))
+
+
+def explain_unread(root: Path, split: str, formats: Sequence[str] = tuple(FORMATS)) -> str:
+    """Return why no annotations are read from a folder and what to do, or "" if it holds none.
+
+    They are there without their images, are of a tool's own format, or stand in the only folder of the folder.
+
+    Args:
+        root: the folder, in which `recognize` found none.
+        split: name of the split that trains.
+        formats: keys of FORMATS.
+    """
+    for name in formats:
+        for usual in FORMATS[name].locations:
+            place = usual.of_split(split)
+            if not (root / place.images).is_dir() and _has_annotations(root, place, name):
+                return (
+                    f"{root / place.annotations}: is there, but the folder of its images, {root / place.images}, is "
+                    "not; bring the images, or set data.images and data.annotations"
+                )
     if export := describe_export(root):
         return export
     inner = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
@@ -122,7 +158,8 @@ def _has_annotations(root: Path, place: Location, annotation_format: str) -> boo
         return False
     suffixes, annotations = FORMATS[annotation_format].suffixes, root / place.annotations
     if suffixes == (".json",):
-        return annotations.is_file()
+        # a file with a general name in the root may be anything
+        return annotations.is_file() and ("/" in place.annotations or _names_coco(annotations, 2))
     beside = place.images == place.annotations
     if beside and FORMATS[annotation_format].semantic:
         suffixes = ("_mask.png",)
@@ -131,6 +168,15 @@ def _has_annotations(root: Path, place: Location, annotation_format: str) -> boo
         if not beside or any((root / place.images / f"{stem}.{ending}").is_file() for ending in image_extensions()):
             return True
     return False
+
+
+def _names_coco(file: Path, keys: int) -> bool:
+    """True if so many of COCO's three lists are named in a file; it may be cut short."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    return sum(key in content for key in (b'"images"', b'"annotations"', b'"categories"')) >= keys
 
 
 def _image_files(folder: Path) -> Iterator[str]:

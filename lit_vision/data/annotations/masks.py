@@ -92,8 +92,9 @@ def read_masks(
 
 def _class_names(root: Path) -> list[str]:
     file = root / "classes.txt"
-    if file.is_file():
-        return read_lines(file, "list of classes")
+    for names in (file, root / "class_names.txt"):  # labelme2voc writes the second
+        if names.is_file():
+            return read_lines(names, "list of classes")
     if (root / "_classes.csv").is_file():  # Roboflow: pixel value, class; from 0 without gaps
         rows = [line.split(",", 1) for line in read_lines(root / "_classes.csv", "list of classes")[1:]]
         if rows and all(len(row) == 2 and row[0].strip() == str(i) for i, row in enumerate(rows)):

@@ -33,12 +33,15 @@ def describe_json(content: Any) -> str:
             return _PREDICTIONS
         if "data" in first and ("annotations" in first or "completions" in first):
             return _LABEL_STUDIO
-        if isinstance(first.get("data", first), dict) and ("label" in first or "image" in first) and "id" in first:
+        if "annotation_id" in first and "annotator" in first:
             return _LABEL_STUDIO  # JSON-MIN
         return _CREATE_ML if "image" in first and "annotations" in first else ""
     if "_via_img_metadata" in content:
         return _VIA
-    if "samples" in content or {"classes", "labels"} <= set(content):
+    samples = content.get("samples")
+    if isinstance(samples, list) and samples and isinstance(samples[0], dict) and "filepath" in samples[0]:
+        return _FIFTYONE
+    if isinstance(content.get("classes"), list) and isinstance(content.get("labels"), dict):
         return _FIFTYONE
     some = next(iter(content.values()), None)
     return _VIA if isinstance(some, dict) and "regions" in some and "filename" in some else ""

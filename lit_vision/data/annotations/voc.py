@@ -100,8 +100,8 @@ def _add(
 ) -> None:
     name = (entry.findtext("name") or "").strip()
     if name not in builder.class_names:
-        names = ", ".join(voc_names(folder)) if name and builder.faults is None else ""  # reads all files: once
-        hint = f"; the files name {names}" if names else ""
+        names = voc_names(folder) if name and builder.faults is None else []  # reads all files: once
+        hint = f"; the files name {', '.join(n[:24] for n in names[:10])}" if names else ""
         raise AnnotationError(f"{where}: class {name[:60]!r} is unknown; correct it, or give data.class_names{hint}")
     try:
         corners = [float(entry.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -116,13 +116,12 @@ def _add(
 
 
 def voc_names(folder: Path) -> list[str]:
-    """Return the class names in the XML files of a folder, sorted; at most ten, each cut at 24 characters."""
+    """Return the class names in the XML files of a folder, sorted; files that cannot be read have none."""
     names: set[str] = set()
-    for file in sorted(folder.rglob("*.xml"))[:2000]:
+    for file in sorted(folder.rglob("*.xml")):
         try:
-            names |= {
-                (entry.findtext("name") or "").strip()[:24] for entry in ElementTree.parse(file).iterfind("object")
-            }
+            objects = ElementTree.parse(file).iterfind("object")
+            names |= {(entry.findtext("name") or "").strip() for entry in objects}
         except (OSError, ElementTree.ParseError, ValueError, LookupError):
             continue
-    return sorted(names - {""})[:10]
+    return sorted(names - {""})

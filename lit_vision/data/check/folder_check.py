@@ -249,6 +249,12 @@ def _balance_findings(counts: dict[str, Counter[str]], names: Sequence[str]) -> 
     return findings
 
 
+def refuse(report: dict[str, Any], reason: str) -> None:
+    """Add a failure to a report of `check_folder`."""
+    report["findings"].insert(0, vars(Finding(FAIL, reason, 1)))
+    report["fit"] = False
+
+
 def check_folder(
     root: Path, names: Sequence[str], workers: int = 1, progress: bool = False, quarantine: Set[str] = frozenset()
 ) -> dict[str, Any]:
