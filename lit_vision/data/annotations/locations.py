@@ -58,8 +58,8 @@ def locate(root: Path, annotation_format: str, split: str, only_split: bool = Tr
         for place in places:
             if not any("{split}" in (text or "") for text in place) and _is_there(root, place, annotation_format):
                 return place
-    if annotation_format == "coco" and (place := _only_coco_file(root, names, only_split)):
-        return place
+    if annotation_format == "coco" and (only := _only_coco_file(root, names, only_split)):
+        return only
     if problem:
         raise problem
     return None
@@ -69,12 +69,11 @@ def _only_coco_file(root: Path, names: Sequence[str], only_split: bool) -> Locat
     """Return the only JSON file of a split's folder, or of the root, if it is COCO's (VIA names it after a project)."""
     for folder in (*names, *([""] if only_split else [])):
         files = list(_files(root / folder, (".json",), below=False))
-        if len(files) == 1:
-            if _names_coco(root / folder / files[0], 3):
-                for images in (f"{folder}/images", f"{folder}/data", folder or "."):
-                    place = Location(images.lstrip("/"), f"{folder}/{files[0]}".lstrip("/"))
-                    if _is_there(root, place, "coco"):
-                        return place
+        if len(files) == 1 and _names_coco(root / folder / files[0], 3):
+            for images in (f"{folder}/images", f"{folder}/data", folder or "."):
+                place = Location(images.lstrip("/"), f"{folder}/{files[0]}".lstrip("/"))
+                if _is_there(root, place, "coco"):
+                    return place
     return None
 
 
