@@ -23,7 +23,16 @@ _WORDS = {
 }
 _FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "photos", "split", "seg", "folder"}
 _IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photos", "pictures"}
-_MASKS = {"mask", "masks", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "trimaps"}
+_MASKS = {
+    "mask",
+    "masks",
+    "segmentation",
+    "segmentations",
+    "segmentationclass",
+    "segmentationobject",
+    "semantic",
+    "trimaps",
+}
 _ANNOTATIONS = {*_MASKS, "label", "labels", "annotation", "annotations", "groundtruth", "ground_truth", "gt"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lit_vision.data.annotations.table import AnnotationError
 from lit_vision.data.folder import check_within_root
-from lit_vision.data.image_files import image_extensions
+from lit_vision.data.image_files import image_extensions, is_system_folder
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 
@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = tuple(f".{ending}" for ending in sorted(image_extensions()))
 
 
 def image_files(root: Path, folder: str) -> list[str]:
-    """Return the images below root/folder, sorted, relative to root.
+    """Return the images below root/folder, sorted, relative to root; without hidden ones and system folders.
 
     Raises:
         UserError: the folder is missing, or has no image.
@@ -23,9 +23,11 @@ def image_files(root: Path, folder: str) -> list[str]:
     path = root / folder
     if not path.is_dir():
         raise UserError(f"{path}: no such folder of images; check data.root and data.images")
-    found = [
-        p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-    ]
+    found = []
+    for parent, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not (name.startswith(".") or is_system_folder(name))]
+        files = (Path(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != ".")
+        found += [file for file in files if file.is_file()]
     if not found:
         raise UserError(f"{path}: no image in it; check data.root and data.images")
     return sorted(p.relative_to(root).as_posix() for p in found)

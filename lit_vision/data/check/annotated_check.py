@@ -117,6 +117,8 @@ def check_annotated(
         "fit": all(f.level != FAIL for f in findings),
         "findings": [vars(f) for f in findings],
         "classes": {},
+        "inventory": [],
+        "uses": {"training on labels": ""},
         "settings": {name: check.settings for name, check in checks.items()},
         "objects": {
             name: {
