@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,17 @@ def current_class_paths(text: str) -> str:
     return _MOVED.sub(lambda match: MOVED_CLASSES[match[1]], text)
 
 
+def _expand_home(value: Any) -> Any:
+    """Return a recipe's value with `~/` at the beginning of texts as the home folder."""
+    if isinstance(value, dict):
+        return {key: _expand_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_expand_home(entry) for entry in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
 # jsonargparse reads each recipe through this loader
-set_loader("yaml", lambda text: _load_yaml(current_class_paths(text)), exceptions=(yaml.YAMLError,))
+set_loader("yaml", lambda text: _expand_home(_load_yaml(current_class_paths(text))), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):

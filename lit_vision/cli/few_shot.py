@@ -26,7 +26,12 @@ def _parser() -> CommandParser:
         "images, in several draws.",
         epilog="example: lit-vision fewshot data/fashion --model runs/mae/1 --shots 1,5,10 --out few.csv",
     )
-    parser.add_argument("root", metavar="ROOT", help="a folder with train/ and test/ (or val/), by class, or a pack")
+    parser.add_argument(
+        "root",
+        metavar="ROOT",
+        help="a folder with train/ and test/ (or val/), by class, or a pack; the run's split names and quarantine list "
+        "apply",
+    )
     add_model_arguments(parser)
     parser.add_argument("--shots", default="1,5,10", metavar="LIST", help="labeled images per class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of these images (default 5)")
@@ -52,18 +57,20 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite) if args.out else None
-    from lit_vision.data.open_images import open_images
+    from lit_vision.data.open_images import open_as_trained
+    from lit_vision.predict.models import load_model, resolve_model_file
+    from lit_vision.runs.run_dir import data_settings, run_dir_of
 
-    folder = open_images(args.root)
+    settings = data_settings(run_dir_of(resolve_model_file(args.model)))
+    folder, train_name, names = open_as_trained(args.root, settings)
     print(*folder.lines(), sep="\n", flush=True)
     folder.require_classes("a few-shot measure")
-    train = folder.require_split("train", "a few-shot measure")
-    measured = next((name for name in ("test", "val") if name in folder.splits), None)
+    train = folder.require_split(train_name, "a few-shot measure")
+    measured = next(iter(names), None)
     if measured is None:
         raise UserError(f"{args.root}: has no test or val split to measure on; add one, by class")
     from lit_vision.data.splits import sample_per_class
     from lit_vision.evaluation.few_shot import few_shot, summarize_episodes
-    from lit_vision.predict.models import load_model
 
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     if "features" not in model.metadata.outputs:

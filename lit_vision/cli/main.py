@@ -80,6 +80,15 @@ def _help() -> str:
     )
 
 
+def _expand_home(argument: str) -> str:
+    """Return an argument with `~/` at its beginning, or after `--flag=`, as the home folder.
+
+    A shell does the first unless it is quoted, and many do not do the second.
+    """
+    head, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return head + sign + (os.path.expanduser(value) if value.startswith("~/") else value)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -96,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"lit-vision {__version__}")
         return 0
-    name, rest = argv[0], argv[1:]
+    name, rest = argv[0], [_expand_home(argument) for argument in argv[1:]]
     if name not in COMMANDS:
         print(f"lit-vision: error: no command {name!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

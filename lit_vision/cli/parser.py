@@ -7,6 +7,11 @@ from typing import Any, NoReturn
 
 from lit_vision.errors import UsageError
 
+IMAGES_HELP = (
+    "folders (with their subfolders), files, patterns in quotes ('photos/**/*.jpg'), .txt lists with a path a line, or "
+    "- for such lines on standard input"
+)
+
 
 class CommandParser(argparse.ArgumentParser):
     """Parser of a command: no abbreviated flags, descriptions keep their lines, errors raise UsageError."""

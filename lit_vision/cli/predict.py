@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_vision.cli.parser import CommandParser, add_batch_arguments, add_model_arguments, check_batch_arguments
+from lit_vision.cli.parser import (
+    IMAGES_HELP,
+    CommandParser,
+    add_batch_arguments,
+    add_model_arguments,
+    check_batch_arguments,
+)
 from lit_vision.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -33,9 +39,7 @@ def _parser() -> CommandParser:
         "A command that\nwas stopped continues where it was when it is run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES_HELP)
     add_model_arguments(parser)
     parser.add_argument(
         "--out",

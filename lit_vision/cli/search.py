@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_vision.cli.parser import (
+    IMAGES_HELP,
     CommandParser,
     add_batch_arguments,
     add_model_arguments,
@@ -43,9 +44,7 @@ def _embed_parser() -> CommandParser:
         "listed in\nOUT.skipped.csv. A command that was stopped continues where it was when it is run again.",
         epilog="example: lit-vision embed --model runs/mae/1 photos/ --out photos.safetensors",
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="one folder (with its subfolders), one pack, or files"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES_HELP)
     add_model_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
     add_batch_arguments(parser)
@@ -111,7 +110,7 @@ def _search_parser() -> CommandParser:
         "--query",
         nargs="+",
         metavar="IMAGE",
-        help="images to look for, or one folder of them; needs the model of the index",
+        help="images to look for, or folders, patterns and lists of them; needs the model of the index",
     )
     parser.add_argument("--duplicates", type=float, metavar="COSINE", help="pairs of the index above this similarity")
     parser.add_argument("--top_k", type=int, default=10, metavar="K", help="images per query (default 10)")
@@ -173,7 +172,7 @@ def _check_search_arguments(args: argparse.Namespace) -> None:
 
 
 def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, int, str, str]]:
-    """Yield (query, rank, path, score) of every query."""
+    """Yield (query, rank, path, score) of every query that can be read; the others are named on standard error."""
     from lit_vision.predict.inputs import batches, find_images
     from lit_vision.predict.models import load_model
     from lit_vision.predict.tasks import preprocess_for
@@ -184,12 +183,18 @@ def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, 
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     check_same_model(index, feature_settings(model.metadata))
     neighbors = NearestNeighbors(index.features)
+    readable = 0
     for batch in batches(queries, preprocess_for(model.metadata), 32):
-        if batch.unreadable:
-            name, reason = batch.unreadable[0]
-            raise UserError(f"--query {os.path.join(queries.folder, name)}: {reason}")
+        for name, reason in batch.unreadable:
+            line = f"--query {os.path.join(queries.folder, name)}: {' '.join(reason.split())}"
+            if len(queries) == 1:
+                raise UserError(line)
+            print(f"skipped {line}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
         if batch.pixels is None:
             continue
+        readable += len(batch.names)
         for name, found in zip(batch.names, neighbors.top(model(batch.pixels)["features"], args.top_k)):
             for rank, (row, score) in enumerate(found, 1):
                 yield name, rank, index.names[row], f"{score:.4f}"
+    if not readable:
+        raise UserError(f"--query: none of the {len(queries)} images can be read; repair them or name others")

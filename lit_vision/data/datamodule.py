@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +154,7 @@ class ImageFolderDataModule(KeyedDataModule):
             "rand_augment": rand_augment,
             "random_erasing": random_erasing,
         }
-        self.root, self.img_size = root, img_size
+        self.root, self.img_size = os.path.expanduser(root), img_size
         self.train_view, self.eval_view = train_view, eval_view
         self.train_options = {key: value for key, value in train_options.items() if value is not None}
         self.local_views, self.local_size = local_views, local_size

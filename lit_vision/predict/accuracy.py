@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_vision.data.batch import Batch
 from lit_vision.data.class_names import match_class_names
-from lit_vision.data.splits import evenly_spaced, read_list
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
 from lit_vision.predict.runtimes import Model
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -59,17 +59,15 @@ class ClassificationCheck:
         settings: Mapping[str, Any],
         by_number: bool,
     ) -> None:
-        from lit_vision.data.open_images import open_images
+        from lit_vision.data.open_images import open_as_trained
 
-        self.train, val, test = (settings.get(f"{role}_split") or role for role in ("train", "val", "test"))
-        self.folder, self.preprocess = open_images(root, self.train, val, test), preprocess
-        if listed := settings.get("quarantine"):
-            self.folder.exclude(read_list(listed))
+        self.folder, self.train, measured = open_as_trained(root, settings)
+        self.preprocess = preprocess
         self.folder.require_classes("measuring what int8 loses")
         names, where = metadata.class_names, f"--int8 {root}"
         self.output_of_class, self.note = match_class_names(names, self.folder.classes, where, by_number)
         splits = self.folder.splits
-        self.split = next((name for name in (test, val, *splits) if name in splits), test)
+        self.split = next(iter((*measured, *splits)), "test")
         self.folder.require_labels(self.split, "measuring what int8 loses")
         print(*self.folder.lines(), sep="\n")
         self.images = len(splits[self.split])

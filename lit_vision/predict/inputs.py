@@ -14,8 +14,10 @@ import numpy as np
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.image_files import LeftOut, device_and_inode, image_extensions, list_entries
 from lit_vision.data.open_images import is_pack, open_images
+from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.errors import UserError
+from lit_vision.predict.input_paths import expand_paths
 
 
 @dataclass
@@ -68,23 +70,25 @@ class Inputs:
 
 
 def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None = None) -> Inputs:
-    """Return the images of one folder and its subfolders, of one pack, or the given files.
+    """Return the images of folders and their subfolders, of one pack, or files.
 
     Args:
-        paths: one folder, one pack or any number of files. In a folder, files with an image's extension count, sorted
-            by name; a file is taken whatever its name.
+        paths: folders, files, patterns, lists and `-`, see `expand_paths`; or a pack. In a folder, files with an
+            image's ending count, sorted by name; a file is taken whatever its name. One folder alone is where the names
+            start; of several, each name has its folder in front.
         output_folders: {flag: folder} that the command writes images to. They are left out of the search, or the list
             would grow during the run.
 
     Raises:
-        UserError: no such path, no image in it, folders mixed with other paths, or an output folder that is the folder
-            of the images itself.
+        UserError: no such path, no image in it, a pack beside other paths, or an output folder that is the folder of
+            the images itself.
     """
     if not paths:
         raise UserError("images: name a folder or image files")
+    paths = expand_paths(paths)
     folders = [path for path in paths if os.path.isdir(path) or is_pack(path)]
     if folders and len(paths) > 1:
-        raise UserError(f"{folders[0]}: give one folder, or files only")
+        return _join([find_images([path], output_folders) if path in folders else Inputs([path], "") for path in paths])
     if not folders:
         for path in paths:
             if not os.path.exists(path):
@@ -110,6 +114,17 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
         formats = ", ".join(sorted(image_extensions()))
         raise UserError(f"{folder}: no image in it ({passed}; formats: {formats}); name another folder")
     return Inputs(names, folder, left_out=left_out)
+
+
+def _join(parts: Sequence[Inputs]) -> Inputs:
+    """Return the images of several lists as one, each image once, named by its path."""
+    left_out = LeftOut()
+    for part in parts:
+        if isinstance(part.source, Pack):
+            raise UserError(f"{part.folder}: a pack is read alone; give it without other paths")
+        left_out.add(part.left_out)
+    names = dict.fromkeys(part.path(i) for part in parts for i in range(len(part)))
+    return Inputs(Paths(names), "", left_out=left_out)
 
 
 def _walk(

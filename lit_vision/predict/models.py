@@ -36,7 +36,7 @@ def resolve_model_file(source: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: no such path, no checkpoint in the folder, or an unknown suffix.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir() and not (path / MANIFEST).is_file():
         for name in ("best.ckpt", "last.ckpt"):
             found = path / "checkpoints" / name

@@ -58,6 +58,23 @@ def test_fewshot__is_the_nearest_prototype_of_the_same_draw(place, tmp_path, cap
     assert "2 per class" in (tmp_path / "t.md").read_text()
 
 
+def test_fewshot__takes_the_names_of_the_splits_and_the_quarantine_list_of_the_run(place, tmp_path, capsys) -> None:
+    run = tmp_path / "own"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").symlink_to(place / "run/checkpoints/last.ckpt")
+    (tmp_path / "bad.txt").write_text("exam/red/000.png\n")
+    names = f"{{root: x, train_split: learn, test_split: exam, quarantine: {tmp_path / 'bad.txt'}}}"
+    (run / "config.yaml").write_text(f"data: {{class_path: lit_vision.data.ImageFolderDataModule, init_args: {names}}}")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/learn").symlink_to(place / "data/train")
+    (tmp_path / "set/exam").symlink_to(place / "data/test")
+    options = ["--shots", "1", "--seeds", "1", "--device", "cpu"]
+    assert main(["fewshot", str(tmp_path / "set"), "--model", str(run), *options]) == 0
+    assert "Top-1 on 8 images of exam" in capsys.readouterr().out
+    assert main(["fewshot", str(place / "data"), "--model", str(run), *options]) == 0  # another set: the usual names
+    assert "Top-1 on 9 images of test" in capsys.readouterr().out
+
+
 BROKEN = {
     "no folder": (["--shots", "1"], {"root": "nowhere"}, 1, "nowhere"),
     "no model": ([], {"model": "nothing"}, 1, "/nothing"),

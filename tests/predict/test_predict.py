@@ -353,12 +353,13 @@ def test_broken_command__one_line_and_nothing_lost(name: str, tmp_path_factory, 
 # parts
 
 
-def test_files_are_taken_as_typed_and_folders_are_not_mixed(root) -> None:
+def test_files_are_taken_as_typed_and_a_folder_beside_them_adds_the_others(root) -> None:
     a, b = str(root / "images/red/000.png"), str(root / "run/checkpoints/last.ckpt")
     found = inputs.find_images([b, a])
     assert list(found.names) == [b, a]
-    with pytest.raises(UserError, match="images"):
-        inputs.find_images([a, str(root / "images")])
+    mixed = list(inputs.find_images([a, str(root / "images")]).names)
+    assert mixed[0] == a
+    assert sorted(mixed) == [str(root / "images" / name) for name in inputs.find_images([str(root / "images")]).names]
 
 
 def test_batches_begin_at_the_same_places_wherever_it_starts(root) -> None:

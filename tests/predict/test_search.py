@@ -91,6 +91,20 @@ def test_answers_name_their_query_where_there_are_several(root, tmp_path, capsys
     assert "(" not in capsys.readouterr().out
 
 
+def test_search__a_query_that_cannot_be_read_is_named_and_the_others_are_answered(root, tmp_path, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    write_images(tmp_path / "asked", 2)
+    (tmp_path / "asked/green/000.png").write_bytes(b"no image")
+    out = tmp_path / "o.csv"
+    assert search(root, "--query", str(tmp_path / "asked"), "--top_k", "1", "--out", str(out)) == 0
+    assert [row["query"] for row in csv.DictReader(out.open())] == ["green/001.png", "red/000.png"]
+    assert f"skipped --query {tmp_path / 'asked/green/000.png'}: " in capsys.readouterr().err
+    for path in (tmp_path / "asked").rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert search(root, "--query", str(tmp_path / "asked")) == 1
+    assert "none of the 3 images" in capsys.readouterr().err
+
+
 def test_duplicates__are_all_pairs_above_the_threshold(root, tmp_path, capsys) -> None:
     pytest.importorskip("faiss", reason="needs the search extra")
     index = read_index(root / "index.safetensors")
