@@ -9,8 +9,8 @@ Room: a folder of the package that holds Python files (data and data.views are t
 top, __init__ and __main__ included. Arrow: some file of one room imports some file of another. Circle: rooms, or files,
 that all reach each other by imports. Counted as imports, wherever in a file they stand: import statements, and strings
 that name a module of the package or something in it (`import_module("...")`, the command table). Not counted: lazy
-imports of a package's `__init__` from its own package (a table of names, or inside a function). A name imported from
-such an `__init__` counts as imported from the module that defines it.
+imports of a package's `__init__` from its own package (a table of names, inside a function, for type checkers alone). A
+name imported from such an `__init__` counts as imported from the module that defines it.
 tests/test_house.py holds what must stay as it is.
 """
 
@@ -67,6 +67,11 @@ def string_in(node: ast.AST | None) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
+def for_type_checkers(node: ast.AST) -> bool:
+    """Return True for `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 class _Imports:
     """Finds the modules of a package that a module imports.
 
@@ -89,7 +94,8 @@ class _Imports:
     def of(self, module: str) -> set[str]:
         """Return the modules that `module` imports, but for lazy imports of an `__init__` from its own package."""
         tree = self.trees[module]
-        lazy = {id(node) for part in ast.walk(tree) if isinstance(part, FUNCTIONS) for node in ast.walk(part)}
+        parts = (part for part in ast.walk(tree) if isinstance(part, FUNCTIONS) or for_type_checkers(part))
+        lazy = {id(node) for part in parts for node in ast.walk(part)}
         found = set()
         for node in ast.walk(tree):
             is_lazy = id(node) in lazy or isinstance(node, ast.Constant)

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vision.cli.parser import CommandParser
-from lit_vision.errors import UsageError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `lit-vision doctor ROOT [--out DIR] [--quarantine LIST] [--recipe RECIPE.yaml]`; 1 if training would fail."""
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision doctor",
         description="Check whether a folder of images is fit to train on; opens every image.",
@@ -27,41 +25,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
     parser.add_argument("--quarantine", metavar="LIST", help="files to leave out: what data.quarantine is set to")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
-    args = parser.parse_args(list(argv))
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: give 0 (all cores) or more")
-    if args.recipe and not args.recipe.is_file():
-        raise UsageError(f"--recipe {args.recipe}: no such file; experiments/README.md lists the recipes")
+    return parser
 
-    from lit_vision.data.annotations.locations import explain_unread, recognize
-    from lit_vision.data.check.annotated_check import check_annotated
-    from lit_vision.data.check.folder_check import check_folder, refuse
-    from lit_vision.data.check.report import format_quarantine, format_report, format_verdict
-    from lit_vision.data.splits import read_list
-    from lit_vision.io.atomic import atomic_write, write_json
-    from lit_vision.io.processes import cores
 
-    names = (args.train_split, args.val_split, args.test_split)
-    quarantine = read_list(args.quarantine) if args.quarantine else set()
-    formats = recognize(args.root, *names) if args.root.is_dir() else []
-    workers = args.workers or cores()
-    if formats:
-        report = check_annotated(args.root, names, formats, workers, progress=True, quarantine=quarantine)
-    else:
-        report = check_folder(args.root, names, workers, progress=True, quarantine=quarantine)
-        if args.root.is_dir() and (unread := explain_unread(args.root, names[0])):
-            refuse(report, f"annotations that no reader takes: {unread}")
-    if args.recipe and report["fit"]:
-        from lit_vision.data.check.loader_speed import compare_loader_to_step
+def main(argv: Sequence[str]) -> int:
+    """Run `lit-vision doctor ROOT [--out DIR] [--quarantine LIST] [--recipe RECIPE.yaml]`; 1 if training would fail."""
+    args = _parser().parse_args(list(argv))
+    from lit_vision.data.check.check_folder import check_folder, default_folder
+    from lit_vision.data.check.report import format_report, format_verdict
 
-        report["loader"] = compare_loader_to_step(args.recipe, args.root)
-    out = args.out or Path("runs", "doctor", args.root.resolve().stem)
-    report["quarantine"] += [[path, f"listed in {Path(args.quarantine).name}"] for path in sorted(quarantine)]
-    listed = format_quarantine(report)
-    write_json(out / "doctor.json", report)
-    atomic_write(
-        out / "quarantine.txt", lambda file: file.write_text(listed, encoding="utf-8", errors="surrogateescape")
-    )
+    report, out = check_folder(**vars(args)), args.out or default_folder(args.root)
     print(format_report(report))
     if "loader" in report:
         print(report["loader"]["words"])

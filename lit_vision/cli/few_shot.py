@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
     out = check_output_path(args.out, args.overwrite) if args.out else None
     from lit_vision.data.open_images import open_as_trained
-    from lit_vision.predict.models import load_model, resolve_model_file
+    from lit_vision.predict.models import find_model, load_model
     from lit_vision.runs.run_dir import data_settings, run_dir_of
 
-    settings = data_settings(run_dir_of(resolve_model_file(args.model)))
+    settings = data_settings(run_dir_of(find_model(args.model)))
     folder, train_name, names = open_as_trained(args.root, settings)
     print(*folder.lines(), sep="\n", flush=True)
     folder.require_classes("a few-shot measure")
@@ -71,12 +71,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{args.root}: has no test or val split to measure on; add one, by class")
     from lit_vision.data.splits import sample_per_class
     from lit_vision.evaluation.few_shot import few_shot, summarize_episodes
+    from lit_vision.predict.inference import check_has_features
 
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
-    if "features" not in model.metadata.outputs:
-        raise UserError(
-            f"{model.path}: is for {model.metadata.task} and has no features; give a classifier or a backbone"
-        )
+    check_has_features(model)
     sampled = {
         int(i)
         for seed in range(args.seeds)

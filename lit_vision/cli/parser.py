@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from lit_vision.errors import UsageError
+from lit_vision.predict.inference import check_ranges
 
 IMAGES_HELP = (
     "folders (with their subfolders), files, patterns in quotes ('photos/**/*.jpg'), .txt lists with a path a line, or "
@@ -39,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         "--model",
         required=required,
         metavar="RUN_OR_FILE",
-        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2",
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
     )
     parser.add_argument(
         "--base", metavar="FILE", help="the weights that an adapter (--model X.safetensors) was trained on"
@@ -68,7 +69,4 @@ def check_batch_arguments(args: argparse.Namespace) -> None:
     Raises:
         UsageError: names the flag.
     """
-    if args.batch_size < 1:
-        raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
-    if args.workers < 0:
-        raise UsageError(f"--workers {args.workers}: give 0 (all cores) or more")
+    check_ranges({"batch_size": args.batch_size, "workers": args.workers})

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_vision.cli.parser import (
-    IMAGES_HELP,
-    CommandParser,
-    add_batch_arguments,
-    add_model_arguments,
-    check_batch_arguments,
-)
+from lit_vision.cli.parser import IMAGES_HELP, CommandParser, add_batch_arguments, add_model_arguments
 from lit_vision.errors import UsageError, UserError
+from lit_vision.predict.inference import check_ranges
 
 if TYPE_CHECKING:
     from lit_vision.predict.coco_ids import CocoIds
@@ -91,14 +85,14 @@ def main(argv: Sequence[str]) -> int:
         UserError: one line that names the file or flag and what to do.
     """
     args = _parser().parse_args(list(argv))
-    _check_ranges(args)
+    check_ranges(vars(args))
     from lit_vision.predict.coco_ids import coco_ids
     from lit_vision.predict.detection import limit_detections
     from lit_vision.predict.image_writer import ImageWriter
     from lit_vision.predict.inference import run_inference
     from lit_vision.predict.inputs import find_images
-    from lit_vision.predict.models import load_model, resolve_model_file
-    from lit_vision.predict.tasks import TASKS, format_from_suffix, result_formats
+    from lit_vision.predict.models import load_model
+    from lit_vision.predict.tasks import format_from_suffix, result_formats, results_with_options
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
@@ -107,27 +101,16 @@ def main(argv: Sequence[str]) -> int:
     for line in inputs.lines():
         print(line, flush=True)
     file_format = format_from_suffix(args.out, result_formats())
-    resolve_model_file(args.model)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
-    name_of_task = model.metadata.task
-    results_of_task = TASKS[name_of_task].results
-    if results_of_task is None:
-        raise UserError(
-            f"{model.path}: returns {name_of_task} and no predictions; use lit-vision embed, or fine-tune a classifier"
-        )
+    results_of_task, options = results_with_options(model, {name: getattr(args, name) for name in TASK_OPTIONS})
     if file_format not in results_of_task.formats:
-        raise UsageError(f"--out {args.out}: {name_of_task} writes {', '.join(results_of_task.formats)}")
-    for name in TASK_OPTIONS:
-        if getattr(args, name) is not None and name not in results_of_task.options:
-            raise UsageError(f"--{name}: does not apply to {name_of_task}; leave it out")
+        raise UsageError(f"--out {args.out}: {model.metadata.task} writes {', '.join(results_of_task.formats)}")
     if args.masks and args.draw and os.path.realpath(args.masks) == os.path.realpath(args.draw):
         raise UsageError(f"--draw {args.draw}: is also the folder of --masks; name another one")
     if args.explain and model.method is None:
         raise UserError(
-            f"--explain: needs a torch model, and {model.path} is for {model.runtime}; give the run or its .ckpt"
+            f"--explain: {model.path} ({model.runtime}) has no network of this project; give a run or its .ckpt"
         )
-    given = {name: getattr(args, name) for name in results_of_task.options}
-    options = {name: results_of_task.options[name] if value is None else value for name, value in given.items()}
     if args.max_detections is not None:
         limit_detections(model, args.max_detections)
     writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in folders.items()}
@@ -165,17 +148,6 @@ def _settings(file_format: str, options: Mapping[str, Any], ids: CocoIds | None)
     if ids is not None and not ids.usual:
         settings["ids"] = ids.digest()
     return {"format": file_format, **settings}
-
-
-def _check_ranges(args: argparse.Namespace) -> None:
-    """Refuse numbers out of their range before anything is loaded."""
-    check_batch_arguments(args)
-    if args.top_k is not None and args.top_k < 1:
-        raise UsageError(f"--top_k {args.top_k}: give at least 1 class")
-    if args.min_score is not None and not 0 <= args.min_score <= 1:
-        raise UsageError(f"--min_score {args.min_score}: give a number from 0 to 1")
-    if args.max_detections is not None and args.max_detections < 1:
-        raise UsageError(f"--max_detections {args.max_detections}: give at least 1")
 
 
 def _skipped_note(out: Path, skipped: int) -> str:

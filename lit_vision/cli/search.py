@@ -57,7 +57,7 @@ def main_embed(argv: Sequence[str]) -> int:
     check_batch_arguments(args)
     if not args.out.lower().endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: an index is a safetensors file; end its name in .safetensors")
-    from lit_vision.predict.inference import run_inference
+    from lit_vision.predict.inference import check_has_features, run_inference
     from lit_vision.predict.inputs import find_images
     from lit_vision.predict.models import load_model
     from lit_vision.predict.writers import check_output_path
@@ -67,10 +67,7 @@ def main_embed(argv: Sequence[str]) -> int:
     for line in inputs.lines():
         print(line, flush=True)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
-    if "features" not in model.metadata.outputs:
-        raise UserError(
-            f"{model.path}: is for {model.metadata.task} and has no features; give a classifier or a backbone"
-        )
+    check_has_features(model)
     settings = feature_settings(model.metadata)
 
     def lines(batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:

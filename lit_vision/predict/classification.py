@@ -1,4 +1,4 @@
-"""Classification: inference networks and result lines. B images, K classes, D width of the features."""
+"""Classification: inference networks, results and result lines. B images, K classes, D width of the features."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.predictions import Classification
 from lit_vision.predict.writers import csv_line
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -51,7 +52,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-class Classification:
+class ClassificationLines:
     """One result line per image: the best classes and their probabilities.
 
     Args:
@@ -78,15 +79,24 @@ class Classification:
         suffixes = ["", *(f"_{i}" for i in range(2, self.top_k + 1))]
         return csv_line(["path", *(f"{column}{suffix}" for suffix in suffixes for column in ("label", "score"))])
 
+    def predictions(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> list[Classification]:
+        """Return the predictions of one batch, in its order."""
+        results = []
+        for name, row in zip(batch.names, softmax(outputs["logits"])):
+            best = np.argsort(-row, kind="stable")[: self.top_k]
+            classes = tuple(self.metadata.class_names[i] for i in best)
+            results.append(Classification(name, classes, best, row[best]))
+        return results
+
     def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> bytes:
         """Return the lines of one batch, in its order."""
         lines = []
-        for name, row in zip(batch.names, softmax(outputs["logits"])):
-            best = np.argsort(-row, kind="stable")[: self.top_k]
-            pairs = [(self.metadata.class_names[i], round(float(row[i]), 6)) for i in best]
+        for result in self.predictions(batch, outputs):
+            pairs = [(label, round(p, 6)) for label, p in zip(result.classes, result.probabilities.tolist())]
             if self.file_format == "csv":
-                lines.append(csv_line([name, *(x for label, score in pairs for x in (label, f"{score:.6f}"))]))
+                lines.append(csv_line([result.path, *(x for label, p in pairs for x in (label, f"{p:.6f}"))]))
             else:
-                record = {"path": name, "predictions": [{"label": label, "score": score} for label, score in pairs]}
+                predictions = [{"label": label, "score": p} for label, p in pairs]
+                record = {"path": result.path, "predictions": predictions}
                 lines.append(json.dumps(record).encode() + b"\n")
         return b"".join(lines)

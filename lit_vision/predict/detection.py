@@ -1,4 +1,4 @@
-"""Detection: inference networks, decoding to boxes and masks in the file's pixels, result lines and drawings.
+"""Detection: inference networks, decoding to boxes and masks in the file's pixels, results, lines and drawings.
 
 B images, A anchors, K classes, n detections of an image, M side of Mask R-CNN's grid over a box (28).
 """
@@ -20,6 +20,7 @@ from lit_vision.methods.detection.decoding import AnchorDecoder
 from lit_vision.predict.coco_ids import CocoIds, Id, usual_category_ids
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.predictions import Detections, encode_rle
 from lit_vision.predict.runtimes import Model
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line, results_file
 from lit_vision.results.overlays import draw_boxes, draw_instances
@@ -160,7 +161,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator
         yield mask
 
 
-class Detection:
+class DetectionLines:
     """Detections of each image in the pixels of its file; Mask R-CNN's masks are COCO's compressed run lengths.
 
     Args:
@@ -203,20 +204,35 @@ class Detection:
         """Return the first bytes of the file."""
         return csv_line(["path", "label", "score", "x1", "y1", "x2", "y2"]) if self.file_format == "csv" else b""
 
-    def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
-        """Return the lines of one batch by stream, in its order; write its drawings."""
-        streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
-        for i, found in enumerate(self.decode(outputs)):
+    def predictions(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> list[Detections]:
+        """Return the predictions of one batch, in its order."""
+        return [result for result, _ in self._with_views(batch, outputs)]
+
+    def _with_views(
+        self, batch: InputBatch, outputs: dict[str, np.ndarray]
+    ) -> Iterator[tuple[Detections, dict[str, Tensor]]]:
+        """Yield each image's result, and the same detections in pixels of the view."""
+        for path, size, found in zip(batch.names, batch.sizes, self.decode(outputs)):
             above = found["scores"] >= self.min_score
             found = {name: value[above] for name, value in found.items()}
             self.at_limit += len(found["scores"]) >= self.max_detections
-            name, size, number = batch.names[i], batch.sizes[i], batch.positions[i]
             scale = torch.from_numpy(letterbox_scale(*size, self.metadata.size))
             boxes = to_original_size(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
             visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the other boxes lie in the view's padding
-            boxes, found = boxes[visible], {name: value[visible] for name, value in found.items()}
-            scores, labels = found["scores"].numpy().round(6), found["labels"].tolist()
-            rows = list(zip(boxes.tolist(), scores.tolist(), labels, self._segmentations(found, scale, size)))
+            found = {name: value[visible] for name, value in found.items()}
+            labels = found["labels"].numpy()
+            classes = tuple(self.metadata.class_names[label] for label in labels.tolist())
+            masks = self._run_lengths(found, scale, size)
+            yield Detections(path, size, classes, labels, found["scores"].numpy(), boxes[visible], masks), found
+
+    def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
+        """Return the lines of one batch by stream, in its order; write its drawings."""
+        streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
+        for i, (result, found) in enumerate(self._with_views(batch, outputs)):
+            name, size, number = result.path, result.size, batch.positions[i]
+            scores, labels = result.scores.round(6).tolist(), result.labels.tolist()
+            masks: list[dict[str, Any]] = [{"segmentation": lengths} for lengths in result.run_lengths or ()]
+            rows = list(zip(result.boxes.tolist(), scores, labels, masks or [{} for _ in labels]))
             if self.file_format == "csv":
                 for box, score, label, _ in rows:
                     row = [name, self.metadata.class_names[label], f"{score:.6f}", *(f"{v:.2f}" for v in box)]
@@ -266,13 +282,15 @@ class Detection:
         """Return the id of the image at this position of the list."""
         return number + 1 if self.ids is None else self.ids.images[number]
 
-    def _segmentations(self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-        """Return {"segmentation": run lengths at the size of the file} per detection; {} without masks, or in CSV."""
+    def _run_lengths(
+        self, found: dict[str, Tensor], scale: Tensor, size: tuple[int, int]
+    ) -> tuple[dict[str, Any], ...] | None:
+        """Return the run lengths of the masks at the size of the file; None without masks, or in CSV."""
         if self.file_format == "csv" or "mask_probs" not in found:
-            return [{} for _ in found["scores"]]
+            return None
         # boxes that are not clipped to the file, because the grid covers the complete box
         masks = paste_masks(found["mask_probs"], found["boxes"] / scale.repeat(2), size)
-        return [{"segmentation": encode_rle(mask)} for mask in masks]
+        return tuple(encode_rle(mask) for mask in masks)
 
     def _draw(
         self, writer: ImageWriter, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]
@@ -291,13 +309,6 @@ class Detection:
 
 def _rounded(value: float, digits: int) -> float:
     return round(float(value), digits)
-
-
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Return COCO's compressed run lengths of a (H, W) bool mask, as pycocotools' evaluation reads them."""
-    from faster_coco_eval.core.mask import encode  # installed wherever a Detector can be built
-
-    return {"size": list(mask.shape), "counts": encode(np.asfortranarray(mask).view(np.uint8))["counts"].decode()}
 
 
 def _annotation(ids: dict[str, Id], box: list[float], score: float, mask: dict[str, Any]) -> dict[str, Any]:

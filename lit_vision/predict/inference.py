@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,34 @@ def run_inference(
         finish(writer.paths)
     writer.finish({"skipped": skipped_file} if skipped else {}, main=finish is None)
     return len(inputs) - skipped, skipped
+
+
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Refuse numbers out of range: top_k, max_detections, min_score, batch_size and workers; None is not checked.
+
+    Raises:
+        UsageError: names the option.
+    """
+    lowest = {"top_k": "1 class", "max_detections": "1", "batch_size": "1", "workers": "0 (all cores)"}
+    for name, wanted in lowest.items():
+        value = options.get(name)
+        if value is not None and value < int(wanted[0]):
+            raise UsageError(f"--{name} {value}: give at least {wanted}")
+    min_score = options.get("min_score")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise UsageError(f"--min_score {min_score}: give a number from 0 to 1")
+
+
+def check_has_features(model: Model) -> None:
+    """Refuse a model without features, such as a detector.
+
+    Raises:
+        UserError: names its task.
+    """
+    if "features" not in model.metadata.outputs:
+        raise UserError(
+            f"{model.path}: is for {model.metadata.task} and has no features; give a classifier or a backbone"
+        )
 
 
 def draw_explanations(model: Model, batch: InputBatch, outputs: Mapping[str, np.ndarray], writer: ImageWriter) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,18 @@ from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.errors import UserError
 from lit_vision.predict.input_paths import expand_paths
+
+
+class ImageSource(Protocol):
+    """A list of images that `batches` reads: `Inputs`, or the `ImageList` of a caller from Python."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Return image i, (H, W, 3) uint8; raises ImageDecodeError or OSError if it cannot be read."""
 
 
 @dataclass
@@ -60,6 +73,14 @@ class Inputs:
     def path(self, i: int) -> str:
         """Return the path of image i."""
         return os.path.join(self.folder, self.names[i])
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Return image i, (H, W, 3) uint8.
+
+        Raises:
+            ImageDecodeError: it is no complete image. OSError or UserError: it cannot be read.
+        """
+        return decode(self.read(i))
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the names, in order."""
@@ -177,7 +198,11 @@ _ReadImage = tuple[np.ndarray | None, tuple[int, int], str]  # pixels or None, (
 
 
 def batches(
-    inputs: Inputs, prepare: Callable[[np.ndarray], np.ndarray], batch_size: int, start: int = 0, workers: int = 2
+    inputs: ImageSource,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    start: int = 0,
+    workers: int = 2,
 ) -> Iterator[InputBatch]:
     """Yield the images in order; batches begin at multiples of batch_size, so that a resumed run sees the same ones.
 
@@ -213,10 +238,10 @@ def batches(
             yield batch
 
 
-def _read(inputs: Inputs, i: int, prepare: Callable[[np.ndarray], np.ndarray]) -> _ReadImage:
+def _read(inputs: ImageSource, i: int, prepare: Callable[[np.ndarray], np.ndarray]) -> _ReadImage:
     """Return pixels, size and "", or None and the reason."""
     try:
-        image = decode(inputs.read(i))
+        image = inputs.pixels(i)
     except ImageDecodeError as error:
         return None, (0, 0), str(error)
     except OSError as error:

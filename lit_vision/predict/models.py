@@ -1,4 +1,4 @@
-"""Load a model from a run, a checkpoint, an export or an adapter.
+"""Load a model from a run, a checkpoint, an export, an adapter or timm.
 
 Nothing in a file is executed, except for `.pt2`, which is loaded only if it is trusted. Lightning is not imported.
 """
@@ -22,6 +22,7 @@ from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
+from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.load import load_into
@@ -44,10 +45,15 @@ def resolve_model_file(source: str | os.PathLike[str]) -> Path:
                 return found
         raise UserError(f"{path}: has no checkpoints/best.ckpt or last.ckpt; give a run's folder or a model's file")
     if not path.exists():
-        raise UserError(f"{path}: no such run or file; check the path")
+        raise UserError(f"{path}: no such run, file or timm model; check the path")
     if path.suffix.lower() not in MODEL_SUFFIXES:
         raise UserError(f"{path}: is not a model; give a run's folder or a file ending in {', '.join(MODEL_SUFFIXES)}")
     return path
+
+
+def find_model(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a run's or file's model, see `resolve_model_file`, or a name of timm as a path."""
+    return Path(source) if is_timm_name(source, MODEL_SUFFIXES) else resolve_model_file(source)
 
 
 def load_model(
@@ -57,10 +63,10 @@ def load_model(
     trust_pt2: bool = False,
     threads: int | None = None,
 ) -> Model:
-    """Load a model from a run's folder, a checkpoint, an export or an adapter.
+    """Load a model from a run's folder, a checkpoint, an export or an adapter, or a timm model with timm's weights.
 
     Args:
-        source: a run's folder or a file.
+        source: a run's folder, a file, or a name of timm, with or without a weight tag.
         device: "cpu", "cuda" or "auto", for torch.
         base: the weights that an adapter was trained on; "timm" for timm's weights of that name.
         trust_pt2: load a .pt2, which can run code of whoever made it.
@@ -69,9 +75,10 @@ def load_model(
     Raises:
         UserError: the file is missing, damaged, of another kind or without metadata, or its runtime is not installed.
     """
-    path = resolve_model_file(source)
+    from_timm = is_timm_name(source, MODEL_SUFFIXES)
+    path = find_model(source)
     suffix = path.suffix.lower()
-    if base and suffix in (".onnx", ".xml", ".pt2"):
+    if base and (from_timm or suffix in (".onnx", ".xml", ".pt2")):
         raise UserError(f"--base: is for adapters, and {path} is a complete model; leave it out")
     if suffix == ".onnx":
         return open_onnx(path, threads)
@@ -79,11 +86,17 @@ def load_model(
         return open_openvino(path, threads)
     if suffix == ".pt2":
         return open_pt2(path, trust_pt2)
-    method, metadata = load_method(path, base)
+    method: nn.Module | None = None
+    network: nn.Module
+    if from_timm:
+        network, metadata = load_timm_model(str(source))
+    else:
+        method, metadata = load_method(path, base)
+        network = inference_network(method, metadata.task)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
-    network = inference_network(method, metadata.task).to(target)
+    network = network.to(target)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         with torch.inference_mode():

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.predictions import MultiLabel
 from lit_vision.predict.writers import csv_line
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -39,7 +40,7 @@ def label_thresholds(metadata: ModelMetadata) -> np.ndarray:
     return np.array(metadata.options.get("thresholds") or [0.5] * len(metadata.class_names))
 
 
-class MultiLabel:
+class MultiLabelLines:
     """One result line per image: the labels whose score reaches their threshold, and the score of every label.
 
     Args:
@@ -61,14 +62,23 @@ class MultiLabel:
         """Return the first bytes of the file."""
         return csv_line(["path", "labels", *self.metadata.class_names]) if self.file_format == "csv" else b""
 
+    def predictions(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> list[MultiLabel]:
+        """Return the predictions of one batch, in its order."""
+        names, results = tuple(self.metadata.class_names), []
+        for path, row in zip(batch.names, sigmoid(outputs["logits"])):
+            given = tuple(name for name, score, least in zip(names, row, self.thresholds) if score >= least)
+            results.append(MultiLabel(path, given, names, row))
+        return results
+
     def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> bytes:
         """Return the lines of one batch, in its order."""
-        lines, names = [], self.metadata.class_names
-        for path, row in zip(batch.names, sigmoid(outputs["logits"])):
-            given = [name for name, score, least in zip(names, row, self.thresholds) if score >= least]
+        lines = []
+        for result in self.predictions(batch, outputs):
             if self.file_format == "csv":
-                lines.append(csv_line([path, "|".join(given), *(f"{score:.6f}" for score in row)]))
+                scores = (f"{score:.6f}" for score in result.scores)
+                lines.append(csv_line([result.path, "|".join(result.labels), *scores]))
             else:
-                scores = {name: round(float(score), 6) for name, score in zip(names, row)}
-                lines.append(json.dumps({"path": path, "labels": given, "scores": scores}).encode() + b"\n")
+                rounded = {name: round(float(score), 6) for name, score in zip(result.classes, result.scores)}
+                record = {"path": result.path, "labels": list(result.labels), "scores": rounded}
+                lines.append(json.dumps(record).encode() + b"\n")
         return b"".join(lines)

@@ -1,8 +1,8 @@
-"""Segmentation: inference network, masks and result lines. B images, K classes, S side of the view."""
+"""Segmentation: inference network, results and result lines. B images, K classes, S side of the view."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lit_vision.data.annotations.views import letterbox_scale
 from lit_vision.predict.coco_ids import CocoIds, Id
 from lit_vision.predict.image_writer import ImageWriter, upscale_for_text
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.predictions import Segmentation
 from lit_vision.predict.writers import PER_IMAGE, coco_file, coco_image, csv_line, json_line
 from lit_vision.results.overlays import draw_mask
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -34,7 +35,7 @@ class SegmenterInference(nn.Module):
         return (self.method(images),)
 
 
-class Segmentation:
+class SegmentationLines:
     """Class of each pixel at the size of the file: the view's best class per pixel, resized by nearest neighbor.
 
     Args:
@@ -69,16 +70,28 @@ class Segmentation:
         """Return the first bytes of the file."""
         return csv_line(["path", *self.metadata.class_names]) if self.file_format == "csv" else b""
 
+    def predictions(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> list[Segmentation]:
+        """Return the predictions of one batch, in its order."""
+        return [result for result, _ in self._with_views(batch, outputs)]
+
+    def _with_views(
+        self, batch: InputBatch, outputs: dict[str, np.ndarray]
+    ) -> Iterator[tuple[Segmentation, np.ndarray]]:
+        """Yield each image's result, and its class numbers in the pixels of the view without the padding."""
+        names = tuple(self.metadata.class_names)
+        for path, size, scores in zip(batch.names, batch.sizes, outputs["scores"]):
+            width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
+            view_mask = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
+            mask = cv2.resize(view_mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+            yield Segmentation(path, names, mask), view_mask
+
     def lines(self, batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
         """Return the lines of one batch by stream, in its order; write its masks and drawings."""
         streams: dict[str, list[bytes]] = {"rows": [], **{name: [] for name in self.streams}}
         names = self.metadata.class_names
-        for i, scores in enumerate(outputs["scores"]):
-            name, size, number = batch.names[i], batch.sizes[i], batch.positions[i]
-            width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
-            view_mask = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
-            mask = cv2.resize(view_mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-            shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+        for i, (result, view_mask) in enumerate(self._with_views(batch, outputs)):
+            name, size, number, mask = batch.names[i], batch.sizes[i], batch.positions[i], result.mask
+            shares = result.shares
             if self.file_format == "csv":
                 streams["rows"].append(csv_line([name, *(f"{share:.6f}" for share in shares)]))
             elif self.file_format == "jsonl":
@@ -91,7 +104,7 @@ class Segmentation:
             if self.masks:
                 self.masks.write(name, mask)
             if self.draw and batch.pixels is not None:
-                picture, factor = upscale_for_text(batch.pixels[i][:height, :width])
+                picture, factor = upscale_for_text(batch.pixels[i][: view_mask.shape[0], : view_mask.shape[1]])
                 upscaled = view_mask.repeat(factor, 0).repeat(factor, 1)
                 self.draw.write(name, draw_mask(picture, upscaled, self.background))
         return {stream: b"".join(parts) for stream, parts in streams.items()}

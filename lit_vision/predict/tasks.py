@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ from lit_vision import methods
 from lit_vision.errors import UsageError, UserError
 from lit_vision.methods.detection.decoding import decoder_options
 from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, DetectionCheck, SegmentationCheck
-from lit_vision.predict.classification import Classification, ClassifierInference, FeatureInference, softmax
-from lit_vision.predict.detection import DecodeBoxes, Detection, detector_inference
-from lit_vision.predict.multilabel import MultiLabel, MultiLabelInference
-from lit_vision.predict.segmentation import Segmentation, SegmenterInference
+from lit_vision.predict.classification import ClassificationLines, ClassifierInference, FeatureInference, softmax
+from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_inference
+from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
+from lit_vision.predict.segmentation import SegmentationLines, SegmenterInference
 from lit_vision.weights.model_metadata import ModelMetadata
 
-Results = type[Classification] | type[MultiLabel] | type[Detection] | type[Segmentation]
+if TYPE_CHECKING:
+    from lit_vision.predict.runtimes import Model
+
+Results = type[ClassificationLines] | type[MultiLabelLines] | type[DetectionLines] | type[SegmentationLines]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Task:
         inference: takes a method's network, returns the module that is run and exported, which names its `outputs`.
         method: name of the method in `lit_vision.methods`, whose network.py names the metric (`monitor`) that best.ckpt
             is chosen by; None for features.
-        results: class that turns outputs into lines, masks and drawings; it names its file `formats` and the `options`
-            of the predict command that apply to it. None if the command does not apply.
+        results: class that turns outputs into predictions, lines, masks and drawings; it names its file `formats` and
+            the `options` of the predict command that apply to it. None if the command does not apply.
         accuracy: measures an exported model on a folder; None if that is impossible.
         pads: True if its view scales the longer side and pads, False if it scales the shorter one and crops.
         marks: hyper-parameters that identify a checkpoint without metadata.
@@ -67,15 +70,15 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "classification": Task(ClassifierInference, "Classifier", Classification, ClassificationCheck),
+    "classification": Task(ClassifierInference, "Classifier", ClassificationLines, ClassificationCheck),
     "multilabel": Task(
-        MultiLabelInference, "MultiLabelClassifier", MultiLabel, marks=frozenset({"num_labels", "tune"})
+        MultiLabelInference, "MultiLabelClassifier", MultiLabelLines, marks=frozenset({"num_labels", "tune"})
     ),
     "features": Task(FeatureInference),
     "detection": Task(
         detector_inference,
         "Detector",
-        Detection,
+        DetectionLines,
         DetectionCheck,
         pads=True,
         marks=frozenset({"pyramid_width", "head_convs"}),
@@ -84,7 +87,7 @@ TASKS: dict[str, Task] = {
     "segmentation": Task(
         SegmenterInference,
         "Segmenter",
-        Segmentation,
+        SegmentationLines,
         SegmentationCheck,
         pads=True,
         marks=frozenset({"aux_weight", "background"}),
@@ -97,6 +100,25 @@ def task_of_checkpoint(hyper_parameters: Iterable[str]) -> str | None:
     """Return the task whose marks are among these names of hyper-parameters; None if there is none."""
     names = set(hyper_parameters)
     return next((name for name, task in TASKS.items() if task.marks and task.marks <= names), None)
+
+
+def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Results, dict[str, Any]]:
+    """Return the class of a model's results, and its options: those given, defaults for those that are None.
+
+    Raises:
+        UserError: the model returns features alone. UsageError: an option that the task does not have.
+    """
+    task = model.metadata.task
+    results = TASKS[task].results
+    if results is None:
+        raise UserError(
+            f"{model.path}: returns {task} and no predictions; use lit-vision embed, or fine-tune a classifier"
+        )
+    for name, value in given.items():
+        if value is not None and name not in results.options:
+            raise UsageError(f"--{name}: does not apply to {task}; leave it out")
+    values = {name: given.get(name) for name in results.options}
+    return results, {name: results.options[name] if value is None else value for name, value in values.items()}
 
 
 def result_formats() -> list[str]:

@@ -17,12 +17,16 @@ VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads"
 HEAVY = ("lightning", "torchmetrics", "tensorboard")
 RUN = f"""
 import json, os, sys
+import lit_vision
 from lit_vision.cli.main import main
 for command in json.loads(sys.argv[1]):
     if (code := main(command)) != 0:
         sys.exit(f"{{command}} ended with {{code}}")
     if found := {set(HEAVY)!r} & set(sys.modules):
         sys.exit(f"{{command}} imported {{found}}")
+lit_vision.load(sys.argv[2], "cpu").predict(sys.argv[3])
+if found := {set(HEAVY)!r} & set(sys.modules):
+    sys.exit(f"load and predict imported {{found}}")
 """
 
 
@@ -66,5 +70,7 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
         ["doctor", str(place / "data"), "--out", f"{out}/doctor", "--workers", "1"],
         ["data", "scenes", "--out", f"{out}/scenes", "--train", "1", "--val", "0", "--test", "0"],
     ]
-    result = subprocess.run([sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands), place / "run", image], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -17,10 +17,11 @@ from lit_vision.cli.main import main
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
 from lit_vision.data.batch import normalize
 from lit_vision.evaluation.detection import to_original_size
-from lit_vision.predict.detection import Detection, encode_rle, paste_masks
+from lit_vision.predict.detection import DetectionLines, paste_masks
 from lit_vision.predict.image_writer import ImageWriter
 from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.models import load_model
+from lit_vision.predict.predictions import encode_rle
 from lit_vision.predict.tasks import example_input
 
 
@@ -149,7 +150,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(root, tmp_path) -> None:
     scores, labels = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), np.zeros((1, 5))
     outputs = {"boxes": boxes, "scores": scores, "labels": labels, "mask_probs": np.ones((1, 5, 28, 28), np.float32)}
     batch = InputBatch(0, 1, ["a.png"], [0], np.zeros((1, SIZE, SIZE, 3), np.uint8), [shape])
-    made = {name: Detection(model.metadata, name).lines(batch, outputs) for name in Detection.formats}
+    made = {name: DetectionLines(model.metadata, name).lines(batch, outputs) for name in DetectionLines.formats}
     assert len(made["csv"]["rows"].splitlines()) == 1
     (line,) = json.loads(made["jsonl"]["rows"])["detections"]
     (note,) = map(json.loads, made["json"]["rows"].splitlines())
@@ -158,7 +159,7 @@ def test_boxes_that_lie_in_the_padding_are_in_no_output(root, tmp_path) -> None:
     assert coco_mask.area(note["segmentation"]) == note["area"] > 0
     one = {name: value[:, :1] for name, value in outputs.items()}
     for name, given in (("all", outputs), ("one", one)):
-        Detection(model.metadata, "csv", draw=ImageWriter("--draw", tmp_path / name)).lines(batch, given)
+        DetectionLines(model.metadata, "csv", draw=ImageWriter("--draw", tmp_path / name)).lines(batch, given)
     assert (tmp_path / "all/a.png").read_bytes() == (tmp_path / "one/a.png").read_bytes()
 
 
@@ -168,7 +169,7 @@ def test_instance_masks_tint_the_drawn_view(root, tmp_path) -> None:
     batch, outputs = InputBatch(0, 1, ["a.png"], [0], pixels, [size]), model(pixels)
     grids = outputs.pop("mask_probs")
     for name, more in (("plain", {}), ("tinted", {"mask_probs": grids})):
-        Detection(model.metadata, "csv", min_score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(
+        DetectionLines(model.metadata, "csv", min_score=0.3, draw=ImageWriter("--draw", tmp_path / name)).lines(
             batch, {**outputs, **more}
         )
     plain, tinted = (np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("plain", "tinted"))

@@ -255,10 +255,10 @@ def refuse(report: dict[str, Any], reason: str) -> None:
     report["fit"] = False
 
 
-def check_folder(
+def folder_report(
     root: Path, names: Sequence[str], workers: int = 1, progress: bool = False, quarantine: Set[str] = frozenset()
 ) -> dict[str, Any]:
-    """Check every image of a folder and return the report that goes into doctor.json.
+    """Check every image of a folder and return the report of `check_folder`; writes nothing.
 
     Args:
         root: the folder, or a pack.
@@ -268,8 +268,7 @@ def check_folder(
         quarantine: paths to leave out, as data.quarantine does.
 
     Returns:
-        {root, images, fit (bool), uses: {use: why the folder is not fit for it, "" if it is}, inventory: [lines],
-        findings: [{level, what, count, files}], classes: {split: {class: count}}, quarantine: [[path, reason]]}.
+        As `check_folder`, without loader.
 
     Raises:
         UserError: the folder does not exist.

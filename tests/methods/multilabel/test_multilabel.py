@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.functional.classification import multilabel_precision_recall_curve
 
+import lit_vision
 from lit_vision.cli.main import main
 from lit_vision.methods import Classifier, MultiLabelClassifier
 from lit_vision.methods.multilabel.network import average_precision, best_threshold, masked_bce
@@ -127,11 +128,14 @@ def test_predict_writes_labels_above_their_threshold_and_all_scores(trained, tmp
     right = 0
     with open(out) as file:
         rows = list(csv.DictReader(file)) if file_format == "csv" else [json.loads(line) for line in file]
-    for row in rows:
+    found = lit_vision.load(trained / "run").predict(trained)
+    for row, result in zip(rows, found, strict=True):
         scores = row if file_format == "csv" else row["scores"]
         labels = row["labels"] if file_format == "jsonl" else [name for name in row["labels"].split("|") if name]
         given = [name for name in thresholds if float(scores[name]) >= thresholds[name]]
-        assert labels == given
+        assert labels == given == list(result.labels)
+        wanted = {name: round(float(score), 6) for name, score in zip(result.classes, result.scores)}
+        assert {name: float(scores[name]) for name in thresholds} == wanted
         means = np.asarray(Image.open(trained / row["path"])).mean((0, 1))
         right += labels == [name for name, value in zip(("red", "green", "blue"), means) if value > 100]
     assert len(rows) == 96

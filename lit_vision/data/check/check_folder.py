@@ -1,0 +1,81 @@
+"""Check a folder of images, and write the report and the list of images to leave out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_vision.data.check.report import format_quarantine
+from lit_vision.data.splits import read_list
+from lit_vision.errors import UsageError
+from lit_vision.io.atomic import atomic_write, write_json
+from lit_vision.io.processes import cores
+
+
+def check_folder(
+    root: str | Path,
+    *,
+    out: str | Path | None = None,
+    recipe: str | Path | None = None,
+    train_split: str = "train",
+    val_split: str = "val",
+    test_split: str = "test",
+    quarantine: str | Path | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Run `lit-vision doctor`: open every image of a folder, find what would disturb training or evaluation.
+
+    Writes doctor.json (the report) and quarantine.txt (a list for data.quarantine).
+
+    Args:
+        root: the folder, or a .pack file.
+        out: folder for the two files; None: runs/doctor/<name of root>.
+        recipe: a recipe whose loader is timed against its training step, or None.
+        train_split: name of the training folder.
+        val_split: name of the validation folder.
+        test_split: name of the test folder.
+        quarantine: a list of files to leave out: what data.quarantine is set to.
+        workers: processes, 0 for all cores.
+
+    Returns:
+        {root, images (number), fit (bool: training and evaluation would not fail), uses: {use: why the folder is not
+        fit for it, "" if it is}, inventory: [lines], findings: [{level: FAIL, warn or note; what, count, files}],
+        classes: {split: {class: number of images}}, quarantine: [[path, reason]]}, and with a recipe, if fit, loader.
+
+    Raises:
+        UserError: the folder does not exist. UsageError (a UserError): a value is wrong.
+    """
+    root, recipe = Path(root), Path(recipe) if recipe else None
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: give 0 (all cores) or more")
+    if recipe and not recipe.is_file():
+        raise UsageError(f"--recipe {recipe}: no such file; experiments/README.md lists the recipes")
+    from lit_vision.data.annotations.locations import explain_unread, recognize
+    from lit_vision.data.check.annotated_check import check_annotated
+    from lit_vision.data.check.folder_check import folder_report, refuse
+
+    names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
+    formats = recognize(root, *names) if root.is_dir() else []
+    if formats:
+        report = check_annotated(root, names, formats, workers or cores(), progress=True, quarantine=left_out)
+    else:
+        report = folder_report(root, names, workers or cores(), progress=True, quarantine=left_out)
+        if root.is_dir() and (unread := explain_unread(root, names[0])):
+            refuse(report, f"annotations that no reader takes: {unread}")
+    if recipe and report["fit"]:
+        from lit_vision.data.check.loader_speed import compare_loader_to_step
+
+        report["loader"] = compare_loader_to_step(recipe, root)
+    report["quarantine"] += [[path, f"listed in {Path(quarantine).name}"] for path in sorted(left_out) if quarantine]
+    folder, listed = default_folder(root) if out is None else Path(out), format_quarantine(report)
+    write_json(folder / "doctor.json", report)
+    atomic_write(
+        folder / "quarantine.txt",
+        lambda file: file.write_text(listed, encoding="utf-8", errors="surrogateescape"),
+    )
+    return report
+
+
+def default_folder(root: Path) -> Path:
+    """Return the folder that `check_folder` writes to without `out`."""
+    return Path("runs", "doctor", root.resolve().stem)

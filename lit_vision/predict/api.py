@@ -1,0 +1,162 @@
+"""Use a model from Python: `lit_vision.load`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_vision.errors import UsageError, UserError
+from lit_vision.evaluation.detection import MAX_DETECTIONS
+from lit_vision.io.processes import cores
+from lit_vision.predict.detection import limit_detections
+from lit_vision.predict.image_list import ImageList, list_images
+from lit_vision.predict.inference import check_has_features, check_ranges
+from lit_vision.predict.inputs import InputBatch, Inputs, batches
+from lit_vision.predict.models import load_model
+from lit_vision.predict.predictions import Embeddings
+from lit_vision.predict.runtimes import Model
+from lit_vision.predict.tasks import preprocess_for, results_with_options
+from lit_vision.weights.model_metadata import ModelMetadata
+
+Errors = Literal["raise", "skip"]
+
+
+class LoadedModel:
+    """A model of any task and runtime, from `load`; gives the numbers that lit-vision predict and embed write.
+
+    Images are a path, a folder (with its subfolders, sorted by name) or a pack, a Pillow image, a numpy array
+    (H, W, 3) or (N, H, W, 3) uint8 RGB, a tensor (3, H, W) or (N, 3, H, W) uint8 or float from 0 to 1, or a list of
+    single images. Gray images have 1 channel instead of 3, or are arrays (H, W). Any size; the model's preprocessing is
+    applied, so give plain pixels and no normalized ones.
+
+    Attributes:
+        classes: names in the order of the class numbers; empty for features.
+        metadata: task, input size, pixel statistics, license, ...
+        runtime: "torch", "onnx", "openvino" or "pt2".
+        path: the file, or timm's name.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._max_detections: int = model.metadata.options.get("max_detections", MAX_DETECTIONS)
+        self.classes: tuple[str, ...] = tuple(model.metadata.class_names)
+        self.metadata: ModelMetadata = model.metadata
+        self.runtime, self.path = model.runtime, model.path
+
+    def __repr__(self) -> str:
+        """Return task, number of classes, runtime and file."""
+        return f"LoadedModel({self.metadata.task}, {len(self.classes)} classes, {self.runtime}, {self.path})"
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        max_detections: int | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        errors: Errors = "raise",
+    ) -> list[Any]:
+        """Return the predictions of one or many images.
+
+        Args:
+            images: see the class.
+            top_k: classes per image, classification only; None is 5.
+            min_score: leave out detections with a lower score, 0 to 1, detection only; None is 0.
+            max_detections: keep the best of an image, detection only; None is the model's number, usually 100.
+            batch_size: images at a time.
+            workers: threads that read and decode; 0: the number of cores.
+            errors: "raise" for an image that cannot be read, or "skip", which returns None for it.
+
+        Returns:
+            A list of `Classification`, `MultiLabel`, `Detections` or `Segmentation` (lit_vision.predict.predictions),
+            one for each image in order; of one element for a single image.
+
+        Raises:
+            UserError: an image cannot be read, another kind of image, or a model of features alone. UsageError (a
+                UserError): an option out of range or of another task.
+        """
+        given = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
+        check_ranges(given)
+        results_of_task, options = results_with_options(self._model, given)
+        if self.metadata.task == "detection":
+            limit_detections(self._model, max_detections or self._max_detections)
+        results = results_of_task(self.metadata, "jsonl", **options)
+        inputs = list_images(images)
+        found: list[Any] = [None] * len(inputs)
+        for batch, outputs in self._run(inputs, batch_size, workers, errors):
+            for position, prediction in zip(batch.positions, results.predictions(batch, outputs)):
+                found[position] = prediction
+        return found
+
+    def embed(self, images: Any, *, batch_size: int = 32, workers: int = 0, errors: Errors = "raise") -> Embeddings:
+        """Return the features of one or many images, N x D, not normalized.
+
+        Args:
+            images: see the class.
+            batch_size: images at a time.
+            workers: threads that read and decode; 0: the number of cores.
+            errors: "raise" for an image that cannot be read, or "skip", which leaves its row NaN.
+
+        Raises:
+            UserError: an image cannot be read, no image can, another kind of image, or a model without features.
+        """
+        check_has_features(self._model)
+        inputs = list_images(images)
+        features: np.ndarray | None = None
+        for batch, outputs in self._run(inputs, batch_size, workers, errors):
+            rows = outputs["features"].astype(np.float32, copy=False)
+            if features is None:
+                features = np.full((len(inputs), rows.shape[1]), np.nan, np.float32)
+            features[batch.positions] = rows
+        if features is None:
+            raise UserError("images: none of them can be read; repair them or give others")
+        return Embeddings(tuple(inputs.names), features)
+
+    def _run(
+        self, inputs: Inputs | ImageList, batch_size: int, workers: int, errors: Errors
+    ) -> Iterator[tuple[InputBatch, dict[str, np.ndarray]]]:
+        """Yield batches and their outputs; batches without a readable image are left out."""
+        check_ranges({"batch_size": batch_size, "workers": workers})
+        if errors not in ("raise", "skip"):
+            raise UsageError(f"errors: {errors!r} is not 'raise' or 'skip'")
+        for batch in batches(inputs, preprocess_for(self.metadata), batch_size, workers=workers or cores()):
+            if batch.unreadable and errors == "raise":
+                position = min(set(range(batch.start, batch.stop)) - set(batch.positions))
+                name, reason = batch.unreadable[0]
+                raise UserError(f"{name or f'images[{position}]'}: {reason}")
+            if batch.pixels is not None:
+                yield batch, self._model(batch.pixels)
+
+
+def load(
+    model: str | Path,
+    device: str = "auto",
+    *,
+    base: str | None = None,
+    trust_pt2: bool = False,
+    threads: int | None = None,
+) -> LoadedModel:
+    """Load a model to use it: `load("runs/classifier/1").predict("cat.jpg")[0].classes[0]`.
+
+    Nothing in a file is executed, except for `.pt2`, which is loaded only if it is trusted.
+
+    Args:
+        model: a run's folder, a .ckpt, .safetensors, .onnx, .xml (OpenVINO) or .pt2 file, or a name of timm with or
+            without a weight tag ("resnet18", "vit_small_patch16_224.augreg_in1k"), which gets timm's weights and the
+            class names of ImageNet.
+        device: of torch, "auto" (CUDA if there is one), "cpu" or "cuda"; the other runtimes use the CPU.
+        base: the weights that an adapter (`model`) was trained on; "timm" for timm's.
+        trust_pt2: load a .pt2, which can run code of whoever made it.
+        threads: of ONNX Runtime and OpenVINO; None is their default.
+
+    Raises:
+        UserError: one line: the file is missing, damaged, of another kind or without metadata, its runtime is not
+            installed, or timm's weights cannot be fetched.
+    """
+    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, threads))

@@ -1,0 +1,206 @@
+"""Run a study: baselines, pre-training and few labels on a folder, summarized in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_vision.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_vision.study.schedule import StudyPlan
+
+
+def run_study(
+    root: str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    budget: float = 20.0,
+    labels: str | None = None,
+    seeds: str | int = "5",
+    max_seeds: str = "",
+    inits: str = "mae,simclr",
+    protocols: str = "finetune",
+    pretrained: str = "auto",
+    pretrain_on: str | Path | None = None,
+    rotation: float = 0.0,
+    size: int | None = None,
+    epochs: str = "",
+    keep_weights: int = 1,
+    wandb: str | None = None,
+) -> list[Path]:
+    """Run `lit-vision study`: train baselines and pre-trained networks on few labels of a folder, write a report.
+
+    Prints a line for each step. Call it again with the same arguments to continue after a stop: finished parts are
+    reused. The lists are texts as on the command line.
+
+    Args:
+        root: folder with train/<class>/* and test/<class>/*, or <class>/*, and unlabeled/* next to them.
+        run_dir: folder for report, figures and results; None: runs/study/<name of root>.
+        budget: minutes in all, above 0.
+        labels: list of 1%, 10%, 200, 5-shot, all; None: 1%,10% of a labeled folder, all of a mixed one.
+        seeds: seeds for each of `labels`, one number or one each.
+        max_seeds: limits of the seeds of costly inits, such as mae=3,scratch-vit=3.
+        inits: pre-trainings to try, of mae, simclr, lejepa.
+        protocols: how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow,
+            prompt-deep.
+        pretrained: public timm weights to try: auto (a small model, if it can be had), off, or a name.
+        pretrain_on: pre-train on another folder's images, labels unseen; None: on those of root.
+        rotation: rotate the images of all trainings by up to this many degrees, 0 to 180.
+        size: side of the networks' input, pixels; None: that of the images up to 64, else 64.
+        epochs: set epochs instead of measuring, such as mae=100,80=200 (numbers of labels).
+        keep_weights: store the classifiers of this many seeds, 0 or more.
+        wandb: project of Weights & Biases to log tables and figures to, or None.
+
+    Returns:
+        The files written: report.html, report.md, results.json, model.safetensors and folders of figures.
+
+    Raises:
+        UserError: one line that names the file or key and what to do. UsageError (a UserError): a value is wrong.
+    """
+    if size is not None and size < 1:
+        raise UsageError(f"--size: {size} pixels; give at least 1")
+    if budget <= 0:
+        raise UsageError(f"--budget: {budget:g} minutes; give more than 0")
+    if not 0 <= rotation <= 180:
+        raise UsageError(f"--rotation: {rotation:g}; give 0 to 180 degrees")
+    if keep_weights < 0:
+        raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
+    names = _inits(inits)
+    folder = Path(run_dir or Path("runs") / "study" / Path(root).resolve().name)
+
+    # heavy imports after the cheap checks: a wrong value is reported at once
+    from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
+    from lit_vision.study.images import read_images, read_unlabeled
+    from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
+    from lit_vision.study.progress import Reporter
+    from lit_vision.study.report import write_report
+    from lit_vision.study.runner import Study
+    from lit_vision.study.schedule import StudyPlan
+
+    on_labels = _protocols(protocols)
+    refuse_older_study(folder)
+    public = TIMM + (PUBLIC if pretrained == "auto" else pretrained)
+    if pretrained != "off":
+        names.append(public)
+    # what a list needs no image for is checked before the folder is read
+    check_label_syntax(labels or "")
+    counts, limits, fixed_epochs = _seed_counts(str(seeds)), _max_seeds(max_seeds, names), _epochs(epochs, names)
+    with Reporter() as reporter:
+        reporter.log(f"reading {root}")
+        images = read_images(root, size)
+        step = 4 if images.size <= SMALL else 16
+        if images.size % step:
+            multiple = images.size // step * step + step
+            raise UsageError(f"--size: {images.size} is not a multiple of {step}; give {multiple}")
+        labeled, unlabeled = sum(images.per_class), len(images.pool) - sum(images.per_class)
+        reporter.log(
+            f"{len(images.pool)} training images ({labeled} labeled, {unlabeled} not), {len(images.classes)} classes, "
+            f"{len(images.test)} test images, {images.size} pixels"
+        )
+        for note in images.notes:
+            reporter.log(note)
+        source = read_unlabeled(pretrain_on, images.size) if pretrain_on else None
+        if source:
+            for note in source.notes:
+                reporter.log(f"--pretrain_on: {note}")
+            images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
+            reporter.log(images.notes[-1])
+        numbers = parse_labels(labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
+        plan = StudyPlan(numbers, _seeds_by_labels(counts, numbers), max_seeds=limits)
+        plan.protocols = on_labels
+        _set_epochs(plan, fixed_epochs)
+        folder.mkdir(parents=True, exist_ok=True)
+        preset = preset_for(images.size, rotation)
+        optional = {public} if pretrained == "auto" else ()
+        study = Study(images, preset, names, plan, 60 * budget, folder, reporter, optional, keep_weights, source)
+        results = study.run()
+        reporter.log("writing the report")
+        return write_report(study, results, wandb)
+
+
+def _items(text: str) -> Iterator[str]:
+    return filter(None, (item.strip() for item in text.split(",")))
+
+
+def _inits(text: str) -> list[str]:
+    from lit_vision.study.presets import PRETRAINED
+
+    inits = list(_items(text))
+    for init in inits:
+        if init not in PRETRAINED:
+            raise UsageError(f"--inits: {init!r} is not one of {', '.join(PRETRAINED)}; separate them by commas")
+    return inits
+
+
+def _protocols(text: str) -> list[str]:
+    """Return the protocols in the order of the table; fine-tuning is always one, since the verdict reads it."""
+    from lit_vision.study.presets import ON_LABELS
+
+    requested = list(_items(text))
+    for name in requested:
+        if name not in ON_LABELS:
+            raise UsageError(f"--protocols: {name!r} is not one of {', '.join(ON_LABELS)}; separate them by commas")
+    return [name for name in ON_LABELS if name in requested or name == "finetune"]
+
+
+def _seed_counts(text: str) -> list[int]:
+    """Return the numbers of a list such as 5 or 5,3."""
+    try:
+        counts = [int(item) for item in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds: {text!r}; give one number, or one for each of --labels") from None
+    if min(counts) < 1:
+        raise UsageError(f"--seeds: {text!r}; give numbers of at least 1")
+    return counts
+
+
+def _seeds_by_labels(counts: list[int], labels: list[int]) -> dict[int, int]:
+    if len(counts) not in (1, len(labels)):
+        raise UsageError(f"--seeds: {len(counts)} numbers; give one, or one for each of {labels} labels")
+    return dict(zip(labels, counts if len(counts) > 1 else counts * len(labels)))
+
+
+def _max_seeds(text: str, inits: list[str]) -> dict[str, int]:
+    """Return the limits of a list such as mae=3,scratch-vit=3."""
+    from lit_vision.study.presets import SCRATCH
+
+    max_seeds, known = {}, (*SCRATCH, *inits)
+    for item in _items(text):
+        name, _, value = item.partition("=")
+        if name not in known or not value.isdecimal() or int(value) < 1:
+            raise UsageError(f"--max_seeds: {item!r}; give INIT=SEEDS with INIT one of {', '.join(known)}")
+        max_seeds[name] = int(value)
+    return max_seeds
+
+
+def _epochs(text: str, inits: list[str]) -> dict[str, int]:
+    """Return the epochs of a list such as mae=100,80=200, by init or number of labels."""
+    from lit_vision.study.presets import TIMM
+
+    epochs, names = {}, [init for init in inits if not init.startswith(TIMM)]
+    for item in _items(text):
+        name, _, value = item.partition("=")
+        if not (name in names or name.isdecimal()) or not value.isdecimal() or int(value) < 1:
+            raise UsageError(
+                f"--epochs: {item!r}; give NAME=EPOCHS with NAME one of {', '.join(names)} or a number of labels"
+            )
+        epochs[name] = int(value)
+    return epochs
+
+
+def _set_epochs(plan: StudyPlan, epochs: dict[str, int]) -> None:
+    """Set the epochs of a plan: those of pre-trainings by init, those of trainings on labels by their number."""
+    from lit_vision.study.presets import StudyPreset
+
+    for name, value in epochs.items():
+        if not name.isdecimal():
+            plan.pretrain[name] = value
+            continue
+        if name not in map(str, plan.labels):
+            known = ", ".join(map(str, plan.labels))
+            raise UsageError(f"--epochs: {name}={value}; the study has no {name} labels, but {known}")
+        plan.fixed.append(int(name))
+        plan.tune[int(name)] = value
+        plan.scratch[int(name)] = value * StudyPreset.scratch_factor
