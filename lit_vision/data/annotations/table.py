@@ -93,7 +93,7 @@ class AnnotationTable:
         for paths in (self.paths, self.masks or ()):
             for path in sorted(paths):
                 file = self.root / path
-                digest.update(f"{path}\0{file.stat().st_size if file.is_file() else -1}\0".encode())
+                digest.update(os.fsencode(f"{path}\0{file.stat().st_size if file.is_file() else -1}\0"))
                 if hash_content and file.is_file():
                     digest.update(hashlib.sha256(file.read_bytes()).digest())
         for array in (self.offsets, self.boxes, self.labels, self.crowd):
@@ -142,6 +142,15 @@ class AnnotationTable:
         )
 
 
+def _is_encodable(text: str, errors: str) -> bool:
+    """True unless a text holds half of a character, as JSON's \\ud800; "surrogateescape" allows names of any bytes."""
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class AnnotationTableBuilder:
     """Collect images and boxes of a split, and check each of them.
 
@@ -167,6 +176,8 @@ class AnnotationTableBuilder:
             twice = next((name for name in class_names if class_names.count(name) > 1), None)
             problem = f"class {twice!r} is listed twice" if twice else "no class is named"
             raise AnnotationError(f"{root}: {problem}; give each class its own name")
+        if wrong := [name for name in class_names if not _is_encodable(name, "strict")]:
+            raise AnnotationError(f"{root}: class name {wrong[0][:60]!r} is not text; correct it")
         self.root, self.class_names, self.fix = Path(root), class_names, on_bad_box != "error"
         self.category_ids: list[int] = []  # set by the reader if the format has ids
         self.paths: list[str] = []
@@ -215,6 +226,8 @@ class AnnotationTableBuilder:
                 two entries.
         """
         plain = os.path.normpath(check_within_root(path))
+        if not _is_encodable(path, "surrogateescape"):
+            raise AnnotationError(f"{self.root}: {path!r} is no name of a file; correct the file that lists it")
         if plain in self._seen:
             raise AnnotationError(
                 f"{self.root / path}: the split names this image twice; keep one entry with all its boxes"

@@ -49,6 +49,8 @@ COCO = [
     (_without("images", "file_name"), "image 10: file_name"),
     (_with("images", file_name=7), "image 10: file_name is 7"),
     (_with("images", file_name="../../secret.jpg"), "data.root"),
+    (_with("images", file_name="\ud800.jpg"), "no name of a file"),
+    (_with("categories", name="\ud800"), "class name "),
     (_without("images", "id"), "image 0 of the list: id"),
     (_with("images", id=[1]), r"image 0 of the list: id is \[1\]"),
     (lambda c: c["images"].append(3), "image 3 of the list: "),
