@@ -143,7 +143,7 @@ class AnnotationTable:
 
 
 def _is_encodable(text: str, errors: str) -> bool:
-    """True unless a text holds half of a character, as JSON's \\ud800; "surrogateescape" allows names of any bytes."""
+    """True unless a text holds half of a character (a lone surrogate); "surrogateescape" allows names of any bytes."""
     try:
         text.encode("utf-8", errors)
     except UnicodeEncodeError:
