@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite) if args.out else None
-    from lit_vision.data.open_images import open_as_trained
+    from lit_vision.data.open_as_trained import open_as_trained
     from lit_vision.predict.models import find_model, load_model
     from lit_vision.runs.run_dir import data_settings, run_dir_of
 

@@ -59,7 +59,7 @@ class ClassificationCheck:
         settings: Mapping[str, Any],
         by_number: bool,
     ) -> None:
-        from lit_vision.data.open_images import open_as_trained
+        from lit_vision.data.open_as_trained import open_as_trained
 
         self.folder, self.train, measured = open_as_trained(root, settings)
         self.preprocess = preprocess

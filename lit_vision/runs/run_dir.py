@@ -108,7 +108,7 @@ def run_dir_of(checkpoint: str | os.PathLike[str]) -> Path | None:
 
 
 def data_settings(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Return the arguments of the data module that a run was trained with, without its root, from RUN/config.yaml.
+    """Return the arguments of the data module that a run was trained with, from RUN/config.yaml.
 
     Args:
         folder: of the run; None gives {}.
@@ -129,7 +129,6 @@ def data_settings(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
         found: dict[str, Any] = dict(data["init_args"]) if data["class_path"].startswith("lit_vision.data.") else {}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: has no data settings ({type(error).__name__}); restore it from a copy") from None
-    found.pop("root", None)
     return found
 
 

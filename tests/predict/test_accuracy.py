@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from toy_annotations import NAMES, write_semantic, write_yolo
 
+from lit_vision.data import ImageFolderDataModule
 from lit_vision.errors import UserError
 from lit_vision.predict.accuracy import ClassificationCheck, DetectionCheck, SegmentationCheck
 from lit_vision.runs.run_dir import data_settings
@@ -45,7 +46,7 @@ def test_classification__measures_the_runs_split_by_name_without_quarantined_ima
     quarantine = f"train_split: learn, test_split: exam, quarantine: {tmp_path / 'out.txt'}"
     (tmp_path / "run/config.yaml").write_text(CONFIG % quarantine)
     settings = data_settings(tmp_path / "run")
-    assert "root" not in settings
+    assert settings["root"] == "x"
     for names in (["day", "night"], ["night", "dusk", "day"]):
         model = Bright(names)
         check = ClassificationCheck(str(tmp_path / "set"), model.metadata, lambda image: image, settings, False)
@@ -57,6 +58,25 @@ def test_classification__measures_the_runs_split_by_name_without_quarantined_ima
         ClassificationCheck(str(tmp_path / "set"), metadata(["day", "dark"]), lambda image: image, settings, False)
     forced = ClassificationCheck(str(tmp_path / "set"), metadata(["day", "dark"]), lambda image: image, settings, True)
     assert "night as dark" in forced.note
+
+
+def test_classification__of_the_runs_own_root_has_its_table_and_its_drawn_splits(tmp_path: Path, monkeypatch) -> None:
+    rows = ["path,label"]
+    for i in range(20):
+        value, name = (20, "night") if i % 2 else (200, "day")
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / f"{i:02d}.png")
+        rows.append(f"{i:02d}.png,{name}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows))
+    settings = {"root": str(tmp_path), "label_file": str(table), "test_fraction": 0.2, "label_seed": 3}
+    data = ImageFolderDataModule(**settings, img_size=16, num_workers=0, batch_size=4)
+    data.setup()
+    model = Bright(["night", "day"])
+    monkeypatch.chdir(tmp_path.parent)
+    check = ClassificationCheck(f"{tmp_path.name}/", model.metadata, lambda image: image, settings, False)
+    assert (check.split, check.images) == ("test", 4)
+    assert list(check.folder.splits["test"].paths) == list(data.folder.splits["test"].paths)  # nothing trained on
+    assert check.measure(model) == 1
 
 
 def test_data_settings__of_other_data_modules_and_broken_files(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Open images with the data settings that a run was trained with, for commands after training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_vision.data.folder import Folder
+from lit_vision.data.label_table import TableColumns
+from lit_vision.data.labeled_folder import LabelOptions, open_labeled
+from lit_vision.data.open_images import is_pack, open_images
+from lit_vision.data.splits import read_list
+
+
+def open_as_trained(root: str | Path, settings: Mapping[str, Any]) -> tuple[Folder, str, tuple[str, ...]]:
+    """Open a root with a run's split names and the list of images that it left out.
+
+    The run's own root also has its label table, its groups and the splits that it drew, so that no image that was
+    trained on is measured. Another data set, without the run's training split, has the usual names.
+
+    Args:
+        root: see `open_images`.
+        settings: arguments of the run's ImageFolderDataModule; {} for the usual ones.
+
+    Returns:
+        The folder, the name of its training split, and those of the splits to measure on that it has, test first.
+
+    Raises:
+        UserError: as `open_labeled`; the list does not exist.
+    """
+    train, val, test = (str(settings.get(f"{role}_split") or role) for role in ("train", "val", "test"))
+    own = bool(settings.get("root")) and os.path.realpath(root) == os.path.realpath(settings["root"])
+    if own:
+        folder = open_labeled(root, {"train": train, "val": val, "test": test}, _label_options(settings))
+    else:
+        if not is_pack(root) and not (Path(root) / train).is_dir():
+            train, val, test = "train", "val", "test"
+        folder = open_images(root, train, val, test)
+    if train not in folder.splits:  # a pack has its own names
+        train, val, test = "train", "val", "test"
+    if listed := settings.get("quarantine"):
+        folder.exclude(read_list(listed))
+    return folder, train, tuple(name for name in (test, val) if name in folder.splits)
+
+
+def _label_options(settings: Mapping[str, Any]) -> LabelOptions:
+    columns = TableColumns(
+        settings.get("path_column"),
+        settings.get("label_column"),
+        tuple(settings.get("label_columns") or ()),
+        settings.get("label_separator"),
+        settings.get("split_column"),
+    )
+    fractions = {role: float(settings.get(f"{role}_fraction") or 0) for role in ("val", "test")}
+    group_by, seed = settings.get("group_by"), int(settings.get("label_seed") or 0)
+    return LabelOptions(settings.get("label_file"), columns, group_by, fractions, seed)
