@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.image_files import device_and_inode, image_extensions
+from lit_vision.data.image_files import device_and_inode
 from lit_vision.data.inventory import Inventory, count_images
-from lit_vision.data.layout import UNLABELED, check_beside_splits, check_class_folders, is_unlabeled
+from lit_vision.data.layout import UNLABELED, check_beside_splits, check_class_folders, check_names, is_unlabeled
 from lit_vision.data.splits import has_label
 from lit_vision.data.walk import (
     FilesByClass,
@@ -247,6 +247,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         others = sorted({*tops} - {*inventory.splits.values(), unlabeled_folder})
         inventory.beside = {name: count for name in others if (count := count_images(root / name))}
         inventory.loose = loose
+        check_names(root, loose)
         if not unlabeled_folder:
             check_beside_splits(root, inventory.splits, train, [*inventory.beside])
         for name, folder in inventory.splits.items():
@@ -262,7 +263,7 @@ def scan(root: str | Path, train: str = "train", val: str = "val", test: str = "
         left_out = ", ".join(inventory.phrases())
         raise UserError(
             f"{root}: no image in it{f' (left out: {left_out})' if left_out else ''}; it should hold "
-            f"train/<class>/*.jpg, or images ({', '.join(sorted(image_extensions()))})"
+            "train/<class>/*.jpg, or images (.jpg, .png, .webp, .tif and others, by the endings of their names)"
         )
     classes, splits = _number_classes(root, found, train, inventory)
     return Folder(root, classes, splits, _split([(path, size, -1) for path, size in unlabeled]), inventory)

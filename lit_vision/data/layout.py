@@ -82,7 +82,7 @@ def find_splits(root: Path, folders: Sequence[str], names: Sequence[str]) -> dic
             )
         if candidates:
             found[name] = candidates[0]
-    return found
+    return {name: found[name] for name in names if name in found}
 
 
 def check_beside_splits(root: Path, splits: Mapping[str, str], train: str, beside: Sequence[str]) -> None:
@@ -119,14 +119,14 @@ def check_class_folders(root: Path, by_class: Mapping[str, Sequence[tuple[str, i
         UserError: splits inside the class folders, images beside their masks, unlabeled images as a class, or file
             names with backslashes.
     """
-    classes = [name for name, files in by_class.items() if name and files]
+    classes = sorted(name for name, files in by_class.items() if name and files)
     for name in classes:
         if name != UNLABELED and not prefix:
             inner = sorted(_subfolders(path for path, _ in by_class[name]))
             if len({role_of(folder) for folder in inner} - {""}) > 1:
                 raise UserError(
                     f"{root / name}: holds the splits {', '.join(f for f in inner if role_of(f))}; put the splits "
-                    f"first ({root}/{role_of(inner[0]) or 'train'}/{name}/...), or give {root / name} if it is a set"
+                    f"first ({root}/train/{name}/...), or give {root / name} if it is a set of its own"
                 )
     kinds = {name.lower() for name in classes}
     if kinds & _IMAGES and kinds & _ANNOTATIONS and kinds <= _IMAGES | _ANNOTATIONS:
@@ -137,13 +137,17 @@ def check_class_folders(root: Path, by_class: Mapping[str, Sequence[tuple[str, i
         )
     if prefix and (unlabeled := next(filter(is_unlabeled, classes), None)):
         raise UserError(f"{root / prefix / unlabeled}: unlabeled images are no class; move the folder to {root}")
-    for files in by_class.values():
-        for path, _ in files:
-            if "\\" in path:
-                raise UserError(
-                    f"{root}: the name {path!r} holds backslashes, as a zip file from Windows gives it; unpack it "
-                    "again with a program that makes folders of them (7z x, bsdtar -xf), or rename the files"
-                )
+    check_names(root, (path for files in by_class.values() for path, _ in files))
+
+
+def check_names(root: Path, paths: Iterable[str]) -> None:
+    """Raise a UserError if a path holds a backslash: the names of folders are in the names of the files."""
+    path = min((path for path in paths if "\\" in path), default="")
+    if path:
+        raise UserError(
+            f"{root}: the name {path} holds backslashes, as a zip file from Windows gives it; unpack it again with a "
+            "program that makes folders of them (7z x, bsdtar -xf), or rename the files"
+        )
 
 
 def _subfolders(paths: Iterable[str]) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from lit_vision.data.folder import Folder, Paths
-from lit_vision.data.image_files import LeftOut, device_and_inode, image_extensions, list_entries
+from lit_vision.data.image_files import LeftOut, device_and_inode, list_entries
 from lit_vision.data.open_images import is_pack, open_images
 from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, decode
@@ -131,9 +131,8 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
     left_out = LeftOut()
     names = Paths(sorted(_walk(folder, "", (), excluded, left_out)))
     if not len(names):
-        passed = f"left out: {'; '.join(left_out.phrases())}" if left_out.phrases() else "of none of the formats"
-        formats = ", ".join(sorted(image_extensions()))
-        raise UserError(f"{folder}: no image in it ({passed}; formats: {formats}); name another folder")
+        passed = f" (left out: {'; '.join(left_out.phrases())})" if left_out.phrases() else ""
+        raise UserError(f"{folder}: no image in it{passed}; name another folder, or the files themselves")
     return Inputs(names, folder, left_out=left_out)
 
 

@@ -6,7 +6,6 @@ rare or missing in a split. `lit-vision doctor` prints the report.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -16,17 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.check.content import FolderContent, ImageEntry, list_items
 from lit_vision.data.check.duplicates import connected_groups, exact_groups, near_pairs
 from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.fitness import uses_of
-from lit_vision.data.folder import Folder
-from lit_vision.data.image_files import LeftOut
-from lit_vision.data.open_images import open_images
-from lit_vision.errors import UserError
 from lit_vision.io.processes import parallel_map
 
 FAIL, WARN, NOTE = "FAIL", "warn", "note"
+# uses that broken images stop, for those of the training, validation and test split, and for images without a split
+_USES_OF_SPLIT = (
+    ("pre-training", "training on labels"),
+    ("pre-training", "training on labels", "validation"),
+    ("testing",),
+    ("pre-training",),
+)
 _EXPLANATIONS = {
     "wrong extension": "the file name's suffix belongs to another format; the file is read by its content",
     "damaged": "libjpeg-turbo reports errors, Pillow reads it; look at it",
@@ -49,72 +52,6 @@ class Finding:
     what: str
     count: int
     files: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ImageEntry:
-    """An image file with its split ("" outside of the splits) and its class ("" without one)."""
-
-    path: str
-    split: str
-    label: str
-
-
-@dataclass
-class FolderContent:
-    """Images of a folder and the scanned folder.
-
-    Attributes:
-        items: all images, also those of a folder that was refused.
-        folder: without splits if it was refused.
-        refused: the reason why the folder cannot be scanned; "" if it can.
-    """
-
-    items: list[ImageEntry]
-    folder: Folder
-    refused: str
-
-
-def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozenset()) -> FolderContent:
-    """Return all images below a folder, with split and class, and the scanned folder.
-
-    Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
-
-    Args:
-        root: the folder, or a pack.
-        names: of the training, validation and test splits.
-        quarantine: paths to leave out.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
-    try:
-        folder = open_images(root, *names)
-    except UserError as error:
-        if not root.is_dir():
-            raise
-        folder = Folder(root, [], {})
-        items = [item for item in _walk(root, names, folder.inventory.left_out) if item.path not in quarantine]
-        return FolderContent(items, folder, str(error).removeprefix(f"{root}: "))
-    folder.exclude(set(quarantine))
-    items = []
-    for name, split in {**folder.splits, "": folder.unlabeled}.items():
-        labels = (folder.classes[n] if n >= 0 else "" for n in split.labels.tolist())
-        items += [ImageEntry(path, name, label) for path, label in zip(split.paths, labels)]
-    return FolderContent(items, folder, "")
-
-
-def _walk(root: Path, names: Sequence[str], left_out: LeftOut) -> list[ImageEntry]:
-    items = []
-    for parent, folders, files in os.walk(root):  # links to folders are not followed: no loop
-        folders[:] = sorted(name for name in folders if left_out.count(name, True))
-        for file in sorted(files):
-            if left_out.count(file, False):
-                parts = Path(parent, file).relative_to(root).parts
-                split = parts[0] if parts[0] in names and len(parts) > 1 else ""
-                label = parts[1] if split and len(parts) > 2 else ""
-                items.append(ImageEntry("/".join(parts), split, label))
-    return items
 
 
 def layout_findings(content: FolderContent, names: Sequence[str]) -> list[Finding]:
@@ -157,23 +94,27 @@ def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
         of_kind = [i for i in bad if reports[i].kind == kind]
         files = [f"{items[i].path}: {reports[i].error}" for i in of_kind]
         findings.append(Finding(WARN, f"{kind} (left out by the quarantine list)", len(of_kind), files))
-    sizes, broken = Counter(item.split for item in items), Counter(items[i].split for i in bad)
-    for split, count in broken.items():
-        if split in (train, ""):
-            allowed = max(1, BAD_SHARE * sizes[split])
-            if count > allowed:
-                what = (
-                    f"{split or 'images'}: {count} of {sizes[split]} broken, more than {BAD_SHARE:.0%}: training stops"
-                )
-                findings.append(Finding(FAIL, what, count))
-        else:
-            findings.append(Finding(FAIL, f"{split}: {count} of {sizes[split]} broken: evaluation stops", count))
+    broken = Counter(items[i].split for i in bad)
+    findings += [Finding(FAIL, reason, broken[split]) for split, reason in broken_splits(items, reports, train).items()]
     for note, explanation in _EXPLANATIONS.items():
         files = [item.path for item, report in zip(items, reports) if note in report.notes]
         if files:
             level = WARN if note in ("damaged", "wrong extension", "tiny", "huge") else NOTE
             findings.append(Finding(level, f"{note}: {explanation}", len(files), files))
     return findings
+
+
+def broken_splits(items: list[ImageEntry], reports: list[ImageReport], train: str) -> dict[str, str]:
+    """Return {split: reason} of the splits with so many broken images that training or evaluation stops."""
+    sizes = Counter(item.split for item in items)
+    found = {}
+    for split, count in Counter(item.split for item, report in zip(items, reports) if report.error).items():
+        if split not in (train, ""):
+            found[split] = f"{split}: {count} of {sizes[split]} broken: evaluation stops"
+        elif count > max(1, BAD_SHARE * sizes[split]):
+            broken = f"{split or 'images'}: {count} of {sizes[split]} broken"
+            found[split] = f"{broken}, more than {BAD_SHARE:.0%}: training stops"
+    return found
 
 
 def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> tuple[list[Finding], set[int]]:
@@ -286,6 +227,9 @@ def folder_report(
     order = {FAIL: 0, WARN: 1, NOTE: 2}
     findings.sort(key=lambda f: order[f.level])
     uses = uses_of(folder, (names[0], names[1], names[2]))
+    for split, reason in broken_splits(items, reports, names[0]).items():
+        for use in _USES_OF_SPLIT[(*names, "").index(split)]:
+            uses[use] = uses[use] or reason
     hide = f"{folder.root}: "  # the report names no absolute path
     return {
         "root": root.name,

@@ -1,0 +1,79 @@
+"""List the images of a folder for its check, also those of a folder that cannot be scanned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_vision.data.folder import Folder
+from lit_vision.data.image_files import LeftOut
+from lit_vision.data.open_images import open_images
+from lit_vision.errors import UserError
+
+
+@dataclass
+class ImageEntry:
+    """An image file with its split ("" outside of the splits) and its class ("" without one)."""
+
+    path: str
+    split: str
+    label: str
+
+
+@dataclass
+class FolderContent:
+    """Images of a folder and the scanned folder.
+
+    Attributes:
+        items: all images, also those of a folder that was refused.
+        folder: without splits if it was refused.
+        refused: the reason why the folder cannot be scanned; "" if it can.
+    """
+
+    items: list[ImageEntry]
+    folder: Folder
+    refused: str
+
+
+def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozenset()) -> FolderContent:
+    """Return all images below a folder, with split and class, and the scanned folder.
+
+    Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
+
+    Args:
+        root: the folder, or a pack.
+        names: of the training, validation and test splits.
+        quarantine: paths to leave out.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    try:
+        folder = open_images(root, *names)
+    except UserError as error:
+        if not root.is_dir():
+            raise
+        folder = Folder(root, [], {})
+        items = [item for item in _walk(root, names, folder.inventory.left_out) if item.path not in quarantine]
+        return FolderContent(items, folder, str(error).removeprefix(f"{root}: "))
+    folder.exclude(set(quarantine))
+    items = []
+    for name, split in {**folder.splits, "": folder.unlabeled}.items():
+        labels = (folder.classes[n] if n >= 0 else "" for n in split.labels.tolist())
+        items += [ImageEntry(path, name, label) for path, label in zip(split.paths, labels)]
+    return FolderContent(items, folder, "")
+
+
+def _walk(root: Path, names: Sequence[str], left_out: LeftOut) -> list[ImageEntry]:
+    items = []
+    for parent, folders, files in os.walk(root):  # links to folders are not followed: no loop
+        folders[:] = sorted(name for name in folders if left_out.count(name, True))
+        for file in sorted(files):
+            if left_out.count(file, False):
+                parts = Path(parent, file).relative_to(root).parts
+                split = parts[0] if parts[0] in names and len(parts) > 1 else ""
+                label = parts[1] if split and len(parts) > 2 else ""
+                items.append(ImageEntry("/".join(parts), split, label))
+    return items
