@@ -18,7 +18,7 @@ from typing import Any
 from folder_shapes import FOLDER_SHAPES, FolderShape
 
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.check.folder_check import check_folder
+from lit_vision.data.check.check_folder import check_folder
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import find_images
 from lit_vision.study.images import read_images
@@ -70,8 +70,9 @@ class FolderOutcome:
 def folder_outcome(shape: FolderShape, root: Path) -> FolderOutcome:
     """Write a folder and ask doctor, fit's set-up with a pass over its loaders, study and predict about it."""
     path = shape.write(root)
-    report = check_folder(path, ("train", "val", "test"))
-    doctor = {use: not report["uses"][use] for use in USES}
+    report = check_folder(path, out=root.parent / f"{root.name}-doctor", workers=1)
+    annotated = "settings" in report  # doctor names the data module for such a set; this one is not fit for it
+    doctor = {use: not annotated and not report["uses"][use] for use in USES}
     fit = {
         "training on labels": _works(lambda: _read_all(path, "fit", "train")),
         "pre-training": _works(lambda: _read_all(path, "fit", "simclr")),

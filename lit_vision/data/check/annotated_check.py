@@ -21,15 +21,8 @@ from lit_vision.data.annotations.locations import locate
 from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.voc import VOC_CLASSES, voc_names
-from lit_vision.data.check.folder_check import (
-    FAIL,
-    NOTE,
-    WARN,
-    Finding,
-    ImageEntry,
-    copy_findings,
-    file_findings,
-)
+from lit_vision.data.check.content import ImageEntry
+from lit_vision.data.check.folder_check import FAIL, NOTE, WARN, Finding, copy_findings, file_findings
 from lit_vision.data.check.image_check import ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.folder import Folder
