@@ -175,8 +175,8 @@ def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, 
     from lit_vision.predict.tasks import preprocess_for
 
     queries = find_images(args.query)
-    for line in queries.lines()[1:]:  # standard output is for what was found
-        print(line, file=sys.stderr)
+    if left_out := queries.left_out.phrases():  # standard output is for what was found
+        print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
     model = load_model(args.model, args.device, args.base, args.trust_pt2)
     check_same_model(index, feature_settings(model.metadata))
     neighbors = NearestNeighbors(index.features)

@@ -52,14 +52,14 @@ def check_folder(
         raise UsageError(f"--recipe {recipe}: no such file; experiments/README.md lists the recipes")
     from lit_vision.data.annotations.locations import explain_unread, recognize
     from lit_vision.data.check.annotated_check import check_annotated
-    from lit_vision.data.check.folder_check import folder_report, refuse
+    from lit_vision.data.check.folder_check import examine, refuse
 
     names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
     formats = recognize(root, *names) if root.is_dir() else []
     if formats:
         report = check_annotated(root, names, formats, workers or cores(), progress=True, quarantine=left_out)
     else:
-        report = folder_report(root, names, workers or cores(), progress=True, quarantine=left_out)
+        report = examine(root, names, workers or cores(), progress=True, quarantine=left_out)
         if root.is_dir() and (unread := explain_unread(root, names[0])):
             refuse(report, f"annotations that no reader takes: {unread}")
     if recipe and report["fit"]:

@@ -196,7 +196,7 @@ def refuse(report: dict[str, Any], reason: str) -> None:
     report["fit"] = False
 
 
-def folder_report(
+def examine(
     root: Path, names: Sequence[str], workers: int = 1, progress: bool = False, quarantine: Set[str] = frozenset()
 ) -> dict[str, Any]:
     """Check every image of a folder and return the report of `check_folder`; writes nothing.

@@ -10,7 +10,7 @@ from broken_files import encode, picture
 
 from lit_vision.cli.doctor import main
 from lit_vision.data.check.duplicates import connected_groups, exact_groups, near_pairs
-from lit_vision.data.check.folder_check import folder_report
+from lit_vision.data.check.folder_check import examine
 from lit_vision.data.check.loader_speed import suggested_workers
 from lit_vision.errors import UsageError, UserError
 
@@ -62,7 +62,7 @@ def test_copies_leaks_and_clashing_labels__are_found(tmp_path) -> None:
     files["train/ant/exact.jpg"] = files["train/ant/0.jpg"]
     files["train/bee/near.png"] = encode(picture(101), "PNG")  # train/bee/1.jpg before its compression
     files["test/bee/leak.jpg"] = files["train/ant/5.jpg"]  # under another label, too
-    report = folder_report(_folder(tmp_path, files), NAMES)
+    report = examine(_folder(tmp_path, files), NAMES)
     leak = "train/ant/5.jpg = test/bee/leak.jpg"
     assert _files(report) == [
         (2, ["train/ant/0.jpg = train/ant/exact.jpg", leak]),  # the same bytes
@@ -79,27 +79,27 @@ def test_classes__empty_unequal_and_missing_ones(tmp_path) -> None:
     files = {path: data for path, data in files.items() if not path.startswith("val/bee")}
     root = _folder(tmp_path, files)
     (root / "train/cat").mkdir()
-    report = folder_report(root, NAMES)
+    report = examine(root, NAMES)
     assert _files(report) == [(1, ["train/cat"]), (1, ["bee"])]  # no image; in train, but not in val
     assert re.search(r"\bant\b.*105.*\bbee 10\b", _findings(report, "warn"))
     assert report["fit"]
 
 
 def test_what_stops_training__is_a_failure(tmp_path) -> None:
-    strange = folder_report(_folder(tmp_path / "a", _sound() | {"val/wasp/0.jpg": _jpeg(1)}), NAMES)
+    strange = examine(_folder(tmp_path / "a", _sound() | {"val/wasp/0.jpg": _jpeg(1)}), NAMES)
     assert "wasp" in _findings(strange, "FAIL")
-    broken = folder_report(_folder(tmp_path / "b", _sound() | {"test/ant/x.jpg": _jpeg(1)[:300]}), NAMES)
+    broken = examine(_folder(tmp_path / "b", _sound() | {"test/ant/x.jpg": _jpeg(1)[:300]}), NAMES)
     assert "test: 1 of 7 " in _findings(broken, "FAIL")
-    one = folder_report(_folder(tmp_path / "c", _sound() | {"train/ant/x.jpg": b""}), NAMES)
+    one = examine(_folder(tmp_path / "c", _sound() | {"train/ant/x.jpg": b""}), NAMES)
     assert one["fit"]  # replaced by another image
     assert one["quarantine"][0][0] == "train/ant/x.jpg"
     loop = _folder(tmp_path / "d", _sound())
     (loop / "train/ant/again").symlink_to(loop / "train")
-    assert "loop" in _findings(folder_report(loop, NAMES), "FAIL")
+    assert "loop" in _findings(examine(loop, NAMES), "FAIL")
     with pytest.raises(UserError, match=f"^{tmp_path}/none:"):
-        folder_report(tmp_path / "none", NAMES)
+        examine(tmp_path / "none", NAMES)
     (tmp_path / "e").mkdir()
-    empty = folder_report(tmp_path / "e", NAMES)
+    empty = examine(tmp_path / "e", NAMES)
     assert (empty["fit"], empty["images"]) == (False, 0)
 
 
