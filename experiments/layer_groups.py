@@ -2,7 +2,8 @@
 
 Run: python experiments/layer_groups.py, which writes experiments/results/layer-groups.txt. One line a family: its name,
 the model, and its groups from input to output, separated by "|"; a group is written as the shortest beginnings of names
-that only its parameters have. Models are built without memory (device "meta"); a minute. tests/backbones/test_layer_groups.py compares the file with the code.
+that only its parameters have. Models are built without memory (device "meta"); a minute.
+tests/backbones/test_layer_groups.py compares the file with the code.
 """
 
 from __future__ import annotations

@@ -7,15 +7,28 @@ there first. Written against Lightning 2.6.6.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # seconds to import
     import torch
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins import LayerSync
     from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+# ---- hyper-parameters
+
+
+def replace_hyper_parameters(module: LightningModule, values: Mapping[str, Any]) -> None:
+    """Replace what `save_hyperparameters()` has just stored: `hparams`, and those that are logged.
+
+    Relies on `HyperparametersMixin._hparams_initial`, the copy that loggers get.
+    """
+    module.hparams.update(values)
+    module._hparams_initial = copy.deepcopy(module.hparams)
+
 
 # ---- where training stands
 

@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     if out:
         rows = "".join(f"{e.method},{e.shots},{e.seed},{e.value:.6f}\n" for e in episodes)
         text = f"method,shots,seed,top1\n{rows}" if out.suffix == ".csv" else table
-        atomic_write(out, lambda file: file.write_text(text, encoding="utf-8"))
+        atomic_write(out, lambda file: file.write_text(text, encoding="utf-8", errors="surrogateescape"))
         print(out)
     return 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_vision.convert.to_timm import check_timm, convert_to_timm, timm_metadata
 from lit_vision.io.atomic import atomic_write
+from lit_vision.io.text import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,12 +40,12 @@ def write_hub(method: nn.Module, metadata: ModelMetadata, out: Path, run: Path) 
         folder.mkdir()
         save_file(state, folder / "model.safetensors", metadata=timm_metadata(metadata, name, arguments))
         (folder / "config.json").write_text(json.dumps(hub_config(method, metadata, name, arguments), indent=2) + "\n")
-        (folder / "README.md").write_text(model_card(metadata, name, results, out.name), encoding="utf-8")
+        (folder / "README.md").write_text(printable(model_card(metadata, name, results, out.name)), encoding="utf-8")
 
     atomic_write(out, write)
     return (
-        f"largest difference to timm's model: {gap:.1e}\ntimm.create_model('local-dir:{out.name}', pretrained=True)\n"
-        f"to publish: hf upload USER/{out.name} {out.name} (check license and text of README.md first)"
+        f"largest difference to timm's model: {gap:.1e}\ntimm.create_model({f'local-dir:{out}'!r}, pretrained=True)\n"
+        f"to publish: hf upload USER/{out.name} {out} (check license and text of README.md first)"
     )
 
 

@@ -126,5 +126,5 @@ def write_timm(method: nn.Module, metadata: ModelMetadata, out: Path) -> str:
     more = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return (
         f"largest difference to timm's model: {gap:.1e}\n"
-        f"timm.create_model({name!r}, checkpoint_path={out.name!r}{more})"
+        f"timm.create_model({name!r}, checkpoint_path={str(out)!r}{more})"
     )

@@ -173,7 +173,7 @@ def write_transformers(mae: MAENetwork, out: Path, license: str = "", source: st
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
 
     atomic_write(out, write)
-    text = f"transformers.ViTMAEForPreTraining.from_pretrained({out.name!r})"
+    text = f"transformers.ViTMAEForPreTraining.from_pretrained({str(out)!r})"
     transformers_keep = int(mae.num_patches * (1 - config["mask_ratio"]))
     if transformers_keep != mae.num_keep:
         text += f"\nnote: transformers keeps {transformers_keep} patches at this mask_ratio, here {mae.num_keep}"

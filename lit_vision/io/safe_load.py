@@ -66,6 +66,20 @@ def refused_class(error: BaseException) -> str:
     return next((name for name in named.groups() if name), "") if named else ""
 
 
+def unreadable(path: Path) -> str:
+    """Return why a file that torch.save has just written could not be loaded again; "" if it can.
+
+    The tensors' bytes are not read (their hash was computed while they were written), so this takes milliseconds.
+    """
+    try:
+        with torch.serialization.safe_globals(plain_data()):
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # as in load_safely
+        found = refused_class(error)
+        return f"it holds {found}, which is no plain data" if found else str(error).strip().split("\n")[0][:150]
+    return ""
+
+
 def load_safely(path: Path, map_location: Any = None) -> dict[str, Any]:
     """Return the content of a file of tensors and plain values.
 

@@ -16,7 +16,7 @@ from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
 from lit_vision.io.checkpoint_digest import digest_path, is_valid
 from lit_vision.io.hashing import Digest
-from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
+from lit_vision.io.safe_load import DamagedCheckpointError, load_safely, unreadable
 
 __all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "digest_path", "is_valid"]
 
@@ -84,12 +84,18 @@ class AtomicCheckpointIO(CheckpointIO):
                 damaged; {"also": [NAME, ...]} gives the new file further names.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; the previous file is intact.
+            UserError: the disk is full, the folder cannot be written, or the checkpoint holds what could not be loaded
+                again (it is read back before it takes its name); the previous file is intact.
         """
         path, options = Path(path), storage_options or {}
         with disk_full_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary, written = write_temp_and_hash(path, lambda file: torch.save(checkpoint, file))
+            if reason := unreadable(temporary):
+                temporary.unlink(missing_ok=True)
+                raise UserError(
+                    f"{path}: not saved, as it could not be loaded again ({reason}); the file before is kept"
+                )
             digests = [Digest(written.sha256, written.size, int(checkpoint.get("global_step", -1)))]
             try:
                 for name in options.get("also", ()):

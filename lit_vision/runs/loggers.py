@@ -31,7 +31,7 @@ class CsvFile:
         self.rows = 0
         self.last: dict[str, str] | None = None
         if self.path.is_file():
-            with open(self.path, newline="") as file:
+            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.DictReader(file))
             self._write_all(rows)  # a kill may have left half a row
 
@@ -42,7 +42,7 @@ class CsvFile:
             return
         if new := [name for name in text if name not in self.columns]:
             self._write_all(self._read(), self.columns + new)
-        with open(self.path, "a", newline="") as file:
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.DictWriter(file, self.columns).writerow(text)
         self.rows += 1
         self.last = text
@@ -55,14 +55,17 @@ class CsvFile:
     def _read(self) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             return list(csv.DictReader(file))
 
     def _write_all(self, rows: list[dict[str, str]], columns: list[str] | None = None) -> None:
         rows = [{name: value for name, value in row.items() if name and value} for row in rows]
         self.columns = columns or list(dict.fromkeys(name for row in rows for name in row))
         self.rows, self.last = len(rows), (rows[-1] if rows else None)
-        with atomic_path(self.path, fsync=False) as temporary, open(temporary, "w", newline="") as file:
+        with (
+            atomic_path(self.path, fsync=False) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.evaluation.metrics import classification_report, confusion_matrix, format_classification_report
 from lit_vision.io.processes import cores
-from lit_vision.io.text import format_duration
+from lit_vision.io.text import format_duration, printable
 from lit_vision.results.environment import device_name
 from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import Table, grid_table, rows_from
@@ -61,8 +62,8 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
     result = read_result(results)
     content = _content(study, cells, result, results)
     html, text = folder / "report.html", folder / "report.md"
-    html.write_text(to_html(content), encoding="utf-8")
-    text.write_text(report_markdown(content, folder), encoding="utf-8")
+    html.write_text(printable(to_html(content)), encoding="utf-8")
+    text.write_text(printable(report_markdown(content, folder)), encoding="utf-8")
     if wandb:
         log_study(wandb, folder, content, result)
     model = folder / MODEL
@@ -120,34 +121,49 @@ def _about(study: Study, result: dict[str, Any]) -> str:
 
 def _sections(study: Study, cells: list[dict[str, Any]], found: Sequence[Verdict]) -> list[Section]:
     samples, images = study.folder / "samples", study.images
-    sections = [Section("Accuracy against labels", picture=figures.accuracy(samples / "accuracy.png", cells))]
-    sections.append(
-        Section(
-            "Accuracy against cost",
-            "Seconds of all training that one model needs, its pre-training included.",
-            figures.cost(samples / "cost.png", cells, max(study.plan.labels)),
-        )
-    )
-    if study.plan.pretrain:
+    sections: list[Section] = []
+
+    def add(title: str, text: str, draw: Callable[[], Path]) -> None:
+        sections.extend(_unless_it_fails(study, title, lambda: [Section(title, text, draw())]))
+
+    def draw_curves() -> Path:
         notes = {init: study.folder / "weights" / f"{init}.json" for init in study.plan.pretrain}
         curves = {init: json.loads(note.read_text())["losses"] for init, note in notes.items()}
-        sections.append(Section("Pre-training", picture=figures.curves(samples / "pretraining.png", curves)))
+        return figures.curves(samples / "pretraining.png", curves)
+
+    add("Accuracy against labels", "", lambda: figures.accuracy(samples / "accuracy.png", cells))
+    text = "Seconds of all training that one model needs, its pre-training included."
+    most = max(study.plan.labels)
+    add("Accuracy against cost", text, lambda: figures.cost(samples / "cost.png", cells, most))
+    if study.plan.pretrain:
+        add("Pre-training", "", draw_curves)
     if (samples / "reconstructions.png").exists():
         text = "Test images; three quarters of each are hidden. Rows: original, visible patches, reconstruction."
         sections.append(Section("MAE reconstructions", text, samples / "reconstructions.png"))
     for init, encoder in study.encoders.items():
         text = f"Frozen features of {init} on test images, projected by t-SNE. Labels only color the points."
-        picture = figures.embedding(samples / f"embedding-{init.replace(':', '_')}.png", encoder.test, images, init)
-        sections.append(Section(f"Embedding map: {init}", text, picture))
+        path = samples / f"embedding-{init.replace(':', '_')}.png"
+        add(f"Embedding map: {init}", text, partial(figures.embedding, path, encoder.test, images, init))
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
-        picture = figures.neighbors(samples / f"neighbors-{init.replace(':', '_')}.png", encoder, images, init)
-        sections.append(Section(f"Nearest neighbors: {init}", text, picture))
+        path = samples / f"neighbors-{init.replace(':', '_')}.png"
+        add(f"Nearest neighbors: {init}", text, partial(figures.neighbors, path, encoder, images, init))
     best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)
     if best:
-        sections += _errors(study, best) + _model(study, best, found[-1])
+        sections += _unless_it_fails(study, "Errors", lambda: _errors(study, best))
+        sections += _unless_it_fails(study, "The model", lambda: _model(study, best, found[-1]))
     sections.append(Section("Weights and licenses", table=_licenses(study)))
     return sections
+
+
+def _unless_it_fails(study: Study, title: str, make: Callable[[], list[Section]]) -> list[Section]:
+    """Return sections of the report or, if making them fails, one that says so: it must not cost hours of training."""
+    try:
+        return make()
+    except Exception as error:  # a font, a library, a file that is gone: the numbers are measured already
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        study.reporter.log(f"the report lacks a part, {title}: {reason}")
+        return [Section(title, f"This part could not be made ({reason}). Repeat the command: only the report is made.")]
 
 
 def _best_cell_key(found: Sequence[Verdict]) -> CellKey | None:

@@ -93,7 +93,11 @@ def redirect_output(log: Path) -> Iterator[None]:
     """Send what methods and the Trainer print to a log file, and silence warnings: a study prints its own progress."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning")
     levels = [logging.getLogger(name).level for name in names]
-    with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
+    with (
+        open(log, "a", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(file),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from lit_vision.results import plots
 from lit_vision.results.plots import Series
 from lit_vision.results.schema import make_cell
 
-NAMES = ["$x_1$ & <b>", "a very long class name that goes on", "_hidden", "\\frac", "ok"]
+NAMES = ["$x_1$ & <b>", "a very long class name that goes on", "_hidden", "\\frac", "not UTF-8: \udce9"]
 RNG = np.random.default_rng(0)
 CELLS = [make_cell(s, p, n, [0.1, 0.3]) for s, p in (("mae", "linear"), ("pixels", "knn")) for n in (800, 80)]
 

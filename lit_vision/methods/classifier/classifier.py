@@ -17,6 +17,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.classifier.network import ClassifierNetwork, classification_loss, soft_targets
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 
@@ -114,6 +115,7 @@ class Classifier(ClassifierNetwork, LightningModule):
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
         self.metrics = nn.ModuleDict({f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names})

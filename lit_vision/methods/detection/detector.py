@@ -12,6 +12,7 @@ from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import MAX_DETECTIONS, coco_metric, coco_values, update_boxes
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.detection.network import DetectorNetwork
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 
 
 class Detector(DetectorNetwork, LightningModule):
@@ -102,6 +103,7 @@ class Detector(DetectorNetwork, LightningModule):
     ) -> None:
         super(DetectorNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         self.metrics = nn.ModuleDict({f"{split}_map": coco_metric(head == "mask_rcnn") for split in ("val", "test")})
         self.metadata: dict[str, Any] | None = None

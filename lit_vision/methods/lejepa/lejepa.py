@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.lejepa.network import LeJEPANetwork
 
 VALIDATION_STEP = -1  # directions of the validation: the same at each epoch, and of no step of the training
@@ -69,6 +70,7 @@ class LeJEPA(LeJEPANetwork, LightningModule):
     ) -> None:
         super(LeJEPANetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_vision import optim
 from lit_vision.data.batch import Batch, normalize_batch
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork
 
@@ -76,6 +77,7 @@ class MAE(MAENetwork, LightningModule):
     ) -> None:
         super(MAENetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 

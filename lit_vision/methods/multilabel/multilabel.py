@@ -15,6 +15,7 @@ from lit_vision.backbones import adapters
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.methods import fine_tuning
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.multilabel.network import (
     MultiLabelClassifierNetwork,
     average_precision,
@@ -88,6 +89,7 @@ class MultiLabelClassifier(MultiLabelClassifierNetwork, LightningModule):
     ) -> None:
         super(MultiLabelClassifierNetwork, self).__init__()  # LightningModule's, before the network
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.curves = nn.ModuleDict(

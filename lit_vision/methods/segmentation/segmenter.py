@@ -12,6 +12,7 @@ from lit_vision.data.annotations.masks import IGNORE
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.evaluation.segmentation import PixelCounts, segmentation_values
 from lit_vision.methods import fine_tuning
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.segmentation.losses import segmentation_loss
 from lit_vision.methods.segmentation.network import SegmenterNetwork
 
@@ -94,6 +95,7 @@ class Segmenter(SegmenterNetwork, LightningModule):
     ) -> None:
         super(SegmenterNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         self.counts = nn.ModuleDict({split: PixelCounts(num_classes) for split in ("val", "test")})
         self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})

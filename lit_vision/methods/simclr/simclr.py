@@ -9,6 +9,7 @@ from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.lightning_internals import log_at_optimizer_step
+from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.simclr.network import SimCLRNetwork
 
 
@@ -65,6 +66,7 @@ class SimCLR(SimCLRNetwork, LightningModule):
     ) -> None:
         super(SimCLRNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
+        keep_plain_hyper_parameters(self)
         self.build(self.hparams)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_vision.io.text import printable
 from lit_vision.results.plots.style import FAINT, GRID, INK, MARKERS, PALETTE, new_figure, save_figure, style
 
 
@@ -33,7 +34,7 @@ def confusion_heat_map(
     side = float(np.clip(2.6 + 0.42 * count, 4.6, 10))
     figure, axes = new_figure(side + 0.4, side)
     picture = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    names = [textwrap.shorten(str(name), 16, placeholder="…") for name in class_names]
+    names = [textwrap.shorten(printable(str(name)), 16, placeholder="…") for name in class_names]
     style(axes, title, "predicted", "true", grid=None)
     axes.spines[:].set_visible(False)
     if count <= 40:
@@ -92,7 +93,7 @@ def image_grid(
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
         panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        lines = textwrap.wrap(str(caption), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
+        lines = textwrap.wrap(printable(str(caption)), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         panel.text(0.5, -0.04, "\n".join(lines), transform=panel.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return save_figure(figure, path)
@@ -122,9 +123,10 @@ def embedding_scatter(
         axes.scatter(*points[none].T, s=size, color="#BBBBBB", linewidths=0, label="no label")
     shown = [label for label in range(len(class_names)) if (classes == label).any()]
     for label in shown:
+        name = printable(str(class_names[label])) if len(shown) <= 14 else None
         marker = MARKERS[(label + label // len(PALETTE)) % len(MARKERS)]
         axes.scatter(*points[classes == label].T, s=size, color=PALETTE[label % len(PALETTE)], marker=marker,
-                     linewidths=0, alpha=0.75, label=str(class_names[label]) if len(shown) <= 14 else None)  # fmt: skip
+                     linewidths=0, alpha=0.75, label=name)  # fmt: skip
     style(axes, title, grid=None)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -160,7 +162,7 @@ def draw_table(
     for number, row in enumerate([columns, *rows]):
         for left, text in zip(lefts, row):
             faint = str(text) == "not run yet"
-            axes.text(left + 0.5, top - number - 0.5, str(text), va="center", fontsize=10, parse_math=False,
+            axes.text(left + 0.5, top - number - 0.5, printable(str(text)), va="center", fontsize=10, parse_math=False,
                       color=FAINT if faint else INK, style="italic" if faint else "normal",
                       weight="bold" if number == 0 else "normal")  # fmt: skip
         axes.axhline(top - number - 1, color=INK if number == 0 else GRID, linewidth=1 if number == 0 else 0.7)

@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from lit_vision.io.text import printable
+
 # Okabe and Ito 2008, "Color Universal Design"; their yellow is left out, it is too pale for lines on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"  # so that color is never the only difference
@@ -33,7 +35,9 @@ def style(axes: Any, title: str = "", x: str = "", y: str = "", grid: str | None
     if grid:
         axes.grid(axis=grid, color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-    axes.set_title("\n".join(textwrap.wrap(title, 52)), fontsize=13, color=INK, loc="left", pad=10, parse_math=False)
+    axes.set_title(
+        "\n".join(textwrap.wrap(printable(title), 52)), fontsize=13, color=INK, loc="left", pad=10, parse_math=False
+    )
     axes.set_xlabel(x, fontsize=11.5, color=INK)
     axes.set_ylabel(y, fontsize=11.5, color=INK)
 
