@@ -18,7 +18,14 @@ import numpy as np
 
 from lit_vision.data.image_files import device_and_inode
 from lit_vision.data.inventory import Inventory, count_images
-from lit_vision.data.layout import UNLABELED, check_beside_splits, check_class_folders, check_names, is_unlabeled
+from lit_vision.data.layout import (
+    UNLABELED,
+    check_beside_splits,
+    check_class_folders,
+    check_names,
+    is_image_folder,
+    is_unlabeled,
+)
 from lit_vision.data.splits import has_label
 from lit_vision.data.walk import (
     FilesByClass,
@@ -168,6 +175,11 @@ class Folder:
         """Raise a UserError that names the purpose unless there are at least two classes."""
         if len(self.classes) < 2:
             has = f"one class ({self.classes[0]})" if self.classes else "no class folders"
+            if self.classes and is_image_folder(self.classes[0]):
+                raise UserError(
+                    f"{self.root}: {has}, as sets with boxes or masks have it: use lit_vision.data.AnnotatedDataModule "
+                    f"(lit-vision doctor names its settings), or create a folder per class for {purpose}"
+                )
             inner = self._folders_in_only_class()
             hint = f", whose folders are {', '.join(inner[:3])}: give {self.root / self.classes[0]}" if inner else ""
             raise UserError(

@@ -54,6 +54,11 @@ def is_unlabeled(name: str) -> bool:
     return name.lower() in (UNLABELED, "unlabelled")
 
 
+def is_image_folder(name: str) -> bool:
+    """True for a name such as images or JPEGImages, which sets with boxes or masks give to the folder of images."""
+    return name.lower() in _IMAGES
+
+
 def find_splits(root: Path, folders: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Return {name of a split: its folder} for the splits that a folder has.
 

@@ -23,7 +23,7 @@ from lit_vision.data.annotations import usable
 from lit_vision.data.annotations.dataset import AnnotatedImages
 from lit_vision.data.annotations.formats import FORMATS, Location
 from lit_vision.data.annotations.image_names import require_files
-from lit_vision.data.annotations.locations import explain_missing, locate
+from lit_vision.data.annotations.locations import OTHER_NAMES, explain_missing, locate
 from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
@@ -227,7 +227,10 @@ class AnnotatedDataModule(ImageFolderDataModule):
             UserError: they are nowhere, or where the training split's are.
         """
         root, name = Path(self.root), self.split_names[role]
-        place = Location(self.images, self.annotations, self.split_list).of_split(name)
+        given = Location(self.images, self.annotations, self.split_list)
+        places = [given.of_split(other) for other in (name, *OTHER_NAMES.get(name, ()))]
+        there = (place for place in places if (root / place.annotations).exists() and (root / place.images).exists())
+        place = next(there, places[0])  # val may be called valid
         if not self._explicit:
             found = locate(root, self.format, name, only_split=role == "train")
             if found is None and not (root / place.annotations).exists():

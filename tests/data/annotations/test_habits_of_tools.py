@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from toy_annotations import NAMES, H, W, write_coco, write_images, write_semantic, write_voc, write_yolo
 
-from lit_vision.data import AnnotatedDataModule
+from lit_vision.data import AnnotatedDataModule, ImageFolderDataModule
 from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.colors import color_numbers, read_colors
 from lit_vision.data.annotations.image_names import ImageFinder
@@ -340,3 +340,17 @@ def test_the_right_format_is_named_where_a_set_is_of_another(tmp_path: Path) -> 
     (tmp_path / "bare/images").rename(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"annotations\.json: is there, but the folder of its images"):
         _module(tmp_path / "bare").setup()
+
+
+def test_a_given_place_is_found_under_another_name_of_the_split(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_coco(tmp_path / split)
+    data = _module(tmp_path, images="{split}/images", annotations="{split}/a.json")
+    assert data.table("val").paths[0] == "valid/images/a.jpg"
+
+
+def test_labels_of_folders_are_not_learned_from_an_annotated_set(tmp_path: Path) -> None:
+    for write, name in ((write_yolo, "yolo"), (write_coco, "coco"), (write_semantic, "masks"), (write_voc, "voc")):
+        write(tmp_path / name)
+        with pytest.raises(UserError, match="AnnotatedDataModule"):
+            ImageFolderDataModule(str(tmp_path / name), train_view="train", img_size=32, num_workers=0).setup()
