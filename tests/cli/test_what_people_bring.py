@@ -1,13 +1,19 @@
 """What people bring: every folder has one outcome in all commands, and the committed table shows it."""
 
 import pytest
+from export_outcomes import ExportOutcome, export_outcomes
 from folder_shapes import FOLDER_SHAPES
-from what_people_bring import RESULT, FolderOutcome, folder_outcomes, folder_section, render
+from what_people_bring import RESULT, FolderOutcome, export_section, folder_outcomes, folder_section, render
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> list[FolderOutcome]:
     return folder_outcomes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory) -> list[ExportOutcome]:
+    return export_outcomes(tmp_path_factory.mktemp("exports"))
 
 
 def test_doctor_and_fit_agree_on_every_folder(outcomes) -> None:
@@ -16,5 +22,10 @@ def test_doctor_and_fit_agree_on_every_folder(outcomes) -> None:
     assert len(outcomes) == len(FOLDER_SHAPES) >= 25
 
 
-def test_the_committed_table_is_what_the_commands_do(outcomes) -> None:
-    assert RESULT.read_text(encoding="utf-8") == render([folder_section(outcomes)])
+def test_doctor_and_fit_agree_on_every_export(exports) -> None:
+    assert [o.row[0] for o in exports if o.doctor != o.fit] == []
+    assert sum(o.fit for o in exports) >= 14  # two or more of each of seven tools, where it has two that are read
+
+
+def test_the_committed_table_is_what_the_commands_do(outcomes, exports) -> None:
+    assert RESULT.read_text(encoding="utf-8") == render([folder_section(outcomes), export_section(exports)])

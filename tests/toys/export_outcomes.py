@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _what_trains(root: Path, settings: dict) -> str:
     return f"{counts[0]} + {counts[1]}" + ("" if FORMATS[data.format].semantic else " objects")
 
 
-def _outcome(action) -> str:
+def _outcome(action: Callable[[], str]) -> str:
     try:
         return action()
     except UserError:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export_outcomes import COLUMNS as EXPORT_COLUMNS
+from export_outcomes import TITLE as EXPORT_TITLE
+from export_outcomes import ExportOutcome, export_outcomes
 from folder_shapes import FOLDER_SHAPES, FolderShape
 
 from lit_vision.data import ImageFolderDataModule
@@ -133,10 +136,16 @@ def folder_outcomes(place: Path) -> list[FolderOutcome]:
     return [folder_outcome(shape, place / str(number)) for number, shape in enumerate(FOLDER_SHAPES)]
 
 
+def export_section(outcomes: list[ExportOutcome]) -> Section:
+    """Return the section of exports of annotation tools."""
+    return Section(EXPORT_TITLE, EXPORT_COLUMNS, [outcome.row for outcome in outcomes])
+
+
 def main() -> None:
     """Write the file."""
     with tempfile.TemporaryDirectory() as place:
-        RESULT.write_text(render([folder_section(folder_outcomes(Path(place)))]), encoding="utf-8")
+        folders, exports = folder_outcomes(Path(place, "shapes")), export_outcomes(Path(place, "exports"))
+        RESULT.write_text(render([folder_section(folders), export_section(exports)]), encoding="utf-8")
     print(RESULT)
 
 

@@ -41,6 +41,8 @@ def check_folder(
         {root, images (number), fit (bool: training and evaluation would not fail), uses: {use: why the folder is not
         fit for it, "" if it is}, inventory: [lines], findings: [{level: FAIL, warn or note; what, count, files}],
         classes: {split: {class: number of images}}, quarantine: [[path, reason]]}, and with a recipe, if fit, loader.
+        For a set with boxes or masks also {settings: {format: arguments of AnnotatedDataModule}, objects: {format:
+        {split: {class: number that trains}}}}, and classes is empty.
 
     Raises:
         UserError: the folder does not exist. UsageError (a UserError): a value is wrong.
