@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_vision.cli.config_errors import COMMAND_KEYS
 from lit_vision.errors import UsageError, UserError
+from lit_vision.io.text import check_text_file
 from lit_vision.runs import run_dir
 
 if TYPE_CHECKING:
@@ -73,15 +74,17 @@ def _find_recipe(command: str, arguments: list[str]) -> str:
             "--config: given twice, but only one recipe can be used; change single keys with --KEY VALUE instead"
         )
     if not configs and command != "fit":
-        of_run = Path(_flag_values(arguments, "--ckpt_path")[0]).parent.parent / "config.yaml"
+        checkpoint = _flag_values(arguments, "--ckpt_path")[0]
+        of_run = Path(checkpoint).parent.parent / "config.yaml"
         if not of_run.is_file():
-            raise UsageError(f"--config: {of_run} does not exist; name the recipe of this checkpoint")
+            raise UsageError(f"--config: {of_run} does not exist; name the recipe of this checkpoint ({checkpoint})")
         arguments[:0] = ["--config", str(of_run)]  # first, so that the other arguments override it
         configs = [str(of_run)]
     if not configs or not configs[0]:
         raise UsageError("--config: name a recipe, such as experiments/debug/mae.yaml")
     path = Path(configs[0])
     if path.is_file():
+        check_text_file("--config", path)
         return str(path)
     known = [str(p) for p in sorted(Path("experiments").rglob("*.yaml"))]
     near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 
@@ -22,6 +23,19 @@ _FAILURES = {
     ),
     r"returned nan values in its": "trainer.detect_anomaly: {0} Lower base_lr, or clip gradients",
 }
+# a file that the system refuses to open or make; a missing file is not among them: commands check what they are given
+_REFUSED_BY_THE_SYSTEM = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
 _WRONG_SETTINGS = {
     r"Early stopping conditioned on metric": "trainer.callbacks: {0}",
     r"(Trainer\()?`?val_check_interval": "trainer.val_check_interval: {0}",
@@ -31,12 +45,15 @@ _WRONG_SETTINGS = {
 def from_library_error(error: Exception) -> UserError | None:
     """Return an error of a library as the UserError that says what to do; None for any other, which is a bug.
 
-    Matched are Lightning's MisconfigurationException, and torch's errors about shared memory, killed workers, a full
-    GPU and the NaN that `detect_anomaly` finds. Classes are compared by name, so that no library is imported for it.
+    Matched are Lightning's MisconfigurationException, torch's errors about shared memory, killed workers, a full GPU
+    and the NaN that `detect_anomaly` finds, and files that the system refuses (no permission, no room). Classes are
+    compared by name, so that no library is imported for it.
     """
     text = " ".join(str(error).split())
     if type(error).__name__ == "MisconfigurationException":
         return UsageError(_name_the_key(text))
+    if isinstance(error, OSError) and error.errno in _REFUSED_BY_THE_SYSTEM and error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror}; name another file or folder, or make this one usable")
     if isinstance(error, RuntimeError | OSError):
         for pattern, line in _FAILURES.items():
             if re.search(pattern, text):

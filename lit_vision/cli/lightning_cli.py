@@ -39,6 +39,8 @@ from lit_vision.results import schema
 from lit_vision.runs import loggers, run_dir
 from lit_vision.runs.lightning_switches import check_settings
 
+LARGEST_SEED = 2**32 - 1  # numpy's
+
 
 class RunCLI(LightningCLI):
     """Run fit, validate or test of one recipe.
@@ -108,6 +110,8 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if not config.get("data"):
             raise UsageError("data: is missing; give class_path and init_args as the recipes in experiments/ do")
+        if not 0 <= config.seed_everything <= LARGEST_SEED:
+            raise UsageError(f"seed_everything: {config.seed_everything}; give 0 to {LARGEST_SEED}")
         if config.trainer.use_distributed_sampler or self.config.subcommand == "fit":  # an old run can be measured
             check_settings(vars(config.trainer))
 
@@ -118,6 +122,8 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.run_dir and Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
+            raise UsageError(f"--run_dir {config.run_dir}: is a file; name a folder")
         self.run_sha256 = run_dir.recipe_hash(self.recipe, self.overrides)
         if self.subcommand == "fit":
             folder = config.run_dir or (config.name and str(run_dir.default_run_dir(self.recipe, config.name)))
@@ -145,6 +151,10 @@ class RunCLI(LightningCLI):
             except UserError as error:
                 errors.append(error)
                 raise
+            except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:  # a wrong value
+                text = " ".join(str(error).split()) or type(error).__name__
+                errors.append(UsageError(f"{class_type.__name__} cannot be built with these settings: {text}"))
+                raise ValueError(text) from error
 
         for base in (LightningModule, LightningDataModule, Callback):
             self.parser.add_instantiator(construct, base, subclasses=True)
@@ -152,7 +162,7 @@ class RunCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError):
             if errors:
-                raise errors[0] from None
+                raise errors[0] from errors[0].__cause__
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -12,6 +12,8 @@ from lit_vision.data.make.medmnist import unpack_medmnist
 from lit_vision.data.make.scenes import SIZES, make_scenes
 from lit_vision.errors import UsageError
 
+MOST_SCENES = 1_000_000  # of a split
+
 
 def main(argv: Sequence[str]) -> int:
     """Run `lit-vision data fashion|scenes|medmnist --out DIR [options]`."""
@@ -29,8 +31,11 @@ def main(argv: Sequence[str]) -> int:
         counts = make_fashion(args.out, args.rotated, args.full, args.seed)
     elif args.name == "scenes":
         sizes = {split: getattr(args, split) for split in SIZES}
-        if min(sizes.values()) < 0 or not any(sizes.values()):
-            raise UsageError("--train, --val, --test: give 0 or more, and at least one scene")
+        for split, count in sizes.items():
+            if not 0 <= count <= MOST_SCENES:
+                raise UsageError(f"--{split} {count}: give 0 to {MOST_SCENES} scenes")
+        if not any(sizes.values()):
+            raise UsageError("--train, --val, --test: give at least one scene")
         counts = make_scenes(args.out, sizes, args.seed)
     else:
         counts = unpack_medmnist(args.file, args.out, args.class_names)

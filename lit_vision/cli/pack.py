@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--lossless keeps the files as they are; leave out --short_side and --quality")
     if args.out.suffix != ".pack":
         raise UsageError(f"--out {args.out}: give it the ending .pack, by which data.root knows it")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out}: is a folder; name a file")
     side = 256 if args.short_side is None else args.short_side
     quality = 92 if args.quality is None else args.quality
     if side < 1:

@@ -283,6 +283,9 @@ def _progress_range(n: int) -> Iterable[int]:
     return track(range(n), "reading images into memory", transient=True)
 
 
+MOST_WORKERS = 1024  # a larger number is a mistake that fills the machine's memory with processes
+
+
 def make_loader(
     dataset: Dataset, batches: Iterable[list[Key]], workers: int | str, persistent: bool, local_processes: int = 1
 ) -> DataLoader:
@@ -299,6 +302,8 @@ def make_loader(
     """
     if isinstance(workers, str):  # "auto"
         workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(16, cores() // local_processes))
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UserError(f"data.num_workers: {workers}; give auto, or 0 to {MOST_WORKERS} processes")
     return DataLoader(
         dataset,
         batch_sampler=batches,

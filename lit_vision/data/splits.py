@@ -191,12 +191,15 @@ def read_list(path: str | Path) -> set[str]:
     """Return the paths that a file lists, one per line; lines with `#` in front are comments.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is no list of paths.
     """
     try:
-        return set(_listed_paths(path))
+        listed = set(_listed_paths(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; lit-vision doctor writes such a list") from None
+    if any("\0" in name for name in listed):  # no path has it, UTF-16 and most binary files do
+        raise UserError(f"{path}: is not a UTF-8 text file with a path a line; lit-vision doctor writes such a list")
+    return listed
 
 
 def read_split(path: str | Path, names: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -32,12 +33,12 @@ def atomic_path(path: str | os.PathLike[str], fsync: bool = True) -> Iterator[Pa
     folder is removed.
 
     Args:
-        path: file or folder; its parent is created. An existing file or folder is replaced.
+        path: file or folder; its parent is created. An existing one is replaced, but a folder only by a folder.
         fsync: write the content to the disk before the rename, so that a power failure leaves the old or the new file.
             False is for files that lose nothing of value and are rewritten often.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full.
+        OSError: the folder cannot be written, the disk is full, or a folder is where a file should go.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,8 @@ def atomic_path(path: str | os.PathLike[str], fsync: bool = True) -> Iterator[Pa
         for new in (*companions, folder / path.name):
             old = path.with_name(new.name)
             if old.is_dir() and not old.is_symlink():  # a rename cannot replace a folder that is not empty
+                if not new.is_dir():  # a name typed by mistake must not remove a folder and all that is in it
+                    raise IsADirectoryError(errno.EISDIR, "a folder of this name is there", str(old))
                 shutil.rmtree(old)
             elif new.is_dir():
                 old.unlink(missing_ok=True)
@@ -65,12 +68,13 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object], 
     """Write a file or folder so that `path` holds the old content or the new one, never a part of it.
 
     Args:
-        path: file or folder; its parent is created. An existing one is replaced.
+        path: file or folder; its parent is created. An existing one is replaced, but a folder only by a folder.
         write: called with the temporary path to write to, which has the file name of `path` (see `atomic_path`).
         fsync: write the content to the disk before the rename.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; `path` is as it was.
+        UserError: the folder cannot be written, the disk is full, or a folder is where a file should go; `path` is as
+            it was.
     """
     try:
         with atomic_path(path, fsync) as temporary:

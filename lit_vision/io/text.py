@@ -1,8 +1,11 @@
-"""Format durations, and names that are not UTF-8, as text that can be printed."""
+"""Format durations and names that are not UTF-8 as text that can be printed; check that a file is text."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from lit_vision.errors import UsageError
 
 
 def format_duration(seconds: float) -> str:
@@ -30,3 +33,17 @@ def printable(text: str) -> str:
         return f"\\x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
     return re.sub("[\ud800-\udfff]", escape, text)
+
+
+def check_text_file(flag: str, path: Path) -> None:
+    """Refuse a file that cannot be read as UTF-8 text.
+
+    Raises:
+        UsageError: names the flag and the file.
+    """
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{flag} {path}: is not a text file in UTF-8; save it as such, or name another") from None
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror}; name a file that can be read") from None

@@ -104,7 +104,11 @@ def run_inference(
     skipped: int = writer.notes["skipped"]
     if skipped == len(inputs):
         writer.finish({"skipped": skipped_file}, main=False)
-        raise UserError(f"{skipped_file}: lists all {skipped} images, none could be read; repair them or name others")
+        first = inputs.names[0]
+        raise UserError(
+            f"{skipped_file}: lists all {skipped} images, none could be read ({first} is the first); repair them or "
+            "name others"
+        )
     skipped_file.unlink(missing_ok=True)
     if finish is not None:
         finish(writer.paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def open_pt2(path: Path, trusted: bool) -> Model:
             f"{path}: loading a .pt2 can run code that is in it; give --trust_pt2 if you trust where it is from, "
             "or use safetensors, onnx or openvino"
         )
+    if not zipfile.is_zipfile(path):  # torch.export.load would log a traceback first
+        raise UserError(f"{path}: is not a valid torch.export archive (no zip file); export it again")
     extra = {f"{METADATA_KEY}.json": ""}
     try:
         program = torch.export.load(path, extra_files=extra)

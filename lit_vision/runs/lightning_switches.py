@@ -59,7 +59,12 @@ TRAINER = {
         WORKS, "cpu, gpu, auto; mps is not tested", lambda value: value in ("tpu", "xla"), "choose cpu, gpu or auto"
     ),
     "strategy": Switch(WORKS, "see the strategies below"),
-    "devices": Switch(WORKS, "same bits on one and two processes for the same global batch"),
+    "devices": Switch(
+        WORKS,
+        "same bits on one and two processes for the same global batch",
+        lambda value: str(value).isdigit() and int(value) > 1024,
+        "give the number of devices of one machine",
+    ),
     "num_nodes": Switch(WORKS),
     "precision": Switch(
         WORKS,

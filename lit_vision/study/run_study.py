@@ -11,6 +11,8 @@ from lit_vision.errors import UsageError
 if TYPE_CHECKING:
     from lit_vision.study.schedule import StudyPlan
 
+LARGEST_SIZE = 4096  # pixels; a study holds all its images in memory
+
 
 def run_study(
     root: str | Path,
@@ -59,9 +61,9 @@ def run_study(
     Raises:
         UserError: one line that names the file or key and what to do. UsageError (a UserError): a value is wrong.
     """
-    if size is not None and size < 1:
-        raise UsageError(f"--size: {size} pixels; give at least 1")
-    if budget <= 0:
+    if size is not None and not 1 <= size <= LARGEST_SIZE:
+        raise UsageError(f"--size: {size} pixels; give 1 to {LARGEST_SIZE}")
+    if not budget > 0:  # not a number is refused too
         raise UsageError(f"--budget: {budget:g} minutes; give more than 0")
     if not 0 <= rotation <= 180:
         raise UsageError(f"--rotation: {rotation:g}; give 0 to 180 degrees")

@@ -153,6 +153,13 @@ def test_pretrained__without_network_is_an_error(monkeypatch) -> None:
         Backbone("resnet10t", pretrained=True)
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_weight_tag_that_timm_does_not_know_is_one_line_with_those_that_it_has(pretrained: bool) -> None:
+    with pytest.raises(UserError, match=r"backbone: .*resnet10t\.nope|backbone: .*nope.*resnet10t\.c3_in1k") as caught:
+        Backbone("resnet10t.nope", pretrained=pretrained)
+    assert "\n" not in str(caught.value)
+
+
 def test_pretrained__weights_of_a_local_file(tmp_path) -> None:
     source = Backbone("vit_tiny_patch16_224", **VIT)
     torch.save(source.model.state_dict(), tmp_path / "w.pth")

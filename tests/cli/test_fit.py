@@ -91,6 +91,7 @@ def test_a_run_leaves_what_the_design_says(recipe: Path, capsys) -> None:
         ("width", "widht", "model.init_args.widht: ToyNet .* width"),
         ("{n: 16}", "{m: 16}", "data.init_args.m: ToyData"),
         ("width: 4", "width: four", "model.init_args.width: .*four"),
+        ("width: 4", "width: -4", "ToyNet cannot be built with these settings: "),
         ("max_epochs: 1", "max_epochs: one", "trainer.max_epochs: .*one"),
         ("max_epochs", "max_epoch", "trainer.max_epoch: .*max_epochs"),
         ("trainer:", "trianer:", "trianer.max_epochs: .*trainer"),

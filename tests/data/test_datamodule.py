@@ -57,6 +57,11 @@ def _rank(rank: int, world: int, accumulate: int = 1) -> SimpleNamespace:
     )
 
 
+def test_a_number_of_workers_that_would_fill_the_machine_is_refused(root) -> None:
+    with pytest.raises(UserError, match=r"data\.num_workers: 10000;"):
+        _module(root, num_workers=10_000).train_dataloader()
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("view", ["simclr", "train"])
 def test_batches__are_identical_for_0_2_and_4_workers(root, in_memory: bool, view: str) -> None:

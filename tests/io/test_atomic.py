@@ -18,11 +18,19 @@ def test_atomic_write__replaces_files_and_folders(tmp_path: Path) -> None:
     for text in ("first", "second"):
         atomic_write(path, lambda file, text=text: file.write_text(text))
         assert path.read_text() == text
-    atomic_write(path, lambda folder: (folder.mkdir(), (folder / "x").write_text("in a folder")))
-    assert (path / "x").read_text() == "in a folder"
-    atomic_write(path, lambda file: file.write_text("a file again"))
-    assert path.read_text() == "a file again"
+    for text in ("in a folder", "again"):
+        atomic_write(path, lambda folder, text=text: (folder.mkdir(), (folder / "x").write_text(text)))
+        assert (path / "x").read_text() == text
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_atomic_write__a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "precious").write_text("x")
+    with pytest.raises(UserError, match=r"work: .*folder"):
+        atomic_write(tmp_path / "work", lambda file: file.write_text("y"))
+    assert (tmp_path / "work" / "precious").read_text() == "x"
+    assert os.listdir(tmp_path) == ["work"]
 
 
 def test_atomic_write__companions_move_along(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lit_vision.data.splits import read_list
 from lit_vision.errors import UsageError
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.io.processes import cores
+from lit_vision.io.text import check_text_file
 
 
 def check_folder(
@@ -52,6 +53,8 @@ def check_folder(
         raise UsageError(f"--workers {workers}: give 0 (all cores) or more")
     if recipe and not recipe.is_file():
         raise UsageError(f"--recipe {recipe}: no such file; experiments/README.md lists the recipes")
+    if recipe:
+        check_text_file("--recipe", recipe)
     from lit_vision.data.annotations.locations import explain_unread, recognize
     from lit_vision.data.check.annotated_check import check_annotated
     from lit_vision.data.check.folder_check import examine, refuse

@@ -67,7 +67,7 @@ def _read_arrays(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             arrays = {key: content[key] for key in content.files if key.endswith(("_images", "_labels"))}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; download it from https://medmnist.com") from None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError) as error:
         raise UserError(f"{file}: is not a complete npz file of arrays ({error}); download it again") from None
     splits = {}
     for split in SPLITS:

@@ -1,0 +1,278 @@
+"""Broken input of every kind to every command: exit code 1 or 2, and one line that names what was given.
+
+FILES lists each argument of each command that names a file or a folder, KINDS what may lie there instead of the right
+thing. NUMBERS and WORDS do the same for values. A new argument gets a row here.
+"""
+
+import builtins
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_models import make_classifier, write_images, write_run
+
+from lit_vision.cli.main import COMMANDS, main
+
+RECIPE = """
+trainer: {max_epochs: 1, accelerator: cpu, limit_train_batches: 1, enable_progress_bar: false}
+model: {class_path: toy_run.ToyNet}
+data: {class_path: toy_run.ToyData}
+"""
+GARBAGE = np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8).tobytes()
+KINDS = {
+    "missing": None,
+    "folder": "",
+    "empty": b"",
+    "garbage": GARBAGE,
+    "utf16": RECIPE.encode("utf-16"),
+    "latin1": "größe: {é: ü}\nbild,klasse\ngrün.png,süß".encode("latin-1"),
+}
+SLOW = {"utf16", "latin1"}  # for readers of binary files, they are further garbage
+
+# command with {} for the file, its ending, and the kinds of KINDS that are right there
+FILES = [
+    ("fit --config {}", ".yaml", ""),
+    ("fit --config toy.yaml --run_dir {}", ".txt", "missing folder"),
+    ("fit --config toy.yaml --run_dir q --resume {}", ".ckpt", ""),
+    ("validate --ckpt_path {}", ".ckpt", ""),
+    ("validate --config toy.yaml --ckpt_path {}", ".ckpt", ""),
+    ("validate --config {} --ckpt_path run/checkpoints/last.ckpt", ".yaml", ""),
+    ("test --ckpt_path {}", ".ckpt", ""),
+    ("study {}", "", ""),
+    ("study {}", ".pack", ""),
+    ("predict --model {} set/test --out p.csv", ".ckpt", ""),
+    ("predict --model {} set/test --out p.csv", ".safetensors", ""),
+    ("predict --model {} set/test --out p.csv --trust_pt2", ".pt2", ""),
+    ("predict --model run {} --out p.csv", ".png", ""),
+    ("predict --model run {} --out p.csv", "", ""),
+    ("predict --model run set/test --out {} --overwrite", ".csv", "missing empty garbage utf16 latin1"),
+    ("predict --model run set/test --out {}/x.csv", ".csv", "missing folder"),
+    ("import {} --out w.safetensors", ".pth", ""),
+    ("import {} --out w.safetensors", ".safetensors", ""),
+    ("import {} --out w.safetensors", "", ""),
+    ("export {} --format safetensors --out e.safetensors", ".ckpt", ""),
+    ("export {} --format safetensors --out e.safetensors", ".safetensors", ""),
+    ("embed --model {} set/test --out i.safetensors", ".ckpt", ""),
+    ("embed --model run {} --out i.safetensors", ".png", ""),
+    ("search --index {} --query set/test/red/000.png --model run", ".safetensors", ""),
+    ("search --index index.safetensors --query {} --model run", ".png", ""),
+    ("search --index index.safetensors --query set/test/red/000.png --model {}", ".ckpt", ""),
+    ("fewshot {} --model run", "", ""),
+    ("fewshot set --model {}", ".ckpt", ""),
+    ("data medmnist {} --out mm", ".npz", ""),
+    ("data fashion --out {}", ".txt", "missing folder"),
+    ("doctor {}", "", "folder"),  # an empty folder: a report that fails
+    ("doctor {}", ".pack", "folder"),
+    ("doctor set --recipe {}", ".yaml", ""),
+    ("pack {} --out o.pack", "", ""),
+    ("pack set --out o.pack --quarantine {}", ".txt", "empty latin1"),
+    ("pack set --out {}", ".pack", "missing empty garbage utf16 latin1"),
+    ("pack set --out {}/o.pack", ".txt", "missing folder"),
+    ("fewshot set --model run --shots 1 --seeds 1 --out {}", ".csv", "missing empty garbage utf16 latin1"),
+    ("search --index index.safetensors --duplicates 0.9 --out {}", ".csv", "missing empty garbage utf16 latin1"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("broken")
+    write_run(place / "run", make_classifier())
+    for seed, (split, n) in enumerate((("train", 18), ("val", 6), ("test", 6))):
+        write_images(place / "set" / split, n, seed)
+    (place / "toy.yaml").write_text(RECIPE)
+    index = str(place / "index.safetensors")
+    assert main(["embed", "--model", str(place / "run"), str(place / "set/test"), "--out", index]) == 0
+    return place
+
+
+@pytest.fixture
+def place(made: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(made)
+    return made
+
+
+def one_line(words: list[str], capsys) -> str:
+    """Run a command that must fail; return its error."""
+    code = main(words)
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("lit-vision: error: ")]
+    assert code in (1, 2), error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def cases() -> list:
+    found = []
+    for command, ending, right in FILES:
+        text = (command.split()[0] in ("fit", "validate") and ending == ".yaml") or "--recipe" in command
+        for kind in KINDS:
+            if kind in right.split():
+                continue
+            slow = kind in SLOW and not text and "--quarantine" not in command
+            marks = [pytest.mark.slow] if slow else []
+            found.append(pytest.param(command, ending, kind, marks=marks, id=f"{command}-{ending}-{kind}"))
+    return found
+
+
+@pytest.mark.parametrize(("command", "ending", "kind"), cases())
+def test_a_file_that_is_not_what_it_should_be(command: str, ending: str, kind: str, place, capsys) -> None:
+    path = Path(kind + ending)
+    content = KINDS[kind]
+    if content == "":
+        path.mkdir(exist_ok=True)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    error = one_line(command.format(path).split(), capsys)
+    assert path.name in error
+    if isinstance(content, bytes):
+        assert path.read_bytes() == content  # what was there is still there
+
+
+# ---- values
+
+HUGE = "1" + "0" * 40
+NUMBERS = [  # command, its flag, what is refused
+    ("fit --config toy.yaml --run_dir q", "--trainer.max_epochs", (f"-{HUGE}", "nan", "1e400")),
+    ("fit --config toy.yaml --run_dir q", "--seed_everything", (HUGE, f"-{HUGE}", "nan")),
+    ("fit --config toy.yaml --run_dir q", "--trainer.devices", (HUGE, f"-{HUGE}", "nan")),
+    ("fit --config toy.yaml --run_dir q", "--data.batch_size", (HUGE, "nan")),
+    ("study set", "--size", (HUGE, f"-{HUGE}", "nan")),
+    ("study set", "--budget", (f"-{HUGE}", "nan")),
+    ("study set", "--seeds", (f"-{HUGE}", "nan")),
+    ("study set", "--labels", (f"-{HUGE}", "nan")),
+    ("study set", "--epochs", (HUGE, "nan")),
+    ("predict --model run set/test --out p.csv", "--batch_size", (f"-{HUGE}", "nan")),
+    ("predict --model run set/test --out p.csv", "--workers", (f"-{HUGE}", "nan")),
+    ("predict --model run set/test --out p.csv", "--top_k", (f"-{HUGE}", "nan")),
+    ("predict --model run set/test --out p.csv", "--min_score", (HUGE, f"-{HUGE}", "nan")),
+    ("import w.pth --out w.safetensors", "--img_size", (f"-{HUGE}", "nan")),
+    ("export run --format onnx --int8 set", "--calibration", (f"-{HUGE}", "nan")),
+    ("embed --model run set/test --out i.safetensors", "--batch_size", (f"-{HUGE}", "nan")),
+    ("search --index index.safetensors", "--duplicates", (HUGE, f"-{HUGE}", "nan")),
+    ("search --index index.safetensors --query x.png --model run", "--top_k", (f"-{HUGE}", "nan")),
+    ("fewshot set --model run", "--shots", (HUGE, f"-{HUGE}", "nan")),
+    ("fewshot set --model run", "--seeds", (f"-{HUGE}", "nan")),
+    ("data fashion --out f", "--seed", (HUGE, f"-{HUGE}", "nan")),
+    ("data scenes --out f", "--train", (HUGE, f"-{HUGE}", "nan")),
+    ("doctor set", "--workers", (f"-{HUGE}", "nan")),
+    ("pack set --out o.pack", "--workers", (f"-{HUGE}", "nan")),
+    ("pack set --out o.pack", "--short_side", (f"-{HUGE}", "nan")),
+    ("pack set --out o.pack", "--quality", (HUGE, f"-{HUGE}", "nan")),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [pytest.param(c, f, v, id=f"{c.split()[0]} {f} {v[:4]}") for c, f, values in NUMBERS for v in (*values, "word")],
+)
+def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: str, place, capsys) -> None:
+    assert flag.lstrip("-") in one_line([*command.split(), flag, value], capsys)
+    assert not Path("f").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict --model run set/test --out p.csv --device tpu",
+        "export run --format tflite",
+        "fewshot set --model run --metric manhattan",
+        "data imagenet --out f",
+        "fit --config toy.yaml --trainer.accelerator tpu",
+        "study set --inits nothing",
+        "study set --protocols nothing",
+    ],
+)
+def test_an_unknown_word(command: str, place, capsys) -> None:
+    word = next(word for word in command.split() if word in ("tpu", "tflite", "manhattan", "imagenet", "nothing"))
+    assert word in one_line(command.split(), capsys)
+
+
+COMPLETE = {  # each command with what it requires
+    "fit": "--config toy.yaml",
+    "validate": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
+    "test": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
+    "study": "set",
+    "predict": "--model run set/test --out p.csv",
+    "import": "w.pth --out w.safetensors",
+    "export": "run --format safetensors",
+    "embed": "--model run set/test --out i.safetensors",
+    "search": "--index index.safetensors --duplicates 0.9",
+    "fewshot": "set --model run",
+    "data": "fashion --out f",
+    "doctor": "set",
+    "pack": "set --out o.pack",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag_and_an_unknown_command(command: str, place, capsys) -> None:
+    assert "--nonsense" in one_line([command, *COMPLETE[command].split(), "--nonsense", "3"], capsys)
+    assert command + "x" in one_line([command + "x"], capsys)
+
+
+@pytest.mark.parametrize("command", ["fit --config toy.yaml --name ../x", "fit --config toy.yaml --name /x"])
+def test_outside_the_root(command: str, place, capsys) -> None:
+    assert "--name" in one_line(command.split(), capsys)
+
+
+# ---- what the system does: simulated, because root may read everything
+
+OPENED = [  # command, and the file that it opens with Python
+    ("fit --config {}", "locked.yaml"),
+    ("validate --config toy.yaml --ckpt_path {}", "locked.ckpt"),
+    ("test --config toy.yaml --ckpt_path {}", "locked.ckpt"),
+    ("study {}", "locked.pack"),
+    ("predict --model {} set/test --out p.csv", "locked.ckpt"),
+    ("import {} --out w.safetensors", "locked.pth"),
+    ("export {} --format safetensors --out e.safetensors", "locked.ckpt"),
+    ("embed --model {} set/test --out i.safetensors", "locked.ckpt"),
+    ("search --index index.safetensors --query set/test/red/000.png --model {}", "locked.ckpt"),
+    ("fewshot set --model {}", "locked.ckpt"),
+    ("data medmnist {} --out mm", "locked.npz"),
+    ("doctor {}", "locked.pack"),
+    ("pack set --out o.pack --quarantine {}", "locked.txt"),
+]
+
+
+@pytest.fixture
+def opening(place: Path, monkeypatch):
+    """Return a function that lets each later opening of a file named locked.* raise an error."""
+
+    def fail_with(error: type[BaseException]) -> None:
+        def guard(original):
+            def opened(file, *args, **kwargs):
+                if isinstance(file, str | os.PathLike) and Path(file).name.startswith("locked."):
+                    raise error(13, "Permission denied", str(file)) if error is PermissionError else error
+                return original(file, *args, **kwargs)
+
+            return opened
+
+        for module in (builtins, io, os):
+            monkeypatch.setattr(module, "open", guard(module.open))
+
+    return fail_with
+
+
+@pytest.mark.parametrize(("command", "name"), OPENED)
+def test_no_permission(command: str, name: str, opening, capsys) -> None:
+    Path(name).write_bytes(GARBAGE)
+    opening(PermissionError)
+    assert name in one_line(command.format(name).split(), capsys)
+
+
+@pytest.mark.parametrize(("command", "name"), OPENED)
+def test_interrupted_by_ctrl_c(command: str, name: str, opening, capsys) -> None:
+    Path(name).write_bytes(GARBAGE)
+    opening(KeyboardInterrupt)
+    assert main(command.format(name).split()) == 130
+    error = capsys.readouterr().err
+    assert "Ctrl-C" in error
+    assert "Traceback" not in error
+
+
+def test_every_command_is_in_the_tables() -> None:
+    assert {command.split()[0] for command, *_ in FILES} == set(COMMANDS)
+    assert {command.split()[0] for command, *_ in OPENED} == set(COMMANDS)
