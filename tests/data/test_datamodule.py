@@ -332,3 +332,24 @@ def test_trainer__sees_the_keys_of_each_epoch_and_stores_the_position(root, tmp_
     assert (state["epoch"], state["samples"], state["global"]) == (2, 0, 8)
     with pytest.raises(UserError, match=r"data\.seed"):
         _fit(root, tmp_path, tmp_path / "a.ckpt", seed=3)
+
+
+def test_test_images_alone__can_be_measured_but_not_trained_on(root, tmp_path, capsys) -> None:
+    (tmp_path / "Test").symlink_to(root / "test")
+    module = _module(tmp_path, labels=0.1)  # a recipe's subset of the training labels does not matter here
+    module.trainer = _rank(0, 1)
+    module.setup("test")
+    (batch,) = module.test_dataloader()
+    assert batch["label"].tolist() == [0, 0, 0, 1, 1]
+    assert "test 5 in 2 classes (Test/)" in capsys.readouterr().out
+    for view in ("train", "simclr"):
+        with pytest.raises(UserError, match=r"no train split.*data\.train_split"):
+            _module(tmp_path, train_view=view).setup("fit")
+
+
+def test_a_split_without_class_folders__is_refused_before_the_first_batch(root, tmp_path) -> None:
+    (tmp_path / "train").symlink_to(root / "train")
+    (tmp_path / "val").symlink_to(root / "unlabeled")
+    with pytest.raises(UserError, match=r"val: .*no class folders.*validation"):
+        _module(tmp_path).val_dataloader()
+    assert len(_module(tmp_path, train_view="simclr").val_dataloader()) == 1

@@ -175,3 +175,16 @@ def test_command__refuses_wrong_arguments_and_names_broken_files(root, tmp_path)
         pack_command.main([str(tmp_path / "data"), "--out", str(out), "--quarantine", str(tmp_path / "list.txt")]) == 0
     )
     assert open_images(out).count() == 1
+
+
+def test_predict_and_checks__read_a_pack_as_its_folder(root, lossless) -> None:
+    from lit_vision.data.check.folder_check import examine
+    from lit_vision.predict.inputs import batches, find_images
+
+    folder, pack = find_images([str(root)]), find_images([str(lossless)])
+    assert list(pack.names) == list(folder.names)
+    shown = [[batch.pixels for batch in batches(found, lambda image: image[:8, :8], 4)] for found in (folder, pack)]
+    assert all(np.array_equal(a, b) for a, b in zip(*shown, strict=True))
+    checked, of_pack = (examine(path, ("train", "val", "test")) for path in (root, lossless))
+    assert checked["uses"].keys() == of_pack["uses"].keys()
+    assert [bool(reason) for reason in checked["uses"].values()] == [bool(r) for r in of_pack["uses"].values()]

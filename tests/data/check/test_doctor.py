@@ -156,3 +156,26 @@ def test_recipe__its_loader_is_timed_against_its_step(tmp_path) -> None:
     (tmp_path / "r.yaml").write_text("model: {}")
     with pytest.raises(UserError, match=r"--recipe .*r\.yaml: its data"):
         main([str(root), "--out", str(tmp_path), "--workers", "1", "--recipe", str(tmp_path / "r.yaml")])
+
+
+def test_quarantine__the_list_that_doctor_writes_makes_the_folder_fit(tmp_path, capsys) -> None:
+    root = _folder(tmp_path / "data", _sound() | {f"val/ant/x{i}.jpg": _jpeg(1)[:300] for i in range(2)})
+    arguments = [str(root), "--workers", "1", "--out"]
+    assert main([*arguments, str(tmp_path / "first")]) == 1
+    listed = tmp_path / "first/quarantine.txt"
+    assert str(listed) in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "second"), "--quarantine", str(listed)]) == 0
+    report = json.loads((tmp_path / "second/doctor.json").read_text())
+    assert report["fit"]
+    assert [path for path, _ in report["quarantine"]] == ["val/ant/x0.jpg", "val/ant/x1.jpg"]  # the list stays complete
+    assert "2 in quarantine" in " ".join(report["inventory"])
+
+
+def test_verdict__names_the_use_that_a_folder_is_fit_for(tmp_path, capsys) -> None:
+    root = _folder(tmp_path / "data", {path: data for path, data in _sound().items() if path.startswith("train")})
+    (root / "train/ant/raw.cr2").write_bytes(b"x")
+    assert main([str(root), "--workers", "1", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "fit for pre-training only" in shown
+    assert "no val split" in shown
+    assert "1 .cr2" in shown

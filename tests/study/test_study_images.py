@@ -1,0 +1,99 @@
+"""Images of a study: no single file decides its size or whether it starts, and pool and test are made alike."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_files import encode, picture
+
+from lit_vision.data.folder import scan
+from lit_vision.data.pack import write_pack
+from lit_vision.errors import UserError
+from lit_vision.study import schedule
+from lit_vision.study.images import MARGIN, StudyData, StudyImages, eval_batches, read_images, read_unlabeled
+from lit_vision.study.presets import preset_for
+
+
+def _write(root: Path, count: int, side: int, splits: tuple[str, ...] = ("train", "test")) -> Path:
+    for s, split in enumerate(splits):
+        for c, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                data = encode(picture(1000 * s + 100 * c + i, side, side + 4), "PNG")
+                (root / split / name / f"{i:03d}.png").write_bytes(data)
+    return root
+
+
+def test_size__is_that_of_the_median_image_wherever_an_icon_or_an_empty_file_sorts(tmp_path) -> None:
+    root = _write(tmp_path, 6, 40)
+    assert read_images(root).size == 40
+    for name in ("000", "005"):  # first and last of the class
+        path = root / "train/cat" / f"{name}.png"
+        whole = path.read_bytes()
+        path.write_bytes(encode(picture(1, 10, 10), "PNG"))
+        assert read_images(root).size == 40
+        path.write_bytes(b"")
+        images = read_images(root)
+        assert (images.size, len(images.pool)) == (40, 11)
+        assert "1 unreadable" in " ".join(images.notes)
+        path.write_bytes(whole)
+
+
+def test_unreadable_files__stop_the_study_by_their_number_not_their_place(tmp_path) -> None:
+    for place in (("000", "001"), ("004", "005")):
+        root = _write(tmp_path / place[0], 6, 20)
+        for name in place:
+            (root / "train/dog" / f"{name}.png").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"2 of 12 images cannot be read"):
+            read_images(root)
+
+
+def test_pool_and_test__of_large_images_are_made_alike_and_crops_are_cut_from_larger_copies(tmp_path) -> None:
+    root = _write(tmp_path, 3, 100, splits=("train",))
+    shutil.copytree(root / "train", root / "test")
+    images = read_images(root, 32)
+    np.testing.assert_array_equal(images.pool, images.test)
+    (pool,), (test,) = (eval_batches(x, y, 32) for x, y in ((images.pool, images.labels), (images.test, images.labels)))
+    assert (pool["images"] == test["images"]).all()
+    assert images.large.shape == (6, round(32 * MARGIN), round(32 * MARGIN), 3)
+    data = StudyData(images, np.arange(6), "eval", {}, 6, 0)
+    seen = next(iter(data.train_dataloader()))
+    order = seen["key"][:, 1].numpy()
+    (expected,) = eval_batches(images.large[order], images.labels[order], 32)
+    assert (seen["images"] == expected["images"]).all()
+    assert read_images(root, 100).large is None  # not larger than the input
+    assert read_unlabeled(root, 32).pool.shape[1] == round(32 * MARGIN)
+
+
+def test_a_pack__is_read_as_its_folder(tmp_path) -> None:
+    root = _write(tmp_path / "set", 3, 20)
+    write_pack(scan(root), tmp_path / "set.pack", None)
+    folder, pack = read_images(root), read_images(tmp_path / "set.pack")
+    np.testing.assert_array_equal(folder.pool, pack.pool)
+    assert (folder.test_paths, folder.fingerprint) == (pack.test_paths, pack.fingerprint)
+
+
+def test_notes__say_which_folder_is_which_split_and_what_was_left_out(tmp_path) -> None:
+    root = _write(tmp_path, 3, 20, splits=("training", "Test"))
+    (root / "training/cat/a.cr2").write_bytes(b"x")
+    notes = " ".join(read_images(root).notes)
+    assert "training was taken as the train split" in notes
+    assert "Test was taken as the test split" in notes
+    assert "1 .cr2" in notes
+    assert str(tmp_path) not in notes
+
+
+def test_steps__are_measured_with_more_classes_than_rows(monkeypatch) -> None:
+    preset, classes = preset_for(16), 200
+    assert classes > 3 * preset.batch_size
+    labels = np.arange(2 * classes) % classes
+    pixels = np.zeros((2 * classes, 16, 16, 3), np.uint8)
+    names = [str(i) for i in range(2 * classes)]
+    images = StudyImages(pixels, labels, names, pixels[:4], labels[:4], names[:4], names[:classes], "f", 16)
+    rows_of = {}
+    monkeypatch.setattr(schedule, "classification", lambda init, _, rows, *more: (None, rows))
+    monkeypatch.setattr(schedule, "measure", lambda module, rows, **options: rows_of.setdefault(len(rows), rows))
+    schedule.measure_all(images, images, preset, [], [classes, 2 * classes], 1.0)
+    assert list(rows_of) == [3 * preset.batch_size]
+    assert all(labels[rows].min() >= 0 and len(set(rows.tolist())) == len(rows) for rows in rows_of.values())
