@@ -31,7 +31,7 @@ class AccuracyCheck(Protocol):
         metric: its name.
         split: name of the split that is measured.
         images: number of images in it.
-        note: the differences between the data's classes and the model's, or "".
+        note: lines about the data (what was taken and left out) and its differences to the model's classes, or "".
     """
 
     metric: str
@@ -65,11 +65,11 @@ class ClassificationCheck:
         self.preprocess = preprocess
         self.folder.require_classes("measuring what int8 loses")
         names, where = metadata.class_names, f"--int8 {root}"
-        self.output_of_class, self.note = match_class_names(names, self.folder.classes, where, by_number)
+        self.output_of_class, differences = match_class_names(names, self.folder.classes, where, by_number)
+        self.note = "\n".join([*self.folder.lines(), *([differences] if differences else [])])
         splits = self.folder.splits
         self.split = next(iter((*measured, *splits)), "test")
         self.folder.require_labels(self.split, "measuring what int8 loses")
-        print(*self.folder.lines(), sep="\n")
         self.images = len(splits[self.split])
 
     def calibration(self, count: int) -> Iterator[np.ndarray]:
