@@ -39,7 +39,7 @@ from lit_vision import lightning_internals
 from lit_vision.errors import UserError
 from lit_vision.io import checkpoint_digest
 from lit_vision.io.atomic import disk_full_error, rename_into_place, write_temp_and_hash
-from lit_vision.io.safe_load import DamagedCheckpointError, load_safely
+from lit_vision.io.safe_load import DamagedCheckpointError, load_safely, unreadable
 from lit_vision.io.sharded_checkpoint import REST, ShardReader, is_tensor_ref, map_leaves
 
 
@@ -171,16 +171,20 @@ def _save(checkpoint: dict[str, Any], path: Path, rank: int, world: int, options
 
     rest = {**checkpoint, "state_dict": map_leaves(dict(checkpoint["state_dict"]), take)}
     rest["optimizer_states"] = [map_leaves(state, take) for state in checkpoint.get("optimizer_states", [])]
-    written = {}
+    written, unreadable_reason = {}, ""
     names = [(f"rank-{rank:05d}-of-{world:05d}.safetensors", lambda file: file.write(to_bytes(local_tensors)))]
     for name, fill in names + [(REST, lambda file: torch.save(rest, file))] * (rank == 0):
         temporary, digest = write_temp_and_hash(folder / name, fill)
+        unreadable_reason = unreadable(temporary) if name == REST else ""
         rename_into_place(temporary, folder / name)
         written[name] = {"size": digest.size, "sha256": digest.sha256}
     all_written: list[Any] = [None] * world
-    dist.all_gather_object(all_written, written) if world > 1 else all_written.__setitem__(0, written)
+    entry = {"files": written, "unreadable": unreadable_reason}
+    dist.all_gather_object(all_written, entry) if world > 1 else all_written.__setitem__(0, entry)
+    if reason := all_written[0]["unreadable"]:  # every process raises, so that none waits for the others
+        raise UserError(f"{path}: not saved, as it could not be loaded again ({reason}); the folder before is kept")
     if rank == 0:
-        files = {name: entry for part in all_written for name, entry in part.items()}
+        files = {name: digests for part in all_written for name, digests in part["files"].items()}
         manifest = {"step": checkpoint.get("global_step", -1), "world": world, "shapes": shapes, "files": files}
         temporary, _ = write_temp_and_hash(
             folder / checkpoint_digest.MANIFEST, lambda file: file.write(json.dumps(manifest).encode())
