@@ -44,6 +44,14 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--calibration", type=int, default=300, metavar="N", help="images to calibrate on (default 300)"
     )
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="onnx, openvino: half precision; inputs and outputs stay float32, and may differ from torch's by 1e-2",
+    )
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="onnx: version of the operators (default: the exporter's)"
+    )
     add_overwrite_argument(parser)
     return parser
 

@@ -7,8 +7,9 @@ decodes for every runtime. The image size is fixed, the batch size is not.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_vision.convert import quantize
 from lit_vision.convert.quantize import save_openvino, silence_exporters
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # format: suffix
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "adapter": ".safetensors"}
 BOX_TOLERANCE = 0.5  # largest difference of boxes to torch's, pixels
+HALF_BOX_TOLERANCE, HALF_TOLERANCE = 2.0, 1e-2  # the same two for half precision, which keeps 11 bits
 EXPORT_TOLERANCE = 1e-4  # largest difference to torch, of scores and of outputs relative to their largest value
 
 
@@ -36,6 +38,9 @@ def export(
     out: Path,
     check: AccuracyCheck | None = None,
     calibration: int = 300,
+    *,
+    half: bool = False,
+    opset: int | None = None,
 ) -> str:
     """Write one file (OpenVINO: .xml and .bin); it appears under its name only if its outputs agree with torch's.
 
@@ -46,6 +51,8 @@ def export(
         out: the file.
         check: from `accuracy_check_for`, to quantize to int8; None keeps float32.
         calibration: number of its images to calibrate on.
+        half: half precision (onnx: weights and operations; openvino: weights).
+        opset: version of ONNX's operators; None is the exporter's.
 
     Returns:
         A line per check with its result.
@@ -63,14 +70,20 @@ def export(
             "use safetensors, or train with model.head fcos or retinanet"
         )
     lines: list[str] = []
+    if half:
+        metadata.precision = "fp16"
 
     def write(path: Path) -> None:
         if file_format == "safetensors":
             write_safetensors(method, metadata, path)
         else:
             program = exported_program(network, metadata)
-            writer = {"onnx": write_onnx, "openvino": write_openvino, "pt2": write_pt2}[file_format]
-            writer(program, metadata, path)
+            if file_format == "onnx":
+                write_onnx(program, metadata, path, half, opset)
+            elif file_format == "openvino":
+                write_openvino(program, metadata, path, half)
+            else:
+                write_pt2(program, metadata, path)
         difference = check_parity(network, metadata, load_model(path, "cpu", trust_pt2=True))
         lines.append(f"largest difference to torch: {difference:.1e}")
         if check is not None:
@@ -126,8 +139,21 @@ def write_safetensors(method: nn.Module, metadata: ModelMetadata, path: Path, ha
     save_file(state, path, metadata=header)
 
 
-def write_onnx(program: ExportedProgram, metadata: ModelMetadata, path: Path) -> None:
-    """Write ONNX with torch's exporter, with the metadata among the model's properties."""
+def write_onnx(
+    program: ExportedProgram, metadata: ModelMetadata, path: Path, half: bool = False, opset: int | None = None
+) -> None:
+    """Write ONNX with torch's exporter, with the metadata among the model's properties; axis 0 is named "batch".
+
+    Args:
+        program: from `exported_program`.
+        metadata: of the model.
+        path: the file.
+        half: weights and operations in float16, inputs and outputs in float32.
+        opset: version of the operators; None is the exporter's.
+
+    Raises:
+        UserError: a package is missing, the model is too large, or it cannot be written in this version of operators.
+    """
     import torch
 
     from lit_vision.weights.model_metadata import METADATA_KEY
@@ -135,12 +161,28 @@ def write_onnx(program: ExportedProgram, metadata: ModelMetadata, path: Path) ->
     quantize.require_packages("--format onnx", "onnx", "onnxscript")
     with silence_exporters():
         onnx_program = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=metadata.outputs, verbose=False
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=metadata.outputs,
+            verbose=False,
+            opset_version=opset,
         )
+        written = onnx_program.model.opset_imports[""]
+        if opset not in (None, written):
+            raise UserError(f"--opset {opset}: this model cannot be written in it; leave it out, or try 18 or more")
+        _name_batch_axis(onnx_program.model.graph)
         for node in onnx_program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces of the exporter, with absolute paths of this machine
         onnx_program.model.metadata_props[METADATA_KEY] = metadata.to_json()
         onnx_program.save(str(path))
+    if half:
+        quantize.require_packages("--half", "onnxruntime")
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        with silence_exporters():
+            onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), str(path))
     external_data = path.with_name(path.name + ".data")
     if external_data.exists():
         external_data.unlink()
@@ -149,8 +191,20 @@ def write_onnx(program: ExportedProgram, metadata: ModelMetadata, path: Path) ->
         )
 
 
-def write_openvino(program: ExportedProgram, metadata: ModelMetadata, path: Path) -> None:
-    """Write OpenVINO's .xml and .bin in float32 from the ONNX graph, with the metadata in its runtime information."""
+def _name_batch_axis(graph: Any) -> None:
+    """Name the free axis of all tensors of an onnx_ir graph "batch"; the exporter calls it s34 or the like."""
+    import onnx_ir
+
+    symbol = re.compile(rf"\b{re.escape(str(graph.inputs[0].shape[0].value))}\b")
+    values = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            sizes = [d if isinstance(d, int) else symbol.sub("batch", str(d.value)) for d in value.shape]
+            value.shape = onnx_ir.Shape(sizes)
+
+
+def write_openvino(program: ExportedProgram, metadata: ModelMetadata, path: Path, half: bool = False) -> None:
+    """Write OpenVINO's .xml and .bin from the ONNX graph, with the metadata in its runtime information."""
     quantize.require_packages("--format openvino", "openvino")
     import openvino
 
@@ -160,7 +214,7 @@ def write_openvino(program: ExportedProgram, metadata: ModelMetadata, path: Path
         model = openvino.convert_model(str(onnx_path))
     finally:
         onnx_path.unlink(missing_ok=True)
-    save_openvino(model, metadata, path)
+    save_openvino(model, metadata, path, half)
 
 
 def write_pt2(program: ExportedProgram, metadata: ModelMetadata, path: Path) -> None:
@@ -182,12 +236,15 @@ def check_parity(network: nn.Module, metadata: ModelMetadata, model: Model) -> f
     the scores of all anchors as they are, and their boxes in pixels (up to BOX_TOLERANCE is allowed).
 
     Raises:
-        UserError: it is above EXPORT_TOLERANCE.
+        UserError: it is above EXPORT_TOLERANCE, or HALF_TOLERANCE (HALF_BOX_TOLERANCE) in half precision.
     """
     import torch
 
     from lit_vision.predict.tasks import example_input, max_difference
 
+    in_pixels, relative = BOX_TOLERANCE, EXPORT_TOLERANCE
+    if metadata.precision == "fp16":
+        in_pixels, relative = HALF_BOX_TOLERANCE, HALF_TOLERANCE
     worst = 0.0
     same_bits = model.runtime == "torch" and model.metadata.weights == metadata.weights  # sha256 of what was read back
     for n in (1,) if same_bits else (1, 5):
@@ -204,15 +261,15 @@ def check_parity(network: nn.Module, metadata: ModelMetadata, model: Model) -> f
                     "use another format"
                 )
         gap, pixels = max_difference(metadata, wanted, found)
-        if not pixels <= BOX_TOLERANCE:
+        if not pixels <= in_pixels:
             raise UserError(
                 f"--format: not written: boxes of the export are {pixels:.2g} pixels from torch's, more than "
-                f"{BOX_TOLERANCE}; use another format"
+                f"{in_pixels}; use another format"
             )
         worst = max(worst, gap)
-    if not worst <= EXPORT_TOLERANCE:
+    if not worst <= relative:
         raise UserError(
-            f"--format: not written: the export differs from torch by {worst:.1e}, more than {EXPORT_TOLERANCE:g}; "
+            f"--format: not written: the export differs from torch by {worst:.1e}, more than {relative:g}; "
             "use another format"
         )
     return worst

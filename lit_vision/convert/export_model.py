@@ -41,6 +41,8 @@ def export_model(
     int8: str | Path | None = None,
     classes_by_number: bool = False,
     calibration: int = 300,
+    half: bool = False,
+    opset: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Run `lit-vision export`: write a run as one file, or a folder, for another runtime or project.
@@ -59,11 +61,15 @@ def export_model(
             and after on its test split; the other data settings are those of the run's config.yaml.
         classes_by_number: with int8, compare classes by number although the folder's and the model's names differ.
         calibration: number of images to calibrate on.
+        half: half precision, for onnx (inputs and outputs stay float32) and openvino (weights); it may differ from
+            torch by 1e-2.
+        opset: version of ONNX's operators, for onnx; None is the exporter's.
         overwrite: replace `out` if it exists.
 
     Raises:
         UserError: one line that names the file or key and what to do. UsageError (a UserError): a value is wrong.
     """
+    _check_half_and_opset(format, bool(int8), half, opset)
     if format in OTHER_PROJECTS:
         if int8 or base:
             raise UsageError(f"{'--int8' if int8 else '--base'}: is not for --format {format}; leave it out")
@@ -79,7 +85,8 @@ def export_model(
     source = resolve_model_file(model)
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"{source}: is an export already; give the run, its .ckpt or a .safetensors")
-    name = f"{'adapter' if format == 'adapter' else 'model'}{'-int8' if int8 else ''}{FORMATS[format]}"
+    kind = "adapter" if format == "adapter" else "model"
+    name = f"{kind}{'-int8' if int8 else '-half' if half else ''}{FORMATS[format]}"
     folder = run_dir_of(source) or source.parent
     path = check_output_path(out or folder / "export" / name, overwrite)
     if format == "adapter":
@@ -96,7 +103,7 @@ def export_model(
         check = accuracy_check_for(str(int8), metadata, settings, classes_by_number)
         notes.append(f"--int8: data settings {f'of {folder}/config.yaml' if settings else 'are the usual ones'}")
         notes += [check.note] if check.note else []
-    notes += export(method, metadata, format, path, check, calibration).splitlines()
+    notes += export(method, metadata, format, path, check, calibration, half=half, opset=opset).splitlines()
     license_text = metadata.license or "not stated"
     notes.append(f"{path}: {metadata.task}, {metadata.size} pixels, license {license_text}, {_megabytes(path)}")
     if format == "onnx":
@@ -106,6 +113,14 @@ def export_model(
             f"--maxShapes=images:64x{shape} --noTF32 --saveEngine={path.with_suffix('.engine')}"
         )
     return Exported(path, tuple(notes))
+
+
+def _check_half_and_opset(file_format: str, int8: bool, half: bool, opset: int | None) -> None:
+    """Refuse half precision and a version of operators where they do not apply."""
+    if half and (file_format not in ("onnx", "openvino") or int8):
+        raise UsageError("--half: is for --format onnx or openvino without --int8; leave it out")
+    if opset is not None and file_format != "onnx":
+        raise UsageError(f"--opset: is for --format onnx, not {file_format}; leave it out")
 
 
 def _check_quantization(file_format: str, int8: str | Path | None, classes_by_number: bool, calibration: int) -> None:

@@ -117,14 +117,14 @@ def artifact_files(path: Path) -> list[Path]:
     return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
 
 
-def save_openvino(model: Any, metadata: ModelMetadata, path: Path) -> None:
-    """Write an openvino.Model as .xml and .bin in float32, with the metadata in its runtime information."""
+def save_openvino(model: Any, metadata: ModelMetadata, path: Path, half: bool = False) -> None:
+    """Write an openvino.Model as .xml and .bin, in float32 or with its weights in float16, and the metadata."""
     import openvino
 
     from lit_vision.weights.model_metadata import METADATA_KEY
 
     model.set_rt_info(metadata.to_json(), [METADATA_KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    openvino.save_model(model, str(path), compress_to_fp16=half)
 
 
 @contextlib.contextmanager

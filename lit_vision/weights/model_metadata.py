@@ -40,7 +40,7 @@ class ModelMetadata:
         weights: sha256 of the weights' names, shapes and values, by which results and exports name a model.
         features: the same of the backbone alone, by which an index of features names it.
         license: of the weights, free text; "" if not stated.
-        precision: "fp32" or "int8".
+        precision: "fp32", "fp16" or "int8".
         options: further plain values of the task (thresholds, anchors, ...).
     """
 

@@ -168,6 +168,51 @@ def test_int8__is_smaller_close_and_reports_the_loss_of_accuracy(root, run: str,
     assert not np.allclose(got, want, atol=1e-4)  # it is quantised
 
 
+def test_onnx__axes_operators_and_half_precision_as_asked(root, tmp_path) -> None:
+    need("onnx")
+    import onnx
+
+    out = tmp_path / "half.onnx"
+    assert main(["export", str(root / "cnn"), "--format", "onnx", "--out", str(out), "--opset", "18", "--half"]) == 0
+    model = onnx.load(out)
+    assert model.opset_import[0].version == 18
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert {w.data_type for w in model.graph.initializer if w.name.endswith("weight")} == {onnx.TensorProto.FLOAT16}
+    wanted, found = load_model(root / "cnn", "cpu"), load_model(out)
+    assert (wanted.metadata.precision, found.metadata.precision) == ("fp32", "fp16")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_allclose(found(pixels)["logits"], wanted(pixels)["logits"], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--half", "--int8", "x"], ["--format", "safetensors", "--half"], ["--format", "pt2", "--opset", "20"]],
+)
+def test_half_and_opset__where_they_do_not_apply(root, more: list[str], capsys) -> None:
+    assert main(["export", str(root / "cnn"), "--format", "onnx", *more]) == 2
+    assert ("--half" if "--half" in more else "--opset") in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_opset__that_the_model_cannot_have_is_refused(root, tmp_path, capsys) -> None:
+    need("onnx")
+    arguments = ["export", str(root / "cnn"), "--format", "onnx", "--out", str(tmp_path / "c.onnx")]
+    assert main([*arguments, "--opset", "9"]) == 1
+    assert "--opset 9" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_openvino__half_precision_halves_the_weights(root, tmp_path) -> None:
+    need("openvino")
+    for name, more in (("a", []), ("b", ["--half"])):
+        arguments = ["export", str(root / "cnn"), "--format", "openvino", "--out", str(tmp_path / f"{name}.xml")]
+        assert main([*arguments, *more]) == 0
+    sizes = [(tmp_path / f"{name}.bin").stat().st_size for name in "ab"]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 # broken commands
 
 
