@@ -80,6 +80,8 @@ def read_split_list(root: Path, file: str) -> list[str]:
 def with_suffix(root: Path, folder: str, name: str) -> str:
     """Return the image root/folder/name, completed by the image suffix that exists, relative to root."""
     check_within_root(f"{folder}/{name}")
+    if name.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(f"{root}/{folder}/{name}"):
+        return join_path(folder, name)  # some lists name the file
     for suffix in (".jpg", ".png", *IMAGE_SUFFIXES):
         if os.path.isfile(f"{root}/{folder}/{name}{suffix}"):  # pathlib's raises for a name that is too long
             return join_path(folder, f"{name}{suffix}")

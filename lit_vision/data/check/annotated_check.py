@@ -48,6 +48,11 @@ class _FormatCheck:
     findings: list[Finding] = field(default_factory=list)
     quarantine: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def failed(self) -> bool:
+        """True if training with these annotations would fail."""
+        return any(finding.level == FAIL for finding in self.findings)
+
     def fail(self, root: Path, message: str) -> None:
         """Add a failure, without the path of the root."""
         self.findings.append(Finding(FAIL, _hide(root, message), 1))
@@ -76,7 +81,7 @@ def check_annotated(
         quarantine: paths to leave out, as data.quarantine does.
 
     Returns:
-        As `check_folder`, and {settings: {format: arguments of AnnotatedDataModule}, objects: {format: {split: {class:
+        As `check_folder` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of AnnotatedDataModule}, objects: {format: {split: {class:
         objects that train}}}}; `classes` is empty.
     """
     checks = {name: _read_format(root, names, name, quarantine) for name in formats}
@@ -96,6 +101,12 @@ def check_annotated(
             _check_masks(root, check, report_of, workers)
         _check_usable(root, names, check)
         check.findings.insert(0, Finding(NOTE, _describe_settings(name, check.settings), 0))
+    passing = [name for name, check in checks.items() if not check.failed]
+    for name, check in checks.items():
+        if passing and name not in passing:  # boxes and masks of the same images: either will do
+            failures = [finding for finding in check.findings if finding.level == FAIL]
+            check.findings = [Finding(WARN, f"{name}: {f.what}", f.count, f.files) for f in failures]
+            check.quarantine = {}
         findings += check.findings
         listed.update(check.quarantine)
     copies, leaked = copy_findings(items, reports, names[0])
@@ -112,14 +123,14 @@ def check_annotated(
         "classes": {},
         "inventory": [],
         "uses": {"training on labels": ""},
-        "settings": {name: check.settings for name, check in checks.items()},
+        "settings": {name: check.settings for name, check in checks.items() if name in (passing or checks)},
         "objects": {
             name: {
                 split: dict(zip(table.class_names, usable.count_objects(table).train.tolist()))
                 for split, table in check.tables.items()
             }
             for name, check in checks.items()
-            if not FORMATS[name].semantic
+            if check.tables and not FORMATS[name].semantic
         },
         "quarantine": sorted([path, _hide(root, reason)] for path, reason in listed.items()),
     }
@@ -153,6 +164,8 @@ def _read_format(root: Path, names: Sequence[str], name: str, quarantine: Set[st
         except UserError as error:
             if not faults:
                 check.fail(root, str(error))
+                if number == 0:
+                    break  # the other splits are read with the classes of this one
                 continue
             table = None  # no image without a fault
         if faults:

@@ -354,3 +354,10 @@ def test_labels_of_folders_are_not_learned_from_an_annotated_set(tmp_path: Path)
         write(tmp_path / name)
         with pytest.raises(UserError, match="AnnotatedDataModule"):
             ImageFolderDataModule(str(tmp_path / name), train_view="train", img_size=32, num_workers=0).setup()
+
+
+def test_a_list_may_name_files(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets/train.txt").write_text("a.jpg\nb.jpg 1\n")
+    table = read_voc(tmp_path, "Annotations", "JPEGImages", split_list="ImageSets/train.txt", class_names=NAMES)
+    assert list(table.paths) == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]

@@ -182,3 +182,17 @@ def test_a_folder_of_class_folders_is_no_annotated_set(tmp_path: Path) -> None:
     report = _report(tmp_path / "set", tmp_path / "out")
     assert report["fit"]
     assert "settings" not in report
+
+
+def test_boxes_and_masks_of_the_same_images__either_will_do(tmp_path: Path) -> None:
+    pictures(tmp_path / "set/train/images")
+    write(tmp_path / "set/train/annotations.json", coco_content())
+    (tmp_path / "set/train/semantic").mkdir()
+    for name in "abcd":
+        Image.fromarray(class_mask(name)).save(tmp_path / f"set/train/semantic/{name}.png")
+    report = _report(tmp_path / "set", tmp_path / "out")  # the masks' classes have no names
+    assert report["fit"]
+    assert list(report["settings"]) == ["coco"]
+    assert "masks: classes.txt: no such file" in "".join(f["what"] for f in report["findings"] if f["level"] == "warn")
+    write(tmp_path / "set/classes.txt", "background\ncup\npan\n")
+    assert list(_report(tmp_path / "set", tmp_path / "out")["settings"]) == ["coco", "masks"]
