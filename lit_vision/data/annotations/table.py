@@ -200,12 +200,13 @@ class AnnotationTableBuilder:
         Args:
             path: of the image, relative to the root.
         """
+        if self.faults is None:
+            yield
+            return
         images, boxes, cut, dropped = len(self.paths), len(self.columns["boxes"]), self.cut, self.dropped.copy()
         try:
             yield
         except UserError as error:
-            if self.faults is None:
-                raise
             self.faults.append((path, str(error)))
             for column in (self.paths, self.sizes, self.counts):
                 del column[images:]

@@ -81,8 +81,8 @@ def check_annotated(
         quarantine: paths to leave out, as data.quarantine does.
 
     Returns:
-        As `check_folder` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of AnnotatedDataModule}, objects: {format: {split: {class:
-        objects that train}}}}; `classes` is empty.
+        As `folder_report` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of
+        AnnotatedDataModule}, objects: {format: {split: {class: objects that train}}}}; `classes` is empty.
     """
     checks = {name: _read_format(root, names, name, quarantine) for name in formats}
     split_of = {path: split for check in checks.values() for split, t in check.tables.items() for path in t.paths}
