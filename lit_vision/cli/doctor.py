@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_vision.cli.parser import CommandParser
+from lit_vision.cli.parser import CommandParser, add_label_arguments
 
 
 def _parser() -> CommandParser:
@@ -25,6 +25,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
     parser.add_argument("--quarantine", metavar="LIST", help="files to leave out: what data.quarantine is set to")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
+    add_label_arguments(parser)
     return parser
 
 

@@ -51,6 +51,23 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of torch (default auto)")
 
 
+def add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a table of labels and groups, as the data module's: --label_file, --group_by, ..."""
+    group = parser.add_argument_group("labels from a table instead of the folders' names")
+    group.add_argument("--label_file", metavar="FILE", help="CSV or JSON lines: path, label, perhaps split and group")
+    for name, content in (("path", "paths"), ("label", "labels"), ("split", "train, val or test")):
+        group.add_argument(
+            f"--{name}_column", metavar="NAME", help=f"its column of {content}, if it has an unusual name"
+        )
+    group.add_argument("--label_columns", metavar="A,B,...", help="columns of 1 and 0, for several labels an image")
+    group.add_argument("--label_separator", metavar="TEXT", help="between several labels in one cell")
+    group.add_argument(
+        "--group_by",
+        metavar="COLUMN",
+        help="what must not stand on both sides of a split: a column, or the level of a folder (-1: the image's own)",
+    )
+
+
 def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of commands that read many images: --batch_size, --workers, --overwrite."""
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images per batch (default 32)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_vision.cli.parser import CommandParser
+from lit_vision.cli.parser import CommandParser, add_label_arguments
 from lit_vision.study.run_study import run_study
 
 
@@ -87,6 +87,7 @@ def parser() -> CommandParser:
         metavar="SEEDS",
         help="store the classifiers of this many seeds (default: %(default)s; the best becomes model.safetensors)",
     )
+    add_label_arguments(parser)
     add("--wandb", metavar="PROJECT", help="log tables and figures to Weights & Biases (WANDB_MODE=offline works)")
     return parser
 

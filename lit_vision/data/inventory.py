@@ -23,6 +23,7 @@ class Inventory:
         beside: {folder beside the splits: number of images in it, at most COUNT_UP_TO}.
         loose: images beside the splits.
         empty: class folders without an image, relative to the root.
+        unlisted: images that a table of labels does not list, at most COUNT_UP_TO.
     """
 
     splits: dict[str, str] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Inventory:
     beside: dict[str, int] = field(default_factory=dict)
     loose: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    unlisted: int = 0
 
     def phrases(self) -> list[str]:
         """Return a phrase for each kind of what was left out, the gravest first."""
@@ -42,6 +44,8 @@ class Inventory:
         if self.empty:
             what = "class folder without an image" if len(self.empty) == 1 else "class folders without an image"
             found.append(f"{len(self.empty)} {what}: {_some(self.empty)}")
+        if self.unlisted:
+            found.append(f"{self.unlisted}{'+' * (self.unlisted >= COUNT_UP_TO)} images that the table does not list")
         return found + self.left_out.phrases()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lit_vision.data.folder import Folder, Paths, Split
 from lit_vision.data.holdout import check_groups, folder_groups, hold_out
+from lit_vision.data.inventory import count_images
 from lit_vision.data.label_table import LabeledImages, TableColumns, read_label_table
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack
@@ -46,6 +47,30 @@ class LabelOptions:
             raise UsageError("data.group_by and the columns' names: belong to data.label_file; set it too")
 
 
+def label_options(
+    file: str | Path | None = None,
+    *,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    label_columns: str | Sequence[str] | None = None,
+    label_separator: str | None = None,
+    split_column: str | None = None,
+    group_by: str | int | None = None,
+    fractions: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> LabelOptions:
+    """Return options from values as a command line has them: a list is text with commas, a level of a folder too.
+
+    Raises:
+        UsageError: values that cannot work.
+    """
+    names = label_columns.split(",") if isinstance(label_columns, str) else label_columns or ()
+    columns = TableColumns(path_column, label_column, tuple(names), label_separator, split_column)
+    if isinstance(group_by, str) and group_by.lstrip("-").isdigit():
+        group_by = int(group_by)
+    return LabelOptions(None if file is None else str(file), columns, group_by, fractions or {}, seed)
+
+
 def open_labeled(root: str | Path, split_names: Mapping[str, str], options: LabelOptions) -> Folder:
     """Return the splits, classes and labels below a root, from folders' names or from a table.
 
@@ -75,6 +100,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
         elif source.is_dir():
             sizes = file_sizes(source, listed.paths)
             folder = folder_of_table(source, listed, options.file, split_names, sizes)
+            folder.inventory.unlisted = max(0, count_images(source) - folder.count())
         else:
             raise UserError(f"{root}: no such folder; check data.root")
         paths = listed.paths

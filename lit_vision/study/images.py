@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from lit_vision.data.batch import Batch
 from lit_vision.data.datasets import BAD_SHARE, InMemoryDataset, identity_collate
 from lit_vision.data.folder import Folder
+from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import evenly_spaced, sample_stratified
@@ -75,7 +76,9 @@ class StudyImages:
         return sample_stratified(self.labels, count, seed)
 
 
-def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> StudyImages:
+def read_images(
+    root: str | Path, size: int | None = None, seed: int = 0, labels: LabelOptions | None = None
+) -> StudyImages:
     """Scan, split and decode a folder.
 
     The test split is the folder's own; without one, a quarter of the labeled images is held out (at least one of each
@@ -86,15 +89,17 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         root: see `lit_vision.data.open_images.open_images`.
         size: side of the networks' input; None: the median short side of the images up to 64 pixels, else 64.
         seed: of the held-out quarter.
+        labels: a table of labels and groups, or None for labels from folders' names; whole groups are held out.
 
     Raises:
-        UserError: fewer than two labeled classes, a class with one image and no test split, or more than 1 % unreadable
+        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split, or more than 1 % unreadable
             images.
     """
-    folder = open_images(root)
+    folder, notes = _open(root, labels, seed)
     folder.require_classes("a study")
     train = folder.require_labels("train", "a study")
-    notes: list[str] = []
+    if train.labels.ndim == 2:
+        raise UserError(f"{root}: a study takes one label an image; train a MultiLabelClassifier with lit-vision fit")
     keep = np.arange(len(train))
     if "test" in folder.splits:
         test = folder.require_labels("test", "a study, which measures on it,")
@@ -112,7 +117,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
     side = typical_side(folder, pool_paths)
     if size is None:
         size = max(16, -(-side // 4) * 4) if side <= 64 else 64
-    labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
+    pool_labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]
     (pool, *large), good = _read_all(folder, pool_paths, _stored_sides(side, size), notes)
     (test_pixels,), test_good = _read_all(folder, test_paths, [size], notes)
@@ -120,7 +125,7 @@ def read_images(root: str | Path, size: int | None = None, seed: int = 0) -> Stu
         pool, test_pixels, *large = (np.ascontiguousarray(part[..., :1]) for part in (pool, test_pixels, *large))
     images = StudyImages(
         pool,
-        labels[good],
+        pool_labels[good],
         [pool_paths[i] for i in good],
         test_pixels,
         test.labels[tests][test_good],
@@ -158,6 +163,19 @@ def read_unlabeled(root: str | Path, size: int) -> StudyImages:
     labels = np.full(len(good), -1)
     paths = [paths[i] for i in good]
     return StudyImages(pool, labels, paths, pool[:0], labels[:0], [], [], folder.fingerprint(), size, notes)
+
+
+def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Folder, list[str]]:
+    """Return the folder and notes; without a test split but with groups, a quarter of the images in whole groups is one."""
+    if labels is None:
+        return open_images(root), []
+    roles = {role: role for role in ("train", "val", "test")}
+    folder = open_labeled(root, roles, labels)
+    if "test" in folder.splits or labels.group_by is None:
+        return folder, []
+    folder = open_labeled(root, roles, replace(labels, fractions={"test": HELD_OUT}, seed=seed))
+    count = len(folder.splits["test"])
+    return folder, [f"There is no test split: {count} images in whole groups ({labels.group_by}) were held out as one."]
 
 
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:

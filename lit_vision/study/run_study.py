@@ -30,6 +30,13 @@ def run_study(
     size: int | None = None,
     epochs: str = "",
     keep_weights: int = 1,
+    label_file: str | Path | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    label_columns: str | None = None,
+    label_separator: str | None = None,
+    split_column: str | None = None,
+    group_by: str | int | None = None,
     wandb: str | None = None,
 ) -> list[Path]:
     """Run `lit-vision study`: train baselines and pre-trained networks on few labels of a folder, write a report.
@@ -53,6 +60,10 @@ def run_study(
         size: side of the networks' input, pixels; None: that of the images up to 64, else 64.
         epochs: set epochs instead of measuring, such as mae=100,80=200 (numbers of labels).
         keep_weights: store the classifiers of this many seeds, 0 or more.
+        label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
+        path_column, label_column, split_column: its columns, if they have unusual names.
+        label_columns, label_separator: of tables with several labels an image, which a study refuses.
+        group_by: what must not stand on both sides of the held-out split: a column, or the level of a folder.
         wandb: project of Weights & Biases to log tables and figures to, or None.
 
     Returns:
@@ -73,6 +84,7 @@ def run_study(
     folder = Path(run_dir or Path("runs") / "study" / Path(root).resolve().name)
 
     # heavy imports after the cheap checks: a wrong value is reported at once
+    from lit_vision.data.labeled_folder import label_options
     from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
@@ -91,7 +103,18 @@ def run_study(
     counts, limits, fixed_epochs = _seed_counts(str(seeds)), _max_seeds(max_seeds, names), _epochs(epochs, names)
     with Reporter() as reporter:
         reporter.log(f"reading {root}")
-        images = read_images(root, size)
+        table = None
+        if label_file is not None or group_by is not None:
+            table = label_options(
+                label_file,
+                path_column=path_column,
+                label_column=label_column,
+                label_columns=label_columns,
+                label_separator=label_separator,
+                split_column=split_column,
+                group_by=group_by,
+            )
+        images = read_images(root, size, labels=table)
         step = 4 if images.size <= SMALL else 16
         if images.size % step:
             multiple = images.size // step * step + step

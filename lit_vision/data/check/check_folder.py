@@ -23,6 +23,13 @@ def check_folder(
     test_split: str = "test",
     quarantine: str | Path | None = None,
     workers: int = 0,
+    label_file: str | Path | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    label_columns: str | None = None,
+    label_separator: str | None = None,
+    split_column: str | None = None,
+    group_by: str | int | None = None,
 ) -> dict[str, Any]:
     """Run `lit-vision doctor`: open every image of a folder, find what would disturb training or evaluation.
 
@@ -37,6 +44,11 @@ def check_folder(
         test_split: name of the test folder.
         quarantine: a list of files to leave out: what data.quarantine is set to.
         workers: processes, 0 for all cores.
+        label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
+        path_column, label_column, split_column: its columns, if they have unusual names.
+        label_columns: columns of 1 and 0 for several labels an image, separated by commas.
+        label_separator: between several labels in one cell.
+        group_by: what must not stand on both sides of a split: a column, or the level of a folder.
 
     Returns:
         {root, images (number), fit (bool: training and evaluation would not fail), uses: {use: why the folder is not
@@ -58,14 +70,26 @@ def check_folder(
     from lit_vision.data.annotations.locations import explain_unread, recognize
     from lit_vision.data.check.annotated_check import check_annotated
     from lit_vision.data.check.folder_check import examine, refuse
+    from lit_vision.data.labeled_folder import label_options
 
+    labels = None
+    if label_file is not None or group_by is not None:
+        labels = label_options(
+            label_file,
+            path_column=path_column,
+            label_column=label_column,
+            label_columns=label_columns,
+            label_separator=label_separator,
+            split_column=split_column,
+            group_by=group_by,
+        )
     names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
-    formats = recognize(root, *names) if root.is_dir() else []
+    formats = recognize(root, *names) if root.is_dir() and labels is None else []
     if formats:
         report = check_annotated(root, names, formats, workers or cores(), progress=True, quarantine=left_out)
     else:
-        report = examine(root, names, workers or cores(), progress=True, quarantine=left_out)
-        if root.is_dir() and (unread := explain_unread(root, names[0])):
+        report = examine(root, names, workers or cores(), progress=True, quarantine=left_out, labels=labels)
+        if labels is None and root.is_dir() and (unread := explain_unread(root, names[0])):
             refuse(report, f"annotations that no reader takes: {unread}")
     if recipe and report["fit"]:
         from lit_vision.data.check.loader_speed import compare_loader_to_step

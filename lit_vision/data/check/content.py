@@ -7,8 +7,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lit_vision.data.folder import Folder
 from lit_vision.data.image_files import LeftOut
+from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.open_images import open_images
 from lit_vision.errors import UserError
 
@@ -37,7 +40,9 @@ class FolderContent:
     refused: str
 
 
-def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozenset()) -> FolderContent:
+def list_items(
+    root: Path, names: Sequence[str], quarantine: Set[str] = frozenset(), labels: LabelOptions | None = None
+) -> FolderContent:
     """Return all images below a folder, with split and class, and the scanned folder.
 
     Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
@@ -46,12 +51,14 @@ def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozense
         root: the folder, or a pack.
         names: of the training, validation and test splits.
         quarantine: paths to leave out.
+        labels: a table of labels and groups, or None for labels from folders' names.
 
     Raises:
         UserError: the folder does not exist.
     """
     try:
-        folder = open_images(root, *names)
+        roles = dict(zip(("train", "val", "test"), names))
+        folder = open_images(root, *names) if labels is None else open_labeled(root, roles, labels)
     except UserError as error:
         if not root.is_dir():
             raise
@@ -61,9 +68,17 @@ def list_items(root: Path, names: Sequence[str], quarantine: Set[str] = frozense
     folder.exclude(set(quarantine))
     items = []
     for name, split in {**folder.splits, "": folder.unlabeled}.items():
-        labels = (folder.classes[n] if n >= 0 else "" for n in split.labels.tolist())
-        items += [ImageEntry(path, name, label) for path, label in zip(split.paths, labels)]
+        items += [
+            ImageEntry(path, name, _names_of(label, folder.classes)) for path, label in zip(split.paths, split.labels)
+        ]
     return FolderContent(items, folder, "")
+
+
+def _names_of(label: np.ndarray, classes: Sequence[str]) -> str:
+    """Return the name of a class, or the names of several labels joined by " + "; "" without one."""
+    if label.ndim == 0:
+        return classes[int(label)] if label >= 0 else ""
+    return " + ".join(name for name, value in zip(classes, label.tolist()) if value == 1)
 
 
 def _walk(root: Path, names: Sequence[str], left_out: LeftOut) -> list[ImageEntry]:

@@ -20,6 +20,7 @@ from lit_vision.data.check.duplicates import connected_groups, exact_groups, nea
 from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.fitness import uses_of
+from lit_vision.data.labeled_folder import LabelOptions
 from lit_vision.io.processes import parallel_map
 
 FAIL, WARN, NOTE = "FAIL", "warn", "note"
@@ -197,7 +198,12 @@ def refuse(report: dict[str, Any], reason: str) -> None:
 
 
 def examine(
-    root: Path, names: Sequence[str], workers: int = 1, progress: bool = False, quarantine: Set[str] = frozenset()
+    root: Path,
+    names: Sequence[str],
+    workers: int = 1,
+    progress: bool = False,
+    quarantine: Set[str] = frozenset(),
+    labels: LabelOptions | None = None,
 ) -> dict[str, Any]:
     """Check every image of a folder and return the report of `check_folder`; writes nothing.
 
@@ -207,6 +213,7 @@ def examine(
         workers: processes.
         progress: show a bar.
         quarantine: paths to leave out, as data.quarantine does.
+        labels: a table of labels and groups, or None for labels from folders' names.
 
     Returns:
         As `check_folder`, without loader.
@@ -214,7 +221,7 @@ def examine(
     Raises:
         UserError: the folder does not exist.
     """
-    content = list_items(root, names, quarantine)
+    content = list_items(root, names, quarantine, labels)
     items, folder = content.items, content.folder
     paths = [item.path for item in items]
     reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
