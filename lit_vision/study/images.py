@@ -92,8 +92,8 @@ def read_images(
         labels: a table of labels and groups, or None for labels from folders' names; whole groups are held out.
 
     Raises:
-        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split, or more than 1 % unreadable
-            images.
+        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split, or
+            more than 1 % unreadable images.
     """
     folder, notes = _open(root, labels, seed)
     folder.require_classes("a study")
@@ -166,7 +166,7 @@ def read_unlabeled(root: str | Path, size: int) -> StudyImages:
 
 
 def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Folder, list[str]]:
-    """Return the folder and notes; without a test split but with groups, a quarter of the images in whole groups is one."""
+    """Return the folder and notes; with groups but without a test split, one of whole groups is drawn."""
     if labels is None:
         return open_images(root), []
     roles = {role: role for role in ("train", "val", "test")}
