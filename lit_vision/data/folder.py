@@ -157,10 +157,12 @@ class Folder:
             if place := self.inventory.splits.get(split):
                 left_out = f" (left out: {', '.join(self.inventory.phrases())})" if self.inventory.phrases() else ""
                 raise UserError(f"{self.root / place}: no image in it{left_out}, but {purpose} needs this split")
-            raise UserError(
-                f"{self.root}: {has}there is no {split} split, which {purpose} needs; "
-                f"create {self.root / split}/<class>/ or choose another split (data.{split}_split names its folder)"
+            how = (
+                f"create {self.root / split}/<class>/, or name its folder by data.train_split, val_split or test_split"
             )
+            if self.root.is_file():
+                how = "pack a folder that has it"
+            raise UserError(f"{self.root}: {has}there is no {split} split, which {purpose} needs; {how}")
         return self.splits[split]
 
     def require_labels(self, split: str, purpose: str) -> Split:
