@@ -12,7 +12,11 @@ import numpy as np
 
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.data.folder import Folder, Paths, Split
+from lit_vision.data.labeled_folder import draw_splits
 from lit_vision.errors import UserError
+
+# arguments of ImageFolderDataModule that mean nothing without a folder
+_OF_FOLDERS = ("root", "label_file", "group_by", "split_file", "quarantine", "train_split", "val_split", "test_split")
 
 
 class ImageDataset(Protocol):
@@ -84,7 +88,8 @@ class DatasetDataModule(ImageFolderDataModule):
         class_names: names of the classes; None takes `train.classes`, else the numbers.
         labels: {split: labels}, to save reading every item once; None takes `targets` or `_labels` of a data set if it
             has them, and else reads all items.
-        options: further arguments of ImageFolderDataModule, such as img_size, batch_size, train_view, seed.
+        options: further arguments of ImageFolderDataModule, such as img_size, batch_size, train_view, seed,
+            val_fraction.
 
     Raises:
         UserError: an empty data set, or labels that do not fit the classes.
@@ -100,7 +105,7 @@ class DatasetDataModule(ImageFolderDataModule):
         labels: Mapping[str, Sequence[Any]] | None = None,
         **options: Any,
     ) -> None:
-        for name in ("root", "label_file", "group_by", "split_file", "quarantine"):
+        for name in _OF_FOLDERS:
             if name in options:
                 raise UserError(f"data.{name}: is for folders; a DatasetDataModule has data sets")
         super().__init__("dataset", **options)
@@ -116,7 +121,9 @@ class DatasetDataModule(ImageFolderDataModule):
         names = [str(name) for name in names] if names else [str(i) for i in range(count)]
         if count > len(names) or (two_dimensional and count != len(names)):
             raise UserError(f"data: the data sets have {count} classes and {len(names)} names; correct class_names")
-        return DatasetFolder(self.datasets, labels, names)
+        folder = DatasetFolder(self.datasets, labels, names)
+        draw_splits(folder, self.split_names, self.label_options)
+        return folder
 
     def _labels_of(self, name: str, data: ImageDataset) -> np.ndarray:
         """Return the labels of a data set, (N,) int64 or (N, K) float32."""

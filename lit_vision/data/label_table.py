@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.data.folder import check_within_root
+from lit_vision.data.layout import role_of
 from lit_vision.data.table_rows import read_rows
 from lit_vision.errors import UserError
 
@@ -21,11 +22,6 @@ from lit_vision.errors import UserError
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
-SPLIT_VALUES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 _UNKNOWN = ("", "nan", "none", "null", "-1", "-1.0")  # of a column a label
 
 
@@ -38,7 +34,7 @@ class TableColumns:
         label: the class, or the list of labels.
         labels: names of columns with 0 and 1, one a label; instead of `label`.
         separator: between the labels of one cell of the label column; makes the table one of several labels an image.
-        split: train, val or test.
+        split: train, val or test, or another name of one that `layout.role_of` knows (valid, Training, dev, ...).
         group: what must not stand on both sides of a split, such as the patient.
     """
 
@@ -86,7 +82,7 @@ def read_label_table(file: str | Path, columns: TableColumns | None = None) -> L
         UserError: no such file, another format, a missing column or value, an unknown split, numbers to predict instead
             of classes, or an image with two different labels; it names the file and the line.
     """
-    path, columns = Path(file), columns or TableColumns()
+    path, columns = Path(file).expanduser(), columns or TableColumns()
     rows = read_rows(path)
     if not rows:
         raise UserError(f"{path}: has no row below its header; give a table with a row an image")
@@ -196,9 +192,7 @@ def _text(value: Any) -> str:
 def _as_relative(path: str, where: str) -> str:
     if not path:
         raise UserError(f"{where}: has no path; fill it in or remove the line")
-    if "\\" in path and "/" not in path:
-        path = path.replace("\\", "/")  # written on Windows
-    path = path.removeprefix("./")
+    path = path.replace("\\", "/").removeprefix("./")  # written on Windows: a\b.jpg, or a/b\c.jpg by os.path.join
     try:
         return check_within_root(path)
     except UserError as error:
@@ -237,9 +231,8 @@ def _from_cell(value: Any, separator: str | None, several: bool, where: str) -> 
 def _split_of(value: str, where: str) -> str:
     if not value:
         return ""
-    for role, names in SPLIT_VALUES.items():
-        if value.lower() in names:
-            return role
+    if role := role_of(value):
+        return role
     raise UserError(f"{where}: the split {value!r} is not train, val or test; correct it")
 
 

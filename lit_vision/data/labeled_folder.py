@@ -13,7 +13,7 @@ from lit_vision.data.folder import Folder, Paths, Split
 from lit_vision.data.holdout import check_groups, folder_groups, hold_out
 from lit_vision.data.inventory import count_images
 from lit_vision.data.label_table import LabeledImages, TableColumns, read_label_table
-from lit_vision.data.open_images import open_images
+from lit_vision.data.open_images import is_pack, open_images
 from lit_vision.data.pack import Pack
 from lit_vision.errors import UsageError, UserError
 
@@ -90,7 +90,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
         by_column = options.group_by if isinstance(options.group_by, str) else None
         listed = read_label_table(options.file, replace(options.columns, group=by_column))
         source = Path(root)
-        if source.is_file() and source.suffix == ".pack":
+        if is_pack(source):
             pack = Pack(source)
             splits = (*pack.splits.values(), pack.unlabeled)
             sizes = {path: size for split in splits for path, size in zip(split.paths, split.sizes.tolist())}
@@ -111,10 +111,17 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
         groups = dict(zip(listed.paths, listed.groups))
     if groups is not None:
         check_groups(folder, groups)
+    draw_splits(folder, split_names, options, groups)
+    return folder
+
+
+def draw_splits(
+    folder: Folder, split_names: Mapping[str, str], options: LabelOptions, groups: Mapping[str, str] | None = None
+) -> None:
+    """Move the shares of the training images that `options.fractions` names into new splits; see `hold_out`."""
     fractions = {split_names[role]: fraction for role, fraction in options.fractions.items() if fraction}
     if fractions:
         hold_out(folder, split_names["train"], fractions, options.seed, groups)
-    return folder
 
 
 def folder_of_table(

@@ -92,6 +92,22 @@ def test_splits_names_and_workers() -> None:
         assert torch.equal(a["key"], b["key"])
 
 
+def test_a_validation_split_is_drawn_from_the_training_data_set() -> None:
+    data = DatasetDataModule(Colors(24), **options(val_fraction=0.25))
+    train, val = ({int(k[1]) for batch in loader for k in batch["key"]} for loader in
+                  (data.train_dataloader(), data.val_dataloader()))  # fmt: skip
+    assert (len(train), len(val)) == (16, 6)  # 18 images, of which 16 fill batches
+    paths = {name: set(split.paths) for name, split in data.folder.splits.items()}
+    assert (len(paths["train"]), len(paths["val"])) == (18, 6)
+    assert not paths["train"] & paths["val"]
+    pixels = next(iter(data.val_dataloader()))["images"]
+    views, first = data._dataset("val", train=False), data.folder.splits["val"].paths[0]
+    assert first.startswith("train/")  # read from the data set that it was drawn from
+    assert torch.equal(pixels[0], views.__getitems__([(0, 0, 0)])["images"][0])
+    with pytest.raises(UserError, match="val split already"):
+        DatasetDataModule(Colors(24), Colors(6), **options(val_fraction=0.25)).setup()
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -99,6 +115,7 @@ def test_splits_names_and_workers() -> None:
         (lambda: DatasetDataModule(Colors(6), class_names=["a"], **options()), "class_names"),
         (lambda: DatasetDataModule(Colors(6), labels={"train": [0, 1]}, **options()), "6 images"),
         (lambda: DatasetDataModule(Colors(6), **options(root="x")), "root"),
+        (lambda: DatasetDataModule(Colors(6), **options(train_split="x")), "train_split"),
         (lambda: DatasetDataModule(Colors(6, "float"), **options(in_memory=False)), "float64"),
     ],
 )

@@ -58,6 +58,7 @@ def labels_by_path(data: ImageFolderDataModule, split: str = "train") -> dict[st
         ("img,label,what\n{}", "a.csv", {"path_column": "img", "label_column": "what"}),
         ("", "a.jsonl", {}),
         ("windows", "a.csv", {}),
+        ("windows, the folder joined by a program", "a.csv", {}),
         ("with the root's name", "a.csv", {}),
     ],
 )
@@ -65,8 +66,9 @@ def test_the_same_labels_from_every_form_of_a_table(root, text: str, name: str, 
     wanted = {path: "ab".index(label) for path, label in rows()}
     if name.endswith("jsonl"):
         text = "\n".join(json.dumps({"path": path, "label": label}) for path, label in rows())
-    elif text == "windows":
-        text = "path,label\n" + "".join(path.replace("/", "\\") + f",{label}\n" for path, label in rows())
+    elif text.startswith("windows"):
+        prefix = "./" if "joined" in text else ""
+        text = "path,label\n" + "".join(prefix + path.replace("/", "\\") + f",{label}\n" for path, label in rows())
     elif text.startswith("with"):
         text = "path,label\n" + "".join(f"images/{path},{label}\n" for path, label in rows())
     else:

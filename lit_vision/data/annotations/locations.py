@@ -13,7 +13,7 @@ from lit_vision.data.annotations.yolo_yaml import yolo_split
 from lit_vision.data.image_files import image_extensions
 from lit_vision.errors import UserError
 
-# other names of a split, tried in this order where its own is not there
+# other names of a split, tried in this order where its own is not there; each has this role in layout.role_of, too
 OTHER_NAMES = {
     "train": ("training", "Train", "train2017", "trainval"),
     "val": ("valid", "validation", "dev", "Val", "Valid", "Validation", "val2017"),
