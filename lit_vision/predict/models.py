@@ -24,7 +24,7 @@ from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
-from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
+from lit_vision.weights.checkpoint_layouts import read_file_and_content
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 
@@ -151,8 +151,6 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         )
     stored = content.get("card") or {}  # metadata; see fine_tuning.py
     task = stored.get("task") or task_of_checkpoint(hyper)
-    if task is None and to_common_keys(state, header)[1] == "Classifier":
-        task = "classification"
     if task is not None:
         return _build_method(path, task, hyper, content["state_dict"], stored, merge)
     backbone = Backbone(hyper["backbone"], **{**(hyper.get("backbone_args") or {}), "pretrained": False})

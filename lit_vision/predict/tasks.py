@@ -22,6 +22,7 @@ from lit_vision.predict.classification import ClassificationLines, ClassifierInf
 from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_inference
 from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
 from lit_vision.predict.segmentation import SegmentationLines, SegmenterInference
+from lit_vision.weights.compatibility import method_of_hyper_parameters
 from lit_vision.weights.model_metadata import ModelMetadata
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ class Task:
             the `options` of the predict command that apply to it. None if the command does not apply.
         accuracy: measures an exported model on a folder; None if that is impossible.
         pads: True if its view scales the longer side and pads, False if it scales the shorter one and crops.
-        marks: hyper-parameters that identify a checkpoint without metadata.
         decoding: takes a method's network, returns the plain values that decoding the outputs takes.
     """
 
@@ -51,7 +51,6 @@ class Task:
     results: Results | None = None
     accuracy: Callable[..., AccuracyCheck] | None = None
     pads: bool = False
-    marks: frozenset[str] = frozenset()
     decoding: Callable[[nn.Module], dict[str, Any]] = lambda network: {}
 
     @property
@@ -71,9 +70,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "classification": Task(ClassifierInference, "Classifier", ClassificationLines, ClassificationCheck),
-    "multilabel": Task(
-        MultiLabelInference, "MultiLabelClassifier", MultiLabelLines, marks=frozenset({"num_labels", "tune"})
-    ),
+    "multilabel": Task(MultiLabelInference, "MultiLabelClassifier", MultiLabelLines),
     "features": Task(FeatureInference),
     "detection": Task(
         detector_inference,
@@ -81,7 +78,6 @@ TASKS: dict[str, Task] = {
         DetectionLines,
         DetectionCheck,
         pads=True,
-        marks=frozenset({"pyramid_width", "head_convs"}),
         decoding=decoder_options,
     ),
     "segmentation": Task(
@@ -90,16 +86,15 @@ TASKS: dict[str, Task] = {
         SegmentationLines,
         SegmentationCheck,
         pads=True,
-        marks=frozenset({"aux_weight", "background"}),
         decoding=lambda network: {"background": network.hparams["background"]},
     ),
 }
 
 
 def task_of_checkpoint(hyper_parameters: Iterable[str]) -> str | None:
-    """Return the task whose marks are among these names of hyper-parameters; None if there is none."""
-    names = set(hyper_parameters)
-    return next((name for name, task in TASKS.items() if task.marks and task.marks <= names), None)
+    """Return the task of a checkpoint without metadata, by the names of its hyper-parameters; None for pre-training."""
+    method = method_of_hyper_parameters(hyper_parameters)
+    return next((name for name, task in TASKS.items() if method is not None and task.method == method), None)
 
 
 def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Results, dict[str, Any]]:

@@ -146,7 +146,7 @@ def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterab
     elif parts == {"backbone"}:
         found = BACKBONE
     elif given:
-        found = next((name for name, method in METHODS.items() if method.marks <= given), unknown)
+        found = method_of_hyper_parameters(given) or unknown
     elif parts == {"backbone", "projection"}:
         layers = {key.split(".")[1] for key in keys if key.startswith("projection.")}
         found = _PROJECTIONS.get(tuple(sorted(int(i) for i in layers if i.isdecimal())), unknown)
@@ -154,6 +154,12 @@ def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterab
         fitting = [name for name in METHODS if parts <= METHODS[name].parts]
         found = "Classifier" if "Classifier" in fitting else next(iter(fitting), unknown)
     return "Dense" if found in ("Detector", "Segmenter") else found
+
+
+def method_of_hyper_parameters(names: Iterable[str]) -> str | None:
+    """Return the method of this project that a checkpoint with hyper-parameters of these names is of, None if none."""
+    given = set(names)
+    return next((name for name, method in METHODS.items() if method.marks <= given), None)
 
 
 def unknown_method_error(path: object, layout: str) -> UserError:
