@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import socket
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 from torch import nn
@@ -38,7 +42,8 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
     if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
         arguments = {**arguments, "img_size": img_size}
     try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+        with _hub_offline_if_unreachable() if pretrained else contextlib.nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         unknown = str(error).split("'")[1] if "unexpected keyword" in str(error) else None
         if unknown is None:
@@ -63,6 +68,25 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
                 f"{key}: {text} (has: {tags}); choose one of these, or {base} with pretrained=false"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _hub_offline_if_unreachable() -> Iterator[None]:
+    """Set the hub's client to offline if its host is unreachable.
+
+    It then reads its cache at once instead of retrying for a minute.
+    """
+    from huggingface_hub import constants
+
+    previous = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = previous
 
 
 def check_patches(model: nn.Module) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -272,25 +270,6 @@ def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size:
     return both[0], both[1]
 
 
-@contextlib.contextmanager
-def _hub_offline_if_unreachable() -> Iterator[None]:
-    """Set the hub's client to offline if its host is unreachable.
-
-    It then reads its cache at once instead of retrying for half a minute.
-    """
-    from huggingface_hub import constants
-
-    previous = constants.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = previous
-
-
 def public_weights(init: str, path: Path) -> str:
     """Download a timm model's weights (or take them from the cache) and write its encoder to `path`.
 
@@ -301,8 +280,7 @@ def public_weights(init: str, path: Path) -> str:
         UserError: there is no such model, or no network and no such file in the cache.
     """
     name = init.removeprefix(TIMM)
-    with _hub_offline_if_unreachable():
-        backbone = Backbone(name, pretrained=True)
+    backbone = Backbone(name, pretrained=True)
     license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
     save_backbone(path, backbone, data["mean"], data["std"], license=license)

@@ -1,5 +1,7 @@
 """Backbone: features, maps with the right strides and layer groups of seven families; tokens; error messages."""
 
+import importlib
+
 import pytest
 import torch
 import yaml
@@ -158,6 +160,27 @@ def test_a_weight_tag_that_timm_does_not_know_is_one_line_with_those_that_it_has
     with pytest.raises(UserError, match=r"backbone: .*resnet10t\.nope|backbone: .*nope.*resnet10t\.c3_in1k") as caught:
         Backbone("resnet10t.nope", pretrained=pretrained)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_pretrained__the_hub_is_asked_only_if_its_host_is_known(monkeypatch, reachable: bool) -> None:
+    """Its client would retry for more than a minute."""
+
+    def look_up(*_):
+        if not reachable:
+            raise OSError("Name or service not known")
+
+    def create(*_, **__):
+        raise OSError("offline" if constants.HF_HUB_OFFLINE else "online")
+
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(UserError, match="pretrained: ") as caught:
+        Backbone("resnet10t", pretrained=True)
+    assert str(caught.value.__cause__) == ("online" if reachable else "offline")
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_pretrained__weights_of_a_local_file(tmp_path) -> None:
