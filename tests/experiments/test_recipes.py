@@ -15,13 +15,13 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
+from lit_vision import methods
 from lit_vision.cli import main as cli
 from lit_vision.cli.lightning_cli import ParseOnly
 from lit_vision.data import ImageFolderDataModule
 
 ROOT = Path(__file__).parents[2] / "experiments"
-ROOMS = ("debug", "mae", "simclr", "classify", "detect", "segment")
-RECIPES = sorted(str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / room).glob("*.yaml"))
+RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -134,7 +134,12 @@ def test_flags_of_the_papers_tables_are_keys_of_their_recipes(monkeypatch) -> No
 
 def test_readme_has_a_row_per_recipe() -> None:
     rows = re.findall(r"^\| `([^`]+\.yaml)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert sorted(r for r in rows if r.split("/")[0] in ROOMS) == RECIPES
+    assert sorted(rows) == RECIPES
+
+
+def test_every_method_has_a_recipe() -> None:
+    paths = {yaml.safe_load((ROOT / recipe).read_text())["model"]["class_path"] for recipe in RECIPES}
+    assert {path.rpartition(".")[2] for path in paths} == set(methods.__all__)
 
 
 @pytest.fixture(scope="module")
