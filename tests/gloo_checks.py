@@ -25,6 +25,7 @@ from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
 from lit_vision.methods.segmentation.segmenter import Segmenter
 from lit_vision.methods.simclr.network import nt_xent
 from lit_vision.methods.simclr.simclr import SimCLR
@@ -83,6 +84,10 @@ def classifier_resnet() -> nn.Module:
     return Classifier("resnet18", 5, RESNET, head_norm=True, head_init_std=0.1)
 
 
+def multilabel() -> nn.Module:
+    return MultiLabelClassifier("vit_tiny_patch16_224", 3, VIT)
+
+
 def segmenter() -> nn.Module:
     return Segmenter("resnet18", 3, 16, "fcn", width=8, dropout=0.0, loss="ce+dice", backbone_args=RESNET)
 
@@ -115,7 +120,8 @@ def mask_rcnn() -> nn.Module:
 
 SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
-    f.__name__: f for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, classifier_vit, classifier_resnet)
+    f.__name__: f
+    for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, classifier_vit, classifier_resnet, multilabel)
 }
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
 DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}
@@ -162,6 +168,13 @@ def joined_batch(
     return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask, "targets": targets}
 
 
+def several_labels(dtype: torch.dtype) -> Tensor:
+    """Three labels an image, (WORLD * B, 3): 0, 1, and NaN for unknown, which most are on the second process."""
+    labels = torch.randint(0, 2, (WORLD * B, 3), generator=torch.Generator().manual_seed(5)).to(dtype)
+    labels[0, 0] = labels[B:, 1:] = torch.nan
+    return labels
+
+
 def share(batch: dict[str, Tensor | list]) -> dict[str, Tensor | list]:
     """This rank's rows, as whole batches follow each other over the ranks; all rows with one process."""
     if distributed.world_size() == 1:
@@ -185,7 +198,8 @@ def method_check(
         distributed.convert_batch_norm(method)
         step = nn.parallel.DistributedDataParallel(step)
     views, enlarge = 2 if isinstance(method, SimCLR | LeJEPA) else 1, 2 if isinstance(method, Detector) else 1
-    batch = share(joined_batch(views, dtype, enlarge, objects))
+    joined = joined_batch(views, dtype, enlarge, objects)
+    batch = share({**joined, "label": several_labels(dtype)} if isinstance(method, MultiLabelClassifier) else joined)
     if own_lr is None:
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     else:

@@ -13,7 +13,16 @@ from torch import nn
 from lit_vision import distributed
 from lit_vision.errors import UserError
 
-METHODS = ("simclr_resnet", "simclr_vit", "simclr_densenet", "mae", "lejepa", "classifier_vit", "classifier_resnet")
+METHODS = (
+    "simclr_resnet",
+    "simclr_vit",
+    "simclr_densenet",
+    "mae",
+    "lejepa",
+    "classifier_vit",
+    "classifier_resnet",
+    "multilabel",
+)
 DENSE = ("segmenter", "segmenter_upernet", "fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 ONE_SIDED = ("fcos one-sided", "mask_rcnn one-sided")  # no object at all on the second process
 OWN_OPTIMIZER = ("simclr_resnet lars", "mae adamw")  # through optim.build_optimizer; the others by SGD with momentum

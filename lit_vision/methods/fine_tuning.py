@@ -71,7 +71,7 @@ def match_classes(module: LightningModule, new_training: bool = False) -> None:
     classes_by_number` compares the numbers whatever the names are.
 
     Args:
-        module: Classifier, Detector or Segmenter; nothing is compared outside of a Trainer.
+        module: of a supervised method; nothing is compared outside of a Trainer.
         new_training: the data's classes may be others, which the head is about to learn instead of its own.
 
     Raises:
