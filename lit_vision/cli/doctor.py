@@ -20,6 +20,13 @@ def _parser() -> CommandParser:
     parser.add_argument("root", type=Path, metavar="ROOT", help="the folder (or a .pack file)")
     parser.add_argument("--out", type=Path, help="folder for doctor.json and quarantine.txt (default runs/doctor/NAME)")
     parser.add_argument("--recipe", type=Path, help="also time its loader against its training step")
+    parser.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="values of 16-bit, integer or float images that become 0 and 255, as data.range (default: measured)",
+    )
     parser.add_argument("--train_split", default="train", help="name of the training folder (default train)")
     parser.add_argument("--val_split", default="val", help="name of the validation folder (default val)")
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")

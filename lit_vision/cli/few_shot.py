@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.evaluation.few_shot import few_shot, summarize_episodes
     from lit_vision.predict.inference import check_has_features
 
-    model = load_model(args.model, args.device, args.base, args.trust_pt2)
+    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     check_has_features(model)
     sampled = {
         int(i)
@@ -126,7 +126,8 @@ def _features(
 
     inputs = Inputs.of(folder, [split.paths[i] for i in rows])
     values: np.ndarray | None = None
-    for batch in batches(inputs, preprocess_for(model.metadata), batch_size, workers=workers or cores()):
+    prepare, pixel_format = preprocess_for(model.metadata), model.metadata.pixel_format
+    for batch in batches(inputs, prepare, batch_size, workers=workers or cores(), pixel_format=pixel_format):
         if batch.unreadable or batch.pixels is None:
             name, reason = batch.unreadable[0]
             raise UserError(f"{Path(folder.root) / name}: {reason}")

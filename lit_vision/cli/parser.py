@@ -35,7 +35,7 @@ class ScriptParser(CommandParser):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the arguments of commands that run a model: --model, --base, --trust_pt2, --device."""
+    """Add the arguments of commands that run a model: --model, --base, --trust_pt2, --device, --range."""
     parser.add_argument(
         "--model",
         required=required,
@@ -49,6 +49,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         "--trust_pt2", action="store_true", help="load a .pt2, which can run code of whoever made the file"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of torch (default auto)")
+    parser.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="values of 16-bit, integer or float images that become 0 and 255 (default: as in training)",
+    )
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:

@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     for line in inputs.lines():
         print(line, flush=True)
     file_format = format_from_suffix(args.out, result_formats())
-    model = load_model(args.model, args.device, args.base, args.trust_pt2)
+    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     results_of_task, options = results_with_options(model, {name: getattr(args, name) for name in TASK_OPTIONS})
     if file_format not in results_of_task.formats:
         raise UsageError(f"--out {args.out}: {model.metadata.task} writes {', '.join(results_of_task.formats)}")

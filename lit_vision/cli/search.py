@@ -66,7 +66,7 @@ def main_embed(argv: Sequence[str]) -> int:
     inputs = find_images(args.images)
     for line in inputs.lines():
         print(line, flush=True)
-    model = load_model(args.model, args.device, args.base, args.trust_pt2)
+    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     check_has_features(model)
     settings = feature_settings(model.metadata)
 
@@ -177,11 +177,11 @@ def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, 
     queries = find_images(args.query)
     if left_out := queries.left_out.phrases():  # standard output is for what was found
         print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
-    model = load_model(args.model, args.device, args.base, args.trust_pt2)
+    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     check_same_model(index, feature_settings(model.metadata))
     neighbors = NearestNeighbors(index.features)
     readable = 0
-    for batch in batches(queries, preprocess_for(model.metadata), 32):
+    for batch in batches(queries, preprocess_for(model.metadata), 32, pixel_format=model.metadata.pixel_format):
         for name, reason in batch.unreadable:
             line = f"--query {os.path.join(queries.folder, name)}: {' '.join(reason.split())}"
             if len(queries) == 1:

@@ -94,7 +94,7 @@ def export(
 
 
 def exported_program(network: nn.Module, metadata: ModelMetadata) -> ExportedProgram:
-    """Return torch.export's program of a network for images (B, 3, S, S) with any B."""
+    """Return torch.export's program of a network for images (B, C, S, S) with any B."""
     import torch
 
     from lit_vision.predict.tasks import example_input
@@ -293,5 +293,6 @@ def export_adapter(source: Path, out: Path) -> None:
         "class_names": metadata.class_names,
         "size": metadata.size,
         "crop_pct": metadata.crop_pct,
+        **({"value_range": metadata.value_range} if metadata.value_range else {}),
     }
     save_adapter(out, method, hyper_parameters=hyper, card=stored)  # keys of the file: kept, older adapters have them

@@ -107,7 +107,7 @@ def export_model(
     license_text = metadata.license or "not stated"
     notes.append(f"{path}: {metadata.task}, {metadata.size} pixels, license {license_text}, {_megabytes(path)}")
     if format == "onnx":
-        shape = f"3x{metadata.size}x{metadata.size}"
+        shape = f"{len(metadata.mean)}x{metadata.size}x{metadata.size}"
         notes.append(
             f"TensorRT (not run here): trtexec --onnx={path} --minShapes=images:1x{shape} --optShapes=images:8x{shape} "
             f"--maxShapes=images:64x{shape} --noTF32 --saveEngine={path.with_suffix('.engine')}"

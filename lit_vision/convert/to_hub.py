@@ -53,7 +53,7 @@ def hub_config(method: nn.Module, metadata: ModelMetadata, name: str, arguments:
     """Return config.json as timm reads it."""
     pretrained = {
         "num_classes": arguments["num_classes"],
-        "input_size": [3, metadata.size, metadata.size],
+        "input_size": [len(metadata.mean), metadata.size, metadata.size],
         "mean": metadata.mean,
         "std": metadata.std,
         "crop_pct": metadata.crop_pct,
@@ -143,10 +143,14 @@ def model_card(metadata: ModelMetadata, name: str, results: Sequence[Mapping[str
     lines += ["", "## Use", "", "```python", "import timm", ""]
     lines += [f'model = timm.create_model("hf-hub:USER/{folder}", pretrained=True).eval()']
     lines += [
-        f"{call}  # images (B, 3, {metadata.size}, {metadata.size}) in [0, 1], minus ({mean}), over ({std})",
+        f"{call}  # images (B, {len(metadata.mean)}, {metadata.size}, {metadata.size}) in [0, 1], "
+        f"minus ({mean}), over ({std})",
         "```",
         "",
     ]
     resized = round(metadata.size / metadata.crop_pct)
     lines.append(f"Evaluation view: short side resized to {resized} (bicubic), center crop {metadata.size}.")
+    if metadata.value_range:
+        low, high = metadata.value_range
+        lines.append(f"Images deeper than 8 bits: values from {low:g} (black) to {high:g} (white), mapped to 8 bits.")
     return "\n".join(lines) + "\n"

@@ -21,8 +21,10 @@ from lit_vision.data.label_table import TableColumns
 from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.sampler import keys_in_batches
 from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
+from lit_vision.data.value_range import MeasuredRange, measure_folder_range
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.keyed_rng import derive_seed
+from lit_vision.data.views.pixel_values import FULL_16_BIT, check_range
 from lit_vision.data.views.views import make_views
 from lit_vision.errors import UsageError, UserError
 
@@ -74,6 +76,9 @@ class ImageFolderDataModule(KeyedDataModule):
         on_bad_image: "error" or "skip" (use another image instead, always the same one); "auto": skip in training,
             error in evaluation. Skipped images are counted per epoch and listed in bad_images.csv in the run's folder;
             more than 1 % of them stop the run.
+        range: values of images deeper than 8 bits (16-bit, float, ...) that become 0 and 255; None measures them once,
+            in a sample (value_range.py). 8-bit images are taken as they are.
+        channels: 3, or 1 for gray images and a model with `in_chans: 1`; color images are then converted.
         quarantine: file with paths to leave out of every split, as `lit-vision doctor` writes it.
         hash_content: let the fingerprint cover the files' bytes too.
 
@@ -132,6 +137,8 @@ class ImageFolderDataModule(KeyedDataModule):
         num_workers: int | str = "auto",
         in_memory: bool | str = "auto",
         on_bad_image: str = "auto",
+        range: list[float] | None = None,
+        channels: int = 3,
         quarantine: str | None = None,
         hash_content: bool = False,
     ):
@@ -156,16 +163,16 @@ class ImageFolderDataModule(KeyedDataModule):
         }
         self.root, self.img_size = os.path.expanduser(root), img_size
         self.train_view, self.eval_view = train_view, eval_view
-        self.train_options = {key: value for key, value in train_options.items() if value is not None}
+        self.train_options: dict[str, Any] = {key: value for key, value in train_options.items() if value is not None}
         self.local_views, self.local_size = local_views, local_size
-        self.local_options = {
+        self.local_options: dict[str, Any] = {
             **self.train_options,
             "crop_scale": [0.05, 0.3] if local_scale is None else local_scale,
             "num_views": local_views,
         }
         if local_views < 0 or (local_views and train_view != "lejepa"):
             raise UsageError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
-        self.eval_options = {"crop_pct": crop_pct} if crop_pct is not None else {}
+        self.eval_options: dict[str, Any] = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.label_options = LabelOptions(
             label_file,
@@ -180,6 +187,8 @@ class ImageFolderDataModule(KeyedDataModule):
                 raise UsageError(f"data.{key}: {value!r}; give auto, true or false")
         if on_bad_image not in ("auto", "error", "skip"):
             raise UsageError(f"data.on_bad_image: {on_bad_image!r}; give auto, error or skip")
+        if channels not in (1, 3):
+            raise UsageError(f"data.channels: {channels!r}; give 3, or 1 for gray (images in a folder have no others)")
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
             raise UsageError(f"data.num_workers: {num_workers!r}; give auto or an integer of at least 0")
         for key, number in (("batch_size", batch_size), ("copies", copies), ("img_size", img_size)):
@@ -191,6 +200,7 @@ class ImageFolderDataModule(KeyedDataModule):
         self.use_unlabeled = train_view in _SELF_SUPERVISED if use_unlabeled == "auto" else use_unlabeled
         self.in_memory, self.on_bad_image = in_memory, on_bad_image
         self.hash_content, self.quarantine = hash_content, quarantine
+        self.channels, self.declared_range = channels, check_range(range)
         self.folder: Folder | None = None
         self._class_numbers: np.ndarray | None = None  # of `number_classes_as`
         # refuse wrong options now, before the folder is scanned
@@ -298,6 +308,9 @@ class ImageFolderDataModule(KeyedDataModule):
             return numbered
         return np.where(labels < 0, -1, self._class_numbers[labels])
 
+    def _measure_range(self) -> MeasuredRange:
+        return measure_folder_range(self._scanned_folder(), self.split_names["train"])
+
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) of the folder, see `Folder.fingerprint`; the same for every subset of labels."""
@@ -368,13 +381,15 @@ class ImageFolderDataModule(KeyedDataModule):
         files, in_memory = self._datasets[role, on_bad]
         local_seed = derive_seed(self.seed, LOCAL_STREAM) if train and self.local_views else None
         if in_memory is None:
-            local = None if local_seed is None else make_views(view, self.local_size, local_seed, **self.local_options)
-            views = make_views(view, self.img_size, self.seed, **options)
-            return ImageFileDataset(files, self._numbered_labels(role), views, local)
+            local = None
+            if local_seed is not None:
+                local = make_views(view, self.local_size, local_seed, files.pixel_format, **self.local_options)
+            views = make_views(view, self.img_size, self.seed, files.pixel_format, **options)
+            return ImageFileDataset(files, self._numbered_labels(role), views, local, self.channels)
         pixels, source = in_memory
         more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
         of_batch = make_batch_views(view, self.img_size, self.seed, **options)
-        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more)
+        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more, self.channels)
 
     def _read_split(
         self, role: str, on_bad: str, train: bool
@@ -383,7 +398,13 @@ class ImageFolderDataModule(KeyedDataModule):
         run_folder = getattr(self.trainer, "default_root_dir", None) if train else None
         bad_images_file = Path(run_folder) / BAD_IMAGES_FILE if run_folder else None
         files = ImageReader(
-            self._scanned_folder(), self._paths[role], on_bad, self.seed, bad_images_file, self.world[1]
+            self._scanned_folder(),
+            self._paths[role],
+            on_bad,
+            self.seed,
+            bad_images_file,
+            self.world[1],
+            self._pixel_format,
         )
         other_rule = role, "error" if on_bad == "skip" else "skip"
         if other_rule in self._datasets:
@@ -395,7 +416,10 @@ class ImageFolderDataModule(KeyedDataModule):
         return files, load_into_memory(files, required=self.in_memory is True, size=self.img_size)
 
     def _identity(self) -> str:
-        """Return the sha256 (hex) of the folder and the labeled subset, which training draws from."""
-        return hashlib.sha256(
+        """Return the sha256 (hex) of the folder, the labeled subset and the range of values if it is not 16 bits."""
+        digest = hashlib.sha256(
             self.fingerprint.encode() + self._labels["train"].tobytes() + str(self.num_train).encode()
-        ).hexdigest()
+        )
+        if self.value_range not in (None, FULL_16_BIT):  # as in runs that began before there was a range
+            digest.update(str(self.value_range).encode())
+        return digest.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.data.folder import Folder, Paths, Split
@@ -22,8 +24,9 @@ _OF_FOLDERS = ("root", "label_file", "group_by", "split_file", "quarantine", "tr
 class ImageDataset(Protocol):
     """Map-style data set, as torch.utils.data.Dataset: `dataset[i]` is (image, label), the same at every call.
 
-    The image is a PIL image, an (H, W, 3) or (H, W) uint8 array (RGB), or the bytes of an image file; it must not be
-    augmented, which the views do. The label is a class number, -1 without one, or an array (K,) of 0, 1 and NaN.
+    The image is a PIL image, an (H, W, 3) or (H, W) uint8 array (RGB), an (H, W) array of uint16, int32 or float32 (see
+    `data.range`), or the bytes of an image file; it must not be augmented, which the views do. The label is a class
+    number, -1 without one, or an array (K,) of 0, 1 and NaN.
     """
 
     def __len__(self) -> int:
@@ -62,11 +65,19 @@ class DatasetFolder(Folder):
         image = self.datasets[name][int(index)][0]
         if isinstance(image, (bytes, bytearray)):
             return bytes(image)
-        pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+        if isinstance(image, Image.Image):
+            deep = image.mode == "F" or image.mode.startswith("I")  # which convert("RGB") would clip at 255
+            pixels = np.asarray(image if deep else image.convert("RGB"))
+        else:
+            pixels = np.asarray(image)
+        if pixels.dtype in (np.uint16, np.int32, np.float32) and pixels.ndim == 2 and pixels.size:
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "TIFF")
+            return file.getvalue()
         if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
             raise UserError(
                 f"data: item {int(index)} of the {name} data set is {pixels.dtype} {pixels.shape}; give a PIL image, "
-                "(H, W, 3) or (H, W) uint8, or the bytes of a file"
+                "(H, W, 3) or (H, W) uint8, (H, W) uint16, int32 or float32, or the bytes of a file"
             )
         encoded = cv2.imencode(".bmp", pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1]  # BGR; BMP costs no time
         return bytes(encoded)

@@ -28,6 +28,7 @@ from lit_vision.data.folder import Folder
 from lit_vision.data.views.batch_views import BatchViewsFunction
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.data.views.keyed_rng import Key, derive_seed
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.data.views.views import ImageViewsFunction
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores, die_with_parent
@@ -52,6 +53,7 @@ class ImageReader:
         seed: in [0, 2**64).
         bad_images_file: CSV file (epoch, index, path, reason) to append to, or None.
         world_size: processes that share the list.
+        pixel_format: conversion of the files' values to 8 bits, see `decode`.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class ImageReader:
         seed: int,
         bad_images_file: Path | None = None,
         world_size: int = 1,
+        pixel_format: PixelFormat = DEFAULT_FORMAT,
     ):
         folder = folder if isinstance(folder, Folder) else Folder(Path(folder), [], {})
         self.folder, self.paths, self.on_bad, self.seed = folder, paths, on_bad, seed
         self.bad_images_file, self.images_per_process = bad_images_file, len(paths) / world_size
+        self.pixel_format = pixel_format
         # 0, or 1 + the last even (row 0) or odd (row 1) epoch in which a file was found broken. Two rows, because
         # workers begin an epoch before the previous one is counted. Shared without a lock: all write the same values.
         self.broken = torch.zeros(2, len(paths), dtype=torch.int32).share_memory_()
@@ -73,18 +77,19 @@ class ImageReader:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int, epoch: int = 0, transform: Callable[[bytes], Any] = decode) -> tuple[Any, int]:
+    def read(self, index: int, epoch: int = 0, transform: Callable[[bytes], Any] | None = None) -> tuple[Any, int]:
         """Return what is made from a file's bytes, and the index of that file, which is another one after a skip.
 
         Args:
             index: in [0, N).
             epoch: for the list of broken images.
-            transform: bytes of a file to the result, by default its pixels (H, W, 3) uint8. Raises ImageDecodeError for
-                a broken file.
+            transform: bytes of a file to the result; None: its pixels, (H, W, 3) uint8. Raises ImageDecodeError for a
+                broken file.
 
         Raises:
             ImageDecodeError: names the file; under "skip" only if too many files are broken.
         """
+        transform = transform or partial(decode, pixel_format=self.pixel_format)
         used = index
         for attempt in range(_TRIES):
             try:
@@ -158,6 +163,7 @@ class ImageFileDataset(Dataset):
         labels: (N,) int64, -1 without one; or (N, K) float32, see `Batch`.
         views: from `make_views`.
         local_views: likewise, of another size; None without local views.
+        channels: 3, or 1 to keep the first of three equal ones.
     """
 
     def __init__(
@@ -166,8 +172,10 @@ class ImageFileDataset(Dataset):
         labels: np.ndarray,
         views: ImageViewsFunction,
         local_views: ImageViewsFunction | None = None,
+        channels: int = 3,
     ):
         self.files, self.labels, self.views, self.local_views = files, labels, views, local_views
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -177,9 +185,9 @@ class ImageFileDataset(Dataset):
         images, local_images, rows = [], [], []
         for key in keys:
             (views, local), used = self.files.read(key[1], key[0], partial(self._views_of, key))
-            images.append(torch.from_numpy(views))
+            images.append(torch.from_numpy(views)[..., : self.channels])
             if local is not None:
-                local_images.append(torch.from_numpy(local))
+                local_images.append(torch.from_numpy(local)[..., : self.channels])
             rows.append(used)
         # default_collate lets a worker stack straight into shared memory, which saves a copy
         batch = _batch(default_collate(images), self.labels[rows], keys)
@@ -201,6 +209,7 @@ class InMemoryDataset(Dataset):
         labels: (N,) int64, -1 without one; or (N, K) float32, see `Batch`.
         views: from `make_batch_views`.
         local_views: likewise, of another size; None without local views.
+        channels: 3, or 1 to keep the first of three equal ones.
     """
 
     def __init__(
@@ -209,8 +218,10 @@ class InMemoryDataset(Dataset):
         labels: np.ndarray,
         views: BatchViewsFunction,
         local_views: BatchViewsFunction | None = None,
+        channels: int = 3,
     ):
         self.pixels, self.labels, self.views, self.local_views = pixels, labels, views, local_views
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -218,9 +229,10 @@ class InMemoryDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
         index = [key[1] for key in keys]
-        batch = _batch(self.views(self.pixels[index], keys), self.labels[index], keys)
+        images = self.views(self.pixels[index], keys)[..., : self.channels]
+        batch = _batch(images, self.labels[index], keys)
         if self.local_views is not None:
-            batch["local_images"] = self.local_views(self.pixels[index], keys)
+            batch["local_images"] = self.local_views(self.pixels[index], keys)[..., : self.channels]
         return batch
 
     def __getitem__(self, key: Key) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from lit_vision.data.datasets import ImageReader, make_loader
 from lit_vision.data.loader_state import loader_state, restore_loader_state
 from lit_vision.data.sampler import EvalBatches, TrainBatches
+from lit_vision.data.value_range import MeasuredRange, require_range
 from lit_vision.data.views.keyed_rng import Key
+from lit_vision.data.views.pixel_values import PixelFormat, ValueRange, check_range
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,13 +24,15 @@ log = logging.getLogger(__name__)
 class KeyedDataModule(LightningDataModule):
     """Data module whose batches follow from (seed, epoch), so that training can resume at any step.
 
-    A subclass sets `root` and `split_names`, and defines `num_train`, `_dataset` and `_identity`.
+    A subclass sets `root` and `split_names`, and defines `num_train`, `_dataset`, `_measure_range` and `_identity`.
 
     Attributes:
         root: folder of the data.
         split_names: {"train", "val", "test": name of the split's folder}.
         cursor: (epoch, samples of it that all ranks have had).
         resume_anyway: continue a run although its seed, data or global batch changed; see `restore_loader_state`.
+        channels: of the images in a batch, 3 or 1.
+        declared_range: values of images deeper than 8 bits that become 0 and 255; None measures them.
         moved: True after such a change.
         classes_by_number: compare labels with a model's outputs by number although the names of the classes differ.
 
@@ -42,12 +47,15 @@ class KeyedDataModule(LightningDataModule):
     split_names: dict[str, str]
     resume_anyway = False
     classes_by_number = False
+    channels = 3
+    declared_range: ValueRange | None = None
     moved = False
 
     def __init__(self, batch_size: int, copies: int, seed: int, num_workers: int | str):
         super().__init__()
         self.batch_size, self.copies, self.seed, self.num_workers = batch_size, copies, seed, num_workers
         self.cursor = (0, 0)
+        self._model_range: tuple[ValueRange | None] | None = None  # of `use_range_of`
         self._train_batches: TrainBatches | None = None  # the sampler that training follows
         # (role, on_bad): the reader of the files, and what the subclass stores with it
         self._datasets: dict[tuple[str, str], tuple[ImageReader, Any]] = {}
@@ -64,6 +72,51 @@ class KeyedDataModule(LightningDataModule):
     def _identity(self) -> str:
         """Return a digest of the samples that training draws from; a resumed run must have the same."""
         raise NotImplementedError
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Values of images deeper than 8 bits that become 0 and 255: declared, a model's, or measured in a sample.
+
+        None if no image of the sample is deeper. UserError if no range fits the images.
+        """
+        if self.declared_range is not None:
+            return self.declared_range
+        return self._model_range[0] if self._model_range is not None else self._measured_range
+
+    @cached_property
+    def _measured_range(self) -> ValueRange | None:
+        measured = self._measure_range()
+        value_range = require_range(measured, f"data.root {self.root}")
+        if measured.images and (self.trainer is None or self.trainer.is_global_zero):
+            log.warning("%s: %s", self.root, measured.describe())
+        return value_range
+
+    def _measure_range(self) -> MeasuredRange:
+        """Return the range of values in a sample of the images."""
+        raise NotImplementedError
+
+    def use_range_of(self, value_range: Sequence[float] | None) -> None:
+        """Convert images as a model expects it, in all loaders made from now on.
+
+        Args:
+            value_range: of the model's metadata; None if its training images had no more than 8 bits.
+
+        Raises:
+            UserError: another range is declared.
+        """
+        wanted = check_range(value_range)
+        if self.declared_range is not None and wanted not in (None, self.declared_range):
+            raise UserError(
+                f"data.range: {list(self.declared_range)}, but the model was trained with {list(wanted or ())}; "
+                "leave data.range out"
+            )
+        self._model_range = (wanted,)
+        if any(files.pixel_format.value_range != self.value_range for files, _ in self._datasets.values()):
+            self._datasets.clear()
+
+    @property
+    def _pixel_format(self) -> PixelFormat:
+        return PixelFormat(self.value_range, self.channels == 1)
 
     @property
     def world(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lit_vision.data.folder import Folder, Paths, Split
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat, ValueRange
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path
 
@@ -37,6 +38,7 @@ class Pack(Folder):
 
     Attributes:
         encoding: {"short_side", "quality"} that the pack was written with; both None for a lossless one.
+        value_range: values of images deeper than 8 bits that became 0 and 255 when it was written; None for none.
 
     Args:
         path: the file.
@@ -54,6 +56,7 @@ class Pack(Folder):
         self._checksums = np.array(index["crc32"], np.int64)
         self._verified = np.zeros(len(names), bool)
         self.encoding: dict[str, int | None] = index["made"]
+        self.value_range: list[float] | None = index.get("value_range")
 
         def split(entries: list[list[int]]) -> Split:
             rows = np.array(entries, np.int64).reshape(-1, 2)  # (row in `names`, label)
@@ -103,7 +106,7 @@ def _open(path: Path) -> tuple[mmap.mmap, dict[str, Any]]:
     return mapped, json.loads(text)
 
 
-def downscale(data: bytes, short_side: int, quality: int) -> bytes:
+def downscale(data: bytes, short_side: int, quality: int, pixel_format: PixelFormat = DEFAULT_FORMAT) -> bytes:
     """Return an image file as a JPEG whose short side has at most `short_side` pixels (bicubic, antialiased).
 
     An upright JPEG that is small enough is returned unchanged: encoding it again would only lose quality.
@@ -112,6 +115,7 @@ def downscale(data: bytes, short_side: int, quality: int) -> bytes:
         data: the file.
         short_side: pixels.
         quality: of the JPEG, 1 to 100; chroma at half resolution, as cameras store it.
+        pixel_format: conversion of images deeper than 8 bits.
 
     Raises:
         ImageDecodeError: the bytes are no complete image.
@@ -122,7 +126,7 @@ def downscale(data: bytes, short_side: int, quality: int) -> bytes:
     from lit_vision.data.views.views import resize
 
     header = read_header(data)
-    image = decode(data)
+    image = decode(data, pixel_format)
     height, width = image.shape[:2]
     if header.scalable and header.orientation == 1 and min(height, width) <= short_side:
         return data
@@ -138,15 +142,17 @@ def downscale(data: bytes, short_side: int, quality: int) -> bytes:
 class _EncodeImage:
     """Function for worker processes: path -> (bytes to store, ""), or (b"", reason) for a file that cannot be read."""
 
-    def __init__(self, folder: Folder, short_side: int | None, quality: int):
-        self.folder, self.short_side, self.quality = folder, short_side, quality
+    def __init__(self, folder: Folder, short_side: int | None, quality: int, pixel_format: PixelFormat):
+        self.folder, self.short_side, self.quality, self.pixel_format = folder, short_side, quality, pixel_format
 
     def __call__(self, path: str) -> tuple[bytes, str]:
         from lit_vision.data.views.decode import ImageDecodeError
 
         try:
             data = self.folder.read(path)
-            return (data if self.short_side is None else downscale(data, self.short_side, self.quality)), ""
+            if self.short_side is not None:
+                data = downscale(data, self.short_side, self.quality, self.pixel_format)
+            return data, ""
         except ImageDecodeError as error:
             return b"", str(error)
         except OSError as error:
@@ -154,7 +160,13 @@ class _EncodeImage:
 
 
 def write_pack(
-    folder: Folder, out: Path, short_side: int | None, quality: int = 92, workers: int = 1, progress: bool = False
+    folder: Folder,
+    out: Path,
+    short_side: int | None,
+    quality: int = 92,
+    workers: int = 1,
+    progress: bool = False,
+    value_range: ValueRange | None = None,
 ) -> dict[str, int]:
     """Write a pack; a file of that name is replaced only when the new one is complete.
 
@@ -165,6 +177,7 @@ def write_pack(
         quality: of the JPEGs, 1 to 100; not used without `short_side`.
         workers: number of processes.
         progress: show a progress bar.
+        value_range: values of images deeper than 8 bits that become 0 and 255; not used without `short_side`.
 
     Returns:
         {"images", "bytes" of the pack, "bytes_before": those of the folder's files}.
@@ -181,6 +194,8 @@ def write_pack(
     }
     index = {"paths": paths, "classes": folder.classes, "unlabelled": rows.pop(""), "splits": rows}
     index["made"] = {"short_side": short_side, "quality": quality if short_side else None}
+    if short_side is not None and value_range is not None:
+        index["value_range"] = list(value_range)
     offsets: list[int] = []
     sizes: list[int] = []
     checksums: list[int] = []
@@ -188,7 +203,7 @@ def write_pack(
         with atomic_path(out) as temporary, open(temporary, "wb") as file:
             file.write(MAGIC)
             for path, (data, reason) in _encoded_images(
-                _EncodeImage(folder, short_side, quality), paths, workers, progress
+                _EncodeImage(folder, short_side, quality, PixelFormat(value_range)), paths, workers, progress
             ):
                 if reason:
                     raise UserError(

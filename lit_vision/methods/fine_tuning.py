@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lit_vision import distributed, optim
 from lit_vision.data.class_names import match_class_names
 from lit_vision.errors import UserError
+from lit_vision.methods.pixels import check_channels, match_value_range
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str
 def restore_metadata(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Read `module.metadata` from a checkpoint of `make_checkpoint_self_contained`.
 
-    In a Trainer that continues or measures this checkpoint, the data's classes are matched to the checkpoint's too.
+    In a Trainer that continues or measures this checkpoint, the data's classes and its range of values are matched to
+    the checkpoint's too.
 
     Raises:
         UserError: as `match_classes`.
@@ -81,6 +83,8 @@ def match_classes(module: LightningModule, new_training: bool = False) -> None:
         data = getattr(module.trainer, "datamodule", None)
     except RuntimeError:  # not in a Trainer: the checkpoint is only loaded
         return
+    if not new_training:
+        match_value_range(module)
     names, theirs = (module.metadata or {}).get("class_names"), getattr(data, "class_names", None)
     if data is None or not names or not theirs:
         return
@@ -110,6 +114,7 @@ def check_data(module: LightningModule, needs: Literal["targets", "mask"], stage
         UserError: other classes or another size than the model's, or data without boxes (masks).
     """
     check_batch_norm(module)
+    check_channels(module)
     match_classes(module, new_training=stage == "fit")
     data, hparams = getattr(module.trainer, "datamodule", None), module.hparams
     annotation_format = getattr(data, "format", None)

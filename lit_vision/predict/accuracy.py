@@ -62,7 +62,7 @@ class ClassificationCheck:
         from lit_vision.data.open_as_trained import open_as_trained
 
         self.folder, self.train, measured = open_as_trained(root, settings)
-        self.preprocess = preprocess
+        self.preprocess, self.pixel_format = preprocess, metadata.pixel_format
         self.folder.require_classes("measuring what int8 loses")
         names, where = metadata.class_names, f"--int8 {root}"
         self.output_of_class, differences = match_class_names(names, self.folder.classes, where, by_number)
@@ -78,7 +78,7 @@ class ClassificationCheck:
 
         train = self.folder.splits.get(self.train, self.folder.splits[self.split])
         chosen = Inputs.of(self.folder, [train.paths[i] for i in evenly_spaced(len(train), count).tolist()])
-        for batch in batches(chosen, self.preprocess, 1):
+        for batch in batches(chosen, self.preprocess, 1, pixel_format=self.pixel_format):
             if batch.pixels is not None:
                 yield batch.pixels
 
@@ -93,7 +93,8 @@ class ClassificationCheck:
         split = self.folder.splits[self.split]
         truth = np.where(split.labels < 0, -1, self.output_of_class[split.labels])
         right = 0
-        for batch in batches(Inputs.of(self.folder, split.paths), self.preprocess, 32):
+        inputs = Inputs.of(self.folder, split.paths)
+        for batch in batches(inputs, self.preprocess, 32, pixel_format=self.pixel_format):
             if batch.unreadable or batch.pixels is None:
                 name, reason = batch.unreadable[0]
                 raise UserError(f"{self.folder.root}/{name}: {reason}")
@@ -131,6 +132,7 @@ class _AnnotatedCheck:
             names = metadata.class_names if found == "voc" or (found != "coco" and unnamed) else None
             given = {"format": found, "class_names": names}
         self.data = AnnotatedDataModule(root, **{**given, "img_size": metadata.size, "num_workers": 0, "batch_size": 8})
+        self.data.use_range_of(metadata.value_range)
         self.note = self.data.number_classes_as(metadata.class_names, by_number)
         self.split = next((role for role in ("test", "val") if self.data.has_split(role)), "train")
         self.images = len(self.data.table(self.split))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +125,8 @@ class LoadedModel:
         check_ranges({"batch_size": batch_size, "workers": workers})
         if errors not in ("raise", "skip"):
             raise UsageError(f"errors: {errors!r} is not 'raise' or 'skip'")
-        for batch in batches(inputs, preprocess_for(self.metadata), batch_size, workers=workers or cores()):
+        prepare, pixel_format = preprocess_for(self.metadata), self.metadata.pixel_format
+        for batch in batches(inputs, prepare, batch_size, workers=workers or cores(), pixel_format=pixel_format):
             if batch.unreadable and errors == "raise":
                 position = min(set(range(batch.start, batch.stop)) - set(batch.positions))
                 name, reason = batch.unreadable[0]
@@ -141,6 +142,7 @@ def load(
     base: str | None = None,
     trust_pt2: bool = False,
     threads: int | None = None,
+    range: Sequence[float] | None = None,
 ) -> LoadedModel:
     """Load a model to use it: `load("runs/classifier/1").predict("cat.jpg")[0].classes[0]`.
 
@@ -154,9 +156,10 @@ def load(
         base: the weights that an adapter (`model`) was trained on; "timm" for timm's.
         trust_pt2: load a .pt2, which can run code of whoever made it.
         threads: of ONNX Runtime and OpenVINO; None is their default.
+        range: values of images deeper than 8 bits that become 0 and 255; None is that of the training images.
 
     Raises:
         UserError: one line: the file is missing, damaged, of another kind or without metadata, its runtime is not
             installed, or timm's weights cannot be fetched.
     """
-    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, threads))
+    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, threads, range))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lit_vision.data.open_images import is_pack
 from lit_vision.data.views.decode import decode, from_pillow
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat, to_gray
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import Inputs, find_images
 
@@ -38,23 +39,24 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.images)
 
-    def pixels(self, i: int) -> np.ndarray:
-        """Return image i, (H, W, 3) uint8.
+    def pixels(self, i: int, pixel_format: PixelFormat = DEFAULT_FORMAT) -> np.ndarray:
+        """Return image i, (H, W, 3) uint8, converted as `decode` does; arrays and tensors are 8-bit pixels already.
 
         Raises:
             ImageDecodeError: it is no complete image. OSError: it cannot be read. UserError: values out of range.
         """
         image = self.images[i]
         if isinstance(image, Image.Image):
-            return from_pillow(image)
+            return from_pillow(image, pixel_format)
         if isinstance(image, torch.Tensor):
             pixels = _tensor_pixels(image, i)
         elif isinstance(image, np.ndarray):
             pixels = image if image.ndim == 3 else image[:, :, None]
         else:
             with open(image, "rb") as file:
-                return decode(file.read())
-        return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))  # writable, as torch wants it
+                return decode(file.read(), pixel_format)
+        rgb = np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))  # writable, as torch wants it
+        return to_gray(rgb) if pixel_format.gray else rgb
 
 
 def list_images(images: Any) -> Inputs | ImageList:

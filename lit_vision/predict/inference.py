@@ -69,6 +69,7 @@ def run_inference(
         "runtime": model.runtime,
         "images": inputs.digest(),
         "batch_size": batch_size,
+        **({"value_range": model.metadata.value_range} if model.metadata.value_range else {}),
         **settings,
     }
     writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, overwrite)
@@ -80,7 +81,9 @@ def run_inference(
     try:
         with _exit_on_sigterm(), _progress_bar(len(inputs), writer.done) as advance:
             prepare = preprocess_for(model.metadata)
-            for batch in batches(inputs, prepare, batch_size, writer.done, workers or cores()):
+            for batch in batches(
+                inputs, prepare, batch_size, writer.done, workers or cores(), model.metadata.pixel_format
+            ):
                 texts: dict[str, bytes] = {}
                 if batch.pixels is not None:
                     outputs = model(batch.pixels)

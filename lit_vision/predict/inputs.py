@@ -17,6 +17,7 @@ from lit_vision.data.image_files import LeftOut, device_and_inode, list_entries
 from lit_vision.data.open_images import is_pack, open_images
 from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.errors import UserError
 from lit_vision.predict.input_paths import expand_paths
 
@@ -29,8 +30,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def pixels(self, i: int) -> np.ndarray:
-        """Return image i, (H, W, 3) uint8; raises ImageDecodeError or OSError if it cannot be read."""
+    def pixels(self, i: int, pixel_format: PixelFormat) -> np.ndarray:
+        """Return image i, (H, W, 3) uint8, converted as by `decode`; ImageDecodeError or OSError if that fails."""
 
 
 @dataclass
@@ -74,13 +75,13 @@ class Inputs:
         """Return the path of image i."""
         return os.path.join(self.folder, self.names[i])
 
-    def pixels(self, i: int) -> np.ndarray:
-        """Return image i, (H, W, 3) uint8.
+    def pixels(self, i: int, pixel_format: PixelFormat = DEFAULT_FORMAT) -> np.ndarray:
+        """Return image i, (H, W, 3) uint8, converted as `decode` does.
 
         Raises:
             ImageDecodeError: it is no complete image. OSError or UserError: it cannot be read.
         """
-        return decode(self.read(i))
+        return decode(self.read(i), pixel_format)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the names, in order."""
@@ -202,6 +203,7 @@ def batches(
     batch_size: int,
     start: int = 0,
     workers: int = 2,
+    pixel_format: PixelFormat = DEFAULT_FORMAT,
 ) -> Iterator[InputBatch]:
     """Yield the images in order; batches begin at multiples of batch_size, so that a resumed run sees the same ones.
 
@@ -211,6 +213,7 @@ def batches(
         batch_size: images of the list per batch; unreadable ones leave it smaller.
         start: a multiple of batch_size.
         workers: threads that read and decode, one batch ahead.
+        pixel_format: of the model's metadata: conversion of the files' values to 8 bits.
     """
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[int, int, list[Future[_ReadImage]]]] = deque()
@@ -218,7 +221,7 @@ def batches(
         while True:
             while len(waiting) < 2 and (first := next(starts, None)) is not None:
                 stop = min(first + batch_size, len(inputs))
-                jobs = [pool.submit(_read, inputs, i, prepare) for i in range(first, stop)]
+                jobs = [pool.submit(_read, inputs, i, prepare, pixel_format) for i in range(first, stop)]
                 waiting.append((first, stop, jobs))
             if not waiting:
                 return
@@ -237,10 +240,12 @@ def batches(
             yield batch
 
 
-def _read(inputs: ImageSource, i: int, prepare: Callable[[np.ndarray], np.ndarray]) -> _ReadImage:
+def _read(
+    inputs: ImageSource, i: int, prepare: Callable[[np.ndarray], np.ndarray], pixel_format: PixelFormat
+) -> _ReadImage:
     """Return pixels, size and "", or None and the reason."""
     try:
-        image = inputs.pixels(i)
+        image = inputs.pixels(i, pixel_format)
     except ImageDecodeError as error:
         return None, (0, 0), str(error)
     except OSError as error:

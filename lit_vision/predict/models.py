@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
+from lit_vision.data.views.pixel_values import check_range
 from lit_vision.errors import UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
+from lit_vision.methods.pixels import channel_values
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
 from lit_vision.weights.checkpoint_layouts import read_file_and_content
 from lit_vision.weights.load import load_into
-from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
+from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata, current_keys
 
 MODEL_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
 
@@ -62,6 +64,7 @@ def load_model(
     base: str | None = None,
     trust_pt2: bool = False,
     threads: int | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> Model:
     """Load a model from a run's folder, a checkpoint, an export or an adapter, or a timm model with timm's weights.
 
@@ -71,10 +74,16 @@ def load_model(
         base: the weights that an adapter was trained on; "timm" for timm's weights of that name.
         trust_pt2: load a .pt2, which can run code of whoever made it.
         threads: of ONNX Runtime and OpenVINO; their default if None.
+        value_range: values of images deeper than 8 bits that become 0 and 255, in place of the metadata's.
 
     Raises:
         UserError: the file is missing, damaged, of another kind or without metadata, or its runtime is not installed.
     """
+    if value_range is not None:
+        low_and_high = list(check_range(value_range, "--range") or ())
+        model = load_model(source, device, base, trust_pt2, threads)
+        model.metadata.value_range = low_and_high
+        return model
     from_timm = is_timm_name(source, MODEL_SUFFIXES)
     path = find_model(source)
     suffix = path.suffix.lower()
@@ -139,11 +148,13 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         if METADATA_KEY in header and "hyper_parameters" in header:
             metadata = ModelMetadata.from_json(header[METADATA_KEY], str(path))
             return _build_method(path, metadata.task, json.loads(header["hyper_parameters"]), state, vars(metadata))
+        written = current_keys(json.loads(header.get(METADATA_KEY) or "{}"))
         if "backbone" not in header:
             raise UserError(f"{path}: its metadata does not name a model; give a run, or a file of lit-vision export")
         backbone = Backbone(**json.loads(header["backbone"]))
         report = load_into(backbone, path)
-        return _build_features(backbone, report.mean, report.std, path, {"license": header.get("license", "")})
+        stored = {"license": header.get("license", ""), "value_range": written.get("value_range")}
+        return _build_features(backbone, report.mean, report.std, path, stored)
     hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(hyper, Mapping) or "backbone" not in hyper:
         raise UserError(
@@ -156,7 +167,7 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
     backbone = Backbone(hyper["backbone"], **{**(hyper.get("backbone_args") or {}), "pretrained": False})
     report = load_into(backbone, path)
     mean = report.mean or backbone.data_config["mean"]
-    return _build_features(backbone, mean, report.std or backbone.data_config["std"], path, {})
+    return _build_features(backbone, mean, report.std or backbone.data_config["std"], path, stored)
 
 
 def _build_method(
@@ -195,6 +206,8 @@ def _build_features(
 ) -> tuple[nn.Module, ModelMetadata]:
     if mean is None or std is None:
         raise UserError(f"{path}: has no mean and std; give a run's checkpoint or a file of lit-vision export")
+    channels = backbone.config["in_chans"]
+    mean, std = (channel_values(name, None, v, channels) for name, v in (("mean", mean), ("std", std)))
     model = FeatureModel(backbone, mean, std).eval()
     return model, build_metadata(model, "features", stored)
 
@@ -219,6 +232,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
         weights=state_dict_sha256(method.state_dict()),
         features=state_dict_sha256({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
         license=str(stored.get("license") or ""),
+        value_range=stored.get("value_range"),
         options={
             **(stored.get("options") or {}),
             **TASKS[task].decoding(method),

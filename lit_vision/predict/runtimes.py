@@ -42,7 +42,11 @@ class Model:
         self._std = torch.tensor(metadata.std, device=self.device)
 
     def normalized(self, pixels: np.ndarray) -> Tensor:
-        """Return (N, S, S, 3) uint8 pixels as the network's input, (N, 3, S, S) float32 on `device`."""
+        """Return (N, S, S, 3) uint8 pixels as the network's input, (N, C, S, S) float32 on `device`.
+
+        A network of one channel takes the first of three equal ones.
+        """
+        pixels = pixels[..., : len(self.metadata.mean)]
         images = torch.from_numpy(pixels).to(self.device)  # a quarter of the bytes of the floats
         return normalize(images[:, None], self._mean, self._std)[:, 0]
 

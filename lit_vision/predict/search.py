@@ -49,6 +49,7 @@ def feature_settings(metadata: ModelMetadata) -> dict[str, Any]:
         "size": metadata.size,
         "crop_pct": metadata.crop_pct,
         "precision": metadata.precision,
+        **({"value_range": metadata.value_range} if metadata.value_range else {}),
     }
 
 

@@ -185,8 +185,10 @@ def inference_network(method: nn.Module, task: str) -> nn.Module:
 
 
 def example_input(metadata: ModelMetadata, n: int, seed: int = 0) -> Tensor:
-    """Return (n, 3, S, S) float: noise with the spread of normalized pixels, the same for the same arguments."""
-    pixels = torch.rand(n, 3, metadata.size, metadata.size, generator=torch.Generator().manual_seed(seed))
+    """Return (n, C, S, S) float: noise with the spread of normalized pixels, the same for the same arguments."""
+    pixels = torch.rand(
+        n, len(metadata.mean), metadata.size, metadata.size, generator=torch.Generator().manual_seed(seed)
+    )
     return (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]
 
 

@@ -51,6 +51,7 @@ def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> P
         # as it was measured: the evaluation view leaves an image of its own size as it is
         "crop_pct": 1.0 if side == stored else make_view_spec("eval", side).crop_pct,
         "license": license,
+        "value_range": None if study.images.value_range is None else list(study.images.value_range),
     }
     write_safetensors(module, build_metadata(module, "classification", metadata), path)
     return path

@@ -24,8 +24,10 @@ from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import evenly_spaced, sample_stratified
+from lit_vision.data.value_range import measure_folder_range, require_range
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
+from lit_vision.data.views.pixel_values import PixelFormat, ValueRange
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
@@ -52,6 +54,7 @@ class StudyImages:
         size: side of the networks' input, pixels.
         notes: sentences about decisions and left-out images, for progress and report.
         large: `pool` at MARGIN times its size, from which training crops are cut; None: cut them from `pool`.
+        value_range: values of images deeper than 8 bits that became 0 and 255; None if there are none.
     """
 
     pool: np.ndarray
@@ -65,6 +68,7 @@ class StudyImages:
     size: int
     notes: list[str] = field(default_factory=list)
     large: np.ndarray | None = None
+    value_range: ValueRange | None = None
 
     @property
     def per_class(self) -> list[int]:
@@ -113,14 +117,15 @@ def read_images(
     if "val" in folder.splits:
         notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
     notes += _scan_notes(folder)
+    pixel_format = _pixel_format(folder, notes)
     pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
     side = typical_side(folder, pool_paths)
     if size is None:
         size = max(16, -(-side // 4) * 4) if side <= 64 else 64
     pool_labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]
-    (pool, *large), good = _read_all(folder, pool_paths, _stored_sides(side, size), notes)
-    (test_pixels,), test_good = _read_all(folder, test_paths, [size], notes)
+    (pool, *large), good = _read_all(folder, pool_paths, _stored_sides(side, size), notes, pixel_format)
+    (test_pixels,), test_good = _read_all(folder, test_paths, [size], notes, pixel_format)
     if all((pixels[..., :1] == pixels).all() for pixels in (pool, test_pixels, *large)):
         pool, test_pixels, *large = (np.ascontiguousarray(part[..., :1]) for part in (pool, test_pixels, *large))
     images = StudyImages(
@@ -135,6 +140,7 @@ def read_images(
         size,
         notes,
         large[0] if large else None,
+        pixel_format.value_range,
     )
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
@@ -156,8 +162,9 @@ def read_unlabeled(root: str | Path, size: int) -> StudyImages:
     train = folder.require_split("train", "pre-training")
     notes = _scan_notes(folder)
     paths = [*train.paths, *folder.unlabeled.paths]
+    pixel_format = _pixel_format(folder, notes)
     sides = _stored_sides(typical_side(folder, paths), size)[-1:]  # it is only trained on
-    (pool,), good = _read_all(folder, paths, sides, notes)
+    (pool,), good = _read_all(folder, paths, sides, notes, pixel_format)
     if (pool[..., :1] == pool).all():
         pool = np.ascontiguousarray(pool[..., :1])
     labels = np.full(len(good), -1)
@@ -213,9 +220,18 @@ def typical_side(folder: Folder, paths: Sequence[str]) -> int:
     return median_low(sides) if sides else 64
 
 
-def _read(folder: Folder, path: str) -> np.ndarray:
+def _pixel_format(folder: Folder, notes: list[str]) -> PixelFormat:
+    """Return the conversion of the folder's images, measured as for training, with a note if it is not the usual."""
+    measured = measure_folder_range(folder, "train")
+    value_range = require_range(measured, str(folder.root))
+    if measured.images:
+        notes.append(measured.describe().capitalize() + ".")
+    return PixelFormat(value_range)
+
+
+def _read(folder: Folder, path: str, pixel_format: PixelFormat) -> np.ndarray:
     try:
-        return decode(folder.read(path))
+        return decode(folder.read(path), pixel_format)
     except OSError as error:
         raise ImageDecodeError(f"{folder.root / path}: {error.strerror}; repair or remove it") from None
     except ImageDecodeError as error:
@@ -228,14 +244,14 @@ def _stored_sides(side: int, size: int) -> list[int]:
 
 
 def _read_all(
-    folder: Folder, paths: list[str], sides: Sequence[int], notes: list[str]
+    folder: Folder, paths: list[str], sides: Sequence[int], notes: list[str], pixel_format: PixelFormat
 ) -> tuple[list[np.ndarray], list[int]]:
     """Return pixels (n, side, side, 3) at each side of the images that can be read, and their rows in `paths`."""
     pixels = [np.empty((len(paths), side, side, 3), np.uint8) for side in sides]
 
     def read_into(i: int) -> str | None:
         try:
-            image = _read(folder, paths[i])
+            image = _read(folder, paths[i], pixel_format)
         except ImageDecodeError as error:
             return str(error)
         for stored, side in zip(pixels, sides):

@@ -15,6 +15,8 @@ from lit_vision.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
+    from lit_vision.data.views.pixel_values import PixelFormat
+
 # key of ModelMetadata's JSON in a file's metadata; an older name, which existing files have
 METADATA_KEY = "lit_vision_card"
 RENAMED_KEYS = {"licence": "license"}  # old key: new key; files written before the rename still load
@@ -41,6 +43,8 @@ class ModelMetadata:
         features: the same of the backbone alone, by which an index of features names it.
         license: of the weights, free text; "" if not stated.
         precision: "fp32", "fp16" or "int8".
+        value_range: values of images deeper than 8 bits that become 0 and 255; None if the training images had none, or
+            in an older file.
         options: further plain values of the task (thresholds, anchors, ...).
     """
 
@@ -56,7 +60,15 @@ class ModelMetadata:
     features: str = ""
     license: str = ""
     precision: str = "fp32"
+    value_range: list[float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Conversion of images deeper than 8 bits, and of color images for a model of one channel."""
+        from lit_vision.data.views.pixel_values import PixelFormat, check_range
+
+        return PixelFormat(check_range(self.value_range, "value_range"), len(self.mean) == 1)
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -81,8 +93,9 @@ class ModelMetadata:
             values = current_keys(json.loads(text))
             known = {f.name for f in fields(cls)}
             metadata = cls(**{key: value for key, value in values.items() if key in known})
-            if not (len(metadata.mean) == len(metadata.std) == 3 and int(metadata.size) > 0 and metadata.outputs):
+            if not (len(metadata.mean) == len(metadata.std) > 0 and int(metadata.size) > 0 and metadata.outputs):
                 raise ValueError("mean, std, size or outputs")
+            metadata.pixel_format  # noqa: B018  # checks the range
             if metadata.category_ids and len(metadata.category_ids) != len(metadata.class_names):
                 raise ValueError(f"{len(metadata.category_ids)} category_ids for {len(metadata.class_names)} classes")
         except (ValueError, TypeError, AttributeError) as error:
@@ -96,8 +109,8 @@ def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict
     A method calls this when training starts and stores the result in its checkpoint under "card".
 
     Returns:
-        {task, class_names, size, crop_pct}, with category_ids for COCO JSON, and options for an evaluation view that
-        is not the standard one.
+        {task, class_names, size, crop_pct}, with category_ids for COCO JSON, value_range for images deeper than 8 bits,
+        and options for an evaluation view that is not the standard one.
     """
     names, size = getattr(datamodule, "class_names", None), getattr(datamodule, "img_size", None)
     if not names or not size:
@@ -109,5 +122,7 @@ def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict
     metadata = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
     if ids := getattr(datamodule, "category_ids", None):
         metadata["category_ids"] = [int(i) for i in ids]
+    if value_range := getattr(datamodule, "value_range", None):
+        metadata["value_range"] = [float(v) for v in value_range]
     view = getattr(datamodule, "eval_view", "eval")
     return metadata if view == "eval" else {**metadata, "options": {"eval_view": str(view)}}

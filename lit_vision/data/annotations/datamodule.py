@@ -30,7 +30,10 @@ from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOption
 from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
+from lit_vision.data.folder import Folder
 from lit_vision.data.splits import evenly_spaced, read_list
+from lit_vision.data.value_range import MeasuredRange, measure_range
+from lit_vision.data.views.pixel_values import FULL_16_BIT
 from lit_vision.errors import UsageError, UserError
 
 _ROLES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}  # splits that a stage reads
@@ -76,6 +79,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         on_bad_image: as in ImageFolderDataModule.
         on_bad_box: "error", or "fix": cut boxes at the edge, drop those without area (with_masks: without a usable
             mask), take a size of 0 from the image, and log the counts ("mend" is the older name of "fix").
+        range: as in ImageFolderDataModule.
         hash_content: the fingerprint covers the images' bytes too.
     """
 
@@ -112,6 +116,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         in_memory: bool | str = "auto",
         on_bad_image: str = "auto",
         on_bad_box: str = "error",
+        range: list[float] | None = None,
         hash_content: bool = False,
         colors: str | None = None,
         crowd_as_objects: bool = False,
@@ -129,6 +134,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             num_workers=num_workers,
             in_memory=in_memory,
             on_bad_image=on_bad_image,
+            range=range,
             hash_content=hash_content,
             quarantine=quarantine,
         )
@@ -350,8 +356,14 @@ class AnnotatedDataModule(ImageFolderDataModule):
         """Images that training draws from."""
         return len(self.table("train"))
 
+    def _measure_range(self) -> MeasuredRange:
+        self.setup()
+        return measure_range(Folder(Path(self._all_labeled.root), [], {}).read, self._all_labeled.paths)
+
     def _identity(self) -> str:
         text = f"{self.fingerprint} {self.num_train} {self.label_seed if self.labels is not None else None}"
+        if self.value_range not in (None, FULL_16_BIT):
+            text += f" {self.value_range}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------ loaders
@@ -385,7 +397,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
         if (role, on_bad) not in self._datasets:
             run = getattr(self.trainer, "default_root_dir", None) if train else None
             listing = Path(run) / BAD_IMAGES_FILE if run else None
-            files = ImageReader(table.root, table.paths, on_bad, self.seed, listing, self.world[1])
+            files = ImageReader(table.root, table.paths, on_bad, self.seed, listing, self.world[1], self._pixel_format)
             self._datasets[role, on_bad] = files, {}
         files, datasets = self._datasets[role, on_bad]
         if train not in datasets:

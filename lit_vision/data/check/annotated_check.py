@@ -22,10 +22,12 @@ from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.voc import VOC_CLASSES, voc_names
 from lit_vision.data.check.content import ImageEntry
-from lit_vision.data.check.folder_check import FAIL, NOTE, WARN, Finding, copy_findings, file_findings
+from lit_vision.data.check.folder_check import FAIL, NOTE, WARN, Finding, copy_findings, file_findings, range_findings
 from lit_vision.data.check.image_check import ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.folder import Folder
+from lit_vision.data.value_range import MeasuredRange, measure_range
+from lit_vision.data.views.pixel_values import ValueRange
 from lit_vision.errors import UserError
 from lit_vision.io.processes import parallel_map
 
@@ -69,6 +71,7 @@ def check_annotated(
     workers: int = 1,
     progress: bool = False,
     quarantine: Set[str] = frozenset(),
+    value_range: ValueRange | None = None,
 ) -> dict[str, Any]:
     """Check annotations and images of a set and return the report that goes into doctor.json.
 
@@ -79,6 +82,7 @@ def check_annotated(
         workers: processes.
         progress: show a bar.
         quarantine: paths to leave out, as data.quarantine does.
+        value_range: declared for images deeper than 8 bits; None measures it as training does.
 
     Returns:
         As `folder_report` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of
@@ -92,9 +96,13 @@ def check_annotated(
         ImageEntry(path, split, "") for path, split in sorted(split_of.items()) if os.path.isfile(f"{root}/{path}")
     ]
     folder, paths = Folder(root, [], {}), [item.path for item in items]
-    reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
+    training = [item.path for item in items if item.split == names[0]]
+    measured = measure_range(folder.read, training) if value_range is None else MeasuredRange(value_range)
+    image_check = ImageCheck(folder, measured.value_range)
+    reports: list[ImageReport] = list(parallel_map(image_check, paths, workers, "checking" if progress else ""))
     report_of = dict(zip(paths, reports))
     findings, listed = file_findings(items, reports, names[0]), {}
+    findings += range_findings(measured, reports)
     for name, check in checks.items():
         _compare_sizes(check, report_of)
         if FORMATS[name].semantic:

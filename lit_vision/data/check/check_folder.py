@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_vision.data.check.report import format_quarantine
 from lit_vision.data.splits import read_list
+from lit_vision.data.views.pixel_values import check_range
 from lit_vision.errors import UsageError
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.io.processes import cores
@@ -22,6 +24,7 @@ def check_folder(
     val_split: str = "val",
     test_split: str = "test",
     quarantine: str | Path | None = None,
+    range: Sequence[float] | None = None,
     workers: int = 0,
     label_file: str | Path | None = None,
     path_column: str | None = None,
@@ -43,6 +46,7 @@ def check_folder(
         val_split: name of the validation folder.
         test_split: name of the test folder.
         quarantine: a list of files to leave out: what data.quarantine is set to.
+        range: values of images deeper than 8 bits that become 0 and 255; None measures them as training does.
         workers: processes, 0 for all cores.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
         path_column, label_column, split_column: its columns, if they have unusual names.
@@ -67,6 +71,7 @@ def check_folder(
         raise UsageError(f"--recipe {recipe}: no such file; experiments/README.md lists the recipes")
     if recipe:
         check_text_file("--recipe", recipe)
+    value_range = check_range(range, "--range")
     from lit_vision.data.annotations.locations import explain_unread, recognize
     from lit_vision.data.check.annotated_check import check_annotated
     from lit_vision.data.check.folder_check import examine, refuse
@@ -86,9 +91,9 @@ def check_folder(
     names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
     formats = recognize(root, *names) if root.is_dir() and labels is None else []
     if formats:
-        report = check_annotated(root, names, formats, workers or cores(), progress=True, quarantine=left_out)
+        report = check_annotated(root, names, formats, workers or cores(), True, left_out, value_range)
     else:
-        report = examine(root, names, workers or cores(), progress=True, quarantine=left_out, labels=labels)
+        report = examine(root, names, workers or cores(), True, left_out, labels, value_range)
         if labels is None and root.is_dir() and (unread := explain_unread(root, names[0])):
             refuse(report, f"annotations that no reader takes: {unread}")
     if recipe and report["fit"]:

@@ -21,6 +21,8 @@ from lit_vision.data.check.image_check import HUGE, THUMB, TINY, ImageCheck, Ima
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.fitness import uses_of
 from lit_vision.data.labeled_folder import LabelOptions
+from lit_vision.data.value_range import MeasuredRange, measure_folder_range, measure_range
+from lit_vision.data.views.pixel_values import FULL_16_BIT, MIN_LEVELS, ValueRange
 from lit_vision.io.processes import parallel_map
 
 FAIL, WARN, NOTE = "FAIL", "warn", "note"
@@ -35,14 +37,19 @@ _EXPLANATIONS = {
     "wrong extension": "the file name's suffix belongs to another format; the file is read by its content",
     "damaged": "libjpeg-turbo reports errors, Pillow reads it; look at it",
     "cmyk": "CMYK, converted to RGB without a color profile",
-    "16-bit": "deeper than 8 bits; the upper 8 are used",
+    "16-bit": "deeper than 8 bits (16-bit, 32-bit integers or floats); mapped to 8 bits by one range for all",
+    "clipped": "more than 0.1 % of the values lie outside the range of values (data.range)",
+    "few levels": f"fewer than {MIN_LEVELS} of 256 gray levels are left in 8 bits; see data.range",
     "grayscale": "gray, repeated to three channels",
     "alpha": "transparent parts; alpha is dropped",
     "exif-rotated": "EXIF orientation, applied when read",
     "animated": "more than one frame; the first is used",
+    "several pages": "a TIFF of several pages; only the first is used: save the pages as files of their own",
     "tiny": f"a side below {TINY} pixels",
     "huge": f"more than {HUGE / 1e6:.0f} million pixels; slow to decode (lit-vision pack shrinks them)",
 }
+
+_WARNED = ("damaged", "wrong extension", "tiny", "huge", "clipped", "few levels", "several pages")
 
 
 @dataclass
@@ -100,7 +107,7 @@ def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
     for note, explanation in _EXPLANATIONS.items():
         files = [item.path for item, report in zip(items, reports) if note in report.notes]
         if files:
-            level = WARN if note in ("damaged", "wrong extension", "tiny", "huge") else NOTE
+            level = WARN if note in _WARNED else NOTE
             findings.append(Finding(level, f"{note}: {explanation}", len(files), files))
     return findings
 
@@ -116,6 +123,22 @@ def broken_splits(items: list[ImageEntry], reports: list[ImageReport], train: st
             broken = f"{split or 'images'}: {count} of {sizes[split]} broken"
             found[split] = f"{broken}, more than {BAD_SHARE:.0%}: training stops"
     return found
+
+
+def range_findings(measured: MeasuredRange, reports: list[ImageReport]) -> list[Finding]:
+    """Return the findings about images deeper than 8 bits: the range that training uses, or that none fits them."""
+    deep = sum("16-bit" in report.notes for report in reports)
+    if measured.problem:
+        return [Finding(FAIL, f"range of values: {measured.problem}", deep)]
+    lost = sum("few levels" in report.notes for report in reports)
+    if 2 * lost > deep:
+        what = f"range of values: most deep images keep fewer than {MIN_LEVELS} of 256 gray levels; declare data.range"
+        return [Finding(FAIL, what, lost)]
+    if not measured.images:
+        return []
+    usual = measured.value_range == FULL_16_BIT
+    what = f"16-bit or other {measured.describe()}"
+    return [Finding(NOTE if usual else WARN, what + ("" if usual else "; declare it, so that it cannot change"), deep)]
 
 
 def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> tuple[list[Finding], set[int]]:
@@ -204,6 +227,7 @@ def examine(
     progress: bool = False,
     quarantine: Set[str] = frozenset(),
     labels: LabelOptions | None = None,
+    value_range: ValueRange | None = None,
 ) -> dict[str, Any]:
     """Check every image of a folder and return the report of `check_folder`; writes nothing.
 
@@ -214,6 +238,7 @@ def examine(
         progress: show a bar.
         quarantine: paths to leave out, as data.quarantine does.
         labels: a table of labels and groups, or None for labels from folders' names.
+        value_range: declared for images deeper than 8 bits; None measures it as training does.
 
     Returns:
         As `check_folder`, without loader.
@@ -224,8 +249,14 @@ def examine(
     content = list_items(root, names, quarantine, labels)
     items, folder = content.items, content.folder
     paths = [item.path for item in items]
-    reports: list[ImageReport] = list(parallel_map(ImageCheck(folder), paths, workers, "checking" if progress else ""))
+    if value_range is not None:
+        measured = MeasuredRange(value_range)
+    else:
+        measured = measure_folder_range(folder, names[0]) if folder.count() else measure_range(folder.read, paths)
+    check = ImageCheck(folder, measured.value_range)
+    reports: list[ImageReport] = list(parallel_map(check, paths, workers, "checking" if progress else ""))
     findings = layout_findings(content, names) + file_findings(items, reports, names[0])
+    findings += range_findings(measured, reports)
     copies, leaked = copy_findings(items, reports, names[0])
     classes, counts = class_findings(items, names)
     findings += copies + classes

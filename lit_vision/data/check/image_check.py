@@ -13,8 +13,10 @@ import simplejpeg
 from PIL import Image
 
 from lit_vision.data.folder import Folder
-from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, read_header
+from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, decode_values, read_header
+from lit_vision.data.views.pixel_values import PixelFormat, ValueRange, is_deep, lost_levels, to_8bit
 
+CLIPPED_SHARE = 0.001  # of an image's values
 TINY, HUGE = 32, 25_000_000  # pixels of a side; pixels of an image
 THUMB = 16  # side of a thumbnail, pixels
 _SUFFIXES = {
@@ -32,8 +34,8 @@ class ImageReport(NamedTuple):
     Attributes:
         error: the reason why the file cannot be read; "" if it can.
         kind: kind of the error: empty, forged header, truncated, no image, unreadable; "" without one.
-        notes: unusual properties of a readable file: wrong extension, damaged, cmyk, 16-bit, grayscale, alpha,
-            exif-rotated, animated, tiny, huge.
+        notes: unusual properties of a readable file: wrong extension, damaged, cmyk, 16-bit (and other deep ones),
+            few levels, clipped, grayscale, alpha, exif-rotated, animated, several pages, tiny, huge.
         width, height: pixels after EXIF's orientation; 0 if unknown.
         digest: blake2b of the file's bytes, 16 bytes.
         thumb: the image as 16 x 16 gray bytes; b"" if it cannot be read.
@@ -49,10 +51,15 @@ class ImageReport(NamedTuple):
 
 
 class ImageCheck:
-    """Check images of a folder: `ImageCheck(folder)(path)` returns an ImageReport and raises for no file content."""
+    """Check images of a folder: `ImageCheck(folder)(path)` returns an ImageReport and raises for no file content.
 
-    def __init__(self, folder: Folder):
-        self.folder = folder
+    Args:
+        folder: the folder, or a pack.
+        value_range: values of images deeper than 8 bits that become 0 and 255; None if no sampled image is deeper.
+    """
+
+    def __init__(self, folder: Folder, value_range: ValueRange | None = None):
+        self.folder, self.value_range = folder, value_range
 
     def __call__(self, path: str) -> ImageReport:
         try:
@@ -65,7 +72,9 @@ class ImageCheck:
             header = read_header(data)
             width, height = header.width, header.height
             notes = [*_format_notes(data, header), *_size_notes(width, height)]
-            gray, damaged = _gray(data, header)
+            gray, damaged = _gray(data, header, PixelFormat(self.value_range))
+            if self.value_range is not None and "16-bit" in notes:
+                notes += _range_notes(data, self.value_range)
         except ImageDecodeError as error:
             return ImageReport(str(error), _kind(data, error), (), width, height, digest, b"")
         if damaged:
@@ -76,7 +85,7 @@ class ImageCheck:
         return ImageReport("", "", tuple(notes), width, height, digest, thumb)
 
 
-def _gray(data: bytes, header: ImageHeader) -> tuple[np.ndarray, bool]:
+def _gray(data: bytes, header: ImageHeader, pixel_format: PixelFormat) -> tuple[np.ndarray, bool]:
     """Return (h, w) gray pixels, and True if only the second decoder could read them.
 
     A large JPEG is decoded at 1/8: all its bytes are read, most of the arithmetic is not done.
@@ -91,7 +100,17 @@ def _gray(data: bytes, header: ImageHeader) -> tuple[np.ndarray, bool]:
             return np.ascontiguousarray(small[..., 0]), False
         except ValueError:
             pass
-    return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY), header.scalable
+    return cv2.cvtColor(decode(data, pixel_format), cv2.COLOR_RGB2GRAY), header.scalable
+
+
+def _range_notes(data: bytes, value_range: ValueRange) -> list[str]:
+    """Return what an image deeper than 8 bits loses when it is mapped to 8 bits: few levels, clipped."""
+    values = decode_values(data)
+    if values is None:
+        return []
+    outside = np.count_nonzero((values < value_range[0]) | (values > value_range[1]))
+    notes = ["clipped"] if outside > CLIPPED_SHARE * values.size else []
+    return [*notes, "few levels"] if lost_levels(values, to_8bit(values, value_range)) is not None else notes
 
 
 def _format(data: bytes, header: ImageHeader) -> str:
@@ -104,8 +123,7 @@ def _format_notes(data: bytes, header: ImageHeader) -> list[str]:
         return [*notes, "grayscale"] if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else notes
     image = header.image
     mode = image.mode
-    deep = image.format == "PNG" and len(data) > 24 and data[24] == 16  # Pillow shows RGB of 16 bits as 8
-    if mode.startswith("I") or mode == "F" or deep:
+    if is_deep(image):
         notes.append("16-bit")
     if mode == "CMYK":
         notes.append("cmyk")
@@ -114,7 +132,7 @@ def _format_notes(data: bytes, header: ImageHeader) -> list[str]:
     if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         notes.append("alpha")
     if getattr(image, "is_animated", False):
-        notes.append("animated")
+        notes.append("several pages" if image.format == "TIFF" else "animated")
     return notes
 
 

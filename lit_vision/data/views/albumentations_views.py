@@ -18,6 +18,7 @@ import numpy as np
 
 from lit_vision.data.views.decode import decode
 from lit_vision.data.views.keyed_rng import derive_seed
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class AlbumentationsViews:
         name: a key of PIPELINES.
         size: side of the result, pixels.
         seed: in [0, 2**64).
+        pixel_format: conversion of the files' values to 8 bits, see `decode`.
         options: none are supported, a pipeline is changed in its code; those that are None are ignored.
 
     Raises:
@@ -109,7 +111,7 @@ class AlbumentationsViews:
 
     num_views = 1
 
-    def __init__(self, name: str, size: int, seed: int, **options: Any):
+    def __init__(self, name: str, size: int, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any):
         options = {key: value for key, value in options.items() if value is not None}
         if name not in PIPELINES:
             raise UserError(
@@ -121,6 +123,7 @@ class AlbumentationsViews:
                 "change the pipeline or register one"
             )
         self.name, self.size, self.seed, self._build = name, size, seed, PIPELINES[name]
+        self.pixel_format = pixel_format
 
     @cached_property
     def pipeline(self) -> A.Compose:
@@ -129,7 +132,7 @@ class AlbumentationsViews:
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """Return the view of an image file under a key: uint8 (1, size, size, 3)."""
-        return self.from_array(decode(image_bytes), epoch, index, copy)
+        return self.from_array(decode(image_bytes, self.pixel_format), epoch, index, copy)
 
     def from_array(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """Return the view of an image, (H, W, 3) uint8, under a key: uint8 (1, size, size, 3)."""

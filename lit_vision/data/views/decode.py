@@ -1,6 +1,7 @@
 """Decode image files to 8-bit RGB pixels, upright, or raise an error that says what is wrong with the file.
 
-Grayscale, palette, 16-bit, CMYK and alpha images are converted. The header is read first: a file that claims more
+Grayscale, palette, CMYK and alpha images are converted, and images of more than 8 bits by the data set's rule
+(pixel_values.py, which lists the formats). The header is read first: a file that claims more
 pixels than the limit, or more than its bytes can hold, is refused before any pixel is allocated. JPEG is decoded by
 libjpeg-turbo (simplejpeg), which can also decode at 1/2, 1/4 and 1/8 of the size in a fraction of the time; everything
 else, and every JPEG that it refuses, by Pillow and its plug-ins. So a JPEG is reported as broken only if both refuse
@@ -9,6 +10,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -19,6 +21,20 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from lit_vision.data.views.pillow_plugins import register_plugins
+from lit_vision.data.views.pixel_values import (
+    COLOR_MODES,
+    PixelFormat,
+    ValueRange,
+    assumed_range,
+    deep_values,
+    is_deep,
+    is_inverted,
+    is_outside,
+    is_signed_8_bit,
+    lost_levels,
+    to_8bit,
+    to_gray,
+)
 from lit_vision.errors import UserError
 
 T = TypeVar("T")
@@ -38,7 +54,7 @@ class ImageDecodeError(UserError):
     """Error for a file that is no readable image: empty, truncated, of an unknown format, or over the pixel limit.
 
     Attributes:
-        kind: "forged header", "truncated" or "no image"; "" for another reason.
+        kind: "forged header", "truncated", "no image" or "unknown range"; "" for another reason.
     """
 
     def __init__(self, message: str, kind: str = ""):
@@ -67,39 +83,50 @@ class ImageHeader(NamedTuple):
     image: Image.Image | None
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, pixel_format: PixelFormat | None = None) -> np.ndarray:
     """Decode an image file at full size.
 
-    Alpha is dropped (as by torchvision's ImageFolder), 16-bit gray keeps its upper 8 bits, of an animation the first
-    frame is used, and an EXIF orientation is applied.
+    Alpha is dropped (as by torchvision's ImageFolder), of an animation or a file of several pages the first is used,
+    and an EXIF orientation is applied.
 
     Args:
         data: bytes of the file.
+        pixel_format: conversion of images deeper than 8 bits, and to gray. None: 16-bit images keep their upper 8
+            bits and floats are taken as 0 to 255, whatever is left of them.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        ImageDecodeError: the bytes are no complete image.
+        ImageDecodeError: the bytes are no complete image, or it is deeper than 8 bits and its values do not belong to
+            the range, or it is not known and too few gray levels would be left.
     """
-    return _pixels(data, read_header(data), 1, fast=False)[0]
+    return _pixels(data, read_header(data), 1, False, pixel_format)[0]
 
 
-def from_pillow(image: Image.Image) -> np.ndarray:
+def from_pillow(image: Image.Image, pixel_format: PixelFormat | None = None) -> np.ndarray:
     """Return the pixels of an image that Pillow has opened, by the rules of `decode`.
 
-    A JPEG's pixels can differ by a few levels from those of `decode`, which uses another decoder.
+    A JPEG's pixels can differ by a few levels from those of `decode`, which uses another decoder. Color images of 16
+    bits a channel have lost the lower 8 when Pillow opened them.
+
+    Args:
+        image: of any mode.
+        pixel_format: as for `decode`.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        ImageDecodeError: its file is incomplete.
+        ImageDecodeError: its file is incomplete, or as `decode`.
     """
-    return _guarded(_pillow_pixels, b"", ImageHeader(*image.size, 1, False, image))
+    pixels = _guarded(_pillow_pixels, b"", ImageHeader(*image.size, 1, False, image), pixel_format)
+    return to_gray(pixels) if pixel_format is not None and pixel_format.gray else pixels
 
 
-def decode_scaled(data: bytes, header: ImageHeader, scale: int = 1) -> tuple[np.ndarray, int]:
+def decode_scaled(
+    data: bytes, header: ImageHeader, scale: int = 1, pixel_format: PixelFormat | None = None
+) -> tuple[np.ndarray, int]:
     """Decode an image file for training, at a reduced scale if asked.
 
     Like `decode`, but libjpeg's chroma upsampling is not smoothed (10 % faster).
@@ -109,15 +136,34 @@ def decode_scaled(data: bytes, header: ImageHeader, scale: int = 1) -> tuple[np.
         header: from `read_header(data)`.
         scale: 1, or one of SCALES for a `scalable` file: each pixel stands for scale x scale pixels, computed from
             fewer DCT coefficients.
+        pixel_format: as for `decode`.
 
     Returns:
         (ceil(H / scale), ceil(W / scale), 3) uint8, RGB, contiguous; and the scale, which is 1 if only Pillow could
         decode the file.
 
     Raises:
+        ImageDecodeError: as `decode`.
+    """
+    return _pixels(data, header, scale, True, pixel_format)
+
+
+def decode_values(data: bytes) -> np.ndarray | None:
+    """Return the values of an image deeper than 8 bits as its file has them; None for an 8-bit image.
+
+    Args:
+        data: bytes of the file.
+
+    Returns:
+        (H, W) or (H, W, 3), integers or floats; not turned upright, but for TIFFs.
+
+    Raises:
         ImageDecodeError: the bytes are no complete image.
     """
-    return _pixels(data, header, scale, fast=True)
+    header = read_header(data)
+    if header.image is None or not is_deep(header.image):
+        return None
+    return _guarded(deep_values, header.image, data)
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -143,13 +189,16 @@ def read_header(data: bytes) -> ImageHeader:
     return _guarded(_pillow_header, data)
 
 
-def _pixels(data: bytes, header: ImageHeader, scale: int, fast: bool) -> tuple[np.ndarray, int]:
+def _pixels(
+    data: bytes, header: ImageHeader, scale: int, fast: bool, pixel_format: PixelFormat | None
+) -> tuple[np.ndarray, int]:
+    pixels: np.ndarray | None = None
     if header.scalable:
-        try:
-            return _apply_orientation(_jpeg(data, header, scale, fast), header.orientation), scale
-        except ValueError:
-            pass  # try Pillow before the file is called broken
-    return _guarded(_pillow_pixels, data, header), 1
+        with contextlib.suppress(ValueError):  # try Pillow before the file is called broken
+            pixels = _apply_orientation(_jpeg(data, header, scale, fast), header.orientation)
+    if pixels is None:
+        pixels, scale = _guarded(_pillow_pixels, data, header, pixel_format), 1
+    return (to_gray(pixels) if pixel_format is not None and pixel_format.gray else pixels), scale
 
 
 def _jpeg(data: bytes, header: ImageHeader, scale: int, fast: bool) -> np.ndarray:
@@ -213,40 +262,65 @@ def _pillow_header(data: bytes) -> ImageHeader:
     image = Image.open(io.BytesIO(data))  # reads the header only
     width, height = image.size
     _check_size(image.format, width, height, len(data))
+    if is_signed_8_bit(image):
+        raise ImageDecodeError("a TIFF of signed 8-bit values is not supported; save it as unsigned 8-bit or 16-bit")
     if image.format == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise ImageDecodeError("truncated: shorter than its header states; replace or remove it", "truncated")
     if image.format == "PNG" and width * height > _LARGE:
         Image.open(io.BytesIO(data)).verify()  # checksums of all its chunks, without pixels
     # to find EXIF data behind the pixels Pillow would decode the PNG here, and hide an error that it meets
     orientation = 1 if image.format == "PNG" and "exif" not in image.info else _exif(image)
-    if orientation > 4:
+    if orientation > 4 and image.format != "TIFF":  # of which Pillow gives the size of the upright image
         width, height = height, width
     return ImageHeader(width, height, orientation, False, image)
 
 
-def _pillow_pixels(data: bytes, header: ImageHeader) -> np.ndarray:
+def _pillow_pixels(data: bytes, header: ImageHeader, pixel_format: PixelFormat | None) -> np.ndarray:
     image = header.image or Image.open(io.BytesIO(data))
+    if is_deep(image) and (data or image.mode not in COLOR_MODES):
+        return _deep_pixels(image, data, pixel_format)
     image.load()
     out = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _LARGE // image.width)  # in strips, so that a large image is not in memory three times
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        out[top:bottom] = _rgb(image if rows >= image.height else image.crop((0, top, image.width, bottom)))
+        strip = image if rows >= image.height else image.crop((0, top, image.width, bottom))
+        out[top:bottom] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
     return _apply_orientation(out, _exif(image))
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Return 8-bit pixels (H, W, 3) or (H, W, 1). convert("RGB") would clip images of more bits at 255."""
-    if image.mode.startswith("I;16"):
-        upper: np.ndarray = np.asarray(image) >> 8
-        return upper[:, :, None]
-    if image.mode == "I":
-        gray: np.ndarray = np.asarray(image)
-        return (gray >> 8 if gray.max(initial=0) > 255 else gray).clip(0, 255)[:, :, None]
-    if image.mode == "F":
-        pixels: np.ndarray = np.nan_to_num(np.asarray(image)).clip(0, 255).round()
-        return pixels[:, :, None]
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+def _deep_pixels(image: Image.Image, data: bytes, pixel_format: PixelFormat | None) -> np.ndarray:
+    """Return the 8-bit pixels, (H, W, 3), of an image of more bits, which convert("RGB") would clip at 255 or cut."""
+    inverted = is_inverted(image)
+    values = deep_values(image, data)
+    orientation = 1 if image.format == "TIFF" else _exif(image)  # a PNG's may stand behind its pixels
+    value_range = None if pixel_format is None else pixel_format.value_range
+    pixels = to_8bit(values, value_range or assumed_range(values))
+    if pixel_format is not None:
+        _check_levels(values, pixels, value_range)
+    pixels = 255 - pixels if inverted else pixels
+    return _apply_orientation(
+        pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2),
+        orientation,
+    )
+
+
+def _check_levels(values: np.ndarray, pixels: np.ndarray, value_range: ValueRange | None) -> None:
+    """Refuse an image of which too little is left in 8 bits."""
+    if value_range is None:
+        kept = lost_levels(values, pixels)
+        if kept is None:
+            return
+        reason = f"would keep {kept} of 256 gray levels, since the range of the values is not known here"
+    elif is_outside(values, pixels):
+        reason = f"have nothing in common with the range of values here, {value_range[0]:g} to {value_range[1]:g}"
+    else:
+        return
+    raise ImageDecodeError(
+        f"its values from {np.nanmin(values):g} to {np.nanmax(values):g} {reason}; give those of black and white "
+        "(data.range, or --range LOW HIGH)",
+        "unknown range",
+    )
 
 
 def _guarded(function: Callable[..., T], *args: Any) -> T:
@@ -259,6 +333,11 @@ def _guarded(function: Callable[..., T], *args: Any) -> T:
     except ImageDecodeError:
         raise
     except UnidentifiedImageError:
+        if args[0][:4] in (b"II*\0", b"MM\0*"):
+            raise ImageDecodeError(
+                "damaged, or a kind of TIFF that is not supported (16-bit or 64-bit floats, float color, over 4 "
+                "bands); save it as 8-bit, 16-bit or 32-bit float gray, or 8-bit or 16-bit RGB"
+            ) from None
         raise ImageDecodeError("the image format is unknown; replace or remove it", "no image") from None
     except Image.DecompressionBombError as error:
         raise ImageDecodeError(f"{error}; replace or remove it", "forged header") from None

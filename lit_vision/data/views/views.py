@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lit_vision.data.views.color import color_matrix, sequential_color_jitter
 from lit_vision.data.views.decode import SCALES, ImageHeader, decode, decode_scaled, read_header
 from lit_vision.data.views.params import ViewParams, ViewParamSampler, ViewSpec, make_view_spec
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.data.views.timm_augment import TimmAugment
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ MIN_VISIBLE_SIGMA = 0.28
 ImageViewsFunction = Callable[..., np.ndarray]  # (image_bytes, epoch, index, copy=0) -> uint8 (V, H, W, 3)
 
 
-def make_views(name: str, size: int, seed: int, **options: Any) -> Views | AlbumentationsViews:
+def make_views(
+    name: str, size: int, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any
+) -> Views | AlbumentationsViews:
     """Return the function that computes the named views of one image.
 
     Args:
@@ -39,6 +42,7 @@ def make_views(name: str, size: int, seed: int, **options: Any) -> Views | Album
             `albumentations:<name>` (V = 1) with the name of a pipeline of albumentations_views.py.
         size: side of the result in pixels.
         seed: in [0, 2**64).
+        pixel_format: conversion of the files' values to 8 bits, see `decode`.
         options: of the view, see `params.ViewSpec`; None means its default.
 
     Returns:
@@ -51,8 +55,8 @@ def make_views(name: str, size: int, seed: int, **options: Any) -> Views | Album
     if name.startswith("albumentations:"):
         from lit_vision.data.views.albumentations_views import AlbumentationsViews
 
-        return AlbumentationsViews(name.partition(":")[2], size, seed, **options)
-    return Views(make_view_spec(name, size, **options), seed)
+        return AlbumentationsViews(name.partition(":")[2], size, seed, pixel_format, **options)
+    return Views(make_view_spec(name, size, **options), seed, pixel_format)
 
 
 class ParametricViews:
@@ -61,10 +65,11 @@ class ParametricViews:
     Args:
         spec: from `make_view_spec`.
         seed: in [0, 2**64).
+        pixel_format: of the files; not used for arrays.
     """
 
-    def __init__(self, spec: ViewSpec, seed: int):
-        self.spec, self.seed = spec, seed
+    def __init__(self, spec: ViewSpec, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT):
+        self.spec, self.seed, self.pixel_format = spec, seed, pixel_format
         self.sampler, self.augment = ViewParamSampler(spec, seed), TimmAugment(spec, seed)
 
 
@@ -80,12 +85,13 @@ class Views(ParametricViews):
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
         """Return the views of an image file under a key: uint8 (V, size, size, 3)."""
         if self.spec.name == "eval" or not self.spec.quick:
-            return self.from_array(decode(image_bytes), epoch, index, copy)
+            return self.from_array(decode(image_bytes, self.pixel_format), epoch, index, copy)
         header = read_header(image_bytes)
         if not header.scalable:
-            return self.from_array(decode_scaled(image_bytes, header)[0], epoch, index, copy)
+            image, _ = decode_scaled(image_bytes, header, 1, self.pixel_format)
+            return self.from_array(image, epoch, index, copy)
         params = self.sample_params(header.height, header.width, epoch, index, copy)
-        image, scale = decode_scaled(image_bytes, header, self.decoding_scale(header, params))
+        image, scale = decode_scaled(image_bytes, header, self.decoding_scale(header, params), self.pixel_format)
         if scale > 1:
             params = [snap_to_decoded_grid(p, scale) for p in params]
         return self._render_all(image, params, epoch, index, copy)

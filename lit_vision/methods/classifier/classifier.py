@@ -18,6 +18,7 @@ from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.classifier.network import ClassifierNetwork, classification_loss, soft_targets
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
+from lit_vision.methods.pixels import check_channels
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 
@@ -128,8 +129,9 @@ class Classifier(ClassifierNetwork, LightningModule):
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
     def setup(self, stage: str) -> None:
-        """Refuse data with other classes, and a batch-norm converter that would break the model."""
+        """Refuse data with other classes or channels, and a batch-norm converter that would break the model."""
         fine_tuning.check_batch_norm(self)
+        check_channels(self)
         fine_tuning.match_classes(self, new_training=stage == "fit")
         head_classes = self.hparams.num_classes
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", head_classes)

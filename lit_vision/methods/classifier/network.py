@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_vision.errors import UserError
 from lit_vision.methods import tuning_modes
+from lit_vision.methods.pixels import channel_values
 from lit_vision.methods.tuning_modes import ADAPTERS, TUNING_DEFAULTS
 
 PARTS = frozenset({"backbone", "head", "head_norm"})  # the modules in a checkpoint of this method
@@ -103,8 +104,9 @@ class ClassifierNetwork(nn.Module):
         head_std = h["head_init_std"] or (0.01 if h["tune"] in ("linear", *ADAPTERS) else 2e-5)
         nn.init.trunc_normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.tensor(h["mean"] or mean))
-        self.register_buffer("std", torch.tensor(h["std"] or std))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], mean, channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], std, channels)))
         self.register_buffer("class_weights", class_weights and torch.tensor(class_weights), persistent=False)
         self.train()  # frozen parts must be in evaluation mode from the start
 

@@ -30,6 +30,7 @@ from lit_vision.methods.detection.heads import (
     default_strides,
     globally_normalized_losses,
 )
+from lit_vision.methods.pixels import channel_values
 
 PARTS = frozenset({"backbone", "pyramid", "head"})  # the modules in a checkpoint of this method
 MONITOR = ("val/map", True)  # the metric that chooses best.ckpt; True: larger is better
@@ -102,8 +103,9 @@ class DetectorNetwork(nn.Module):
         )
         self.decoder = AnchorDecoder(self.head, strides)
         tuning_modes.channels_last(self.pyramid, self.backbone)
-        self.register_buffer("mean", torch.tensor(h["mean"] or mean))
-        self.register_buffer("std", torch.tensor(h["std"] or std))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], mean, channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], std, channels)))
         self.train()  # frozen parts must be in evaluation mode from the start
 
     def train(self, mode: bool = True) -> DetectorNetwork:

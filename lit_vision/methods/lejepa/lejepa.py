@@ -9,6 +9,7 @@ from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.lejepa.network import LeJEPANetwork
+from lit_vision.methods.pixels import check_channels, store_value_range
 
 VALIDATION_STEP = -1  # directions of the validation: the same at each epoch, and of no step of the training
 
@@ -80,6 +81,7 @@ class LeJEPA(LeJEPANetwork, LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse Lightning's own batch norm converter; skip a validation with one view."""
         distributed.batch_norm_scope(self)
+        check_channels(self)
         if stage == "fit" and getattr(getattr(self.trainer, "datamodule", None), "eval_view", "lejepa") == "eval":
             self.trainer.limit_val_batches = 0
 
@@ -95,6 +97,8 @@ class LeJEPA(LeJEPANetwork, LightningModule):
         if batch["images"].shape[1] > 1:
             loss = self.loss(batch["images"], None, VALIDATION_STEP)[0]
             self.log("val/loss", loss, batch_size=len(batch["images"]), sync_dist=True)
+
+    on_save_checkpoint = store_value_range
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""

@@ -13,6 +13,7 @@ from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import seed_from_text
+from lit_vision.methods.pixels import channel_values
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "lejepa"  # two global views; local ones by data.local_views
@@ -161,8 +162,9 @@ class LeJEPANetwork(nn.Module):
         self.projection = Projector(self.backbone.width, h["projection_hidden"], h["projection_width"])
         self.sigreg_weight, self.num_directions = h["sigreg_weight"], h["num_directions"]
         self.num_knots, self.seed = h["num_knots"], h["seed"]
-        self.register_buffer("mean", torch.tensor(h["mean"] or [0.485, 0.456, 0.406]))
-        self.register_buffer("std", torch.tensor(h["std"] or [0.229, 0.224, 0.225]))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], [0.485, 0.456, 0.406], channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], [0.229, 0.224, 0.225], channels)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return projections z (B, K) of normalised images (B, C, H, W)."""

@@ -12,6 +12,7 @@ from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork
+from lit_vision.methods.pixels import check_channels, store_value_range
 
 
 class MAE(MAENetwork, LightningModule):
@@ -81,6 +82,10 @@ class MAE(MAENetwork, LightningModule):
         self.build(self.hparams)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    def setup(self, stage: str) -> None:
+        """Refuse data with another number of channels than the backbone's."""
+        check_channels(self)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
@@ -115,6 +120,8 @@ class MAE(MAENetwork, LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss, with the same mask for a sample in every epoch."""
         self.log("val/loss", self.batch_loss(batch, VALIDATION), batch_size=len(batch["images"]), sync_dist=True)
+
+    on_save_checkpoint = store_value_range
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""

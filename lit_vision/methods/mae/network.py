@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.backbones.pos_embed import sincos_2d
 from lit_vision.errors import UserError
+from lit_vision.methods.pixels import channel_values
 
 PARTS = frozenset({"backbone", "decoder"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "mae"  # the view of the paper's crop and flip
@@ -284,8 +285,9 @@ class MAENetwork(nn.Module):
         vit.set_grad_checkpointing(h["checkpointing"])
         self.decoder.checkpointing = h["checkpointing"]
         self._attention_for: tuple[str, torch.dtype] | None = None
-        self.register_buffer("mean", torch.tensor(h["mean"] or [0.485, 0.456, 0.406]))
-        self.register_buffer("std", torch.tensor(h["std"] or [0.229, 0.224, 0.225]))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], [0.485, 0.456, 0.406], channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], [0.229, 0.224, 0.225], channels)))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, prediction and mask of one batch.

@@ -22,6 +22,7 @@ from lit_vision.methods.multilabel.network import (
     masked_bce,
     thresholds_of,
 )
+from lit_vision.methods.pixels import check_channels
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 _UNKNOWN = -1  # torchmetrics' ignore_index
@@ -98,8 +99,9 @@ class MultiLabelClassifier(MultiLabelClassifierNetwork, LightningModule):
         self.metadata: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse data with other labels, and a batch-norm converter that would break the model."""
+        """Refuse data with other labels or channels, and a batch-norm converter that would break the model."""
         fine_tuning.check_batch_norm(self)
+        check_channels(self)
         fine_tuning.match_classes(self, new_training=stage == "fit")
         labels = self.hparams.num_labels
         found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", labels)

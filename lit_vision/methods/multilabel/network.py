@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_vision.errors import UserError
 from lit_vision.methods import tuning_modes
+from lit_vision.methods.pixels import channel_values
 from lit_vision.methods.tuning_modes import TUNING_DEFAULTS
 
 PARTS = frozenset({"backbone", "head"})  # the modules in a checkpoint of this method
@@ -91,8 +92,9 @@ class MultiLabelClassifierNetwork(nn.Module):
         self.head = nn.Linear(self.backbone.width, h["num_labels"])
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.tensor(h["mean"] or mean))
-        self.register_buffer("std", torch.tensor(h["std"] or std))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], mean, channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], std, channels)))
         self.train()  # frozen parts must be in evaluation mode from the start
 
     def forward(self, images: Tensor) -> Tensor:

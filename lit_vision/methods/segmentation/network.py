@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_vision.backbones.pyramid import freeze_unused, make_feature_levels
 from lit_vision.errors import UserError
 from lit_vision.methods import tuning_modes
+from lit_vision.methods.pixels import channel_values
 from lit_vision.methods.segmentation.heads import SEGMENTATION_HEADS, FCNHead, upsample
 from lit_vision.methods.segmentation.losses import (
     SEGMENTATION_LOSSES,
@@ -89,8 +90,9 @@ class SegmenterNetwork(nn.Module):
         parts: tuple[nn.Module, ...] = (self.pyramid, self.head, self.auxiliary or nn.Identity())
         for part in parts:
             tuning_modes.channels_last(part, self.backbone)
-        self.register_buffer("mean", torch.tensor(h["mean"] or mean))
-        self.register_buffer("std", torch.tensor(h["std"] or std))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], mean, channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], std, channels)))
         self.train()  # frozen parts must be in evaluation mode from the start
 
     def train(self, mode: bool = True) -> SegmenterNetwork:

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from lit_vision import distributed
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+from lit_vision.methods.pixels import channel_values
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "simclr"  # the view with two distorted crops
@@ -235,8 +236,9 @@ class SimCLRNetwork(nn.Module):
             self.backbone.width, h["projection_width"], h["projection_layers"], h["projection_batch_norm"]
         )
         self.temperature, self.negatives = h["temperature"], h["negatives"]
-        self.register_buffer("mean", torch.tensor(h["mean"] or [0.0, 0.0, 0.0]))
-        self.register_buffer("std", torch.tensor(h["std"] or [1.0, 1.0, 1.0]))
+        channels = self.backbone.config["in_chans"]
+        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], [0.0, 0.0, 0.0], channels)))
+        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], [1.0, 1.0, 1.0], channels)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return projections z (B, projection_width) of normalised images (B, C, H, W)."""

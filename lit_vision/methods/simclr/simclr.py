@@ -10,6 +10,7 @@ from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.lightning_internals import log_at_optimizer_step
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
+from lit_vision.methods.pixels import check_channels, store_value_range
 from lit_vision.methods.simclr.network import SimCLRNetwork
 
 
@@ -87,6 +88,7 @@ class SimCLR(SimCLRNetwork, LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse settings that would train another model than asked for; skip a validation without two views."""
         distributed.batch_norm_scope(self)
+        check_channels(self)
         if self.negatives == "global" and self.trainer.world_size != distributed.world_size():
             raise UserError(
                 f"trainer.strategy: {self.trainer.world_size} processes that do not exchange tensors would each see "
@@ -118,6 +120,8 @@ class SimCLR(SimCLRNetwork, LightningModule):
                 )
         if self.global_step == 0:
             log_at_optimizer_step(self.trainer, {"train/negatives": negatives})
+
+    on_save_checkpoint = store_value_range
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
