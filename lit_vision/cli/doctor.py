@@ -32,6 +32,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--test_split", default="test", help="name of the test folder (default test)")
     parser.add_argument("--quarantine", metavar="LIST", help="files to leave out: what data.quarantine is set to")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default 0: all cores)")
+    for split in ("val", "test"):
+        help_text = f"share of the training images that data.{split}_fraction draws as the {split} split"
+        parser.add_argument(f"--{split}_fraction", type=float, default=0.0, metavar="SHARE", help=help_text)
     add_label_arguments(parser)
     return parser
 

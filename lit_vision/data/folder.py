@@ -157,9 +157,9 @@ class Folder:
             if place := self.inventory.splits.get(split):
                 left_out = f" (left out: {', '.join(self.inventory.phrases())})" if self.inventory.phrases() else ""
                 raise UserError(f"{self.root / place}: no image in it{left_out}, but {purpose} needs this split")
-            how = (
-                f"create {self.root / split}/<class>/, or name its folder by data.train_split, val_split or test_split"
-            )
+            how = f"create {self.root / split}/<class>/, name its folder by data.train_split, val_split or test_split"
+            if split in ("val", "test") and self.splits:
+                how += f", or draw it from the training images by data.{split}_fraction"
             if self.root.is_file():
                 how = "pack a folder that has it"
             raise UserError(f"{self.root}: {has}there is no {split} split, which {purpose} needs; {how}")

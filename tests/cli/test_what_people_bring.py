@@ -3,7 +3,16 @@
 import pytest
 from export_outcomes import ExportOutcome, export_outcomes
 from folder_shapes import FOLDER_SHAPES
-from what_people_bring import RESULT, FolderOutcome, export_section, folder_outcomes, folder_section, render
+from label_table_outcomes import TableOutcome, table_outcomes
+from what_people_bring import (
+    RESULT,
+    FolderOutcome,
+    export_section,
+    folder_outcomes,
+    folder_section,
+    render,
+    table_section,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +23,16 @@ def outcomes(tmp_path_factory) -> list[FolderOutcome]:
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> list[ExportOutcome]:
     return export_outcomes(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> list[TableOutcome]:
+    return table_outcomes(tmp_path_factory.mktemp("tables"))
+
+
+def test_doctor_and_fit_agree_on_every_table(tables) -> None:
+    assert [(o.row[0], o.doctor, o.fit) for o in tables if o.doctor != o.fit] == []
+    assert sum(o.fit for o in tables) >= 9
 
 
 def test_doctor_and_fit_agree_on_every_folder(outcomes) -> None:
@@ -27,5 +46,6 @@ def test_doctor_and_fit_agree_on_every_export(exports) -> None:
     assert sum(o.fit for o in exports) >= 14  # two or more of each of seven tools, where it has two that are read
 
 
-def test_the_committed_table_is_what_the_commands_do(outcomes, exports) -> None:
-    assert RESULT.read_text(encoding="utf-8") == render([folder_section(outcomes), export_section(exports)])
+def test_the_committed_table_is_what_the_commands_do(outcomes, tables, exports) -> None:
+    sections = [folder_section(outcomes), table_section(tables), export_section(exports)]
+    assert RESULT.read_text(encoding="utf-8") == render(sections)

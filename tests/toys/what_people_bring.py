@@ -19,6 +19,9 @@ from export_outcomes import COLUMNS as EXPORT_COLUMNS
 from export_outcomes import TITLE as EXPORT_TITLE
 from export_outcomes import ExportOutcome, export_outcomes
 from folder_shapes import FOLDER_SHAPES, FolderShape
+from label_table_outcomes import COLUMNS as TABLE_COLUMNS
+from label_table_outcomes import TITLE as TABLE_TITLE
+from label_table_outcomes import TableOutcome, table_outcomes
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.check.check_folder import check_folder
@@ -141,11 +144,17 @@ def export_section(outcomes: list[ExportOutcome]) -> Section:
     return Section(EXPORT_TITLE, EXPORT_COLUMNS, [outcome.row for outcome in outcomes])
 
 
+def table_section(outcomes: list[TableOutcome]) -> Section:
+    """Return the section of tables of labels."""
+    return Section(TABLE_TITLE, TABLE_COLUMNS, [outcome.row for outcome in outcomes])
+
+
 def main() -> None:
     """Write the file."""
     with tempfile.TemporaryDirectory() as place:
         folders, exports = folder_outcomes(Path(place, "shapes")), export_outcomes(Path(place, "exports"))
-        RESULT.write_text(render([folder_section(folders), export_section(exports)]), encoding="utf-8")
+        tables = table_section(table_outcomes(Path(place, "tables")))
+        RESULT.write_text(render([folder_section(folders), tables, export_section(exports)]), encoding="utf-8")
     print(RESULT)
 
 

@@ -26,6 +26,8 @@ def check_folder(
     quarantine: str | Path | None = None,
     range: Sequence[float] | None = None,
     workers: int = 0,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
     label_file: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -48,6 +50,7 @@ def check_folder(
         quarantine: a list of files to leave out: what data.quarantine is set to.
         range: values of images deeper than 8 bits that become 0 and 255; None measures them as training does.
         workers: processes, 0 for all cores.
+        val_fraction, test_fraction: shares of the training images that data.val_fraction and data.test_fraction draw.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
         path_column, label_column, split_column: its columns, if they have unusual names.
         label_columns: columns of 1 and 0 for several labels an image, separated by commas.
@@ -78,7 +81,7 @@ def check_folder(
     from lit_vision.data.labeled_folder import label_options
 
     labels = None
-    if label_file is not None or group_by is not None:
+    if label_file is not None or group_by is not None or val_fraction or test_fraction:
         labels = label_options(
             label_file,
             path_column=path_column,
@@ -87,6 +90,7 @@ def check_folder(
             label_separator=label_separator,
             split_column=split_column,
             group_by=group_by,
+            fractions={"val": val_fraction, "test": test_fraction},
         )
     names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
     formats = recognize(root, *names) if root.is_dir() and labels is None else []
