@@ -1,4 +1,4 @@
-"""What people bring: every folder has one outcome in all commands, and the committed table shows it."""
+"""Folders as people bring them: each has one outcome in all commands, and the committed table shows it."""
 
 import pytest
 from export_outcomes import ExportOutcome, export_outcomes

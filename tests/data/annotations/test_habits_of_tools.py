@@ -1,4 +1,4 @@
-"""What tools write that the formats' descriptions do not: prefixes, texts for numbers, poses, colors, sizes of 0."""
+"""Files of tools that go beyond the formats' descriptions: prefixes, texts for numbers, poses, colors, sizes of 0."""
 
 import json
 from pathlib import Path
