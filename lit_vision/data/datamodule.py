@@ -17,8 +17,7 @@ from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryData
 from lit_vision.data.fitness import require_training_images
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.keyed_datamodule import KeyedDataModule
-from lit_vision.data.label_table import TableColumns
-from lit_vision.data.labeled_folder import LabelOptions, open_labeled
+from lit_vision.data.labeled_folder import label_options, open_labeled
 from lit_vision.data.sampler import keys_in_batches
 from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
 from lit_vision.data.value_range import MeasuredRange, measure_folder_range
@@ -174,12 +173,16 @@ class ImageFolderDataModule(KeyedDataModule):
             raise UsageError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
         self.eval_options: dict[str, Any] = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
-        self.label_options = LabelOptions(
+        self.label_options = label_options(
             label_file,
-            TableColumns(path_column, label_column, tuple(label_columns or ()), label_separator, split_column),
-            group_by,
-            {"val": val_fraction, "test": test_fraction},
-            label_seed,
+            path_column=path_column,
+            label_column=label_column,
+            label_columns=label_columns,
+            label_separator=label_separator,
+            split_column=split_column,
+            group_by=group_by,
+            fractions={"val": val_fraction, "test": test_fraction},
+            seed=label_seed,
         )
         self.labels, self.shots, self.label_seed, self.split_file = labels, shots, label_seed, split_file
         for key, value in (("use_unlabeled", use_unlabeled), ("in_memory", in_memory)):

@@ -46,6 +46,11 @@ class LabelOptions:
         if self.file is None and (self.columns != TableColumns() or isinstance(self.group_by, str)):
             raise UsageError("data.group_by and the columns' names: belong to data.label_file; set it too")
 
+    @property
+    def given(self) -> bool:
+        """True if labels, groups or splits are not those of the folders' names alone."""
+        return self.file is not None or self.group_by is not None or any(self.fractions.values())
+
 
 def label_options(
     file: str | Path | None = None,
@@ -59,7 +64,16 @@ def label_options(
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> LabelOptions:
-    """Return options from values as a command line has them: a list is text with commas, a level of a folder too.
+    """Return options from their names in recipes and commands; a list, and the level of a folder, may be text.
+
+    Args:
+        file: the label table.
+        path_column, label_column, split_column: its columns, if they have unusual names.
+        label_columns: columns of 1 and 0 for several labels an image; as text separated by commas.
+        label_separator: between several labels in one cell.
+        group_by: a column, or the level of a folder, as text too.
+        fractions: see `LabelOptions`.
+        seed: likewise.
 
     Raises:
         UsageError: values that cannot work.

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.data.folder import Folder
-from lit_vision.data.label_table import TableColumns
-from lit_vision.data.labeled_folder import LabelOptions, open_labeled
+from lit_vision.data.labeled_folder import label_options, open_labeled
 from lit_vision.data.open_images import is_pack, open_images
 from lit_vision.data.splits import read_list
+
+_LABEL_SETTINGS = ("path_column", "label_column", "label_columns", "label_separator", "split_column", "group_by")
 
 
 def open_as_trained(root: str | Path, settings: Mapping[str, Any]) -> tuple[Folder, str, tuple[str, ...]]:
@@ -33,7 +34,11 @@ def open_as_trained(root: str | Path, settings: Mapping[str, Any]) -> tuple[Fold
     train, val, test = (str(settings.get(f"{role}_split") or role) for role in ("train", "val", "test"))
     own = bool(settings.get("root")) and os.path.realpath(root) == os.path.realpath(settings["root"])
     if own:
-        folder = open_labeled(root, {"train": train, "val": val, "test": test}, _label_options(settings))
+        named = {name: settings.get(name) for name in _LABEL_SETTINGS}
+        fractions = {role: float(settings.get(f"{role}_fraction") or 0) for role in ("val", "test")}
+        seed = int(settings.get("label_seed") or 0)
+        options = label_options(settings.get("label_file"), **named, fractions=fractions, seed=seed)
+        folder = open_labeled(root, {"train": train, "val": val, "test": test}, options)
     else:
         if not is_pack(root) and not (Path(root) / train).is_dir():
             train, val, test = "train", "val", "test"
@@ -43,16 +48,3 @@ def open_as_trained(root: str | Path, settings: Mapping[str, Any]) -> tuple[Fold
     if listed := settings.get("quarantine"):
         folder.exclude(read_list(listed))
     return folder, train, tuple(name for name in (test, val) if name in folder.splits)
-
-
-def _label_options(settings: Mapping[str, Any]) -> LabelOptions:
-    columns = TableColumns(
-        settings.get("path_column"),
-        settings.get("label_column"),
-        tuple(settings.get("label_columns") or ()),
-        settings.get("label_separator"),
-        settings.get("split_column"),
-    )
-    fractions = {role: float(settings.get(f"{role}_fraction") or 0) for role in ("val", "test")}
-    group_by, seed = settings.get("group_by"), int(settings.get("label_seed") or 0)
-    return LabelOptions(settings.get("label_file"), columns, group_by, fractions, seed)

@@ -101,20 +101,19 @@ def run_study(
     # what a list needs no image for is checked before the folder is read
     check_label_syntax(labels or "")
     counts, limits, fixed_epochs = _seed_counts(str(seeds)), _max_seeds(max_seeds, names), _epochs(epochs, names)
+    options = label_options(
+        label_file,
+        path_column=path_column,
+        label_column=label_column,
+        label_columns=label_columns,
+        label_separator=label_separator,
+        split_column=split_column,
+        group_by=group_by,
+    )
+    label_table = options if options.given else None
     with Reporter() as reporter:
         reporter.log(f"reading {root}")
-        table = None
-        if label_file is not None or group_by is not None:
-            table = label_options(
-                label_file,
-                path_column=path_column,
-                label_column=label_column,
-                label_columns=label_columns,
-                label_separator=label_separator,
-                split_column=split_column,
-                group_by=group_by,
-            )
-        images = read_images(root, size, labels=table)
+        images = read_images(root, size, labels=label_table)
         step = 4 if images.size <= SMALL else 16
         if images.size % step:
             multiple = images.size // step * step + step

@@ -59,6 +59,15 @@ def test_a_study_reads_a_table_and_holds_out_whole_groups(root) -> None:
     assert {int(path[:2]) // 4 for path in without.test_paths} != people[1]
 
 
+@pytest.mark.parametrize("command", ["doctor", "study"])
+@pytest.mark.parametrize("arguments", [["--label_column", "person"], ["--group_by", "person"]])
+def test_options_of_a_table_without_a_table_are_wrong_usage(root, tmp_path, capsys, command: str, arguments) -> None:
+    out = ["--out" if command == "doctor" else "--run_dir", str(tmp_path / "out")]
+    assert main([command, str(root), *arguments, *out]) == 2
+    assert "label_file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_refuses_several_labels_an_image(root) -> None:
     with pytest.raises(UserError, match="MultiLabelClassifier"):
         read_images(root, labels=label_options(root.parent / "labels.csv", label_separator="|"))

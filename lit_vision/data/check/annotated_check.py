@@ -85,7 +85,7 @@ def check_annotated(
         value_range: declared for images deeper than 8 bits; None measures it as training does.
 
     Returns:
-        As `folder_report` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of
+        As `folder_check.examine` (`fit` if the set is fit in one of the formats), and {settings: {format: arguments of
         AnnotatedDataModule}, objects: {format: {split: {class: objects that train}}}}; `classes` is empty.
     """
     checks = {name: _read_format(root, names, name, quarantine) for name in formats}

@@ -80,18 +80,17 @@ def check_folder(
     from lit_vision.data.check.folder_check import examine, refuse
     from lit_vision.data.labeled_folder import label_options
 
-    labels = None
-    if label_file is not None or group_by is not None or val_fraction or test_fraction:
-        labels = label_options(
-            label_file,
-            path_column=path_column,
-            label_column=label_column,
-            label_columns=label_columns,
-            label_separator=label_separator,
-            split_column=split_column,
-            group_by=group_by,
-            fractions={"val": val_fraction, "test": test_fraction},
-        )
+    options = label_options(
+        label_file,
+        path_column=path_column,
+        label_column=label_column,
+        label_columns=label_columns,
+        label_separator=label_separator,
+        split_column=split_column,
+        group_by=group_by,
+        fractions={"val": val_fraction, "test": test_fraction},
+    )
+    labels = options if options.given else None
     names, left_out = (train_split, val_split, test_split), read_list(quarantine) if quarantine else set()
     formats = recognize(root, *names) if root.is_dir() and labels is None else []
     if formats:
