@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lit_vision.errors import UserError
-
-_SHOWN = 3  # class names in a message
+from lit_vision.io.text import join_names
 
 
 def match_class_names(
@@ -45,27 +44,22 @@ def match_class_names(
                 "leave out classes_by_number"
             )
         pairs = [f"{b} as {a}" for a, b in zip(model, data) if a != b]
-        return np.arange(len(data)), f"{where}: classes are compared by number: {_listed(pairs)}" if pairs else ""
+        return np.arange(len(data)), f"{where}: classes are compared by number: {join_names(pairs)}" if pairs else ""
     number = {name: i for i, name in enumerate(ours)}
     unknown = [name for name, composed in zip(data, theirs) if composed not in number]
     absent = [name for name, composed in zip(model, ours) if composed not in set(theirs)]
     if unknown:
-        also = f"; the model has {_listed(absent)}, which the data has not" if absent else ""
+        also = f"; the model has {join_names(absent)}, which the data has not" if absent else ""
         raise UserError(
-            f"{where}: has {_listed(unknown)}, which the model has not{also}; rename or remove classes, or compare "
+            f"{where}: has {join_names(unknown)}, which the model has not{also}; rename or remove classes, or compare "
             "them by number with classes_by_number"
         )
     numbers = np.array([number[name] for name in theirs], np.int64)
     if absent:
         return numbers, (
-            f"{where}: has {len(data)} of the model's {len(model)} classes, not {_listed(absent)}; matched by name, "
+            f"{where}: has {len(data)} of the model's {len(model)} classes, not {join_names(absent)}; matched by name, "
             f"and an answer may be any of the {len(model)}"
         )
     if ours != theirs:
         return numbers, f"{where}: has the model's classes in another order; matched by name"
     return numbers, ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

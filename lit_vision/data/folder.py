@@ -35,6 +35,7 @@ from lit_vision.data.walk import (
     images_by_class,
 )
 from lit_vision.errors import UserError
+from lit_vision.io.text import join_names
 
 
 class Paths(Sequence[str]):
@@ -299,9 +300,8 @@ def _number_classes(
     for name, by_class in found.items():
         unknown = sorted(c for c, files in by_class.items() if c and files and c not in numbers)
         if unknown:
-            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise UserError(
-                f"{root / place[name]}: classes {', '.join(unknown[:3])}{more} are not in {root / place[train]}; "
+                f"{root / place[name]}: classes {join_names(unknown)} are not in {root / place[train]}; "
                 "rename or remove them"
             )
         if "" in by_class and len(by_class) > 1 and any(files for c, files in by_class.items() if c):

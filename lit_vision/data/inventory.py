@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_vision.data.image_files import LeftOut, has_image_extension, is_system_folder
+from lit_vision.io.text import join_names
 
 COUNT_UP_TO = 10_000  # images counted in a folder that is left out
-_SHOWN = 3  # names of a kind in a phrase
 
 
 @dataclass
@@ -38,19 +38,16 @@ class Inventory:
         found = []
         if self.beside:
             more = [f"{name}/ ({n}{'+' * (n >= COUNT_UP_TO)} images)" for name, n in self.beside.items()]
-            found.append(f"{len(more)} folder{'s' * (len(more) > 1)} beside the splits: {_some(more)}")
+            found.append(f"{len(more)} folder{'s' * (len(more) > 1)} beside the splits: {join_names(more)}")
         if self.loose:
-            found.append(f"{len(self.loose)} image{'s' * (len(self.loose) > 1)} beside the splits: {_some(self.loose)}")
+            what = f"image{'s' * (len(self.loose) > 1)} beside the splits"
+            found.append(f"{len(self.loose)} {what}: {join_names(self.loose)}")
         if self.empty:
             what = "class folder without an image" if len(self.empty) == 1 else "class folders without an image"
-            found.append(f"{len(self.empty)} {what}: {_some(self.empty)}")
+            found.append(f"{len(self.empty)} {what}: {join_names(self.empty)}")
         if self.unlisted:
             found.append(f"{self.unlisted}{'+' * (self.unlisted >= COUNT_UP_TO)} images that the table does not list")
         return found + self.left_out.phrases()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def count_images(folder: Path) -> int:

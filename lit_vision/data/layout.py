@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from lit_vision.errors import UserError
+from lit_vision.io.text import join_names
 
 ROLES = ("train", "val", "test")
 UNLABELED = "unlabeled"
@@ -105,9 +106,8 @@ def check_beside_splits(root: Path, splits: Mapping[str, str], train: str, besid
     if not splits or not beside or (train in splits and (splits[train] == train or len(splits) > 1)):
         return
     named = next(iter(splits.values()))
-    more = f" and {len(beside) - 2} more" if len(beside) > 2 else ""
     raise UserError(
-        f"{root}: {named} is the name of a split, but {', '.join(beside[:2])}{more} stand(s) beside it; move the class "
+        f"{root}: {named} is the name of a split, but {join_names(beside, 2)} stand(s) beside it; move the class "
         f"folders into {root / train} ({named} too, if it is a class), or name the training folder by data.train_split"
     )
 

@@ -1,8 +1,9 @@
-"""Format durations and names that are not UTF-8 as text that can be printed; check that a file is text."""
+"""Format durations, lists of names, and names that are not UTF-8 as text to print; check that a file is text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from lit_vision.errors import UsageError
@@ -19,6 +20,13 @@ def format_duration(seconds: float) -> str:
         return f"{m}:{s:02d}"
     days, h = divmod(hours, 24)
     return f"{days}d {h:02d}:{m:02d}" if days else f"{h}:{m:02d}:{s:02d}"
+
+
+def join_names(names: Iterable[str], most: int = 3) -> str:
+    """Return names separated by commas for a message: the first `most`, then how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def printable(text: str) -> str:

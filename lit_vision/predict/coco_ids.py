@@ -10,17 +10,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
+from lit_vision.io.text import join_names
 from lit_vision.weights.model_metadata import ModelMetadata
 
 Id = int | float | str
 _NUMBER = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{1,15})\Z", re.ASCII)  # 000000000139, COCO_val2014_000000000042
-_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def _from_truth(path: Path, names: Sequence[str], metadata: ModelMetadata) -> Co
     unknown = [name for name in classes if name not in of_name]
     if len(unknown) == len(classes):
         raise UserError(
-            f"--truth {path}: has the categories {_listed(of_name)}, the model has {_listed(classes)}, and none is "
-            "in both; give the truth of this model's classes"
+            f"--truth {path}: has the categories {join_names(of_name)}, the model has {join_names(classes)}, and none "
+            "is in both; give the truth of this model's classes"
         )
     first_free = 1 + max([i for i in of_name.values() if isinstance(i, int)], default=0)
     new = {name: first_free + i for i, name in enumerate(unknown)}
@@ -103,9 +103,9 @@ def _from_truth(path: Path, names: Sequence[str], metadata: ModelMetadata) -> Co
     if len(images) > len(names):
         note.append(f"{len(images) - len(names)} of its {len(images)} images are not in the list")
     if absent := [name for name in of_name if name not in classes]:
-        note.append(f"the model has no {_listed(absent)}")
+        note.append(f"the model has no {join_names(absent)}")
     if unknown:
-        note.append(f"it has no {_listed(unknown)}, which get new ids")
+        note.append(f"it has no {join_names(unknown)}, which get new ids")
     return CocoIds(ids, categories, "; ".join(note))
 
 
@@ -138,8 +138,8 @@ def _match_images(path: Path, names: list[str], images: list[tuple[str, Id]]) ->
             missing.append(name)
     if missing:
         raise UserError(
-            f"--truth {path}: has no image {_listed(missing)} of the list; give the truth of these images, or only the "
-            "images that it has"
+            f"--truth {path}: has no image {join_names(missing)} of the list; give the truth of these images, or only "
+            "the images that it has"
         )
     if len(set(ids)) != len(ids):
         twice = next(name for name, image_id in zip(names, ids) if ids.count(image_id) > 1)
@@ -179,9 +179,3 @@ def _base(name: str) -> str:
 
 def _ends_in(long: str, short: str) -> bool:
     return long.endswith("/" + short)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

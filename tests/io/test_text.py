@@ -1,11 +1,11 @@
-"""Names that are not UTF-8 can be printed."""
+"""Lists of names are shortened; names that are not UTF-8 can be printed."""
 
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
-from lit_vision.io.text import printable
+from lit_vision.io.text import join_names, printable
 from lit_vision.study.report import _unless_it_fails
 
 
@@ -13,6 +13,12 @@ def test_printable__escapes_bytes_that_are_not_utf8_only() -> None:
     assert printable(os.fsdecode(b"caf\xe9 \xff.jpg")) == r"caf\xe9 \xff.jpg"
     assert printable("café \ud800") == r"café \ud800"
     printable(os.fsdecode(bytes(range(256)))).encode("utf-8")
+
+
+def test_join_names__says_how_many_more_there_are() -> None:
+    assert join_names("abc") == "a, b, c"
+    assert join_names(name for name in "abcde") == "a, b, c and 2 more"
+    assert join_names([]) == ""
 
 
 def test_a_command_prints_such_a_name(tmp_path) -> None:

@@ -15,6 +15,7 @@ from lit_vision.data.annotations.masks import IGNORE, MaskValues
 from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.errors import UserError
+from lit_vision.io.text import join_names
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,7 @@ def require_objects(table: AnnotationTable, split: str) -> None:
         raise UserError(f"{table.root}: {split}: no object of {len(table)} images can be used: {'; '.join(reasons)}")
     without = [table.class_names[i] for i in np.flatnonzero(counts.train == 0).tolist()]
     if without:
-        log.warning("%s: %s: no object of %s", table.root, split, _shorten(without))
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} classes more" if len(names) > 10 else "")
+        log.warning("%s: %s: no object of %s", table.root, split, join_names(without, 10))
 
 
 def require_sizes(table: AnnotationTable) -> None:
@@ -159,7 +156,7 @@ def require_pixels(
         advice = f"the lines {lines}" if lines else "'name value value value' for each class"
         raise UserError(
             f"{where}in {masks} masks every pixel is {names[seen[0]]} or ignored (value 255), none is "
-            f"{_shorten(without)}; if 255 is a class, set data.colors to a file with {advice}"
+            f"{join_names(without, 10)}; if 255 is a class, set data.colors to a file with {advice}"
         )
     if trains and len(seen) == 1 and len(names) > 1 and masks == len(table):
         raise UserError(
@@ -167,4 +164,4 @@ def require_pixels(
             "correct the masks, data.class_names or data.first_value"
         )
     if without:
-        log.warning("%sno pixel of %s in %d masks", where, _shorten(without), masks)
+        log.warning("%sno pixel of %s in %d masks", where, join_names(without, 10), masks)
