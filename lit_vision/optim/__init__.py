@@ -120,8 +120,8 @@ def optimizer_and_schedule(
     groups: list[dict[str, Any]],
     *,
     optimizer: str,
-    base_lr: float | None,
-    lr: float | None,
+    base_lr: float | None = None,
+    lr: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     warmup_epochs: float = 0.0,
     min_lr: float = 0.0,
@@ -184,7 +184,7 @@ def optimizer_from_hparams(module: LightningModule, groups: list[dict[str, Any]]
     """Call `optimizer_and_schedule` with those of its arguments that are hyper-parameters of the module.
 
     Args:
-        module: its `hparams` hold optimizer, base_lr and lr, and any of betas, warmup_epochs, min_lr, momentum,
+        module: its `hparams` hold optimizer, base_lr or lr, and any of betas, warmup_epochs, min_lr, momentum,
             nesterov and lr_in_momentum.
         groups: from `decay_groups` or `layer_decay_groups`.
 

@@ -26,7 +26,8 @@ from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
-from lit_vision.weights.checkpoint_layouts import read_file_and_content
+from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
+from lit_vision.weights.compatibility import UNKNOWN, unknown_method_error
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata, current_keys
 
@@ -160,6 +161,9 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
         raise UserError(
             f"{path}: has weights but no hyper_parameters; give a run's checkpoint or a file of lit-vision export"
         )
+    layout = to_common_keys(state, header)[1]
+    if layout.startswith(UNKNOWN):  # with a known method's hyper-parameters it would be called damaged
+        raise unknown_method_error(path, layout)
     stored = content.get("card") or {}  # metadata; see fine_tuning.py
     task = stored.get("task") or task_of_checkpoint(hyper)
     if task is not None:

@@ -7,7 +7,7 @@ parts of the target keep their initial values. Every further key that differs is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from lit_vision.errors import UserError
@@ -125,7 +125,8 @@ def pairs() -> Iterator[tuple[str, str]]:
 def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterable[str]) -> str:
     """Return the layout of a file in this project's form.
 
-    What the file states decides: the method's name, else its hyper-parameters. A file with neither is known by its
+    What the file states decides: the method's name, else its hyper-parameters, if it has no part that this method does
+    not have: a new method often begins as a copy of another one's constructor. A file with neither is known by its
     parts, and SimCLR's by the layers of its projection as well, since other methods have a part of that name too.
 
     Args:
@@ -146,7 +147,7 @@ def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterab
     elif parts == {"backbone"}:
         found = BACKBONE
     elif given:
-        found = method_of_hyper_parameters(given) or unknown
+        found = method_of_hyper_parameters(given, parts) or unknown
     elif parts == {"backbone", "projection"}:
         layers = {key.split(".")[1] for key in keys if key.startswith("projection.")}
         found = _PROJECTIONS.get(tuple(sorted(int(i) for i in layers if i.isdecimal())), unknown)
@@ -156,10 +157,13 @@ def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterab
     return "Dense" if found in ("Detector", "Segmenter") else found
 
 
-def method_of_hyper_parameters(names: Iterable[str]) -> str | None:
-    """Return the method of this project that a checkpoint with hyper-parameters of these names is of, None if none."""
+def method_of_hyper_parameters(names: Iterable[str], parts: Set[str] = frozenset()) -> str | None:
+    """Return the method of this project that a checkpoint with hyper-parameters of these names is of, None if none.
+
+    A method without one of the checkpoint's `parts` does not count.
+    """
     given = set(names)
-    return next((name for name, method in METHODS.items() if method.marks <= given), None)
+    return next((name for name, method in METHODS.items() if method.marks <= given and parts <= method.parts), None)
 
 
 def unknown_method_error(path: object, layout: str) -> UserError:

@@ -23,6 +23,7 @@ from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
 from lit_vision.methods.simclr.simclr import SimCLR
+from lit_vision.predict.models import load_model
 from lit_vision.weights.checkpoint_layouts import read_common
 from lit_vision.weights.compatibility import FACEBOOK_MAE, METHODS, pairs
 from lit_vision.weights.load import (
@@ -236,6 +237,14 @@ UNKNOWN_METHODS = {  # what a checkpoint of a method that nobody declared may lo
     "another part": ({"predictor.0.weight": torch.ones(2, 2)}, None),
     "another method's hyper-parameters": ({}, {"backbone": NAME, "backbone_args": VIT, "queue": 65536}),
     "another head": ({"projection.9.weight": torch.ones(2, 2)}, None),
+    "another part, a copy of SimCLR's constructor": (
+        {"predictor.0.weight": torch.ones(2, 2)},
+        {"backbone": NAME, "backbone_args": VIT, "temperature": 0.1, "projection_width": 8},
+    ),
+    "another part, a copy of Classifier's constructor": (
+        {"gate.weight": torch.ones(2, 2)},
+        {"backbone": NAME, "backbone_args": VIT, "num_classes": 3, "tune": "full"},
+    ),
 }
 
 
@@ -250,6 +259,9 @@ def test_unknown_method__offers_its_backbone(tmp_path, what: str, capsys) -> Non
             load_into(make(target), path)
         assert "unknown method" in str(caught.value)
         assert "\n" not in str(caught.value)
+    if hyper:
+        with pytest.raises(UserError, match=r"unknown method .*--backbone_only"):
+            load_model(path, "cpu")
     out = tmp_path / "backbone.safetensors"
     flags = [] if hyper else ["--backbone", NAME, "--backbone_args", json.dumps(VIT)]
     assert main(["import", str(path), "--out", str(out), *flags]) == 1
