@@ -31,7 +31,8 @@ class LoadedModel:
     Images are a path, a folder (with its subfolders, sorted by name) or a pack, a Pillow image, a numpy array
     (H, W, 3) or (N, H, W, 3) uint8 RGB, a tensor (3, H, W) or (N, 3, H, W) uint8 or float from 0 to 1, or a list of
     single images. Gray images have 1 channel instead of 3, or are arrays (H, W). Any size; the model's preprocessing is
-    applied, so give plain pixels and no normalized ones.
+    applied, so give plain pixels and no normalized ones. Threads may share a model, except for calls that ask a
+    detector for different `max_detections`.
 
     Attributes:
         classes: names in the order of the class numbers; empty for features.

@@ -53,7 +53,7 @@ class ImageList:
         elif isinstance(image, np.ndarray):
             pixels = image if image.ndim == 3 else image[:, :, None]
         else:
-            with open(image, "rb") as file:
+            with open(os.path.expanduser(image), "rb") as file:
                 return decode(file.read(), pixel_format)
         rgb = np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))  # writable, as torch wants it
         return to_gray(rgb) if pixel_format.gray else rgb
@@ -63,16 +63,16 @@ def list_images(images: Any) -> Inputs | ImageList:
     """Return the images of any accepted kind as a list to read, in their order; those of a folder sorted by name.
 
     Args:
-        images: see `ACCEPTED`.
+        images: see `ACCEPTED`; `~/` in a path is the home folder.
 
     Raises:
         UserError: another kind, shape or type, no image, or a folder among several.
     """
-    if isinstance(images, str | os.PathLike) and (os.path.isdir(images) or is_pack(os.fspath(images))):
-        return find_images([os.fspath(images)])
+    if isinstance(images, str | os.PathLike) and _is_folder_or_pack(images):
+        return find_images([os.path.expanduser(os.fspath(images))])
     if isinstance(images, np.ndarray | torch.Tensor):
         found = list(images) if images.ndim == 4 else [images]
-    elif isinstance(images, Iterable) and not isinstance(images, str | os.PathLike | Image.Image):
+    elif isinstance(images, Iterable) and not isinstance(images, str | bytes | os.PathLike | Image.Image):
         found = list(images)
     else:
         found = [images]
@@ -83,13 +83,22 @@ def list_images(images: Any) -> Inputs | ImageList:
     return ImageList(found, [os.fspath(x) if isinstance(x, str | os.PathLike) else "" for x in found])
 
 
+def _is_folder_or_pack(path: str | os.PathLike[str]) -> bool:
+    path = os.path.expanduser(os.fspath(path))
+    return os.path.isdir(path) or is_pack(path)
+
+
 def _check(image: Any, name: str) -> None:
     """Refuse what is not a single image of an accepted kind, by its type and shape."""
     if isinstance(image, str | os.PathLike):
-        if os.path.isdir(image) or is_pack(os.fspath(image)):
+        if "\0" in os.fspath(image):
+            raise UserError(f"{name}: {os.fspath(image)!r} is no path, it contains a zero byte; give {ACCEPTED}")
+        if _is_folder_or_pack(image):
             raise UserError(f"{name}: {image} is a folder or pack; give one alone, or files only")
         return
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise UserError(f"{name}: has size {image.size} and no pixels; give {ACCEPTED}")
         return
     if isinstance(image, np.ndarray):
         good = image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3)))

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def run_inference(
 
 
 def check_ranges(options: Mapping[str, Any]) -> None:
-    """Refuse numbers out of range: top_k, max_detections, min_score, batch_size and workers; None is not checked.
+    """Refuse values out of range: top_k, max_detections, min_score, batch_size and workers; None is not checked.
 
     Raises:
         UsageError: names the option.
@@ -128,11 +129,11 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     lowest = {"top_k": "1 class", "max_detections": "1", "batch_size": "1", "workers": "0 (all cores)"}
     for name, wanted in lowest.items():
         value = options.get(name)
-        if value is not None and value < int(wanted[0]):
-            raise UsageError(f"--{name} {value}: give at least {wanted}")
+        if value is not None and (not isinstance(value, Integral) or value < int(wanted[0])):
+            raise UsageError(f"--{name} {value!r}: give a whole number, at least {wanted}")
     min_score = options.get("min_score")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise UsageError(f"--min_score {min_score}: give a number from 0 to 1")
+    if min_score is not None and not (isinstance(min_score, Real) and 0 <= min_score <= 1):
+        raise UsageError(f"--min_score {min_score!r}: give a number from 0 to 1")
 
 
 def check_has_features(model: Model) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
 from lit_vision.data.views.pixel_values import check_range
-from lit_vision.errors import UserError
+from lit_vision.errors import UsageError, UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.methods.pixels import channel_values
@@ -96,6 +96,7 @@ def load_model(
         return open_openvino(path, threads)
     if suffix == ".pt2":
         return open_pt2(path, trust_pt2)
+    target = _torch_device(device)
     method: nn.Module | None = None
     network: nn.Module
     if from_timm:
@@ -103,9 +104,6 @@ def load_model(
     else:
         method, metadata = load_method(path, base)
         network = inference_network(method, metadata.task)
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
     network = network.to(target)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
@@ -114,6 +112,23 @@ def load_model(
         return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
 
     return Model(metadata, path, run, "torch", method, target)
+
+
+def _torch_device(name: str) -> torch.device:
+    """Return the device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UserError: torch has no such device here. UsageError (a UserError): another name.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"--device {name!r}: is no device; give auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r}: is not tested here; give auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
 
 
 class FeatureModel(nn.Module):

@@ -59,7 +59,9 @@ def read_file_and_content(
         UserError: as `read_file`.
     """
     path = Path(path)
-    if not path.is_file() and not (path / MANIFEST).is_file():
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        raise UserError(f"{path}: is a folder; name a checkpoint, such as {path / 'checkpoints' / 'last.ckpt'} of a run")
+    if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
     if Path(f"{path}.sha256").is_file():
         from lit_vision.io.checkpoint_digest import is_valid

@@ -11,7 +11,7 @@ import torch
 from toy_dense import make_detector, make_segmenter
 from toy_models import make_classifier, write_images, write_run
 
-from lit_vision.methods import MAE, LeJEPA
+from lit_vision.methods import MAE, LeJEPA, MultiLabelClassifier
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 HEAVY = ("lightning", "torchmetrics", "tensorboard")
@@ -38,7 +38,8 @@ def place(tmp_path_factory) -> Path:
     write_run(folder / "segmenter", make_segmenter())
     mae = MAE("vit_tiny_patch16_224", VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
     lejepa = LeJEPA("vit_tiny_patch16_224", VIT, projection_width=8, projection_hidden=16)
-    for name, method in (("mae", mae), ("lejepa", lejepa)):
+    labels = MultiLabelClassifier("vit_tiny_patch16_224", 3, VIT)
+    for name, method in (("mae", mae), ("lejepa", lejepa), ("labels", labels)):
         (folder / name).mkdir()
         content = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
         torch.save(content, folder / name / "last.ckpt")
@@ -58,6 +59,7 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
         [*predict, "--model", str(place / "run"), "--out", f"{out}/p.csv"],
         [*predict, "--model", str(place / "detector"), "--out", f"{out}/d.csv"],
         [*predict, "--model", str(place / "segmenter"), "--out", f"{out}/s.csv"],
+        [*predict, "--model", str(place / "labels/last.ckpt"), "--out", f"{out}/l.csv"],
         ["embed", "--device", "cpu", "--model", str(place / "mae/last.ckpt"), image, "--out", f"{out}/i.safetensors"],
         [*search, "--model", str(place / "mae/last.ckpt"), "--query", image],
         ["export", str(place / "run"), "--format", "safetensors", "--out", f"{out}/e.safetensors"],

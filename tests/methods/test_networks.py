@@ -25,6 +25,7 @@ def modules():
     yield toy_models.make_classifier("cnn", tune="linear")
     yield from (toy_dense.make_detector(head) for head in ("fcos", "mask_rcnn"))
     yield toy_dense.make_segmenter()
+    yield methods.MultiLabelClassifier(name, 5, VIT)
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: type(module).__name__)

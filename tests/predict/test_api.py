@@ -138,6 +138,9 @@ BAD = {
     "nothing": [],
     "a number": 3,
     "a batch in a list": [np.zeros((2, 8, 8, 3), np.uint8)],
+    "bytes": b"photo.png",
+    "no path": "photo\0.png",
+    "no pixels in Pillow": Image.new("RGB", (0, 5)),
 }
 
 
@@ -164,6 +167,24 @@ def test_unreadable_images_raise_or_are_skipped(root, tmp_path) -> None:
         model.embed([torn], errors="skip")
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(root, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    model = lit_vision.load("~/classifier", "cpu")
+    wanted = model.embed(root / "images")
+    np.testing.assert_array_equal(model.embed("~/images").features, wanted.features)
+    found = model.embed([f"~/images/{name}" for name in wanted.paths])
+    np.testing.assert_array_equal(found.features, wanted.features)
+    with pytest.raises(UserError, match="folder or pack"):
+        model.embed(["~/images", "~/images/none.png"])
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "meta", "", None, "cuda:99"])
+def test_another_device_is_one_line(root, device) -> None:
+    with pytest.raises(UserError, match="--device") as caught:
+        lit_vision.load(root / "classifier", device)
+    assert "\n" not in str(caught.value)
+
+
 def test_options_of_another_task_or_out_of_range_are_refused(root) -> None:
     classifier, detector = (lit_vision.load(root / name, "cpu") for name in ("classifier", "detector"))
     picture = np.zeros((8, 8, 3), np.uint8)
@@ -174,6 +195,8 @@ def test_options_of_another_task_or_out_of_range_are_refused(root) -> None:
         (detector, {"min_score": 2}),
         (detector, {"max_detections": 0}),
         (classifier, {"batch_size": 0}),
+        (classifier, {"batch_size": 1.5}),
+        (classifier, {"top_k": "3"}),
         (classifier, {"errors": "ignore"}),
     ):
         with pytest.raises(UserError, match=next(iter(options))):
