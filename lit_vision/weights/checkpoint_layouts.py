@@ -60,7 +60,7 @@ def read_file_and_content(
     """
     path = Path(path)
     if path.is_dir() and not (path / MANIFEST).is_file():
-        raise UserError(f"{path}: is a folder; name a checkpoint, such as {path / 'checkpoints' / 'last.ckpt'} of a run")
+        raise UserError(f"{path}: is a folder; name a file, such as {path / 'checkpoints' / 'last.ckpt'} of a run")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
     if Path(f"{path}.sha256").is_file():
