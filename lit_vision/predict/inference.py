@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
         if value is not None and (not isinstance(value, Integral) or value < int(wanted[0])):
             raise UsageError(f"--{name} {value!r}: give a whole number, at least {wanted}")
     min_score = options.get("min_score")
-    if min_score is not None and not (isinstance(min_score, Real) and 0 <= min_score <= 1):
+    if min_score is not None and not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
         raise UsageError(f"--min_score {min_score!r}: give a number from 0 to 1")
 
 
