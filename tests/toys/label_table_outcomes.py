@@ -19,7 +19,8 @@ from lit_vision.study.images import read_images
 
 TITLE = (
     "## Tables of labels\n\nSixteen images in one folder, and a table of their labels (`data.label_file`). Fit: "
-    "train + validation images; doctor says\nthe same of each. Study: training + test images. The last column is the reason."
+    "train + validation images; doctor says\nthe same of each. Study: training + test images. The last column is the "
+    "reason."
 )
 COLUMNS = ("table", "settings", "fit", "study", "what is said")
 COUNT = 16
