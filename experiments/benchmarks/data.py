@@ -24,8 +24,9 @@ from benchmarks import _photographs, _pipelines
 from benchmarks._rows import make_row
 from PIL import Image
 
-from lit_vision.data.datasets import ImageFileDataset, ImageReader, make_loader
+from lit_vision.data.datasets import ImageFileDataset, ImageReader
 from lit_vision.data.folder import scan
+from lit_vision.data.loader import make_loader
 from lit_vision.data.pack import downscale
 from lit_vision.data.views.decode import decode_scaled, read_header
 from lit_vision.data.views.params import make_view_spec

@@ -10,7 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lit_vision.data.datasets import ImageReader, make_loader
+from lit_vision.data.datasets import ImageReader
+from lit_vision.data.loader import make_loader
 from lit_vision.data.loader_state import loader_state, restore_loader_state
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.value_range import MeasuredRange, require_range

@@ -18,9 +18,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_vision.data.batch import Batch
-from lit_vision.data.datasets import BAD_SHARE, InMemoryDataset, identity_collate
+from lit_vision.data.datasets import BAD_SHARE, InMemoryDataset
 from lit_vision.data.folder import Folder
 from lit_vision.data.labeled_folder import LabelOptions, open_labeled
+from lit_vision.data.loader import identity_collate
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.splits import evenly_spaced, sample_stratified

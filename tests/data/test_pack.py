@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_vision.cli import pack as pack_command
 from lit_vision.data import ImageFolderDataModule
-from lit_vision.data.datasets import identity_collate
+from lit_vision.data.loader import identity_collate
 from lit_vision.data.open_images import open_images
 from lit_vision.data.pack import Pack, downscale
 from lit_vision.data.views.decode import decode

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.callbacks.log_samples import log_picture
 from lit_vision.data.batch import normalize
-from lit_vision.data.datasets import _start_worker
+from lit_vision.data.loader import start_worker
 from lit_vision.data.loader_state import loader_state, restore_loader_state
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.errors import UserError
@@ -84,7 +84,7 @@ class ToyData(LightningDataModule):
             data,
             batch_sampler=order,
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             persistent_workers=False,
         )
 
