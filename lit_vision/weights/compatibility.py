@@ -115,7 +115,7 @@ def known_targets(layout: str) -> list[str]:
     return [name for name, parts in targets.items() if allowed_mismatch(layout, name, parts) is not None]
 
 
-def pairs() -> Iterator[tuple[str, str]]:
+def loadable_pairs() -> Iterator[tuple[str, str]]:
     """Yield every (layout, target) that can be loaded."""
     for layout in LAYOUTS:
         for target in known_targets(layout):

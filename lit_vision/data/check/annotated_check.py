@@ -57,10 +57,10 @@ class _FormatCheck:
 
     def fail(self, root: Path, message: str) -> None:
         """Add a failure, without the path of the root."""
-        self.findings.append(Finding(FAIL, _hide(root, message), 1))
+        self.findings.append(Finding(FAIL, _without_root(root, message), 1))
 
 
-def _hide(root: Path, message: str) -> str:
+def _without_root(root: Path, message: str) -> str:
     return message.removeprefix(f"{root}: ").replace(f"{root}/", "").replace(str(root), root.name or ".")
 
 
@@ -140,7 +140,7 @@ def check_annotated(
             for name, check in checks.items()
             if check.tables and not FORMATS[name].semantic
         },
-        "quarantine": sorted([path, _hide(root, reason)] for path, reason in listed.items()),
+        "quarantine": sorted([path, _without_root(root, reason)] for path, reason in listed.items()),
     }
 
 
@@ -158,7 +158,7 @@ def _read_format(root: Path, names: Sequence[str], name: str, quarantine: Set[st
         try:
             place = locate(root, name, split, only_split=number == 0)
         except UserError as error:  # Roboflow's data.yaml names a test split that may not be there
-            check.findings.append(Finding(WARN if number == 2 else FAIL, _hide(root, str(error)), 1))
+            check.findings.append(Finding(WARN if number == 2 else FAIL, _without_root(root, str(error)), 1))
             continue
         if place is None or (number and place == training):
             _report_no_split(check, number, split, len(check.tables.get(names[0], ())))
@@ -179,7 +179,7 @@ def _read_format(root: Path, names: Sequence[str], name: str, quarantine: Set[st
         if faults:
             _report_faults(root, check, split, faults)
             if "on_bad_box" in chosen.options:
-                _report_what_fixing_mends(root, name, place, check, class_names, quarantine, len(faults), split)
+                _report_what_fix_takes(root, name, place, check, class_names, quarantine, len(faults), split)
         if table is not None:
             class_names = table.class_names
             _report_missing(root, check, split, table, trains=number == 0)
@@ -228,13 +228,13 @@ def _report_no_split(check: _FormatCheck, number: int, split: str, images: int) 
 
 
 def _report_faults(root: Path, check: _FormatCheck, split: str, faults: list[tuple[str, str]]) -> None:
-    messages = [_hide(root, message) for _, message in faults]
+    messages = [_without_root(root, message) for _, message in faults]
     what = f"{split}: images whose annotations are refused (the quarantine list leaves them out)"
     check.findings.append(Finding(FAIL, what, len(faults), messages))
     check.quarantine.update(faults)
 
 
-def _report_what_fixing_mends(
+def _report_what_fix_takes(
     root: Path, name: str, place: Location, check: _FormatCheck, class_names: list[str] | None,
     quarantine: Set[str], count: int, split: str,
 ) -> None:  # fmt: skip
@@ -265,7 +265,7 @@ def _report_instance_masks(
         _read(root, "coco", place, check.settings, class_names, excluded, faults, with_masks=True)
     if faults:
         what = f"{split}: images with objects without a usable mask: data.with_masks: true refuses them"
-        check.findings.append(Finding(NOTE, what, len(faults), [_hide(root, message) for _, message in faults]))
+        check.findings.append(Finding(NOTE, what, len(faults), [_without_root(root, message) for _, message in faults]))
 
 
 def _compare_sizes(check: _FormatCheck, report_of: dict[str, ImageReport]) -> None:

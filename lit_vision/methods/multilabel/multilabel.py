@@ -19,8 +19,8 @@ from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.multilabel.network import (
     MultiLabelClassifierNetwork,
     average_precision,
+    best_thresholds,
     masked_bce,
-    thresholds_of,
 )
 from lit_vision.methods.pixels import check_channels
 from lit_vision.weights.model_metadata import metadata_from_datamodule
@@ -140,7 +140,7 @@ class MultiLabelClassifier(MultiLabelClassifierNetwork, LightningModule):
         values = torch.stack([average_precision(p, r) for p, r in zip(precisions, recalls)])
         self.log(f"{split}/map", values.nanmean(), prog_bar=True, rank_zero_only=False)
         if split == "val" and self.metadata is not None and not self.trainer.sanity_checking:
-            chosen = thresholds_of((precisions, recalls, thresholds))
+            chosen = best_thresholds((precisions, recalls, thresholds))
             self.metadata = {**self.metadata, "options": {**self.metadata.get("options", {}), "thresholds": chosen}}
         self.curves[split].reset()
 

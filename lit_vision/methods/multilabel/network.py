@@ -111,6 +111,6 @@ class MultiLabelClassifierNetwork(nn.Module):
         return self
 
 
-def thresholds_of(curves: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]) -> list[float]:
+def best_thresholds(curves: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]) -> list[float]:
     """Return `best_threshold` of each label from torchmetrics' multilabel precision-recall curves."""
     return [best_threshold(*curve) for curve in zip(*curves)]
