@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_vision.data.annotations.table import AnnotationError
 from lit_vision.data.folder import check_within_root
 from lit_vision.data.image_files import image_extensions, is_system_folder
-from lit_vision.data.views.decode import PIXEL_CAP
+from lit_vision.data.views.decode import ImageDecodeError, read_size
 from lit_vision.errors import UserError
 
 IMAGE_SUFFIXES = tuple(f".{ending}" for ending in sorted(image_extensions()))
@@ -92,23 +92,12 @@ def with_suffix(root: Path, folder: str, name: str) -> str:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header, after EXIF's orientation.
+    """Return (height, width) of an image, see `decode.read_size`.
 
     Raises:
-        AnnotationError: the file is not an image.
+        AnnotationError: the file is missing or not an image.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            transposed = image.getexif().get(0x0112, 1) >= 5
-    except Exception as error:  # damaged headers raise exceptions of any type
-        raise AnnotationError(
-            f"{path}: cannot be read as an image ({type(error).__name__}); replace it, or list it in data.quarantine"
-        ) from None
-    if width * height > PIXEL_CAP:
-        raise AnnotationError(
-            f"{path}: its header claims {width} x {height} pixels, over the cap of {PIXEL_CAP}; remove it"
-        )
-    return (width, height) if transposed else (height, width)
+        return read_size(path)
+    except ImageDecodeError as error:
+        raise AnnotationError(f"{path}: {error}, or list it in data.quarantine") from None

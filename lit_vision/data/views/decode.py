@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -189,6 +190,19 @@ def read_header(data: bytes) -> ImageHeader:
     return _guarded(_pillow_header, data)
 
 
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (height, width) of the pixels that `decode` gives for a file, of which only the header is read.
+
+    Raises:
+        ImageDecodeError: the file is missing or no image, or has more pixels than the limit.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _guarded(_size_of, file.read(4), file)
+    except OSError as error:
+        raise ImageDecodeError(f"{error.strerror}; bring or replace it") from None
+
+
 def _pixels(
     data: bytes, header: ImageHeader, scale: int, fast: bool, pixel_format: PixelFormat | None
 ) -> tuple[np.ndarray, int]:
@@ -268,11 +282,26 @@ def _pillow_header(data: bytes) -> ImageHeader:
         raise ImageDecodeError("truncated: shorter than its header states; replace or remove it", "truncated")
     if image.format == "PNG" and width * height > _LARGE:
         Image.open(io.BytesIO(data)).verify()  # checksums of all its chunks, without pixels
+    return ImageHeader(*_upright(image), False, image)
+
+
+def _upright(image: Image.Image) -> tuple[int, int, int]:
+    """Return width and height of the upright image, and the EXIF orientation; no pixel is decoded."""
     # to find EXIF data behind the pixels Pillow would decode the PNG here, and hide an error that it meets
     orientation = 1 if image.format == "PNG" and "exif" not in image.info else _exif(image)
+    width, height = image.size
     if orientation > 4 and image.format != "TIFF":  # of which Pillow gives the size of the upright image
         width, height = height, width
-    return ImageHeader(width, height, orientation, False, image)
+    return width, height, orientation
+
+
+def _size_of(start: bytes, file: BinaryIO) -> tuple[int, int]:
+    """Return (height, width) of the upright image in a file; `start` is for `_guarded`."""
+    with Image.open(file) as image:
+        width, height = image.size
+        _check_size(image.format, width, height, width * height)
+        width, height, _ = _upright(image)
+    return height, width
 
 
 def _pillow_pixels(data: bytes, header: ImageHeader, pixel_format: PixelFormat | None) -> np.ndarray:
@@ -324,7 +353,10 @@ def _check_levels(values: np.ndarray, pixels: np.ndarray, value_range: ValueRang
 
 
 def _guarded(function: Callable[..., T], *args: Any) -> T:
-    """Call a function that uses Pillow, and turn any exception of its plugins into an ImageDecodeError of one line."""
+    """Call a function that uses Pillow, and turn any exception of its plugins into an ImageDecodeError of one line.
+
+    The first argument is the file's content, or the beginning of it.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns about half the pixel limit, palettes and EXIF data, none of which matters here

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode, read_header, read_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -60,6 +60,36 @@ def test_decode__applies_exif_orientation(orientation: int) -> None:
     assert shown.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
     assert shown[corner].min() > 200
     assert (shown > 128).mean() == pytest.approx(0.125, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 9])  # 9 is no orientation
+def test_read_size__is_that_of_the_decoded_pixels(tmp_path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _bytes(Image.fromarray(RGB), kind, exif=exif)
+    (tmp_path / "a").write_bytes(data)
+    header = read_header(data)
+    assert read_size(tmp_path / "a") == decode(data).shape[:2] == (header.height, header.width)
+
+
+def test_read_size__damaged_exif_data_are_no_damaged_image(tmp_path) -> None:
+    (tmp_path / "a.jpg").write_bytes(_bytes(Image.fromarray(RGB), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
+    assert read_size(tmp_path / "a.jpg") == decode((tmp_path / "a.jpg").read_bytes()).shape[:2] == (6, 9)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", None])
+def test_read_size__refuses_what_is_no_image(tmp_path, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageDecodeError):
+        read_size(tmp_path / "a.png")
+
+
+def test_read_size__refuses_a_header_over_the_limit(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(_forged_png(15_000, 15_000))
+    with pytest.raises(ImageDecodeError, match="15000 x 15000"):
+        read_size(tmp_path / "a.png")
 
 
 def _forged_png(width: int, height: int) -> bytes:
