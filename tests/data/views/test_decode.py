@@ -88,7 +88,7 @@ def test_read_size__refuses_what_is_no_image(tmp_path, data: bytes | None) -> No
 
 def test_read_size__refuses_a_header_over_the_limit(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(_forged_png(15_000, 15_000))
-    with pytest.raises(ImageDecodeError, match="15000 x 15000"):
+    with pytest.raises(ImageDecodeError, match="178956970"):
         read_size(tmp_path / "a.png")
 
 
