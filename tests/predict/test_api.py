@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,19 @@ def test_classes_are_those_of_the_command(root, tmp_path) -> None:
     assert model.classes == tuple(NAMES)
     assert model.metadata.task == "classification"
     assert all(f.classes == tuple(NAMES[i] for i in f.labels) for f in found)
+
+
+def test_the_first_lines_of_the_readme_run_as_printed(root, tmp_path, monkeypatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(import lit_vision\n.*?)```", readme, re.DOTALL)
+    assert code
+    path, folder = re.findall(r'"([\w/.]+)"', code[1])[:2]
+    lit_vision.export_model(root / "classifier", "safetensors", out=tmp_path / path)
+    write_images(tmp_path / folder, 3)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code[1], names)
+    assert names["model"].embed(folder).features.shape == (3, 32)
 
 
 def test_features_are_those_of_the_command(root, tmp_path) -> None:
