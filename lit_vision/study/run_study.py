@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,11 @@ def run_study(
     *,
     run_dir: str | Path | None = None,
     budget: float = 20.0,
-    labels: str | None = None,
-    seeds: str | int = "5",
+    labels: str | int | Sequence[str | int] | None = None,
+    seeds: str | int | Sequence[int] = "5",
     max_seeds: str = "",
-    inits: str = "mae,simclr",
-    protocols: str = "finetune",
+    inits: str | Sequence[str] = "mae,simclr",
+    protocols: str | Sequence[str] = "finetune",
     pretrained: str = "auto",
     pretrain_on: str | Path | None = None,
     rotation: float = 0.0,
@@ -42,7 +42,7 @@ def run_study(
     """Run `lit-vision study`: train baselines and pre-trained networks on few labels of a folder, write a report.
 
     Prints a line for each step. Call it again with the same arguments to continue after a stop: finished parts are
-    reused. The lists are texts as on the command line.
+    reused. The lists are texts as on the command line; labels, seeds, inits and protocols may be Python's lists too.
 
     Args:
         root: folder with train/<class>/* and test/<class>/*, or <class>/*, and unlabeled/* next to them.
@@ -80,7 +80,8 @@ def run_study(
         raise UsageError(f"--rotation: {rotation:g}; give 0 to 180 degrees")
     if keep_weights < 0:
         raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
-    names = _inits(inits)
+    labels, seeds = None if labels is None else _text(labels), _text(seeds)
+    names = _inits(_text(inits))
     folder = Path(run_dir or Path("runs") / "study" / Path(root).resolve().name)
 
     # heavy imports after the cheap checks: a wrong value is reported at once
@@ -93,14 +94,14 @@ def run_study(
     from lit_vision.study.runner import Study
     from lit_vision.study.schedule import StudyPlan
 
-    on_labels = _protocols(protocols)
+    on_labels = _protocols(_text(protocols))
     refuse_older_study(folder)
     public = TIMM + (PUBLIC if pretrained == "auto" else pretrained)
     if pretrained != "off":
         names.append(public)
     # what a list needs no image for is checked before the folder is read
     check_label_syntax(labels or "")
-    counts, limits, fixed_epochs = _seed_counts(str(seeds)), _max_seeds(max_seeds, names), _epochs(epochs, names)
+    counts, limits, fixed_epochs = _seed_counts(seeds), _max_seeds(max_seeds, names), _epochs(epochs, names)
     options = label_options(
         label_file,
         path_column=path_column,
@@ -142,6 +143,11 @@ def run_study(
         results = study.run()
         reporter.log("writing the report")
         return write_report(study, results, wandb)
+
+
+def _text(values: str | int | Sequence[str | int]) -> str:
+    """Return a list as the command line has it: items separated by commas."""
+    return str(values) if isinstance(values, str | int) else ",".join(map(str, values))
 
 
 def _items(text: str) -> Iterator[str]:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from lit_vision.cli.main import main
+from lit_vision.errors import UsageError
 from lit_vision.results.schema import read_result
 from lit_vision.study import runner, training
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import ON_LABELS, preset_for
 from lit_vision.study.progress import Reporter
+from lit_vision.study.run_study import _text, run_study
 from lit_vision.study.schedule import StudyPlan
 from lit_vision.study.training import classification, measure
 from lit_vision.study.verify import verify
@@ -294,6 +296,19 @@ def test_a_list_is_checked_before_the_folder_is_read(tmp_path, capsys, flag, val
     output = capsys.readouterr()
     assert flag in output.err
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [("1%,10%", "1%,10%"), (200, "200"), (["5-shot", 80, "all"], "5-shot,80,all"), ((5, 3), "5,3")]
+)
+def test_lists_of_python_are_those_of_the_command_line(given, text) -> None:
+    assert _text(given) == text
+
+
+def test_a_wrong_item_of_a_python_list_is_named(tmp_path) -> None:
+    for options in ({"inits": ["mae", "dino"]}, {"labels": [0]}, {"seeds": [5, 0]}, {"protocols": ("lora", "none")}):
+        with pytest.raises(UsageError, match=f"^--{next(iter(options))}"):
+            run_study(tmp_path / "none", run_dir=tmp_path / "run", **options)
 
 
 def test_preset__rotation_reaches_every_training() -> None:
