@@ -23,6 +23,7 @@ _WORDS = {
     "test": {"test", "testing", "tst"},
 }
 _FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "photos", "split", "seg", "folder"}
+_PARTS = {"fold", "kfold", "cv", "part", "batch", "split", "chunk", "shard", "subset", "set", "images", "image", "img"}
 _IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photos", "pictures"}
 _MASKS = {
     "mask",
@@ -48,6 +49,37 @@ def role_of(name: str) -> str:
         words = [word.removesuffix(filler) for word in words]
     words = [word for word in words if word]
     return next((role for role, known in _WORDS.items() if len(words) == 1 and words[0] in known), "")
+
+
+def _role_and_rest(name: str) -> tuple[str, str]:
+    """Return the role that one word of a longer name shows, and the rest: asl_train, trainA, val_another."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    for i, word in enumerate(words):
+        if role := next((role for role, known in _WORDS.items() if word in known), ""):
+            return role, " ".join(words[:i] + words[i + 1 :])
+    return "", ""
+
+
+def _check_no_parts(root: Path, classes: Sequence[str]) -> None:
+    """Raise if class folders differ only in the name of a split (trainA, testA) or in a number (fold1, fold2)."""
+    by_rest: dict[str, dict[str, str]] = {}
+    for name in classes:
+        role, rest = _role_and_rest(name)
+        if role:
+            by_rest.setdefault(rest, {}).setdefault(role, name)
+    splits = next((by_role for by_role in by_rest.values() if len(by_role) > 1), None)
+    if splits:
+        named = ", ".join(f"data.{role}_split: {splits[role]}" for role in ROLES if role in splits)
+        raise UserError(
+            f"{root}: {' and '.join(splits.values())} have the names of splits, not of classes; name them ({named}) or "
+            f"rename them to {', '.join(role for role in ROLES if role in splits)}; put classes into {root / 'train'}"
+        )
+    rests = {" ".join(re.findall(r"[^\W\d_]+", name.lower())) for name in classes}
+    if len(classes) > 1 and len(rests) == 1 and {*rests.pop().split()} & _PARTS:
+        raise UserError(
+            f"{root}: {', '.join(classes[:3])} are numbered parts of one set, not classes; join them into a folder per "
+            f"class, or move them into {root / UNLABELED} to pre-train; if they are classes, move them into {root / 'train'}"
+        )
 
 
 def is_unlabeled(name: str) -> bool:
@@ -121,10 +153,12 @@ def check_class_folders(root: Path, by_class: Mapping[str, Sequence[tuple[str, i
         prefix: of the split's paths, such as "train/".
 
     Raises:
-        UserError: splits inside the class folders, images beside their masks, unlabeled images as a class, or file
-            names with backslashes.
+        UserError: splits inside the class folders, parts of a set as classes, images beside their masks, unlabeled
+            images as a class, or file names with backslashes.
     """
     classes = sorted(name for name, files in by_class.items() if name and files)
+    if not prefix:
+        _check_no_parts(root, classes)
     for name in classes:
         if name != UNLABELED and not prefix:
             inner = sorted(_subfolders(path for path, _ in by_class[name]))

@@ -74,6 +74,10 @@ def test_scan__a_split_that_is_named_has_no_other_spelling(tmp_path) -> None:
         (["training/1.png", "gaming/1.png", "office/1.png"], r"training .*gaming, office"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], r"cat: .*test, train; .*train/cat"),
         (["images/train/1.png", "images/val/1.png", "labels/train/1.txt"], r"images: .*train, val"),
+        (["trainA/1.png", "trainB/1.png", "testA/1.png"], r"testA and trainA .*data\.train_split: trainA"),
+        (["asl_alphabet_train/a/1.png", "asl_alphabet_test/a/1.png"], r"data\.test_split: asl_alphabet_test"),
+        (["fold1/a/1.png", "fold2/a/1.png", "fold10/a/1.png"], r"fold1, fold10, fold2 are numbered parts"),
+        (["HAM_images_part_1/1.jpg", "HAM_images_part_2/1.jpg"], r"numbered parts .*unlabeled"),
         (["images/1.png", "masks/1.png"], r"images and masks .*AnnotatedDataModule"),
         (["train/cat/1.png", "train/Unlabeled/1.png"], r"train/Unlabeled: "),
         ([r"train\cat\1.png", r"train\dog\1.png"], r"backslashes"),
@@ -84,6 +88,14 @@ def test_scan__refuses_a_layout_that_would_be_misread_in_one_line(tmp_path, name
     with pytest.raises(UserError, match=match) as caught:
         scan(_make(tmp_path, *names))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names", [["0", "1"], ["class1", "class2"], ["test tube", "train station"], ["crash_test", "car"], ["part_1", "car"]]
+)
+def test_scan__a_word_or_number_in_a_class_name_is_no_split(tmp_path, names) -> None:
+    assert scan(_make(tmp_path, *(f"{name}/1.png" for name in names))).classes == sorted(names)
+    assert scan(_make(tmp_path / "x", "train/fold1/1.png", "train/fold2/1.png")).classes == ["fold1", "fold2"]
 
 
 def test_scan__counts_what_it_leaves_out_by_kind(tmp_path) -> None:
