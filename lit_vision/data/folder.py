@@ -205,7 +205,8 @@ class Folder:
             known = split.labels[has_label(split.labels)]
             of_classes = len(np.unique(known)) if known.ndim == 1 else int((known == 1).any(0).sum())
             classes = f" in {of_classes} class{'es' * (of_classes != 1)}" if of_classes else " without labels"
-            taken.append(f"{name} {len(split)}{classes}{f' ({place}/)' * (place != name)}")
+            labeled = f", {len(known)} with a label" if 0 < len(known) < len(split) else ""
+            taken.append(f"{name} {len(split)}{classes}{labeled}{f' ({place}/)' * (place != name)}")
         taken += [f"unlabeled {len(self.unlabeled)}"] if len(self.unlabeled) else []
         left_out = self.inventory.phrases()
         return [f"{self.root}: {', '.join(taken)}", *([f"left out: {'; '.join(left_out)}"] if left_out else [])]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lit_vision.data.folder import Folder, Paths, Split
-from lit_vision.data.splits import sample_fraction
+from lit_vision.data.splits import has_label, sample_fraction
 from lit_vision.errors import UserError
 
 
@@ -70,7 +70,8 @@ def hold_out(
     """Move a part of the training images into new splits.
 
     With groups whole groups move, in an order that depends on the seed alone, until a split has its share. Otherwise
-    the share is stratified by class (several labels an image: drawn at random).
+    the share is stratified by class (several labels an image: drawn at random). Images without a label stay where
+    others have one.
 
     Args:
         folder: is changed.
@@ -101,10 +102,21 @@ def hold_out(
     folder.splits[train] = _rows_of(split, rest)
 
 
+def leave_out_unlabeled(folder: Folder, train: str) -> None:
+    """Leave images without a label out of the evaluation splits whose others have one, and count them."""
+    for name, split in folder.splits.items():
+        known = has_label(split.labels)
+        if name != train and known.any() and not known.all():
+            folder.splits[name] = _rows_of(split, np.flatnonzero(known))
+            folder.inventory.not_labeled += int((~known).sum())
+
+
 def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return sorted rows: of each class its share; unlabeled images and several labels an image are drawn at random."""
-    if labels.ndim == 1 and (labels >= 0).all():
-        return sample_fraction(labels, fraction, seed)
+    """Return sorted rows: of each class its share; images of several labels or of none are drawn at random."""
+    if labels.ndim == 1 and (labels >= 0).any():
+        known = np.flatnonzero(labels >= 0)
+        chosen: np.ndarray = known[sample_fraction(labels[known], fraction, seed)]
+        return chosen
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
     return np.sort(order[: round(fraction * len(labels))])
 

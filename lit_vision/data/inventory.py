@@ -24,6 +24,7 @@ class Inventory:
         loose: images beside the splits.
         empty: class folders without an image, relative to the root.
         unlisted: images that a table of labels does not list, at most COUNT_UP_TO.
+        not_labeled: images of evaluation splits whose label in a table is empty.
     """
 
     splits: dict[str, str] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Inventory:
     loose: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     unlisted: int = 0
+    not_labeled: int = 0
 
     def phrases(self) -> list[str]:
         """Return a phrase for each kind of what was left out, the gravest first."""
@@ -47,6 +49,8 @@ class Inventory:
             found.append(f"{len(self.empty)} {what}: {join_names(self.empty)}")
         if self.unlisted:
             found.append(f"{self.unlisted}{'+' * (self.unlisted >= COUNT_UP_TO)} images that the table does not list")
+        if self.not_labeled:
+            found.append(f"{self.not_labeled} to validate or test with without a label")
         return found + self.left_out.phrases()
 
 

@@ -8,12 +8,13 @@ separator); an image may then have several rows.
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_vision.data.folder import check_within_root
+from lit_vision.data.image_files import has_image_extension
 from lit_vision.data.layout import role_of
 from lit_vision.data.table_rows import read_rows
 from lit_vision.errors import UserError
@@ -51,7 +52,7 @@ class LabeledImages:
     """Rows of a label table, one an image.
 
     Attributes:
-        paths: as listed, relative, with forward slashes.
+        paths: as listed, with forward slashes and in one spelling ("./a//b.png" is "a/b.png").
         lines: (N) line numbers in the file, the first of each image.
         labels: names of the labels that apply to each image; None for an unlabeled one.
         unknown: names of the labels of which nothing is known, per image.
@@ -143,8 +144,9 @@ def _parse(row: Mapping[str, Any], columns: TableColumns, several: bool, line: i
     group = _text(row.get(columns.group)) if columns.group else ""
     if columns.group and not group:
         raise UserError(f"{where}: has no {columns.group}, which data.group_by needs; fill it in")
-    path = _as_relative(_text(row.get(columns.path or "")), where)
-    return _Image(path, line, labels, unknown, _split_of(_text(row.get(columns.split or "")), where), group)
+    path = _as_path(_text(row.get(columns.path or "")), where)
+    split = _split_of(_text(row.get(columns.split)), where) if columns.split else ""
+    return _Image(path, line, labels, unknown, split, group)
 
 
 def _add(images: dict[str, _Image], image: _Image, joins_labels: bool, file: Path) -> None:
@@ -179,6 +181,8 @@ def _find(
         return matches[0]
     if not matches and not required:
         return None
+    if purpose == "path" and (file := next(filter(has_image_extension, names), "")):
+        raise UserError(f"{path}: its first line names an image ({file}); add a first line that names the columns")
     has = f"several {purpose} columns ({', '.join(matches)})" if matches else f"no {purpose} column"
     raise UserError(f"{path}: has {has} among {', '.join(names)}; name it with data.{purpose}_column")
 
@@ -189,14 +193,13 @@ def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _as_relative(path: str, where: str) -> str:
+def _as_path(path: str, where: str) -> str:
     if not path:
         raise UserError(f"{where}: has no path; fill it in or remove the line")
-    path = path.replace("\\", "/").removeprefix("./")  # written on Windows: a\b.jpg, or a/b\c.jpg by os.path.join
-    try:
-        return check_within_root(path)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    if "\0" in path:
+        raise UserError(f"{where}: {path!r} is no path; correct it")
+    path = path.replace("\\", "/")  # written on Windows: a\b.jpg, or a/b\c.jpg by os.path.join
+    return path if "://" in path else posixpath.normpath(path)  # one spelling a file, so that duplicates are seen
 
 
 def _from_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[list[str], list[str]]:
@@ -221,7 +224,7 @@ def _from_cell(value: Any, separator: str | None, several: bool, where: str) -> 
     if isinstance(value, (dict, bool)):
         raise UserError(f"{where}: its label {value!r} must be a name or a list of names")
     text = _text(value)
-    if not text:
+    if not text or text.lower() == "nan":  # as pandas writes what is missing
         return None
     if several and separator:
         return list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
@@ -241,20 +244,26 @@ def _refuse_numbers(path: Path, labels: Sequence[str]) -> None:
 
     def number(text: str) -> float | None:
         try:
-            return float(text)
+            return float(text.replace(",", "."))  # 0,5 where a comma marks decimals
         except ValueError:
             return None
 
-    distinct = set(labels)
-    numbers = [number(text) for text in distinct]
-    if not labels or any(value is None for value in numbers):
+    distinct = sorted(set(labels))
+    numbers = {text: value for text in distinct if (value := number(text)) is not None}
+    if not labels or len(numbers) < len(distinct):
         return
-    decimal = next((text for text in labels if not float(text).is_integer()), None)
+    decimal = next((text for text, value in numbers.items() if not value.is_integer()), None)
     if decimal is not None:
         raise UserError(
             f"{path}: its labels are decimal numbers such as {decimal}, a value to predict (regression), which this "
-            "version cannot train; give classes, for instance ranges of the value"
+            "version cannot train; give classes, for instance ranges of the value (or data.label_separator, if a cell "
+            "lists several labels)"
         )
+    spelled: dict[float, str] = {}
+    for text, value in numbers.items():
+        other = spelled.setdefault(value, text)
+        if other != text and "0" in (other[-1], text[-1]) and {".", ","} & {*other, *text}:
+            raise UserError(f"{path}: its labels {other} and {text} are one number; write it in one way")
     if len(distinct) > max(20, len(labels) // 2):
         raise UserError(
             f"{path}: its labels are {len(distinct)} different numbers for {len(labels)} images, so no classes "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from lit_vision.data.find_listed import file_sizes, find_listed
 from lit_vision.data.folder import Folder, Paths, Split
-from lit_vision.data.holdout import check_groups, folder_groups, hold_out
+from lit_vision.data.holdout import check_groups, folder_groups, hold_out, leave_out_unlabeled
 from lit_vision.data.inventory import count_images
 from lit_vision.data.label_table import LabeledImages, TableColumns, read_label_table
 from lit_vision.data.open_images import is_pack, open_images
@@ -126,6 +126,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
     if groups is not None:
         check_groups(folder, groups)
     draw_splits(folder, split_names, options, groups)
+    leave_out_unlabeled(folder, split_names["train"])
     return folder
 
 
@@ -145,7 +146,7 @@ def folder_of_table(
 
     Args:
         root: what the paths are relative to.
-        images: from `read_label_table`; its paths become those below the root.
+        images: from `read_label_table`; its paths become those below the root, see `find_listed`.
         file: the table, for errors.
         split_names: {"train", "val", "test": name of the split}; without a split column all images are of the first.
         sizes: bytes of each image below the root by path.
@@ -155,17 +156,10 @@ def folder_of_table(
         unknown.
 
     Raises:
-        UserError: an image is missing, leads out of the root, or has a label that no training image has.
+        UserError: an image is missing, is named twice, or has a label that no training image has.
     """
     root = Path(root)
-    paths = [_existing(path, root, sizes) for path in images.paths]
-    if missing := [i for i, path in enumerate(paths) if path not in sizes]:
-        first = missing[0]
-        raise UserError(
-            f"{file}, line {images.lines[first]}: there is no {root / images.paths[first]} ({len(missing)} of "
-            f"{len(paths)} images are missing); correct the path column or data.root"
-        )
-    images.paths = paths
+    images.paths = paths = find_listed(root, images, file, sizes)
     roles = images.splits or ["train"] * len(paths)
     seen: dict[str, set[str]] = {role: set() for role in roles}
     for role, labels_of_image in zip(roles, images.labels):
@@ -194,29 +188,6 @@ def folder_of_table(
         kept = [paths[i] for i in rows]
         splits[split_names[role]] = Split(Paths(kept), labels, np.array([sizes[path] for path in kept], np.int64))
     return Folder(root, classes, splits)
-
-
-def file_sizes(root: str | Path, paths: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of those paths, as they are or below, that exist under a root."""
-    found = {}
-    for listed in paths:
-        for path in _candidates(listed, Path(root)):
-            try:
-                found[path] = os.stat(os.path.join(root, path)).st_size
-            except (OSError, ValueError):
-                continue
-            break
-    return found
-
-
-def _candidates(path: str, root: Path) -> list[str]:
-    """Return the path, and the path without the root's own name in front, as exports often have it."""
-    first, _, rest = path.partition("/")
-    return [path, rest] if rest and first == root.resolve().name else [path]
-
-
-def _existing(path: str, root: Path, sizes: Mapping[str, int]) -> str:
-    return next((candidate for candidate in _candidates(path, root) if candidate in sizes), path)
 
 
 def _sorted_names(names: set[str]) -> list[str]:

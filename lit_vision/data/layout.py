@@ -78,7 +78,8 @@ def _check_no_parts(root: Path, classes: Sequence[str]) -> None:
     if len(classes) > 1 and len(rests) == 1 and {*rests.pop().split()} & _PARTS:
         raise UserError(
             f"{root}: {', '.join(classes[:3])} are numbered parts of one set, not classes; join them into a folder per "
-            f"class, or move them into {root / UNLABELED} to pre-train; if they are classes, move them into {root / 'train'}"
+            f"class, or move them into {root / UNLABELED} to pre-train; if they are classes, move them into "
+            f"{root / 'train'}"
         )
 
 

@@ -105,8 +105,15 @@ WRONG = {
     "no label column": ("path,kind\nx,y\n", "label column"),
     "two label columns": ("path,class,target\nx,y,z\n", "several label columns"),
     "missing file": ("path,label\np0/00.png,a\nnone.png,b\n", r"line 3.*none\.png"),
-    "outside": ("path,label\n../x.png,a\n", r"line 2.*leads out"),
-    "absolute": ("path,label\n/etc/x.png,a\n", r"line 2.*leads out"),
+    "outside": ("path,label\n../x.png,a\n", r"line 2.*no \.\./x\.png below"),
+    "absolute": ("path,label\n/etc/passwd,a\n", r"line 2.*no /etc/passwd below"),
+    "a folder": ("path,label\np0,a\n", r"line 2.*no p0 below"),
+    "no ending": ("path,label\n00,a\n", r"line 2.*p0/00\.png is there"),
+    "one file by two paths": ("path,label\np0/00.png,a\nC:\\x\\p0\\00.png,a\n", r"line 3: p0/00\.png .*line 2"),
+    "one file in two spellings": ("path,label\np0/00.png,a\n./p0//00.png,b\n", r"line 3.*line 2"),
+    "no header": ("p0/00.png,a\np0/01.png,b\n", "first line names an image"),
+    "one number in two spellings": ("path,label\np0/00.png,1\np0/01.png,1.0\n", "1 and 1.0 are one number"),
+    "decimal comma": ("path;label\np0/00.png;0,5\np0/01.png;1,0\n", "regression"),
     "no path": ("path,label\n,a\n", r"line 2.*path"),
     "ragged": ("path,label\np0/00.png\n", r"line 2.*1 values for 2"),
     "quote": ('path,label\n"p0/00.png,a\n', "CSV"),
@@ -124,6 +131,34 @@ def test_a_wrong_table_is_refused_by_file_and_line(root, name: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         module(root, table(root, text))
     assert "\n" not in str(caught.value)
+
+
+def test_paths_of_another_machine_are_found_by_their_longest_end(root, caplog) -> None:
+    paths = ["C:\\data\\images\\p0\\00.png", str(root / "p0/01.png"), "https://host/images/p1/04.png?x=1", "p1/05.png"]
+    found = module(root, table(root, "path,label\n" + "".join(f"{p},{i % 2}\n" for i, p in enumerate(paths))))
+    assert labels_by_path(found) == {"p0/00.png": 0, "p0/01.png": 1, "p1/04.png": 0, "p1/05.png": 1}
+    assert "3 paths found" in caplog.text
+
+
+def test_a_column_without_a_name_is_no_split_and_nan_is_no_label(root) -> None:
+    lines = [f"{i},{path},{'nan' if i == 5 else label}" for i, (path, label) in enumerate(rows(6))]
+    data = module(root, table(root, "\n".join([",path,label", *lines])))
+    assert data.folder.classes == ["a", "b"]
+    assert labels_by_path(data)["p1/05.png"] == -1
+    assert "train 6 in 2 classes, 5 with a label" in data.folder.lines()[0]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_images_without_a_label_are_never_evaluated_and_counted(root, split: bool) -> None:
+    labeled = rows(value=lambda i: "" if i % 3 == 2 else "ab"[i % 3])
+    text = "path,label,split\n" + "".join(
+        f"{p},{c},{'val' if i > 5 else 'train'}\n" for i, (p, c) in enumerate(labeled)
+    )
+    text = text if split else text.replace(",split", "").replace(",train", "").replace(",val", "")
+    folder = module(root, table(root, text), **({} if split else {"val_fraction": 0.5})).folder
+    assert sorted(folder.splits["val"].labels.tolist()) == [0, 0, 1, 1]
+    assert folder.inventory.not_labeled == (2 if split else 0)
+    assert ("2 to validate" in "".join(folder.lines())) == split
 
 
 def test_numbers_that_differ_for_almost_every_image_are_no_classes(root) -> None:

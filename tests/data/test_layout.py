@@ -91,7 +91,8 @@ def test_scan__refuses_a_layout_that_would_be_misread_in_one_line(tmp_path, name
 
 
 @pytest.mark.parametrize(
-    "names", [["0", "1"], ["class1", "class2"], ["test tube", "train station"], ["crash_test", "car"], ["part_1", "car"]]
+    "names",
+    [["0", "1"], ["class1", "class2"], ["test tube", "train station"], ["crash_test", "car"], ["part_1", "car"]],
 )
 def test_scan__a_word_or_number_in_a_class_name_is_no_split(tmp_path, names) -> None:
     assert scan(_make(tmp_path, *(f"{name}/1.png" for name in names))).classes == sorted(names)

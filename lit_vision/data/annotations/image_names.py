@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -43,15 +44,11 @@ class ImageFinder:
         """Return the path of the file; of a name that leads to none, images/name."""
         if name in self._files or self._is_file(name):
             return join_path(self.images, name)
-        for path in _readings(name):
-            parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-            for start in range(len(parts)):
-                end = "/".join(parts[start:])
-                if end in self._files:
-                    prefix = name[: max(0, len(name) - len(end))]
-                    self._shortened[prefix] += 1
-                    self._example = self._example if self._example[0] else (name, end)
-                    return join_path(self.images, end)
+        if end := longest_end(name, self._files):
+            prefix = name[: max(0, len(name) - len(end))]
+            self._shortened[prefix] += 1
+            self._example = self._example if self._example[0] else (name, end)
+            return join_path(self.images, end)
         return join_path(self.images, name)
 
     def _is_file(self, name: str) -> bool:
@@ -68,6 +65,16 @@ class ImageFinder:
                 "%s: %d file names found in %s without their prefix (%s): %r is %r",
                 source, self._shortened.total(), self.root / self.images, prefixes, *self._example,
             )  # fmt: skip
+
+
+def longest_end(name: str, files: Container[str]) -> str:
+    """Return the longest end of a name, whole folders, that is one of some files; "" if none is."""
+    for path in _readings(name):
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            if (end := "/".join(parts[start:])) in files:
+                return end
+    return ""
 
 
 def _readings(name: str) -> list[str]:

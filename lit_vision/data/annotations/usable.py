@@ -64,7 +64,7 @@ def _class_text(name: str, counts: ObjectCounts, i: int) -> str:
 
 
 def require_objects(table: AnnotationTable, split: str) -> None:
-    """Raise a UserError if no object of a split trains; warn of classes without one."""
+    """Raise a UserError if no object of a split trains, or boxes are no pixels; warn of classes without an object."""
     counts = count_objects(table)
     if not counts.train.sum():
         crowd, dropped = int(counts.crowd.sum()), int(counts.dropped.sum())
@@ -79,6 +79,11 @@ def require_objects(table: AnnotationTable, split: str) -> None:
         if not reasons:
             reasons.append("the annotations hold none; check data.annotations, or data.hold_out if it is set")
         raise UserError(f"{table.root}: {split}: no object of {len(table)} images can be used: {'; '.join(reasons)}")
+    if table.boxes.max() <= 1:
+        raise UserError(
+            f"{table.root}: {split}: all boxes lie in the first pixel of their images, so they may be shares of the "
+            "image (0 to 1); multiply them by its width and height, or use a format that has shares (yolo)"
+        )
     without = [table.class_names[i] for i in np.flatnonzero(counts.train == 0).tolist()]
     if without:
         log.warning("%s: %s: no object of %s", table.root, split, join_names(without, 10))

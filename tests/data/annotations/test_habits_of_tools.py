@@ -173,6 +173,16 @@ def test_crowd_alone_is_refused_and_can_be_trained_on(tmp_path: Path) -> None:
     assert not _module(tmp_path, crowd_as_objects=True).table("train").crowd.any()
 
 
+def test_boxes_that_are_shares_of_the_image_are_refused_in_formats_of_pixels(tmp_path: Path) -> None:
+    content = write_coco(tmp_path)
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.2, 0.2, 0.5, 0.5]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(UserError, match=r"train: all boxes .*shares .*width and height"):
+        _module(tmp_path).setup()
+
+
 def test_classes_without_an_object_are_named(tmp_path: Path, caplog) -> None:
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat, dog, cow]\n")
