@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
 
-from lit_vision.data.annotations.image_names import longest_end
 from lit_vision.data.folder import check_within_root
 from lit_vision.data.label_table import LabeledImages
+from lit_vision.data.longest_end import longest_end
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)

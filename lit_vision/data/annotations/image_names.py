@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Container
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from lit_vision.data.annotations.files import join_path
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.folder import Paths
+from lit_vision.data.longest_end import longest_end
 from lit_vision.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -65,30 +64,6 @@ class ImageFinder:
                 "%s: %d file names found in %s without their prefix (%s): %r is %r",
                 source, self._shortened.total(), self.root / self.images, prefixes, *self._example,
             )  # fmt: skip
-
-
-def longest_end(name: str, files: Container[str]) -> str:
-    """Return the longest end of a name, whole folders, that is one of some files; "" if none is."""
-    for path in _readings(name):
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for start in range(len(parts)):
-            if (end := "/".join(parts[start:])) in files:
-                return end
-    return ""
-
-
-def _readings(name: str) -> list[str]:
-    """Return the paths that a name may stand for: with backslashes turned, and of a URL its path and its query d."""
-    plain = name.replace("\\", "/")
-    found = [plain]
-    if "://" in plain or "?" in plain or "%" in plain:
-        try:
-            url = urlsplit(plain)
-        except ValueError:  # "http://[" has no host
-            return found
-        found += [unquote(url.path)]
-        found += parse_qs(url.query).get("d", [])  # Label Studio: /data/local-files/?d=folder/a.jpg
-    return found
 
 
 def require_files(root: Path, paths: Paths, source: str, allow_few: bool) -> None:
