@@ -133,7 +133,17 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
 def draw_splits(
     folder: Folder, split_names: Mapping[str, str], options: LabelOptions, groups: Mapping[str, str] | None = None
 ) -> None:
-    """Move the shares of the training images that `options.fractions` names into new splits; see `hold_out`."""
+    """Move the shares of the training images that `options.fractions` names into new splits.
+
+    Args:
+        folder: is changed.
+        split_names: {"train", "val", "test": name of the split}.
+        options: its fractions and seed are used.
+        groups: of each path, or None; whole groups move.
+
+    Raises:
+        UserError: as `hold_out`.
+    """
     fractions = {split_names[role]: fraction for role, fraction in options.fractions.items() if fraction}
     if fractions:
         hold_out(folder, split_names["train"], fractions, options.seed, groups)

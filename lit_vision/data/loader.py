@@ -33,6 +33,9 @@ def make_loader(
             H100 waited for MAE's images).
         persistent: keep the workers between epochs.
         local_processes: training processes on this machine.
+
+    Raises:
+        UserError: the number of workers is out of its range.
     """
     if isinstance(workers, str):  # "auto"
         workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(16, cores() // local_processes))

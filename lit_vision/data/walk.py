@@ -56,6 +56,9 @@ def images_by_class(folder: Path, prefix: str, left_out: LeftOut, skip: str = ""
         prefix: put before each path.
         left_out: counts what is passed over.
         skip: name of a folder to leave out.
+
+    Raises:
+        UserError: as `images_below`.
     """
     parents, found, outside = (device_and_inode(folder),), {}, []
     for entry in list_entries(folder):
@@ -72,7 +75,17 @@ def images_by_class(folder: Path, prefix: str, left_out: LeftOut, skip: str = ""
 def images_below(
     folder: str, prefix: str, parents: tuple[tuple[int, int], ...], left_out: LeftOut
 ) -> Iterator[tuple[str, int]]:
-    """Yield (path, bytes) of all images below a folder; `parents` are device and inode of the folders above it."""
+    """Yield (path, bytes) of all images below a folder, those behind links too.
+
+    Args:
+        folder: where to begin.
+        prefix: put before each path.
+        parents: device and inode of the folders above it.
+        left_out: counts what is passed over.
+
+    Raises:
+        UserError: a link leads back into a folder above it, or to nothing; a folder may not be read.
+    """
     this = device_and_inode(folder)
     if this in parents:
         raise UserError(f"{folder}: links back to a folder that holds it, a loop without end; remove the link")

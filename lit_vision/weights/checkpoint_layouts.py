@@ -94,7 +94,11 @@ def read_file_and_content(
 
 
 def load_content(path: Path) -> object:
-    """Return the content of a torch.save file, or of a sharded checkpoint, that holds only tensors and plain data."""
+    """Return the content of a torch.save file, or of a sharded checkpoint, that holds only tensors and plain data.
+
+    Raises:
+        UserError: the file is no checkpoint, is damaged, or holds more than tensors and plain data.
+    """
     if path.is_dir():
         return load_consolidated(path)
     try:

@@ -121,6 +121,12 @@ def join(state: State, module: str, parts: tuple[str, ...], joined: str) -> Stat
     """Return the state with the tensors of `parts` stacked in this order under one name.
 
     Where one of them is missing or has another shape they keep their names, so that loading names what is there.
+
+    Args:
+        state: tensors by name.
+        module: part of a name before theirs, such as ".attn.".
+        parts: names of the modules, such as ("query", "key", "value").
+        joined: name of the module that takes their place, such as "qkv".
     """
     out: State = {}
     for key, value in state.items():

@@ -68,6 +68,9 @@ def read_split_list(root: Path, file: str) -> list[str]:
     """Return the first words of the lines of a list of images (VOC's ImageSets, Pet's trainval.txt).
 
     Lines that begin with # are comments.
+
+    Raises:
+        UserError: the list is missing or empty. AnnotationError: it is not UTF-8 text.
     """
     path = root / file
     lines = read_lines(path, "list of images; check data.root and data.split_list")
@@ -78,7 +81,11 @@ def read_split_list(root: Path, file: str) -> list[str]:
 
 
 def with_suffix(root: Path, folder: str, name: str) -> str:
-    """Return the image root/folder/name, completed by the image suffix that exists, relative to root."""
+    """Return the image root/folder/name, completed by the image suffix that exists, relative to root.
+
+    Raises:
+        UserError: no such image, or the name leads out of the root.
+    """
     check_within_root(f"{folder}/{name}")
     if name.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(f"{root}/{folder}/{name}"):
         return join_path(folder, name)  # some lists name the file

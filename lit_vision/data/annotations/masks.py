@@ -41,7 +41,17 @@ class MaskValues:
 
 
 def mask_values(first_value: int, ignore_values: list[int], colors: str | None, class_names: list[str]) -> MaskValues:
-    """Return the meaning of pixel values from the arguments of the data module; raises like `color_numbers`."""
+    """Return the meaning of pixel values from the arguments of the data module.
+
+    Args:
+        first_value: pixel value of class 0.
+        ignore_values: pixel values that are not a class.
+        colors: file of names and colors, see `read_colors`; None where masks hold class numbers.
+        class_names: K names, class 0 first.
+
+    Raises:
+        UserError: as `read_colors` and `color_numbers`.
+    """
     numbers = color_numbers(read_colors(colors), class_names, IGNORE) if colors else None
     return MaskValues(first_value, tuple(ignore_values), numbers)
 

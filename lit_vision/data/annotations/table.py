@@ -293,7 +293,11 @@ class AnnotationTableBuilder:
         )
 
     def table(self) -> AnnotationTable:
-        """Return the table of all images; logs in one warning how many boxes were cut or dropped."""
+        """Return the table of all images; logs in one warning how many boxes were cut or dropped.
+
+        Raises:
+            AnnotationError: there is no image.
+        """
         if not self.paths:
             raise AnnotationError(f"{self.root}: no image in the annotations; check the paths")
         if self.cut or self.dropped:

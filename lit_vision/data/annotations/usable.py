@@ -133,7 +133,13 @@ def count_pixels(table: AnnotationTable, values: MaskValues) -> tuple[np.ndarray
 
 
 def describe_pixels(table: AnnotationTable, counts: np.ndarray, masks: int, split: str) -> str:
-    """Return one line: images, and the share of each class and of ignored pixels in a sample of masks."""
+    """Return one line: images, and the share of each class and of ignored pixels in a sample of masks.
+
+    Args:
+        table: of the split.
+        counts, masks: from `count_pixels`.
+        split: its name.
+    """
     share = counts / max(1, counts.sum())
     shown = [f"{name} {value:.2%}" for name, value in zip(table.class_names[:_SHOWN], share.tolist())]
     return f"{split}: {len(table)} images; pixels of {masks} masks: {', '.join(shown)}, ignored {share[-1]:.2%}"

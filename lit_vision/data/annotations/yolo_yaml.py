@@ -41,6 +41,9 @@ def yolo_classes(root: Path, labels: str = "") -> list[str]:
     Args:
         root: folder of the set.
         labels: folder of the labels, relative to the root.
+
+    Raises:
+        UserError: none of these files is there, or its names are no list of texts.
     """
     file, content = read_yaml(root)
     if file is None:
