@@ -168,7 +168,7 @@ def test_a_sharded_checkpoint_holds_no_way_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a/../../outside.jpg", "..\\outside.jpg", "a\0.jpg"])
 def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
-    from lit_vision.data.annotations.table import AnnotationTableBuilder
+    from lit_vision.data.annotations.table_builder import AnnotationTableBuilder
     from lit_vision.data.folder import Folder, check_within_root
 
     with pytest.raises(UserError, match=r"out of|outside"):

@@ -15,7 +15,8 @@ from lit_vision.data.annotations.coco_masks import check_segmentation, fix_segme
 from lit_vision.data.annotations.files import size_of
 from lit_vision.data.annotations.image_names import ImageFinder
 from lit_vision.data.annotations.other_tools import describe_json
-from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
+from lit_vision.data.annotations.table_builder import AnnotationTableBuilder
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 

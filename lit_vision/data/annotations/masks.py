@@ -11,7 +11,8 @@ import numpy as np
 
 from lit_vision.data.annotations.colors import color_numbers, numbers_of_colors, read_colors
 from lit_vision.data.annotations.files import image_files, join_path, read_lines, read_split_list, with_suffix
-from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
+from lit_vision.data.annotations.table_builder import AnnotationTableBuilder
 from lit_vision.errors import UserError
 
 IGNORE = 255  # in a batch: the pixel counts neither in the loss nor in a metric

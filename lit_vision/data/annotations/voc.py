@@ -10,7 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lit_vision.data.annotations.files import image_files, read_split_list, size_of, with_suffix
-from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
+from lit_vision.data.annotations.table_builder import AnnotationTableBuilder
 from lit_vision.data.views.decode import PIXEL_CAP
 from lit_vision.errors import UserError
 

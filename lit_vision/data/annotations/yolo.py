@@ -12,7 +12,8 @@ import numpy as np
 
 from lit_vision.data.annotations.files import image_files, join_path, read_lines, read_text, size_of
 from lit_vision.data.annotations.image_names import ImageFinder
-from lit_vision.data.annotations.table import AnnotationError, AnnotationTable, AnnotationTableBuilder
+from lit_vision.data.annotations.table import AnnotationError, AnnotationTable
+from lit_vision.data.annotations.table_builder import AnnotationTableBuilder
 from lit_vision.data.annotations.yolo_yaml import keypoint_numbers, label_path, yolo_classes
 from lit_vision.errors import UserError
 
