@@ -12,10 +12,12 @@ from lit_vision.data import AnnotatedDataModule, ImageFolderDataModule
 from lit_vision.data.annotations.coco import read_coco
 from lit_vision.data.annotations.colors import color_numbers, read_colors
 from lit_vision.data.annotations.image_names import ImageFinder
+from lit_vision.data.annotations.locations import OTHER_NAMES
 from lit_vision.data.annotations.masks import IGNORE, read_mask
 from lit_vision.data.annotations.voc import read_voc
 from lit_vision.data.annotations.yolo import read_yolo
 from lit_vision.data.annotations.yolo_yaml import yolo_split
+from lit_vision.data.layout import ROLES, role_of
 from lit_vision.errors import UserError
 
 
@@ -371,3 +373,9 @@ def test_a_list_may_name_files(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/train.txt").write_text("a.jpg\nb.jpg 1\n")
     table = read_voc(tmp_path, "Annotations", "JPEGImages", split_list="ImageSets/train.txt", class_names=NAMES)
     assert list(table.paths) == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
+
+
+def test_other_names_of_a_split_have_its_role_in_folders_of_classes_too() -> None:
+    assert {role: {role_of(name) for name in names} for role, names in OTHER_NAMES.items()} == {
+        role: {role} for role in ROLES
+    }
