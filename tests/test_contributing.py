@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_vision import methods
+
 ROOT = Path(__file__).parent.parent
 PAGES = ["CONTRIBUTING.md", "AGENTS.md"]
 PLACEHOLDERS = {"NAME", "TASK", "ROOM", "URL"}
@@ -20,6 +22,14 @@ def test_contributing__lists_the_rooms_in_their_order() -> None:
     assert floors
     rooms = {path.parent.name for path in (ROOT / "lit_vision").glob("*/__init__.py")}
     assert listed == [name for name in re.findall(r'"(\w+)"', floors[1]) if name in rooms]
+
+
+def test_pages__name_every_method() -> None:
+    readme, contributing = ((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md"))
+    assert [name for name in methods.__all__ if not re.search(rf"\b{name}\b", readme)] == []
+    (row,) = re.findall(r"^\| `methods/` \|.*$", contributing, re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "lit_vision/methods").glob("*/network.py")}
+    assert {name for name in folders if name not in row.lower()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
