@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -153,19 +154,29 @@ class LeftOut:
 
 
 def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder.
+    """Return the entries of a folder that are files, folders or links; one that opens a pipe or a device would hang.
 
     Raises:
         UserError: the folder may not be read.
     """
     try:
         with os.scandir(folder) as found:
-            return list(found)
+            return [entry for entry in found if not _is_pipe_or_device(entry)]
     except PermissionError:
         raise UserError(f"{folder}: it may not be read; change its permissions") from None
 
 
+def _is_pipe_or_device(entry: os.DirEntry[str]) -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):  # without a system call
+        return False
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a broken link: reading it will report that
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def device_and_inode(folder: Path | str) -> tuple[int, int]:
     """Return the identity of a folder, equal for every path and link that leads to it."""
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino

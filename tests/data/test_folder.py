@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_vision.data.folder import Paths, scan
+from lit_vision.data.image_files import list_entries
 from lit_vision.errors import UserError
 
 
@@ -118,6 +119,16 @@ def test_links__are_followed_but_never_in_circles(tmp_path) -> None:
     os.symlink("nothing", tmp_path / "data/train/a/gone.png")
     with pytest.raises(UserError, match=r"gone\.png: "):
         scan(tmp_path / "data")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes__are_not_entries_of_a_folder(tmp_path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken.png").symlink_to("none.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    assert {entry.name for entry in list_entries(tmp_path)} == {"a.png", "folder", "broken.png"}
 
 
 def test_fingerprint__changes_with_name_size_label_and_folder_only(tmp_path) -> None:
