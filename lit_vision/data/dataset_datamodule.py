@@ -14,6 +14,7 @@ from PIL import Image
 
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.data.folder import Folder, Paths, Split
+from lit_vision.data.holdout import leave_out_unlabeled
 from lit_vision.data.labeled_folder import draw_splits
 from lit_vision.errors import UserError
 
@@ -134,6 +135,7 @@ class DatasetDataModule(ImageFolderDataModule):
             raise UserError(f"data: the data sets have {count} classes and {len(names)} names; correct class_names")
         folder = DatasetFolder(self.datasets, labels, names)
         draw_splits(folder, self.split_names, self.label_options)
+        leave_out_unlabeled(folder, "train")
         return folder
 
     def _labels_of(self, name: str, data: ImageDataset) -> np.ndarray:

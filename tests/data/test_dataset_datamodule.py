@@ -92,6 +92,13 @@ def test_splits_names_and_workers() -> None:
         assert torch.equal(a["key"], b["key"])
 
 
+def test_images_without_a_label_are_not_evaluated() -> None:
+    val = [0, -1, 2, 0, 1, -1]
+    data = DatasetDataModule(Colors(12), Colors(6), labels={"val": val}, **options())
+    labels = torch.cat([batch["label"] for batch in data.val_dataloader()])
+    assert labels.tolist() == [0, 2, 0, 1]
+
+
 def test_a_validation_split_is_drawn_from_the_training_data_set() -> None:
     data = DatasetDataModule(Colors(24), **options(val_fraction=0.25))
     train, val = ({int(k[1]) for batch in loader for k in batch["key"]} for loader in
