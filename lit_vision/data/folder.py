@@ -109,6 +109,7 @@ class Folder:
         splits: the splits by name.
         unlabeled: the images of `ROOT/unlabeled`; may be empty.
         inventory: what the scan left out; empty for a pack.
+        label_file: the table that the labels are from, for messages; "" if they are from folders' names.
     """
 
     root: Path
@@ -116,6 +117,7 @@ class Folder:
     splits: dict[str, Split]
     unlabeled: Split = field(default_factory=lambda: _split([]))
     inventory: Inventory = field(default_factory=Inventory)
+    label_file: str = ""
 
     def read(self, path: str) -> bytes:
         """Return the bytes of one image.
@@ -159,6 +161,8 @@ class Folder:
                 left_out = f" (left out: {', '.join(self.inventory.phrases())})" if self.inventory.phrases() else ""
                 raise UserError(f"{self.root / place}: no image in it{left_out}, but {purpose} needs this split")
             how = f"create {self.root / split}/<class>/, name its folder by data.train_split, val_split or test_split"
+            if self.label_file:
+                how = f"name its images in a split column of {self.label_file}"
             if split in ("val", "test") and self.splits:
                 how += f", or draw it from the training images by data.{split}_fraction"
             if self.root.is_file():
@@ -170,6 +174,11 @@ class Folder:
         """Return a split whose images have labels; raises as `require_split`, or if no image of it has one."""
         found = self.require_split(split, purpose)
         if not has_label(found.labels).any():
+            if self.label_file:
+                raise UserError(
+                    f"{self.label_file}: no image of the {split} split has a label, but {purpose} needs labels; fill "
+                    "them in"
+                )
             folder = self.root / self.inventory.splits.get(split, split)
             raise UserError(f"{folder}: its images are in no class folders, but {purpose} needs labels; sort them")
         return found
@@ -177,6 +186,9 @@ class Folder:
     def require_classes(self, purpose: str) -> None:
         """Raise a UserError that names the purpose unless there are at least two classes."""
         if len(self.classes) < 2:
+            if self.label_file:
+                named = f"one label ({self.classes[0]})" if self.classes else "no label"
+                raise UserError(f"{self.label_file}: has {named}, but {purpose} needs two or more; correct its labels")
             has = f"one class ({self.classes[0]})" if self.classes else "no class folders"
             if self.classes and is_image_folder(self.classes[0]):
                 raise UserError(

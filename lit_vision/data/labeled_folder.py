@@ -117,7 +117,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
             folder.inventory.unlisted = max(0, count_images(source) - folder.count())
         else:
             raise UserError(f"{root}: no such folder; check data.root")
-        paths = listed.paths
+        paths, folder.label_file = listed.paths, options.file
     groups = None
     if isinstance(options.group_by, int):
         groups = dict(zip(paths, folder_groups(paths, options.group_by)))

@@ -99,6 +99,19 @@ def test_splits_are_those_of_the_table_under_any_usual_name(root) -> None:
     assert {name: len(split) for name, split in data.folder.splits.items()} == {"train": 6, "val": 3, "test": 3}
 
 
+def test_what_a_table_lacks_is_said_of_the_table(root) -> None:
+    lines = [f"{path},{label if i < 8 else ''},{'train' if i < 8 else 'val'}" for i, (path, label) in enumerate(rows())]
+    file = table(root, "\n".join(["path,label,split", *lines]))
+    data = module(root, file)
+    with pytest.raises(UserError, match=r"labels\.csv: no image of the val split has a label"):
+        data.val_dataloader()
+    with pytest.raises(UserError, match=r"no test split.*split column of .*labels\.csv"):
+        data.test_dataloader()
+    one = table(root, "path,label\n" + "".join(f"{path},a\n" for path, _ in rows()))
+    with pytest.raises(UserError, match=r"labels\.csv: has one label \(a\)"):
+        module(root, one)
+
+
 WRONG = {
     "no row": ("path,label\n", "no row"),
     "no path column": ("a,label\nx,y\n", "path column"),
