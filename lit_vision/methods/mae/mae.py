@@ -31,9 +31,7 @@ class MAE(MAENetwork, LightningModule):
         truncate_keep: compute the number of visible patches as the official code does, by truncation.
         norm_pix_loss: predict pixels normalised per patch.
         compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step).
-            Not run on a GPU yet.
-        checkpointing: activation checkpointing: a third more compute, and only each block's input is stored for
-            backward.
+        checkpointing: activation checkpointing: a third more compute; only blocks' inputs are stored for backward.
         seed: of the masks; with a sample's key it determines the sample's mask, on any number of processes.
         mean: of the pixels, per channel, in [0, 1]; None is ImageNet's.
         std: of the pixels, per channel; None is ImageNet's.
@@ -48,8 +46,7 @@ class MAE(MAENetwork, LightningModule):
         warmup_epochs: linear warm-up, then a cosine to min_lr.
 
     Raises:
-        UserError: a backbone that is no plain ViT, or a value that cannot work; the message names it and says what to
-            do.
+        UserError: a backbone that is no plain ViT, or a value that cannot work.
     """
 
     def __init__(
