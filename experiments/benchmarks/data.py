@@ -162,7 +162,7 @@ def _psnr_rows(what: str, images: list[bytes], keys: int = 8) -> list[dict]:
                     flip=False, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, gray=False, sigma=0.0
                 )
                 box = [scale * x for x in (d.left, d.top, d.left + d.width, d.top + d.height)]
-                expected = full.crop(box).resize((views.spec.size,) * 2, Image.Resampling.BICUBIC)
+                expected = full.crop(box).resize((views.spec.width, views.spec.height), Image.Resampling.BICUBIC)
                 found.append(psnr(views.render(image, d), np.asarray(expected)))
     middle, low = np.median(found), np.percentile(found, 5)
     against = "Pillow's antialiased bicubic crop"

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_vision.backbones.create import check_patches, create_timm_model, feature_strides, lists_to_tuples
 from lit_vision.backbones.layer_groups import group_layers
 from lit_vision.backbones.stems import make_stem_small, make_stem_wide
+from lit_vision.data.views.image_size import ImageSize, height_and_width, plain_size
 from lit_vision.errors import UserError
 
 
@@ -30,8 +31,8 @@ class Backbone(nn.Module):
         name: timm's name, as `timm.list_models()` gives it, with or without a weight tag
             ("vit_base_patch16_224.augreg_in21k").
         pretrained: load timm's weights of that name (needs the network once).
-        img_size: side of the square input in pixels. ViTs are built for it; CNNs take any size and only note it in
-            `data_config`.
+        img_size: of the input in pixels: side of a square, or [height, width]. ViTs are built for it; CNNs take any
+            size and only note it in `data_config`.
         patch_size: side of a patch in pixels, models with patches only.
         in_chans: channels of the input.
         pool: None is the model's own. "avg": mean over patches (ViTs: without cls; the final norm then comes after the
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         name: str,
         *,
         pretrained: bool = False,
-        img_size: int | None = None,
+        img_size: ImageSize | None = None,
         patch_size: int | None = None,
         in_chans: int = 3,
         pool: Literal["avg", "token"] | None = None,
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {
             "name": name,
-            "img_size": img_size,
+            "img_size": None if img_size is None else plain_size(img_size),
             "patch_size": patch_size,
             "in_chans": in_chans,
             "pool": pool,
@@ -108,7 +109,7 @@ class Backbone(nn.Module):
         self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.data_config = resolve_model_data_config(self.model)
         if img_size is not None:
-            self.data_config["input_size"] = (in_chans, img_size, img_size)
+            self.data_config["input_size"] = (in_chans, *height_and_width(img_size))
 
     def _to_channels_last(self, images: Tensor) -> Tensor:
         """Return a CNN's images channels last in memory.

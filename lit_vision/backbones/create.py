@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import timm
 from torch import nn
 
+from lit_vision.data.views.image_size import ImageSize, plain_size, size_text
 from lit_vision.errors import UserError
 
 
@@ -20,13 +21,13 @@ def lists_to_tuples(value: Any) -> Any:
     return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def create_timm_model(name: str, pretrained: bool, img_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+def create_timm_model(name: str, pretrained: bool, img_size: ImageSize | None, arguments: dict[str, Any]) -> nn.Module:
     """Call timm.create_model and turn what it raises into errors that name the key and what to do.
 
     Args:
         name: of the model, as timm lists it, with or without a weight tag.
         pretrained: load timm's weights.
-        img_size: side of the images, pixels; passed on to models that are built for one size.
+        img_size: of the images, pixels; passed on to models that are built for one size.
         arguments: further arguments of timm's constructor.
 
     Raises:
@@ -40,7 +41,7 @@ def create_timm_model(name: str, pretrained: bool, img_size: int | None, argumen
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
         raise UserError(f"backbone: timm {timm.__version__} has no model {name!r}; {hint}")
     if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
-        arguments = {**arguments, "img_size": img_size}
+        arguments = {**arguments, "img_size": lists_to_tuples(plain_size(img_size))}
     try:
         with _hub_offline_if_unreachable() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **arguments)
@@ -98,7 +99,9 @@ def check_patches(model: nn.Module) -> None:
     embed = getattr(model, "patch_embed", None)
     size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
     if size and patch and any(s % p for s, p in zip(size, patch)):  # timm would leave out the last rows silently
-        raise UserError(f"img_size: {size[0]} pixels are no multiple of the patch size {patch[0]}; change one of them")
+        raise UserError(
+            f"img_size: {size_text(size)} pixels are no multiple of the patch size {patch[0]}; change one of them"
+        )
 
 
 def feature_strides(model: nn.Module) -> list[int]:

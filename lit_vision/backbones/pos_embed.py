@@ -45,29 +45,33 @@ def sincos_2d(width: int, grid: int | tuple[int, int], cls_token: bool = True) -
     return table[None].float()
 
 
-def resize_pos_embed(table: Tensor, grid: tuple[int, int], prefix: int = 1) -> Tensor:
-    """Resize a square table of positions to another grid, bicubic without antialiasing.
+def resize_pos_embed(
+    table: Tensor, grid: tuple[int, int], prefix: int = 1, source: tuple[int, int] | None = None
+) -> Tensor:
+    """Resize a table of positions to another grid, bicubic without antialiasing.
 
     The first `prefix` rows stay as they are.
     Source: facebookresearch/mae's fine-tuning (bicubic, align_corners False, cls row unchanged).
 
     Args:
-        table: (1, prefix + L, D) with L a square.
+        table: (1, prefix + L, D).
         grid: (rows, columns) wanted.
         prefix: rows in front that belong to no patch (cls, registers).
+        source: (rows, columns) of the table; None is a square.
 
     Returns:
         (1, prefix + rows * columns, D), dtype of the table.
 
     Raises:
-        ValueError: L is not a square.
+        ValueError: L is not a square, or not the product of `source`.
     """
     front, patches = table[:, :prefix], table[:, prefix:]
-    side = math.isqrt(patches.shape[1])
-    if side * side != patches.shape[1]:
-        raise ValueError(f"the table has {patches.shape[1]} patch rows, which is no square grid")
-    if (side, side) == tuple(grid):
+    rows, columns = source or (math.isqrt(patches.shape[1]),) * 2
+    if rows * columns != patches.shape[1]:
+        wanted = f"grid of {rows} x {columns}" if source else "square grid"
+        raise ValueError(f"the table has {patches.shape[1]} patch rows, which is no {wanted}")
+    if (rows, columns) == tuple(grid):
         return table
-    maps = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, D, side, side)
+    maps = patches.reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()  # (1, D, rows, columns)
     maps = F.interpolate(maps, size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([front, maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)

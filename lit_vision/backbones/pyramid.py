@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 
 
@@ -34,7 +35,7 @@ def map_shapes(backbone: Backbone, img_size: int) -> list[tuple[int, int]]:
         UserError: the family gives no maps, or the backbone is built for another size.
     """
     if len(backbone.strides) == 1:  # a ViT: its size is fixed, and at 1024 pixels a forward would cost minutes on a CPU
-        built = backbone.data_config["input_size"][-1]
+        built = plain_size(backbone.data_config["input_size"][-2:])
         if built != img_size:
             raise UserError(f"model.img_size: {img_size}, the backbone is built for img_size {built}; make them equal")
         return [(backbone.model.num_features, backbone.strides[0])]

@@ -282,13 +282,15 @@ def _backbone_of_unknown_method(
 
 def _config_of_timm_export(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of timm's config.json, from the metadata of a file of `lit-vision export --format timm`."""
+    from lit_vision.data.views.image_size import height_and_width
+
     values = {key: json.loads(metadata[key]) for key in ("model_args", "mean", "std", "size", "class_names")}
     pixels = {
         "mean": values["mean"],
         "std": values["std"],
         "license": metadata["license"],
         "crop_pct": json.loads(metadata[METADATA_KEY])["crop_pct"],
-        "input_size": [3, values["size"], values["size"]],
+        "input_size": [3, *height_and_width(values["size"])],
     }
     return {
         "architecture": metadata["architecture"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_vision.convert import quantize
 from lit_vision.convert.export import FORMATS, export, export_adapter
 from lit_vision.convert.quantize import artifact_files
+from lit_vision.data.views.image_size import height_and_width, size_text
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.writers import check_not_existing, check_output_path
 from lit_vision.runs.run_dir import data_settings, run_dir_of
@@ -105,9 +106,11 @@ def export_model(
         notes += [check.note] if check.note else []
     notes += export(method, metadata, format, path, check, calibration, half=half, opset=opset).splitlines()
     license_text = metadata.license or "not stated"
-    notes.append(f"{path}: {metadata.task}, {metadata.size} pixels, license {license_text}, {_megabytes(path)}")
+    notes.append(
+        f"{path}: {metadata.task}, {size_text(metadata.size)} pixels, license {license_text}, {_megabytes(path)}"
+    )
     if format == "onnx":
-        shape = f"{len(metadata.mean)}x{metadata.size}x{metadata.size}"
+        shape = "x".join(map(str, (len(metadata.mean), *height_and_width(metadata.size))))
         notes.append(
             f"TensorRT (not run here): trtexec --onnx={path} --minShapes=images:1x{shape} --optShapes=images:8x{shape} "
             f"--maxShapes=images:64x{shape} --noTF32 --saveEngine={path.with_suffix('.engine')}"

@@ -28,12 +28,13 @@ def notes(method: nn.Module, report: LoadReport, name: str, known: Mapping[str, 
         known: values of config.json and --args; {} without any.
         named: the user gave the name.
     """
+    from lit_vision.data.views.image_size import size_text
     from lit_vision.weights.compatibility import CLIP, LIGHTLY_MAE
 
     lines = []
     backbone: Any = getattr(method, "backbone", method)
     if report.resized:
-        side = backbone.config["img_size"] or 224
+        side = size_text(backbone.config["img_size"] or 224)
         lines.append(f"resized: {', '.join(report.resized)} to the grid of {side} pixels (bicubic)")
     ours = getattr(getattr(backbone.model, "norm", None), "eps", 1e-6)
     if (eps := float((known.get("vision_config") or known).get("layer_norm_eps", ours))) != ours:

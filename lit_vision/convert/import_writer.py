@@ -101,6 +101,7 @@ def write_imported(
     from safetensors.torch import save_file
 
     from lit_vision.backbones.backbone import Backbone
+    from lit_vision.data.views.image_size import plain_size
     from lit_vision.io.hashing import state_dict_sha256
     from lit_vision.weights.load import save_backbone
     from lit_vision.weights.model_metadata import ModelMetadata
@@ -116,7 +117,7 @@ def write_imported(
     if kind == "Classifier":
         header[METADATA_KEY] = ModelMetadata(
             task="classification",
-            size=int(config["input_size"][-1]),
+            size=plain_size(config["input_size"][-2:]),
             mean=pixels["mean"],
             std=pixels["std"],
             crop_pct=crop_pct or float(config["crop_pct"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_vision.convert.to_timm import check_timm, convert_to_timm, timm_metadata
+from lit_vision.data.views.image_size import height_and_width, size_text
 from lit_vision.io.atomic import atomic_write
 from lit_vision.io.text import printable
 
@@ -53,7 +54,7 @@ def hub_config(method: nn.Module, metadata: ModelMetadata, name: str, arguments:
     """Return config.json as timm reads it."""
     pretrained = {
         "num_classes": arguments["num_classes"],
-        "input_size": [len(metadata.mean), metadata.size, metadata.size],
+        "input_size": [len(metadata.mean), *height_and_width(metadata.size)],
         "mean": metadata.mean,
         "std": metadata.std,
         "crop_pct": metadata.crop_pct,
@@ -101,7 +102,9 @@ def model_card(metadata: ModelMetadata, name: str, results: Sequence[Mapping[str
         f"# {folder}",
         "",
     ]
-    lines += [f"{name}, {metadata.size} pixels, {metadata.task}; license: {metadata.license or 'not stated'}."]
+    lines += [
+        f"{name}, {size_text(metadata.size)} pixels, {metadata.task}; license: {metadata.license or 'not stated'}."
+    ]
     if metadata.class_names:
         shown = ", ".join(metadata.class_names[:20])
         more = f", ... {len(metadata.class_names)} in all" if len(metadata.class_names) > 20 else ""
@@ -138,18 +141,21 @@ def model_card(metadata: ModelMetadata, name: str, results: Sequence[Mapping[str
             + (f"; changed settings: `{' '.join(trained['overrides'])}`" if trained.get("overrides") else "")
             + "."
         )
+    height, width = height_and_width(metadata.size)
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (metadata.mean, metadata.std))
     call = "probabilities = model(images).softmax(-1)" if metadata.class_names else "features = model(images)"
     lines += ["", "## Use", "", "```python", "import timm", ""]
     lines += [f'model = timm.create_model("hf-hub:USER/{folder}", pretrained=True).eval()']
     lines += [
-        f"{call}  # images (B, {len(metadata.mean)}, {metadata.size}, {metadata.size}) in [0, 1], "
-        f"minus ({mean}), over ({std})",
+        f"{call}  # images (B, {len(metadata.mean)}, {height}, {width}) in [0, 1], minus ({mean}), over ({std})",
         "```",
         "",
     ]
-    resized = round(metadata.size / metadata.crop_pct)
-    lines.append(f"Evaluation view: short side resized to {resized} (bicubic), center crop {metadata.size}.")
+    resized, crop = f"short side resized to {round(height / metadata.crop_pct)}", f"center crop {height}"
+    if height != width:
+        covered = round(height / metadata.crop_pct), round(width / metadata.crop_pct)
+        resized, crop = "resized to cover {}x{}".format(*covered), f"center crop {height}x{width} (height x width)"
+    lines.append(f"Evaluation view: {resized} (bicubic), {crop}.")
     if metadata.value_range:
         low, high = metadata.value_range
         lines.append(f"Images deeper than 8 bits: values from {low:g} (black) to {high:g} (white), mapped to 8 bits.")

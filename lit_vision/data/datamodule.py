@@ -22,6 +22,7 @@ from lit_vision.data.sampler import keys_in_batches
 from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
 from lit_vision.data.value_range import MeasuredRange, measure_folder_range
 from lit_vision.data.views.batch_views import make_batch_views
+from lit_vision.data.views.image_size import height_and_width, plain_size
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.pixel_values import FULL_16_BIT, check_range
 from lit_vision.data.views.views import make_views
@@ -40,7 +41,7 @@ class ImageFolderDataModule(KeyedDataModule):
 
     Args:
         root: the folder, or a pack file written by `lit-vision pack` (*.pack).
-        img_size: side of the views, pixels.
+        img_size: of the views, pixels: side of a square, or [height, width].
         batch_size: samples per device and batch.
         train_view: `simclr`, `mae`, `lejepa`, `train`, `eval` or `albumentations:<name>`.
         eval_view: as train_view.
@@ -90,7 +91,7 @@ class ImageFolderDataModule(KeyedDataModule):
         self,
         root: str,
         *,
-        img_size: int = 224,
+        img_size: int | list[int] = 224,
         batch_size: int = 64,
         train_view: str = "train",
         eval_view: str = "eval",
@@ -160,7 +161,9 @@ class ImageFolderDataModule(KeyedDataModule):
             "rand_augment": rand_augment,
             "random_erasing": random_erasing,
         }
-        self.root, self.img_size = os.path.expanduser(root), img_size
+        self.root = os.path.expanduser(root)
+        height_and_width(img_size, "data.img_size")
+        self.img_size = plain_size(img_size)
         self.train_view, self.eval_view = train_view, eval_view
         self.train_options: dict[str, Any] = {key: value for key, value in train_options.items() if value is not None}
         self.local_views, self.local_size = local_views, local_size
@@ -194,7 +197,7 @@ class ImageFolderDataModule(KeyedDataModule):
             raise UsageError(f"data.channels: {channels!r}; give 3, or 1 for gray (images in a folder have no others)")
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
             raise UsageError(f"data.num_workers: {num_workers!r}; give auto or an integer of at least 0")
-        for key, number in (("batch_size", batch_size), ("copies", copies), ("img_size", img_size)):
+        for key, number in (("batch_size", batch_size), ("copies", copies)):
             if number < 1:
                 raise UsageError(f"data.{key}: {number}; give at least 1")
         for key, number in (("seed", seed), ("label_seed", label_seed)):

@@ -23,6 +23,7 @@ from lit_vision.data.batch import Batch
 from lit_vision.data.folder import Folder
 from lit_vision.data.views.batch_views import BatchViewsFunction
 from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.image_size import ImageSize, height_and_width
 from lit_vision.data.views.keyed_rng import Key, derive_seed
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.data.views.views import ImageViewsFunction
@@ -239,13 +240,13 @@ def _batch(images: Tensor, labels: np.ndarray, keys: list[Key]) -> Batch:
     return {"images": images, "label": torch.from_numpy(labels), "key": torch.tensor(keys, dtype=torch.int64)}
 
 
-def load_into_memory(files: ImageReader, required: bool, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+def load_into_memory(files: ImageReader, required: bool, size: ImageSize) -> tuple[np.ndarray, np.ndarray] | None:
     """Load all images into one array, if they are small and of one size.
 
     Args:
         files: reader of the images, with its rule for broken ones.
         required: raise an error instead of returning None.
-        size: side of the views in pixels; images more than twice as large would alias, so they stay on disk.
+        size: of the views in pixels; images more than twice as high or wide would alias, so they stay on disk.
 
     Returns:
         Pixels, (N, H, W, 1) uint8 if every image is gray, else (N, H, W, 3), and (N,) the index of the file that each
@@ -254,13 +255,16 @@ def load_into_memory(files: ImageReader, required: bool, size: int) -> tuple[np.
     Raises:
         UserError: they are too large or differ in size, and `required` is set.
     """
+    rows, columns = height_and_width(size)
     if not len(files):
-        return np.zeros((0, size, size, 1), np.uint8), np.zeros(0, np.int64)
+        return np.zeros((0, rows, columns, 1), np.uint8), np.zeros(0, np.int64)
     first, _ = files.read(0)
     height, width = first.shape[:2]
     reason = ""
-    if max(height, width) > min(MEMORY_SIDE, 2 * size):
-        reason = f"images are {width} x {height}; at most {min(MEMORY_SIDE, 2 * size)} pixels a side stay in memory"
+    most_height, most_width = min(MEMORY_SIDE, 2 * rows), min(MEMORY_SIDE, 2 * columns)
+    if height > most_height or width > most_width:
+        most = f"{most_width} pixels a side" if most_width == most_height else f"{most_width} x {most_height} pixels"
+        reason = f"images are {width} x {height}; at most {most} stay in memory"
     elif first.size * len(files) > MEMORY_BYTES:
         reason = f"{len(files)} images of {width} x {height} take more than {MEMORY_BYTES >> 30} GiB"
     if not reason:

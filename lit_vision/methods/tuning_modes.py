@@ -6,7 +6,7 @@ Imports no Lightning; fine_tuning.py beside this file has what their LightningMo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,6 +126,17 @@ def build_backbone(hparams: Mapping[str, Any]) -> tuple[Backbone, list[float], l
         mean, std = report.mean or mean, report.std or std
     apply_tuning_mode(backbone, hparams)
     return backbone, list(mean), list(std)
+
+
+def square_side(img_size: int) -> int:
+    """Return `img_size` of a detector or segmenter, whose views, heads and decoding are square.
+
+    Raises:
+        UserError: it is not one number.
+    """
+    if isinstance(img_size, Sequence):
+        raise UserError(f"model.img_size: {img_size}; boxes and masks are predicted on square images: give one number")
+    return img_size
 
 
 def feature_maps(backbone: Backbone, images: Tensor) -> list[Tensor]:

@@ -91,7 +91,7 @@ class DecodeBoxes:
     """
 
     def __init__(self, metadata: ModelMetadata) -> None:
-        self.size, options = (metadata.size, metadata.size), metadata.options
+        self.size, options = (metadata.side, metadata.side), metadata.options
         self.decoder: AnchorDecoder | None = None
         if "strides" in options:
             self.decoder = AnchorDecoder.from_options(
@@ -216,7 +216,7 @@ class DetectionLines:
             above = found["scores"] >= self.min_score
             found = {name: value[above] for name, value in found.items()}
             self.at_limit += len(found["scores"]) >= self.max_detections
-            scale = torch.from_numpy(letterbox_scale(*size, self.metadata.size))
+            scale = torch.from_numpy(letterbox_scale(*size, self.metadata.side))
             boxes = to_original_size(found["boxes"], scale, torch.tensor(size)).numpy().round(2)
             visible = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the other boxes lie in the view's padding
             found = {name: value[visible] for name, value in found.items()}
@@ -296,7 +296,7 @@ class DetectionLines:
         self, writer: ImageWriter, name: str, pixels: np.ndarray, size: tuple[int, int], found: dict[str, Tensor]
     ) -> None:
         """Write the view without its padding, with masks and boxes drawn on it."""
-        width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
+        width, height = (letterbox_scale(*size, self.metadata.side) * (size[1], size[0])).round().astype(int)
         picture, times = upscale_for_text(pixels[:height, :width])
         names = [self.metadata.class_names[label] for label in found["labels"].tolist()]
         texts = [f"{n} {100 * s:.0f}" for n, s in zip(names, found["scores"].tolist())]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
+from lit_vision.data.views.image_size import height_and_width, plain_size
 from lit_vision.data.views.pixel_values import check_range
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
@@ -235,7 +236,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
     """Return the metadata of a network: `stored` from its training, completed by the network's properties."""
     config = method.backbone.data_config
     network_size = method.hparams.get("img_size") if TASKS[task].pads else 0
-    size = int(stored.get("size") or network_size or config["input_size"][-1])
+    size = plain_size(stored.get("size") or network_size or config["input_size"][-2:])
     names = list(stored.get("class_names") or [])
     if not names and task != "features":
         names = [str(i) for i in range(method.hparams.get("num_classes") or method.hparams["num_labels"])]
@@ -244,7 +245,9 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
         size=size,
         mean=[round(float(v), 6) for v in method.mean],
         std=[round(float(v), 6) for v in method.std],
-        crop_pct=float(stored.get("crop_pct") or (0.875 if size > 64 and not TASKS[task].pads else 1.0)),
+        crop_pct=float(
+            stored.get("crop_pct") or (0.875 if min(height_and_width(size)) > 64 and not TASKS[task].pads else 1.0)
+        ),
         class_names=names,
         category_ids=[int(i) for i in stored.get("category_ids") or []],
         outputs=list(inference_network(method, task).outputs),

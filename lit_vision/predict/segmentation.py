@@ -80,7 +80,7 @@ class SegmentationLines:
         """Yield each image's result, and its class numbers in the pixels of the view without the padding."""
         names = tuple(self.metadata.class_names)
         for path, size, scores in zip(batch.names, batch.sizes, outputs["scores"]):
-            width, height = (letterbox_scale(*size, self.metadata.size) * (size[1], size[0])).round().astype(int)
+            width, height = (letterbox_scale(*size, self.metadata.side) * (size[1], size[0])).round().astype(int)
             view_mask = scores[:, :height, :width].argmax(0).astype(np.uint8 if len(names) <= 256 else np.uint16)
             mask = cv2.resize(view_mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
             yield Segmentation(path, names, mask), view_mask

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_vision import methods
+from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UsageError, UserError
 from lit_vision.methods.detection.decoding import decoder_options
 from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, DetectionCheck, SegmentationCheck
@@ -157,7 +158,7 @@ def format_from_suffix(out: str, formats: Sequence[str]) -> str:
 
 
 def preprocess_for(metadata: ModelMetadata) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the evaluation view of a model, (H, W, 3) uint8 -> (S, S, 3) uint8, which may be called in threads."""
+    """Return the evaluation view of a model, (H, W, 3) uint8 to its size, uint8, which may be called in threads."""
     size, crop_pct = metadata.size, metadata.crop_pct
     if not TASKS[metadata.task].pads:
         from lit_vision.data.views.views import resize_and_crop
@@ -169,7 +170,7 @@ def preprocess_for(metadata: ModelMetadata) -> Callable[[np.ndarray], np.ndarray
 
     def fit(image: np.ndarray) -> np.ndarray:
         if not hasattr(per_thread, "view"):
-            per_thread.view = AnnotatedViews("fit", size, 0, AugmentationOptions())
+            per_thread.view = AnnotatedViews("fit", metadata.side, 0, AugmentationOptions())
         pixels: np.ndarray = per_thread.view(image, (0, 0, 0)).image
         return pixels
 
@@ -185,10 +186,9 @@ def inference_network(method: nn.Module, task: str) -> nn.Module:
 
 
 def example_input(metadata: ModelMetadata, n: int, seed: int = 0) -> Tensor:
-    """Return (n, C, S, S) float: noise with the spread of normalized pixels, the same for the same arguments."""
-    pixels = torch.rand(
-        n, len(metadata.mean), metadata.size, metadata.size, generator=torch.Generator().manual_seed(seed)
-    )
+    """Return (n, C, *size) float: noise with the spread of normalized pixels, the same for the same arguments."""
+    shape = n, len(metadata.mean), *height_and_width(metadata.size)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]
 
 

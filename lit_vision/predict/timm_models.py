@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import is_vit
 from lit_vision.backbones.create import create_timm_model
+from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -71,7 +72,7 @@ def load_timm_model(name: str) -> tuple[TimmInference, ModelMetadata]:
     weights = state_dict_sha256(model.state_dict())
     return network, ModelMetadata(
         task="classification" if model.num_classes else "features",
-        size=int(config["input_size"][-1]),
+        size=plain_size(config["input_size"][-2:]),
         mean=[float(v) for v in config["mean"]],
         std=[float(v) for v in config["std"]],
         crop_pct=float(config["crop_pct"]),

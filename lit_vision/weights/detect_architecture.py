@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.models import is_model
 
+from lit_vision.data.views.image_size import ImageSize, plain_size
 from lit_vision.weights.compatibility import EFFICIENTNET_LITE, MOBILENET
 from lit_vision.weights.mobile_key_maps import detect_mobile
 
@@ -33,7 +34,7 @@ def detect_architecture(
     config: Mapping[str, Any],
     name: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
-    img_size: int | None = None,
+    img_size: ImageSize | None = None,
     layout: str = "",
 ) -> tuple[str | None, dict[str, Any]]:
     """Return timm's name and Backbone's arguments, from the user's values, a config.json and the shapes, in this order.
@@ -65,13 +66,24 @@ def detect_architecture(
         name, arguments = (name or vit_name), vit_args
     if isinstance(config.get("model_args"), dict):
         timm_args = {{"global_pool": "pool"}.get(key, key): value for key, value in config["model_args"].items()}
+        if _fits_positions(timm_args.get("img_size"), shapes):
+            arguments.pop("img_size", None)  # of a square with as many patches
         arguments = {**{key: value for key, value in timm_args.items() if key != "num_classes"}, **arguments}
     if not vit and (input_size := (config.get("pretrained_cfg") or {}).get("input_size")):
-        arguments["img_size"] = input_size[-1]
+        arguments["img_size"] = plain_size(input_size[-2:])
     arguments |= backbone_args or {}
     if img_size is not None:
         arguments["img_size"] = img_size
     return name, arguments
+
+
+def _fits_positions(img_size: Any, shapes: Mapping[str, Any]) -> bool:
+    """True if an image size of timm's arguments is [height, width] and a ViT's positions are for it."""
+    patch, positions = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
+    if not isinstance(img_size, list | tuple) or len(img_size) != 2 or len(patch) != 4 or len(positions) != 3:
+        return False
+    patches = (img_size[0] // patch[2]) * (img_size[1] // patch[3])
+    return bool(patches <= positions[1] <= patches + 1)
 
 
 def _detect_vit(shapes: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

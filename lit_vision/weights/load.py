@@ -7,6 +7,7 @@ keys. Nothing in a file is ever executed.
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
+from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, restore_module
@@ -137,7 +139,8 @@ def load_common(
     target = {key: value for key, (_, value) in named.items() if key not in ("mean", "std")}
 
     report = LoadReport(os.fspath(path), layout, kind, [], metadata=metadata)
-    values, rows = _match(state, target, *_complete(*allowed, state, target, backbone), backbone, report)
+    grid = stored_grid(state, metadata)
+    values, rows = _match(state, target, *_complete(*allowed, state, target, backbone), backbone, grid, report)
     if not any(key.startswith("backbone.") for key in values):
         raise PartialMatchError(
             f"{path}: no weight fits {kind}: another model, or a layout that is not supported yet", rows
@@ -181,6 +184,7 @@ def _match(
     drop: tuple[str, ...],
     new: tuple[str, ...],
     backbone: Backbone,
+    grid: tuple[int, int] | None,
     report: LoadReport,
 ) -> tuple[dict[str, Tensor], list[tuple[str, str, str, str]]]:
     """Return the values to load and a row for each key that does not fit; fill the report."""
@@ -199,9 +203,9 @@ def _match(
                 rows.append((key, "unexpected", _shape(value), "-"))
             continue
         wanted = target[key]
-        if key in _RESIZABLE and value.shape != wanted.shape:
-            resized = _resize(value, wanted, backbone)
-            if resized is not None:
+        if key in _RESIZABLE:
+            resized = _resize(value, wanted, backbone, grid)
+            if resized is not None and resized is not value:
                 value = resized
                 report.resized.append(key)
         if value.shape != wanted.shape:
@@ -282,14 +286,42 @@ def classifier_names(backbone: Backbone) -> tuple[str, ...]:
     return tuple(f"backbone.{name}" for name in (*names, "AuxLogits"))  # AuxLogits: Inception's second classifier
 
 
-def _resize(value: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor | None:
-    """Return the position embeddings resized to the wanted grid, or None where that is impossible."""
+def stored_grid(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, int] | None:
+    """Return rows and columns of patches in a ViT's file whose metadata give an image size that is not square, or None.
+
+    The number of positions alone does not tell 4 x 16 patches from 8 x 8.
+
+    Args:
+        state: in the common form.
+        metadata: of the file.
+    """
+    patch = state.get("backbone.patch_embed.proj.weight")
+    for key in ("hyper_parameters", "backbone", "model_args"):
+        try:
+            found = json.loads(metadata.get(key, "{}"))
+            found = (found.get("backbone_args") or {}) if key == "hyper_parameters" else found
+            height, width = height_and_width(found["img_size"])
+        except (ValueError, TypeError, KeyError, AttributeError, UserError):
+            continue  # the metadata of a file may hold any text under this key
+        if height != width and patch is not None and patch.ndim == 4:
+            return height // patch.shape[2], width // patch.shape[3]
+    return None
+
+
+def _resize(value: Tensor, wanted: Tensor, backbone: Backbone, source: tuple[int, int] | None) -> Tensor | None:
+    """Return the position embeddings resized to the wanted grid, or None where that is impossible.
+
+    `source` is the file's grid. If it is not known it is a square, as that of all published weights, or else the wanted
+    one.
+    """
     if value.ndim != 3 or value.shape[2] != wanted.shape[2] or not isinstance(backbone.model, VisionTransformer):
         return None
     grid = backbone.model.patch_embed.grid_size
     prefix = wanted.shape[1] - grid[0] * grid[1]
+    if source is None and value.shape == wanted.shape and math.isqrt(grid[0] * grid[1]) ** 2 != grid[0] * grid[1]:
+        return value
     try:
-        return resize_pos_embed(value, grid, prefix)
+        return resize_pos_embed(value, grid, prefix, source)
     except ValueError:
         return None
 

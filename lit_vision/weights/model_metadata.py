@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ModelMetadata:
 
     Attributes:
         task: "classification", "multilabel", "features", "detection" or "segmentation".
-        size: side of the square input, pixels.
+        size: of the input, pixels: side of a square, else [height, width].
         mean, std: of the pixels, per channel, in [0, 1].
         crop_pct: fraction of the resized image's short side that the evaluation view keeps.
         class_names: in the order of the outputs; empty for features.
@@ -49,7 +50,7 @@ class ModelMetadata:
     """
 
     task: str
-    size: int
+    size: int | list[int]
     mean: list[float]
     std: list[float]
     crop_pct: float = 1.0
@@ -62,6 +63,13 @@ class ModelMetadata:
     precision: str = "fp32"
     value_range: list[float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def side(self) -> int:
+        """Side of the square input, pixels; of detectors and segmenters, which have no other."""
+        if isinstance(self.size, int):
+            return self.size
+        raise UserError(f"size: {self.size}; a model for {self.task} needs square images")
 
     @property
     def pixel_format(self) -> PixelFormat:
@@ -93,12 +101,13 @@ class ModelMetadata:
             values = current_keys(json.loads(text))
             known = {f.name for f in fields(cls)}
             metadata = cls(**{key: value for key, value in values.items() if key in known})
-            if not (len(metadata.mean) == len(metadata.std) > 0 and int(metadata.size) > 0 and metadata.outputs):
-                raise ValueError("mean, std, size or outputs")
+            metadata.size = plain_size(metadata.size)
+            if not (len(metadata.mean) == len(metadata.std) > 0 and metadata.outputs):
+                raise ValueError("mean, std or outputs")
             metadata.pixel_format  # noqa: B018  # checks the range
             if metadata.category_ids and len(metadata.category_ids) != len(metadata.class_names):
                 raise ValueError(f"{len(metadata.category_ids)} category_ids for {len(metadata.class_names)} classes")
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
         return metadata
 
@@ -118,8 +127,8 @@ def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict
     from lit_vision.data.views.params import make_view_spec
 
     options: Mapping[str, Any] = getattr(datamodule, "eval_options", None) or {}
-    crop = make_view_spec("eval", int(size), **options).crop_pct
-    metadata = {"task": task, "class_names": [str(n) for n in names], "size": int(size), "crop_pct": float(crop)}
+    crop = make_view_spec("eval", size, **options).crop_pct
+    metadata = {"task": task, "class_names": [str(n) for n in names], "size": plain_size(size), "crop_pct": float(crop)}
     if ids := getattr(datamodule, "category_ids", None):
         metadata["category_ids"] = [int(i) for i in ids]
     if value_range := getattr(datamodule, "value_range", None):

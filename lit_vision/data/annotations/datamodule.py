@@ -122,6 +122,10 @@ class AnnotatedDataModule(ImageFolderDataModule):
         crowd_as_objects: bool = False,
         quarantine: str | None = None,
     ):
+        if isinstance(img_size, Sequence):
+            raise UsageError(f"data.img_size: {img_size}; views with boxes or masks are square: give one number")
+        if img_size < 8:
+            raise UsageError(f"data.img_size: {img_size}; give 8 or more")
         super().__init__(
             root,
             img_size=img_size,
@@ -149,8 +153,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             raise UsageError(f"data.on_bad_box: {on_bad_box!r}; give error or fix")
         if not 0 <= hold_out < 1:
             raise UsageError(f"data.hold_out: {hold_out} is not a share of the training split; give 0 to less than 1")
-        if img_size < 8:
-            raise UsageError(f"data.img_size: {img_size}; give 8 or more")
+        self._side = img_size
         self.format, self.with_masks, self.class_names_given = format, with_masks, class_names
         self._explicit = bool(images or annotations or split_list)
         self.images = images or FORMATS[format].images
@@ -404,7 +407,7 @@ class AnnotatedDataModule(ImageFolderDataModule):
             datasets[train] = AnnotatedImages(
                 table,
                 files,
-                AnnotatedViews(self.train_view if train else "fit", self.img_size, self.seed, self.options, IGNORE),
+                AnnotatedViews(self.train_view if train else "fit", self._side, self.seed, self.options, IGNORE),
                 self.with_masks,
                 self._mask_values(),
                 evaluate=not train,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_vision.data.views.decode import decode
+from lit_vision.data.views.image_size import ImageSize, height_and_width
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.errors import UserError
@@ -35,18 +36,25 @@ def import_albumentations() -> Any:
     return A
 
 
-def mild(size: int) -> A.Compose:
+def _random_crop(size: ImageSize, smallest: float) -> A.RandomResizedCrop:
+    """Return a random resized crop, whose aspect is relative to the view's, as `params.ViewSpec.crop_aspect`."""
+    height, width = height_and_width(size)
+    ratio = 3 / 4 * (width / height), 4 / 3 * (width / height)
+    return import_albumentations().RandomResizedCrop((height, width), scale=(smallest, 1.0), ratio=ratio)
+
+
+def mild(size: ImageSize) -> A.Compose:
     """Return a pipeline of crop and flip, as the view `train` by default."""
     A = import_albumentations()
-    return A.Compose([A.RandomResizedCrop((size, size), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)])
+    return A.Compose([_random_crop(size, 0.08), A.HorizontalFlip(p=0.5)])
 
 
-def photometric(size: int) -> A.Compose:
+def photometric(size: ImageSize) -> A.Compose:
     """Return a pipeline of crop, flip, then color, noise and blur: for photographs under changing light."""
     A = import_albumentations()
     return A.Compose(
         [
-            A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+            _random_crop(size, 0.2),
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
             A.OneOf([A.GaussNoise(), A.GaussianBlur(), A.ImageCompression(quality_range=(40, 95))], p=0.5),
@@ -54,32 +62,35 @@ def photometric(size: int) -> A.Compose:
     )
 
 
-def geometric(size: int) -> A.Compose:
+def geometric(size: ImageSize) -> A.Compose:
     """Return a pipeline of crop, all eight symmetries, any rotation and mild elastic distortion.
 
-    For aerial, medical and microscope images, which have no upright orientation.
+    For aerial, medical and microscope images, which have no upright orientation. A view that is not square is cut after
+    the symmetry, half of which exchange height and width.
     """
     A = import_albumentations()
+    crop, symmetry = _random_crop(size, 0.2), A.D4(p=1.0)
+    height, width = height_and_width(size)
     return A.Compose(
         [
-            A.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
-            A.D4(p=1.0),
+            *((crop, symmetry) if height == width else (symmetry, crop)),
             A.Affine(rotate=(-180, 180), shear=(-10, 10), p=0.8),
             A.ElasticTransform(alpha=20, sigma=5, p=0.3),
         ]
     )
 
 
-PIPELINES: dict[str, Callable[[int], A.Compose]] = {"light": mild, "photometric": photometric, "geometric": geometric}
+PIPELINES: dict[str, Callable[[Any], A.Compose]] = {"light": mild, "photometric": photometric, "geometric": geometric}
 
 
-def register_pipeline(name: str, build: Callable[[int], A.Compose]) -> None:
+def register_pipeline(name: str, build: Callable[[Any], A.Compose]) -> None:
     """Add a pipeline to PIPELINES, so that it can be used as the view `albumentations:<name>`.
 
     Args:
         name: its name.
-        build: side of the result in pixels to a pipeline that takes image=(H, W, 3) uint8 and returns
-            (size, size, 3) uint8. It must be a function of a module, not a lambda, if workers are spawned.
+        build: size of the result in pixels, an int for a square and else (height, width), to a pipeline that takes
+            image=(H, W, 3) uint8 and returns (height, width, 3) uint8. It must be a function of a module, not a lambda,
+            if workers are spawned.
     """
     PIPELINES[name] = build
 
@@ -100,7 +111,7 @@ class AlbumentationsViews:
 
     Args:
         name: a key of PIPELINES.
-        size: side of the result, pixels.
+        size: of the result, pixels: side of a square, or (height, width).
         seed: in [0, 2**64).
         pixel_format: conversion of the files' values to 8 bits, see `decode`.
         options: none are supported, a pipeline is changed in its code; those that are None are ignored.
@@ -111,7 +122,9 @@ class AlbumentationsViews:
 
     num_views = 1
 
-    def __init__(self, name: str, size: int, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any):
+    def __init__(
+        self, name: str, size: ImageSize, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any
+    ):
         options = {key: value for key, value in options.items() if value is not None}
         if name not in PIPELINES:
             raise UserError(
@@ -122,22 +135,33 @@ class AlbumentationsViews:
                 f"view option {next(iter(options))}: albumentations:{name} takes no options; "
                 "change the pipeline or register one"
             )
-        self.name, self.size, self.seed, self._build = name, size, seed, PIPELINES[name]
+        self.height, self.width = height_and_width(size)
+        self.name, self.seed, self._build = name, seed, PIPELINES[name]
         self.pixel_format = pixel_format
 
     @cached_property
     def pipeline(self) -> A.Compose:
         """Pipeline, built on the first call in each process."""
-        return self._build(self.size)
+        return self._build(self.height if self.height == self.width else (self.height, self.width))
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """Return the view of an image file under a key: uint8 (1, size, size, 3)."""
+        """Return the view of an image file under a key: uint8 (1, height, width, 3)."""
         return self.from_array(decode(image_bytes, self.pixel_format), epoch, index, copy)
 
     def from_array(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """Return the view of an image, (H, W, 3) uint8, under a key: uint8 (1, size, size, 3)."""
+        """Return the view of an image, (H, W, 3) uint8, under a key: uint8 (1, height, width, 3).
+
+        Raises:
+            UserError: the pipeline made another size.
+        """
         rekey(self.pipeline, self.seed, epoch, index, copy)
-        return np.ascontiguousarray(self.pipeline(image=image)["image"])[None]
+        view: np.ndarray = self.pipeline(image=image)["image"]
+        if view.shape[:2] != (self.height, self.width):
+            raise UserError(
+                f"view albumentations:{self.name}: made {view.shape[0]}x{view.shape[1]} pixels instead of "
+                f"{self.height}x{self.width}; end the pipeline with a crop or a resize to its size"
+            )
+        return np.ascontiguousarray(view)[None]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "pipeline"}

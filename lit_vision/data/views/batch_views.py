@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_vision.data.views.color import color_matrices, sequential_color_jitter
+from lit_vision.data.views.image_size import ImageSize
 from lit_vision.data.views.keyed_rng import Key
 from lit_vision.data.views.params import ViewParams
 from lit_vision.data.views.views import ParametricViews, Views, blur_kernel_size, make_views, resize_and_crop
@@ -28,15 +29,16 @@ BatchViewsFunction = Callable[[Tensor | np.ndarray, Keys], Tensor]
 _CHUNK = 1 << 17  # floats of one step's tensors: 512 kB
 
 
-def make_batch_views(name: str, size: int, seed: int, **options: Any) -> BatchViewsFunction:
+def make_batch_views(name: str, size: ImageSize, seed: int, **options: Any) -> BatchViewsFunction:
     """Return the function that computes the named views of a batch of images of one size.
 
     Args:
         name, size, seed, options: as in `views.make_views`.
 
     Returns:
-        A callable (images uint8 (B, H, W, C) with C 1 or 3, keys int64 (B, 3)) -> uint8 tensor (B, V, size, size, 3).
-        Both arguments may be arrays or tensors. Row i of the result depends on image i and key i alone.
+        A callable (images uint8 (B, H, W, C) with C 1 or 3, keys int64 (B, 3)) -> uint8 tensor
+        (B, V, height, width, 3). Both arguments may be arrays or tensors. Row i of the result depends on image i and
+        key i alone.
 
     Raises:
         UserError: there is no such view or option, or a value is out of its range.
@@ -50,13 +52,14 @@ class BatchViews(ParametricViews):
 
     def __call__(self, images: Tensor | np.ndarray, keys: Keys) -> Tensor:
         images = torch.as_tensor(images)  # (B, H, W, C)
-        n, _, width = images.shape[:3]
-        size, views = self.spec.size, self.spec.num_views
+        n, height, width, views = len(images), self.spec.height, self.spec.width, self.spec.num_views
         if self.spec.name == "eval":
             return self._evaluation(images)
         rows = _as_list(keys)
-        out = torch.empty((n, views, size, size, 3), dtype=torch.uint8)
-        chunk = max(1, _CHUNK // (views * size * max(size, width)))  # few enough images for the processor's cache
+        out = torch.empty((n, views, height, width, 3), dtype=torch.uint8)
+        chunk = max(
+            1, _CHUNK // (views * height * max(width, images.shape[2]))
+        )  # few enough images for the processor's cache
         for first in range(0, n, chunk):
             self._render(images[first : first + chunk], rows[first : first + chunk], out[first : first + chunk])
         if self.augment:
@@ -67,8 +70,9 @@ class BatchViews(ParametricViews):
         return out
 
     def _render(self, images: Tensor, keys: Sequence[Key], out: Tensor) -> None:
-        """Write all but timm's augmentations: images (B, H, W, C), B keys -> out (B, V, S, S, 3)."""
-        (height, width), size, views = images.shape[1:3], self.spec.size, self.spec.num_views
+        """Write all but timm's augmentations: images (B, H, W, C), B keys -> out (B, V, *size, 3)."""
+        (height, width), views = images.shape[1:3], self.spec.num_views
+        size = self.spec.height, self.spec.width
         params = [
             self.sampler(epoch, index, copy, view, height, width)
             for epoch, index, copy in keys
@@ -79,7 +83,7 @@ class BatchViews(ParametricViews):
             pixels = pixels.repeat_interleave(views, dim=0)
         if self.spec.rotation or self.spec.scale is not None:
             pixels = _sample(pixels, params, size)
-        elif self.spec.crop_scale is not None or (height, width) != (size, size):
+        elif self.spec.crop_scale is not None or (height, width) != size:
             pixels = _resize_crops(pixels, params, size)
         else:
             flip = torch.tensor([p.flip for p in params])[:, None, None, None]
@@ -90,12 +94,12 @@ class BatchViews(ParametricViews):
         elif self.spec.has_color:
             pixels = _apply_color(pixels, params)
         if self.spec.blur:
-            pixels = _blur(pixels, [p.sigma for p in params], blur_kernel_size(size)).round_()
-        out.view(-1, size, size, 3).copy_(pixels.to(torch.uint8).permute(0, 2, 3, 1))  # gray is repeated here
+            pixels = _blur(pixels, [p.sigma for p in params], blur_kernel_size(self.spec.short_side)).round_()
+        out.view(-1, *size, 3).copy_(pixels.to(torch.uint8).permute(0, 2, 3, 1))  # gray is repeated here
 
     def _evaluation(self, images: Tensor) -> Tensor:
-        size = self.spec.size
-        if images.shape[1:3] != (size, size):
+        size = self.spec.height, self.spec.width
+        if images.shape[1:3] != size:
             rgb = images.expand(-1, -1, -1, 3).numpy()
             images = torch.from_numpy(np.stack([resize_and_crop(image, size, self.spec.crop_pct) for image in rgb]))
         return images.expand(-1, -1, -1, 3).contiguous()[:, None]
@@ -118,8 +122,8 @@ def _as_list(keys: Keys) -> Sequence[Key]:
     return rows
 
 
-def _sample(pixels: Tensor, params: list[ViewParams], size: int) -> Tensor:
-    """Cut rotated and zoomed crop windows, bilinear, black outside: (N, C, H, W) -> (N, C, size, size)."""
+def _sample(pixels: Tensor, params: list[ViewParams], size: tuple[int, int]) -> Tensor:
+    """Cut rotated and zoomed crop windows, bilinear, black outside: (N, C, H, W) -> (N, C, *size)."""
     height, width = pixels.shape[2:]
     d = np.array(
         [
@@ -133,19 +137,19 @@ def _sample(pixels: Tensor, params: list[ViewParams], size: int) -> Tensor:
     theta[:, 0] = np.stack([mirror * cos * w, -sin * h, x], 1) * (2 / width)
     theta[:, 1] = np.stack([mirror * sin * w, cos * h, y], 1) * (2 / height)
     theta[:, :, 2] -= 1
-    grid = F.affine_grid(torch.from_numpy(theta), [len(params), 1, size, size], align_corners=False)
+    grid = F.affine_grid(torch.from_numpy(theta), [len(params), 1, *size], align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _resize_crops(pixels: Tensor, params: list[ViewParams], size: int) -> Tensor:
-    """Resize crops, bicubic with antialiasing, and mirror those with a flip: (N, C, H, W) -> (N, C, size, size)."""
+def _resize_crops(pixels: Tensor, params: list[ViewParams], size: tuple[int, int]) -> Tensor:
+    """Resize crops, bicubic with antialiasing, and mirror those with a flip: (N, C, H, W) -> (N, C, *size)."""
     box = torch.from_numpy(np.array([(p.left, p.width, p.top, p.height, p.flip) for p in params], np.float32))
-    across = _filter(box[:, 0], box[:, 1], pixels.shape[3], size)  # (N, S, W)
+    across = _filter(box[:, 0], box[:, 1], pixels.shape[3], size[1])  # (N, columns, W)
     across = torch.where(box[:, 4, None, None] > 0, across.flip(1), across)
-    down = _filter(box[:, 2], box[:, 3], pixels.shape[2], size)  # (N, S, H)
+    down = _filter(box[:, 2], box[:, 3], pixels.shape[2], size[0])  # (N, rows, H)
     n, channels, height, width = pixels.shape
-    rows = torch.bmm(pixels.reshape(n, channels * height, width), across.transpose(1, 2))  # (N, C H, S)
-    return torch.matmul(down[:, None], rows.view(n, channels, height, size))
+    rows = torch.bmm(pixels.reshape(n, channels * height, width), across.transpose(1, 2))  # (N, C H, columns)
+    return torch.matmul(down[:, None], rows.view(n, channels, height, size[1]))
 
 
 def _filter(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from lit_vision.data.views.image_size import ImageSize, height_and_width
 from lit_vision.data.views.keyed_rng import PhiloxStreams
 from lit_vision.errors import UserError
 
@@ -30,10 +31,12 @@ class ViewSpec:
 
     Attributes:
         name: name of the view.
-        size: side of the square result, pixels.
+        height, width: of the result, pixels. Thresholds such as "above 32 pixels" look at the shorter side.
         num_views: views of each image (V).
         crop_scale: range of the crop's area, as a share of the image's area; None takes the full image.
-        crop_aspect: range of the crop's width / height, uniform in its logarithm.
+        crop_aspect: range of the crop's width / height, uniform in its logarithm, as a multiple of the result's, so
+            that a rectangular view stretches objects by no more than a square one. (torchvision takes it as it is, and
+            would stretch all objects by 2 in a view of twice the width, which the evaluation view does not.)
         flip: probability of a mirror image.
         rotation: the view's frame is rotated by U(-rotation, rotation) degrees; pixels outside the image are black.
         scale: range of the zoom, uniform in its logarithm; 2 shows objects twice as large, 0.5 half as large with
@@ -54,7 +57,8 @@ class ViewSpec:
     """
 
     name: str
-    size: int
+    height: int
+    width: int
     num_views: int = 1
     crop_scale: tuple[float, float] | None = None
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -73,6 +77,11 @@ class ViewSpec:
     exact: bool = False
     quick: bool = True
     crop_pct: float = 1.0
+
+    @property
+    def short_side(self) -> int:
+        """Shorter side of the result, pixels."""
+        return min(self.height, self.width)
 
     @property
     def has_color(self) -> bool:
@@ -124,7 +133,7 @@ OPTIONS_OF_VIEW = {  # any other option is refused, never ignored
 }
 
 
-def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
+def make_view_spec(name: str, size: ImageSize, **options: Any) -> ViewSpec:
     """Return the distribution of a named view.
 
     - `simclr`: two views; crop area (0.08, 1), flip 0.5, jitter with probability 0.8 at `strength` s (0.8 s, 0.8 s,
@@ -135,11 +144,12 @@ def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
       crops: Balestriero and LeCun 2025, arXiv:2511.08544; the distortions are SimCLR's.
     - `mae`: crop area (0.2, 1), flip 0.5. Source: He et al. 2022, arXiv:2111.06377, App. A.1.
     - `train`: crop area (0.08, 1), flip 0.5, everything else by option.
-    - `eval`: nothing random; short side to size / `crop_pct`, center crop; an image of the right size is not changed.
+    - `eval`: nothing random; resized to just cover size / `crop_pct` (of a square: by the short side), then the center;
+      an image of the right size is not changed.
 
     Args:
         name: one of the above.
-        size: side of the result in pixels, at least 1.
+        size: of the result in pixels: side of a square, or (height, width).
         options: fields of `ViewSpec` (and `strength`); None means the view's default.
 
     Raises:
@@ -155,16 +165,19 @@ def make_view_spec(name: str, size: int, **options: Any) -> ViewSpec:
             raise UserError(
                 f"view option {key}: view {name!r} does not have it; choose from {', '.join(OPTIONS_OF_VIEW[name])}"
             )
-    large = size > 32
+    height, width = height_and_width(size, "view option size")
+    short = min(height, width)
+    large = short > 32
     strength = options.pop("strength", 1.0 if large else 0.5)
     if strength < 0:
         raise UserError(f"view option strength: {strength} is negative; give 0 or more")
+    blur = 0.5 if large else 0.0
     base = {
-        "simclr": ViewSpec(name, size, 2, (0.08, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
-        "lejepa": ViewSpec(name, size, 2, (0.3, 1.0), flip=0.5, grayscale=0.2, blur=0.5 if large else 0.0, jitter=0.8),
-        "mae": ViewSpec(name, size, 1, (0.2, 1.0), flip=0.5),
-        "train": ViewSpec(name, size, 1, (0.08, 1.0), flip=0.5),
-        "eval": ViewSpec(name, size, 1, crop_pct=0.875 if size > 64 else 1.0),
+        "simclr": ViewSpec(name, height, width, 2, (0.08, 1.0), flip=0.5, grayscale=0.2, blur=blur, jitter=0.8),
+        "lejepa": ViewSpec(name, height, width, 2, (0.3, 1.0), flip=0.5, grayscale=0.2, blur=blur, jitter=0.8),
+        "mae": ViewSpec(name, height, width, 1, (0.2, 1.0), flip=0.5),
+        "train": ViewSpec(name, height, width, 1, (0.08, 1.0), flip=0.5),
+        "eval": ViewSpec(name, height, width, 1, crop_pct=0.875 if short > 64 else 1.0),
     }[name]
     if name in ("simclr", "lejepa"):
         s = 0.8 * strength
@@ -182,7 +195,6 @@ def _check_ranges(spec: ViewSpec) -> None:
         if not valid:
             raise UserError(f"view option {key}: {getattr(spec, key)} is out of range; give {expected}")
 
-    need(spec.size >= 1, "size", "at least 1 pixel")
     need(spec.num_views >= 1, "num_views", "at least 1")
     for key in ("flip", "grayscale", "blur", "random_erasing"):
         need(0 <= getattr(spec, key) <= 1, key, "a probability from 0 to 1")
@@ -211,6 +223,8 @@ class ViewParamSampler:
         self.streams = PhiloxStreams(seed, _DOMAIN)
         # read once: 25 look-ups of fields would take a fifth of the time of a call
         factors = [pair for d in (spec.brightness, spec.contrast, spec.saturation) for pair in _range(d)]
+        (narrow, wide), aspect = spec.crop_aspect, spec.width / spec.height
+        self.crop_aspect = narrow * aspect, wide * aspect  # of source pixels; unchanged for a square view
         self._numbers = (spec.flip, spec.jitter, spec.hue, spec.grayscale, spec.blur, *factors)
 
     def __call__(self, epoch: int, index: int, copy: int, view: int, height: int, width: int) -> ViewParams:
@@ -247,7 +261,7 @@ class ViewParamSampler:
 
     def _crop_sides(self, crop_scale: tuple[float, float], u: list[float], height: int, width: int) -> tuple[int, int]:
         """Return width and height of a crop that fits into the image; u are the stream's first NUM_FIRST numbers."""
-        (low, high), (narrow, wide) = crop_scale, self.spec.crop_aspect
+        (low, high), (narrow, wide) = crop_scale, self.crop_aspect
         area = height * width
         for slot in range(14, NUM_SLOTS, 2):
             if slot == NUM_FIRST:

@@ -38,7 +38,7 @@ class TimmAugment:
         self.policy: Callable[[Image.Image], Image.Image] | None = None
         self.erase: Callable[[torch.Tensor], torch.Tensor] | None = None
         if spec.rand_augment:
-            self.policy = _policy(spec.rand_augment, spec.size)
+            self.policy = _policy(spec.rand_augment, spec.short_side)
         if spec.random_erasing:
             from timm.data.random_erasing import RandomErasing
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lit_vision.data.views.color import color_matrix, sequential_color_jitter
 from lit_vision.data.views.decode import SCALES, ImageHeader, decode, decode_scaled, read_header
+from lit_vision.data.views.image_size import ImageSize
 from lit_vision.data.views.params import ViewParams, ViewParamSampler, ViewSpec, make_view_spec
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.data.views.timm_augment import TimmAugment
@@ -25,7 +26,8 @@ from lit_vision.data.views.timm_augment import TimmAugment
 if TYPE_CHECKING:
     from lit_vision.data.views.albumentations_views import AlbumentationsViews
 
-# Up to this side in pixels every resize uses Pillow's filter, as in batch_views.py; above it `resize_fast` does it.
+# Up to this (shorter) side in pixels every resize uses Pillow's filter, as in batch_views.py; above it `resize_fast`
+# does it.
 FAST_RESIZE_ABOVE = 96
 # A blur of a smaller sigma has every tap but the middle one under 1/512, which changes nothing in 8 bits.
 MIN_VISIBLE_SIGMA = 0.28
@@ -33,21 +35,21 @@ ImageViewsFunction = Callable[..., np.ndarray]  # (image_bytes, epoch, index, co
 
 
 def make_views(
-    name: str, size: int, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any
+    name: str, size: ImageSize, seed: int, pixel_format: PixelFormat = DEFAULT_FORMAT, **options: Any
 ) -> Views | AlbumentationsViews:
     """Return the function that computes the named views of one image.
 
     Args:
         name: `simclr`, `lejepa` (V = 2 views), `mae`, `train`, `eval` (V = 1; see `params.make_view_spec`), or
             `albumentations:<name>` (V = 1) with the name of a pipeline of albumentations_views.py.
-        size: side of the result in pixels.
+        size: of the result in pixels: side of a square, or (height, width).
         seed: in [0, 2**64).
         pixel_format: conversion of the files' values to 8 bits, see `decode`.
         options: of the view, see `params.ViewSpec`; None means its default.
 
     Returns:
-        A callable (image_bytes, epoch, index, copy=0) -> uint8 (V, size, size, 3), which can be sent to a spawned
-        worker. It raises ImageDecodeError if the bytes are no complete image.
+        A callable (image_bytes, epoch, index, copy=0) -> uint8 (V, height, width, 3), which can be sent to a
+        spawned worker. It raises ImageDecodeError if the bytes are no complete image.
 
     Raises:
         UserError: there is no such view or option, or a value is out of its range.
@@ -83,7 +85,7 @@ class Views(ParametricViews):
     """
 
     def __call__(self, image_bytes: bytes, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """Return the views of an image file under a key: uint8 (V, size, size, 3)."""
+        """Return the views of an image file under a key: uint8 (V, height, width, 3)."""
         if self.spec.name == "eval" or not self.spec.quick:
             return self.from_array(decode(image_bytes, self.pixel_format), epoch, index, copy)
         header = read_header(image_bytes)
@@ -97,9 +99,9 @@ class Views(ParametricViews):
         return self._render_all(image, params, epoch, index, copy)
 
     def from_array(self, image: np.ndarray, epoch: int, index: int, copy: int = 0) -> np.ndarray:
-        """Return the views of an image, (H, W, 3) uint8, under a key: uint8 (V, size, size, 3)."""
+        """Return the views of an image, (H, W, 3) uint8, under a key: uint8 (V, height, width, 3)."""
         if self.spec.name == "eval":
-            return resize_and_crop(image, self.spec.size, self.spec.crop_pct)[None]
+            return resize_and_crop(image, (self.spec.height, self.spec.width), self.spec.crop_pct)[None]
         params = self.sample_params(image.shape[0], image.shape[1], epoch, index, copy)
         return self._render_all(image, params, epoch, index, copy)
 
@@ -109,7 +111,9 @@ class Views(ParametricViews):
 
     def decoding_scale(self, header: ImageHeader, params: Sequence[ViewParams]) -> int:
         """Return the largest decoding scale, 1 to 8, that leaves every crop at its target size or larger."""
-        largest = min(min(p.width, p.height) / max(1.0, p.zoom) for p in params) / self.spec.size
+        height, width = self.spec.height, self.spec.width
+        zooms = [max(1.0, p.zoom) for p in params]
+        largest = min(min(p.width / zoom / width, p.height / zoom / height) for p, zoom in zip(params, zooms))
         for scale in SCALES:
             # the grid of a mirrored or rotated image starts at its other edge, so its sides must be multiples
             if largest >= scale and (header.orientation == 1 or not (header.width % scale or header.height % scale)):
@@ -117,7 +121,7 @@ class Views(ParametricViews):
         return 1
 
     def _render_all(self, image: np.ndarray, params: list[ViewParams], epoch: int, index: int, copy: int) -> np.ndarray:
-        out = np.empty((len(params), self.spec.size, self.spec.size, 3), np.uint8)
+        out = np.empty((len(params), self.spec.height, self.spec.width, 3), np.uint8)
         for view, params_of_view in enumerate(params):
             self.render(image, params_of_view, out[view])
             if self.augment:
@@ -125,14 +129,15 @@ class Views(ParametricViews):
         return out
 
     def render(self, image: np.ndarray, params: ViewParams, out: np.ndarray | None = None) -> np.ndarray:
-        """Return the pixels of one view: image (H, W, 3) uint8 -> (size, size, 3) uint8, in `out` if it is given."""
-        size = self.spec.size
-        out = np.empty((size, size, 3), np.uint8) if out is None else out
+        """Return the pixels of one view: image (H, W, 3) uint8 to (height, width, 3) uint8, in `out` if given."""
+        height, width = self.spec.height, self.spec.width
+        out = np.empty((height, width, 3), np.uint8) if out is None else out
         if params.angle == 0 and params.zoom == 1:
             view = image[params.top : params.top + params.height, params.left : params.left + params.width]
-            view = resize_fast(view, size) if self.spec.quick and size > FAST_RESIZE_ABOVE else resize(view, size, size)
+            fast = self.spec.quick and self.spec.short_side > FAST_RESIZE_ABOVE
+            view = resize_fast(view, height, width) if fast else resize(view, height, width)
         else:
-            view = rotate(image, params, size)
+            view = rotate(image, params, height, width)
         color, sigma = params.has_color, params.sigma if params.sigma >= MIN_VISIBLE_SIGMA else 0.0
         if color and self.spec.exact:
             view = sequential_color_jitter(view, params)
@@ -158,44 +163,43 @@ def snap_to_decoded_grid(params: ViewParams, scale: int) -> ViewParams:
     return params._replace(left=left, top=top, width=params.width // scale, height=params.height // scale)
 
 
-def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize a crop to (size, size, 3) uint8, by the fastest filter with 37 dB against Pillow's antialiased bicubic.
+def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a crop to (height, width, 3) uint8, by the fastest filter with 37 dB against Pillow's antialiased bicubic.
 
     Up to a shrink factor of 1.25 it is cv2's bicubic (51 dB in the median); up to 2, bilinear, whose two taps still
     reach every source pixel (46 dB); up to 3.6, bilinear after a 3 x 3 mean (45 dB); beyond, Pillow's filter. cv2's
     INTER_AREA has 49 dB, but takes four times as long. Measured in data/README.md.
     """
-    height, width = image.shape[:2]
-    shrink = max(height, width) / size
+    shrink = max(image.shape[0] / height, image.shape[1] / width)
     if shrink > 3.6:
-        return resize(image, size, size)
+        return resize(image, height, width)
     if shrink > 2:
         image = cv2.blur(image, (3, 3))
     resized: np.ndarray = cv2.resize(
-        image, (size, size), interpolation=cv2.INTER_CUBIC if shrink <= 1.25 else cv2.INTER_LINEAR
+        image, (width, height), interpolation=cv2.INTER_CUBIC if shrink <= 1.25 else cv2.INTER_LINEAR
     )
     return resized
 
 
 def blur(image: np.ndarray, sigma: float, out: np.ndarray | None = None) -> np.ndarray:
-    """Blur an image with a Gaussian, mirrored at the edges: (S, S, 3) uint8 -> the same.
+    """Blur an image with a Gaussian, mirrored at the edges: (H, W, 3) uint8 -> the same.
 
     Taps beyond 3 sigma are left out (0.3 % of the weight): 7 instead of 23 at sigma 1. The result is within one level
     of the paper's full kernel (`blur_kernel_size`).
 
     Args:
-        image: (S, S, 3) uint8.
+        image: (H, W, 3) uint8.
         sigma: pixels, greater than 0.
         out: array for the result, not the image itself; None creates one.
     """
-    reach = min(blur_kernel_size(len(image)) // 2, math.ceil(3 * sigma))
+    reach = min(blur_kernel_size(min(image.shape[:2])) // 2, math.ceil(3 * sigma))
     kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
     blurred: np.ndarray = cv2.sepFilter2D(image, -1, kernel, kernel, dst=out, borderType=cv2.BORDER_REFLECT_101)
     return blurred
 
 
 def blur_kernel_size(size: int) -> int:
-    """Return the side of the blur's kernel, odd: 23 for 224 pixels.
+    """Return the side of the blur's kernel, odd, for an image's shorter side: 23 for 224 pixels.
 
     Source: Chen et al. 2020, App. A (10 % of the image).
     """
@@ -215,39 +219,40 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
 
 
-def resize_and_crop(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray:
-    """Return the evaluation view: short side resized to floor(size / crop_pct), then the central square.
+def resize_and_crop(image: np.ndarray, size: ImageSize, crop_pct: float) -> np.ndarray:
+    """Return the evaluation view: the image resized to just cover floor(size / crop_pct), then its center.
 
-    An image of (size, size) pixels is returned unchanged.
+    For a square this is: short side resized to floor(size / crop_pct). An image of that size is returned unchanged.
 
     Args:
         image: (H, W, 3) uint8.
-        size: side of the result, pixels.
+        size: of the result, pixels: side of a square, or (height, width).
         crop_pct: in (0, 1].
     """
     height, width = image.shape[:2]
-    if height == width == size:
+    rows, columns = size if isinstance(size, Sequence) else (size, size)
+    if (height, width) == (rows, columns):
         return image
-    short = max(size, int(size / crop_pct))
-    if height <= width:
-        height, width = short, max(short, int(short * width / height))
+    least_height, least_width = max(rows, int(rows / crop_pct)), max(columns, int(columns / crop_pct))
+    if least_height * width >= least_width * height:  # the image is wider than the view
+        height, width = least_height, max(least_width, int(least_height * width / height))
     else:
-        height, width = max(short, int(short * height / width)), short
+        height, width = max(least_height, int(least_width * height / width)), least_width
     image = resize(image, height, width)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
+    top, left = round((height - rows) / 2), round((width - columns) / 2)
+    return np.ascontiguousarray(image[top : top + rows, left : left + columns])
 
 
-def rotate(image: np.ndarray, params: ViewParams, size: int) -> np.ndarray:
+def rotate(image: np.ndarray, params: ViewParams, rows: int, columns: int) -> np.ndarray:
     """Return the crop window rotated about its center and zoomed, black outside the image.
 
     Args:
         image: (H, W, 3) uint8.
         params: crop, angle and zoom are read.
-        size: side of the result, pixels.
+        rows, columns: of the result, pixels.
 
     Returns:
-        (size, size, 3) uint8.
+        (rows, columns, 3) uint8.
     """
     height, width = image.shape[:2]
     (a, b, x), (c, d, y) = window_matrix(params)  # result in [-1, 1] -> source, edge coordinates
@@ -255,17 +260,18 @@ def rotate(image: np.ndarray, params: ViewParams, size: int) -> np.ndarray:
     left, right = max(0, int(x - reach_x)), min(width, int(x + reach_x) + 1)
     top, bottom = max(0, int(y - reach_y)), min(height, int(y + reach_y) + 1)
     part = image[top:bottom, left:right]
-    shrink = min(1.0, size * params.zoom / (params.width * params.height) ** 0.5)
+    shrink = min(1.0, (rows * columns) ** 0.5 * params.zoom / (params.width * params.height) ** 0.5)
     if shrink < 1:
         part = resize(part, max(1, round(part.shape[0] * shrink)), max(1, round(part.shape[1] * shrink)))
     kx, ky = part.shape[1] / (right - left), part.shape[0] / (bottom - top)
-    # to pixel centers on both sides: result pixel i sits at (2 i + 1) / size - 1
-    a, b, c, d = a * kx * 2 / size, b * kx * 2 / size, c * ky * 2 / size, d * ky * 2 / size
-    x = (x - left) * kx + (a + b) * (0.5 - size / 2) - 0.5
-    y = (y - top) * ky + (c + d) * (0.5 - size / 2) - 0.5
+    # to pixel centers on both sides: column i of the result sits at (2 i + 1) / columns - 1, its rows likewise
+    a, b, c, d = a * kx * 2 / columns, b * kx * 2 / rows, c * ky * 2 / columns, d * ky * 2 / rows
+    middle, taller = 0.5 - columns / 2, (columns - rows) / 2
+    x = (x - left) * kx + (a + b) * middle + b * taller - 0.5
+    y = (y - top) * ky + (c + d) * middle + d * taller - 0.5
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     rotated: np.ndarray = cv2.warpAffine(
-        np.ascontiguousarray(part), np.array([[a, b, x], [c, d, y]]), (size, size), flags=flags
+        np.ascontiguousarray(part), np.array([[a, b, x], [c, d, y]]), (columns, rows), flags=flags
     )
     return rotated
 

@@ -73,7 +73,8 @@ class DetectorNetwork(nn.Module):
 
     def build(self, h: dict[str, Any]) -> None:
         """Make and initialise the parts; sets `h["strides"]` to the strides in use."""
-        head, img_size, pyramid_width, nms = h["head"], h["img_size"], h["pyramid_width"], h["nms_threshold"]
+        head, pyramid_width, nms = h["head"], h["pyramid_width"], h["nms_threshold"]
+        img_size = tuning_modes.square_side(h["img_size"])
         if head not in DETECTION_HEADS:
             raise UserError(f"model.head: {head!r} is not one of {', '.join(DETECTION_HEADS)}; choose one of these")
         if h["num_classes"] < 1:

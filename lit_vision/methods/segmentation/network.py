@@ -60,7 +60,8 @@ class SegmenterNetwork(nn.Module):
 
     def build(self, h: Mapping[str, Any]) -> None:
         """Make and initialise the parts."""
-        head, num_classes, img_size, strides = h["head"], h["num_classes"], h["img_size"], h["strides"]
+        head, num_classes, strides = h["head"], h["num_classes"], h["strides"]
+        img_size = tuning_modes.square_side(h["img_size"])
         width, dropout, aux_weight, background = h["width"], h["dropout"], h["aux_weight"], h["background"]
         loss, loss_stride = h["loss"], h["loss_stride"]
         if head not in SEGMENTATION_HEADS:

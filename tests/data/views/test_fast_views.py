@@ -127,10 +127,10 @@ def test_resize_fast__keeps_37_db_and_does_not_alias(shrink: float) -> None:
     side = round(224 * shrink)
     image = _photo(side, side, seed=3)
     expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
-    assert _psnr(resize_fast(image, 224), expected) > 37
+    assert _psnr(resize_fast(image, 224, 224), expected) > 37
     if shrink > 2:
         checks = (np.indices((side, side)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-        assert resize_fast(checks, 224).std() < 30  # point sampling has 128
+        assert resize_fast(checks, 224, 224).std() < 30  # point sampling has 128
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.27, 0.5, 1.0, 1.4, 2.0])

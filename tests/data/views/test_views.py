@@ -172,18 +172,18 @@ def test_color_matrix__hue_keeps_gray_and_luma_and_grayscale_ends_gray() -> None
 def test_rotate__by_quarter_turns_is_exact_and_counter_clockwise() -> None:
     image = _photo(40, 40)
     for quarter in (1, 2, 3):
-        got = rotate(image, _draw(angle=90.0 * quarter), 40).astype(int)
+        got = rotate(image, _draw(angle=90.0 * quarter), 40, 40).astype(int)
         assert np.abs(got - np.rot90(image, quarter)).max() <= 1
 
 
 def test_rotate__zooms_out_to_black_and_shrinks_with_antialias() -> None:
     white = np.full((40, 40, 3), 255, np.uint8)
-    half = rotate(white, _draw(zoom=0.5), 40)
+    half = rotate(white, _draw(zoom=0.5), 40, 40)
     assert half.mean() / 255 == pytest.approx(0.25, abs=0.03)
     assert half[0, 0, 0] == 0
     assert half[20, 20, 0] == 255
     checks = (np.indices((320, 320)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    small = rotate(checks, _draw(width=320, height=320, angle=30.0), 40)
+    small = rotate(checks, _draw(width=320, height=320, angle=30.0), 40, 40)
     assert np.abs(small[10:30, 10:30].astype(int) - 127).max() < 12  # no moire
 
 
