@@ -47,3 +47,18 @@ def test_resize_pos_embed__keeps_cls_and_constants_and_equals_timms() -> None:
     torch.testing.assert_close(resize_pos_embed(torch.ones(1, 17, 8), (5, 5)), torch.ones(1, 26, 8))
     with pytest.raises(ValueError, match="patch rows"):
         resize_pos_embed(torch.zeros(1, 16, 8), (4, 4))
+
+
+def test_resize_pos_embed__of_a_rectangle_is_that_of_its_transpose() -> None:
+    table = torch.randn(1, 2 + 3 * 5, 8)
+    wide = resize_pos_embed(table, (4, 9), prefix=2, source=(3, 5))
+    flipped = torch.cat([table[:, :2], table[:, 2:].view(1, 3, 5, 8).transpose(1, 2).flatten(1, 2)], 1)
+    tall = resize_pos_embed(flipped, (9, 4), prefix=2, source=(5, 3))
+    assert torch.equal(wide[:, :2], table[:, :2])
+    torch.testing.assert_close(wide[0, 2:].view(4, 9, 8), tall[0, 2:].view(9, 4, 8).transpose(0, 1))
+    assert resize_pos_embed(table, (3, 5), prefix=2, source=(3, 5)) is table
+    ramp = torch.arange(8.0).repeat(2, 1).view(1, 16, 1)  # in each row 0 to 7: stays a ramp, nearly, off the edges
+    middle = resize_pos_embed(ramp, (2, 16), prefix=0, source=(2, 8)).view(2, 16)[:, 4:12]
+    torch.testing.assert_close(middle, (torch.arange(4.0, 12) / 2 - 0.25).expand(2, 8), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="grid of 2 x 8"):
+        resize_pos_embed(table, (4, 4), prefix=2, source=(2, 8))

@@ -369,3 +369,37 @@ def test_flipped_bit__is_seen_by_the_sidecar(tmp_path) -> None:
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"last\.ckpt\.sha256"):
         load_into(make("Backbone"), path)
+
+
+def test_positions__of_a_grid_that_is_not_square_follow_the_size_in_the_file(tmp_path) -> None:
+    """2 x 8 patches are as many as 4 x 4: only the stored image size tells them apart."""
+    wide, square = {"img_size": [16, 64]}, {"img_size": 32}
+    method = mae(**wide)
+    with torch.no_grad():
+        method.backbone.model.pos_embed.normal_()
+    table = method.backbone.model.pos_embed
+    run = tmp_path / "mae.ckpt"
+    torch.save({"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}, run)
+    body = save_backbone(tmp_path / "body.safetensors", method.backbone, MEAN, STD)
+    for path in (run, body):
+        same, other = make("Backbone", **wide), make("Backbone", **square)
+        assert load_into(same, path).resized == []
+        assert torch.equal(same.model.pos_embed, table)
+        assert load_into(other, path).resized == ["backbone.pos_embed"]
+        assert torch.equal(other.model.pos_embed, resize_pos_embed(table, (4, 4), source=(2, 8)))
+        assert not torch.equal(other.model.pos_embed, table)
+    assert torch.equal(load_backbone(body)[0].model.pos_embed, table)
+
+    # of a file that does not tell, a square is assumed, as published weights have it
+    start = make("Backbone", **square)
+    torch.nn.init.normal_(start.model.pos_embed)
+    torch.save(start.model.state_dict(), tmp_path / "bare.pt")
+    for size, grid in (([16, 64], (2, 8)), ([16, 48], (2, 6)), ([64, 16], (8, 2))):
+        target = make("Backbone", img_size=size)
+        assert load_into(target, tmp_path / "bare.pt").resized == ["backbone.pos_embed"]
+        assert torch.equal(target.model.pos_embed, resize_pos_embed(start.model.pos_embed, grid))
+    # or the wanted grid, where it has the number of positions and that is no square
+    torch.save(make("Backbone", img_size=[16, 48]).model.state_dict(), tmp_path / "flat.pt")
+    assert load_into(make("Backbone", img_size=[16, 48]), tmp_path / "flat.pt").resized == []
+    with pytest.raises(PartialMatchError, match="reshaped"):
+        load_into(make("Backbone", img_size=[16, 80]), tmp_path / "flat.pt")

@@ -146,5 +146,5 @@ def test_sizes__have_one_form_and_bad_ones_are_refused() -> None:
     assert (height_and_width(32), height_and_width([24, 40])) == ((32, 32), (24, 40))
     assert (plain_size([32, 32]), plain_size((24, 40)), size_text((24, 40))) == (32, [24, 40], "24x40")
     for size in (0, [24], [24, 0], [24, 40, 3], "24", [2.5, 4], None):
-        with pytest.raises(UsageError, match="data.img_size"):
+        with pytest.raises(UsageError, match=r"data\.img_size"):
             height_and_width(size, "data.img_size")
