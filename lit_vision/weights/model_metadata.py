@@ -128,7 +128,8 @@ def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict
 
     options: Mapping[str, Any] = getattr(datamodule, "eval_options", None) or {}
     crop = make_view_spec("eval", size, **options).crop_pct
-    metadata = {"task": task, "class_names": [str(n) for n in names], "size": plain_size(size), "crop_pct": float(crop)}
+    metadata: dict[str, Any] = {"task": task, "class_names": [str(n) for n in names]}
+    metadata |= {"size": plain_size(size), "crop_pct": float(crop)}
     if ids := getattr(datamodule, "category_ids", None):
         metadata["category_ids"] = [int(i) for i in ids]
     if value_range := getattr(datamodule, "value_range", None):
