@@ -199,8 +199,9 @@ def _name_batch_axis(graph: Any) -> None:
     values = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
     for value in values:
         if value.shape is not None:
-            sizes = [d if isinstance(d, int) else symbol.sub("batch", str(d.value)) for d in value.shape]
-            value.shape = onnx_ir.Shape(sizes)
+            # a size without a name is unknown: two of one name would be taken for equal
+            named = [d if isinstance(d, int) or d.value is None else symbol.sub("batch", d.value) for d in value.shape]
+            value.shape = onnx_ir.Shape(named)
 
 
 def write_openvino(program: ExportedProgram, metadata: ModelMetadata, path: Path, half: bool = False) -> None:

@@ -129,7 +129,7 @@ BROKEN = {
         *(lambda root: [shutil.rmtree(root / s / "tumour") for s in ("train", "val", "test")], []),
         *(1, ["healthy"]),
     ),
-    "no labels to train on": (labels_in_val_and_test_alone, [], 1, ["train", "healthy", "tumour"]),
+    "no labels to train on": (labels_in_val_and_test_alone, [], 1, ["train", "labels"]),
     "three classes": (third_class, [], 1, ["3", "healthy, tumour, unknown"]),
     "an image of test that cannot be read": (cut_image, [], 1, ["test/tumour/3.png"]),
     "a size that is no number": (None, ["--data.img_size", "big"], 2, ["data.img_size", "big"]),
