@@ -49,6 +49,7 @@ class Backbone(nn.Module):
         strides: pixels of the input per position of each map of `forward_maps`.
         data_config: mean, std, interpolation, crop_pct and input_size of these weights, as timm knows them.
         config: the arguments above, to build the same model again.
+        weights_from: package, version, license and sha256 of weights that came from a package; "" for others.
 
     Raises:
         UserError: unknown name (with close ones), an argument that this family does not take, weights that cannot be
@@ -69,6 +70,7 @@ class Backbone(nn.Module):
         **timm_args: Any,
     ) -> None:
         super().__init__()
+        self.weights_from = ""
         self.config: dict[str, Any] = {
             "name": name,
             "img_size": None if img_size is None else plain_size(img_size),

@@ -16,6 +16,10 @@ from lit_vision.data.views.image_size import ImageSize, plain_size, size_text
 from lit_vision.errors import UserError
 
 
+class WeightsUnavailableError(UserError):
+    """timm's weights are not on this machine and cannot be fetched."""
+
+
 def lists_to_tuples(value: Any) -> Any:
     """Return `value` with every list in it, at any depth, as a tuple; timm's constructors expect tuples."""
     return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
@@ -31,8 +35,8 @@ def create_timm_model(name: str, pretrained: bool, img_size: ImageSize | None, a
         arguments: further arguments of timm's constructor.
 
     Raises:
-        UserError: unknown name (with close ones), an argument that the model does not take, weights that cannot be
-            fetched.
+        UserError: unknown name (with close ones), or an argument that the model does not take.
+        WeightsUnavailableError: the weights cannot be fetched.
     """
     remote = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     base = name.split(".")[0]
@@ -56,7 +60,7 @@ def create_timm_model(name: str, pretrained: bool, img_size: ImageSize | None, a
     except OSError as error:
         if not pretrained:
             raise
-        raise UserError(
+        raise WeightsUnavailableError(
             f"pretrained: the weights of {name} are not on this machine and cannot be fetched (no network?); "
             "connect once, or use pretrained=false"
         ) from error

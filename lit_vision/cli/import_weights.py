@@ -19,6 +19,7 @@ from lit_vision.cli.parser import CommandParser, add_overwrite_argument
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.writers import check_output_path
 from lit_vision.weights.model_metadata import METADATA_KEY
+from lit_vision.weights.public_packages import PACKAGES, find, origin, origin_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,12 @@ def _parser() -> CommandParser:
         epilog="example: lit-vision import mae_pretrain_vit_base.pth --out weights/mae-base.safetensors\n"
         "then:    lit-vision fit --config RECIPE.yaml --model.backbone_checkpoint weights/mae-base.safetensors",
     )
-    parser.add_argument("file", metavar="FILE", help="a checkpoint, or a folder of the Hub with its config.json")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a checkpoint, a folder of the Hub with its config.json, or weights that a Python package ships: "
+        + ", ".join(PACKAGES),
+    )
     parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument(
         "--state",
@@ -92,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--img_size {args.img_size}: give at least 1 pixel")
     path, config = resolve_source(args.file)
     out = check_output_path(args.out, args.overwrite)
-    print("\n".join(_import_weights(path, out, config, args)))
+    packaged = {} if Path(args.file).exists() else origin(args.file)
+    print("\n".join(_import_weights(path, out, config, packaged, args)))
     return 0
 
 
@@ -145,10 +152,16 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
 def resolve_source(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """Return the file of weights that a path names, and the config.json in its folder ({} without one).
 
+    Where no path has this name, it may be one of `public_packages.py`; the names of ImageNet's classes come with it.
+
     Raises:
-        UserError: no such path, no weights in the folder, or a config.json that is damaged.
+        UserError: no such path, no weights in the folder, a config.json that is damaged; or as `public_packages.find`.
     """
     path = Path(source)
+    if not path.exists() and (packaged := find(source)):
+        from lit_vision.predict.timm_models import imagenet_names
+
+        return packaged, {"label_names": imagenet_names()}
     if path.is_dir():
         found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
         if found is None:
@@ -168,8 +181,17 @@ def resolve_source(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]
     return path, config
 
 
-def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+def _import_weights(
+    path: Path, out: Path, config: Mapping[str, Any], packaged: dict[str, str], args: argparse.Namespace
+) -> list[str]:
     """Read one file, build the module that it fits, load it strictly and write `out`.
+
+    Args:
+        path: the file.
+        out: the file to write.
+        config: of a config.json; {} without one.
+        packaged: origin of the file if it is a package's, else {}.
+        args: of the command.
 
     Returns:
         Lines that report what was done.
@@ -229,20 +251,24 @@ def _import_weights(path: Path, out: Path, config: Mapping[str, Any], args: argp
             f"{error.head}; --backbone_only leaves decoder and classifier out", error.rows
         ) from error
     named = args.backbone is not None
+    report.origin = origin_text(packaged) if packaged else ""
     lines = [*state_line(metadata), str(report), *notes(method, report, name, {**config, **args.args}, named=named)]
     license = args.license or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("license") or ""
+    license = license or packaged.get("license", "")
     if layout.startswith(FACEBOOK_MAE):
         license = args.license or "CC-BY-NC-4.0"
     pixels, pixels_origin = statistics(method, report, config, args.args)
     lines.append(f"pixels: mean {pixels['mean']}, std {pixels['std']}: {pixels_origin}")
-    origin = {
-        "source": args.source or f"{layout}: {path.name}",
-        "source_layout": layout,
+    record = {
+        "source": f"{layout}: {path.name}",
         "source_sha256": sha256_of_file(path),
+        **packaged,
+        "source_layout": layout,
         "license": license,
     }
+    record["source"] = args.source or record["source"]
     names = class_names(args.class_names, config, method)
-    write_imported(out, method, pixels, origin, names, eval_crop_pct(layout, config))
+    write_imported(out, method, pixels, record, names, eval_crop_pct(layout, config))
     license_text = license or "not stated (--license names it)"
     lines.append(f"{out}: {kind}, {name} {json.dumps(backbone_args)}, license {license_text}")
     return lines

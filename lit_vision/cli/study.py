@@ -54,7 +54,8 @@ def parser() -> CommandParser:
         "--pretrained",
         default="auto",
         metavar="NAME",
-        help="public timm weights to try: auto (a small model, Apache-2.0), off, a name",
+        help="public weights to try: auto (a small model, Apache-2.0, from timm's hub or a package of "
+        "lit-vision[public]), off, or timm's name",
     )
     add(
         "--pretrain_on",

@@ -27,7 +27,7 @@ def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str
         args = dict(parameters["backbone_args"] or {})
         if args.get("pretrained"):
             args["pretrained"] = False
-        checkpoint["started_from"] = parameters["backbone_checkpoint"]
+        checkpoint["started_from"] = module.backbone.weights_from or parameters["backbone_checkpoint"]
         checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
 
 

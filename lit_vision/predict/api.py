@@ -151,8 +151,8 @@ def load(
 
     Args:
         model: a run's folder, a .ckpt, .safetensors, .onnx, .xml (OpenVINO) or .pt2 file, or a name of timm with or
-            without a weight tag ("resnet18", "vit_small_patch16_224.augreg_in1k"), which gets timm's weights and the
-            class names of ImageNet.
+            without a weight tag ("resnet18", "vit_small_patch16_224.augreg_in1k"), which gets timm's weights, or
+            without a network those of an installed package of lit-vision[public], and the class names of ImageNet.
         device: of torch, "auto" (CUDA if there is one), "cpu" or "cuda"; the other runtimes use the CPU.
         base: the weights that an adapter (`model`) was trained on; "timm" for timm's.
         trust_pt2: load a .pt2, which can run code of whoever made it.

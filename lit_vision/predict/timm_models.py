@@ -12,11 +12,11 @@ from timm.models import is_model_pretrained
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import is_vit
-from lit_vision.backbones.create import create_timm_model
 from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.weights.model_metadata import ModelMetadata
+from lit_vision.weights.pretrained import create_pretrained_classifier
 
 
 def is_timm_name(source: str | os.PathLike[str], suffixes: tuple[str, ...]) -> bool:
@@ -47,6 +47,8 @@ class TimmInference(nn.Module):
 def load_timm_model(name: str) -> tuple[TimmInference, ModelMetadata]:
     """Return a timm model with its weights, in evaluation mode on the CPU, and its metadata.
 
+    Without a network, some weights come from an installed package (weights/public_packages.py): stderr and the
+    metadata's options say so.
     Images get this project's evaluation view with timm's size, crop and pixel statistics; timm resizes many models'
     images bicubically instead, which changes probabilities slightly.
 
@@ -54,20 +56,14 @@ def load_timm_model(name: str) -> tuple[TimmInference, ModelMetadata]:
         name: as `timm.list_pretrained()` gives it; without a tag, timm's default weights.
 
     Raises:
-        UserError: timm has no such weights, or they are not on this machine and cannot be fetched.
+        UserError: timm has no such weights, or they are not on this machine and cannot be fetched; or as
+            `public_packages.find`.
     """
     if not is_model_pretrained(name):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")[:4])
         raise UserError(f"{name}: timm has no such weights; choose {tags or 'another model'}")
-    try:
-        model = create_timm_model(name, True, None, {}).eval().requires_grad_(False)
-    except UserError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise UserError(
-            f"{name}: timm's weights are not on this machine and cannot be fetched (no network?); connect once, or "
-            "copy the folder ~/.cache/huggingface of a machine that has them"
-        ) from error
+    model, origin = create_pretrained_classifier(name)
+    model.eval().requires_grad_(False)
     network, config = TimmInference(model), resolve_model_data_config(model)
     weights = state_dict_sha256(model.state_dict())
     return network, ModelMetadata(
@@ -80,19 +76,22 @@ def load_timm_model(name: str) -> tuple[TimmInference, ModelMetadata]:
         outputs=list(network.outputs),
         weights=weights,
         features=weights,
-        license=str(model.pretrained_cfg.get("license") or ""),
-        options={"family": "vit" if is_vit(model) else "cnn"},
+        license=origin.get("license") or str(model.pretrained_cfg.get("license") or ""),
+        options={"family": "vit" if is_vit(model) else "cnn", **{k: v for k, v in origin.items() if k != "license"}},
     )
 
 
 def imagenet_classes(model: nn.Module) -> list[str]:
-    """Return the class names of a timm model: ImageNet's by the number of classes, else "0", "1", ...
+    """Return the class names of a timm model: ImageNet's by the number of classes, else "0", "1", ..."""
+    subset = infer_imagenet_subset(model)
+    return [str(i) for i in range(model.num_classes)] if subset is None else imagenet_names(subset)
+
+
+def imagenet_names(subset: str = "imagenet-1k") -> list[str]:
+    """Return the class names of an ImageNet that timm knows, in the order of the outputs.
 
     A name that several classes have gets its WordNet number: "crane (n02012849)".
     """
-    subset = infer_imagenet_subset(model)
-    if subset is None:
-        return [str(i) for i in range(model.num_classes)]
     info = ImageNetInfo(subset)
     names, numbers = info.label_descriptions(), info.label_names()
     counts = Counter(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_vision.errors import UserError
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
@@ -19,9 +20,10 @@ from lit_vision.study import training
 from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
 from lit_vision.study.images import StudyData, StudyImages
-from lit_vision.study.presets import StudyPreset
+from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone
+from lit_vision.weights.public_packages import is_installed
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -176,8 +178,8 @@ class EncoderStore:
         """Return the file of an init's weights."""
         return self.folder / "weights" / f"{init.replace(':', '_')}.safetensors"
 
-    def download(self, init: str) -> str:
-        """Download public weights unless they are there, and return their license.
+    def download(self, init: str) -> dict[str, str]:
+        """Download public weights unless they are there, and return the metadata of the file, which has their license.
 
         Raises:
             UserError: the weights do not exist or cannot be downloaded.
@@ -186,7 +188,28 @@ class EncoderStore:
         with training.redirect_output(self.log):
             if not path.exists():
                 training.public_weights(init, path)
-            return str(load_backbone(path)[1].metadata.get("license", "not stated"))
+            return load_backbone(path)[1].metadata
+
+    def download_or_packaged(self, init: str) -> tuple[str, dict[str, str]]:
+        """Download public weights or, where that fails, take PACKAGED if its package is installed.
+
+        A study that began with PACKAGED keeps it, with a network too.
+
+        Returns:
+            The init whose weights were found, and the metadata of their file.
+
+        Raises:
+            UserError: as `download`, or the package is damaged.
+        """
+        packaged = f"{TIMM}{PACKAGED}"
+        if self.path(packaged).exists() and not self.path(init).exists():
+            return packaged, self.download(packaged)
+        try:
+            return init, self.download(init)
+        except UserError:
+            if not is_installed(PACKAGED):
+                raise
+        return packaged, self.download(packaged)
 
     def load_public(self, init: str) -> Encoder:
         """Load public weights that `download` has stored."""

@@ -13,6 +13,9 @@ from typing import Any
 TIMM = "timm:"  # prefix of the names of public weights
 TIMM_SIDE = 96  # public weights were trained on larger images: smaller ones are enlarged to this side, pixels
 PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by default: small, Apache-2.0
+PACKAGED = (
+    "tf_efficientnet_lite0"  # those that it tries where PUBLIC cannot be had and a package ships these; Apache-2.0
+)
 # protocols that train a network on labels; the verdict reads the first
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
 PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # those of ON_LABELS that need a plain ViT

@@ -58,6 +58,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
         classes=study.images.classes,
         plan={"pretrain": study.plan.pretrain, "tune": study.plan.tune, "scratch": study.plan.scratch},
         weights={init: encoder.sha256 for init, encoder in study.encoders.items()},
+        weights_from=study.origins,
     )
     result = read_result(results)
     content = _content(study, cells, result, results)
@@ -229,6 +230,8 @@ def _licenses(study: Study) -> Table:
         if license and ("nc" in license.lower().split("-") or "non" in license.lower()):
             license += " (NON-COMMERCIAL)"
         network = study.preset.network(init)
+        if init in study.origins:
+            origin += f" ({study.origins[init]})"
         rows.append([init, f"{network.backbone}, {origin}", license or "yours: trained on these images only"])
     rows += [[init, "-", f"not tried: {reason}"] for init, reason in study.not_tried.items()]
     rows.append(["scratch-*", "trained here", "yours"])

@@ -54,7 +54,8 @@ def run_study(
         inits: pre-trainings to try, of mae, simclr, lejepa.
         protocols: how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow,
             prompt-deep.
-        pretrained: public timm weights to try: auto (a small model, if it can be had), off, or a name.
+        pretrained: public weights to try: auto (a small model, from timm's hub or an installed package), off, or
+            timm's name.
         pretrain_on: pre-train on another folder's images, labels unseen; None: on those of root.
         rotation: rotate the images of all trainings by up to this many degrees, 0 to 180.
         size: side of the networks' input, pixels; None: that of the images up to 64, else 64.

@@ -41,6 +41,7 @@ from lit_vision.study.schedule import (
     plan_labels,
     plan_pretraining,
 )
+from lit_vision.weights.public_packages import origin_text
 
 
 class Study:
@@ -87,6 +88,7 @@ class Study:
         self.optional, self.keep_weights = optional, keep_weights
         self.not_tried: dict[str, str] = {}  # reason, by init
         self.licenses: dict[str, str] = {}  # of public weights, by init
+        self.origins: dict[str, str] = {}  # package, license and sha256 of weights that a package shipped, by init
         self.encoder_store = EncoderStore(images, preset, folder, reporter, source)
         self.encoders: dict[str, Encoder] = {}
         self.results: list[CellResult] = []
@@ -110,15 +112,30 @@ class Study:
 
     def _download_public(self) -> None:
         """Download public weights first: the plan depends on which of them there are."""
+        store = self.encoder_store
         for init in [init for init in self.inits if init.startswith(TIMM)]:
             try:
-                self.licenses[init] = self.encoder_store.download(init)
+                optional = init in self.optional
+                used, metadata = store.download_or_packaged(init) if optional else (init, store.download(init))
             except UserError as error:
-                if init not in self.optional:
+                if not optional:
                     raise
                 self.inits = [other for other in self.inits if other != init]
-                self.not_tried[init] = "no network" if "network" in str(error) else str(error)
-                self.reporter.log(f"{init}: not tried, {self.not_tried[init]}")
+                self._not_tried(init, "no network" if "network" in str(error) else str(error))
+                continue
+            self.licenses[used] = metadata.get("license", "not stated")
+            if used != init:
+                self._not_tried(init, f"no network; {used} instead")
+                self.inits = [used if other == init else other for other in self.inits]
+                if init in self.plan.max_seeds:
+                    self.plan.max_seeds[used] = self.plan.max_seeds.pop(init)
+            if "source" in metadata:
+                self.origins[used] = origin_text(metadata)
+                self.reporter.log(f"{used}: weights of {self.origins[used]}")
+
+    def _not_tried(self, init: str, reason: str) -> None:
+        self.not_tried[init] = reason
+        self.reporter.log(f"{init}: not tried, {reason}")
 
     def _make_plan(self) -> Costs:
         plan = self.plan

@@ -32,6 +32,7 @@ from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.study.images import StudyData, StudyImages, eval_batches
 from lit_vision.study.presets import TIMM, Network, StudyPreset
 from lit_vision.weights.load import save_backbone
+from lit_vision.weights.pretrained import create_backbone
 
 OnStep = Callable[[int, int, float], None]  # called with (step, total steps, loss)
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
@@ -270,21 +271,20 @@ def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size:
     return both[0], both[1]
 
 
-def public_weights(init: str, path: Path) -> str:
-    """Download a timm model's weights (or take them from the cache) and write its encoder to `path`.
+def public_weights(init: str, path: Path) -> None:
+    """Download a timm model's weights, or take them from the cache or a package, and write its encoder to `path`.
 
-    Returns:
-        Its license as timm states it.
+    The file's metadata has the license, as timm or the package states it, and the origin of a package's weights.
 
     Raises:
-        UserError: there is no such model, or no network and no such file in the cache.
+        UserError: there is no such model, or no network and no such file in the cache or a package.
     """
     name = init.removeprefix(TIMM)
-    backbone = Backbone(name, pretrained=True)
+    backbone, origin = create_backbone(name, pretrained=True)
     license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
-    save_backbone(path, backbone, data["mean"], data["std"], license=license)
-    return str(license)
+    record: dict[str, Any] = {"license": license, **origin}
+    save_backbone(path, backbone, data["mean"], data["std"], **record)
 
 
 def save_classifier(path: Path, module: Classifier) -> None:

@@ -23,6 +23,7 @@ from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
+from lit_vision.weights import public_packages
 from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, restore_module
 from lit_vision.weights.compatibility import (
     BACKBONE,
@@ -71,6 +72,7 @@ class LoadReport:
         resized: keys of position embeddings that were resized.
         mean, std: pixel statistics of the training, per channel in [0, 1]; None if the file has none.
         metadata: of the file (safetensors), strings.
+        origin: package, version, license and sha256, if the file is a package's (public_packages.py).
     """
 
     path: str
@@ -83,6 +85,7 @@ class LoadReport:
     mean: list[float] | None = None
     std: list[float] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
 
     def __str__(self) -> str:
         parts = [f"{len(self.matched)} matched"]
@@ -91,7 +94,8 @@ class LoadReport:
                 parts.append(f"{len(keys)} {name} ({_summary(keys)})")
         if self.mean is None:  # timm's defaults for the name are then used, which may be wrong for these weights
             parts.append("no mean and std in it")
-        return f"weights: {self.path} ({self.source}) into {self.target}: {', '.join(parts)}"
+        origin = f"; {self.origin}" if self.origin else ""
+        return f"weights: {self.path} ({self.source}) into {self.target}: {', '.join(parts)}{origin}"
 
 
 def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
@@ -101,7 +105,8 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
 
     Args:
         module: a Backbone, or a method's network, which declares its parts.
-        path: a file of one of the layouts of checkpoint_layouts.py; .safetensors or torch.save's.
+        path: a file of one of the layouts of checkpoint_layouts.py; .safetensors or torch.save's. Or, where no file
+            has this name, a name of public_packages.py.
 
     Returns:
         The report; print it.
@@ -109,9 +114,14 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
     Raises:
         PartialMatchError: a key is missing, unexpected or reshaped; with the table.
         UserError: no such file, no checkpoint, a file that would run code, or a source that cannot be loaded into this
-            target.
+            target; or as `public_packages.find`.
     """
-    return load_common(module, *read_common(path), path)
+    packaged = None if Path(path).exists() else public_packages.find(path)
+    report = load_common(module, *read_common(packaged or path), packaged or path)
+    if packaged:
+        report.origin = public_packages.origin_text(public_packages.origin(path))
+        (module if isinstance(module, Backbone) else module.backbone).weights_from = report.origin
+    return report
 
 
 def load_common(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_vision import distributed
-from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import seed_from_text
 from lit_vision.methods.pixels import channel_values
+from lit_vision.weights.pretrained import create_backbone
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "lejepa"  # two global views; local ones by data.local_views
@@ -158,7 +158,7 @@ class LeJEPANetwork(nn.Module):
                 f"num_directions: {h['num_directions']}, num_knots: {h['num_knots']}; give at least 1 direction and "
                 "2 knots (the paper: 1024 and 17)"
             )
-        self.backbone = Backbone(h["backbone"], **(h["backbone_args"] or {}))
+        self.backbone, _ = create_backbone(h["backbone"], **(h["backbone_args"] or {}))
         self.projection = Projector(self.backbone.width, h["projection_hidden"], h["projection_width"])
         self.sigreg_weight, self.num_directions = h["sigreg_weight"], h["num_directions"]
         self.num_knots, self.seed = h["num_knots"], h["seed"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_vision import distributed
-from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.methods.pixels import channel_values
+from lit_vision.weights.pretrained import create_backbone
 
 PARTS = frozenset({"backbone", "projection"})  # the modules in a checkpoint of this method
 TRAIN_VIEW = "simclr"  # the view with two distorted crops
@@ -231,7 +231,7 @@ class SimCLRNetwork(nn.Module):
             )
         if h["negatives"] not in ("global", "local"):
             raise UserError(f"negatives: {h['negatives']!r} is not 'global' or 'local'; the paper's are global")
-        self.backbone = Backbone(h["backbone"], **(h["backbone_args"] or {}))
+        self.backbone, _ = create_backbone(h["backbone"], **(h["backbone_args"] or {}))
         self.projection = ProjectionHead(
             self.backbone.width, h["projection_width"], h["projection_layers"], h["projection_batch_norm"]
         )
