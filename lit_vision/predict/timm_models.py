@@ -49,6 +49,7 @@ def load_timm_model(name: str) -> tuple[TimmInference, ModelMetadata]:
 
     Without a network, some weights come from an installed package (weights/public_packages.py): stderr and the
     metadata's options say so.
+
     Images get this project's evaluation view with timm's size, crop and pixel statistics; timm resizes many models'
     images bicubically instead, which changes probabilities slightly.
 
