@@ -1,10 +1,11 @@
-"""Agreement of a model and its data on the pixels: number of channels, and range of values of deep images."""
+"""Agreement of a model and its data on the pixels: channels, range of values of deep images, and size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,11 +60,17 @@ def match_value_range(module: LightningModule) -> None:
         data.use_range_of(module.metadata.get("value_range"))
 
 
-def store_value_range(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Add the data's range of values to a checkpoint of a self-supervised method, for `lit-vision embed` and export.
+def store_image_format(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Add the data's image size and range of values to a checkpoint of a self-supervised method, for embed and export.
+
+    A CNN's weights show no size: without it, features would be those of images of timm's default, mostly 224 pixels.
 
     A hook of Lightning: a method has it as `on_save_checkpoint`.
     """
-    value_range = getattr(getattr(module.trainer, "datamodule", None), "value_range", None)
+    data = getattr(module.trainer, "datamodule", None)
+    size, value_range = getattr(data, "img_size", None), getattr(data, "value_range", None)
+    found: dict[str, Any] = {"size": plain_size(size)} if size else {}
     if value_range is not None:
-        checkpoint["card"] = {"value_range": list(value_range)}
+        found["value_range"] = list(value_range)
+    if found:
+        checkpoint["card"] = found

@@ -61,7 +61,15 @@ def test_self_supervised_methods__train_on_wide_images(data: Path, tmp_path: Pat
     torch.manual_seed(0)
     dynamic = {**VIT, "dynamic_img_size": True}
     fit(MAE(NAME, VIT, decoder_width=8, decoder_depth=1, decoder_heads=2), data, tmp_path, "mae", in_memory=in_memory)
-    fit(SimCLR("resnet18", CNN, projection_width=8), data, tmp_path, "simclr", in_memory=in_memory)
+    simclr = SimCLR("resnet18", CNN, projection_width=8)
+    fit(simclr, data, tmp_path, "simclr", in_memory=in_memory)
+    exported = tmp_path / "body.safetensors"
+    assert (
+        main(["export", str(write_run(tmp_path / "run", simclr)), "--format", "safetensors", "--out", str(exported)])
+        == 0
+    )
+    for path in (tmp_path / "run/checkpoints/last.ckpt", exported):  # a CNN knows its size from the data alone
+        assert load_method(path)[1].size == SIZE
     lejepa = LeJEPA(NAME, dynamic, projection_width=8, projection_hidden=8, num_directions=8)
     module = fit(lejepa, data, tmp_path, "lejepa", in_memory=in_memory, local_views=2, local_size=8)
     batch = next(iter(module.train_dataloader()))

@@ -9,7 +9,7 @@ from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.lejepa.network import LeJEPANetwork
-from lit_vision.methods.pixels import check_channels, store_value_range
+from lit_vision.methods.pixels import check_channels, store_image_format
 
 VALIDATION_STEP = -1  # directions of the validation: the same at each epoch, and of no step of the training
 
@@ -98,7 +98,7 @@ class LeJEPA(LeJEPANetwork, LightningModule):
             loss = self.loss(batch["images"], None, VALIDATION_STEP)[0]
             self.log("val/loss", loss, batch_size=len(batch["images"]), sync_dist=True)
 
-    on_save_checkpoint = store_value_range
+    on_save_checkpoint = store_image_format
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""

@@ -12,7 +12,7 @@ from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork
-from lit_vision.methods.pixels import check_channels, store_value_range
+from lit_vision.methods.pixels import check_channels, store_image_format
 
 
 class MAE(MAENetwork, LightningModule):
@@ -118,7 +118,7 @@ class MAE(MAENetwork, LightningModule):
         """Log val/loss, with the same mask for a sample in every epoch."""
         self.log("val/loss", self.batch_loss(batch, VALIDATION), batch_size=len(batch["images"]), sync_dist=True)
 
-    on_save_checkpoint = store_value_range
+    on_save_checkpoint = store_image_format
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""

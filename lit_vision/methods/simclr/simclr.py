@@ -10,7 +10,7 @@ from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.lightning_internals import log_at_optimizer_step
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
-from lit_vision.methods.pixels import check_channels, store_value_range
+from lit_vision.methods.pixels import check_channels, store_image_format
 from lit_vision.methods.simclr.network import SimCLRNetwork
 
 
@@ -121,7 +121,7 @@ class SimCLR(SimCLRNetwork, LightningModule):
         if self.global_step == 0:
             log_at_optimizer_step(self.trainer, {"train/negatives": negatives})
 
-    on_save_checkpoint = store_value_range
+    on_save_checkpoint = store_image_format
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""
