@@ -17,6 +17,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data that recipes can name
 
 
+@pytest.fixture(autouse=True)
+def no_public_weights(monkeypatch):
+    """Hide packages that ship public weights, which the extra `public` installs: a study would train them too."""
+    monkeypatch.setattr("lit_vision.weights.public_packages.PACKAGES", {})
+
+
 @pytest.fixture
 def images():
     """Return images of a study: bars, lying or upright, 16 pixels, with noise; 48 to train on, 16 to test."""

@@ -270,7 +270,8 @@ def test_packages__are_names_of_timm_with_permissive_licenses_and_the_extra_inst
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_packages__where_installed_a_cup_of_coffee_is_espresso(name: str, no_network) -> None:
+def test_packages__where_installed_a_cup_of_coffee_is_espresso(name: str, no_network, monkeypatch) -> None:
+    monkeypatch.setattr(public_packages, "PACKAGES", PACKAGES)
     if not is_installed(name):
         pytest.skip("the package is not installed")
     coffee = pytest.importorskip("skimage.data").coffee()
