@@ -1,4 +1,7 @@
-"""Size of an image as people write it: the side of a square, or height and width."""
+"""Size of an image as people write it: the side of a square, or height and width.
+
+Readers take `height_and_width(size)`; files and settings hold `plain_size(size)`, messages `size_text(size)`.
+"""
 
 from __future__ import annotations
 
