@@ -36,8 +36,10 @@ def channel_values(name: str, given: Sequence[float] | None, default: Sequence[f
     )
 
 
-def check_channels(module: LightningModule) -> None:
+def check_channels(module: LightningModule, stage: str = "") -> None:
     """Refuse data with another number of channels than the backbone's input, before any step.
+
+    A hook of Lightning: a method that checks nothing else has it as `setup`.
 
     Raises:
         UserError: names both numbers.

@@ -18,8 +18,7 @@ from lit_vision.methods.pixels import check_channels, store_image_format
 class MAE(MAENetwork, LightningModule):
     """Pre-train a plain ViT by predicting masked patches.
 
-    The paper's recipe: mask 0.75, batch 4096, AdamW (0.9, 0.95), 800 to 1600 epochs, 40 of warm-up; released encoders
-    have norm_pix_loss.
+    The paper's recipe: mask 0.75, batch 4096, AdamW (0.9, 0.95), 800 to 1600 epochs, 40 of warm-up.
 
     Args:
         backbone: timm name of a plain ViT (a cls token, no registers).
@@ -29,12 +28,11 @@ class MAE(MAENetwork, LightningModule):
         decoder_heads: its attention heads.
         mask_ratio: fraction of patches that is hidden, in (0, 1); see `patches_kept`.
         truncate_keep: compute the number of visible patches as the official code does, by truncation.
-        norm_pix_loss: predict pixels normalised per patch.
+        norm_pix_loss: predict pixels normalised per patch, as the released encoders.
         compile: torch.compile the training step (CPU: needs a C++ compiler; one to three minutes at the first step).
         checkpointing: activation checkpointing: a third more compute; only blocks' inputs are stored for backward.
         seed: of the masks; with a sample's key it determines the sample's mask, on any number of processes.
-        mean: of the pixels, per channel, in [0, 1]; None is ImageNet's.
-        std: of the pixels, per channel; None is ImageNet's.
+        mean, std: of the pixels, per channel, for values in [0, 1]; None is ImageNet's.
         optimizer: adamw, adam, sgd, lars or lamb.
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
@@ -79,10 +77,6 @@ class MAE(MAENetwork, LightningModule):
         self.build(self.hparams)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def setup(self, stage: str) -> None:
-        """Refuse data with another number of channels than the backbone's."""
-        check_channels(self)
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn pixels into normalised floats, (B, V, C, H, W), on the device."""
         return normalize_batch(batch, self.mean, self.std)
@@ -118,7 +112,7 @@ class MAE(MAENetwork, LightningModule):
         """Log val/loss, with the same mask for a sample in every epoch."""
         self.log("val/loss", self.batch_loss(batch, VALIDATION), batch_size=len(batch["images"]), sync_dist=True)
 
-    on_save_checkpoint = store_image_format
+    setup, on_save_checkpoint = check_channels, store_image_format
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return optimizer and per-step schedule; see `lit_vision.optim.optimizer_and_schedule`."""

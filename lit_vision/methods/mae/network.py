@@ -1,8 +1,7 @@
 """Masked autoencoder (MAE) without Lightning: masking, loss, decoder, network. He et al. 2022, arXiv:2111.06377.
 
-Read from top to bottom: patches, masking and loss as plain functions, the decoder, then the network that joins them.
-mae.py beside this file trains it. B images, C H W channels and pixels, P patch side, L patches, D encoder width,
-d decoder width.
+Patches, masking and loss as plain functions, the decoder, then the network that joins them; mae.py trains it.
+B images, C H W channels and pixels, P patch side, L patches, D and d width of encoder and decoder.
 """
 
 from collections.abc import Mapping
@@ -285,9 +284,12 @@ class MAENetwork(nn.Module):
         vit.set_grad_checkpointing(h["checkpointing"])
         self.decoder.checkpointing = h["checkpointing"]
         self._attention_for: tuple[str, torch.dtype] | None = None
-        channels = self.backbone.config["in_chans"]
-        self.register_buffer("mean", torch.tensor(channel_values("mean", h["mean"], [0.485, 0.456, 0.406], channels)))
-        self.register_buffer("std", torch.tensor(channel_values("std", h["std"], [0.229, 0.224, 0.225], channels)))
+        channels, usual = (
+            self.backbone.config["in_chans"],
+            {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        )
+        for name, values in usual.items():
+            self.register_buffer(name, torch.tensor(channel_values(name, h[name], values, channels)))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, prediction and mask of one batch.
