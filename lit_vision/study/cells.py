@@ -204,7 +204,8 @@ def _label_count(item: str, total: int, classes: int) -> int:
         if item == "all":
             count = total
         elif item.endswith("%"):
-            count = round(float(item[:-1]) / 100 * total)
+            share = float(item[:-1]) / 100
+            count = max(round(share * total), share > 0)  # 1 % of a small folder: one label, so one per class
         elif item.endswith("-shot"):
             count = int(item[:-5]) * classes
         else:

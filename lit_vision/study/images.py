@@ -113,12 +113,14 @@ def read_images(
         test, tests = train, _held_out(train.labels, folder, seed)
         keep = np.setdiff1d(keep, tests)
         notes.append(
-            f"The folder has no test split: {len(tests)} of its {len(train)} labeled images were held out as one."
+            f"The folder has no test split: {len(tests)} of its {int((train.labels >= 0).sum())} labeled images were "
+            "held out as one."
         )
     if "val" in folder.splits:
         notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
     notes += _scan_notes(folder)
     pixel_format = _pixel_format(folder, notes)
+    keep = np.concatenate([keep[train.labels[keep] >= 0], keep[train.labels[keep] < 0]])  # labeled ones come first
     pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
     side = typical_side(folder, pool_paths)
     if size is None:

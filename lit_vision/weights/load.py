@@ -113,8 +113,8 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
 
     Raises:
         PartialMatchError: a key is missing, unexpected or reshaped; with the table.
-        UserError: no such file, no checkpoint, a file that would run code, or a source that cannot be loaded into this
-            target; or as `public_packages.find`.
+        UserError: no such file, no checkpoint, a file that would run code, weights that are not finite, or a source
+            that cannot be loaded into this target; or as `public_packages.find`.
     """
     packaged = None if Path(path).exists() else public_packages.find(path)
     report = load_common(module, *read_common(packaged or path), packaged or path)
@@ -161,6 +161,8 @@ def load_common(
             "was made with; a layout that differs is not supported yet",
             rows,
         )
+    if bad := next((key for key, value in values.items() if not value.float().isfinite().all()), ""):
+        raise UserError(f"{path}: {bad} is not finite: its training diverged; take an earlier checkpoint")
     module.load_state_dict({named[key][0]: value for key, value in values.items()}, strict=False)
     for name, value in statistics.items():
         setattr(report, name, _rounded(value))

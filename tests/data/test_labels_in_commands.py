@@ -59,6 +59,18 @@ def test_a_study_reads_a_table_and_holds_out_whole_groups(root) -> None:
     assert {int(path[:2]) // 4 for path in without.test_paths} != people[1]
 
 
+def test_a_study_has_the_labeled_images_of_a_table_first_and_counts_them(root) -> None:
+    table = root.parent / "labels.csv"
+    rows = table.read_text().splitlines()
+    table.write_text(
+        "\n".join(row if i % 4 else row.replace("cat", "").replace("dog", "") for i, row in enumerate(rows))
+    )
+    images = read_images(root, labels=label_options(table))
+    assert (images.labels >= 0).tolist() == [True] * 9 + [False] * 4
+    assert images.labels[:9].tolist() == [1 - int(path[:2]) % 2 for path in images.paths[:9]]
+    assert any("3 of its 12 labeled images" in note for note in images.notes)
+
+
 @pytest.mark.parametrize("command", ["doctor", "study"])
 @pytest.mark.parametrize("arguments", [["--label_column", "person"], ["--group_by", "person"]])
 def test_options_of_a_table_without_a_table_are_wrong_usage(root, tmp_path, capsys, command: str, arguments) -> None:

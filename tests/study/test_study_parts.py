@@ -28,6 +28,7 @@ from lit_vision.study.verdict import sentence, verdicts
 )
 def test_labels__are_counts_never_below_one_a_class_or_above_all(text: str, counts: list[int]) -> None:
     assert parse_labels(text, [800] * 10) == counts
+    assert parse_labels("1%,10%", [4] * 12) == [12]  # 1 % of 48 labels rounds to none
 
 
 @pytest.mark.parametrize("text", ["ten", "0", "-3%", "1%,,", "2-shots"])

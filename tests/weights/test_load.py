@@ -198,6 +198,14 @@ def test_another_model_is_refused_without_changing_the_module(tmp_path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    state["layer2.0.conv1.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match=r"nan\.pth: .*layer2\.0\.conv1\.weight is not finite"):
+        load_into(Backbone("resnet18"), tmp_path / "nan.pth")
+
+
 def test_pair_without_a_rule_is_refused(tmp_path) -> None:
     write(tmp_path / "s.ckpt", "SimCLR")
     with pytest.raises(UserError, match=r"s\.ckpt: .*SimCLR.* MAE\b"):

@@ -84,9 +84,21 @@ def require_objects(table: AnnotationTable, split: str) -> None:
             f"{table.root}: {split}: all boxes lie in the first pixel of their images, so they may be shares of the "
             "image (0 to 1); multiply them by its width and height, or use a format that has shares (yolo)"
         )
+    if copies := _count_copies(table):
+        log.warning(
+            "%s: %s: %d objects are exact copies of another one in their image; remove them, or each is searched for "
+            "twice", table.root, split, copies,
+        )  # fmt: skip
     without = [table.class_names[i] for i in np.flatnonzero(counts.train == 0).tolist()]
     if without:
         log.warning("%s: %s: no object of %s", table.root, split, join_names(without, 10))
+
+
+def _count_copies(table: AnnotationTable) -> int:
+    """Return the number of objects with the image, class and box of an earlier one."""
+    image = np.repeat(np.arange(len(table)), np.diff(table.offsets))
+    rows = np.column_stack([image, table.labels, table.boxes])[~table.crowd]
+    return len(rows) - len(np.unique(rows, axis=0))
 
 
 def require_sizes(table: AnnotationTable) -> None:

@@ -22,7 +22,16 @@ from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.voc import VOC_CLASSES, voc_names
 from lit_vision.data.check.content import ImageEntry
-from lit_vision.data.check.folder_check import FAIL, NOTE, WARN, Finding, copy_findings, file_findings, range_findings
+from lit_vision.data.check.folder_check import (
+    FAIL,
+    NOTE,
+    WARN,
+    Finding,
+    copy_findings,
+    file_findings,
+    range_findings,
+    similar_class_names,
+)
 from lit_vision.data.check.image_check import ImageCheck, ImageReport
 from lit_vision.data.datasets import BAD_SHARE
 from lit_vision.data.folder import Folder
@@ -335,3 +344,5 @@ def _check_usable(root: Path, names: Sequence[str], check: _FormatCheck) -> None
         except UserError as error:
             check.fail(root, str(error))
         check.findings.append(Finding(NOTE, usable.describe_objects(table, split), len(table)))
+    for table in list(check.tables.values())[:1]:
+        check.findings += similar_class_names(table.class_names)

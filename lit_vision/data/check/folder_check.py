@@ -83,16 +83,25 @@ def layout_findings(content: FolderContent, names: Sequence[str]) -> list[Findin
         found.append(Finding(WARN, "pictures left out by their ending", sum(left_out.pictures.values()), kinds))
     if rest := left_out.phrases()[len(left_out.pictures) :]:
         found.append(Finding(NOTE, f"left out: {'; '.join(rest)}", left_out.count_of_others))
-    by_lower_case: dict[str, list[str]] = {}
-    for name in folder.classes:
-        by_lower_case.setdefault(name.strip().casefold(), []).append(name)
-    if alike := [", ".join(map(repr, same)) for same in by_lower_case.values() if len(same) > 1]:
-        found.append(Finding(WARN, "classes whose names differ in case or spaces only", len(alike), alike))
+    if inventory.unlisted:
+        found.append(Finding(WARN, "images that the table does not list", inventory.unlisted))
+    if inventory.not_labeled:
+        found.append(Finding(WARN, "images to validate or test with without a label (left out)", inventory.not_labeled))
+    found += similar_class_names(folder.classes)
     uses = uses_of(folder, (names[0], names[1], names[2]))
     if all(uses.values()):
         reason = uses["training on labels"].removeprefix(f"{folder.root}: ")
         found.append(Finding(FAIL, f"fit for no use: {reason}", 1))
     return found
+
+
+def similar_class_names(names: Sequence[str]) -> list[Finding]:
+    """Return a finding if classes may be one: their names differ in case or spaces only."""
+    by_lower_case: dict[str, list[str]] = {}
+    for name in names:
+        by_lower_case.setdefault(name.strip().casefold(), []).append(name)
+    alike = [", ".join(map(repr, same)) for same in by_lower_case.values() if len(same) > 1]
+    return [Finding(WARN, "classes whose names differ in case or spaces only", len(alike), alike)] if alike else []
 
 
 def file_findings(items: list[ImageEntry], reports: list[ImageReport], train: str) -> list[Finding]:

@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from lit_vision.data.folder import Folder
+from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, decode_values, read_header
 from lit_vision.data.views.pixel_values import PixelFormat, ValueRange, is_deep, lost_levels, to_8bit
 
@@ -79,7 +80,8 @@ class ImageCheck:
             return ImageReport(str(error), _kind(data, error), (), width, height, digest, b"")
         if damaged:
             notes.append("damaged")
-        if path.rpartition(".")[2].lower() not in _SUFFIXES.get(_format(data, header), ()):
+        repacked = isinstance(self.folder, Pack)  # lit-vision pack stores PNGs as JPEG under their names
+        if not repacked and path.rpartition(".")[2].lower() not in _SUFFIXES.get(_format(data, header), ()):
             notes.append("wrong extension")
         thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
         return ImageReport("", "", tuple(notes), width, height, digest, thumb)

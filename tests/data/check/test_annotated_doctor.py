@@ -157,6 +157,17 @@ def test_a_sound_set_says_how_to_train_on_it_and_what_trains(tmp_path: Path, cap
     assert sorted(path for path, _ in report["quarantine"]) == ["images/train/b.jpg", "images/train/d.jpg"]
 
 
+def test_classes_that_may_be_one_and_copies_of_objects_are_named(tmp_path: Path, caplog) -> None:
+    fiftyone_yolo(tmp_path / "set")
+    names = next((tmp_path / "set").glob("*.yaml"))
+    names.write_text(names.read_text().replace("pan", "Cup"))
+    for labels in (tmp_path / "set/labels/train").glob("*.txt"):
+        labels.write_text(labels.read_text() * 2)
+    report = _report(tmp_path / "set", tmp_path / "out")
+    assert ["'cup', 'Cup'"] in [f["files"] for f in report["findings"]]
+    assert "train: 6 objects are exact copies" in caplog.text
+
+
 def test_nothing_that_can_be_used_fails(tmp_path: Path) -> None:
     pictures(tmp_path / "set/train/images")
     write(tmp_path / "set/train/annotations.json", coco_content(iscrowd=1))
