@@ -190,24 +190,29 @@ class Folder:
                 named = f"one label ({self.classes[0]})" if self.classes else "no label"
                 raise UserError(f"{self.label_file}: has {named}, but {purpose} needs two or more; correct its labels")
             has = f"one class ({self.classes[0]})" if self.classes else "no class folders"
-            if self.classes and is_image_folder(self.classes[0]):
+            place, inner = self._folders_in_only_class()
+            if self.classes and is_image_folder(self.classes[0]) and not inner:
                 raise UserError(
                     f"{self.root}: {has}, as sets with boxes or masks have it: use lit_vision.data.AnnotatedDataModule "
                     f"(lit-vision doctor names its settings), or create a folder per class for {purpose}"
                 )
-            inner = self._folders_in_only_class()
-            hint = f", whose folders are {', '.join(inner[:3])}: give {self.root / self.classes[0]}" if inner else ""
+            hint = f", and {place} has the folders {', '.join(inner[:3])}: give {self.root / place}" if inner else ""
             raise UserError(
                 f"{self.root}: it has {has}{hint}, but {purpose} needs two or more; create a folder per class"
             )
 
-    def _folders_in_only_class(self) -> list[str]:
-        """Return the folders in the only class folder of a root without splits; a zip file may have wrapped them."""
+    def _folders_in_only_class(self) -> tuple[str, list[str]]:
+        """Return the folder that holds all images of a root without splits, and the folders in it, two or more.
+
+        A zip file or a set with annotations wraps class folders so: archive/flowers/rose, images/001.Albatross.
+        """
         if len(self.classes) != 1 or self.inventory.splits or len(self.splits) != 1:
-            return []
+            return "", []
         (split,) = self.splits.values()
-        inner = sorted({path.split("/", 2)[1] for path in split.paths if path.count("/") > 1})
-        return inner if len(inner) > 1 else []
+        folders = {path.rpartition("/")[0] for path in split.paths}
+        shared = os.path.commonpath(folders)
+        inner = sorted({folder.removeprefix(shared).split("/")[1] for folder in folders if folder != shared})
+        return (shared, inner) if len(inner) > 1 else ("", [])
 
     def lines(self) -> list[str]:
         """Return one or two lines for a command to print: what was taken as what, and what was left out."""

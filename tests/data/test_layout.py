@@ -1,12 +1,14 @@
 """Layouts of folders: names of splits, folders that are no classes, and what a scan says that it left out."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from lit_vision.data import image_files
+from lit_vision.data.check.content import list_items
 from lit_vision.data.fitness import uses_of
 from lit_vision.data.folder import scan
 from lit_vision.data.image_files import LeftOut, image_extensions
@@ -97,6 +99,21 @@ def test_scan__refuses_a_layout_that_would_be_misread_in_one_line(tmp_path, name
 def test_scan__a_word_or_number_in_a_class_name_is_no_split(tmp_path, names) -> None:
     assert scan(_make(tmp_path, *(f"{name}/1.png" for name in names))).classes == sorted(names)
     assert scan(_make(tmp_path / "x", "train/fold1/1.png", "train/fold2/1.png")).classes == ["fold1", "fold2"]
+
+
+@pytest.mark.parametrize("place", ["archive", "archive/flowers", "images", "a/images"])
+def test_classes_inside_other_folders__the_folder_to_give_is_named(tmp_path, place) -> None:
+    folder = scan(_make(tmp_path, f"{place}/rose/1.png", f"{place}/tulip/1.png"))
+    with pytest.raises(UserError, match=rf"rose, tulip: give {tmp_path}/{place},"):
+        folder.require_classes("this")
+
+
+def test_doctor_opens_no_pipe_in_a_folder_that_cannot_be_scanned(tmp_path) -> None:
+    root = _make(tmp_path, "train/cat/1.png", "train/loose.png")
+    os.mkfifo(root / "train/cat/2.png")
+    content = list_items(root, ("train", "val", "test"))
+    assert content.refused
+    assert sorted(item.path for item in content.items) == ["train/cat/1.png", "train/loose.png"]
 
 
 def test_scan__counts_what_it_leaves_out_by_kind(tmp_path) -> None:

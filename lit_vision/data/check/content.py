@@ -86,8 +86,9 @@ def _walk(root: Path, names: Sequence[str], left_out: LeftOut) -> list[ImageEntr
     for parent, folders, files in os.walk(root):  # links to folders are not followed: no loop
         folders[:] = sorted(name for name in folders if left_out.count(name, True))
         for file in sorted(files):
-            if left_out.count(file, False):
-                parts = Path(parent, file).relative_to(root).parts
+            path = Path(parent, file)
+            if left_out.count(file, False) and (path.is_file() or not path.exists()):  # no pipe: opening one would hang
+                parts = path.relative_to(root).parts
                 split = parts[0] if parts[0] in names and len(parts) > 1 else ""
                 label = parts[1] if split and len(parts) > 2 else ""
                 items.append(ImageEntry("/".join(parts), split, label))
