@@ -100,6 +100,7 @@ def read_label_table(file: str | Path, columns: TableColumns | None = None) -> L
         raise UserError(f"{path}, line {without[0]}: has no {found_columns.split}; write train, val or test")
     if not several:
         _refuse_numbers(path, [image.labels[0] for image in listed if image.labels])
+        _refuse_lists(path, [image.labels[0] for image in listed if image.labels])
     return LabeledImages(
         paths=[image.path for image in listed],
         lines=[image.line for image in listed],
@@ -206,11 +207,11 @@ def _from_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> t
     applies, unknown = [], []
     for name in names:
         value = _text(row.get(name)).lower()
-        if value in ("1", "true", "yes"):
+        if value in ("1", "1.0", "true", "yes"):  # pandas writes 1.0 where a column has gaps
             applies.append(name)
         elif value in _UNKNOWN:
             unknown.append(name)
-        elif value not in ("0", "false", "no"):
+        elif value not in ("0", "0.0", "false", "no"):
             raise UserError(f"{where}: {name} is {value!r}; write 1, 0, or nothing where it is unknown")
     return applies, unknown
 
@@ -237,6 +238,19 @@ def _split_of(value: str, where: str) -> str:
     if role := role_of(value):
         return role
     raise UserError(f"{where}: the split {value!r} is not train, val or test; correct it")
+
+
+def _refuse_lists(path: Path, labels: Sequence[str]) -> None:
+    """Refuse a label that lists others, as one class beside them: a|b where a and b are labels too."""
+    names = set(labels)
+    for text in sorted(names):
+        for separator in "|;,/+":
+            parts = [part.strip() for part in text.split(separator)]
+            if len(parts) > 1 and names.issuperset(parts):
+                raise UserError(
+                    f"{path}: the label {text!r} lists the labels {' and '.join(parts)}; set data.label_separator: "
+                    f"{separator!r} if an image may have several, or rename it"
+                )
 
 
 def _refuse_numbers(path: Path, labels: Sequence[str]) -> None:

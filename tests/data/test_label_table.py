@@ -126,6 +126,7 @@ WRONG = {
     "one file in two spellings": ("path,label\np0/00.png,a\n./p0//00.png,b\n", r"line 3.*line 2"),
     "no header": ("p0/00.png,a\np0/01.png,b\n", "first line names an image"),
     "one number in two spellings": ("path,label\np0/00.png,1\np0/01.png,1.0\n", "1 and 1.0 are one number"),
+    "a label that lists others": ("path,label\np0/00.png,a\np0/01.png,b\np0/02.png,b|a\n", r"'b\|a' .*label_separator"),
     "decimal comma": ("path;label\np0/00.png;0,5\np0/01.png;1,0\n", "regression"),
     "no path": ("path,label\n,a\n", r"line 2.*path"),
     "ragged": ("path,label\np0/00.png\n", r"line 2.*1 values for 2"),
@@ -172,6 +173,14 @@ def test_images_without_a_label_are_never_evaluated_and_counted(root, split: boo
     assert sorted(folder.splits["val"].labels.tolist()) == [0, 0, 1, 1]
     assert folder.inventory.not_labeled == (2 if split else 0)
     assert ("2 to validate" in "".join(folder.lines())) == split
+
+
+def test_columns_of_labels_may_be_floats_as_pandas_writes_them(root) -> None:
+    text = "path,x,y\n" + "".join(
+        f"{path},{i % 2}.0,{'' if i == 3 else '1.0'}\n" for i, (path, _) in enumerate(rows(4))
+    )
+    labels = module(root, table(root, text), label_columns=["x", "y"]).folder.splits["train"].labels
+    np.testing.assert_array_equal(labels, [[0, 1], [1, 1], [0, 1], [1, np.nan]])
 
 
 def test_numbers_that_differ_for_almost_every_image_are_no_classes(root) -> None:
