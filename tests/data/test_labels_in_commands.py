@@ -71,6 +71,16 @@ def test_a_study_has_the_labeled_images_of_a_table_first_and_counts_them(root) -
     assert any("3 of its 12 labeled images" in note for note in images.notes)
 
 
+def test_doctor_counts_each_of_several_labels_by_itself_as_fit_does(root, tmp_path) -> None:
+    sets = {0: "cat", 1: "dog", 2: "cat|dog"}  # train has no image of both
+    text = "".join(f"{i:02d}.png,{sets[i % 2 if i < 8 else 2]},{'train' if i < 8 else 'val'}\n" for i in range(16))
+    (tmp_path / "several.csv").write_text("path,label,split\n" + text)
+    options = {"label_file": tmp_path / "several.csv", "label_separator": "|"}
+    report = check_folder(root, out=tmp_path / "out", workers=1, **options)
+    assert report["fit"], report["findings"]
+    assert report["classes"] == {"train": {"cat": 4, "dog": 4}, "val": {"cat": 8, "dog": 8}}
+
+
 @pytest.mark.parametrize("command", ["doctor", "study"])
 @pytest.mark.parametrize("arguments", [["--label_column", "person"], ["--group_by", "person"]])
 def test_options_of_a_table_without_a_table_are_wrong_usage(root, tmp_path, capsys, command: str, arguments) -> None:

@@ -188,12 +188,17 @@ def copy_findings(items: list[ImageEntry], reports: list[ImageReport], train: st
     return findings, leaked
 
 
-def class_findings(items: list[ImageEntry], names: Sequence[str]) -> tuple[list[Finding], dict[str, dict[str, int]]]:
-    """Return findings about classes (rare, not in every split), and the counts per split and class."""
+def class_findings(
+    items: list[ImageEntry], names: Sequence[str], several: bool = False
+) -> tuple[list[Finding], dict[str, dict[str, int]]]:
+    """Return findings about classes (rare, not in every split), and the counts per split and class.
+
+    With several labels an image each label counts by itself: a set of them that only validation has is no new class.
+    """
     counts: dict[str, Counter[str]] = {}
     for item in items:
         if item.label:
-            counts.setdefault(item.split, Counter())[item.label] += 1
+            counts.setdefault(item.split, Counter()).update(item.label.split(" + ") if several else [item.label])
     findings = []
     if names[0] in counts:
         findings += _balance_findings(counts, names)
@@ -267,7 +272,8 @@ def examine(
     findings = layout_findings(content, names) + file_findings(items, reports, names[0])
     findings += range_findings(measured, reports)
     copies, leaked = copy_findings(items, reports, names[0])
-    classes, counts = class_findings(items, names)
+    several = any(split.labels.ndim == 2 for split in folder.splits.values())
+    classes, counts = class_findings(items, names, several)
     findings += copies + classes
     listed = [[item.path, report.error] for item, report in zip(items, reports) if report.error]
     listed += [[items[i].path, "the same picture is in an evaluation split"] for i in sorted(leaked)]
