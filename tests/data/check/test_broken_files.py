@@ -1,9 +1,11 @@
 """Broken and odd image files: each has a defined outcome in decoding, training, evaluation and the folder check."""
 
+import contextlib
 import csv
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from lit_vision.cli import doctor as doctor_command
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.check.image_check import ImageCheck
 from lit_vision.data.folder import Folder
-from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.decode import ImageDecodeError, decode, read_header, read_size
 from lit_vision.data.views.views import make_views
 
 ZOO = odd_and_broken_images()
@@ -192,6 +194,12 @@ def test_damage__gives_an_image_or_a_named_error(data: bytes, flips: list, keep:
             assert message.count("\n") == 0 < len(message)
     seen = ImageCheck(SimpleNamespace(read=lambda _: damaged))("x.jpg")
     assert bool(seen.error) == bool(seen.kind)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(damaged)
+        file.flush()
+        for size in (lambda: read_size(file.name), lambda: (read_header(damaged).height, read_header(damaged).width)):
+            with contextlib.suppress(ImageDecodeError):
+                assert min(size()) > 0
 
 
 _MEASURE = """
