@@ -38,7 +38,7 @@ def state_dict_sha256(state: Mapping[str, Tensor], scalars_as_text: bool = False
         if scalars_as_text and not value.dim():
             digest.update(str(value.item()).encode())
         else:
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

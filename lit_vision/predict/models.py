@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone, is_vit
@@ -190,6 +191,17 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
     return _build_features(backbone, mean, report.std or backbone.data_config["std"], path, stored)
 
 
+class _WithoutRandomValues(TorchFunctionMode):
+    """While it is active, tensors are not filled with random values, since a strict load replaces all of them."""
+
+    _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
+
+
 def _build_method(
     path: Path,
     task: str,
@@ -205,7 +217,8 @@ def _build_method(
         raise UserError(
             f"{path}: was trained with eval_view {view}, which inference cannot apply; train with eval_view eval"
         )
-    method = TASKS[task].network(hyper)
+    with _WithoutRandomValues():
+        method = TASKS[task].network(hyper)
     try:
         method.load_state_dict(dict(state))
     except RuntimeError as error:
