@@ -8,7 +8,6 @@ import torch
 
 from lit_vision.convert.export import write_safetensors
 from lit_vision.data.batch import normalize
-from lit_vision.data.views.params import make_view_spec
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.predict import explain
 from lit_vision.predict.models import build_metadata
@@ -44,12 +43,11 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
     """Write the classifier with class names, mean, std, size and license in its metadata."""
     license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
-    side, stored = study.preset.side(key.init), study.images.test.shape[1]
+    side = study.preset.side(key.init)
     metadata = {
         "size": side,
         "class_names": study.images.classes,
-        # as it was measured: the evaluation view leaves an image of its own size as it is
-        "crop_pct": 1.0 if side == stored else make_view_spec("eval", side).crop_pct,
+        "crop_pct": study.images.crop_pct(side),
         "license": license,
         "value_range": None if study.images.value_range is None else list(study.images.value_range),
     }

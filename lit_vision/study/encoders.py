@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
+from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.knn import weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
+from lit_vision.predict.feature_cache import cached_features
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
-from lit_vision.study.images import StudyData, StudyImages
+from lit_vision.study.images import StudyData, StudyImages, eval_batches
 from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone
@@ -110,10 +114,57 @@ def pretrain_once(
     )
 
 
-def frozen_features(weights: Path, images: StudyImages, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of the labeled pool and of the test split under an encoder's file, seen at `size` pixels."""
+def frozen_features(
+    weights: Path,
+    images: StudyImages,
+    size: int,
+    cache_dir: Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of the labeled pool and of the test split under an encoder's file, seen at `size` pixels.
+
+    Args:
+        weights: the encoder's file.
+        images: of the study; their files are read, if they are known, and only else their arrays.
+        size: side of the evaluation view.
+        cache_dir: see `lit_vision.predict.feature_cache.cached_features`.
+        on_batch: called with (images done, all images) after each block.
+
+    Returns:
+        (n, D) for the n labeled pool images, which come first in the pool, and (M, D).
+    """
     backbone, report = load_backbone(weights)
-    return training.features(backbone, report.mean, report.std, images, size)
+    return features(backbone, report.mean, report.std, images, size, cache_dir, on_batch)
+
+
+def features(
+    backbone: Backbone,
+    mean: Any,
+    std: Any,
+    images: StudyImages,
+    size: int,
+    cache_dir: Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of the labeled pool and of the test split; arguments as for `frozen_features`."""
+    mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
+    known = int((images.labels >= 0).sum())  # labeled images come first
+    if images.files is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        pool, test = (
+            extract_features(backbone, eval_batches(pixels, labels, size), mean, std, device, progress=False)
+            for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels))
+        )
+        return pool.features.numpy(), test.features.numpy()
+    files, total, crop_pct = images.files, known + len(images.test_paths), images.crop_pct(size)
+
+    def read(paths: list[str], before: int) -> np.ndarray:
+        report = (lambda done, _: on_batch(before + done, total)) if on_batch else None
+        return cached_features(
+            files.folder, paths, backbone, mean, std, size, crop_pct, cache_dir, files.pixel_format, report
+        )
+
+    return read(images.paths[:known], 0), read(images.test_paths, known)
 
 
 def fit_probe(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyImages) -> LinearProbe:
@@ -251,5 +302,12 @@ class EncoderStore:
         return Encoder(trained.weights, trained.sha256, trained.seconds, trained.images_seen, *self._features(init))
 
     def _features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
+        self.reporter.start_task(f"frozen features of {init}", 1)
         with training.redirect_output(self.log):
-            return frozen_features(self.path(init), self.images, self.preset.side(init))
+            return frozen_features(
+                self.path(init),
+                self.images,
+                self.preset.side(init),
+                self.folder / "features",
+                self.reporter.update,
+            )

@@ -28,14 +28,24 @@ from lit_vision.data.splits import evenly_spaced, sample_stratified
 from lit_vision.data.value_range import measure_folder_range, require_range
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
+from lit_vision.data.views.params import make_view_spec
 from lit_vision.data.views.pixel_values import PixelFormat, ValueRange
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
+from lit_vision.predict.feature_cache import read_batches
 
 HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
 MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
 SAMPLE = 101  # images whose headers give the typical size
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Folder or pack of a study's images, and the conversion of their values to 8 bits."""
+
+    folder: Folder
+    pixel_format: PixelFormat
 
 
 @dataclass
@@ -56,6 +66,7 @@ class StudyImages:
         notes: sentences about decisions and left-out images, for progress and report.
         large: `pool` at MARGIN times its size, from which training crops are cut; None: cut them from `pool`.
         value_range: values of images deeper than 8 bits that became 0 and 255; None if there are none.
+        files: where `paths` and `test_paths` lie; None: the arrays are all there is.
     """
 
     pool: np.ndarray
@@ -70,6 +81,29 @@ class StudyImages:
     notes: list[str] = field(default_factory=list)
     large: np.ndarray | None = None
     value_range: ValueRange | None = None
+    files: ImageFiles | None = None
+    _test_views: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def crop_pct(self, size: int) -> float:
+        """Return the share of the resized short side that the evaluation view of this size keeps.
+
+        At the study's own size it is the complete short side, as `test` has it.
+        """
+        return 1.0 if size == self.size else make_view_spec("eval", size).crop_pct
+
+    def test_view(self, size: int) -> np.ndarray:
+        """Return the test split under the evaluation view of a size, (M, size, size, C), from its files if known."""
+        if size == self.size:  # made from the files in the same way
+            return self.test
+        if size not in self._test_views:
+            if self.files is None:
+                parts = [batch["images"][:, 0].numpy() for batch in eval_batches(self.test, self.test_labels, size)]
+            else:
+                folder, crop_pct = self.files.folder, self.crop_pct(size)
+                read = read_batches(folder, self.test_paths, size, crop_pct, self.files.pixel_format)
+                parts = [batch.pixels for batch in read if batch.pixels is not None]
+            self._test_views[size] = np.concatenate(parts)
+        return self._test_views[size]
 
     @property
     def per_class(self) -> list[int]:
@@ -144,6 +178,7 @@ def read_images(
         notes,
         large[0] if large else None,
         pixel_format.value_range,
+        ImageFiles(folder, pixel_format),
     )
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
@@ -171,8 +206,10 @@ def read_unlabeled(root: str | Path, size: int) -> StudyImages:
     if (pool[..., :1] == pool).all():
         pool = np.ascontiguousarray(pool[..., :1])
     labels = np.full(len(good), -1)
-    paths = [paths[i] for i in good]
-    return StudyImages(pool, labels, paths, pool[:0], labels[:0], [], [], folder.fingerprint(), size, notes)
+    paths, files = [paths[i] for i in good], ImageFiles(folder, pixel_format)
+    return StudyImages(
+        pool, labels, paths, pool[:0], labels[:0], [], [], folder.fingerprint(), size, notes, files=files
+    )
 
 
 def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Folder, list[str]]:

@@ -65,11 +65,13 @@ class Reporter:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(title, total=1.0, note="")
 
-    def update(self, step: int, steps: int, loss: float) -> None:
-        """Show that `step` of `steps` steps are done, and the loss of the last one."""
+    def update(self, step: int, steps: int, loss: float | None = None) -> None:
+        """Show that `step` of `steps` steps are done, and the loss of the last one, if it is a training."""
         now = time.perf_counter()
         rate = step / max(now - self._task_started, 1e-9)
-        note = f"loss {loss:.3f}, {rate * self._images_per_step:,.0f} images/s"
+        note = f"{rate * self._images_per_step:,.0f} images/s"
+        if loss is not None:
+            note = f"loss {loss:.3f}, {note}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=step / steps, note=note)
         elif now - self._last_line > self.interval:

@@ -82,9 +82,8 @@ class Study:
         self.budget, self.folder, self.reporter = budget, folder, reporter
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
-        # cells of a study that saw its pool otherwise than its test split are measured again
-        same_path = [] if images.large is None else ["pool made as test"]
-        self.data_hash = hash_inputs(images.fingerprint, images.size, *same_path)
+        # cells of an earlier version, which enlarged and cut the stored copies instead, are measured again
+        self.data_hash = hash_inputs(images.fingerprint, images.size, "pixels of the files")
         self.optional, self.keep_weights = optional, keep_weights
         self.not_tried: dict[str, str] = {}  # reason, by init
         self.licenses: dict[str, str] = {}  # of public weights, by init

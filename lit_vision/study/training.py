@@ -17,12 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lit_vision.backbones.backbone import Backbone
 from lit_vision.callbacks.checkpoint import SeedEachBatch
 from lit_vision.callbacks.nonfinite import StopOnNonFinite
 from lit_vision.data.batch import normalize
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
-from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.atomic import atomic_write
 from lit_vision.methods.classifier.classifier import Classifier
@@ -253,22 +251,10 @@ def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndar
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.eval().to(device)
     parts = []
-    for batch in eval_batches(images.test, images.test_labels, size):
+    for batch in eval_batches(images.test_view(size), images.test_labels, size):
         logits = module(normalize(batch["images"].to(device), module.mean, module.std)[:, 0])
         parts.append(logits.float().softmax(1).cpu())
     return np.asarray(torch.cat(parts))
-
-
-def features(backbone: Backbone, mean: Any, std: Any, images: StudyImages, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frozen features of the labeled pool images and of the test split, seen at `size` pixels."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    known = int((images.labels >= 0).sum())  # labeled images come first
-    mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
-    both = []
-    for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels)):
-        loader = eval_batches(pixels, labels, size)
-        both.append(extract_features(backbone, loader, mean, std, device, progress=False).features.numpy())
-    return both[0], both[1]
 
 
 def public_weights(init: str, path: Path) -> None:

@@ -44,8 +44,9 @@ class Check:
 def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset, weights: Path) -> Iterator[Check]:
     """Measure every number again whose weights are stored.
 
-    Earlier versions took the pool's frozen features from the larger copies that training crops are cut from. Where a
-    study of today gives another number than the stored one, it is measured in that way too, and the nearer one counts.
+    Earlier versions enlarged and cut the arrays at the study's size, and before that took the pool's frozen features
+    from the larger copies that training crops are cut from. Where a study of today gives another number than the stored
+    one, it is measured in these ways too, and the nearest one counts.
 
     Args:
         cells: from `read_result`.
@@ -56,36 +57,48 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
     Yields:
         Check, one per number; numbers without weights are skipped.
     """
-    ways = [images] if images.large is None else [images, replace(images, pool=images.large)]
-    frozen: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-
-    def accuracy(probabilities: np.ndarray) -> float:
-        return float((probabilities.argmax(1) == images.test_labels).mean())
-
+    arrays = replace(images, files=None)
+    ways = [images, arrays] + ([] if images.large is None else [replace(arrays, pool=images.large)])
+    answers = _Answers(preset, weights)
     for cell in cells:
         for seed, value in zip(cell["seeds"], cell["values"]):
             key = CellKey(cell["init"], cell["protocol"], cell["labels"], seed)
-            if key.protocol in ON_LABELS:
-                path = weights / f"{key.name}.safetensors"
-                if not path.exists():
-                    continue
-                rows = images.subset(key.labels, seed)
-                module, _ = classification(key.init, images, rows, preset, seed, None, protocol=key.protocol)
-                load_classifier(path, module)
-                yield Check(key, value, accuracy(probabilities(module, images, preset.side(key.init))))
+            if not answers.can_give(key):
                 continue
-            path = weights / f"{key.init.replace(':', '_')}.safetensors"
-            if key.init != "pixels" and not path.exists():
-                continue
-            measured = []
+            checks = []
             for way, seen in enumerate(ways):
-                if (key.init, way) not in frozen:
-                    frozen[key.init, way] = (
-                        flat_pixels(seen)
-                        if key.init == "pixels"
-                        else frozen_features(path, seen, preset.side(key.init))
-                    )
-                measured.append(accuracy(measure_frozen(key, *frozen[key.init, way], images).probabilities))
-                if Check(key, value, measured[-1]).holds:
+                top1 = float((answers.give(key, seen, way).argmax(1) == images.test_labels).mean())
+                checks.append(Check(key, value, top1))
+                if checks[-1].holds:
                     break
-            yield Check(key, value, min(measured, key=lambda found: abs(found - value)))
+            yield min(checks, key=lambda check: abs(check.measured - value))
+
+
+class _Answers:
+    """Answers of stored weights for the test split; features are computed once for each encoder and way of seeing."""
+
+    def __init__(self, preset: StudyPreset, weights: Path) -> None:
+        self.preset, self.weights = preset, weights
+        self.frozen: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def can_give(self, key: CellKey) -> bool:
+        return key.init == "pixels" or self._path(key).exists()
+
+    def _path(self, key: CellKey) -> Path:
+        name = key.name if key.protocol in ON_LABELS else key.init.replace(":", "_")
+        return self.weights / f"{name}.safetensors"
+
+    def give(self, key: CellKey, images: StudyImages, way: int) -> np.ndarray:
+        """Return (M, K) probabilities; `way` numbers the ways in which the same images are seen."""
+        side = self.preset.side(key.init)
+        if key.protocol in ON_LABELS:
+            rows = images.subset(key.labels, key.seed)
+            module, _ = classification(key.init, images, rows, self.preset, key.seed, None, protocol=key.protocol)
+            load_classifier(self._path(key), module)
+            return probabilities(module, images, side)
+        if (key.init, way) not in self.frozen:
+            pixels = key.init == "pixels"
+            found = flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
+            self.frozen[key.init, way] = found
+        pool, test = self.frozen[key.init, way]
+        return measure_frozen(key, pool, test, images).probabilities

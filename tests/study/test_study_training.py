@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lit_vision.evaluation.linear import LinearProbe
+from lit_vision.study.encoders import features
 from lit_vision.study.presets import preset_for
-from lit_vision.study.training import classification, features, pretraining, probabilities
+from lit_vision.study.training import classification, pretraining, probabilities
 from lit_vision.weights.load import save_backbone
 
 
