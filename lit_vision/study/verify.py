@@ -101,4 +101,5 @@ class _Answers:
             found = flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
             self.frozen[key.init, way] = found
         pool, test = self.frozen[key.init, way]
-        return measure_frozen(key, pool, test, images).probabilities
+        answer: np.ndarray = measure_frozen(key, pool, test, images).probabilities
+        return answer
