@@ -95,11 +95,11 @@ class _Answers:
             rows = images.subset(key.labels, key.seed)
             module, _ = classification(key.init, images, rows, self.preset, key.seed, None, protocol=key.protocol)
             load_classifier(self._path(key), module)
-            return probabilities(module, images, side)
+            answer: np.ndarray = probabilities(module, images, side)
+            return answer
         if (key.init, way) not in self.frozen:
             pixels = key.init == "pixels"
             found = flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
             self.frozen[key.init, way] = found
         pool, test = self.frozen[key.init, way]
-        answer: np.ndarray = measure_frozen(key, pool, test, images).probabilities
-        return answer
+        return measure_frozen(key, pool, test, images).probabilities
