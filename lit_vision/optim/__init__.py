@@ -6,7 +6,7 @@ accumulation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -14,16 +14,26 @@ from torch import nn
 from lit_vision.errors import UserError
 from lit_vision.optim.groups import NO_DECAY, decay_groups, is_no_decay, layer_decay_groups
 from lit_vision.optim.lars import LARS
-from lit_vision.optim.schedule import TrainingLength, scaled_lr, training_length, warmup_cosine
+from lit_vision.optim.schedule import (
+    StableDecayLR,
+    TrainingLength,
+    scaled_lr,
+    training_length,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lars", "lamb")
+Schedule = Literal["cosine", "warmup-stable-decay"]
 __all__ = [
     "LARS",
     "NO_DECAY",
     "OPTIMIZERS",
+    "Schedule",
+    "StableDecayLR",
     "TrainingLength",
     "build_optimizer",
     "decay_groups",
@@ -35,6 +45,7 @@ __all__ = [
     "scaled_lr",
     "training_length",
     "warmup_cosine",
+    "warmup_stable_decay",
 ]
 
 
@@ -90,22 +101,30 @@ def build_optimizer(
 
 
 def format_summary(
-    optimizer: torch.optim.Optimizer, length: TrainingLength, lr: float, scaling: str, warmup_steps: int
+    optimizer: torch.optim.Optimizer,
+    length: TrainingLength,
+    lr: float,
+    scaling: str,
+    warmup_steps: int,
+    decay_start: int | None = None,
 ) -> str:
     """Return the lines that `optimizer_and_schedule` prints.
 
-    They hold the learning rate and its origin (`scaling`), the schedule, then each group's count, lr and decay.
+    They hold the learning rate and its origin (`scaling`), the schedule (a cosine if `decay_start` is None), then each
+    group's count, lr and decay.
     """
+    rest = "cosine"
+    if decay_start is not None:
+        rest = f"constant, 1 - sqrt decay in the last {length.total_steps - decay_start} steps"
     lines = [
         f"{type(optimizer).__name__}: lr {lr:.4g} = {scaling}",
         f"schedule: {length.total_steps} steps ({length.epochs} epochs x {length.steps_per_epoch}), "
-        f"warm-up {warmup_steps}, then cosine",
+        f"warm-up {warmup_steps}, then {rest}",
     ]
-    if warmup_steps >= length.total_steps:
-        lines.append(
-            "note: the warm-up does not end within this run; "
-            f"the learning rate stops at {lr * length.total_steps / warmup_steps:.4g}"
-        )
+    end, part = (length.total_steps, "run") if decay_start is None else (decay_start + 1, "run's part before the decay")
+    if warmup_steps >= end:
+        highest = lr * (end if decay_start is None else decay_start) / warmup_steps
+        lines.append(f"note: the warm-up does not end within this {part}; the learning rate stops at {highest:.4g}")
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         lines.append(
@@ -128,8 +147,10 @@ def optimizer_and_schedule(
     momentum: float = 0.9,
     nesterov: bool = False,
     lr_in_momentum: bool = True,
+    schedule: Schedule = "cosine",
+    decay_share: float = 0.2,
 ) -> dict[str, Any]:
-    """Build optimizer and per-step warm-up + cosine schedule, as Lightning's `configure_optimizers` returns them.
+    """Build optimizer and per-step schedule with a linear warm-up, as Lightning's `configure_optimizers` returns them.
 
     Prints the summary once (rank zero).
 
@@ -145,9 +166,11 @@ def optimizer_and_schedule(
         momentum: of sgd and lars.
         nesterov: of sgd.
         lr_in_momentum: of lars, see `build_optimizer`.
+        schedule: after the warm-up: cosine, or constant and then the decay of `warmup_stable_decay`.
+        decay_share: of all steps, those of that decay, between 0 and 1.
 
     Raises:
-        UserError: as `training_length`, `scaled_lr` and `build_optimizer`.
+        UserError: an unknown schedule, or as `training_length`, `scaled_lr` and `build_optimizer`.
     """
     length = training_length(module)
     peak = scaled_lr(base_lr, lr, length.global_batch_size)
@@ -168,15 +191,22 @@ def optimizer_and_schedule(
     )
     warmup_steps = round(warmup_epochs * length.steps_per_epoch)
 
-    def factor(step: int) -> float:
-        return warmup_cosine(step, total_steps=length.total_steps, warmup_steps=warmup_steps, min_ratio=min_lr / peak)
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(built, factor)
+    total, min_ratio, decay_start = length.total_steps, min_lr / peak, None
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    if schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            built, lambda step: warmup_cosine(step, total_steps=total, warmup_steps=warmup_steps, min_ratio=min_ratio)
+        )
+    elif schedule == "warmup-stable-decay":
+        scheduler = StableDecayLR(built, total, warmup_steps, decay_share, min_ratio)
+        decay_start = scheduler.decay_start
+    else:
+        raise UserError(f"schedule: {schedule!r} is not one of {', '.join(get_args(Schedule))}; choose one of these")
     if module.trainer.is_global_zero:
         scaling = (
             "given" if lr is not None else f"base_lr {base_lr:.4g} x {length.global_batch_size} images a step / 256"
         )
-        print(format_summary(built, length, peak, scaling, warmup_steps), flush=True)
+        print(format_summary(built, length, peak, scaling, warmup_steps, decay_start), flush=True)
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -185,13 +215,14 @@ def optimizer_from_hparams(module: LightningModule, groups: list[dict[str, Any]]
 
     Args:
         module: its `hparams` hold optimizer, base_lr or lr, and any of betas, warmup_epochs, min_lr, momentum,
-            nesterov and lr_in_momentum.
+            nesterov, lr_in_momentum, schedule and decay_share.
         groups: from `decay_groups` or `layer_decay_groups`.
 
     Raises:
         UserError: as `optimizer_and_schedule`.
     """
-    names = ("optimizer", "base_lr", "lr", "betas", "warmup_epochs", "min_lr", "momentum", "nesterov", "lr_in_momentum")
+    names = ["optimizer", "base_lr", "lr", "betas", "warmup_epochs", "min_lr", "momentum", "nesterov"]
+    names += ["lr_in_momentum", "schedule", "decay_share"]
     return optimizer_and_schedule(
         module, groups, **{name: module.hparams[name] for name in names if name in module.hparams}
     )

@@ -322,6 +322,8 @@ class StudyData(LightningDataModule):
         size: side of the views, pixels; None: the study's.
     """
 
+    planned_steps: int | None = None  # of the training, where it ends inside an epoch; see `optim.training_length`
+
     def __init__(
         self,
         images: StudyImages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,26 +28,40 @@ from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
+from lit_vision.runs.preemption import EXIT_CODES
 from lit_vision.study.images import StudyData, StudyImages, eval_batches
 from lit_vision.study.presets import TIMM, Network, StudyPreset
+from lit_vision.study.training_callbacks import (
+    FEWEST_MEASURED,
+    CoolDown,
+    LossRecorder,
+    OnStep,
+    TrainingCheckpoint,
+    can_go_on_from,
+    stable_decay_of,
+)
 from lit_vision.weights.load import save_backbone
 from lit_vision.weights.pretrained import create_backbone
 
-OnStep = Callable[[int, int, float], None]  # called with (step, total steps, loss)
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
-FEWEST_MEASURED = 4  # steps of a measurement
+CHECKPOINT_SECONDS = 45.0  # between two checkpoints of a training: a kill loses less than a minute
 PRETRAINING_METHODS: dict[str, type[MAE | SimCLR | LeJEPA]] = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
 
 
 @dataclass
 class TrainingResult:
-    """A finished training: module, seconds, steps, loss of each step, and the times at which the steps ended."""
+    """A finished training: module, seconds, steps, loss of each step, and the times at which the steps ended.
+
+    Seconds and times count what ran before the checkpoint that the training went on from, and not the time in between.
+    """
 
     module: LightningModule
     seconds: float
-    steps: int
+    steps: int  # fewer than planned after an earlier cool-down
     losses: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # when each step ended, seconds from the start
+    decay_start: int | None = None  # steps before the learning rate's decay; None with a cosine
 
 
 @dataclass(frozen=True)
@@ -64,25 +79,6 @@ class TrainingCost:
     def epochs(self, seconds: float, steps_per_epoch: int) -> int:
         """Return how many epochs fit into `seconds`, at least 1."""
         return max(1, int((seconds - self.setup) / (steps_per_epoch * self.step + self.epoch)))
-
-
-class _LossRecorder(Callback):
-    """Record the losses, report each step to the study's progress, and stop a measurement after `limit` seconds."""
-
-    def __init__(self, steps: int, on_step: OnStep | None, limit: float):
-        self.steps, self.on_step, self.limit = steps, on_step, limit
-        self.losses: list[float] = []
-        self.times: list[float] = []
-        self.begin = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        self.losses.append(loss)
-        self.times.append(time.perf_counter() - self.begin)
-        if self.on_step:
-            self.on_step(len(self.losses), self.steps, loss)
-        if self.times[-1] > self.limit and len(self.times) >= FEWEST_MEASURED:
-            trainer.should_stop = True
 
 
 @contextlib.contextmanager
@@ -178,43 +174,97 @@ def _backbone_args(init: str, network: Network) -> dict[str, Any]:
 def train(
     module: LightningModule,
     data: StudyData,
-    epochs: int,
-    seed: int,
+    epochs: int | None = None,
+    seed: int = 0,
     on_step: OnStep | None = None,
     limit: float = float("inf"),
+    *,
+    steps: int | None = None,
+    cool_down: Callable[[int], bool] | None = None,
+    checkpoint: Path | None = None,
+    inputs: str = "",
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    fewest_measured: int = FEWEST_MEASURED,
 ) -> TrainingResult:
-    """Train a method for a number of epochs.
+    """Train a method for a number of epochs or optimizer steps.
 
     Args:
         module: the method.
         data: its data.
-        epochs: at least 1.
+        epochs: at least 1; or give `steps`.
         seed: of dropout, drop path and other random draws of the method.
         on_step: called after each step.
         limit: seconds after which it stops, for a measurement.
+        steps: planned optimizer steps, at least 1, which need not fill an epoch.
+        cool_down: asked after each step, with the number of steps done, until it returns True or the decay of the
+            learning rate has begun. After True at step c the decay begins there and takes the method's `decay_share` of
+            all steps (max(1, round(c * decay_share / (1 - decay_share))) steps); then the training ends. Only with
+            the schedule warmup-stable-decay.
+        checkpoint: file that gets the whole state of the training, at most every `checkpoint_seconds` and on SIGTERM
+            and Ctrl-C. If it holds a training with the same `inputs`, that training goes on, to the same bits, and
+            `cool_down` is asked from there on; a damaged file or one of other inputs is replaced. The caller removes
+            it with `remove_checkpoint` when the result is stored.
+        inputs: hash of all that the training depends on.
+        checkpoint_seconds: see `checkpoint`.
+        fewest_measured: steps that run whatever the limit is.
 
     Returns:
         The result; its module is on the CPU.
+
+    Raises:
+        ValueError: both or neither of epochs and steps are given, or cool_down with another schedule.
+        KeyboardInterrupt: after Ctrl-C; the checkpoint, if there is one, is written.
+        SystemExit: likewise after SIGTERM or SIGUSR1, with code 143.
     """
-    steps = epochs * data.batches_per_epoch
-    recorder = _LossRecorder(steps, on_step, limit)
+    if epochs is not None and steps is None:
+        data.planned_steps, planned = None, epochs * data.batches_per_epoch
+    elif steps is not None and epochs is None:
+        data.planned_steps = planned = steps
+        epochs = -(-steps // data.batches_per_epoch)
+    else:
+        raise ValueError("give either epochs or steps")
+    length = CoolDown(planned, cool_down)
+    recorder = LossRecorder(length, on_step, limit, fewest_measured)
+    callbacks: list[Callback] = [SeedEachBatch(seed), StopOnNonFinite(), length, recorder]
+    writer = None if checkpoint is None else TrainingCheckpoint(checkpoint, inputs, checkpoint_seconds)
     trainer = Trainer(
         max_epochs=epochs,
+        max_steps=-1 if steps is None else steps,
         accelerator="auto",
         devices=1,
         precision=precision_of(module),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=writer is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        callbacks=[SeedEachBatch(seed), StopOnNonFinite(), recorder],
+        callbacks=[*callbacks, writer] if writer else callbacks,
+        plugins=[AtomicCheckpointIO()],
     )
-    begin = time.perf_counter()
-    trainer.fit(module, data)
-    return TrainingResult(module.cpu(), time.perf_counter() - begin, steps, recorder.losses, recorder.times)
+    found = checkpoint is not None and can_go_on_from(checkpoint, inputs)
+    try:
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if found else None)
+    except SystemExit as error:  # Lightning's exit code 1 after Ctrl-C, after which it ignores the next ones
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
+    if writer and (received := writer.signals.received):
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(EXIT_CODES[signal.Signals(received)])
+    schedule = stable_decay_of(trainer)
+    decay_start = None if schedule is None else schedule.decay_start
+    done = length.steps if schedule is None or not schedule.moved else schedule.decay_start + schedule.decay_steps
+    seconds = time.perf_counter() - recorder.begin
+    return TrainingResult(module.cpu(), seconds, done, recorder.losses, recorder.times, decay_start)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint of `train` and the file with its digest, if they are there."""
+    AtomicCheckpointIO().remove_checkpoint(checkpoint)
 
 
 def precision_of(module: LightningModule) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from lit_vision import optim
 from lit_vision.errors import UserError
 from lit_vision.optim.lars import LARS
+from lit_vision.optim.schedule import StableDecayLR, decay_start_of, decay_steps_from
 
 
 @pytest.mark.parametrize(("epoch", "lr"), [(0, 0.0), (20, 1.2e-3), (40, 2.4e-3), (420, 1.2e-3), (800, 0.0), (900, 0.0)])
@@ -246,3 +247,61 @@ def test_optimizer_and_schedule__notes_an_unfinished_warmup_and_refuses_a_floor_
         optim.optimizer_and_schedule(attached(), groups, optimizer="adamw", base_lr=None, lr=0.1, min_lr=1.0)
     optim.optimizer_and_schedule(attached(is_global_zero=False), groups, optimizer="adamw", base_lr=None, lr=0.1)
     assert capsys.readouterr().out == ""
+
+
+def test_warmup_stable_decay__value_table_and_a_decay_inside_the_warm_up() -> None:
+    shape = {"warmup_steps": 4, "decay_start": 10, "decay_steps": 4, "min_ratio": 0.2}
+    want = [0, 0.25, 0.5, 0.75, *[1.0] * 7, 0.6, 1 - 0.8 * 0.5**0.5, 1 - 0.8 * 0.75**0.5, 0.2, 0.2]
+    assert [optim.warmup_stable_decay(s, **shape) for s in range(16)] == pytest.approx(want)
+    early = {"warmup_steps": 8, "decay_start": 2, "decay_steps": 4}
+    want = [0, 1 / 8, 1 / 4, 1 / 8, 1 / 4 * (1 - 0.5**0.5), 1 / 4 * (1 - 0.75**0.5), 0]
+    assert [optim.warmup_stable_decay(s, **early) for s in range(7)] == pytest.approx(want)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_decay_steps_from__a_run_planned_for_its_length_decays_from_the_same_step(share: float) -> None:
+    for start in range(1, 500):
+        assert decay_start_of(start + decay_steps_from(start, share), share) == start
+
+
+def rates(scheduler: StableDecayLR, steps: int) -> list[float]:
+    seen = []
+    for _ in range(steps):
+        seen.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_optimizer_and_schedule__decay_can_begin_earlier_and_is_kept_by_the_state(capsys) -> None:
+    groups = optim.decay_groups(Tiny().named_parameters(), 0.05)
+
+    def make(**options):
+        arguments = {"optimizer": "sgd", "lr": 0.1, "warmup_epochs": 0.4, "schedule": "warmup-stable-decay", **options}
+        return optim.optimizer_and_schedule(attached(), groups, **arguments)["lr_scheduler"]["scheduler"]
+
+    planned = make()
+    assert "30 steps (3 epochs x 10), warm-up 4, then constant, 1 - sqrt decay in the last 6 steps" in (
+        capsys.readouterr().out
+    )
+    lr = rates(planned, 31)
+    assert lr[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    assert lr[4:25] == [0.1] * 21
+    assert lr[27] == pytest.approx(0.1 * (1 - 0.5**0.5))
+    assert lr[30] == pytest.approx(0, abs=1e-12)
+
+    moved = make()
+    first = rates(moved, 8)
+    assert moved.begin_decay() == 10
+    second = make()  # a training that goes on from a checkpoint
+    second.load_state_dict(moved.state_dict())
+    expected = [0.1, 0.1 * (1 - 0.5**0.5), 0.0]
+    assert rates(moved, 3) == rates(second, 3) == pytest.approx(expected, abs=1e-12)
+    assert first == lr[:8]
+    longer = make(decay_share=0.5)  # where no decay was moved, it follows from the length and share of the run
+    longer.load_state_dict(planned.state_dict())
+    assert (longer.decay_start, longer.decay_steps) == (15, 15)
+    with pytest.raises(UserError, match=r"schedule: 'linear' .*cosine, warmup-stable-decay"):
+        make(schedule="linear")
+    with pytest.raises(UserError, match=r"decay_share: 1\.0"):
+        make(decay_share=1.0)

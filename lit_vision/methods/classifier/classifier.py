@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_vision import distributed
+from lit_vision import distributed, optim
 from lit_vision.backbones import adapters
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
@@ -65,7 +65,9 @@ class Classifier(ClassifierNetwork, LightningModule):
         lr: absolute learning rate; if given, base_lr is not used.
         min_lr: absolute learning rate at the end.
         weight_decay: of parameters with more than one dimension, except tokens and positions.
-        warmup_epochs: linear warm-up, then a cosine to min_lr.
+        warmup_epochs: linear warm-up, then `schedule`.
+        schedule: cosine (to min_lr), or warmup-stable-decay: constant, then a decay that may begin at any step.
+        decay_share: of all steps, the decay of warmup-stable-decay, between 0 and 1.
         lora_rank: r of tune=lora; each adapted layer gets r x (in + out) parameters.
         lora_alpha: the update is scaled by lora_alpha / lora_rank.
         lora_targets: some of qkv, proj, mlp, or endings of layers' names.
@@ -105,6 +107,8 @@ class Classifier(ClassifierNetwork, LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 5,
+        schedule: optim.Schedule = "cosine",
+        decay_share: float = 0.2,
         lora_rank: int = 8,
         lora_alpha: float = 8.0,
         lora_targets: list[str] | None = None,

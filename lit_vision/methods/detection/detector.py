@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lit_vision import optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.detection import MAX_DETECTIONS, coco_metric, coco_values, update_boxes
@@ -59,7 +60,9 @@ class Detector(DetectorNetwork, LightningModule):
         lr: absolute learning rate; if given, base_lr is not used.
         min_lr: absolute learning rate at the end.
         weight_decay: of parameters with more than one dimension, except tokens and positions.
-        warmup_epochs: linear warm-up, then a cosine to min_lr.
+        warmup_epochs: linear warm-up, then `schedule`.
+        schedule: cosine (to min_lr), or warmup-stable-decay: constant, then a decay that may begin at any step.
+        decay_share: of all steps, the decay of warmup-stable-decay, between 0 and 1.
         lora_rank: r of tune=lora, whose update is scaled by 8 / r.
         lora_targets: some of qkv, proj, mlp, or endings of layers' names.
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep; the feature maps do not include them.
@@ -97,6 +100,8 @@ class Detector(DetectorNetwork, LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 1,
+        schedule: optim.Schedule = "cosine",
+        decay_share: float = 0.2,
         lora_rank: int = 8,
         lora_targets: list[str] | None = None,
         prompt_length: int = 50,

@@ -42,7 +42,9 @@ class LeJEPA(LeJEPANetwork, LightningModule):
         lr: absolute learning rate.
         min_lr: absolute learning rate at the end.
         weight_decay: of parameters with more than one dimension.
-        warmup_epochs: linear warm-up, then a cosine to min_lr.
+        warmup_epochs: linear warm-up, then `schedule`.
+        schedule: cosine (to min_lr), or warmup-stable-decay: constant, then a decay that may begin at any step.
+        decay_share: of all steps, the decay of warmup-stable-decay, between 0 and 1.
 
     Raises:
         UserError: a value that cannot work; the message names it and says what to do.
@@ -68,6 +70,8 @@ class LeJEPA(LeJEPANetwork, LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 1,
+        schedule: optim.Schedule = "cosine",
+        decay_share: float = 0.2,
     ) -> None:
         super(LeJEPANetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()

@@ -41,7 +41,9 @@ class MAE(MAENetwork, LightningModule):
         min_lr: absolute learning rate at the end.
         weight_decay: of parameters with more than one dimension. As in the official pre-training (not as in
             fine-tuning), cls_token and mask_token are decayed too; positions are fixed and in no group.
-        warmup_epochs: linear warm-up, then a cosine to min_lr.
+        warmup_epochs: linear warm-up, then `schedule`.
+        schedule: cosine (to min_lr), or warmup-stable-decay: constant, then a decay that may begin at any step.
+        decay_share: of all steps, the decay of warmup-stable-decay, between 0 and 1.
 
     Raises:
         UserError: a backbone that is no plain ViT, or a value that cannot work.
@@ -70,6 +72,8 @@ class MAE(MAENetwork, LightningModule):
         min_lr: float = 0.0,
         weight_decay: float = 0.05,
         warmup_epochs: float = 40,
+        schedule: optim.Schedule = "cosine",
+        decay_share: float = 0.2,
     ) -> None:
         super(MAENetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()

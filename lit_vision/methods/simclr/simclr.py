@@ -40,7 +40,9 @@ class SimCLR(SimCLRNetwork, LightningModule):
         lr: absolute learning rate; if given, base_lr is not used.
         weight_decay: of parameters with more than one dimension. The paper and the official TF2 code: 1e-6 (TF1's
             default: 1e-4).
-        warmup_epochs: linear warm-up, then a cosine to 0.
+        warmup_epochs: linear warm-up, then `schedule`.
+        schedule: cosine (to 0), or warmup-stable-decay: constant, then a decay that may begin at any step.
+        decay_share: of all steps, the decay of warmup-stable-decay, between 0 and 1.
 
     Raises:
         UserError: a value that cannot work; the message names it and says what to do.
@@ -64,6 +66,8 @@ class SimCLR(SimCLRNetwork, LightningModule):
         lr: float | None = None,
         weight_decay: float = 1e-6,
         warmup_epochs: float = 10,
+        schedule: optim.Schedule = "cosine",
+        decay_share: float = 0.2,
     ) -> None:
         super(SimCLRNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         self.save_hyperparameters()
