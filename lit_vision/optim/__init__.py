@@ -113,12 +113,14 @@ def format_summary(
     They hold the learning rate and its origin (`scaling`), the schedule (a cosine if `decay_start` is None), then each
     group's count, lr and decay.
     """
-    rest = "cosine"
+    rest, epochs = "cosine", f"{length.epochs} epochs"
+    if length.planned_steps is not None:
+        epochs = f"{length.planned_steps / length.steps_per_epoch:.4g} epochs"
     if decay_start is not None:
         rest = f"constant, 1 - sqrt decay in the last {length.total_steps - decay_start} steps"
     lines = [
         f"{type(optimizer).__name__}: lr {lr:.4g} = {scaling}",
-        f"schedule: {length.total_steps} steps ({length.epochs} epochs x {length.steps_per_epoch}), "
+        f"schedule: {length.total_steps} steps ({epochs} x {length.steps_per_epoch}), "
         f"warm-up {warmup_steps}, then {rest}",
     ]
     end, part = (length.total_steps, "run") if decay_start is None else (decay_start + 1, "run's part before the decay")
