@@ -187,18 +187,6 @@ class Difference:
             return "no difference shown"
         return "a is better" if self.mean > 0 else "b is better"
 
-    def sentence(self, a: str, b: str) -> str:
-        """Return the difference as a sentence in percentage points, for the text under a table."""
-        points = f"{100 * self.mean:+.1f} points"
-        if self.n < 3 or self.se is None:
-            seeds = f"{self.n} paired seed{'s' * (self.n > 1)}"
-            return f"{a} against {b}: {points} over {seeds}: too few to say which is better."
-        facts = f"{points}, standard error {100 * self.se:.1f}, {self.n} paired seeds"
-        if self.supports == "no difference shown":
-            return f"{a} and {b} do not differ by more than two standard errors ({facts})."
-        winner, loser = (a, b) if self.mean > 0 else (b, a)
-        return f"{winner} is better than {loser} by more than two standard errors ({a} minus {b}: {facts})."
-
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Return the mean of a - b over paired seeds with its standard error sd / sqrt(n), sd with n - 1.

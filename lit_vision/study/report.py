@@ -24,7 +24,7 @@ from lit_vision.study.presets import ON_LABELS, SCRATCH
 from lit_vision.study.report_content import Content, Section, collect_answers, recommendation, report_markdown
 from lit_vision.study.report_html import to_html
 from lit_vision.study.runner import Study
-from lit_vision.study.verdict import FEWEST_SEEDS, PROBED, Verdict, verdicts
+from lit_vision.study.verdict import PROBED, Verdict, verdicts
 from lit_vision.study.wandb_upload import log_study
 
 MODEL = "model.safetensors"
@@ -72,27 +72,29 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
 
 
 def _content(study: Study, cells: list[dict[str, Any]], result: dict[str, Any], results: Path) -> Content:
-    found = verdicts(cells, len(study.images.test))
-    seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
+    test_labels = study.images.test_labels
+    tests_per_class = np.bincount(test_labels, minlength=len(study.images.classes)).tolist()
+    found = verdicts(cells, len(test_labels), study.images.per_class, tests_per_class)
     rows = rows_from([results])
     pairs = dict.fromkeys((row["init"], row["protocol"]) for row in rows)
     inits = list(dict.fromkeys(init for init, _ in pairs))
     lines = sorted(pairs, key=lambda pair: (inits.index(pair[0]), PROTOCOLS.index(pair[1])))
     chance = 1 / len(study.images.classes)
+    chosen_on = found[-1].chosen_on if found else "inside the labels"
     note = f"Top-1 on {len(study.images.test)} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
     return Content(
         title="What should I do with these images?",
-        advice=recommendation(found, seconds),
+        advice=recommendation(found),
         answers=collect_answers(found),
         about=_about(study, result),
         table=_with_not_tried(grid_table(rows, lines, study.plan.labels, note), study),
         sections=_sections(study, cells, found),
         facts=_facts(study, result),
         footer=(
-            "Seed = labeled subset + initialization + order, the same for every init. Standard errors are over seeds; "
-            "all seeds share one test split and one pre-training per init. The pre-trained init was chosen inside the "
-            f"labels (fine-tuned; as a linear probe if time left fewer than {FEWEST_SEEDS} fine-tunings); the baseline "
-            "that it is compared with is the best of all on the test split. A training from scratch gets "
+            "Seed = labeled subset + initialization + order, the same for every init. Intervals are Student's t over "
+            "the paired seeds; all seeds share one test split and one pre-training per init. One of the two that are "
+            f"compared was chosen without the test split ({chosen_on}), the other is the best of the other kind on the "
+            "test split, to its advantage. A training from scratch gets "
             f"{study.preset.scratch_factor} times the steps of a fine-tuning and the same augmentation. More time may "
             "change the order."
         ),
@@ -148,11 +150,11 @@ def _sections(study: Study, cells: list[dict[str, Any]], found: Sequence[Verdict
         text = "Left: a test image. Then its nearest training images by cosine similarity, with their classes."
         path = samples / f"neighbors-{init.replace(':', '_')}.png"
         add(f"Nearest neighbors: {init}", text, partial(figures.neighbors, path, encoder, images, init))
-    best = _best_cell_key(found)
     (study.folder / MODEL).unlink(missing_ok=True)
-    if best:
+    if found:
+        best = _cell_key(found[-1].recommended)
         sections += _unless_it_fails(study, "Errors", lambda: _errors(study, best))
-        sections += _unless_it_fails(study, "The model", lambda: _model(study, best, found[-1]))
+        sections += _unless_it_fails(study, "The model", lambda: _model(study, cells, found[-1]))
     sections.append(Section("Weights and licenses", table=_licenses(study)))
     return sections
 
@@ -167,21 +169,18 @@ def _unless_it_fails(study: Study, title: str, make: Callable[[], list[Section]]
         return [Section(title, f"This part could not be made ({reason}). Repeat the command: only the report is made.")]
 
 
-def _best_cell_key(found: Sequence[Verdict]) -> CellKey | None:
-    """Return the first seed of the chosen init, or of the baseline if that is better, at the most labels."""
-    if not found:
-        return None
-    last = found[-1]
-    cell = (
-        last.best
-        if last.best and (last.answer == "wins" or last.best["mean"] >= last.best_baseline["mean"])
-        else last.best_baseline
-    )
-    return _cell_key(cell)
-
-
 def _cell_key(cell: Mapping[str, Any]) -> CellKey:
+    """Return the first seed of a cell."""
     return CellKey(cell["init"], cell["protocol"], cell["labels"], cell["seeds"][0])
+
+
+def _model_keys(cells: Sequence[Mapping[str, Any]], verdict: Verdict) -> list[CellKey]:
+    """Return the cells whose model may be stored, best first: k-NN and pixels have no network, so others follow."""
+    first = verdict.recommended
+    named = [first, verdict.best, verdict.other, *([verdict.second] if verdict.second else [])]
+    probes = [cell for cell in cells if (cell["init"], cell["labels"]) == (first["init"], first["labels"])]
+    named[1:1] = [cell for cell in probes if cell["protocol"] == PROBED]
+    return list(dict.fromkeys(_cell_key(cell) for cell in named if cell["protocol"] in (PROBED, *ON_LABELS)))
 
 
 def _errors(study: Study, key: CellKey) -> list[Section]:
@@ -199,12 +198,12 @@ def _errors(study: Study, key: CellKey) -> list[Section]:
     return sections
 
 
-def _model(study: Study, key: CellKey, verdict: Verdict) -> list[Section]:
-    """Write the best model and explanations of its answers; that of the chosen init if the best cell has no network."""
-    if key.protocol not in (*ON_LABELS, PROBED) and verdict.best:
-        key = _cell_key(verdict.best)
-    module = load_best(study, key)
-    if module is None:
+def _model(study: Study, cells: Sequence[Mapping[str, Any]], verdict: Verdict) -> list[Section]:
+    """Write the recommended model (or the next best that is a network) and explanations of its answers."""
+    for key in _model_keys(cells, verdict):
+        if (module := load_best(study, key)) is not None:
+            break
+    else:
         return []
     write_model(study.folder / MODEL, study, key, module)
     picture = write_explanations(

@@ -9,12 +9,12 @@ from typing import Any
 
 from lit_vision.io.text import format_duration
 from lit_vision.results.tables import Table, to_markdown
-from lit_vision.study.verdict import PROBED, TOO_FEW_TESTS, Verdict, sentence
+from lit_vision.study.verdict import Verdict, contender, is_trained_here, sentence, values_on_test
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Text of one verdict: a title ("With 80 labels"), a sentence, and the answer ("wins", "loses" or "open")."""
+    """Text of one verdict: a title ("With 80 labels"), a sentence, and the answer ("better" or "less")."""
 
     title: str
     text: str
@@ -48,41 +48,69 @@ class Content:
 
 def collect_answers(found: Sequence[Verdict]) -> list[Answer]:
     """Return the verdicts as titles and sentences."""
-    return [Answer(f"With {v.labels} labels", sentence(v), v.answer) for v in found]
+    return [
+        Answer(
+            f"With {v.labels} labels", " ".join(filter(None, (sentence(v), v.note))), "better" if v.winner else "less"
+        )
+        for v in found
+    ]
 
 
-def recommendation(found: Sequence[Verdict], pretrain_seconds: Mapping[str, float]) -> str:
-    """Return a recommendation for this folder, in one or two sentences."""
+def recommendation(found: Sequence[Verdict]) -> str:
+    """Return what to do with these images, in one sentence."""
     if not found:
         return "There is nothing to compare yet."
-    kinds = {v.answer for v in found}
-    last = found[-1]
-    if kinds == {"wins"}:
-        actions = list(dict.fromkeys(_action(v) for v in found))
-        how = actions[0] if len(actions) == 1 else "; ".join(f"with {v.labels} labels {_action(v)}" for v in found)
-        inits = dict.fromkeys(v.best["init"] for v in found if v.best)
-        durations = ", ".join(f"{init} {format_duration(pretrain_seconds.get(init, 0))}" for init in inits)
-        return (
-            "Pre-train on your own images: within this budget it beats every baseline at each number of labels. "
-            f"Then {how}. Pre-training took: {durations}."
-        )
-    if kinds == {"loses"}:
-        baseline = f"{last.best_baseline['init']} with {last.best_baseline['protocol']}"
-        return f"Do not pre-train within this budget: {baseline} is better at each number of labels."
-    if kinds == {"open"}:
-        few = last.reason.endswith(TOO_FEW_TESTS)
-        remedy = "Label more images to test on" if few else "Label more images, or give the study more seeds and time"
-        return f"No claim can be made: {last.reason}. {remedy}."
-    parts = []
-    for v in found:
-        what = {"wins": "pre-training pays", "loses": "it does not", "open": "it is open"}[v.answer]
-        parts.append(f"with {v.labels} labels {what}")
-    return "It depends on the labels: " + ", ".join(parts) + "."
+    actions = {v.labels: _action(v.recommended) for v in found}
+    if len(set(actions.values())) == 1:
+        text = actions[found[-1].labels]
+        return f"{text[0].upper()}{text[1:]}."
+    groups: dict[str, list[int]] = {}
+    for labels, action in actions.items():
+        groups.setdefault(action, []).append(labels)
+    parts = [f"with {', '.join(map(str, labels))} labels {action}" for action, labels in groups.items()]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def _action(verdict: Verdict) -> str:
-    cell = verdict.best or verdict.best_baseline
-    return f"put a linear probe on {cell['init']}" if cell["protocol"] == PROBED else f"fine-tune {cell['init']}"
+def _action(cell: Mapping[str, Any]) -> str:
+    init, protocol = cell["init"], cell["protocol"]
+    if init.startswith("scratch-"):
+        return f"train {init} on your labels, without pre-training"
+    before, features = "", init
+    if is_trained_here(init):
+        method, _, base = init.partition("@")
+        before = f"go on pre-training {base} with {method}" if base else f"pre-train {init}"
+        before, features = f"{before} on your own images, then ", "it"
+    steps = {
+        "logreg": f"fit logistic regression to the {features}",
+        "linear": f"put a linear probe on {features}",
+        "knn": f"take the class of the nearest neighbors by {features}",
+        "finetune": f"fine-tune {features}",
+    }
+    return before + steps.get(protocol, f"train {features} with {protocol}")
+
+
+def second_choice(verdict: Verdict) -> str:
+    """Return a sentence about the second choice: its distance on the test split, and the time that it saves."""
+    second, first = verdict.second, verdict.recommended
+    if second is None:
+        return ""
+    own, its = (_mean(values_on_test(cell, verdict.metric)) for cell in (first, second))
+    seconds = one_model_seconds(first) - one_model_seconds(second)
+    saves = (
+        f"it saves {format_duration(seconds)} a model" if seconds > 0 else f"it takes {format_duration(-seconds)} more"
+    )
+    gap = f"{100 * abs(own - its):.1f} points {'lower' if its < own else 'higher'} on the test split"
+    return f"Second choice with {verdict.labels} labels: {contender(second)}, {gap}; {saves}."
+
+
+def one_model_seconds(cell: Mapping[str, Any]) -> float:
+    """Return the seconds of training that one model of a cell takes, its pre-training included."""
+    return float(cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def report_markdown(content: Content, folder: Path) -> str:

@@ -13,7 +13,7 @@ from lit_vision.study.report_content import Answer, Content, Section
 _NUMBER = re.compile(r"[+-]?[\d.]+(?: ± [\d.]+)?(?: %)?")  # a number with its unit, kept on one line
 
 _STYLE = """
-:root { --ink: #222; --faint: #666; --rule: #ddd; --wins: #0b7a55; --loses: #b3450a; --open: #666; }
+:root { --ink: #222; --faint: #666; --rule: #ddd; --better: #0b7a55; --less: #666; }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 system-ui, -apple-system,
   "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -22,9 +22,8 @@ h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .3em; overflow-wrap: any
 h2 { font-size: 1.2rem; margin: 2.2em 0 .5em; }
 .lead { font-size: 1.15rem; margin: .2em 0 1.2em; }
 .answers { display: grid; gap: 10px; padding: 0; list-style: none; margin: 0 0 1.2em; }
-.answers li { border-left: 5px solid var(--open); background: #f7f7f7; padding: 10px 14px; overflow-wrap: anywhere; }
-.answers li.wins { border-color: var(--wins); }
-.answers li.loses { border-color: var(--loses); }
+.answers li { border-left: 5px solid var(--less); background: #f7f7f7; padding: 10px 14px; overflow-wrap: anywhere; }
+.answers li.better { border-color: var(--better); }
 .answers b { display: block; font-size: .8rem; color: var(--faint); }
 .faint { color: var(--faint); font-size: .92rem; }
 .scroll { overflow-x: auto; }

@@ -1,48 +1,99 @@
-"""Statistical verdicts of a study: the chosen init against the best baseline, with standard error."""
+"""Verdicts of a study: at each number of labels the contender that was chosen inside the labels, against the others.
+
+A contender is an init with a protocol: one cell of results.json at each number of labels. Besides the keys of
+`lit_vision.results.schema.CELL` a cell may have these, one value per seed in the order of `seeds`; a missing one is
+made up for as its reader says:
+
+    balanced_values: balanced accuracy on the test split, 0 to 1.
+    held_out_values: accuracy in k-fold cross-validation inside the labels; protocols that train no network.
+    judged_values: accuracy on one stratified half of the labels after training on the other half; trained protocols,
+        and the protocol without a training that cross-validation prefers.
+    multiply_adds: that one model has cost, its pre-training included.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
-from lit_vision.evaluation.metrics import Difference, paired_difference
+from lit_vision.evaluation.metrics import paired_difference
+from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
 from lit_vision.results.tables import BASELINES
+from lit_vision.study.presets import PRETRAINED
 
-# protocols that can represent a pre-trained init; the second if time left too few seeds of the first
+Cell = Mapping[str, Any]
+
+FROZEN = ("logreg", "linear", "knn")  # protocols that train no network; a linear head answers with fewer multiply-adds
 TUNED, PROBED = "finetune", "linear"
-FEWEST_SEEDS = 3
-FEWEST_TESTS = 100  # with fewer test images no winner is named
-TOO_FEW_TESTS = "test images are too few for a claim"
-_ANSWERS = {
-    "a is better": ("wins", ""),
-    "b is better": ("loses", ""),
-    "no difference shown": ("open", "the difference is within two standard errors"),
-    "too few pairs": ("open", "there are too few seeds for a claim"),
-}
+FEWEST_SEEDS = 3  # a contender with fewer is left out if others have more
+FEWEST_TESTS = 100  # with fewer test images a note stands beside the sentence
+UNEQUAL = 2  # the verdict is about balanced accuracy if the largest class has more than this many times the smallest
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The contender that was chosen at one number of labels, and on what; the test split is not used.
+
+    Attributes:
+        cell: of the contender.
+        chosen_on: a phrase such as "k-fold cross-validation inside the labels".
+    """
+
+    cell: Cell
+    chosen_on: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Comparison of the chosen pre-trained init with the best baseline at one number of labels.
+    """Comparison of the chosen contender with the best of the other side at one number of labels.
 
     Attributes:
         labels: number of labeled images.
-        best: cell of the chosen pre-trained init; None if none was run.
-        chosen_on: how it was chosen, without the test split.
-        best_baseline: cell of the baseline with the highest test accuracy.
-        difference: best minus best_baseline, over paired seeds.
-        answer: "wins", "loses" or "open", for pre-training.
-        reason: of an open answer, else "".
+        best: cell of the chosen contender.
+        chosen_on: on what it was chosen, without the test split.
+        other: the contender it is compared with: if `best` uses pre-trained weights, of those that do not the one with
+            the highest test accuracy, and the reverse.
+        interval: `best` minus `other`.
+        metric: "accuracy" or "balanced accuracy".
+        second: the contender that would be chosen among those of a lower cost than `recommended` (among those of a
+            higher one if there is none); None if there is no other.
+        tests: number of test images.
     """
 
     labels: int
-    best: Mapping[str, Any] | None
+    best: Cell
     chosen_on: str
-    best_baseline: Mapping[str, Any]
-    difference: Difference | None
-    answer: str
-    reason: str = ""
+    other: Cell
+    interval: Interval
+    metric: str
+    second: Cell | None
+    tests: int
+
+    @property
+    def winner(self) -> Cell | None:
+        """The better of `best` and `other`; None if the interval holds 0."""
+        if not self.interval.excludes_zero:
+            return None
+        return self.best if self.interval.mean > 0 else self.other
+
+    @property
+    def recommended(self) -> Cell:
+        """The winner; without one the contender that was chosen inside the labels."""
+        return self.winner or self.best
+
+    @property
+    def note(self) -> str:
+        """A sentence about a small test split, or ""."""
+        if self.tests >= FEWEST_TESTS:
+            return ""
+        return (
+            f"The test split has only {self.tests} images, of which one is {100 / self.tests:.1f} points; that others "
+            "might have stood there is not part of the interval."
+            if self.interval.n > 1
+            else f"The test split has only {self.tests} images, of which one is {100 / self.tests:.1f} points."
+        )
 
 
 def is_baseline(init: str) -> bool:
@@ -50,84 +101,202 @@ def is_baseline(init: str) -> bool:
     return init.startswith(BASELINES)
 
 
-def verdicts(cells: Sequence[Mapping[str, Any]], tests: int) -> list[Verdict]:
-    """Return a verdict for each number of labels.
+def is_trained_here(init: str) -> bool:
+    """True if an init is a pre-training of the study itself, from nothing or from other weights."""
+    return init.split("@")[0] in PRETRAINED
 
-    The chosen init is the one whose frozen features do best in k-fold cross-validation inside the labels, fine-tuned by
-    the fixed recipe (or probed, if the budget left too few fine-tunings): the test split is not used. The baseline is
-    chosen on the test split, to its advantage.
+
+def metric_for(cells: Sequence[Cell], per_class: Sequence[int] | None) -> str:
+    """Return the metric of the verdict, which the labels alone decide.
+
+    Args:
+        cells: of results.json; if one lacks `balanced_values` it is "accuracy".
+        per_class: labeled training images of each class; None: taken as equal.
+
+    Returns:
+        "balanced accuracy" if the largest class has more than UNEQUAL times the images of the smallest, else
+        "accuracy".
+    """
+    unequal = per_class is not None and max(per_class) > UNEQUAL * min(per_class)
+    return "balanced accuracy" if unequal and all("balanced_values" in cell for cell in cells) else "accuracy"
+
+
+def verdicts(
+    cells: Sequence[Cell],
+    tests: int,
+    per_class: Sequence[int] | None = None,
+    tests_per_class: Sequence[int] | None = None,
+) -> list[Verdict]:
+    """Return a verdict for each number of labels at which there are at least two contenders.
 
     Args:
         cells: of results.json.
         tests: number of test images.
+        per_class: labeled training images of each class, which decide the metric; None: taken as equal.
+        tests_per_class: test images of each class; None: taken as equal.
     """
-    found = []
+    found, metric = [], metric_for(cells, per_class)
     for labels in sorted({cell["labels"] for cell in cells}):
-        here = [cell for cell in cells if cell["labels"] == labels and cell["values"]]
-        baselines = [cell for cell in here if is_baseline(cell["init"])]
-        if not baselines:
+        here = _with_enough_seeds([cell for cell in cells if cell["labels"] == labels and cell["values"]])
+        if len(here) < 2:
             continue
-        best_baseline = max(baselines, key=lambda cell: cell["mean"])
-        inits = dict.fromkeys(cell["init"] for cell in here if not is_baseline(cell["init"]))
-        by = {(cell["init"], cell["protocol"]): cell for cell in here}
-        candidates = {init: cell for init in inits if (cell := _representative_cell(by, init))}
-        probes = {init: by[init, PROBED] for init in candidates if (init, PROBED) in by}
-        held_out = {init: cell["held_out"] for init, cell in probes.items() if cell.get("held_out") is not None}
-        if not candidates:
-            found.append(Verdict(labels, None, "", best_baseline, None, "open", "no pre-trained init was run"))
-            continue
-        if held_out:
-            best = candidates[max(held_out, key=lambda init: held_out[init])]
-            chosen = "k-fold linear probe inside the labels"
-        else:
-            best = next(iter(candidates.values()))
-            chosen = "the first that was run (one label a class: nothing to hold out)"
-        found.append(_compare(labels, best, chosen, best_baseline, tests))
+        choice = choose(here)
+        others = [cell for cell in here if is_baseline(cell["init"]) != is_baseline(choice.cell["init"])]
+        others = others or [cell for cell in here if cell is not choice.cell]
+        other = max(others, key=lambda cell: _mean(values_on_test(cell, metric)))
+        images = tests
+        if metric != "accuracy" and tests_per_class:
+            images = len(tests_per_class) * min(tests_per_class)
+        interval = _interval(choice.cell, other, metric, images)
+        verdict = Verdict(labels, choice.cell, choice.chosen_on, other, interval, metric, None, tests)
+        found.append(replace(verdict, second=_second(here, verdict.recommended)))
     return found
 
 
-def _representative_cell(by: Mapping[tuple[str, str], Mapping[str, Any]], init: str) -> Mapping[str, Any] | None:
-    """Return the fine-tuning of an init, or its probe if the fine-tuning has too few seeds; no accuracy is read."""
-    tuned, probed = by.get((init, TUNED)), by.get((init, PROBED))
-    if tuned and probed and len(tuned["values"]) < min(FEWEST_SEEDS, len(probed["values"])):
-        return probed
-    return tuned or probed
+def choose(cells: Sequence[Cell]) -> Choice:
+    """Return the contender to use at one number of labels, chosen inside the labels.
+
+    Of those that train no network the one with the highest held-out accuracy, then of that and the trained ones the
+    one with the highest judged accuracy. What is within one standard error (paired over seeds) of the highest counts
+    as equal, and of equals the cheapest is taken, in a fixed order: pixels, public weights, from scratch, public
+    weights trained on, pre-trained here; then by multiply-adds. Seconds decide nothing: they differ from run to run.
+
+    Where no training was judged, the recipe is fixed: the fine-tuning of the init that held-out accuracy prefers, if
+    it has enough seeds.
+
+    Args:
+        cells: at one number of labels, at least one, each with values.
+    """
+    frozen = choose_frozen(cells)
+    judged = [cell for cell in cells if cell["protocol"] not in FROZEN and _by_seed(cell, "judged_values")]
+    if judged and (frozen is None or _by_seed(frozen, "judged_values")):
+        best = _highest([frozen, *judged] if frozen else judged, "judged_values")
+        return Choice(best, "one half of the labels, after training on the other")
+    if frozen is not None:
+        tuned = [cell for cell in cells if cell["init"] == frozen["init"] and cell["protocol"] == TUNED]
+        chosen = "k-fold cross-validation inside the labels"
+        return Choice(tuned[0], f"{chosen}, fine-tuned by a fixed recipe") if tuned else Choice(frozen, chosen)
+    weights = [cell for cell in cells if not is_baseline(cell["init"])]
+    return Choice(min(weights or cells, key=_cost), "its cost alone, since the labels are too few to hold some out")
 
 
-def _compare(
-    labels: int, best: Mapping[str, Any], chosen: str, best_baseline: Mapping[str, Any], tests: int
-) -> Verdict:
-    pairs = min(
-        len(best["values"]), len(best_baseline["values"])
-    )  # a costly init may have fewer seeds, always the first
-    difference = paired_difference(best["values"][:pairs], best_baseline["values"][:pairs])
-    answer, reason = _ANSWERS[difference.supports]
-    if tests < FEWEST_TESTS:  # even if all seeds agree: they share the few images
-        answer, reason = "open", f"{tests} {TOO_FEW_TESTS}"
-    return Verdict(labels, best, chosen, best_baseline, difference, answer, reason)
+def choose_frozen(cells: Sequence[Cell]) -> Cell | None:
+    """Return the contender without a training that cross-validation prefers; None if none has a held-out accuracy.
+
+    It is the one that is to be judged against the trained ones.
+
+    Args:
+        cells: at one number of labels.
+    """
+    candidates = [cell for cell in cells if cell["protocol"] in FROZEN and _by_seed(cell, "held_out_values")]
+    return _highest(candidates, "held_out_values") if candidates else None
+
+
+def _highest(candidates: Sequence[Cell], key: str) -> Cell:
+    """Return the cheapest of those within one standard error of the highest mean, over the seeds that all have."""
+    scores = [_by_seed(cell, key) for cell in candidates]
+    seeds = sorted(set.intersection(*map(set, scores)))
+    if not seeds:  # nothing is paired: the means have to do
+        return max(candidates, key=lambda cell: _mean(list(_by_seed(cell, key).values())))
+    values = [[score[seed] for seed in seeds] for score in scores]
+    top = max(range(len(candidates)), key=lambda i: (_mean(values[i]), -i))
+    equal = []
+    for cell, own in zip(candidates, values):
+        gap = paired_difference(values[top], own)
+        if gap.mean <= (gap.se or 0.0):
+            equal.append(cell)
+    return min(equal, key=_cost)
+
+
+def _by_seed(cell: Cell, key: str) -> dict[int, float]:
+    """Return the values of a cell by seed; of an earlier version's cells the mean `held_out` stands for every seed."""
+    seeds, mean = _seeds(cell), cell.get("held_out")
+    if key == "held_out_values" and key not in cell and mean is not None:
+        return dict.fromkeys(seeds, float(mean))
+    return {seed: value for seed, value in zip(seeds, cell.get(key) or []) if value is not None}
+
+
+def _seeds(cell: Cell) -> list[int]:
+    return list(cell.get("seeds") or range(len(cell["values"])))
+
+
+def _with_enough_seeds(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells with at least FEWEST_SEEDS seeds, or with the most that any has; no accuracy is read."""
+    most = max((len(cell["values"]) for cell in cells), default=0)
+    return [cell for cell in cells if len(cell["values"]) >= min(FEWEST_SEEDS, most)]
+
+
+def _cost(cell: Cell) -> tuple[int, int, float, int]:
+    """Return a key that orders contenders by cost: the same in every run of a study."""
+    protocol = cell["protocol"]
+    order = FROZEN.index(protocol) if protocol in FROZEN else len(FROZEN)
+    return _cost_group(cell), order, cell.get("multiply_adds") or 0.0, int(protocol == TUNED)  # it trains all weights
+
+
+def _cost_group(cell: Cell) -> int:
+    """Return 0 for the cheapest kind of contender to 5 for the most costly."""
+    init, frozen = cell["init"], cell["protocol"] in FROZEN
+    if is_baseline(init):
+        return 0 if frozen else 2
+    if is_trained_here(init):
+        return 4 if frozen else 5
+    return 1 if frozen else 3
+
+
+def _second(cells: Sequence[Cell], best: Cell) -> Cell | None:
+    cheaper = [cell for cell in cells if _cost_group(cell) < _cost_group(best)]
+    dearer = [cell for cell in cells if _cost_group(cell) > _cost_group(best)]
+    rest = cheaper or dearer
+    return choose(rest).cell if rest else None
+
+
+def values_on_test(cell: Cell, metric: str) -> list[float]:
+    """Return a cell's results on the test split in a metric of `metric_for`, one per seed."""
+    return list(cell["values"] if metric == "accuracy" else cell["balanced_values"])
+
+
+def _interval(a: Cell, b: Cell, metric: str, images: int) -> Interval:
+    """Return the interval of a - b over the seeds that both have; of one seed over the test images."""
+    first = dict(zip(_seeds(a), values_on_test(a, metric)))
+    second = dict(zip(_seeds(b), values_on_test(b, metric)))
+    shared = [seed for seed in first if seed in second]
+    if len(shared) > 1:
+        return interval_over_seeds([first[seed] for seed in shared], [second[seed] for seed in shared])
+    x, y = (first[shared[0]], second[shared[0]]) if shared else (_mean([*first.values()]), _mean([*second.values()]))
+    return interval_over_images(x, y, images)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def sentence(verdict: Verdict) -> str:
-    """Return the verdict as a sentence: percent points with standard error and number of seeds."""
-    head = f"With {verdict.labels} labels: "
-    d = verdict.difference
-    if verdict.best is None or d is None:
-        baseline = f"{_name(verdict.best_baseline)} with {100 * verdict.best_baseline['mean']:.1f} %"
-        return f"{head}{verdict.reason}; the best baseline is {baseline}."
-    seeds = f"the same {d.n} seeds" if d.n > 1 else "one seed"
-    both = f"{_score(verdict.best, d.n)} against {_score(verdict.best_baseline, d.n)} on {seeds}"
-    se = "" if d.se is None else f" ± {100 * d.se:.1f}"
-    gap = f"{100 * d.mean:+.1f}{se} points{' (± standard error)' if se else ''}"
-    if verdict.answer == "wins":
-        return f"{head}pre-training wins within this budget. {both}: {gap}."
-    if verdict.answer == "loses":
-        return f"{head}pre-training does not pay within this budget. {both}: {gap}."
-    return f"{head}no winner, since {verdict.reason}. {both}: {gap}."
+    """Return the verdict as a sentence, one of two: which is better by how many points, or by how little they differ.
+
+    The interval is over the paired seeds; a verdict from one seed says so, and its interval is over the test images.
+    """
+    interval, head = verdict.interval, f"With {verdict.labels} labels: "
+    points = "points" if verdict.metric == "accuracy" else f"points of {verdict.metric}"
+    seeds = f"{interval.n} seeds" if interval.n > 1 else f"one seed, over {verdict.tests} test images"
+    winner = verdict.winner
+    if winner is None:
+        bound = max(0.1, _ceil(100 * interval.bound))
+        both = f"{contender(verdict.best)} and {contender(verdict.other)}"
+        return f"{head}{both} differ by less than {bound:.1f} {points} (95 %, {seeds})."
+    loser = verdict.other if winner is verdict.best else verdict.best
+    ends = sorted((abs(interval.low), abs(interval.high)))
+    digits = 1 if 100 * ends[0] >= 0.05 else 2
+    low, high = (f"{100 * end:.{digits}f}" for end in ends)
+    gap = f"{100 * abs(interval.mean):.{digits}f} {points}"
+    better = f"{contender(winner)} is better than {contender(loser)}"
+    return f"{head}{better} by {gap} (95 % interval {low} to {high}, {seeds})."
 
 
-def _name(cell: Mapping[str, Any]) -> str:
+def _ceil(points: float) -> float:
+    """Round up to one decimal, so that "less than" holds."""
+    return ceil(round(10 * points, 6)) / 10
+
+
+def contender(cell: Cell) -> str:
+    """Return the name of a contender, "init + protocol" as in the table."""
     return f"{cell['init']} + {cell['protocol']}"
-
-
-def _score(cell: Mapping[str, Any], seeds: int) -> str:
-    return f"{_name(cell)} {100 * sum(cell['values'][:seeds]) / seeds:.1f} %"

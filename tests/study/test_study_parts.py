@@ -1,4 +1,4 @@
-"""The parts of a study that train nothing: labels, cells on disk, the plan's arithmetic, the verdict."""
+"""The parts of a study that train nothing: labels, cells on disk, the plan's arithmetic."""
 
 import re
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lit_vision.errors import UsageError, UserError
-from lit_vision.results.schema import make_cell
 from lit_vision.study.cells import (
     CellKey,
     CellResult,
@@ -19,7 +18,6 @@ from lit_vision.study.cells import (
 )
 from lit_vision.study.presets import preset_for
 from lit_vision.study.schedule import StudyPlan, plan_labels, plan_pretraining
-from lit_vision.study.verdict import sentence, verdicts
 
 
 @pytest.mark.parametrize(
@@ -155,48 +153,3 @@ def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images()
     plan_pretraining(plan, {"simclr": _Cost()}, Many(), preset_for(32), seconds=30)
     assert (plan.pretrain, plan.pretrain_images) == ({"simclr": 1}, {"simclr": 256 * 30})
     assert re.search(r"\b7680\b.*\b25600\b", plan.omitted[0])
-
-
-def _cells(tuned: list[float], scratch: list[float], held: float = 0.5) -> list[dict]:
-    return [
-        make_cell("scratch-cnn", "finetune", 80, scratch),
-        make_cell("simclr", "linear", 80, [0.3] * len(tuned), held_out=held),
-        make_cell("simclr", "finetune", 80, tuned),
-        make_cell("mae", "linear", 80, [0.9] * len(tuned), held_out=0.1),
-        make_cell("mae", "finetune", 80, [0.99] * len(tuned)),
-    ]
-
-
-def test_verdict__chooses_the_init_without_the_test_split() -> None:
-    """MAE is far better on the test split, but the labels' own cross-validation prefers simclr."""
-    (verdict,) = verdicts(_cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41]), tests=1000)
-    assert verdict.best["init"] == "simclr"
-    assert verdict.answer == "wins"
-    assert "+9.7" in sentence(verdict)
-
-
-def test_verdict__a_probe_stands_for_an_init_that_was_hardly_fine_tuned() -> None:
-    """By the number of seeds alone, whatever the probe's accuracy."""
-    cells = _cells([0.50, 0.52, 0.51], [0.40, 0.43, 0.41])
-    cells[2] = make_cell("simclr", "finetune", 80, [0.50])
-    (verdict,) = verdicts(cells, tests=1000)
-    assert (verdict.best["protocol"], verdict.answer, verdict.difference.n) == ("linear", "loses", 3)
-    assert re.search(r"simclr \+ linear 30\.0 %.*scratch-cnn \+ finetune 41\.3 %.*\b3 seeds", sentence(verdict))
-    cells[1] = make_cell("simclr", "linear", 80, [0.30], held_out=0.5)
-    assert verdicts(cells, tests=1000)[0].best["protocol"] == "finetune"
-
-
-@pytest.mark.parametrize(
-    ("tuned", "scratch", "tests", "answer", "named"),
-    [
-        ([0.5, 0.3, 0.4], [0.4, 0.4, 0.35], 1000, "open", "standard errors"),
-        ([0.5, 0.5], [0.4, 0.4], 1000, "open", "seeds"),
-        ([0.51, 0.5, 0.5], [0.4, 0.4, 0.4], 10, "open", "10 test images"),
-        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 10, "open", "10 test images"),
-        ([0.41, 0.4, 0.4], [0.5, 0.5, 0.5], 1000, "loses", "does not pay"),
-    ],
-)
-def test_verdict__claims_nothing_that_the_seeds_do_not_carry(tuned, scratch, tests, answer, named) -> None:
-    (verdict,) = verdicts(_cells(tuned, scratch), tests)
-    assert verdict.answer == answer
-    assert named in sentence(verdict)

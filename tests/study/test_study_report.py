@@ -1,7 +1,6 @@
 """The report: nothing that came from a folder becomes markup, W&B gets the same, numbers can be measured again."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -10,11 +9,9 @@ import numpy as np
 import pytest
 
 from lit_vision.results.plots import Series, accuracy_against_labels
-from lit_vision.results.schema import make_cell
 from lit_vision.results.tables import Table
-from lit_vision.study.report_content import Answer, Content, Section, markdown, recommendation, report_markdown
+from lit_vision.study.report_content import Answer, Content, Section, markdown, report_markdown
 from lit_vision.study.report_html import to_html
-from lit_vision.study.verdict import verdicts
 
 HOSTILE = '<img src=x onerror="alert(1)">|`]('
 
@@ -22,7 +19,7 @@ HOSTILE = '<img src=x onerror="alert(1)">|`]('
 def _content(picture: Path | None = None) -> Content:
     table = Table(["init", HOSTILE], [[HOSTILE, "not run yet"]], HOSTILE)
     sections = [Section(HOSTILE, HOSTILE, picture, table, "``` " + HOSTILE)]
-    return Content(HOSTILE, HOSTILE, [Answer(HOSTILE, HOSTILE, "wins")], HOSTILE, table, sections, [HOSTILE], HOSTILE)
+    return Content(HOSTILE, HOSTILE, [Answer(HOSTILE, HOSTILE, "better")], HOSTILE, table, sections, [HOSTILE], HOSTILE)
 
 
 def test_html__is_one_file_without_script_or_link_and_escapes_what_came_from_outside(tmp_path) -> None:
@@ -41,30 +38,6 @@ def test_markdown__is_inert(tmp_path) -> None:
     assert "<img" not in outside[0] + outside[2]
     assert markdown("a*b [c](d)") == "a\\*b \\[c\\](d)"
     assert len(outside) == 3  # a fence from outside cannot end ours
-
-
-def test_advice__without_cells() -> None:
-    assert not re.search(r"\d", recommendation([], {}))
-    open_ = [make_cell("scratch-cnn", "finetune", 80, [0.5] * 3), make_cell("simclr", "finetune", 80, [0.5] * 3)]
-    assert "seeds" in recommendation(verdicts(open_, 1000), {})
-    few_tests = recommendation(verdicts(open_, 10), {})
-    assert "10 test images" in few_tests
-    assert "seeds" not in few_tests
-
-
-def test_advice__names_each_way_where_they_differ() -> None:
-    cells = [
-        make_cell("scratch-cnn", "finetune", 80, [0.1, 0.2, 0.3]),
-        make_cell("simclr", "finetune", 80, [0.4, 0.6, 0.7]),
-        make_cell("scratch-cnn", "finetune", 800, [0.1, 0.2, 0.3]),
-        make_cell("mae", "linear", 800, [0.4, 0.6, 0.7]),
-    ]
-    advice = recommendation(verdicts(cells, 1000), {"simclr": 60, "mae": 30})
-    assert re.search(r"80 labels fine-tune simclr.*800 labels .*linear.* mae", advice)
-    assert re.search(r"simclr 1:00.* mae 30s", advice)
-    one = recommendation(verdicts(cells[:2], 1000), {})
-    assert "fine-tune simclr" in one
-    assert "80 labels" not in one
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
 
 def _the_model_answers_as_its_cell(folder, run, text) -> None:
     """model.safetensors, used as a user would, gives the probabilities that the study measured."""
-    init, protocol, labels = re.search(r"([\w-]+), (finetune), (\d+) labels, seed 0: test images", text).groups()
+    init, protocol, labels = re.search(r"([\w-]+), (finetune|linear), (\d+) labels, seed 0: test images", text).groups()
     kept = np.load(run / "cells" / f"{init}-{protocol}-{labels}-0.npy").astype(float)
     out = run / "answers.csv"
     assert main(["predict", "--model", str(run / "model.safetensors"), str(folder / "test"), "--out", str(out)]) == 0
