@@ -6,7 +6,7 @@ N pool images, M test images, S side in pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,7 +116,10 @@ class StudyImages:
 
 
 def read_images(
-    root: str | Path, size: int | None = None, seed: int = 0, labels: LabelOptions | None = None
+    root: str | Path,
+    size: int | Callable[[int], int] | None = None,
+    seed: int = 0,
+    labels: LabelOptions | None = None,
 ) -> StudyImages:
     """Scan, split and decode a folder.
 
@@ -126,7 +129,8 @@ def read_images(
 
     Args:
         root: see `lit_vision.data.open_images.open_images`.
-        size: side of the networks' input; None: the median short side of the images up to 64 pixels, else 64.
+        size: side of the networks' input, or a function that returns it for the median short side of the images; None:
+            that side up to 64 pixels, else 64.
         seed: of the held-out quarter.
         labels: a table of labels and groups, or None for labels from folders' names; whole groups are held out.
 
@@ -157,7 +161,9 @@ def read_images(
     keep = np.concatenate([keep[train.labels[keep] >= 0], keep[train.labels[keep] < 0]])  # labeled ones come first
     pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
     side = typical_side(folder, pool_paths)
-    if size is None:
+    if callable(size):
+        size = size(side)
+    elif size is None:
         size = max(16, -(-side // 4) * 4) if side <= 64 else 64
     pool_labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]

@@ -12,10 +12,11 @@ from typing import Any
 
 TIMM = "timm:"  # prefix of the names of public weights
 TIMM_SIDE = 96  # public weights were trained on larger images: smaller ones are enlarged to this side, pixels
-PUBLIC = "mobilenetv3_small_100.lamb_in1k"  # the public weights that a study tries by default: small, Apache-2.0
-PACKAGED = (
-    "tf_efficientnet_lite0"  # those that it tries where PUBLIC cannot be had and a package ships these; Apache-2.0
-)
+# the public weights that a study tries by default, Apache-2.0 all: of small images, of photographs, and with a GPU
+PUBLIC = "mobilenetv3_small_100.lamb_in1k"
+PUBLIC_PHOTOGRAPHS = "tf_efficientnet_lite0"
+PUBLIC_GPU = "vit_small_patch14_dinov2.lvd142m"
+PACKAGED = "tf_efficientnet_lite0"  # those that it tries where these cannot be had and a package ships them; Apache-2.0
 # protocols that train a network on labels; the verdict reads the first
 ON_LABELS = ("finetune", "lora", "prompt-deep", "bias", "prompt-shallow", "head+norm", "last-1")
 PLAIN_VIT_PROTOCOLS = ("lora", "prompt-deep", "prompt-shallow")  # those of ON_LABELS that need a plain ViT
@@ -23,6 +24,26 @@ FULL_STEPS = 300  # steps from which a fine-tuning gets its full learning rate
 SCRATCH = ("scratch-cnn", "scratch-vit")  # baselines from random weights
 PRETRAINED = ("mae", "simclr", "lejepa")  # inits that a study pre-trains itself
 SMALL = 64  # up to this side, pixels: CNN with a small stem, ViT with patches of 4 pixels
+
+
+def is_plain_vit_name(backbone: str) -> bool:
+    """Return True for timm's name of a plain ViT."""
+    return backbone.startswith(("vit_", "deit"))
+
+
+def method_of(init: str) -> str:
+    """Return the method that a study pre-trains an init with, from nothing or ("simclr@INIT") from others' weights.
+
+    "" for an init that it does not pre-train.
+    """
+    method = init.partition("@")[0]
+    return method if method in PRETRAINED else ""
+
+
+def base_of(init: str) -> str:
+    """Return the init whose weights an init such as "simclr@INIT" starts from, "" for all others."""
+    method, _, base = init.partition("@")
+    return base if method in PRETRAINED else ""
 
 
 @dataclass(frozen=True)
@@ -36,8 +57,8 @@ class Network:
 
     @property
     def plain_vit(self) -> bool:
-        """True if adapters can be added to it."""
-        return self.backbone.startswith(("vit_", "deit"))
+        """True if adapters can be added to it, and MAE can pre-train it."""
+        return is_plain_vit_name(self.backbone)
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,10 @@ class StudyPreset:
         adapt: changes of `tune` for protocols other than fine-tuning, by protocol.
         batch_size: of every training on labels, at most.
         scratch_factor: steps of a training from scratch per step of a fine-tuning, since it has no pre-training.
+        continued_lr: factor of the learning rate of a pre-training that starts from others' weights.
+        networks: those of inits that bring their own weights, by init, as `lit_vision.study.inits` has opened them.
+        frozen: side at which public weights, frozen, see the images, pixels; None: that of their trainings.
+        frozen_sides: the same for inits that need another, by init.
     """
 
     size: int
@@ -77,9 +102,17 @@ class StudyPreset:
     adapt: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 64
     scratch_factor: int = 4
+    continued_lr: float = 0.1
+    networks: dict[str, Network] = field(default_factory=dict)
+    frozen: int | None = None
+    frozen_sides: dict[str, int] = field(default_factory=dict)
 
     def network(self, init: str) -> Network:
-        """Return the network of an init: NAME of timm:NAME, the ViT of mae and scratch-vit, else the CNN."""
+        """Return the network of an init: that of its own weights, the ViT of mae and scratch-vit, else the CNN."""
+        if base := base_of(init):
+            return self.network(base)
+        if init in self.networks:
+            return self.networks[init]
         if init.startswith(TIMM):
             return Network("timm", init.removeprefix(TIMM), {}, max(self.size, TIMM_SIDE))
         return self.vit if init in ("mae", "scratch-vit") else self.cnn
@@ -91,7 +124,7 @@ class StudyPreset:
         probe, and large steps would leave that solution without time to come back.
 
         Args:
-            init: one of PRETRAINED, scratch-cnn, scratch-vit or timm:NAME.
+            init: any but pixels.
             protocol: one of ON_LABELS.
             steps: of the training; None gives the full learning rate.
         """
@@ -113,17 +146,31 @@ class StudyPreset:
         return [name for name in requested if name not in PLAIN_VIT_PROTOCOLS or self.network(init).plain_vit]
 
     def side(self, init: str) -> int:
-        """Return the side of an init's input, pixels."""
+        """Return the side of an init's input in trainings, pixels."""
         return self.network(init).size or self.size
+
+    def frozen_side(self, init: str) -> int:
+        """Return the side at which an init's frozen features are taken, pixels.
+
+        What a study pre-trains is measured as it was trained, from others' weights too.
+        """
+        own = not method_of(init) and (init.startswith(TIMM) or init in self.networks)
+        return self.frozen_sides.get(init, self.frozen or self.side(init)) if own else self.side(init)
+
+    def pretraining_options(self, init: str) -> dict[str, Any]:
+        """Return the arguments of the method that pre-trains an init, without its backbone, and `batch_size`."""
+        options = dict(getattr(self, method_of(init)))
+        return {**options, "lr": options["lr"] * self.continued_lr} if base_of(init) else options
 
     def pretraining_fields(self, init: str) -> dict[str, Any]:
         """Return what the pre-training of an init reads of this preset, as plain data to hash; {} if it has none."""
-        if init not in PRETRAINED:
+        method = method_of(init)
+        if not method:
             return {}
         return {
             "network": asdict(self.network(init)),
-            "method": getattr(self, init),
-            "views": getattr(self, f"{init}_views"),
+            "method": self.pretraining_options(init),
+            "views": getattr(self, f"{method}_views"),
         }
 
     def training_fields(self, init: str, protocol: str = "finetune", steps: int | None = None) -> dict[str, Any]:
@@ -153,12 +200,15 @@ class StudyPreset:
         }
 
 
-def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
+def preset_for(size: int, rotation: float = 0.0, *, gpu: bool = False, frozen: int | None = None) -> StudyPreset:
     """Return the preset for images of `size` pixels.
 
     Args:
-        size: side of the networks' input, pixels; a multiple of 4 up to 64, of 16 above.
+        size: side of the networks' input in trainings, pixels; a multiple of 4 up to 64, of 16 above.
         rotation: all trainings, baselines too, see images rotated by U(-rotation, rotation) degrees.
+        gpu: above 64 pixels the networks are ResNet-18 and ViT-S/16; without a GPU they are smaller, of at most 100
+            million multiply-adds for an image of 96 pixels.
+        frozen: side at which public weights, frozen, see the images, pixels; None: that of their trainings.
     """
     rotate = {"rotation": rotation} if rotation else {}
     if size <= SMALL:
@@ -170,6 +220,11 @@ def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
             {"img_size": size, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2},
         )
         decoder = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 4}
+    elif not gpu:
+        deep = {"stem_type": "deep", "stem_width": 16}
+        cnn = Network("cnn", "resnet18", {**deep, "channels": [32, 64, 128, 256]})
+        vit = Network("vit", "vit_tiny_patch16_224", {"img_size": size, "embed_dim": 192, "depth": 5, "num_heads": 3})
+        decoder = {"decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}
     else:
         cnn = Network("cnn", "resnet18", {})
         vit = Network("vit", "vit_small_patch16_224", {"img_size": size})
@@ -225,4 +280,5 @@ def preset_for(size: int, rotation: float = 0.0) -> StudyPreset:
             "head+norm": {"tune": "head+norm", "lr": 3e-3, "layer_decay": 1.0},
             "last-1": {"tune": "last-1"},
         },
+        frozen=frozen,
     )

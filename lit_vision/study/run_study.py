@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
+from lit_vision.study.inits import AUTO, PUBLIC_BASE, choose_public, parse_inits
+from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, StudyPreset, method_of
+from lit_vision.study.sizes import choose_sizes
 
 if TYPE_CHECKING:
     from lit_vision.study.schedule import StudyPlan
 
-LARGEST_SIZE = 4096  # pixels; a study holds all its images in memory
+LARGEST_SIZE = 4096  # pixels
+INITS = "mae,simclr"
 
 
 def run_study(
@@ -22,12 +26,13 @@ def run_study(
     labels: str | int | Sequence[str | int] | None = None,
     seeds: str | int | Sequence[int] = "5",
     max_seeds: str = "",
-    inits: str | Sequence[str] = "mae,simclr",
+    inits: str | Sequence[str] = INITS,
     protocols: str | Sequence[str] = "finetune",
     pretrained: str = "auto",
     pretrain_on: str | Path | None = None,
     rotation: float = 0.0,
     size: int | None = None,
+    frozen_size: int | None = None,
     epochs: str = "",
     keep_weights: int = 1,
     label_file: str | Path | None = None,
@@ -51,14 +56,18 @@ def run_study(
         labels: list of 1%, 10%, 200, 5-shot, all; None: 1%,10% of a labeled folder, all of a mixed one.
         seeds: seeds for each of `labels`, one number or one each.
         max_seeds: limits of the seeds of costly inits, such as mae=3,scratch-vit=3.
-        inits: pre-trainings to try, of mae, simclr, lejepa.
+        inits: what to start from: mae, simclr, lejepa (pre-trained on the images), timm:NAME, a file of weights or a
+            run's folder; METHOD@INIT goes on pre-training the weights of another, METHOD@public those of `pretrained`.
         protocols: how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow,
             prompt-deep.
-        pretrained: public weights to try: auto (a small model, from timm's hub or an installed package), off, or
-            timm's name.
+        pretrained: public weights to try: auto (by image size and machine, from timm's hub or an installed package),
+            off, or timm's name.
         pretrain_on: pre-train on another folder's images, labels unseen; None: on those of root.
         rotation: rotate the images of all trainings by up to this many degrees, 0 to 180.
-        size: side of the networks' input, pixels; None: that of the images up to 64, else 64.
+        size: side of the images that networks are trained on, pixels; None: that of the images up to 64, for
+            photographs 96 on a CPU and 224 on a GPU.
+        frozen_size: side of the images that public weights see when nothing of them is trained; None: 96 for images of
+            up to 64 pixels, else 224.
         epochs: set epochs instead of measuring, such as mae=100,80=200 (numbers of labels).
         keep_weights: store the classifiers of this many seeds, 0 or more.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
@@ -73,8 +82,9 @@ def run_study(
     Raises:
         UserError: one line that names the file or key and what to do. UsageError (a UserError): a value is wrong.
     """
-    if size is not None and not 1 <= size <= LARGEST_SIZE:
-        raise UsageError(f"--size: {size} pixels; give 1 to {LARGEST_SIZE}")
+    for flag, pixels in (("--size", size), ("--frozen_size", frozen_size)):
+        if pixels is not None and not 1 <= pixels <= LARGEST_SIZE:
+            raise UsageError(f"{flag}: {pixels} pixels; give 1 to {LARGEST_SIZE}")
     if not budget > 0:  # not a number is refused too
         raise UsageError(f"--budget: {budget:g} minutes; give more than 0")
     if not 0 <= rotation <= 180:
@@ -82,14 +92,18 @@ def run_study(
     if keep_weights < 0:
         raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
     labels, seeds = None if labels is None else _text(labels), _text(seeds)
-    names = _inits(_text(inits))
+    public = {"auto": AUTO, "off": ""}.get(pretrained, TIMM + pretrained.removeprefix(TIMM))
+    listed = [*([inits] if isinstance(inits, str) else inits), *filter(None, [public])]
+    names = [init.name for init in parse_inits(listed, public)]
     folder = Path(run_dir or Path("runs") / "study" / Path(root).resolve().name)
 
     # heavy imports after the cheap checks: a wrong value is reported at once
+    import torch
+
     from lit_vision.data.labeled_folder import label_options
     from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
     from lit_vision.study.images import read_images, read_unlabeled
-    from lit_vision.study.presets import PUBLIC, SMALL, TIMM, preset_for
+    from lit_vision.study.presets import preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
     from lit_vision.study.runner import Study
@@ -97,9 +111,6 @@ def run_study(
 
     on_labels = _protocols(_text(protocols))
     refuse_older_study(folder)
-    public = TIMM + (PUBLIC if pretrained == "auto" else pretrained)
-    if pretrained != "off":
-        names.append(public)
     # what a list needs no image for is checked before the folder is read
     check_label_syntax(labels or "")
     counts, limits, fixed_epochs = _seed_counts(seeds), _max_seeds(max_seeds, names), _epochs(epochs, names)
@@ -115,16 +126,26 @@ def run_study(
     label_table = options if options.given else None
     with Reporter() as reporter:
         reporter.log(f"reading {root}")
-        images = read_images(root, size, labels=label_table)
-        step = 4 if images.size <= SMALL else 16
-        if images.size % step:
-            multiple = images.size // step * step + step
-            raise UsageError(f"--size: {images.size} is not a multiple of {step}; give {multiple}")
+        gpu = torch.cuda.is_available()
+        sides: list[int] = []  # the typical one of the images
+
+        def training_side(typical: int) -> int:
+            sides.append(typical)
+            return choose_sizes(typical, names, gpu, size, frozen_size).train
+
+        images = read_images(root, training_side, labels=label_table)
+        sizes = choose_sizes(sides[0], names, gpu, size, frozen_size)
+        if public == AUTO:
+            public = choose_public(sides[0], gpu)
+            listed[-1] = public
+            limits, fixed_epochs = _rename(limits, AUTO, public), _rename(fixed_epochs, AUTO, public)
+        tried = parse_inits(listed, public)
         labeled, unlabeled = sum(images.per_class), len(images.pool) - sum(images.per_class)
         reporter.log(
             f"{len(images.pool)} training images ({labeled} labeled, {unlabeled} not), {len(images.classes)} classes, "
-            f"{len(images.test)} test images, {images.size} pixels"
+            f"{len(images.test)} test images"
         )
+        reporter.log(sizes.reason)
         for note in images.notes:
             reporter.log(note)
         source = read_unlabeled(pretrain_on, images.size) if pretrain_on else None
@@ -138,7 +159,8 @@ def run_study(
         plan.protocols = on_labels
         _set_epochs(plan, fixed_epochs)
         folder.mkdir(parents=True, exist_ok=True)
-        preset = preset_for(images.size, rotation)
+        preset = preset_for(images.size, rotation, gpu=gpu, frozen=sizes.frozen)
+        names = [init.name for init in tried]
         optional = {public} if pretrained == "auto" else ()
         study = Study(images, preset, names, plan, 60 * budget, folder, reporter, optional, keep_weights, source)
         results = study.run()
@@ -155,20 +177,13 @@ def _items(text: str) -> Iterator[str]:
     return filter(None, (item.strip() for item in text.split(",")))
 
 
-def _inits(text: str) -> list[str]:
-    from lit_vision.study.presets import PRETRAINED
-
-    inits = list(_items(text))
-    for init in inits:
-        if init not in PRETRAINED:
-            raise UsageError(f"--inits: {init!r} is not one of {', '.join(PRETRAINED)}; separate them by commas")
-    return inits
+def _rename(values: dict[str, int], old: str, new: str) -> dict[str, int]:
+    """Return values by init with the name of public weights replaced."""
+    return {name.replace(old, new): value for name, value in values.items()}
 
 
 def _protocols(text: str) -> list[str]:
     """Return the protocols in the order of the table; fine-tuning is always one, since the verdict reads it."""
-    from lit_vision.study.presets import ON_LABELS
-
     requested = list(_items(text))
     for name in requested:
         if name not in ON_LABELS:
@@ -195,36 +210,29 @@ def _seeds_by_labels(counts: list[int], labels: list[int]) -> dict[int, int]:
 
 def _max_seeds(text: str, inits: list[str]) -> dict[str, int]:
     """Return the limits of a list such as mae=3,scratch-vit=3."""
-    from lit_vision.study.presets import SCRATCH
-
-    max_seeds, known = {}, (*SCRATCH, *inits)
-    for item in _items(text):
-        name, _, value = item.partition("=")
-        if name not in known or not value.isdecimal() or int(value) < 1:
-            raise UsageError(f"--max_seeds: {item!r}; give INIT=SEEDS with INIT one of {', '.join(known)}")
-        max_seeds[name] = int(value)
-    return max_seeds
+    return _values(text, "--max_seeds", "INIT=SEEDS with INIT", [*SCRATCH, *inits])
 
 
 def _epochs(text: str, inits: list[str]) -> dict[str, int]:
     """Return the epochs of a list such as mae=100,80=200, by init or number of labels."""
-    from lit_vision.study.presets import TIMM
+    known = [init for init in inits if method_of(init)]
+    return _values(text, "--epochs", "NAME=EPOCHS with NAME a number of labels or", known, numbers=True)
 
-    epochs, names = {}, [init for init in inits if not init.startswith(TIMM)]
+
+def _values(text: str, flag: str, form: str, inits: list[str], numbers: bool = False) -> dict[str, int]:
+    """Return the values of a list such as mae=3,simclr@public=2, by init or (`numbers`) number of labels."""
+    values, names = {}, {init.replace(AUTO, PUBLIC_BASE): init for init in inits}
     for item in _items(text):
-        name, _, value = item.partition("=")
-        if not (name in names or name.isdecimal()) or not value.isdecimal() or int(value) < 1:
-            raise UsageError(
-                f"--epochs: {item!r}; give NAME=EPOCHS with NAME one of {', '.join(names)} or a number of labels"
-            )
-        epochs[name] = int(value)
-    return epochs
+        name, _, value = item.rpartition("=")
+        known = name in names or name in inits or (numbers and name.isdecimal())
+        if not known or not value.isdecimal() or int(value) < 1:
+            raise UsageError(f"{flag}: {item!r}; give {form} one of {', '.join(names)}")
+        values[names.get(name, name)] = int(value)
+    return values
 
 
 def _set_epochs(plan: StudyPlan, epochs: dict[str, int]) -> None:
     """Set the epochs of a plan: those of pre-trainings by init, those of trainings on labels by their number."""
-    from lit_vision.study.presets import StudyPreset
-
     for name, value in epochs.items():
         if not name.isdecimal():
             plan.pretrain[name] = value
