@@ -22,7 +22,7 @@ $(STAMP): setup.cfg constraints.txt Makefile
 	  || { echo "make: $(PYTHON) is not Python 3.10 to 3.13; name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing lit_vision into $(VENV) (PyTorch is large: a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peft,detection,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peft,detection,bench,public]'
 	@touch $@
 
 demo: $(STAMP) ## the study at desk scale on the embedded real images: report with table and plots (about 10 minutes)

@@ -1,4 +1,4 @@
-"""The data command: make a data set from the embedded garments or from a MedMNIST file."""
+"""The data command: make a data set from the embedded garments, installed photographs or a fetched file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from pathlib import Path
 from lit_vision.cli.parser import CommandParser
 from lit_vision.data.make.fashion import make_fashion
 from lit_vision.data.make.medmnist import unpack_medmnist
+from lit_vision.data.make.patches import make_patches
 from lit_vision.data.make.scenes import SIZES, make_scenes
+from lit_vision.data.make.trees import make_trees
 from lit_vision.errors import UsageError
 
 MOST_SCENES = 1_000_000  # of a split
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `lit-vision data fashion|scenes|medmnist --out DIR [options]`."""
+    """Run `lit-vision data fashion|patches|trees|scenes|medmnist --out DIR [options]`."""
     parser = CommandParser(prog="lit-vision data", description="Make a data set in a folder.")
     names = parser.add_subparsers(
         dest="name", metavar="NAME", required=True, help="the data set; lit-vision data NAME --help lists its options"
     )
     _add_fashion(names.add_parser("fashion", help="28 x 28 gray garments, 10 classes (Fashion-MNIST, MIT)"))
+    _add_patches(names.add_parser("patches", help="96 x 96 patches of 18 photographs of scikit-image, a class each"))
+    _add_trees(names.add_parser("trees", help="tree crowns and background of aerial photographs (deepforest, MIT)"))
     _add_scenes(names.add_parser("scenes", help="128 x 128 scenes of several garments, with boxes and masks"))
     _add_medmnist(names.add_parser("medmnist", help="a file of medmnist.com, unpacked to a folder per class"))
     args = parser.parse_args(list(argv))
@@ -29,6 +33,10 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--seed {args.seed}: give 0 or more, below 2**64")
     if args.name == "fashion":
         counts = make_fashion(args.out, args.rotated, args.full, args.seed)
+    elif args.name == "patches":
+        counts = make_patches(args.out)
+    elif args.name == "trees":
+        counts = make_trees(args.archive, args.out, args.seed)
     elif args.name == "scenes":
         sizes = {split: getattr(args, split) for split in SIZES}
         for split, count in sizes.items():
@@ -55,6 +63,26 @@ def _add_fashion(parser: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="the official 60,000 / 10,000 instead of the embedded 8,000 / 1,000 / 1,000"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and the rotation (default 0)")
+
+
+def _add_patches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to make: DIR/{train,test}/<photograph>/*.png"
+    )
+
+
+def _add_trees(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        required=True,
+        metavar="FILE.whl",
+        help="what `pip download --no-deps deepforest==2.1.0` fetches; do not install it",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to make: DIR/<split>/{tree,background}/*.png"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the places of the background (default 0)")
 
 
 def _add_scenes(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,8 @@ _SYSTEM_FOLDERS = (
     "@eadir/@recycle/@tmp/@sharebin/@recently-snapshot/#recycle/#snapshot/#trash/$recycle.bin/recycler/.thumbnails/"
     ".trashes/__macosx/__pycache__/lost.dir/lost+found/system volume information/found.000"
 )
-_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+# files of a system, and the two that `lit-vision data` writes beside the splits
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lit_vision_data.json", "license.txt"})
 
 
 @cache

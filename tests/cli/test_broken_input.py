@@ -62,6 +62,8 @@ FILES = [
     ("fewshot {} --model run", "", ""),
     ("fewshot set --model {}", ".ckpt", ""),
     ("data medmnist {} --out mm", ".npz", ""),
+    ("data trees --archive {} --out tt", ".whl", ""),
+    ("data patches --out {}", ".txt", "missing folder"),
     ("data fashion --out {}", ".txt", "missing folder"),
     ("doctor {}", "", "folder"),  # an empty folder: a report that fails
     ("doctor {}", ".pack", "folder"),
@@ -232,6 +234,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("search --index index.safetensors --query set/test/red/000.png --model {}", "locked.ckpt"),
     ("fewshot set --model {}", "locked.ckpt"),
     ("data medmnist {} --out mm", "locked.npz"),
+    ("data trees --archive {} --out tt", "locked.whl"),
     ("doctor {}", "locked.pack"),
     ("pack set --out o.pack --quarantine {}", "locked.txt"),
 ]
