@@ -93,19 +93,13 @@ def logistic_regression(
         UserError: fewer than two classes, a sample without a label, or widths that differ.
         ValueError: an unknown scale, or a strength that is not positive.
     """
-    if scale not in ("all", "each") or not strengths or min(strengths) <= 0:
-        raise ValueError(f"scale must be 'all' or 'each' and strengths positive, got {scale!r} and {strengths}")
-    x, y, queries = _rows(train_features), _labels(train_labels), _rows(features)
-    if len(x) != len(y) or (len(y) and y.min() < 0):
-        raise UserError(f"linear probe: {len(x)} features, {int((y >= 0).sum())} labels; leave unlabeled samples out")
-    seen = np.unique(y)
-    if len(seen) < 2:
-        raise UserError(f"linear probe: the labels show {len(seen)} class; give samples of at least two classes")
+    x, y = _checked(train_features, train_labels, strengths, scale)
+    queries = _rows(features)
     if queries.shape[1] != x.shape[1]:
         raise UserError(
             f"linear probe: features are {x.shape[1]} wide in training, {queries.shape[1]} here; use one encoder"
         )
-    num_classes = int(seen[-1]) + 1 if num_classes is None else num_classes
+    num_classes = int(y.max()) + 1 if num_classes is None else num_classes
 
     chosen_by = None if validation is None else (_rows(validation[0]), _labels(validation[1]))
     with _one_thread():
@@ -142,8 +136,7 @@ def _probe(
         strength, scores = _choose(splits, strengths)
         chosen_on = f"validation split of {len(truth)}"
     else:
-        if folds is None:
-            folds = 3 if len(y) >= MANY else MAX_FOLDS
+        folds = _usual_folds(len(y)) if folds is None else folds
         fold = stratified_folds(codes, folds, seed)
         if (fold < 0).all():
             strength = min(strengths, key=lambda s: abs(float(np.log(s / FIXED_STRENGTH))))
@@ -167,6 +160,54 @@ def _probe(
     return LinearProbe(probabilities, probabilities.argmax(1), weight, bias, strength, chosen_on, scores, converged)
 
 
+def cross_validated_probabilities(
+    features: Any,
+    labels: Any,
+    num_classes: int | None = None,
+    *,
+    strength: float | None = None,
+    folds: int | None = None,
+    scale: str = "all",
+    seed: int = 0,
+) -> np.ndarray:
+    """Return class probabilities of each labeled sample by a linear probe that was fitted without it.
+
+    The samples are split into stratified folds (`stratified_folds`); the probe of `logistic_regression`, fitted on the
+    other folds, gives the probabilities of a fold. The strength is the same in all of them. If it is chosen, then on
+    the same folds as in `logistic_regression`, which makes the probabilities slightly too good.
+
+    Args:
+        features: (N, D) tensor or array.
+        labels: (N,) integers from 0.
+        num_classes: K; the largest label + 1 if None.
+        strength: of L2; None chooses one of STRENGTHS, as `logistic_regression` does.
+        folds: maximum number; None: 5, or 3 from 500 labels. Never more than the largest class has members.
+        scale: of the features, as in `logistic_regression`.
+        seed: of the folds.
+
+    Returns:
+        (N, K) float32, rows sum to 1. The only sample of a class is never held out: its row is NaN.
+
+    Raises:
+        UserError: as `logistic_regression`.
+        ValueError: as `logistic_regression`, for `strength` too.
+    """
+    strengths = sorted(STRENGTHS, reverse=True) if strength is None else [strength]
+    x, y = _checked(features, labels, strengths, scale)
+    num_classes = int(y.max()) + 1 if num_classes is None else num_classes
+    folds = _usual_folds(len(y)) if folds is None else folds
+    fold = stratified_folds(y, folds, seed)
+    probabilities = np.full((len(y), num_classes), np.nan, np.float32)
+    with _one_thread():
+        if strength is None:
+            strengths = [_probe(x, y, x[:1], num_classes, strengths, folds, None, scale, seed).strength]
+        for f in range(fold.max() + 1):  # none if every class has one sample
+            held_out = fold == f
+            part = _probe(x[~held_out], y[~held_out], x[held_out], num_classes, strengths, 1, None, scale, seed)
+            probabilities[held_out] = part.probabilities
+    return probabilities
+
+
 def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     """Return the fold in which each sample is held out, (N,) int64; -1 for the only sample of a class, never held out.
 
@@ -185,6 +226,22 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarra
             fold[rng.permutation(np.flatnonzero(labels == label))] = (next_fold + np.arange(count)) % folds
             next_fold += count
     return fold
+
+
+def _checked(features: Any, labels: Any, strengths: Sequence[float], scale: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and labels (N,) of at least two classes; raises as `logistic_regression`."""
+    if scale not in ("all", "each") or not strengths or min(strengths) <= 0:
+        raise ValueError(f"scale must be 'all' or 'each' and strengths positive, got {scale!r} and {strengths}")
+    x, y = _rows(features), _labels(labels)
+    if len(x) != len(y) or (len(y) and y.min() < 0):
+        raise UserError(f"linear probe: {len(x)} features, {int((y >= 0).sum())} labels; leave unlabeled samples out")
+    if len(seen := np.unique(y)) < 2:
+        raise UserError(f"linear probe: the labels show {len(seen)} class; give samples of at least two classes")
+    return x, y
+
+
+def _usual_folds(labels: int) -> int:
+    return 3 if labels >= MANY else MAX_FOLDS
 
 
 def _choose(splits: Sequence[tuple[np.ndarray, ...]], strengths: list[float]) -> tuple[float, dict[float, float]]:
@@ -230,6 +287,7 @@ def _fit(model: Any, rows: np.ndarray, codes: np.ndarray, strength: float) -> No
     model.C = (2 if model.halved else 1) / (strength * len(codes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # LinearProbe.converged reports it
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one or two labels a class
         model.fit(rows, codes)
 
 

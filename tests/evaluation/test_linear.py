@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation.linear import logistic_regression, stratified_folds
+from lit_vision.evaluation.linear import cross_validated_probabilities, logistic_regression, stratified_folds
 
 
 def blobs(n, d, classes, seed=0, spread=1.0):
@@ -131,3 +131,19 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
             probes.append(logistic_regression(x, y, queries, num_classes=10))
     assert np.array_equal(probes[0].weight, probes[1].weight)
     assert probes[0].strength == probes[1].strength
+
+
+@pytest.mark.parametrize("strength", [None, 0.3])
+def test_out_of_fold_probabilities_are_those_of_probes_without_the_fold(strength):
+    x, y = blobs(31, 40, 3, spread=3.0)
+    y[30] = 3  # the only one of its class
+    probabilities = cross_validated_probabilities(x, y, 5, strength=strength, folds=4, seed=2)
+    used = strength or logistic_regression(x, y, x, folds=4, seed=2).strength
+    fold = stratified_folds(y, 4, 2)
+    for f in range(4):
+        rest = fold != f
+        expected = logistic_regression(x[rest], y[rest], x[~rest], 5, strengths=[used]).probabilities
+        np.testing.assert_allclose(probabilities[~rest], expected, atol=1e-6)
+    assert np.isnan(probabilities[30]).all()
+    assert (probabilities[:30, 4] == 0).all()  # a class without a label
+    assert np.isnan(cross_validated_probabilities(x[:2], [0, 1])).all()
