@@ -1,4 +1,4 @@
-"""How the error falls with the number of labels: a power law, its uncertainty, and how much more labels give.
+"""Law of the number of labels: how the error falls, how sure that is, and what more labels give.
 
 error = a + b * labels^-c with a >= 0, c > 0. Such laws of learning curves are in Cortes et al. 1993 ("Learning Curves:
 Asymptotic Values and Rate of Convergence"), Figueroa et al. 2012 (BMC Medical Informatics and Decision Making 12:8)
