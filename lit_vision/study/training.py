@@ -28,10 +28,11 @@ from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
+from lit_vision.optim import Schedule
 from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 from lit_vision.runs.preemption import EXIT_CODES
 from lit_vision.study.images import StudyData, StudyImages, eval_batches
-from lit_vision.study.presets import TIMM, Network, StudyPreset
+from lit_vision.study.presets import TIMM, Network, StudyPreset, method_of
 from lit_vision.study.training_callbacks import (
     FEWEST_MEASURED,
     CoolDown,
@@ -41,7 +42,7 @@ from lit_vision.study.training_callbacks import (
     can_go_on_from,
     stable_decay_of,
 )
-from lit_vision.weights.load import save_backbone
+from lit_vision.weights.load import load_into, save_backbone
 from lit_vision.weights.pretrained import create_backbone
 
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
@@ -102,18 +103,38 @@ def redirect_output(log: Path) -> Iterator[None]:
 
 
 def pretraining(
-    init: str, images: StudyImages, preset: StudyPreset, seed: int, count: int | None = None
+    init: str,
+    images: StudyImages,
+    preset: StudyPreset,
+    seed: int,
+    count: int | None = None,
+    *,
+    weights: Path | None = None,
+    schedule: Schedule | None = None,
 ) -> tuple[LightningModule, StudyData]:
-    """Return module and data of a pre-training on the pool, or on `count` images drawn from it, without labels."""
-    network = preset.network(init)
-    options = dict(getattr(preset, init))
+    """Return module and data of a pre-training on the pool, or on `count` images drawn from it, without labels.
+
+    Args:
+        init: mae, simclr, lejepa, or METHOD@INIT.
+        images: to train on.
+        preset: of the study.
+        seed: of initialization, order and pixels.
+        count: images to draw; None: all.
+        weights: of the encoder of INIT, to go on from; its mean and std are taken too. None: random weights.
+        schedule: of the learning rate; None: that of the preset, a cosine if it names none.
+    """
+    network, name = preset.network(init), method_of(init)
+    options = {**preset.pretraining_options(init), **({"schedule": schedule} if schedule else {})}
     batch_size = options.pop("batch_size")
-    views = getattr(preset, f"{init}_views")
+    views = getattr(preset, f"{name}_views")
     rows = np.random.default_rng(seed).permutation(len(images.pool))[:count] if count else np.arange(len(images.pool))
-    method = PRETRAINING_METHODS[init]
-    data = StudyData(images, np.sort(rows), method.train_view, views, batch_size, seed)
+    method = PRETRAINING_METHODS[name]
+    data = StudyData(images, np.sort(rows), method.train_view, views, batch_size, seed, preset.side(init))
     with temporary_seed(derive_seed(seed, 0)):
-        module = method(backbone=network.backbone, backbone_args=_backbone_args(init, network), **options)
+        arguments = _backbone_args(network, preset.side(init), "token" if name == "mae" else None)
+        module = method(backbone=network.backbone, backbone_args=arguments, **options)
+    if weights is not None:
+        load_into(module, weights)
     return module, data
 
 
@@ -127,6 +148,9 @@ def classification(
     probe: LinearProbe | None = None,
     protocol: str = "finetune",
     epochs: int | None = None,
+    *,
+    steps: int | None = None,
+    schedule: Schedule | None = None,
 ) -> tuple[Classifier, StudyData]:
     """Return module and data of a training on the labels of some rows.
 
@@ -144,17 +168,20 @@ def classification(
         probe: gives the classifier's head.
         protocol: one of ON_LABELS.
         epochs: of the training, which set the learning rate; None: the full one.
+        steps: of the training, instead of epochs.
+        schedule: of the learning rate; None: that of the preset, a cosine if it names none.
     """
     network = preset.network(init)
     views = preset.train_views[network.name]
     data = StudyData(images, rows, "train", views, preset.batch_size, seed, preset.side(init))
-    options = preset.options(init, protocol, None if epochs is None else epochs * data.batches_per_epoch)
+    steps = steps if epochs is None else epochs * data.batches_per_epoch
+    options = {**preset.options(init, protocol, steps), **({"schedule": schedule} if schedule else {})}
     statistics: dict[str, Any] = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
     with temporary_seed(derive_seed(seed, 1)):
         module = Classifier(
             network.backbone,
             len(images.classes),
-            backbone_args=network.args,
+            backbone_args=_backbone_args(network, preset.side(init)),
             backbone_checkpoint=str(weights) if weights else None,
             **statistics,
             **options,
@@ -167,8 +194,10 @@ def classification(
     return module, data
 
 
-def _backbone_args(init: str, network: Network) -> dict[str, Any]:
-    return {**network.args, "pool": "token"} if init == "mae" else network.args
+def _backbone_args(network: Network, side: int, pool: str | None = None) -> dict[str, Any]:
+    """Return a network's arguments; a plain ViT is built for `side` pixels, whatever its weights were trained on."""
+    args = {"img_size": side, **network.args} if network.plain_vit else network.args
+    return {**args, "pool": pool} if pool else args
 
 
 def train(
@@ -278,6 +307,24 @@ def precision_of(module: LightningModule) -> str:
     capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # not in every torch
     self_supervised = tuple(PRETRAINING_METHODS.values())
     return "bf16-mixed" if capabilities.get("amx_bf16") and isinstance(module, self_supervised) else "32-true"
+
+
+def measure_step(module: LightningModule, data: StudyData, limit: float, on_step: OnStep | None = None) -> TrainingCost:
+    """Measure the cost of a step by at most three of them, or by fewer once `limit` seconds are over.
+
+    The first step takes longer than the others, as memory is allotted and kernels are chosen; it counts only if it is
+    the only one. The module is discarded. Time between two epochs is part of a step: `epoch` of the result is 0.
+
+    Args:
+        module: the method.
+        data: its data; what a step costs follows from its batch size.
+        limit: seconds.
+        on_step: called after each step, for a line of progress.
+    """
+    trained = train(module, data, seed=0, on_step=on_step, limit=limit, steps=3, fewest_measured=1)
+    ends = trained.times
+    step = ends[0] if len(ends) == 1 else (ends[-1] - ends[0]) / (len(ends) - 1)
+    return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step, 0.0)
 
 
 def measure(module: LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
