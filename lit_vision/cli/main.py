@@ -32,6 +32,11 @@ COMMANDS = {
         "main",
         "run a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
     ),
+    "serve": (
+        "lit_vision.cli.serve",
+        "main",
+        "try a model on a page in the browser, with an API behind it: lit-vision serve RUN_OR_FILE",
+    ),
     "import": (
         "lit_vision.cli.import_weights",
         "main",

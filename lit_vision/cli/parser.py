@@ -42,8 +42,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         metavar="RUN_OR_FILE",
         help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
     )
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how a model is loaded: --base, --trust_pt2, --device, --range."""
     parser.add_argument(
-        "--base", metavar="FILE", help="the weights that an adapter (--model X.safetensors) was trained on"
+        "--base", metavar="FILE", help="the weights that an adapter (a model X.safetensors) was trained on"
     )
     parser.add_argument(
         "--trust_pt2", action="store_true", help="load a .pt2, which can run code of whoever made the file"

@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import Inputs
+
+
+class PictureWriter(Protocol):
+    """Takes the result image of each image: `ImageWriter`, or what keeps them in memory."""
+
+    def write(self, name: str, pixels: np.ndarray) -> None:
+        """Take the result of an image: (H, W, 3) RGB or (H, W), 8 or 16 bit."""
 
 
 class ImageWriter:

@@ -16,7 +16,7 @@ from lit_vision.errors import UsageError, UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from lit_vision.predict.image_writer import ImageWriter
+    from lit_vision.predict.image_writer import ImageWriter, PictureWriter
     from lit_vision.predict.inputs import InputBatch, Inputs
     from lit_vision.predict.runtimes import Model
 
@@ -148,7 +148,9 @@ def check_has_features(model: Model) -> None:
         )
 
 
-def draw_explanations(model: Model, batch: InputBatch, outputs: Mapping[str, np.ndarray], writer: ImageWriter) -> None:
+def draw_explanations(
+    model: Model, batch: InputBatch, outputs: Mapping[str, np.ndarray], writer: PictureWriter
+) -> None:
     """Write an image for each image of a batch: the image, and a heat map of its evidence for the best class."""
     import torch
 

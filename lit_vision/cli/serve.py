@@ -1,0 +1,122 @@
+"""The serve command: a page in the browser and an API to try a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_vision.cli.parser import CommandParser, add_loading_arguments
+from lit_vision.errors import UsageError, UserError
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="lit-vision serve",
+        description="Open a page in the browser on which images can be dropped to try a model, and an API behind it: "
+        "POST /v1/predict\nand /v1/embed, /healthz, /metrics, /api. Answers are those of lit-vision predict. Ctrl-C or "
+        "SIGTERM stops it.",
+        epilog="example: lit-vision serve runs/classifier/20260101-120000",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
+    )
+    add_loading_arguments(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; any but a loopback address asks for a token"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default 8000)")
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help="ask for a token on a loopback address too, where other users of this machine could come in (random, "
+        "or that of the environment variable LIT_VISION_TOKEN)",
+    )
+    parser.add_argument(
+        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as of a proxy"
+    )
+    parser.add_argument(
+        "--index",
+        metavar="FILE",
+        help="made by lit-vision embed with this model: answers name the nearest images in it",
+    )
+    parser.add_argument(
+        "--index_root", metavar="DIR", help="the folder that was embedded: the page shows the nearest images"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images a batch at most (default 32)")
+    parser.add_argument(
+        "--batch_wait", type=float, default=4.0, metavar="MS", help="milliseconds that an image waits (default 4)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="decoding threads (default 0: all cores)")
+    parser.add_argument("--max_images", type=int, default=32, metavar="N", help="images of a request (default 32)")
+    parser.add_argument("--max_mb", type=float, default=32, metavar="MB", help="size of a request (default 32)")
+    parser.add_argument(
+        "--max_megapixels",
+        type=float,
+        default=50,
+        metavar="MP",
+        help="size of an image, before it is decoded (default 50)",
+    )
+    parser.add_argument(
+        "--queue", type=int, default=128, metavar="N", help="images that wait; with more it answers 503 (default 128)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `lit-vision serve MODEL` until it is stopped.
+
+    Raises:
+        UserError: one line that names the file or flag and what to do.
+    """
+    args = _parser().parse_args(list(argv))
+    for name in ("batch_size", "max_images", "max_mb", "max_megapixels", "queue"):
+        if not getattr(args, name) > 0:
+            raise UsageError(f"--{name} {getattr(args, name)}: give a number above 0")
+    if not 0 <= args.batch_wait <= 1000 or args.workers < 0:
+        raise UsageError("--batch_wait, --workers: give 0 to 1000 milliseconds, and 0 or more threads")
+    if args.queue < args.max_images:
+        raise UsageError(f"--queue {args.queue}: a request may have --max_images {args.max_images}; give at least that")
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port {args.port}: give 0 to 65535")
+    if args.index_root and not args.index:
+        raise UsageError("--index_root: is the folder of --index; give both")
+    try:
+        from lit_vision.serve.run_server import listen, run_server
+    except ImportError as error:
+        raise UserError(f"serve: {error.name} is not installed; pip install 'lit-vision[serve]'") from error
+    from lit_vision.predict.models import load_model
+    from lit_vision.predict.search import check_same_model, feature_settings, read_index
+    from lit_vision.serve.access import Access
+    from lit_vision.serve.guard import Limits
+    from lit_vision.serve.model_app import ModelApp
+    from lit_vision.serve.predictor import Predictor
+
+    access = Access(args.host, args.allowed_hosts, args.token)
+    index = read_index(args.index) if args.index else None
+    if args.index_root and not Path(args.index_root).is_dir():
+        raise UserError(f"--index_root {args.index_root}: no such folder; check the path")
+    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+    if index is not None:
+        check_same_model(index, feature_settings(model.metadata))
+    limits = Limits(
+        body_bytes=int(args.max_mb * 1e6),
+        images=args.max_images,
+        queued_images=args.queue,
+        pixels=int(args.max_megapixels * 1e6),
+    )
+    predictor = Predictor(
+        model,
+        max_pixels=limits.pixels,
+        index=index,
+        max_batch=args.batch_size,
+        max_wait=args.batch_wait / 1000,
+        readers=args.workers,
+    )
+    app = ModelApp(predictor, limits, Path(args.index_root) if args.index_root else None)
+    with predictor, listen(args.host, args.port) as listener:
+        classes = f", {len(model.metadata.class_names)} classes" if model.metadata.class_names else ""
+        print(f"{model.path}: {model.metadata.task}{classes}, {model.runtime}; Ctrl-C stops it. Open", flush=True)
+        run_server(app.app(access), access, listener, args.host)
+    return 0
