@@ -10,11 +10,11 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from lit_vision.serve.access import Access
-from lit_vision.serve.guard import Guard, Limits, error_response
+from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse, error_response
 
 _MEDIA_TYPES = {
     "html": "text/html",
@@ -72,10 +72,10 @@ def make_app(
         if opened is None:
             return error_response(401, "token: is wrong; open the link that the command printed")
         headers = {"Set-Cookie": access.set_cookie(opened)} if opened else {}
-        return JSONResponse({"signed_in": True}, headers=headers)
+        return PlainJSONResponse({"signed_in": True}, headers=headers)
 
     async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return PlainJSONResponse({"status": "ok"})
 
     app = Starlette(
         routes=[

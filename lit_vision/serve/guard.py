@@ -7,9 +7,11 @@ at once than allowed; gives every answer the headers that keep a browser from do
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -54,6 +56,14 @@ class Limits:
     pixels: int = 50_000_000
 
 
+class PlainJSONResponse(JSONResponse):
+    """JSON in ASCII, as predict writes it: names of files may hold what UTF-8 has no bytes for."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 class Guard:
     """ASGI middleware, see the module.
 
@@ -82,8 +92,10 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":  # no web sockets here, and uvicorn is told so
-            return
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # there are no web sockets here, and uvicorn is told so
+            return await send({"type": "websocket.close", "code": 1008})
         start = time.perf_counter()
         status = 500
 
@@ -166,7 +178,7 @@ def _too_long(limit: int) -> str:
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the answer to a request that failed: {"error": message}."""
-    return JSONResponse({"error": message}, status, headers)
+    return PlainJSONResponse({"error": message}, status, headers)
 
 
 def busy_error() -> HTTPException:

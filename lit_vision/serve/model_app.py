@@ -11,7 +11,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from lit_vision.errors import UserError
@@ -20,7 +20,7 @@ from lit_vision.predict.tasks import results_with_options
 from lit_vision.results.overlays import color_of_class
 from lit_vision.serve.access import Access
 from lit_vision.serve.app import make_app
-from lit_vision.serve.guard import Guard, Limits, busy_error
+from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse, busy_error
 from lit_vision.serve.metrics import Metrics
 from lit_vision.serve.pictures import thumbnail
 from lit_vision.serve.predictor import INCLUDES, Predictor, Wanted
@@ -62,7 +62,7 @@ class ModelApp:
         """Describe the model."""
         metadata = self.predictor.model.metadata
         background = metadata.options.get("background")
-        return JSONResponse(
+        return PlainJSONResponse(
             {
                 "name": self.predictor.model.path.name,
                 "task": metadata.task,
@@ -136,7 +136,7 @@ class ModelApp:
         finally:
             self.waiting -= len(uploads)
         readable = any("error" not in answer for answer in answers)
-        return JSONResponse({"results": answers}, 200 if readable else 422)
+        return PlainJSONResponse({"results": answers}, 200 if readable else 422)
 
     async def _run(self, uploads: list[Upload], wanted: Wanted) -> list[dict[str, Any]]:
         futures: list[Future[dict[str, Any]]] = [self.predictor.submit(upload, wanted) for upload in uploads]

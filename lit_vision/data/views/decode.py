@@ -274,6 +274,8 @@ def _check_size(kind: str | None, width: int, height: int, size: int) -> None:
 
 def _pillow_header(data: bytes) -> ImageHeader:
     image = Image.open(io.BytesIO(data))  # reads the header only
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript, and PostScript is a program
+        raise ImageDecodeError("PostScript is not read; replace or remove it", "no image")
     width, height = image.size
     _check_size(image.format, width, height, len(data))
     if is_signed_8_bit(image):

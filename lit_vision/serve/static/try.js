@@ -20,8 +20,7 @@ async function start() {
   by("about").textContent = `${model.task}, ${classes}, ${model.runtime}${model.license ? `, license: ${model.license}` : ""}`;
   document.title = `Try ${model.name}`;
   for (const name of ["top_k", "min_score"]) by(`${name}-label`).hidden = !(name in model.options);
-  for (const name of ["why", "neighbors"]) by(`${name}-label`).hidden = !model.include.includes(name);
-  by("mask-label").hidden = !model.include.includes("mask");
+  for (const name of ["why", "neighbors", "mask"]) by(`${name}-label`).hidden = !offers(name);
   if ("top_k" in model.options) {
     by("top_k").max = model.classes.length;
     by("top_k").value = Math.min(model.options.top_k, model.classes.length);
@@ -46,6 +45,11 @@ async function start() {
   by("clear").addEventListener("click", clear);
   by("save").addEventListener("click", save);
   document.body.dataset.ready = "true";
+}
+
+/** True if answers of this server may include it, and this page can show it: a canvas has 8 bits for a class. */
+function offers(name) {
+  return model.include.includes(name) && (name !== "mask" || model.classes.length <= 256);
 }
 
 function say(text, bad = false) {
@@ -75,13 +79,14 @@ function redraw() {
 }
 
 function add(files) {
+  const newest = by("cards").firstChild; // the images of one drop keep their order
   for (const file of files) {
     const card = element("li", { class: "card", "aria-busy": "true", id: `card-${number++}` });
     const title = element("h3", {}, file.name || "pasted image");
     const answer = element("div", { class: "answer" });
     answer.append(title, element("p", { class: "faint" }, "waiting"));
     card.append(element("div", { class: "picture" }), answer);
-    by("cards").prepend(card);
+    by("cards").insertBefore(card, newest);
     waiting.push({ file, card });
   }
   if (files.length) by("clear").hidden = false;
@@ -115,7 +120,7 @@ async function run(file, card) {
   image.src = URL.createObjectURL(file);
   const shown = await image.decode().then(() => true, () => false);
   if (shown) card.querySelector(".picture").append(image);
-  const include = ["why", "neighbors", "mask"].filter((name) => model.include.includes(name) && by(name).checked);
+  const include = ["why", "neighbors", "mask"].filter((name) => offers(name) && by(name).checked);
   if (!shown) include.push("preview"); // a format that browsers do not show
   const query = new URLSearchParams({ include: include.join(",") });
   if ("top_k" in model.options && by("top_k").value) query.set("top_k", by("top_k").value);
