@@ -8,6 +8,17 @@ from pathlib import Path
 from lit_vision.cli.parser import CommandParser, add_loading_arguments
 from lit_vision.errors import UsageError, UserError
 
+_RANGES = {
+    "port": (0, 65535),
+    "batch_size": (1, 4096),
+    "batch_wait": (0, 1000),
+    "workers": (0, 1024),
+    "max_images": (1, 4096),
+    "max_mb": (0.001, 100_000),
+    "max_megapixels": (0.001, 178),  # no image of more is decoded (data/views/decode.py)
+    "queue": (1, 100_000),
+}
+
 
 def _parser() -> CommandParser:
     parser = CommandParser(
@@ -71,15 +82,11 @@ def main(argv: Sequence[str]) -> int:
         UserError: one line that names the file or flag and what to do.
     """
     args = _parser().parse_args(list(argv))
-    for name in ("batch_size", "max_images", "max_mb", "max_megapixels", "queue"):
-        if not getattr(args, name) > 0:
-            raise UsageError(f"--{name} {getattr(args, name)}: give a number above 0")
-    if not 0 <= args.batch_wait <= 1000 or args.workers < 0:
-        raise UsageError("--batch_wait, --workers: give 0 to 1000 milliseconds, and 0 or more threads")
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(args, name) <= high:  # NaN fails too
+            raise UsageError(f"--{name} {getattr(args, name)}: give a number from {low} to {high}")
     if args.queue < args.max_images:
         raise UsageError(f"--queue {args.queue}: a request may have --max_images {args.max_images}; give at least that")
-    if not 0 <= args.port <= 65535:
-        raise UsageError(f"--port {args.port}: give 0 to 65535")
     if args.index_root and not args.index:
         raise UsageError("--index_root: is the folder of --index; give both")
     try:

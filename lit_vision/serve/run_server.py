@@ -81,12 +81,8 @@ def address_of(listener: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{listener.getsockname()[1]}/" + (f"#token={token}" if token else "")
 
 
-def run_server(app: Guard, access: Access, listener: socket.socket, host: str) -> None:
-    """Answer requests until a signal.
-
-    Raises:
-        SystemExit: with code 143 after SIGTERM. KeyboardInterrupt: after Ctrl-C. Both when all requests are answered.
-    """
+def make_server(app: Guard) -> uvicorn.Server:
+    """Return a server of an app, which stops at SIGTERM or Ctrl-C when the requests that run are answered."""
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -100,10 +96,19 @@ def run_server(app: Guard, access: Access, listener: socket.socket, host: str) -
         limit_concurrency=None,  # the guard's, whose answers have all headers
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
+    return uvicorn.Server(config)
+
+
+def run_server(app: Guard, access: Access, listener: socket.socket, host: str) -> None:
+    """Print the address and answer requests until a signal.
+
+    Raises:
+        SystemExit: with code 143 after SIGTERM. KeyboardInterrupt: after Ctrl-C. Both when all requests are answered.
+    """
     before = signal.signal(signal.SIGTERM, _leave)  # uvicorn stops first, then raises the signal again
     try:
         print(address_of(listener, host, access.token), flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        make_server(app).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()

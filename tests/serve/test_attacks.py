@@ -40,7 +40,9 @@ def guarded(serve):
         yield client
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "8.8.8.8", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "8.8.8.8", ""]
+)
 def test_a_foreign_host_is_refused(client, host) -> None:
     """A page whose own name was pointed at this address (DNS rebinding)."""
     for path in OPEN | CLOSED:
@@ -171,7 +173,17 @@ def test_pages_hold_no_script_or_style_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "..\\app.py", "/etc/passwd", "%2fetc%2fpasswd", "style.css%00", ".", ""],
+    [
+        "../app.py",
+        "..%2fapp.py",
+        "%2e%2e/app.py",
+        "..\\app.py",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "style.css%00",
+        ".",
+        "",
+    ],
 )
 def test_static_files_are_a_list_of_names(client, name) -> None:
     assert client.get(f"/static/{name}").status_code in (404, 405)
@@ -329,7 +341,13 @@ def test_a_slow_body_ends(serve) -> None:
             sent.append(message)
 
         headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "raw_path": b"/v1/predict", "headers": headers}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "raw_path": b"/v1/predict",
+            "headers": headers,
+        }
         asyncio.run(client.app(scope | {"query_string": b"", "root_path": ""}, receive, send))
     assert sent[0]["status"] == 408
 

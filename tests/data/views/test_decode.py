@@ -107,6 +107,7 @@ PNG = _bytes(Image.fromarray(np.tile(RGB, (20, 20, 1))), "PNG")
     [
         (b"", "empty"),
         (b"hello, world", "format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "PostScript"),
         (JPEG[: len(JPEG) // 2], "cannot be decoded"),
         (JPEG[:30], "."),
         (PNG[: len(PNG) // 2], "cannot be decoded"),
