@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -197,8 +197,17 @@ class ImageFileDataset(Dataset):
         return self.__getitems__([key])
 
 
+class PixelArray(Protocol):
+    """Images of one size, (N, H, W, C) uint8: an array, or what is read like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: list[int], /) -> np.ndarray:
+        """Return a copy of the images of some rows."""
+
+
 class InMemoryDataset(Dataset):
-    """Data set of images of one size, held in memory.
+    """Data set of images of one size, held in memory or mapped from a file.
 
     Args:
         pixels: (N, H, W, C) uint8, C = 1 if all are gray, else 3.
@@ -210,7 +219,7 @@ class InMemoryDataset(Dataset):
 
     def __init__(
         self,
-        pixels: np.ndarray,
+        pixels: PixelArray,
         labels: np.ndarray,
         views: BatchViewsFunction,
         local_views: BatchViewsFunction | None = None,

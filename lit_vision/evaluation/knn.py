@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_vision.errors import UserError
 from lit_vision.evaluation.arrays import to_tensor
 
-CHUNK = 1 << 24  # similarities in memory at the same time, 64 MB in float32
+CHUNK = 1 << 24  # similarities, and numbers of the features, in memory at the same time, 64 MB in float32
 
 
 def weighted_knn(
@@ -35,7 +35,8 @@ def weighted_knn(
     Args:
         train_features: (N, D), tensor or array.
         train_labels: (N,) integers from 0.
-        features: (M, D), on the same device; the M x N similarities are computed in chunks.
+        features: (M, D), on the same device: a tensor, an array, or what has a shape and gives slices. They are read,
+            and the M x N similarities computed, in chunks.
         num_classes: width of the result; the largest training label + 1 if None.
         k: number of neighbors; all N if there are fewer.
         temperature: greater than 0; large means equal votes.
@@ -49,22 +50,23 @@ def weighted_knn(
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
-    bank, labels, queries = to_tensor(train_features), to_tensor(train_labels).long(), to_tensor(features)
+    bank, labels = to_tensor(train_features), to_tensor(train_labels).long()
     if len(bank) == 0 or len(bank) != len(labels):
         raise UserError(f"k-NN: {len(bank)} training features with {len(labels)} labels; give at least one of each")
     if int(labels.min()) < 0:
         raise UserError("k-NN: a training sample has no label (-1); leave unlabeled samples out")
-    if bank.shape[1] != queries.shape[1]:
-        raise UserError(
-            f"k-NN: features are {bank.shape[1]} wide in training, {queries.shape[1]} here; use one encoder"
-        )
+    features = features if hasattr(features, "shape") else to_tensor(features)
+    width = features.shape[1]
+    if bank.shape[1] != width:
+        raise UserError(f"k-NN: features are {bank.shape[1]} wide in training, {width} here; use one encoder")
     num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
+    bank = F.normalize(bank.float(), dim=1)
     k = min(k, len(bank))
-    votes = torch.zeros(len(queries), num_classes, device=queries.device)
-    rows = max(1, CHUNK // len(bank))
-    for first in range(0, len(queries), rows):
-        near, neighbors = _top_k(queries[first : first + rows] @ bank.T, k)
+    votes = torch.zeros(len(features), num_classes, device=bank.device)
+    rows = max(1, CHUNK // max(len(bank), width))
+    for first in range(0, len(features), rows):
+        queries = F.normalize(to_tensor(features[first : first + rows]).float(), dim=1)
+        near, neighbors = _top_k(queries @ bank.T, k)
         # the largest weight is 1 after the shift, so no temperature overflows; the division below cancels it
         weights = ((near - near[:, :1]) / temperature).exp()
         votes[first : first + rows].scatter_add_(1, labels[neighbors], weights)

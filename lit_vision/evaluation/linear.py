@@ -21,6 +21,7 @@ from lit_vision.evaluation.arrays import to_array
 STRENGTHS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 FIXED_STRENGTH = 1.0  # if nothing can be held out: the best or second best at 8 labels a class on the rotated images
 MAX_FOLDS = 5
+BLOCK = 1 << 24  # numbers of the features to answer for that are in memory at the same time, 64 MB in float32
 MANY = 500  # labels from which there are 3 folds: the choice is hardly noisy any more, and fits are slow
 
 
@@ -76,7 +77,7 @@ def logistic_regression(
     Args:
         train_features: (N, D) tensor or array.
         train_labels: (N,) integers from 0.
-        features: (M, D) to predict for.
+        features: (M, D) to predict for: a tensor, an array, or what has a shape and gives slices, read in blocks.
         num_classes: K, width of the prediction; the largest training label + 1 if None.
         strengths: the candidates; a single one is used without a choice.
         folds: maximum number; None: 5, or 3 from 500 labels. Never more than the largest class has members.
@@ -94,22 +95,21 @@ def logistic_regression(
         ValueError: an unknown scale, or a strength that is not positive.
     """
     x, y = _checked(train_features, train_labels, strengths, scale)
-    queries = _rows(features)
-    if queries.shape[1] != x.shape[1]:
-        raise UserError(
-            f"linear probe: features are {x.shape[1]} wide in training, {queries.shape[1]} here; use one encoder"
-        )
+    features = features if hasattr(features, "shape") else to_array(features)
+    width = int(np.prod(features.shape[1:]))
+    if width != x.shape[1]:
+        raise UserError(f"linear probe: features are {x.shape[1]} wide in training, {width} here; use one encoder")
     num_classes = int(y.max()) + 1 if num_classes is None else num_classes
 
     chosen_by = None if validation is None else (_rows(validation[0]), _labels(validation[1]))
     with _one_thread():
-        return _probe(x, y, queries, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed)
+        return _probe(x, y, features, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed)
 
 
 def _probe(
     x: np.ndarray,
     y: np.ndarray,
-    queries: np.ndarray,
+    queries: Any,
     num_classes: int,
     strengths: list[float],
     folds: int | None,
@@ -155,7 +155,10 @@ def _probe(
         coefficients = coefficients @ basis.T
     weight[seen] = coefficients / divisor
     bias[seen] = intercept - weight[seen] @ mean
-    probabilities = _softmax(queries @ weight.T + bias)
+    step = max(1, BLOCK // x.shape[1])
+    starts = range(0, max(1, len(queries)), step)
+    answers = [_softmax(_rows(queries[first : first + step]) @ weight.T + bias) for first in starts]
+    probabilities = np.concatenate(answers)
     converged = bool(np.max(model.n_iter_) < model.max_iter)
     return LinearProbe(probabilities, probabilities.argmax(1), weight, bias, strength, chosen_on, scores, converged)
 

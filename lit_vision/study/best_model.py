@@ -57,7 +57,7 @@ def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> P
 
 def write_explanations(path: Path, module: Classifier, images: StudyImages, rows: list[int], side: int) -> Path:
     """Draw test images with a map of what the answer rests on: Grad-CAM for CNNs, attention rollout for ViTs."""
-    pixels = [figures.as_rgb(images.test[i], side) for i in rows]
+    pixels = [figures.as_rgb(image) for image in images.test_view(side, keep=False)[rows]]
     batch = normalize(torch.stack([torch.from_numpy(image) for image in pixels])[:, None], module.mean, module.std)[
         :, 0
     ]

@@ -23,9 +23,11 @@ from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
-from lit_vision.study.images import StudyData, StudyImages, eval_batches
+from lit_vision.study.images import StudyImages, eval_batches
+from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
+from lit_vision.study.training_data import StudyData
 from lit_vision.weights.load import load_backbone, save_backbone
 from lit_vision.weights.public_packages import is_installed
 
@@ -167,7 +169,7 @@ def features(
     return read(images.paths[:known], 0), read(images.test_paths, known)
 
 
-def fit_probe(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyImages) -> LinearProbe:
+def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> LinearProbe:
     """Fit logistic regression on the features of a cell's labels; its answer is for the test split.
 
     Args:
@@ -180,7 +182,7 @@ def fit_probe(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyIma
     return logistic_regression(pool[rows], images.labels[rows], test, len(images.classes), seed=key.seed)
 
 
-def measure_frozen(key: CellKey, pool: np.ndarray, test: np.ndarray, images: StudyImages) -> Measurement:
+def measure_frozen(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> Measurement:
     """Measure a protocol that trains no network, k-NN ("knn") or logistic regression; arguments as for `fit_probe`."""
     if key.protocol == "knn":
         rows = images.subset(key.labels, key.seed)
@@ -307,7 +309,7 @@ class EncoderStore:
             return frozen_features(
                 self.path(init),
                 self.images,
-                self.preset.side(init),
+                self.preset.frozen_side(init),
                 self.folder / "features",
                 self.reporter.update,
             )

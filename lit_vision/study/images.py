@@ -1,51 +1,47 @@
-"""Load a folder's images for a study: all in memory at one small size, split into a training pool and a test split.
+"""Open a folder's images for a study: a training pool and a test split, whose pixels are read when they are needed.
 
 N pool images, M test images, S side in pixels.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_low
-from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from lit_vision.data.batch import Batch
-from lit_vision.data.datasets import BAD_SHARE, InMemoryDataset
+from lit_vision.data.datasets import InMemoryDataset
 from lit_vision.data.folder import Folder
 from lit_vision.data.labeled_folder import LabelOptions, open_labeled
-from lit_vision.data.loader import identity_collate
 from lit_vision.data.open_images import open_images
-from lit_vision.data.sampler import EvalBatches, TrainBatches
+from lit_vision.data.sampler import EvalBatches
 from lit_vision.data.splits import evenly_spaced, sample_stratified
 from lit_vision.data.value_range import measure_folder_range, require_range
 from lit_vision.data.views.batch_views import make_batch_views
-from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
+from lit_vision.data.views.decode import ImageDecodeError, read_header
 from lit_vision.data.views.params import make_view_spec
 from lit_vision.data.views.pixel_values import PixelFormat, ValueRange
-from lit_vision.data.views.views import resize_and_crop
 from lit_vision.errors import UserError
-from lit_vision.io.processes import cores
-from lit_vision.predict.feature_cache import read_batches
+from lit_vision.predict.feature_cache import batch_size
+from lit_vision.study.pixel_cache import (
+    ImageFiles,
+    OnImage,
+    PixelCache,
+    PixelRows,
+    Pixels,
+    StoredPixels,
+    finish,
+    read_pixels,
+)
+from lit_vision.study.presets import SMALL
 
 HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
+FLAT_SIDE = 32  # of the baseline of flat pixels in a study of larger images
 MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
 SAMPLE = 101  # images whose headers give the typical size
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Folder or pack of a study's images, and the conversion of their values to 8 bits."""
-
-    folder: Folder
-    pixel_format: PixelFormat
 
 
 @dataclass
@@ -53,8 +49,8 @@ class StudyImages:
     """Training and test images of a study, with labels, class names and fingerprint.
 
     Attributes:
-        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images, labeled ones first.
-            They are made as `test` is, so that the same file has the same features in both.
+        pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images under the evaluation view,
+            labeled ones first.
         labels: (N,) int64, -1 without one.
         paths: relative path of each pool image.
         test: like `pool`, for the test split; evaluated once per cell, at its end.
@@ -67,22 +63,26 @@ class StudyImages:
         large: `pool` at MARGIN times its size, from which training crops are cut; None: cut them from `pool`.
         value_range: values of images deeper than 8 bits that became 0 and 255; None if there are none.
         files: where `paths` and `test_paths` lie; None: the arrays are all there is.
+        flat: the labeled pool and the test split at FLAT_SIDE, if the study's size is above SMALL; else None.
+        cache: room for pixels on the disk; None: they are held in memory.
     """
 
-    pool: np.ndarray
+    pool: Pixels
     labels: np.ndarray
     paths: list[str]
-    test: np.ndarray
+    test: Pixels
     test_labels: np.ndarray
     test_paths: list[str]
     classes: list[str]
     fingerprint: str
     size: int
     notes: list[str] = field(default_factory=list)
-    large: np.ndarray | None = None
+    large: Pixels | None = None
     value_range: ValueRange | None = None
     files: ImageFiles | None = None
-    _test_views: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    flat: tuple[Pixels, Pixels] | None = None
+    cache: PixelCache | None = None
+    _test_views: dict[int, Pixels] = field(default_factory=dict, init=False, repr=False)
 
     def crop_pct(self, size: int) -> float:
         """Return the share of the resized short side that the evaluation view of this size keeps.
@@ -91,19 +91,31 @@ class StudyImages:
         """
         return 1.0 if size == self.size else make_view_spec("eval", size).crop_pct
 
-    def test_view(self, size: int) -> np.ndarray:
-        """Return the test split under the evaluation view of a size, (M, size, size, C), from its files if known."""
+    def test_view(self, size: int, keep: bool = True) -> Pixels:
+        """Return the test split under the evaluation view of a size, (M, size, size, C).
+
+        Args:
+            size: side, pixels.
+            keep: the pixels are asked for more than once.
+        """
         if size == self.size:  # made from the files in the same way
             return self.test
+        if self.files is None:
+            views = [batch["images"][:, 0].numpy() for batch in eval_batches(self.test, self.test_labels, size)]
+            return np.concatenate(views)
         if size not in self._test_views:
-            if self.files is None:
-                parts = [batch["images"][:, 0].numpy() for batch in eval_batches(self.test, self.test_labels, size)]
-            else:
-                folder, crop_pct = self.files.folder, self.crop_pct(size)
-                read = read_batches(folder, self.test_paths, size, crop_pct, self.files.pixel_format)
-                parts = [batch.pixels for batch in read if batch.pixels is not None]
-            self._test_views[size] = np.concatenate(parts)
+            paths, rows = self.test_paths, np.arange(len(self.test_paths))
+            none = np.empty((0, size, size, 3), np.uint8)
+            lazy = StoredPixels(self.files, paths, rows, size, self.crop_pct(size), none, self.test.shape[-1])
+            if not keep:
+                return lazy
+            self._test_views[size] = lazy.keep_in(self.cache)
         return self._test_views[size]
+
+    def flat_pixels(self) -> tuple[PixelRows, PixelRows]:
+        """Return the n labeled pool images and the test split as rows of numbers in 0 to 1: (n, D) and (M, D)."""
+        pool, test = self.flat or (self.pool, self.test)
+        return PixelRows(pool, int((self.labels >= 0).sum())), PixelRows(test, len(test))
 
     @property
     def per_class(self) -> list[int]:
@@ -120,8 +132,10 @@ def read_images(
     size: int | Callable[[int], int] | None = None,
     seed: int = 0,
     labels: LabelOptions | None = None,
+    cache: PixelCache | None = None,
+    on_image: OnImage | None = None,
 ) -> StudyImages:
-    """Scan, split and decode a folder.
+    """Scan, split and decode a folder; each image is decoded once, to see that it can be read.
 
     The test split is the folder's own; without one, a quarter of the labeled images is held out (at least one of each
     class).
@@ -133,10 +147,12 @@ def read_images(
             that side up to 64 pixels, else 64.
         seed: of the held-out quarter.
         labels: a table of labels and groups, or None for labels from folders' names; whole groups are held out.
+        cache: room for the pixels on the disk; None: they are held in memory.
+        on_image: called with (images done, all images of this split).
 
     Raises:
-        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split, or
-            more than 1 % unreadable images.
+        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split,
+            more than 1 % unreadable images, or a short disk.
     """
     folder, notes = _open(root, labels, seed)
     folder.require_classes("a study")
@@ -164,27 +180,37 @@ def read_images(
     if callable(size):
         size = size(side)
     elif size is None:
-        size = max(16, -(-side // 4) * 4) if side <= 64 else 64
+        size = max(16, -(-side // 4) * 4) if side <= SMALL else SMALL
     pool_labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
     test_paths = [test.paths[int(i)] for i in tests]
-    (pool, *large), good = _read_all(folder, pool_paths, _stored_sides(side, size), notes, pixel_format)
-    (test_pixels,), test_good = _read_all(folder, test_paths, [size], notes, pixel_format)
-    if all((pixels[..., :1] == pixels).all() for pixels in (pool, test_pixels, *large)):
-        pool, test_pixels, *large = (np.ascontiguousarray(part[..., :1]) for part in (pool, test_pixels, *large))
+    files, crops = ImageFiles(folder, pixel_format), _side_for_crops(side, size)
+    count = len(pool_paths)
+    wanted = {size: count if cache is None or crops == size or size <= SMALL else 0, crops: count}
+    if size > SMALL:
+        wanted[FLAT_SIDE] = int((pool_labels >= 0).sum())
+    pool_parts, good, pool_gray = read_pixels(files, pool_paths, wanted, cache, notes, on_image)
+    wanted = {size: len(tests)} | ({FLAT_SIDE: len(tests)} if size > SMALL else {})
+    test_parts, test_good, test_gray = read_pixels(files, test_paths, wanted, cache, notes, on_image)
+    gray, in_memory = pool_gray and test_gray, cache is None
+    pool, tested = (
+        {side: finish(pixels, gray, in_memory) for side, pixels in part.items()} for part in (pool_parts, test_parts)
+    )
     images = StudyImages(
-        pool,
+        pool[size],
         pool_labels[good],
         [pool_paths[i] for i in good],
-        test_pixels,
+        tested[size],
         test.labels[tests][test_good],
         [test_paths[i] for i in test_good],
         folder.classes,
         folder.fingerprint(),
         size,
         notes,
-        large[0] if large else None,
+        pool[crops] if crops != size else None,
         pixel_format.value_range,
-        ImageFiles(folder, pixel_format),
+        files,
+        (pool[FLAT_SIDE], tested[FLAT_SIDE]) if size > SMALL else None,
+        cache,
     )
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
@@ -192,30 +218,30 @@ def read_images(
     return images
 
 
-def read_unlabeled(root: str | Path, size: int) -> StudyImages:
+def read_unlabeled(
+    root: str | Path, size: int, cache: PixelCache | None = None, on_image: OnImage | None = None
+) -> StudyImages:
     """Read all images of a folder to pre-train on, without labels and without its test split.
 
     Args:
         root: see `lit_vision.data.open_images.open_images`; classes are not needed.
         size: side of the networks' input.
+        cache, on_image: as for `read_images`.
 
     Raises:
-        UserError: no image, or more than 1 % unreadable ones.
+        UserError: no image, more than 1 % unreadable ones, or a short disk.
     """
     folder = open_images(root)
     train = folder.require_split("train", "pre-training")
     notes = _scan_notes(folder)
     paths = [*train.paths, *folder.unlabeled.paths]
-    pixel_format = _pixel_format(folder, notes)
-    sides = _stored_sides(typical_side(folder, paths), size)[-1:]  # it is only trained on
-    (pool,), good = _read_all(folder, paths, sides, notes, pixel_format)
-    if (pool[..., :1] == pool).all():
-        pool = np.ascontiguousarray(pool[..., :1])
-    labels = np.full(len(good), -1)
-    paths, files = [paths[i] for i in good], ImageFiles(folder, pixel_format)
-    return StudyImages(
-        pool, labels, paths, pool[:0], labels[:0], [], [], folder.fingerprint(), size, notes, files=files
-    )
+    files = ImageFiles(folder, _pixel_format(folder, notes))
+    side = _side_for_crops(typical_side(folder, paths), size)  # it is only trained on
+    pixels, good, gray = read_pixels(files, paths, {side: len(paths)}, cache, notes, on_image)
+    pool, labels = finish(pixels[side], gray, cache is None), np.full(len(good), -1)
+    none = np.empty((0, *pool.shape[1:]), np.uint8)
+    paths = [paths[i] for i in good]
+    return StudyImages(pool, labels, paths, none, labels[:0], [], [], folder.fingerprint(), size, notes, files=files)
 
 
 def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Folder, list[str]]:
@@ -275,97 +301,13 @@ def _pixel_format(folder: Folder, notes: list[str]) -> PixelFormat:
     return PixelFormat(value_range)
 
 
-def _read(folder: Folder, path: str, pixel_format: PixelFormat) -> np.ndarray:
-    try:
-        return decode(folder.read(path), pixel_format)
-    except OSError as error:
-        raise ImageDecodeError(f"{folder.root / path}: {error.strerror}; repair or remove it") from None
-    except ImageDecodeError as error:
-        raise ImageDecodeError(f"{folder.root / path}: {error}") from None
+def _side_for_crops(side: int, size: int) -> int:
+    """Return the side of the pixels that training crops are cut from: larger than `size` if the images are."""
+    return size if side <= size else round(size * MARGIN)
 
 
-def _stored_sides(side: int, size: int) -> list[int]:
-    """Return the sides that the pool is stored at: of the networks' input and, of larger images, one for crops."""
-    return [size] if side <= size else [size, round(size * MARGIN)]
-
-
-def _read_all(
-    folder: Folder, paths: list[str], sides: Sequence[int], notes: list[str], pixel_format: PixelFormat
-) -> tuple[list[np.ndarray], list[int]]:
-    """Return pixels (n, side, side, 3) at each side of the images that can be read, and their rows in `paths`."""
-    pixels = [np.empty((len(paths), side, side, 3), np.uint8) for side in sides]
-
-    def read_into(i: int) -> str | None:
-        try:
-            image = _read(folder, paths[i], pixel_format)
-        except ImageDecodeError as error:
-            return str(error)
-        for stored, side in zip(pixels, sides):
-            stored[i] = resize_and_crop(image, side, 1.0)
-        return None
-
-    with ThreadPoolExecutor(cores()) as threads:
-        errors = list(threads.map(read_into, range(len(paths)), chunksize=64))
-    good = [i for i, error in enumerate(errors) if error is None]
-    bad = [error for error in errors if error]
-    if len(bad) > max(1, BAD_SHARE * len(paths)):
-        raise UserError(f"{bad[0]} ({len(bad)} of {len(paths)} images cannot be read, more than {BAD_SHARE:.0%})")
-    if bad:
-        notes.append(f"{len(bad)} unreadable image(s) were left out, the first: {os.path.relpath(bad[0], folder.root)}")
-    return ([stored[good] for stored in pixels] if bad else pixels), good
-
-
-class StudyData(LightningDataModule):
-    """Data module of some rows of a study's pool; the order and the pixels are pure functions of `seed`.
-
-    Args:
-        images: the study's images.
-        rows: (n,) pool rows to train on.
-        view: name of the training view.
-        options: of the view.
-        batch_size: at most; a smaller set is cut into equal batches.
-        seed: of order and pixels.
-        size: side of the views, pixels; None: the study's.
-    """
-
-    planned_steps: int | None = None  # of the training, where it ends inside an epoch; see `optim.training_length`
-
-    def __init__(
-        self,
-        images: StudyImages,
-        rows: np.ndarray,
-        view: str,
-        options: dict[str, Any],
-        batch_size: int,
-        seed: int,
-        size: int | None = None,
-    ):
-        super().__init__()
-        self.images, self.rows, self.seed = images, np.asarray(rows), seed
-        self.batch_size = len(rows) // -(-len(rows) // batch_size)
-        self.batches = TrainBatches(len(rows), self.batch_size, 0, 1, 1, seed)
-        self.views = make_batch_views(view, size or images.size, seed, **options)
-        self.num_classes, self.class_names = len(images.classes), images.classes
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches, hence steps, of one epoch."""
-        return len(self.batches)
-
-    @property
-    def global_batch_size(self) -> int:
-        """Images of one step, as methods ask for it."""
-        return self.batch_size
-
-    def train_dataloader(self) -> DataLoader:
-        """Return batches in the order of the epoch; views are rendered in batches in this process."""
-        pixels = self.images.pool if self.images.large is None else self.images.large
-        rows = InMemoryDataset(pixels[self.rows], self.images.labels[self.rows], self.views)
-        return DataLoader(rows, batch_sampler=self.batches, collate_fn=identity_collate, num_workers=0)
-
-
-def eval_batches(pixels: np.ndarray, labels: np.ndarray, size: int, batch_size: int = 500) -> Iterator[Batch]:
-    """Yield batches of the evaluation view of an array, in order, each image once."""
+def eval_batches(pixels: Pixels, labels: np.ndarray, size: int) -> Iterator[Batch]:
+    """Yield batches of the evaluation view of stored pixels, in order, each image once."""
     rows = InMemoryDataset(pixels, labels, make_batch_views("eval", size, 0))
-    for keys in EvalBatches(len(rows), batch_size):
+    for keys in EvalBatches(len(rows), batch_size(size)):
         yield rows.__getitems__(keys)

@@ -103,6 +103,7 @@ def run_study(
     from lit_vision.data.labeled_folder import label_options
     from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
     from lit_vision.study.images import read_images, read_unlabeled
+    from lit_vision.study.pixel_cache import PixelCache
     from lit_vision.study.presets import preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
@@ -124,7 +125,7 @@ def run_study(
         group_by=group_by,
     )
     label_table = options if options.given else None
-    with Reporter() as reporter:
+    with Reporter() as reporter, PixelCache(folder, log=reporter.log) as cache:
         reporter.log(f"reading {root}")
         gpu = torch.cuda.is_available()
         sides: list[int] = []  # the typical one of the images
@@ -133,7 +134,8 @@ def run_study(
             sides.append(typical)
             return choose_sizes(typical, names, gpu, size, frozen_size).train
 
-        images = read_images(root, training_side, labels=label_table)
+        reporter.start_task("reading images", 1)
+        images = read_images(root, training_side, labels=label_table, cache=cache, on_image=reporter.update)
         sizes = choose_sizes(sides[0], names, gpu, size, frozen_size)
         if public == AUTO:
             public = choose_public(sides[0], gpu)
@@ -148,7 +150,7 @@ def run_study(
         reporter.log(sizes.reason)
         for note in images.notes:
             reporter.log(note)
-        source = read_unlabeled(pretrain_on, images.size) if pretrain_on else None
+        source = read_unlabeled(pretrain_on, images.size, cache, reporter.update) if pretrain_on else None
         if source:
             for note in source.notes:
                 reporter.log(f"--pretrain_on: {note}")

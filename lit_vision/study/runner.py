@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_vision.data.views.views import resize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.processes import cores
@@ -27,6 +26,7 @@ from lit_vision.study.cells import (
 )
 from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen
 from lit_vision.study.images import StudyImages
+from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.presets import SCRATCH, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.study.schedule import (
@@ -96,7 +96,7 @@ class Study:
         """Run everything: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
         self._download_public()
         costs = self._make_plan()
-        self._measure_frozen("pixels", ("logreg", "knn"), *flat_pixels(self.images), "pixels")
+        self._measure_frozen("pixels", ("logreg", "knn"), *self.images.flat_pixels(), "pixels")
         for init in self.inits:
             self.encoders[init] = encoder = self._encoder(init)
             self._measure_frozen(init, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
@@ -204,9 +204,7 @@ class Study:
             return self.encoder_store.load_public(init)
         return self.encoder_store.pretrain(init, self.plan.pretrain[init], self.plan.pretrain_images.get(init))
 
-    def _measure_frozen(
-        self, init: str, protocols: tuple[str, ...], pool: np.ndarray, test: np.ndarray, origin: str
-    ) -> None:
+    def _measure_frozen(self, init: str, protocols: tuple[str, ...], pool: Rows, test: Rows, origin: str) -> None:
         """Measure protocols that train no network: k-NN and logistic regression ("logreg" on pixels, "linear" else)."""
         results = []
         for protocol in protocols:
@@ -285,15 +283,3 @@ class Study:
         for (init, protocol, labels), values in groups.items():
             score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")
-
-
-def flat_pixels(images: StudyImages) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labeled pool and the test split as rows of pixels in 0 to 1, at the size of the test split."""
-    pool, side = images.pool[: int((images.labels >= 0).sum())], images.test.shape[1]
-    if pool.shape[1] != side:  # of an earlier version, see `lit_vision.study.verify.verify`
-        pool = np.stack([resize(image, side, side) for image in pool])
-    return _rows(pool), _rows(images.test)
-
-
-def _rows(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(len(pixels), -1).astype(np.float32) / 255

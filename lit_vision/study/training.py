@@ -31,7 +31,7 @@ from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.optim import Schedule
 from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
 from lit_vision.runs.preemption import EXIT_CODES
-from lit_vision.study.images import StudyData, StudyImages, eval_batches
+from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.presets import TIMM, Network, StudyPreset, method_of
 from lit_vision.study.training_callbacks import (
     FEWEST_MEASURED,
@@ -42,6 +42,7 @@ from lit_vision.study.training_callbacks import (
     can_go_on_from,
     stable_decay_of,
 )
+from lit_vision.study.training_data import StudyData
 from lit_vision.weights.load import load_into, save_backbone
 from lit_vision.weights.pretrained import create_backbone
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.data.views.views import resize
 from lit_vision.study.cells import CellKey
 from lit_vision.study.encoders import frozen_features, measure_frozen
 from lit_vision.study.images import StudyImages
+from lit_vision.study.pixel_cache import PixelRows, Rows
 from lit_vision.study.presets import ON_LABELS, StudyPreset
-from lit_vision.study.runner import flat_pixels
 from lit_vision.study.training import classification, load_classifier, probabilities
 
 TOLERANCE = 0.005  # of accuracy as a fraction: half precision changes a few of a thousand answers
@@ -57,7 +58,7 @@ def verify(cells: list[dict[str, Any]], images: StudyImages, preset: StudyPreset
     Yields:
         Check, one per number; numbers without weights are skipped.
     """
-    arrays = replace(images, files=None)
+    arrays = replace(images, files=None, flat=None)
     ways = [images, arrays] + ([] if images.large is None else [replace(arrays, pool=images.large)])
     answers = _Answers(preset, weights)
     for cell in cells:
@@ -79,7 +80,7 @@ class _Answers:
 
     def __init__(self, preset: StudyPreset, weights: Path) -> None:
         self.preset, self.weights = preset, weights
-        self.frozen: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.frozen: dict[tuple[str, int], tuple[Rows, Rows]] = {}
 
     def can_give(self, key: CellKey) -> bool:
         return key.init == "pixels" or self._path(key).exists()
@@ -99,7 +100,17 @@ class _Answers:
             return answer
         if (key.init, way) not in self.frozen:
             pixels = key.init == "pixels"
-            found = flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
+            found: tuple[Rows, Rows]
+            found = _flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
             self.frozen[key.init, way] = found
         pool, test = self.frozen[key.init, way]
         return measure_frozen(key, pool, test, images).probabilities
+
+
+def _flat_pixels(images: StudyImages) -> tuple[Rows, Rows]:
+    """Return flat pixels; those of a pool that an earlier version kept at a larger side are resized to the test's."""
+    pool, test = images.flat_pixels()
+    if pool.shape[1] != test.shape[1]:
+        side = images.test.shape[1]
+        pool = PixelRows(np.stack([resize(image, side, side) for image in pool.pixels[: len(pool)]]), len(pool))
+    return pool, test

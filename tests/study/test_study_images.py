@@ -10,9 +10,11 @@ from broken_files import encode, picture
 from lit_vision.data.folder import scan
 from lit_vision.data.pack import write_pack
 from lit_vision.errors import UserError
-from lit_vision.study import schedule
-from lit_vision.study.images import MARGIN, StudyData, StudyImages, eval_batches, read_images, read_unlabeled
+from lit_vision.study import pixel_cache, schedule
+from lit_vision.study.images import FLAT_SIDE, MARGIN, StudyImages, eval_batches, read_images, read_unlabeled
+from lit_vision.study.pixel_cache import PixelCache
 from lit_vision.study.presets import preset_for
+from lit_vision.study.training_data import StudyData
 
 
 def _write(root: Path, count: int, side: int, splits: tuple[str, ...] = ("train", "test")) -> Path:
@@ -54,8 +56,6 @@ def test_pool_and_test__of_large_images_are_made_alike_and_crops_are_cut_from_la
     shutil.copytree(root / "train", root / "test")
     images = read_images(root, 32)
     np.testing.assert_array_equal(images.pool, images.test)
-    (pool,), (test,) = (eval_batches(x, y, 32) for x, y in ((images.pool, images.labels), (images.test, images.labels)))
-    assert (pool["images"] == test["images"]).all()
     assert images.large.shape == (6, round(32 * MARGIN), round(32 * MARGIN), 3)
     data = StudyData(images, np.arange(6), "eval", {}, 6, 0)
     seen = next(iter(data.train_dataloader()))
@@ -64,6 +64,54 @@ def test_pool_and_test__of_large_images_are_made_alike_and_crops_are_cut_from_la
     assert (seen["images"] == expected["images"]).all()
     assert read_images(root, 100).large is None  # not larger than the input
     assert read_unlabeled(root, 32).pool.shape[1] == round(32 * MARGIN)
+
+
+@pytest.mark.parametrize(("side", "size"), [(100, 32), (20, 32), (100, 68), (70, 72)])
+@pytest.mark.parametrize("gigabytes", [0.0, 0.00003, 1.0])
+def test_cache__gives_the_pixels_of_memory_whatever_its_limit(tmp_path, side, size, gigabytes, monkeypatch) -> None:
+    monkeypatch.setattr(pixel_cache, "_AT_ONCE", 4)
+    root = _write(tmp_path / "set", 5, side)
+    (root / "train/cat/002.png").write_bytes(b"x")
+    lines, counted = [], []
+    with PixelCache(tmp_path / "run", gigabytes, lines.append) as cache:
+        cached = read_images(root, size, cache=cache, on_image=lambda *n: counted.append(n))
+        memory = read_images(root, size)
+        assert (len(cached.pool), cached.labels.tolist()) == (9, memory.labels.tolist())
+        for name in ("pool", "large", "test"):
+            one, other = getattr(cached, name), getattr(memory, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.shape == other.shape
+                np.testing.assert_array_equal(one[:], other)
+                np.testing.assert_array_equal(one[[3, 1]], other[[3, 1]])
+                np.testing.assert_array_equal(one[4], other[4])
+        for one, other in zip(cached.flat_pixels(), memory.flat_pixels()):
+            np.testing.assert_array_equal(one[:], other[:])
+        np.testing.assert_array_equal(cached.test_view(size + 28)[:], memory.test_view(size + 28))
+        data = [StudyData(images, np.arange(1, 8), "train", {}, 4, 0).train_dataloader() for images in (cached, memory)]
+        assert all((a["images"] == b["images"]).all() for a, b in zip(*data))
+    assert counted[9] == (10, 10)
+    assert "1 unreadable" in cached.notes[0]
+    assert not (tmp_path / "run").exists()  # nothing is left, not even the folder
+    assert bool(lines) == (gigabytes > 0)
+    assert ("--cache_gb" in " ".join(lines)) == (gigabytes == 0.00003)
+
+
+def test_flat_pixels__of_large_images_are_small(tmp_path) -> None:
+    pool, test = read_images(_write(tmp_path, 3, 100), 96).flat_pixels()
+    assert (pool.shape, test.shape) == ((6, FLAT_SIDE**2 * 3), (6, FLAT_SIDE**2 * 3))
+    assert pool[:2].dtype == np.float32
+    assert pool[[0]].max() <= 1
+
+
+def test_cache__refuses_a_short_disk_before_it_writes(tmp_path, monkeypatch) -> None:
+    root = _write(tmp_path / "set", 3, 40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    free = r"1\.0 MB are free; make room, or give --cache_gb 0\.0"
+    cache = PixelCache(tmp_path / "run", log=lambda line: None)
+    with pytest.raises(UserError, match=free), cache:
+        read_images(root, cache=cache)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pack__is_read_as_its_folder(tmp_path) -> None:
