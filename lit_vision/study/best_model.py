@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from lit_vision.results import plots
 from lit_vision.study import figures
 from lit_vision.study.cells import CellKey
 from lit_vision.study.images import StudyImages
-from lit_vision.study.presets import ON_LABELS, TIMM
+from lit_vision.study.presets import ON_LABELS, TIMM, StudyPreset
 from lit_vision.study.runner import Study
 from lit_vision.study.training import classification, load_classifier, redirect_output
 from lit_vision.study.verdict import PROBED
@@ -30,7 +31,10 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
     with redirect_output(study.log):
         if key.protocol == PROBED and key.init in study.encoders:  # the encoder with the probe as its head
             weights, head = study.encoders[key.init].weights, study.probe(key)
-            module, _ = classification(key.init, images, rows, study.preset, key.seed, weights, head)
+            preset, network = study.preset, study.preset.network(key.init)
+            seen = {key.init: replace(network, size=preset.frozen_side(key.init))}
+            preset = replace(preset, networks={**preset.networks, **seen})
+            module, _ = classification(key.init, images, rows, preset, key.seed, weights, head)
         elif key.protocol in ON_LABELS and path.exists():
             module, _ = classification(key.init, images, rows, study.preset, key.seed, None, protocol=key.protocol)
             load_classifier(path, module)
@@ -40,10 +44,15 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
     return module
 
 
+def side_of(preset: StudyPreset, key: CellKey) -> int:
+    """Return the side at which the model of a cell sees an image, pixels."""
+    return preset.frozen_side(key.init) if key.protocol == PROBED else preset.side(key.init)
+
+
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
     """Write the classifier with class names, mean, std, size and license in its metadata."""
     license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
-    side = study.preset.side(key.init)
+    side = side_of(study.preset, key)
     metadata = {
         "size": side,
         "class_names": study.images.classes,

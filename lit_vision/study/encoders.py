@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.backbone import Backbone, is_plain_vit
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.knn import weighted_knn
@@ -28,7 +28,7 @@ from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
-from lit_vision.weights.load import load_backbone, save_backbone
+from lit_vision.weights.load import load_backbone, load_into, save_backbone
 from lit_vision.weights.public_packages import is_installed
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def frozen_features(
         (n, D) for the n labeled pool images, which come first in the pool, and (M, D).
     """
     backbone, report = load_backbone(weights)
+    if is_plain_vit(backbone.model) and tuple(backbone.data_config["input_size"][-2:]) != (size, size):
+        backbone = Backbone(**{**backbone.config, "img_size": size})
+        load_into(backbone, weights)  # interpolates its position embedding
     return features(backbone, report.mean, report.std, images, size, cache_dir, on_batch)
 
 
@@ -225,6 +228,7 @@ class EncoderStore:
         self.images, self.preset, self.folder, self.reporter = images, preset, folder, reporter
         self.source = source or images
         self.log = folder / "study.log"
+        self._found: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}  # by sha256 of the weights, and side
         (folder / "weights").mkdir(exist_ok=True)
 
     def path(self, init: str) -> Path:
@@ -303,13 +307,20 @@ class EncoderStore:
             self.reporter.log(f"{init}: {epochs} epochs, {format_duration(trained.seconds)}, loss {loss:.3f}")
         return Encoder(trained.weights, trained.sha256, trained.seconds, trained.images_seen, *self._features(init))
 
-    def _features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
-        self.reporter.start_task(f"frozen features of {init}", 1)
-        with training.redirect_output(self.log):
-            return frozen_features(
-                self.path(init),
-                self.images,
-                self.preset.frozen_side(init),
-                self.folder / "features",
-                self.reporter.update,
-            )
+    def head_features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return features of an init's stored weights as its trainings see the images: what their first head is fit on.
+
+        They differ from the frozen ones where those are taken at another side (`StudyPreset.frozen_side`).
+        """
+        return self._features(init, self.preset.side(init))
+
+    def _features(self, init: str, side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        side = side or self.preset.frozen_side(init)
+        weights = sha256_of_file(self.path(init))
+        if (weights, side) not in self._found:
+            self.reporter.start_task(f"features of {init} at {side} pixels", 1)
+            with training.redirect_output(self.log):
+                self._found[weights, side] = frozen_features(
+                    self.path(init), self.images, side, self.folder / "features", self.reporter.update
+                )
+        return self._found[weights, side]

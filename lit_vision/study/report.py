@@ -18,7 +18,7 @@ from lit_vision.results.environment import device_name
 from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import Table, grid_table, rows_from
 from lit_vision.study import figures
-from lit_vision.study.best_model import EXPLAINED_IMAGES, load_best, write_explanations, write_model
+from lit_vision.study.best_model import EXPLAINED_IMAGES, load_best, side_of, write_explanations, write_model
 from lit_vision.study.cells import CellKey, CellResult, hash_inputs, to_cells
 from lit_vision.study.presets import ON_LABELS, SCRATCH
 from lit_vision.study.report_content import Content, Section, collect_answers, recommendation, report_markdown
@@ -211,7 +211,7 @@ def _model(study: Study, cells: Sequence[Mapping[str, Any]], verdict: Verdict) -
         module,
         study.images,
         evenly_spaced(len(study.images.test), EXPLAINED_IMAGES).tolist(),
-        study.preset.side(key.init),
+        side_of(study.preset, key),
     )
     text = (
         f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}: test images, and the regions that each "

@@ -220,6 +220,10 @@ class Study:
         encoder = self.encoders[key.init]
         return fit_probe(key, encoder.pool, encoder.test, self.images)
 
+    def _first_head(self, key: CellKey) -> LinearProbe:
+        """Fit the head that a training begins with, on features of the images as the training sees them."""
+        return fit_probe(key, *self.encoder_store.head_features(key.init), self.images)
+
     def _train_on_labels(self) -> None:
         """Run the trainings on labels, fewest labels first; all inits of a seed before the next, for complete pairs."""
         for count in self.plan.labels:
@@ -263,7 +267,7 @@ class Study:
         images, preset = self.images, self.preset
         rows = images.subset(key.labels, key.seed)
         with training.redirect_output(self.log):
-            weights, probe = (encoder.weights, self.probe(key)) if encoder else (None, None)
+            weights, probe = (encoder.weights, self._first_head(key)) if encoder else (None, None)
             module, data = training.classification(
                 key.init, images, rows, preset, key.seed, weights, probe, key.protocol, epochs
             )
