@@ -29,7 +29,7 @@ from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.optim import Schedule
-from lit_vision.runs.checkpoint_io import AtomicCheckpointIO
+from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path
 from lit_vision.runs.preemption import EXIT_CODES
 from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.presets import TIMM, Network, StudyPreset, method_of
@@ -293,8 +293,10 @@ def train(
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint of `train` and the file with its digest, if they are there."""
+    """Remove a checkpoint of `train`, the file with its digest, and what a kill in a write left, if they are there."""
     AtomicCheckpointIO().remove_checkpoint(checkpoint)
+    for path in (checkpoint, digest_path(checkpoint)):
+        path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
 
 
 def precision_of(module: LightningModule) -> str:
