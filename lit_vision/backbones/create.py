@@ -25,6 +25,11 @@ def lists_to_tuples(value: Any) -> Any:
     return tuple(lists_to_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+def has_fixed_size(name: str) -> bool:
+    """Return True for timm's name of a model that is built for images of one size, such as a ViT."""
+    return bool(getattr(timm.get_pretrained_cfg(name.split(".")[0]), "fixed_input_size", False))
+
+
 def create_timm_model(name: str, pretrained: bool, img_size: ImageSize | None, arguments: dict[str, Any]) -> nn.Module:
     """Call timm.create_model and turn what it raises into errors that name the key and what to do.
 
@@ -44,7 +49,7 @@ def create_timm_model(name: str, pretrained: bool, img_size: ImageSize | None, a
         near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
         raise UserError(f"backbone: timm {timm.__version__} has no model {name!r}; {hint}")
-    if img_size is not None and (remote or getattr(timm.get_pretrained_cfg(base), "fixed_input_size", False)):
+    if img_size is not None and (remote or has_fixed_size(name)):
         arguments = {**arguments, "img_size": lists_to_tuples(plain_size(img_size))}
     try:
         with _hub_offline_if_unreachable() if pretrained else contextlib.nullcontext():

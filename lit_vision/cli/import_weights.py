@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_vision.cli.parser import CommandParser, add_overwrite_argument
-from lit_vision.convert.import_source import config_of_timm_export, resolve_source, type_error
+from lit_vision.convert.import_source import config_of_timm_export, license_of, resolve_source, type_error
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.writers import check_output_path
 from lit_vision.weights.public_packages import PACKAGES, origin, origin_text
@@ -138,7 +138,6 @@ def _import_weights(
     from lit_vision.weights.checkpoint_layouts import OUTSIDE, official_training_args, read_common
     from lit_vision.weights.compatibility import (
         BACKBONE,
-        FACEBOOK_MAE,
         UNKNOWN,
     )
     from lit_vision.weights.detect_architecture import detect_architecture
@@ -184,10 +183,7 @@ def _import_weights(
     named = args.backbone is not None
     report.origin = origin_text(packaged) if packaged else ""
     lines = [*state_line(metadata), str(report), *notes(method, report, name, {**config, **args.args}, named=named)]
-    license = args.license or (config.get("pretrained_cfg") or {}).get("license") or metadata.get("license") or ""
-    license = license or packaged.get("license", "")
-    if layout.startswith(FACEBOOK_MAE):
-        license = args.license or "CC-BY-NC-4.0"
+    license = args.license or license_of(layout, metadata, config) or packaged.get("license", "")
     pixels, pixels_origin = statistics(method, report, config, args.args)
     lines.append(f"pixels: mean {pixels['mean']}, std {pixels['std']}: {pixels_origin}")
     record = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,10 +15,11 @@ from lit_vision.results import plots
 from lit_vision.study import figures
 from lit_vision.study.cells import CellKey
 from lit_vision.study.images import StudyImages
-from lit_vision.study.presets import ON_LABELS, TIMM, StudyPreset
+from lit_vision.study.presets import ON_LABELS, StudyPreset
 from lit_vision.study.runner import Study
 from lit_vision.study.training import classification, load_classifier, redirect_output
 from lit_vision.study.verdict import PROBED
+from lit_vision.weights.licenses import with_note
 
 EXPLAINED_IMAGES = 6
 
@@ -31,9 +31,7 @@ def load_best(study: Study, key: CellKey) -> Classifier | None:
     with redirect_output(study.log):
         if key.protocol == PROBED and key.init in study.encoders:  # the encoder with the probe as its head
             weights, head = study.encoders[key.init].weights, study.probe(key)
-            preset, network = study.preset, study.preset.network(key.init)
-            seen = {key.init: replace(network, size=preset.frozen_side(key.init))}
-            preset = replace(preset, networks={**preset.networks, **seen})
+            preset = study.preset.as_frozen(key.init)
             module, _ = classification(key.init, images, rows, preset, key.seed, weights, head)
         elif key.protocol in ON_LABELS and path.exists():
             module, _ = classification(key.init, images, rows, study.preset, key.seed, None, protocol=key.protocol)
@@ -51,7 +49,7 @@ def side_of(preset: StudyPreset, key: CellKey) -> int:
 
 def write_model(path: Path, study: Study, key: CellKey, module: Classifier) -> Path:
     """Write the classifier with class names, mean, std, size and license in its metadata."""
-    license = study.licenses.get(key.init, "") if key.init.startswith(TIMM) else ""
+    license = with_note(study.licenses.get(key.init, ""))
     side = side_of(study.preset, key)
     metadata = {
         "size": side,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lit_vision.backbones.backbone import Backbone, is_plain_vit
+from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract_features
 from lit_vision.evaluation.knn import weighted_knn
@@ -25,10 +25,10 @@ from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_recor
 from lit_vision.study.figures import reconstructions
 from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset
+from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset, base_of, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
-from lit_vision.weights.load import load_backbone, load_into, save_backbone
+from lit_vision.weights.load import load_backbone, save_backbone
 from lit_vision.weights.public_packages import is_installed
 
 if TYPE_CHECKING:
@@ -135,10 +135,7 @@ def frozen_features(
     Returns:
         (n, D) for the n labeled pool images, which come first in the pool, and (M, D).
     """
-    backbone, report = load_backbone(weights)
-    if is_plain_vit(backbone.model) and tuple(backbone.data_config["input_size"][-2:]) != (size, size):
-        backbone = Backbone(**{**backbone.config, "img_size": size})
-        load_into(backbone, weights)  # interpolates its position embedding
+    backbone, report = load_backbone(weights, size)
     return features(backbone, report.mean, report.std, images, size, cache_dir, on_batch)
 
 
@@ -277,27 +274,33 @@ class EncoderStore:
         """Pre-train on the pool, or find the weights of an earlier run of the same images, settings and epochs.
 
         Args:
-            init: one of PRETRAINED.
+            init: one of PRETRAINED, or METHOD@INIT whose INIT has been stored.
             epochs: of the training.
             count: how many images of the pool to train on; None: all.
         """
-        source = self.source
-        inputs = hash_inputs(source.fingerprint, source.size, init, epochs, count, self.preset.pretraining_fields(init))
+        source, method, base = self.source, method_of(init), base_of(init)
+        weights = self.path(base) if base else None
+        fields = self.preset.pretraining_fields(init)
+        origin = [sha256_of_file(weights)] if weights else []
+        inputs = hash_inputs(source.fingerprint, source.size, init, epochs, count, fields, *origin)
+        metadata = {"method": method, "data_fingerprint": source.fingerprint, "size": str(self.preset.side(init))}
+        if weights:
+            metadata["license"] = load_backbone(weights)[1].metadata.get("license", "")
 
         def after_training(module: LightningModule) -> Any:
-            if init == "mae":
+            if method == "mae":
                 reconstructions(self.folder / "samples" / "reconstructions.png", module, self.images)
 
         trained = pretrain_once(
             self.path(init),
             inputs,
-            lambda: training.pretraining(init, source, self.preset, 0, count),
+            lambda: training.pretraining(init, source, self.preset, 0, count, weights=weights),
             epochs,
             0,
             self.reporter,
             f"{init} pre-training",
             self.log,
-            metadata={"method": init, "data_fingerprint": source.fingerprint},
+            metadata=metadata,
             after_training=after_training,
         )
         if trained.found:

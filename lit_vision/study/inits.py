@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_vision.errors import UsageError
 from lit_vision.study.presets import (
@@ -16,7 +17,9 @@ from lit_vision.study.presets import (
     SCRATCH,
     SMALL,
     TIMM,
+    base_of,
     is_plain_vit_name,
+    method_of,
 )
 
 BASELINES = ("pixels", *SCRATCH)  # of every study; they may be named, which changes nothing
@@ -48,6 +51,23 @@ class Init:
     sha256: str = ""
     license: str = ""
     non_commercial: bool = False
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Plain values for results.json, with the file's name instead of its path."""
+        return {
+            "method": self.method,
+            "base": self.base,
+            "file": self.path.name if self.path else None,
+            "sha256": self.sha256,
+            "license": self.license,
+            "non_commercial": self.non_commercial,
+        }
+
+
+def init_of(name: str) -> Init:
+    """Return the init of a name that needs no path: a method's, timm:NAME or METHOD@timm:NAME."""
+    return Init(name, method_of(name), base_of(name))
 
 
 def parse_inits(items: str | Sequence[str], public: str = "") -> list[Init]:

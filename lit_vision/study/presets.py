@@ -7,7 +7,7 @@ figures) and are used for every folder: a cell at L labels uses L labels in all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 TIMM = "timm:"  # prefix of the names of public weights
@@ -156,6 +156,14 @@ class StudyPreset:
         """
         own = not method_of(init) and (init.startswith(TIMM) or init in self.networks)
         return self.frozen_sides.get(init, self.frozen or self.side(init)) if own else self.side(init)
+
+    def as_frozen(self, init: str) -> StudyPreset:
+        """Return the preset with an init's network built for the side of its frozen features."""
+        network, side = self.network(init), self.frozen_side(init)
+        if "img_size" in network.args:
+            network = replace(network, args={**network.args, "img_size": side})
+        networks = {**self.networks, init: replace(network, size=side)}
+        return replace(self, networks=networks) if side != self.side(init) else self
 
     def pretraining_options(self, init: str) -> dict[str, Any]:
         """Return the arguments of the method that pre-trains an init, without its backbone, and `batch_size`."""

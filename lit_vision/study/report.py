@@ -59,6 +59,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
         plan={"pretrain": study.plan.pretrain, "tune": study.plan.tune, "scratch": study.plan.scratch},
         weights={init: encoder.sha256 for init, encoder in study.encoders.items()},
         weights_from=study.origins,
+        inits={init.name: init.record for init in study.given},
     )
     result = read_result(results)
     content = _content(study, cells, result, results)

@@ -162,9 +162,8 @@ def run_study(
         _set_epochs(plan, fixed_epochs)
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, rotation, gpu=gpu, frozen=sizes.frozen)
-        names = [init.name for init in tried]
         optional = {public} if pretrained == "auto" else ()
-        study = Study(images, preset, names, plan, 60 * budget, folder, reporter, optional, keep_weights, source)
+        study = Study(images, preset, tried, plan, 60 * budget, folder, reporter, optional, keep_weights, source)
         results = study.run()
         reporter.log("writing the report")
         return write_report(study, results, wandb)

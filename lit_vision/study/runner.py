@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lit_vision.errors import UserError
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
@@ -26,8 +25,10 @@ from lit_vision.study.cells import (
 )
 from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen
 from lit_vision.study.images import StudyImages
+from lit_vision.study.init_weights import open_inits
+from lit_vision.study.inits import Init, init_of
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.presets import SCRATCH, TIMM, StudyPreset
+from lit_vision.study.presets import SCRATCH, StudyPreset, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.study.schedule import (
     INIT_SHARE,
@@ -41,7 +42,6 @@ from lit_vision.study.schedule import (
     plan_labels,
     plan_pretraining,
 )
-from lit_vision.weights.public_packages import origin_text
 
 
 class Study:
@@ -50,7 +50,7 @@ class Study:
     Args:
         images: from `read_images`.
         preset: from `preset_for`.
-        inits: pre-trained inits to try: "mae", "simclr", "lejepa", "timm:NAME".
+        inits: to try beside the baselines: of `parse_inits`, or names such as "mae", "timm:NAME", "simclr@timm:NAME".
         plan: numbers of labels, seeds, and epochs that are fixed beforehand.
         budget: seconds in all, counted from the reporter's start.
         folder: the run's folder.
@@ -68,7 +68,7 @@ class Study:
         self,
         images: StudyImages,
         preset: StudyPreset,
-        inits: list[str],
+        inits: Sequence[str | Init],
         plan: StudyPlan,
         budget: float,
         folder: Path,
@@ -78,12 +78,14 @@ class Study:
         source: StudyImages | None = None,
     ):
         refuse_older_study(folder)
-        self.images, self.preset, self.inits, self.plan = images, preset, inits, plan
+        self.images, self.preset, self.plan = images, preset, plan
         self.budget, self.folder, self.reporter = budget, folder, reporter
         self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
         # cells of an earlier version, which enlarged and cut the stored copies instead, are measured again
         self.data_hash = hash_inputs(images.fingerprint, images.size, "pixels of the files")
+        self.given = [init if isinstance(init, Init) else init_of(init) for init in inits]
+        self.inits = [init.name for init in self.given]
         self.optional, self.keep_weights = optional, keep_weights
         self.not_tried: dict[str, str] = {}  # reason, by init
         self.licenses: dict[str, str] = {}  # of public weights, by init
@@ -110,27 +112,18 @@ class Study:
     # plan
 
     def _download_public(self) -> None:
-        """Download public weights first: the plan depends on which of them there are."""
-        store = self.encoder_store
-        for init in [init for init in self.inits if init.startswith(TIMM)]:
-            try:
-                optional = init in self.optional
-                used, metadata = store.download_or_packaged(init) if optional else (init, store.download(init))
-            except UserError as error:
-                if not optional:
-                    raise
-                self.inits = [other for other in self.inits if other != init]
-                self._not_tried(init, "no network" if "network" in str(error) else str(error))
-                continue
-            self.licenses[used] = metadata.get("license", "not stated")
-            if used != init:
-                self._not_tried(init, f"no network; {used} instead")
-                self.inits = [used if other == init else other for other in self.inits]
-                if init in self.plan.max_seeds:
-                    self.plan.max_seeds[used] = self.plan.max_seeds.pop(init)
-            if "source" in metadata:
-                self.origins[used] = origin_text(metadata)
-                self.reporter.log(f"{used}: weights of {self.origins[used]}")
+        """Bring all given weights into the folder first: the plan depends on which of them there are."""
+        opened = open_inits(self.given, self.encoder_store, self.optional)
+        self.preset, self.given, self.inits = opened.preset, opened.inits, [init.name for init in opened.inits]
+        for init, reason in opened.not_tried.items():
+            self._not_tried(init, reason)
+        for old, new in opened.renamed.items():
+            if old in self.plan.max_seeds:
+                self.plan.max_seeds[new] = self.plan.max_seeds.pop(old)
+        for init, origin in opened.origins.items():
+            self.reporter.log(f"{init}: weights of {origin}")
+        self.origins = opened.origins
+        self.licenses = {init.name: init.license for init in opened.inits if init.license}
 
     def _not_tried(self, init: str, reason: str) -> None:
         self.not_tried[init] = reason
@@ -200,7 +193,7 @@ class Study:
                 yield CellKey(init, protocol, count, seed)
 
     def _encoder(self, init: str) -> Encoder:
-        if init.startswith(TIMM):
+        if not method_of(init):
             return self.encoder_store.load_public(init)
         return self.encoder_store.pretrain(init, self.plan.pretrain[init], self.plan.pretrain_images.get(init))
 

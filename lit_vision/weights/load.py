@@ -19,6 +19,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.create import has_fixed_size
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UserError
@@ -275,8 +276,13 @@ def save_backbone(
     return path
 
 
-def load_backbone(path: str | os.PathLike[str]) -> tuple[Backbone, LoadReport]:
+def load_backbone(path: str | os.PathLike[str], img_size: int | None = None) -> tuple[Backbone, LoadReport]:
     """Build the backbone that `save_backbone` described in the file's metadata, and load its weights.
+
+    Args:
+        path: the file.
+        img_size: side of the images that it shall see, pixels, where it is built for one size: a ViT's position
+            embeddings are resized. None: as in the file.
 
     Returns:
         The backbone and the report, which has mean and std.
@@ -287,7 +293,10 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[Backbone, LoadReport]:
     _, metadata = read_file(path)
     if "backbone" not in metadata:
         raise UserError(f"{path}: its metadata does not name a backbone; build the Backbone and use load_into")
-    backbone = Backbone(**json.loads(metadata["backbone"]))
+    config = json.loads(metadata["backbone"])
+    if img_size is not None and (config["img_size"] is not None or has_fixed_size(config["name"])):
+        config["img_size"] = img_size
+    backbone = Backbone(**config)
     return backbone, load_into(backbone, path)
 
 
