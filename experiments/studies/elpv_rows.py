@@ -29,10 +29,13 @@ SIZE = 96  # pixels: side of what trains
 PUBLIC_SIZE = 224  # of the public network's frozen features
 PIXELS_SIZE = 64  # of the baseline on pixels
 PUBLIC = "timm:tf_efficientnet_lite0"
-BATCH = 64  # of trainings on labels, at most
 ADAM: dict[str, Any] = {"optimizer": "adamw", "base_lr": None, "warmup_epochs": 0.0}
+DEEP = {"stem_type": "deep", "stem_width": 16}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "cnn": ("resnet18", {"stem_type": "deep", "stem_width": 16, "layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}),
+    "cnn": (
+        "resnet18",
+        {"stem_type": "deep", "stem_width": 16, "layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]},
+    ),
     "vit": ("vit_tiny_patch16_224", {"img_size": SIZE, "embed_dim": 192, "depth": 4, "num_heads": 3}),
     "public": (PUBLIC.removeprefix("timm:"), {}),
 }
@@ -82,22 +85,24 @@ class Row:
         network: name in NETWORKS.
         steps: optimizer steps of a training on labels at the fewest labels, at a tenth of them, and at all.
         pretrain_epochs: of its pre-training on the training cells, without labels.
+        batch: images of a step of a training on labels, at most.
     """
 
     init: str
     network: str
     steps: tuple[int, int, int]
     pretrain_epochs: int = 0
+    batch: int = 64
 
 
 # from scratch: three times the steps of a fine-tuning; SimCLR, LeJEPA and MAE: about equal multiply-adds
 ROWS = (
-    Row(PUBLIC, "public", (60, 60, 108)),
-    Row("scratch-cnn", "cnn", (300, 300, 648)),
-    Row("simclr", "cnn", (100, 100, 216), 30),
-    Row("mae", "vit", (100, 100, 216), 109),
-    Row("lejepa", "cnn", (100, 100, 216), 30),
-    Row(f"simclr@{PUBLIC}", "public", (60, 60, 108), 4),
+    Row(PUBLIC, "public", (40, 40, 104), batch=32),
+    Row("scratch-cnn", "cnn", (180, 180, 405)),
+    Row("simclr", "cnn", (60, 60, 135), 24),
+    Row("mae", "vit", (60, 60, 135), 87),
+    Row("lejepa", "cnn", (60, 60, 135), 24),
+    Row(f"simclr@{PUBLIC}", "public", (40, 40, 104), 3, batch=32),
 )
 
 
@@ -116,10 +121,12 @@ def pretraining(row: Row, weights: Path | None) -> nn.Module:
     method, options, _ = PRETRAINING[row.init]
     name, args = network(row)
     with temporary_seed(derive_seed(0, 0)):
-        module = method(backbone=name, backbone_args={**args, "pool": "token"} if method is MAE else args, **options, **ADAM)
+        module = method(
+            backbone=name, backbone_args={**args, "pool": "token"} if method is MAE else args, **options, **ADAM
+        )
     if weights is not None:
         load_into(module, weights)
-    return module
+    return faster(module)
 
 
 def classifier(row: Row, weights: Path | None, probe: LinearProbe | None, seed: int) -> Classifier:
@@ -149,7 +156,12 @@ def classifier(row: Row, weights: Path | None, probe: LinearProbe | None, seed: 
         for part in module.backbone.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.eval()  # the Trainer leaves the mode of parts as it is
-    return module
+    return faster(module)
+
+
+def faster(module: Any) -> Any:
+    """Store the weights of a convolutional network with channels last: a step takes a quarter less time on a CPU."""
+    return module.to(memory_format=torch.channels_last)
 
 
 def epochs(row: Row, place: int, rows: int) -> int:
@@ -160,7 +172,12 @@ def epochs(row: Row, place: int, rows: int) -> int:
         place: 0, 1 or 2: fewest labels, a tenth, all.
         rows: training rows, copies counted.
     """
-    return max(1, round(row.steps[place] / -(-rows // BATCH)))
+    return max(1, round(row.steps[place] / -(-rows // row.batch)))
+
+
+def batch_size(row: Row, rows: int) -> int:
+    """Return the images of a step of a training on labels: `rows` in equal batches of at most `row.batch`."""
+    return rows // -(-rows // row.batch)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone, save_backbone
 from studies import elpv_rows
 from studies.elpv_images import Protocol, SolarCells, make_protocol
-from studies.elpv_rows import BATCH, PIXELS_SIZE, PUBLIC, PUBLIC_SIZE, ROWS, SIZE, Row
+from studies.elpv_rows import PUBLIC, Row
 
 SEEDS = (5, 5, 3)  # at the fewest labels, at a tenth, at all
 RESUMED = "simclr@"  # init that goes on from the public weights
@@ -61,13 +61,13 @@ class Runner:
     def images(self, protocol: str) -> StudyImages:
         """Return the images of a protocol at 96 pixels."""
         if protocol not in self._images:
-            self._images[protocol] = self.protocols[protocol].images(self.cells, SIZE)
+            self._images[protocol] = self.protocols[protocol].images(self.cells, elpv_rows.SIZE)
         return self._images[protocol]
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield all cells: what trains no network first, then all inits of a seed before the next, fewest labels first.
+        """Yield all cells: what trains no network, then all inits of a seed before the next, fewest labels first.
 
-        The paper's protocol has all labels only.
+        The paper's protocol has all labels only; its trainings take turns with those on all certain labels.
         """
         frozen = [("pixels", "logreg"), ("pixels", "knn"), (PUBLIC, "linear"), (PUBLIC, "knn"), (PUBLIC, "linear-96")]
         for protocol in self.protocols:
@@ -75,13 +75,13 @@ class Runner:
                 for init, kind in frozen:
                     for seed in range(SEEDS[place]):
                         yield self._piece(protocol, CellKey(init, kind, count, seed), place)
-        for protocol in self.protocols:
-            for place, count in self._counts(protocol):
-                for seed in range(SEEDS[place]):
-                    for row in ROWS:
-                        kinds = ("linear", "knn", "finetune") if row.pretrain_epochs else ("finetune",)
-                        for kind in kinds:
-                            yield self._piece(protocol, CellKey(row.init, kind, count, seed), place)
+        for place in range(len(SEEDS)):
+            for seed in range(SEEDS[place]):
+                for protocol in self.protocols:
+                    for row in elpv_rows.ROWS:
+                        for kind in ("linear", "knn", "finetune") if row.pretrain_epochs else ("finetune",):
+                            for count in [count for other, count in self._counts(protocol) if other == place]:
+                                yield self._piece(protocol, CellKey(row.init, kind, count, seed), place)
 
     def _counts(self, protocol: str) -> list[tuple[int, int]]:
         counts = list(enumerate(elpv_rows.label_counts(self.protocols[protocol].labels)))
@@ -103,7 +103,7 @@ class Runner:
                     data = backbone.data_config
                     save_backbone(path, backbone, data["mean"], data["std"])
             return PretrainedEncoder(path, sha256_of_file(path), 0.0, 0, [], True)
-        start = self.encoder(ROWS[0]) if row.init.startswith(RESUMED) else None
+        start = self.encoder(elpv_rows.ROWS[0]) if row.init.startswith(RESUMED) else None
         method, options, batch_size = elpv_rows.PRETRAINING[row.init]
         views = elpv_rows.VIEWS[row.init]
         images = self.images("certain")  # both protocols have the same pool
@@ -174,21 +174,20 @@ class Runner:
         def measure() -> Measurement:
             images = self.images(protocol)
             with training.redirect_output(self.log):
-                probe = self.probe(rule, key, subset, SIZE) if encoder else None
+                probe = self.probe(rule, key, subset, elpv_rows.SIZE) if encoder else None
                 module = elpv_rows.classifier(row, encoder.weights if encoder else None, probe, key.seed)
-                data = StudyData(images, rows, "train", elpv_rows.TRAIN_VIEWS, BATCH, key.seed)
+                data = StudyData(images, rows, "train", elpv_rows.TRAIN_VIEWS, row.batch, key.seed)
                 title = f"{protocol}: {key.init}, {key.labels} labels, seed {key.seed}"
                 self.reporter.start_task(title, data.batch_size)
                 trained = training.train(module, data, epochs, key.seed, self.reporter.update)
-                answer = training.probabilities(module, images, SIZE)
+                answer = training.probabilities(module, images, elpv_rows.SIZE)
             self.stores[protocol].put_losses(key, trained.losses)
             return Measurement(answer, trained.steps, seconds=trained.seconds)
 
         settings = elpv_rows.TUNE[row.network] if encoder else elpv_rows.FROM_SCRATCH
         origin = encoder.sha256 if encoder else None
-        inputs = hash_inputs(
-            self.cells.fingerprint, protocol, origin, elpv_rows.network(row), epochs, settings, elpv_rows.TRAIN_VIEWS
-        )
+        settings = [elpv_rows.network(row), settings, epochs, row.batch, elpv_rows.TRAIN_VIEWS]
+        inputs = hash_inputs(self.cells.fingerprint, protocol, origin, settings)
         return measure_once(self.stores[protocol], key, inputs, rule.test_labels, measure)
 
 
@@ -203,10 +202,10 @@ def frozen_features(weights: Path, pixels: np.ndarray) -> np.ndarray:
 def frozen_side(key: CellKey) -> int:
     """Return the side at which a cell's frozen features are taken."""
     if key.init == "pixels":
-        return PIXELS_SIZE
-    return PUBLIC_SIZE if key.init == PUBLIC and key.protocol != "linear-96" else SIZE
+        return elpv_rows.PIXELS_SIZE
+    return elpv_rows.PUBLIC_SIZE if key.init == PUBLIC and key.protocol != "linear-96" else elpv_rows.SIZE
 
 
 def _row(init: str) -> Row:
-    (row,) = (row for row in ROWS if row.init == init)
+    (row,) = (row for row in elpv_rows.ROWS if row.init == init)
     return row
