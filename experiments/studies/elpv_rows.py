@@ -100,9 +100,9 @@ ROWS = (
     Row(PUBLIC, "public", (40, 40, 104), batch=32),
     Row("scratch-cnn", "cnn", (180, 180, 405)),
     Row("simclr", "cnn", (60, 60, 135), 24),
+    Row(f"simclr@{PUBLIC}", "public", (40, 40, 104), 3, batch=32),
     Row("mae", "vit", (60, 60, 135), 87),
     Row("lejepa", "cnn", (60, 60, 135), 24),
-    Row(f"simclr@{PUBLIC}", "public", (40, 40, 104), 3, batch=32),
 )
 
 

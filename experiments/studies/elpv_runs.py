@@ -65,7 +65,7 @@ class Runner:
         return self._images[protocol]
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield all cells: what trains no network, then all inits of a seed before the next, fewest labels first.
+        """Yield all cells: what trains no network, then row by row the few labels, then all labels seed by seed.
 
         The paper's protocol has all labels only; its trainings take turns with those on all certain labels.
         """
@@ -75,13 +75,19 @@ class Runner:
                 for init, kind in frozen:
                     for seed in range(SEEDS[place]):
                         yield self._piece(protocol, CellKey(init, kind, count, seed), place)
-        for place in range(len(SEEDS)):
-            for seed in range(SEEDS[place]):
+        for row in elpv_rows.ROWS:
+            for place, count in self._counts("certain")[:-1]:
+                for seed in range(SEEDS[place]):
+                    yield from self._row_pieces("certain", row, count, seed, place)
+        for seed in range(SEEDS[-1]):
+            for row in elpv_rows.ROWS:
                 for protocol in self.protocols:
-                    for row in elpv_rows.ROWS:
-                        for kind in ("linear", "knn", "finetune") if row.pretrain_epochs else ("finetune",):
-                            for count in [count for other, count in self._counts(protocol) if other == place]:
-                                yield self._piece(protocol, CellKey(row.init, kind, count, seed), place)
+                    place, count = self._counts(protocol)[-1]
+                    yield from self._row_pieces(protocol, row, count, seed, place)
+
+    def _row_pieces(self, protocol: str, row: Row, count: int, seed: int, place: int) -> Iterator[Piece]:
+        for kind in ("linear", "knn", "finetune") if row.pretrain_epochs else ("finetune",):
+            yield self._piece(protocol, CellKey(row.init, kind, count, seed), place)
 
     def _counts(self, protocol: str) -> list[tuple[int, int]]:
         counts = list(enumerate(elpv_rows.label_counts(self.protocols[protocol].labels)))

@@ -75,7 +75,7 @@ def small(monkeypatch) -> None:
     vit = ("vit_tiny_patch16_224", {"img_size": SIDE, "embed_dim": 24, "depth": 1, "num_heads": 1})
     monkeypatch.setattr(rows, "NETWORKS", {"cnn": TINY, "vit": vit, "public": TINY})
     pretrained = [rows.Row(one.init, one.network, (2, 2, 2), min(1, one.pretrain_epochs), 32) for one in rows.ROWS]
-    monkeypatch.setattr(rows, "ROWS", (pretrained[0], pretrained[3], pretrained[5]))
+    monkeypatch.setattr(rows, "ROWS", (pretrained[0], pretrained[3], pretrained[4]))
     monkeypatch.setattr(rows, "PUBLIC", "timm:resnet10t")
     monkeypatch.setattr(rows, "public_backbone", lambda: Backbone(*TINY[:1]))
     monkeypatch.setattr(rows, "label_counts", lambda labels: (8, 16, int((labels >= 0).sum())))
