@@ -10,7 +10,7 @@ SCALE ?= desk
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
-  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-transfer
+  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -74,6 +74,12 @@ table-adaptation: $(STAMP) ## what trains of a pre-trained ViT: accuracy, parame
 
 verify-adaptation: $(STAMP) ## measure the committed weights of that table again
 	@$(BIN)/python experiments/table_adaptation.py --verify
+
+table-elpv: $(STAMP) ## photographs of solar cells: public weights against training on them (ACCEPT_LICENSE=1, DRY=1; needs data/elpv_dataset-*.whl)
+	@$(BIN)/python experiments/table_elpv.py $(if $(ACCEPT_LICENSE),--accept_license) $(if $(DRY),--dry) $(if $(MINUTES),--minutes $(MINUTES))
+
+verify-elpv: $(STAMP) ## train and measure some cells of that table again (ACCEPT_LICENSE=1)
+	@$(BIN)/python experiments/table_elpv.py --verify $(if $(ACCEPT_LICENSE),--accept_license)
 
 table-transfer: $(STAMP) ## pre-train on one domain, adapt to the other, both ways (SCALE=desk, DRY=1 prints what is trained)
 	@$(BIN)/python experiments/transfer.py --scale $(SCALE) $(if $(DRY),--dry)
