@@ -19,8 +19,9 @@ from lit_vision.io.hashing import sha256_of_file
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
 from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
-from lit_vision.study.images import StudyData, StudyImages, eval_batches
+from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.progress import Reporter
+from lit_vision.study.training_data import StudyData
 from lit_vision.weights.load import load_backbone, save_backbone
 from studies import elpv_rows
 from studies.elpv_images import Protocol, SolarCells, make_protocol
@@ -201,7 +202,7 @@ def frozen_features(weights: Path, pixels: np.ndarray) -> np.ndarray:
     """Return the features of an encoder's file for images of one side: (N, D) float32."""
     backbone, report = load_backbone(weights)
     mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (report.mean, report.std))
-    batches = eval_batches(pixels, np.full(len(pixels), -1), pixels.shape[1], 100)
+    batches = eval_batches(pixels, np.full(len(pixels), -1), pixels.shape[1])
     return np.asarray(extract_features(backbone, batches, mean, std, progress=False).features)
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.study import training
-from lit_vision.study.images import StudyData
 from lit_vision.study.progress import Reporter
+from lit_vision.study.training_data import StudyData
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 table = importlib.import_module("table_elpv")
