@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,47 @@ from lit_vision.callbacks.reconstructions import reconstruct
 from lit_vision.data.batch import normalize
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.data.views.views import resize
+from lit_vision.evaluation.label_errors import LabelRanking
+from lit_vision.evaluation.metrics import mean_sd
 from lit_vision.results import plots
 from lit_vision.results.plots import Series, series_from_cells
 from lit_vision.study.images import StudyImages
+from lit_vision.study.more_labels import MoreLabels
+from lit_vision.study.verdict import values_on_test
 
-MISTAKES, EXAMPLES, QUERIES, NEIGHBORS, POINTS = 10, 8, 5, 7, 1000
-
-
-def accuracy(path: Path, cells: Sequence[dict[str, Any]]) -> Path:
-    """Plot accuracy against labels with error bars; k-NN is only in the table."""
-    series = series_from_cells([cell for cell in cells if cell["protocol"] != "knn"])
-    return plots.accuracy_against_labels(path, series, title="Mean ± sd over seeds")
+MISTAKES, EXAMPLES = 10, 8
 
 
-def cost(path: Path, cells: Sequence[dict[str, Any]], labels: int) -> Path:
-    """Plot accuracy at `labels` labels against the seconds that one such model takes, pre-training included."""
-    series = []
-    for cell in cells:
-        if cell["labels"] == labels and cell["protocol"] != "knn" and cell["values"]:
-            seconds = max(0.1, cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))
-            name, baseline = f"{cell['init']}, {cell['protocol']}", cell["init"].startswith(("pixels", "scratch"))
-            series.append(Series(name, [seconds], [cell["mean"]], [cell["std"] or 0.0], baseline))
-    return plots.accuracy_against_labels(path, series, title=f"At {labels} labels", x="seconds of training")
+def accuracy(
+    path: Path,
+    cells: Sequence[Mapping[str, Any]],
+    shown: Sequence[tuple[str, str]],
+    metric: str = "accuracy",
+    law: MoreLabels | None = None,
+) -> Path:
+    """Plot test results against labels with error bars, and the law that was fitted to one contender.
+
+    Args:
+        path: the PNG.
+        cells: of results.json.
+        shown: (init, protocol) of the contenders to draw, in the order of the legend.
+        metric: of `lit_vision.study.verdict.metric_for`.
+        law: of `lit_vision.study.more_labels.more_labels`; it is drawn to where its interval still says something.
+    """
+    drawn: list[dict[str, Any]] = []
+    for pair in shown:
+        for cell in cells:
+            if (cell["init"], cell["protocol"]) == pair and cell["values"]:
+                mean, sd = mean_sd(values_on_test(cell, metric))
+                drawn.append(dict(cell) | {"mean": mean, "std": sd})
+    series = series_from_cells(drawn)
+    if law is not None:
+        x = np.geomspace(law.law.counts.min(), law.labels + law.more, 60)
+        error = law.law.predict(x)
+        curve = plots.Curve(x.tolist(), 1 - error.mean, 1 - error.hi, 1 - error.lo)
+        name = f"{law.cell['init']}, {law.cell['protocol']}"
+        series = [replace(one, curve=curve) if one.name == name else one for one in series]
+    return plots.accuracy_against_labels(path, series, title="", y=f"test {metric}, %")
 
 
 def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:
@@ -66,6 +86,15 @@ def mistakes(path: Path, images: StudyImages, answer: np.ndarray, rows: Sequence
     return plots.image_grid(path, [as_rgb(images.test[i]) for i in rows], captions, columns=5, title=title)
 
 
+def label_errors(path: Path, images: StudyImages, found: LabelRanking) -> Path:
+    """Draw labeled images with their label and the class that a model finds likelier; rows are those of the pool."""
+    captions = [
+        f"labeled {images.classes[given]}\nlooks like {images.classes[likely]} ({confidence:.0%})"
+        for given, likely, confidence in zip(found.given, found.likely, found.confidence)
+    ]
+    return plots.image_grid(path, [as_rgb(images.pool[int(i)]) for i in found.rows], captions, columns=5)
+
+
 @torch.inference_mode()
 def reconstructions(path: Path, module: Any, images: StudyImages) -> Path:
     """Draw original, visible patches and reconstruction of evenly spaced test images."""
@@ -77,35 +106,6 @@ def reconstructions(path: Path, module: Any, images: StudyImages) -> Path:
     if images.pool.shape[-1] == 1:  # each of three channels is reconstructed: their mean is the gray image
         shown = [panel.mean(axis=-1).round().astype(np.uint8) for panel in shown]
     return plots.image_grid(path, shown, None, columns=len(rows))
-
-
-def embedding(path: Path, features: np.ndarray, images: StudyImages, init: str) -> Path:
-    """Plot t-SNE of at most 1000 test images (van der Maaten and Hinton 2008), colored by class."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    rows = evenly_spaced(len(features), POINTS)
-    x = features[rows] - features[rows].mean(0)
-    x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
-    perplexity = min(30.0, max(1.0, (len(x) - 1) / 3))
-    points = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(x)
-    return plots.embedding_scatter(path, points, images.test_labels[rows], images.classes, title=init)
-
-
-def neighbors(path: Path, encoder: Any, images: StudyImages, init: str) -> Path:
-    """Draw test images, each with the labeled training images of the highest cosine similarity."""
-    rows = evenly_spaced(len(images.test), QUERIES)
-    similarity = _unit(encoder.test[rows]) @ _unit(encoder.pool).T
-    near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBORS]
-    shown, captions = [], []
-    for row, found in zip(rows, near):
-        shown += [as_rgb(images.test[row]), *(as_rgb(images.pool[i]) for i in found)]
-        captions += [f"? {images.classes[images.test_labels[row]]}", *(images.classes[images.labels[i]] for i in found)]
-    return plots.image_grid(path, shown, captions, columns=1 + near.shape[1])
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
 def as_rgb(image: np.ndarray, side: int | None = None) -> np.ndarray:

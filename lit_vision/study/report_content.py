@@ -9,7 +9,10 @@ from typing import Any
 
 from lit_vision.io.text import format_duration
 from lit_vision.results.tables import Table, to_markdown
-from lit_vision.study.verdict import Verdict, contender, is_trained_here, sentence, values_on_test
+from lit_vision.study.presets import base_of, method_of
+from lit_vision.study.verdict import Verdict, contender, sentence, values_on_test
+
+PICTURE_TITLE = "Test results against labels"  # of the figure on the first screen
 
 
 @dataclass(frozen=True)
@@ -23,22 +26,36 @@ class Answer:
 
 @dataclass(frozen=True)
 class Section:
-    """Section of the report: a title and any of a paragraph, a figure, a table, preformatted text."""
+    """Section of the report: a title and any of a paragraph, a figure, a table."""
 
     title: str
     text: str = ""
     picture: Path | None = None
     table: Table | None = None
-    plain: str = ""
 
 
 @dataclass(frozen=True)
 class Content:
-    """Content of a report, in reading order."""
+    """Content of a report, in reading order.
+
+    Attributes:
+        title: question that the report answers.
+        advice: what to do, in one sentence.
+        answers: verdicts, the most labels first; the first stands above the picture, the others below it.
+        picture: the figure of the first screen; None: it could not be made.
+        points: sentences beside it: the cost, what more labels give, the second choice.
+        about: images, machine and time.
+        table: results of all contenders.
+        sections: what follows.
+        facts: how it was made, one sentence each.
+        footer: how to read the numbers.
+    """
 
     title: str
     advice: str
     answers: list[Answer]
+    picture: Path | None
+    points: list[str]
     about: str
     table: Table
     sections: list[Section] = field(default_factory=list)
@@ -77,8 +94,8 @@ def _action(cell: Mapping[str, Any]) -> str:
     if init.startswith("scratch-"):
         return f"train {init} on your labels, without pre-training"
     before, features = "", init
-    if is_trained_here(init):
-        method, _, base = init.partition("@")
+    if method := method_of(init):
+        base = base_of(init)
         before = f"go on pre-training {base} with {method}" if base else f"pre-train {init}"
         before, features = f"{before} on your own images, then ", "it"
     steps = {
@@ -104,6 +121,13 @@ def second_choice(verdict: Verdict) -> str:
     return f"Second choice with {verdict.labels} labels: {contender(second)}, {gap}; {saves}."
 
 
+def model_cost(cell: Mapping[str, Any]) -> str:
+    """Return a sentence about the training time of one model of a cell."""
+    seconds, before = one_model_seconds(cell), cell["pretrain_seconds"]
+    share = f", of which {format_duration(before)} are pre-training without labels" if before else ""
+    return f"Cost: {contender(cell)} takes {format_duration(seconds)} of training{share}."
+
+
 def one_model_seconds(cell: Mapping[str, Any]) -> float:
     """Return the seconds of training that one model of a cell takes, its pre-training included."""
     return float(cell["pretrain_seconds"] + cell["seconds"] / len(cell["values"]))
@@ -116,24 +140,29 @@ def _mean(values: Sequence[float]) -> float:
 def report_markdown(content: Content, folder: Path) -> str:
     """Return the report as Markdown; figures are linked relative to `folder`."""
     parts = [f"# {markdown(content.title)}\n", f"**{markdown(content.advice)}**\n"]
-    parts += [f"- {markdown(answer.text)}" for answer in content.answers]
-    parts.append(f"\n{markdown(content.about)}\n")
-    parts.append("## Accuracy\n\n" + to_markdown(content.table))
+    parts += [f"- {markdown(answer.text)}" for answer in content.answers[:1]]
+    parts += [f"- {markdown(point)}" for point in content.points]
+    if content.picture:
+        parts.append("\n" + _markdown_picture(PICTURE_TITLE, content.picture, folder))
+    if len(content.answers) > 1:
+        parts += ["## With fewer labels\n", *(f"- {markdown(answer.text)}" for answer in content.answers[1:])]
+    parts.append(f"\n## All results\n\n{to_markdown(content.table)}\n{markdown(content.about)}\n")
     for section in content.sections:
         parts.append(f"## {markdown(section.title)}\n")
         if section.text:
             parts.append(markdown(section.text) + "\n")
         if section.picture:
-            parts.append(f"![{markdown(section.title)}]({section.picture.relative_to(folder).as_posix()})\n")
+            parts.append(_markdown_picture(section.title, section.picture, folder))
         if section.table:
             parts.append(to_markdown(section.table))
-        if section.plain:
-            plain = section.plain.replace("```", "'''")
-            parts.append(f"```\n{plain}\n```\n")
     parts.append("## How it was made\n")
     parts += [f"- {markdown(fact)}" for fact in content.facts]
     parts.append(f"\n{markdown(content.footer)}\n")
     return "\n".join(parts)
+
+
+def _markdown_picture(title: str, picture: Path, folder: Path) -> str:
+    return f"![{markdown(title)}]({picture.relative_to(folder).as_posix()})\n"
 
 
 def markdown(text: Any) -> str:

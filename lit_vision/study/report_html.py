@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from lit_vision.results.tables import Table
-from lit_vision.study.report_content import Answer, Content, Section
+from lit_vision.study.report_content import PICTURE_TITLE, Answer, Content, Section
 
 _NUMBER = re.compile(r"[+-]?[\d.]+(?: ± [\d.]+)?(?: %)?")  # a number with its unit, kept on one line
 
@@ -35,11 +36,15 @@ td:last-child, th:last-child { padding-right: 0; }
 td.not { color: var(--faint); font-style: italic; }
 figure { margin: 0; }
 img { max-width: 100%; height: auto; display: block; }
-pre { overflow-x: auto; background: #f7f7f7; padding: 12px; font-size: .85rem; line-height: 1.4; }
+.first { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 20px; align-items: center; }
+.points { padding: 0; margin: 0; list-style: none; }
+.points li { border-top: 1px solid var(--rule); padding: 10px 0; overflow-wrap: anywhere; }
+.points li:first-child { border-top: none; }
 ul.facts { padding-left: 1.1em; }
 ul.facts li { overflow-wrap: anywhere; }
 footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
-@media (max-width: 520px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
+@media (max-width: 640px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
+  .first { grid-template-columns: minmax(0, 1fr); }
   table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; }
   td:first-child { overflow-wrap: anywhere; } }
 @media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; }
@@ -50,12 +55,10 @@ footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 
 def to_html(content: Content) -> str:
     """Return the report as an HTML page; all text from the folder (class and file names) is escaped."""
-    answers = "\n".join(
-        f'<li class="{answer.answer}"><b>{escape(answer.title)}</b>{escape(_without_title(answer))}</li>'
-        for answer in content.answers
-    )
     sections = "\n".join(_section(section) for section in content.sections)
     facts = "\n".join(f"<li>{escape(fact)}</li>" for fact in content.facts)
+    points = "\n".join(f"<li>{_keep_numbers(point)}</li>" for point in content.points)
+    further = f"<h2>With fewer labels</h2>\n{_answers(content.answers[1:])}" if content.answers[1:] else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -68,12 +71,17 @@ def to_html(content: Content) -> str:
 <body><main>
 <h1>{escape(content.title)}</h1>
 <p class="lead">{escape(content.advice)}</p>
-<ul class="answers">
-{answers}
+{_answers(content.answers[:1])}
+<div class="first">
+{_picture(PICTURE_TITLE, content.picture) if content.picture else ""}
+<ul class="points">
+{points}
 </ul>
-<p class="faint">{escape(content.about)}</p>
-<h2>Accuracy</h2>
+</div>
+{further}
+<h2>All results</h2>
 {_table(content.table)}
+<p class="faint">{escape(content.about)}</p>
 {sections}
 <h2>How it was made</h2>
 <ul class="facts">
@@ -85,17 +93,27 @@ def to_html(content: Content) -> str:
 """
 
 
+def _answers(answers: Sequence[Answer]) -> str:
+    items = "\n".join(
+        f'<li class="{answer.answer}"><b>{escape(answer.title)}</b>{_keep_numbers(_without_title(answer))}</li>'
+        for answer in answers
+    )
+    return f'<ul class="answers">\n{items}\n</ul>'
+
+
+def _picture(title: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
+
+
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{escape(section.text)}</p>")
     if section.picture:
-        data = base64.b64encode(Path(section.picture).read_bytes()).decode()
-        parts.append(f'<figure><img alt="{escape(section.title)}" src="data:image/png;base64,{data}"></figure>')
+        parts.append(_picture(section.title, section.picture))
     if section.table:
         parts.append(_table(section.table))
-    if section.plain:
-        parts.append(f"<pre>{escape(section.plain)}</pre>")
     return "\n".join(parts)
 
 
@@ -108,8 +126,12 @@ def _table(table: Table) -> str:
 
 def _cell(cell: str) -> str:
     kind = ' class="not"' if cell.startswith("not ") else ""
-    text = _NUMBER.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
-    return f"<td{kind}>{escape(text)}</td>"
+    return f"<td{kind}>{_keep_numbers(cell)}</td>"
+
+
+def _keep_numbers(text: str) -> str:
+    """Escape a text, and keep each number on the line of its unit."""
+    return escape(_NUMBER.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text))
 
 
 def _without_title(answer: Answer) -> str:

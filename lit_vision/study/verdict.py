@@ -21,7 +21,7 @@ from typing import Any
 from lit_vision.evaluation.metrics import paired_difference
 from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
 from lit_vision.results.tables import BASELINES
-from lit_vision.study.presets import PRETRAINED
+from lit_vision.study.presets import method_of
 
 Cell = Mapping[str, Any]
 
@@ -99,11 +99,6 @@ class Verdict:
 def is_baseline(init: str) -> bool:
     """True if an init uses no pre-trained weights."""
     return init.startswith(BASELINES)
-
-
-def is_trained_here(init: str) -> bool:
-    """True if an init is a pre-training of the study itself, from nothing or from other weights."""
-    return init.split("@")[0] in PRETRAINED
 
 
 def metric_for(cells: Sequence[Cell], per_class: Sequence[int] | None) -> str:
@@ -238,7 +233,7 @@ def _cost_group(cell: Cell) -> int:
     init, frozen = cell["init"], cell["protocol"] in FROZEN
     if is_baseline(init):
         return 0 if frozen else 2
-    if is_trained_here(init):
+    if method_of(init):
         return 4 if frozen else 5
     return 1 if frozen else 3
 

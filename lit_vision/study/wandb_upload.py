@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.runs.loggers import weights_and_biases
-from lit_vision.study.report_content import Content
+from lit_vision.study.report_content import PICTURE_TITLE, Content
 
 
 def log_study(project: str, folder: Path, content: Content, result: dict[str, Any]) -> None:
@@ -29,9 +29,9 @@ def log_study(project: str, folder: Path, content: Content, result: dict[str, An
     logged: dict[str, Any] = {"accuracy": wandb.Table(columns=content.table.columns, data=content.table.rows)}
     columns = ["init", "protocol", "labels", "mean", "std", "seconds", "pretrain_seconds"]
     logged["cells"] = wandb.Table(columns=columns, data=[[cell[key] for key in columns] for cell in result["cells"]])
-    for section in content.sections:
-        if section.picture:
-            logged[f"report/{section.picture.stem}"] = wandb.Image(str(section.picture), caption=section.title)
+    for title, picture in [(PICTURE_TITLE, content.picture), *((s.title, s.picture) for s in content.sections)]:
+        if picture:
+            logged[f"report/{picture.stem}"] = wandb.Image(str(picture), caption=title)
     logger.experiment.log(logged)
     logger.experiment.summary["advice"] = content.advice
     logger.experiment.finish()

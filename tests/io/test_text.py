@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 from lit_vision.io.text import join_names, printable
-from lit_vision.study.report import _unless_it_fails
+from lit_vision.study.report_sections import unless_it_fails
 
 
 def test_printable__escapes_bytes_that_are_not_utf8_only() -> None:
@@ -31,7 +31,7 @@ def test_a_command_prints_such_a_name(tmp_path) -> None:
 def test_a_part_of_a_report_that_fails_is_said_in_it() -> None:
     logged: list[str] = []
     study = SimpleNamespace(reporter=SimpleNamespace(log=logged.append))
-    (section,) = _unless_it_fails(study, "Map", lambda: [][0])
+    (section,) = unless_it_fails(study, "Map", lambda: [][0])
     assert section.title == "Map"
     assert "IndexError" in section.text
     assert "Map" in logged[0]

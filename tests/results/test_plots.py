@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lit_vision.results import plots
-from lit_vision.results.plots import Series
+from lit_vision.results.plots import Curve, Series
 from lit_vision.results.schema import make_cell
 
 NAMES = ["$x_1$ & <b>", "a very long class name that goes on", "_hidden", "\\frac", "not UTF-8: \udce9"]
@@ -19,6 +19,9 @@ CELLS = [make_cell(s, p, n, [0.1, 0.3]) for s, p in (("mae", "linear"), ("pixels
 def draw(path, name):
     if name == "labels":
         return plots.accuracy_against_labels(path, plots.series_from_cells(CELLS))
+    if name == "labels-curve":
+        curve = Curve([80, 800, 3000], [0.1, 0.3, 0.4], [0.0, 0.2, 0.3], [0.2, 0.4, 0.6])
+        return plots.accuracy_against_labels(path, [Series("$a$", [80, 800], [0.1, 0.3], curve=curve)])
     if name == "labels-empty":
         return plots.accuracy_against_labels(path, [])
     if name == "curves":
@@ -32,12 +35,10 @@ def draw(path, name):
     if name == "grid":
         images = [RNG.integers(0, 256, s, dtype=np.uint8) for s in ((8, 8, 3), (9, 5), (300, 200, 3))]
         return plots.image_grid(path, images, NAMES[:3], columns=2, title="t")
-    if name == "scatter":
-        return plots.embedding_scatter(path, RNG.random((60, 2)), RNG.integers(-1, 5, 60), NAMES)
     return plots.draw_table(path, ["a", "b"], [["$x$", "not run yet"]], title="t", note="n")
 
 
-KINDS = ["labels", "labels-empty", "curves", "confusion", "confusion-many", "grid", "scatter", "table"]
+KINDS = ["labels", "labels-curve", "labels-empty", "curves", "confusion", "confusion-many", "grid", "table"]
 
 
 @pytest.mark.parametrize("name", KINDS)

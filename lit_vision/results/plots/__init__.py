@@ -5,15 +5,15 @@ function writes one file, creates its folder and returns its path. Names are dra
 formula.
 """
 
-from lit_vision.results.plots.curves import Series, accuracy_against_labels, series_from_cells, training_curves
-from lit_vision.results.plots.panels import confusion_heat_map, draw_table, embedding_scatter, image_grid
+from lit_vision.results.plots.curves import Curve, Series, accuracy_against_labels, series_from_cells, training_curves
+from lit_vision.results.plots.panels import confusion_heat_map, draw_table, image_grid
 
 __all__ = [
+    "Curve",
     "Series",
     "accuracy_against_labels",
     "confusion_heat_map",
     "draw_table",
-    "embedding_scatter",
     "image_grid",
     "series_from_cells",
     "training_curves",

@@ -15,6 +15,16 @@ from lit_vision.results.plots.style import MARKERS, PALETTE, legend_below, new_f
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Fitted curve of a series with its interval: x, y, and the ends of the interval, all of one length."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Series:
     """Data of one line of a plot: name, x, y, and the half height of its error bars (None: no bars)."""
 
@@ -26,6 +36,7 @@ class Series:
     group: str | None = (
         None  # series of one group (such as the seeds of one init) share a color and an entry of the legend
     )
+    curve: Curve | None = None  # drawn as a dotted line in its band; the points are then not joined
 
 
 def accuracy_against_labels(
@@ -39,22 +50,28 @@ def accuracy_against_labels(
 
     Args:
         path: the PNG.
-        series: x labels (images), y and error as fractions 0 to 1; baselines are dashed.
+        series: x labels (images), y, error and curve as fractions 0 to 1; baselines are dashed.
         title, y, x: texts; x may be seconds instead, for accuracy against cost.
     """
     series = [s for s in series if len(s.x)]
     figure, axes = new_figure(height=4.2 + 0.12 * len(series))
     ticks = sorted({value for s in series for value in s.x})
     for i, s in enumerate(series):
+        color, line = PALETTE[i % len(PALETTE)], "--" if s.baseline else "-"
+        if s.curve:
+            line = "none"
+            low, middle, high = (100 * np.asarray(values) for values in (s.curve.low, s.curve.y, s.curve.high))
+            axes.fill_between(s.curve.x, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(s.curve.x, middle, color=color, linewidth=1.6, linestyle=":")
         shift = 1.025 ** (i - (len(series) - 1) / 2)  # side by side, so that error bars do not cover each other
         axes.errorbar(
             [value * shift for value in s.x],
             [100 * value for value in s.y],
             yerr=None if s.error is None else [100 * (value or 0) for value in s.error],
             label=s.name,
-            color=PALETTE[i % len(PALETTE)],
+            color=color,
             marker=MARKERS[i % len(MARKERS)],
-            linestyle="--" if s.baseline else "-",
+            linestyle=line,
             linewidth=2,
             markersize=6.5,
             markeredgecolor="white",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.io.text import printable
-from lit_vision.results.plots.style import FAINT, GRID, INK, MARKERS, PALETTE, new_figure, save_figure, style
+from lit_vision.results.plots.style import FAINT, GRID, INK, new_figure, save_figure, style
 
 
 def confusion_heat_map(
@@ -96,48 +96,6 @@ def image_grid(
         lines = textwrap.wrap(printable(str(caption)), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         panel.text(0.5, -0.04, "\n".join(lines), transform=panel.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
-    return save_figure(figure, path)
-
-
-def embedding_scatter(
-    path: str | os.PathLike[str],
-    points: np.ndarray,
-    labels: Sequence[int],
-    class_names: Sequence[str],
-    title: str = "Embedding",
-) -> Path:
-    """Plot points of a 2-D projection, colored by class; up to 14 classes differ by color and marker.
-
-    Args:
-        path: the PNG.
-        points: (N, 2). Axes carry no ticks: distances in a projection have no unit.
-        labels: (N,) classes; -1 (no label) is gray and drawn first.
-        class_names: K names.
-        title: text.
-    """
-    points, classes = np.asarray(points, float), np.asarray(labels)
-    figure, axes = new_figure(6.4, 5.6)
-    size = float(np.clip(14000 / max(len(points), 1), 6, 40))
-    none = classes < 0
-    if none.any():
-        axes.scatter(*points[none].T, s=size, color="#BBBBBB", linewidths=0, label="no label")
-    shown = [label for label in range(len(class_names)) if (classes == label).any()]
-    for label in shown:
-        name = printable(str(class_names[label])) if len(shown) <= 14 else None
-        marker = MARKERS[(label + label // len(PALETTE)) % len(MARKERS)]
-        axes.scatter(*points[classes == label].T, s=size, color=PALETTE[label % len(PALETTE)], marker=marker,
-                     linewidths=0, alpha=0.75, label=name)  # fmt: skip
-    style(axes, title, grid=None)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    if shown and len(shown) <= 14:
-        legend = figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10.5, markerscale=1.6,
-                               handletextpad=0.2, columnspacing=1.2)  # fmt: skip
-        for handle, text in zip(legend.legend_handles, legend.get_texts()):
-            handle.set_alpha(1)
-            handle.set_sizes([45])
-            text.set_parse_math(False)
     return save_figure(figure, path)
 
 
