@@ -1,4 +1,4 @@
-"""How much more labels would give: a law of the error, fitted to one contender of a study."""
+"""The gain that more labels promise: a law of the error, fitted to one contender of a study."""
 
 from __future__ import annotations
 

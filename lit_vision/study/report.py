@@ -160,7 +160,7 @@ def _facts(study: Study, cells: Sequence[Mapping[str, Any]], result: Mapping[str
     for labels in sorted({cell["labels"] for cell in trained}):
         steps = [f"{contender(cell)} {cell['steps']} steps" for cell in trained if cell["labels"] == labels]
         facts.append(f"{labels} labels: {', '.join(steps)}")
-    facts += [f"not tried: {name}: {reason}" for name, reason in study.not_tried.items()]
+    facts += [f"not tried: {name} ({reason})" for name, reason in study.not_tried.items()]
     facts += [f"too little time for all: {sentence}" for sentence in study.plan.omitted]
     commit = (result["commit"] or "unknown")[:12] + ("+ (with changes)" if result["dirty"] else "")
     facts.append(f"commit {commit}, data fingerprint {result['data_fingerprint'][:12]}, recipe {result['recipe']}")

@@ -64,12 +64,10 @@ class Content:
 
 
 def collect_answers(found: Sequence[Verdict]) -> list[Answer]:
-    """Return the verdicts as titles and sentences."""
+    """Return the verdicts as titles and sentences, the most labels first."""
     return [
-        Answer(
-            f"With {v.labels} labels", " ".join(filter(None, (sentence(v), v.note))), "better" if v.winner else "less"
-        )
-        for v in found
+        Answer(f"With {v.labels} labels", f"{sentence(v)} {v.note}".strip(), "better" if v.winner else "less")
+        for v in reversed(found)
     ]
 
 

@@ -46,7 +46,7 @@ footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 @media (max-width: 640px) { body { font-size: 15px; } main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
   .first { grid-template-columns: minmax(0, 1fr); }
   table { font-size: .8rem; } th, td { white-space: normal; padding-right: 8px; }
-  td:first-child { overflow-wrap: anywhere; } }
+  td:first-child { overflow-wrap: anywhere; min-width: 6.5em; } }
 @media print { main { max-width: none; padding: 0; } h2, figure, tr, .answers li { break-inside: avoid; }
   h2 { break-after: avoid; }
   .answers li { background: none; } .scroll { overflow: visible; } }
@@ -136,5 +136,4 @@ def _keep_numbers(text: str) -> str:
 
 def _without_title(answer: Answer) -> str:
     """Return the text of an answer without the title that is printed above it."""
-    text = answer.text.removeprefix(f"{answer.title}: ")
-    return text[:1].upper() + text[1:]
+    return answer.text.removeprefix(f"{answer.title}: ")

@@ -12,6 +12,8 @@ import numpy as np
 from lit_vision.io.text import printable
 from lit_vision.results.plots.style import FAINT, GRID, INK, new_figure, save_figure, style
 
+MOST_LINES = 3  # of a caption
+
 
 def confusion_heat_map(
     path: str | os.PathLike[str],
@@ -67,7 +69,7 @@ def image_grid(
     Args:
         path: the PNG.
         images: (H, W, 3) or (H, W) uint8; sizes may differ. Small ones are enlarged without smoothing.
-        captions: one text each; at most two lines of it are shown.
+        captions: one text each; at most MOST_LINES lines of it are shown.
         columns: images in a row.
         title: text.
 
@@ -81,7 +83,8 @@ def image_grid(
     rows = -(-len(images) // columns)
     cell = 6.4 / columns
     tall = max(image.shape[0] / image.shape[1] for image in images)  # of the tallest, so that wide images leave no gaps
-    text_height = 0.42 if any(captions) else 0.06
+    texts = [_caption_lines(printable(str(caption)), max(8, int(cell * 11.5))) for caption in captions]
+    text_height = 0.1 + 0.16 * max(map(len, texts)) if any(captions) else 0.06
     figure, axes = new_figure(6.4, rows * (cell * min(tall, 1) + text_height) + (0.4 if title else 0))
     axes.remove()
     if title:
@@ -89,14 +92,19 @@ def image_grid(
     grid = figure.subplots(rows, columns, squeeze=False)
     for panel in grid.flat:
         panel.set_axis_off()
-    for panel, image, caption in zip(grid.flat, images, captions):
+    for panel, image, lines in zip(grid.flat, images, texts):
         image = np.asarray(image)
         small = max(image.shape[:2]) < 160
         panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if small else "antialiased")
-        lines = textwrap.wrap(printable(str(caption)), max(8, int(cell * 11.5)), max_lines=2, placeholder=" …")
         panel.text(0.5, -0.04, "\n".join(lines), transform=panel.transAxes, ha="center", va="top", fontsize=9.5,
                    color=INK, parse_math=False)  # fmt: skip
     return save_figure(figure, path)
+
+
+def _caption_lines(caption: str, width: int) -> list[str]:
+    """Return a caption as lines of `width` characters; its own line breaks are kept if there is room for them."""
+    lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, width)]
+    return lines if len(lines) <= MOST_LINES else textwrap.wrap(caption, width, max_lines=MOST_LINES, placeholder=" …")
 
 
 def draw_table(
