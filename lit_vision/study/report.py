@@ -31,13 +31,13 @@ from lit_vision.study.report_sections import (
     LABEL_ERRORS,
     MODEL,
     collect_sections,
-    is_non_commercial,
     picture_of_first_screen,
     unless_it_fails,
 )
 from lit_vision.study.runner import Study
 from lit_vision.study.verdict import Verdict, contender, verdicts
 from lit_vision.study.wandb_upload import log_study
+from lit_vision.weights.licenses import is_non_commercial
 
 PROTOCOLS = ("logreg", "knn", "linear", *ON_LABELS)  # order of the table's lines within an init
 NOT_MEASURED = "-"  # in the table: a contender that was not planned at this number of labels
@@ -161,7 +161,7 @@ def _facts(study: Study, cells: Sequence[Mapping[str, Any]], result: Mapping[str
         steps = [f"{contender(cell)} {cell['steps']} steps" for cell in trained if cell["labels"] == labels]
         facts.append(f"{labels} labels: {', '.join(steps)}")
     facts += [f"not tried: {name} ({reason})" for name, reason in study.not_tried.items()]
-    facts += [f"too little time for all: {sentence}" for sentence in study.plan.omitted]
+    facts += [f"too little time for all: {sentence}" for sentence in getattr(study.plan, "omitted", ())]
     commit = (result["commit"] or "unknown")[:12] + ("+ (with changes)" if result["dirty"] else "")
     facts.append(f"commit {commit}, data fingerprint {result['data_fingerprint'][:12]}, recipe {result['recipe']}")
     return facts

@@ -24,6 +24,7 @@ from lit_vision.study.presets import ON_LABELS, method_of
 from lit_vision.study.report_content import Section
 from lit_vision.study.runner import Study
 from lit_vision.study.verdict import PROBED, Verdict, choose_frozen
+from lit_vision.weights.licenses import with_note
 
 MODEL, LABEL_ERRORS = "model.safetensors", "label_errors.csv"
 CHECKED_LABELS = 4000  # labels that are checked, at most: cross-validation takes seconds
@@ -217,23 +218,15 @@ def _pretraining(study: Study, inits: Sequence[str]) -> Section:
     return Section("Pre-training", picture=figures.curves(study.folder / "samples" / "pretraining.png", losses))
 
 
-def is_non_commercial(license: str) -> bool:
-    """True if the name of a license says that it forbids commercial use, such as cc-by-nc-4.0."""
-    return "nc" in license.lower().split("-") or "non" in license.lower()
-
-
 def _licenses(study: Study) -> Table:
     rows = []
     for init in study.encoders:
-        license = study.licenses.get(init)
-        origin = "given" if license else "trained here"
+        license, network = study.licenses.get(init), study.preset.network(init)
+        origin = "trained here" if method_of(init) else "given"
         if init in study.origins:
             origin += f" ({study.origins[init]})"
-        mark = " (NON-COMMERCIAL)" if license and is_non_commercial(license) else ""
-        network = study.preset.network(init)
-        rows.append(
-            [init, f"{network.backbone}, {origin}", f"{license}{mark}" if license else "yours: of these images only"]
-        )
+        yours = "yours: of these images only" if method_of(init) else "not stated"
+        rows.append([init, f"{network.backbone}, {origin}", with_note(license) if license else yours])
     rows.append(["scratch-*", "trained here", "yours"])
     return Table(["init", "weights", "license"], rows, "The code is Apache-2.0.")
 
