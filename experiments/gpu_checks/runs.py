@@ -222,7 +222,7 @@ def study(report: Report) -> None:
         report.fail("study", f"exit code {code}")
         return
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    report.facts |= {"budget_minutes": budget, "plan": found["plan"]}
+    report.facts |= {"budget_minutes": budget, "steps": found["steps"]}
     report.add("study", found["seconds"], "s")
     for cell in found["cells"]:
         what = f"{cell['init']}, {cell['protocol']}, {cell['labels']} labels, {len(cell['values'])} seeds"

@@ -88,7 +88,12 @@ def parser() -> CommandParser:
         "--epochs",
         default="",
         metavar="LIST",
-        help="set epochs instead of measuring: mae=100,simclr=100,80=200,800=60 (numbers of labels)",
+        help="set epochs instead of fitting them to the time: mae=100,simclr=100,80=200,800=60 (numbers of labels)",
+    )
+    add(
+        "--plan",
+        metavar="FILE",
+        help="plan.jsonl of an earlier study of these images and settings: repeat its decisions, without the clock",
     )
     add(
         "--keep_weights",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_vision.errors import UserError
 from lit_vision.evaluation.arrays import to_tensor
+from lit_vision.evaluation.linear import stratified_folds
 
 CHUNK = 1 << 24  # similarities, and numbers of the features, in memory at the same time, 64 MB in float32
 
@@ -71,6 +72,27 @@ def weighted_knn(
         weights = ((near - near[:, :1]) / temperature).exp()
         votes[first : first + rows].scatter_add_(1, labels[neighbors], weights)
     return votes / votes.sum(dim=1, keepdim=True)
+
+
+def held_out_accuracy(features: Any, labels: Any, num_classes: int, folds: int = 5, seed: int = 0) -> float | None:
+    """Return the accuracy of `weighted_knn` in stratified cross-validation; None if no sample can be held out.
+
+    Args:
+        features: (N, D), tensor or array.
+        labels: (N,) integers from 0.
+        num_classes: K.
+        folds: at most.
+        seed: of the folds.
+    """
+    rows, truth = to_tensor(features), to_tensor(labels).long()
+    fold = torch.from_numpy(stratified_folds(truth.numpy(), folds, seed))
+    correct = 0
+    for number in range(int(fold.max()) + 1):
+        held = fold == number
+        answer = weighted_knn(rows[~held], truth[~held], rows[held], num_classes).argmax(1)
+        correct += int((answer == truth[held]).sum())
+    counted = int((fold >= 0).sum())
+    return correct / counted if counted else None
 
 
 def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lit_vision.errors import UsageError, UserError
+from lit_vision.evaluation.metrics import classification_report, confusion_matrix, per_class_accuracy
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.results.schema import SCHEMA, make_cell
 
@@ -44,7 +45,10 @@ class CellResult:
         seconds: of training and measuring.
         steps: of the training; 0 if no network was trained.
         chosen_on: data on which hyper-parameters were chosen.
-        held_out: accuracy inside the labels (k-fold), 0 to 1, if the protocol has one.
+        held_out: accuracy in k-fold cross-validation inside the labels, 0 to 1, if the protocol has one.
+        balanced: mean accuracy over the classes of the test split, 0 to 1.
+        macro_f1: mean F1 over its classes, 0 to 1.
+        judged: accuracy on half of the labels after training on the other half, 0 to 1; None if that was not run.
     """
 
     key: CellKey
@@ -53,6 +57,9 @@ class CellResult:
     steps: int
     chosen_on: str
     held_out: float | None
+    balanced: float | None = None
+    macro_f1: float | None = None
+    judged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Measurement:
 
     Attributes:
         probabilities: (M, K) of the test split.
-        steps, chosen_on, held_out: as in CellResult.
+        steps, chosen_on, held_out, judged: as in CellResult.
         seconds: of the training; None: the time that the function took.
     """
 
@@ -70,6 +77,7 @@ class Measurement:
     chosen_on: str = "fixed recipe"
     held_out: float | None = None
     seconds: float | None = None
+    judged: float | None = None
 
 
 def hash_inputs(*parts: Any) -> str:
@@ -166,8 +174,21 @@ def measure_once(
     begin = time.perf_counter()
     found = measure()
     seconds = time.perf_counter() - begin if found.seconds is None else found.seconds
-    top1 = float((found.probabilities.argmax(1) == test_labels).mean())
-    result = CellResult(key, top1, round(seconds, 3), found.steps, found.chosen_on, found.held_out)
+    matrix = confusion_matrix(found.probabilities.argmax(1), test_labels, found.probabilities.shape[1])
+    present = matrix.sum(1) > 0  # of a class without test images nothing can be said
+    recall = per_class_accuracy(matrix)[present]
+    f1 = [entry["f1"] for entry, known in zip(classification_report(matrix)["classes"].values(), present) if known]
+    result = CellResult(
+        key,
+        float((found.probabilities.argmax(1) == test_labels).mean()),
+        round(seconds, 3),
+        found.steps,
+        found.chosen_on,
+        found.held_out,
+        float(np.mean(recall)),
+        float(np.mean(f1)),
+        found.judged,
+    )
     store.put(result, inputs, found.probabilities)
     return result
 
@@ -217,14 +238,31 @@ def _label_count(item: str, total: int, classes: int) -> int:
     return count
 
 
-def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Return results as the `cells` of results.json: one per (init, protocol, labels), values in order of the seeds."""
+def to_cells(
+    results: list[CellResult],
+    pretrain_seconds: dict[str, float],
+    multiply_adds: dict[tuple[str, str, int], int] | None = None,
+) -> list[dict[str, Any]]:
+    """Return results as the `cells` of results.json: one per (init, protocol, labels), values in order of the seeds.
+
+    Args:
+        results: of one study.
+        pretrain_seconds: by init.
+        multiply_adds: of one model, its pre-training included, by init, protocol and number of labels.
+    """
     groups: dict[tuple[str, str, int], list[CellResult]] = {}
     for result in sorted(results, key=lambda r: r.key.seed):
         groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result)
     cells = []
     for (init, protocol, labels), group in groups.items():
-        held_out = [r.held_out for r in group if r.held_out is not None]
+        held_out = _all_or_none([r.held_out for r in group])
+        further = {
+            "balanced_values": _all_or_none([r.balanced for r in group]),
+            "macro_f1_values": _all_or_none([r.macro_f1 for r in group]),
+            "held_out_values": held_out,
+            "judged_values": _all_or_none([r.judged for r in group]),
+            "multiply_adds": (multiply_adds or {}).get((init, protocol, labels)),
+        }
         cells.append(
             make_cell(
                 init,
@@ -236,7 +274,13 @@ def to_cells(results: list[CellResult], pretrain_seconds: dict[str, float]) -> l
                 chosen_on=group[0].chosen_on,
                 seeds=[r.key.seed for r in group],
                 steps=group[0].steps,
-                held_out=sum(held_out) / len(held_out) if len(held_out) == len(group) else None,
+                held_out=sum(held_out) / len(held_out) if held_out else None,
+                **{name: value for name, value in further.items() if value is not None},
             )
         )
     return cells
+
+
+def _all_or_none(values: list[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None

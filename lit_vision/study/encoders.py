@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.data.splits import sample_stratified
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract_features
-from lit_vision.evaluation.knn import weighted_knn
+from lit_vision.evaluation.knn import held_out_accuracy, weighted_knn
 from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
+from lit_vision.optim import Schedule
 from lit_vision.predict.feature_cache import cached_features
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
@@ -60,43 +62,58 @@ def pretrain_once(
     weights: Path,
     inputs: str,
     build: Callable[[], tuple[LightningModule, StudyData]],
-    epochs: int,
+    epochs: int | None,
     seed: int,
     reporter: Reporter,
     title: str,
     log: Path,
     *,
+    steps: int | None = None,
+    cool_down: Callable[[int], bool] | None = None,
     half: bool = False,
     metadata: dict[str, str] | None = None,
     after_training: Callable[[LightningModule], object] | None = None,
 ) -> PretrainedEncoder:
     """Pre-train an encoder and store it; if an earlier run has stored it for the same inputs, return that one.
 
+    A pre-training that was stopped goes on from a checkpoint, NAME.ckpt, to the same bits; at most a minute is lost.
     The record next to the weights, NAME.json, is written last, so that an interrupted pre-training counts as missing.
 
     Args:
         weights: the file, NAME.safetensors; its folder is created.
         inputs: hash of all that the pre-training depends on.
         build: returns the method and its data.
-        epochs: of the training; 0 stores the encoder as initialized.
+        epochs: of the training; 0 stores the encoder as initialized. None: `steps` are given.
         seed: of the training.
         reporter: shows the progress.
         title: of the progress bar.
         log: file that gets what Lightning prints.
+        steps: optimizer steps of the training.
+        cool_down: as for `training.train`.
         half: store the weights in half precision.
         metadata: further texts for the metadata of the file.
         after_training: called with the trained method.
     """
-    path = weights.with_suffix(".json")
+    path, checkpoint = weights.with_suffix(".json"), weights.with_suffix(".ckpt")
     record = read_record(path)
     found = record.get("inputs") == inputs and weights.exists() and record["sha256"] == sha256_of_file(weights)
     if not found:
         with training.redirect_output(log):
             module, data = build()
             seconds, losses, images_seen = 0.0, [], 0
-            if epochs:
+            if epochs or steps:
                 reporter.start_task(title, data.batch_size)
-                trained = training.train(module, data, epochs, seed, reporter.update)
+                trained = training.train(
+                    module,
+                    data,
+                    epochs,
+                    seed,
+                    reporter.update,
+                    steps=steps,
+                    cool_down=cool_down,
+                    checkpoint=checkpoint,
+                    inputs=inputs,
+                )
                 seconds, losses, images_seen = trained.seconds, trained.losses, trained.steps * data.batch_size
             save_backbone(weights, module.backbone, module.mean, module.std, half=half, **(metadata or {}))
             if after_training:
@@ -111,6 +128,7 @@ def pretrain_once(
             "losses": [round(loss, 5) for loss in losses],
         }
         write_json(path, record)
+        training.remove_checkpoint(checkpoint)
     return PretrainedEncoder(
         weights, record["sha256"], record["seconds"], record["images_seen"], record["losses"], found
     )
@@ -169,7 +187,7 @@ def features(
     return read(images.paths[:known], 0), read(images.test_paths, known)
 
 
-def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> LinearProbe:
+def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages, rows: np.ndarray | None = None) -> LinearProbe:
     """Fit logistic regression on the features of a cell's labels; its answer is for the test split.
 
     Args:
@@ -177,23 +195,62 @@ def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> Line
         pool: (N, D) features of the labeled pool.
         test: (M, D) features of the test split.
         images: of the study.
+        rows: (n,) pool rows to fit on instead of all of the cell's.
     """
-    rows = images.subset(key.labels, key.seed)
+    rows = images.subset(key.labels, key.seed) if rows is None else rows
     return logistic_regression(pool[rows], images.labels[rows], test, len(images.classes), seed=key.seed)
 
 
 def measure_frozen(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> Measurement:
-    """Measure a protocol that trains no network, k-NN ("knn") or logistic regression; arguments as for `fit_probe`."""
+    """Measure a protocol that trains no network, k-NN ("knn") or logistic regression; arguments as for `fit_probe`.
+
+    It is measured inside the labels too: in k-fold cross-validation, and fitted on one half and judged by the other.
+    """
+    classes, rows = len(images.classes), images.subset(key.labels, key.seed)
+    features, labels = pool[rows], images.labels[rows]
+    halves = split_in_half(labels, key.seed)
+    judged = None
     if key.protocol == "knn":
-        rows = images.subset(key.labels, key.seed)
-        return Measurement(weighted_knn(pool[rows], images.labels[rows], test, len(images.classes)).numpy())
+        if halves:
+            fit, judge = halves
+            answer = weighted_knn(features[fit], labels[fit], features[judge], classes).argmax(1)
+            judged = float((answer.numpy() == labels[judge]).mean())
+        held_out = held_out_accuracy(features, labels, classes, seed=key.seed)
+        return Measurement(weighted_knn(features, labels, test, classes).numpy(), held_out=held_out, judged=judged)
     probe = fit_probe(key, pool, test, images)
-    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=probe.scores.get(probe.strength))
+    if halves:
+        fit, judge = halves
+        half = logistic_regression(
+            features[fit], labels[fit], features[judge], classes, strengths=[probe.strength], seed=key.seed
+        )
+        judged = float((half.predictions == labels[judge]).mean())
+    held_out = probe.scores.get(probe.strength)
+    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out, judged=judged)
+
+
+def split_in_half(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return two stratified halves of a cell's labels as ascending positions: to train on, and to judge by.
+
+    Args:
+        labels: (n,) class numbers.
+        seed: of the draw.
+
+    Returns:
+        None if a class has one label, so that it could not be in both.
+    """
+    _, sizes = np.unique(labels, return_counts=True)
+    if sizes.min() < 2:
+        return None
+    fit = sample_stratified(labels, -(-len(labels) // 2), seed)
+    return fit, np.setdiff1d(np.arange(len(labels)), fit)
 
 
 @dataclass
 class Encoder:
-    """Weights and cost of a pre-trained init, and its frozen features of the labeled pool and the test split."""
+    """Weights and cost of a pre-trained init, and its frozen features of the labeled pool and the test split.
+
+    `found` is True if an earlier run had trained it.
+    """
 
     weights: Path
     sha256: str
@@ -201,6 +258,7 @@ class Encoder:
     images_seen: int
     pool: np.ndarray
     test: np.ndarray
+    found: bool = True
 
 
 class EncoderStore:
@@ -270,22 +328,33 @@ class EncoderStore:
         path = self.path(init)
         return Encoder(path, sha256_of_file(path), 0.0, 0, *self._features(init))
 
-    def pretrain(self, init: str, epochs: int, count: int | None = None) -> Encoder:
-        """Pre-train on the pool, or find the weights of an earlier run of the same images, settings and epochs.
+    def pretrain(
+        self, init: str, steps: int, cool_down: Callable[[int], bool] | None = None, plan_id: str = ""
+    ) -> Encoder:
+        """Pre-train on the pool, or find the weights of an earlier run of the same images, settings and length.
 
         Args:
-            init: one of PRETRAINED, or METHOD@INIT whose INIT has been stored.
-            epochs: of the training.
-            count: how many images of the pool to train on; None: all.
+            init: one of PRETRAINED, or METHOD@INIT.
+            steps: of the training, as planned.
+            cool_down: tells it to end earlier, see `training.train`; None: the steps are fixed, and the learning rate
+                follows a cosine.
+            plan_id: of the plan that may end it earlier; "" if none does.
         """
-        source, method, base = self.source, method_of(init), base_of(init)
-        weights = self.path(base) if base else None
-        fields = self.preset.pretraining_fields(init)
-        origin = [sha256_of_file(weights)] if weights else []
-        inputs = hash_inputs(source.fingerprint, source.size, init, epochs, count, fields, *origin)
-        metadata = {"method": method, "data_fingerprint": source.fingerprint, "size": str(self.preset.side(init))}
-        if weights:
-            metadata["license"] = load_backbone(weights)[1].metadata.get("license", "")
+        source, preset, method = self.source, self.preset, method_of(init)
+        schedule: Schedule = "cosine" if cool_down is None else "warmup-stable-decay"
+        start = self.path(base_of(init)) if base_of(init) else None
+        inputs = hash_inputs(
+            source.fingerprint,
+            source.size,
+            init,
+            steps,
+            plan_id,
+            sha256_of_file(start) if start else None,
+            preset.pretraining_fields(init),
+        )
+        metadata = {"method": method, "data_fingerprint": source.fingerprint, "size": str(preset.side(init))}
+        if start:
+            metadata["license"] = load_backbone(start)[1].metadata.get("license", "")
 
         def after_training(module: LightningModule) -> Any:
             if method == "mae":
@@ -294,21 +363,26 @@ class EncoderStore:
         trained = pretrain_once(
             self.path(init),
             inputs,
-            lambda: training.pretraining(init, source, self.preset, 0, count, weights=weights),
-            epochs,
+            lambda: training.pretraining(init, source, preset, 0, weights=start, schedule=schedule),
+            None,
             0,
             self.reporter,
             f"{init} pre-training",
             self.log,
+            steps=steps,
+            cool_down=cool_down,
             metadata=metadata,
             after_training=after_training,
         )
         if trained.found:
             self.reporter.log(f"{init}: found the weights of an earlier run ({format_duration(trained.seconds)})")
         else:
-            loss = np.mean(trained.losses[-20:])
-            self.reporter.log(f"{init}: {epochs} epochs, {format_duration(trained.seconds)}, loss {loss:.3f}")
-        return Encoder(trained.weights, trained.sha256, trained.seconds, trained.images_seen, *self._features(init))
+            loss, done = np.mean(trained.losses[-20:]), len(trained.losses)
+            self.reporter.log(f"{init}: {done} steps, {format_duration(trained.seconds)}, loss {loss:.3f}")
+        features = self._features(init)
+        return Encoder(
+            trained.weights, trained.sha256, trained.seconds, trained.images_seen, *features, found=trained.found
+        )
 
     def head_features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
         """Return features of an init's stored weights as its trainings see the images: what their first head is fit on.

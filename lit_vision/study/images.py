@@ -122,6 +122,12 @@ class StudyImages:
         """Number of labeled pool images of each class."""
         return [int(n) for n in np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))]
 
+    def tested_on(self, rows: np.ndarray) -> StudyImages:
+        """Return these images with some pool rows as the test split."""
+        paths = [self.paths[int(row)] for row in rows]
+        test = self.pool[rows]
+        return replace(self, test=test, test_labels=self.labels[rows], test_paths=paths, cache=None)
+
     def subset(self, count: int, seed: int) -> np.ndarray:
         """Return rows of `count` labeled pool images, stratified; nested in count, different for every seed."""
         return sample_stratified(self.labels, count, seed)

@@ -56,9 +56,11 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
             doubtful labels and the model if there are any.
     """
     folder = study.folder
-    cells = to_cells(list(cell_results), {init: encoder.seconds for init, encoder in study.encoders.items()})
+    costs = {(r.key.init, r.key.protocol, r.key.labels): study.multiply_adds(r) for r in cell_results}
+    seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
+    cells = to_cells(list(cell_results), seconds, costs)
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
-    used = study.preset.fields([*SCRATCH, *study.inits], study.plan.protocols)
+    used = study.preset.fields([*SCRATCH, *study.inits], study.settings.protocols)
     results = write_result(
         folder / "results.json",
         recipe=f"study-{study.preset.size}px-{hash_inputs(used)}",
@@ -68,7 +70,8 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
         test_images=len(study.images.test),
         pool_images=len(study.images.pool),
         classes=study.images.classes,
-        plan={"pretrain": study.plan.pretrain, "tune": study.plan.tune, "scratch": study.plan.scratch},
+        steps=study.steps,
+        not_tried=study.not_tried,
         weights={init: encoder.sha256 for init, encoder in study.encoders.items()},
         weights_from=study.origins,
         inits={init.name: init.record for init in study.given},
@@ -161,7 +164,7 @@ def _facts(study: Study, cells: Sequence[Mapping[str, Any]], result: Mapping[str
         steps = [f"{contender(cell)} {cell['steps']} steps" for cell in trained if cell["labels"] == labels]
         facts.append(f"{labels} labels: {', '.join(steps)}")
     facts += [f"not tried: {name} ({reason})" for name, reason in study.not_tried.items()]
-    facts += [f"too little time for all: {sentence}" for sentence in getattr(study.plan, "omitted", ())]
+    facts.append("every decision that depends on the clock: plan.jsonl, which lit-vision study --plan repeats")
     commit = (result["commit"] or "unknown")[:12] + ("+ (with changes)" if result["dirty"] else "")
     facts.append(f"commit {commit}, data fingerprint {result['data_fingerprint'][:12]}, recipe {result['recipe']}")
     return facts

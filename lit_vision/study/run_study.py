@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
 from lit_vision.study.inits import AUTO, PUBLIC_BASE, choose_public, parse_inits
-from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, StudyPreset, method_of
+from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, method_of
 from lit_vision.study.sizes import choose_sizes
-
-if TYPE_CHECKING:
-    from lit_vision.study.schedule import StudyPlan
 
 LARGEST_SIZE = 4096  # pixels
 INITS = "mae,simclr"
@@ -35,6 +31,7 @@ def run_study(
     frozen_size: int | None = None,
     epochs: str = "",
     keep_weights: int = 1,
+    plan: str | Path | None = None,
     label_file: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -68,8 +65,10 @@ def run_study(
             photographs 96 on a CPU and 224 on a GPU.
         frozen_size: side of the images that public weights see when nothing of them is trained; None: 96 for images of
             up to 64 pixels, else 224.
-        epochs: set epochs instead of measuring, such as mae=100,80=200 (numbers of labels).
+        epochs: set epochs instead of fitting them to the time, such as mae=100,80=200 (numbers of labels).
         keep_weights: store the classifiers of this many seeds, 0 or more.
+        plan: plan.jsonl of an earlier study of these images and settings: its decisions are repeated and the clock is
+            not asked, which gives the same table.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
         path_column, label_column, split_column: its columns, if they have unusual names.
         label_columns, label_separator: of tables with several labels an image, which a study refuses.
@@ -107,8 +106,7 @@ def run_study(
     from lit_vision.study.presets import preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
-    from lit_vision.study.runner import Study
-    from lit_vision.study.schedule import StudyPlan
+    from lit_vision.study.runner import Settings, Study
 
     on_labels = _protocols(_text(protocols))
     refuse_older_study(folder)
@@ -157,13 +155,24 @@ def run_study(
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
             reporter.log(images.notes[-1])
         numbers = parse_labels(labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
-        plan = StudyPlan(numbers, _seeds_by_labels(counts, numbers), max_seeds=limits)
-        plan.protocols = on_labels
-        _set_epochs(plan, fixed_epochs)
+        _check_label_numbers(fixed_epochs, numbers)
+        settings = Settings(numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels)
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, rotation, gpu=gpu, frozen=sizes.frozen)
         optional = {public} if pretrained == "auto" else ()
-        study = Study(images, preset, tried, plan, 60 * budget, folder, reporter, optional, keep_weights, source)
+        study = Study(
+            images,
+            preset,
+            tried,
+            settings,
+            60 * budget,
+            folder,
+            reporter,
+            optional,
+            keep_weights,
+            source,
+            Path(plan) if plan else None,
+        )
         results = study.run()
         reporter.log("writing the report")
         return write_report(study, results, wandb)
@@ -232,15 +241,9 @@ def _values(text: str, flag: str, form: str, inits: list[str], numbers: bool = F
     return values
 
 
-def _set_epochs(plan: StudyPlan, epochs: dict[str, int]) -> None:
-    """Set the epochs of a plan: those of pre-trainings by init, those of trainings on labels by their number."""
+def _check_label_numbers(epochs: dict[str, int], labels: list[int]) -> None:
+    """Raise UsageError if epochs are set for a number of labels that the study does not train at."""
     for name, value in epochs.items():
-        if not name.isdecimal():
-            plan.pretrain[name] = value
-            continue
-        if name not in map(str, plan.labels):
-            known = ", ".join(map(str, plan.labels))
+        if name.isdecimal() and int(name) not in labels:
+            known = ", ".join(map(str, labels))
             raise UsageError(f"--epochs: {name}={value}; the study has no {name} labels, but {known}")
-        plan.fixed.append(int(name))
-        plan.tune[int(name)] = value
-        plan.scratch[int(name)] = value * StudyPreset.scratch_factor

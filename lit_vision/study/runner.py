@@ -1,17 +1,24 @@
-"""Run a study: baselines, pre-training, few labels. Each finished piece is stored, so that a study can be continued."""
+"""Run a study: baselines, pre-training, few labels. Each finished piece is stored, so that a study can be continued.
+
+Measured first are frozen features of raw pixels and of given weights; then come the units of the plan, cheapest first.
+All that depends on the clock goes through `Decisions`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
+from lit_vision.optim import Schedule
 from lit_vision.results.environment import device_name
 from lit_vision.study import training
 from lit_vision.study.cells import (
@@ -23,25 +30,40 @@ from lit_vision.study.cells import (
     measure_once,
     refuse_older_study,
 )
-from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen
+from lit_vision.study.costs import count_multiply_adds, measure_trainings, pretraining_name, seeing_name
+from lit_vision.study.decisions import Decisions
+from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen, split_in_half
 from lit_vision.study.images import StudyImages
 from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import Init, init_of
+from lit_vision.study.pace import Pace
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.presets import SCRATCH, StudyPreset, method_of
+from lit_vision.study.plan import Cost, Plan, Unit, frozen_counts, make_plan, make_units, order
+from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
-from lit_vision.study.schedule import (
-    INIT_SHARE,
-    LATE,
-    MEASURE_SHARE,
-    PRETRAIN_SHARE,
-    REPORT_SECONDS,
-    Costs,
-    StudyPlan,
-    measure_all,
-    plan_labels,
-    plan_pretraining,
-)
+
+MEASURE_SHARE = 0.05  # of the budget: for measuring steps
+SLACK = 1.3  # a training on labels that takes this many times its share of the time is cooled down early
+ON_PIXELS, ON_FEATURES = ("logreg", "knn"), ("linear", "knn")
+
+
+@dataclass
+class Settings:
+    """Settings of a study as the user gives them.
+
+    Attributes:
+        labels: numbers of labels at which networks are trained, ascending.
+        seeds: paired seeds, by number of labels.
+        max_seeds: limits of the seeds of trainings, by init.
+        epochs: set beforehand, by init (pre-trainings) or number of labels as text (trainings on labels).
+        protocols: how networks are trained on labels, out of `presets.ON_LABELS`.
+    """
+
+    labels: list[int]
+    seeds: dict[int, int]
+    max_seeds: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    protocols: list[str] = field(default_factory=lambda: ["finetune"])
 
 
 class Study:
@@ -51,17 +73,25 @@ class Study:
         images: from `read_images`.
         preset: from `preset_for`.
         inits: to try beside the baselines: of `parse_inits`, or names such as "mae", "timm:NAME", "simclr@timm:NAME".
-        plan: numbers of labels, seeds, and epochs that are fixed beforehand.
-        budget: seconds in all, counted from the reporter's start.
+        settings: numbers of labels, seeds and protocols.
+        budget: seconds in all, those of earlier runs of this folder's study included.
         folder: the run's folder.
         reporter: prints the progress.
         optional: those of `inits` that are left out, with the reason in `not_tried`, if their weights cannot be
             downloaded.
         keep_weights: number of seeds whose classifiers are stored, as cells/<cell>.safetensors in half precision.
         source: images to pre-train on, labels unseen; None: the folder's own.
+        replay: plan.jsonl of an earlier study, whose decisions are taken instead of the clock's.
+        clock: returns seconds that only grow; for tests.
+
+    Attributes:
+        labels: numbers of labels of the protocols that train no network; holds those of `settings`.
+        plan: units and their planned steps, once `run` has made it.
+        steps: of each unit that was run, by its name.
+        not_tried: reason, by init or name of a unit.
 
     Raises:
-        UserError: `folder` holds a study of an earlier version.
+        UserError: `folder` holds a study of an earlier version, or `replay` does not fit.
     """
 
     def __init__(
@@ -69,44 +99,65 @@ class Study:
         images: StudyImages,
         preset: StudyPreset,
         inits: Sequence[str | Init],
-        plan: StudyPlan,
+        settings: Settings,
         budget: float,
         folder: Path,
         reporter: Reporter,
         optional: Collection[str] = (),
         keep_weights: int = 0,
         source: StudyImages | None = None,
+        replay: Path | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         refuse_older_study(folder)
-        self.images, self.preset, self.plan = images, preset, plan
-        self.budget, self.folder, self.reporter = budget, folder, reporter
-        self.store = CellStore(folder / "cells")
+        self.images, self.preset, self.settings = images, preset, settings
+        self.budget, self.folder, self.reporter, self.replay = budget, folder, reporter, replay
+        self._clock = clock
+        self.store, self.halves = CellStore(folder / "cells"), CellStore(folder / "cells" / "halves")
         self.log = folder / "study.log"
         # cells of an earlier version, which enlarged and cut the stored copies instead, are measured again
         self.data_hash = hash_inputs(images.fingerprint, images.size, "pixels of the files")
         self.given = [init if isinstance(init, Init) else init_of(init) for init in inits]
         self.inits = [init.name for init in self.given]
         self.optional, self.keep_weights = optional, keep_weights
-        self.not_tried: dict[str, str] = {}  # reason, by init
+        self.not_tried: dict[str, str] = {}
         self.licenses: dict[str, str] = {}  # of public weights, by init
         self.origins: dict[str, str] = {}  # package, license and sha256 of weights that a package shipped, by init
         self.encoder_store = EncoderStore(images, preset, folder, reporter, source)
         self.encoders: dict[str, Encoder] = {}
         self.results: list[CellResult] = []
+        total = sum(images.per_class)
+        self.labels = frozen_counts(settings.labels, len(images.classes), total)
+        self.plan, self.steps = Plan(), dict[str, int]()
 
     def run(self) -> list[CellResult]:
-        """Run everything: plan, baselines without a network, pre-training, frozen features, trainings on labels."""
+        """Run everything: given weights, plan, frozen features, then the plan's units. Returns the cells' results."""
         self._download_public()
-        costs = self._make_plan()
-        self._measure_frozen("pixels", ("logreg", "knn"), *self.images.flat_pixels(), "pixels")
+        settings = self.settings
+        inputs = hash_inputs(
+            self.data_hash,
+            self.encoder_store.source.fingerprint,
+            self.preset.fields(order(self.inits), settings.protocols),
+            [settings.labels, settings.seeds, settings.max_seeds, settings.epochs, settings.protocols],
+            self.inits,
+        )
+        self.decisions = Decisions(self.folder / "plan.jsonl", inputs, self.budget, self.replay, self._clock)
+        self.pace = Pace(self.decisions, self.budget)
+        if self.replay:
+            self.reporter.log(f"every decision is taken from {self.replay}")
+        elif self.decisions.found:
+            self.reporter.log("continuing with the plan of this folder's earlier run")
         for init in self.inits:
-            self.encoders[init] = encoder = self._encoder(init)
-            self._measure_frozen(init, ("linear", "knn"), encoder.pool, encoder.test, encoder.sha256)
-        if any(count not in self.plan.tune for count in self.plan.labels):
-            seconds = self.budget - self.reporter.elapsed - REPORT_SECONDS
-            plan_labels(self.plan, costs, self.preset, self.inits, seconds)
-            self._save_plan()
-        self._train_on_labels()
+            if not method_of(init):
+                self.reporter.log(f"{init}: frozen features")
+                self.encoders[init] = self.encoder_store.load_public(init)
+        self.plan = self._make_plan()
+        self._measure_frozen("pixels", ON_PIXELS, *self.images.flat_pixels(), "pixels")
+        for init, encoder in self.encoders.items():
+            self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, encoder.sha256)
+        for index, unit in enumerate(self.plan.units):
+            self._run_unit(unit, self.plan.units[index:])
+        self.decisions.finish()
         return self.results
 
     # plan
@@ -118,159 +169,232 @@ class Study:
         for init, reason in opened.not_tried.items():
             self._not_tried(init, reason)
         for old, new in opened.renamed.items():
-            if old in self.plan.max_seeds:
-                self.plan.max_seeds[new] = self.plan.max_seeds.pop(old)
+            if old in self.settings.max_seeds:
+                self.settings.max_seeds[new] = self.settings.max_seeds.pop(old)
         for init, origin in opened.origins.items():
             self.reporter.log(f"{init}: weights of {origin}")
         self.origins = opened.origins
         self.licenses = {init.name: init.license for init in opened.inits if init.license}
 
-    def _not_tried(self, init: str, reason: str) -> None:
-        self.not_tried[init] = reason
-        self.reporter.log(f"{init}: not tried, {reason}")
+    def _not_tried(self, name: str, reason: str) -> None:
+        self.not_tried[name] = reason
+        self.reporter.log(f"{name}: not tried, {reason}")
 
-    def _make_plan(self) -> Costs:
-        plan = self.plan
-        self._plan_inputs = hash_inputs(
-            self.data_hash,
-            self.encoder_store.source.fingerprint,
-            self.preset.fields([*SCRATCH, *self.inits], plan.protocols),
-            plan.max_seeds,
-            plan.labels,
-            plan.seeds,
-            self.budget,
-            plan.pretrain,
-            plan.tune,
+    def _make_plan(self) -> Plan:
+        measured = self.decisions.decide("seconds of setup and of an image", self._measure_costs)
+        costs = {name: Cost(*cost) for name, cost in measured.items()}
+        settings = self.settings
+        units = make_units(
+            self.inits,
+            self.preset,
+            settings.labels,
+            settings.seeds,
+            settings.protocols,
+            costs,
+            len(self.encoder_store.source.pool),
+            max_seeds=settings.max_seeds,
+            epochs=settings.epochs,
         )
-        if stored := StudyPlan.load(self.folder / "plan.json", self._plan_inputs):
-            self.plan = plan = stored
-            self.reporter.log("continuing with the plan of this folder's earlier run")
-        pretrained = set(self.inits) & set(INIT_SHARE)
-        if pretrained <= set(plan.pretrain) and set(plan.labels) <= set(plan.tune):
-            return {}
-        self.reporter.log("measuring a few steps of each training")
-        source = self.encoder_store.source
+        self.pace.frozen_seconds = measured["probe"][0]
+        self._counted = self.decisions.decide("multiply-adds of an image", self._count_multiply_adds)
+        self._batches = {unit.labels: unit.batch for unit in units if unit.labels}
+
+        def compute() -> dict[str, Any]:
+            frozen = (1 + len(self.encoders)) * self.pace.frozen_seconds
+            plan = make_plan(units, self.pace.remaining - frozen, format_duration)
+            return {"steps": plan.steps, "not tried": plan.not_tried}
+
+        decided = self.decisions.decide("plan", compute)
+        plan = Plan([unit for unit in units if unit.name in decided["steps"]], decided["steps"], decided["not tried"])
+        self.pace.plan = plan
+        self._log_plan(plan)
+        return plan
+
+    def _measure_costs(self) -> dict[str, tuple[float, float]]:
+        """Return the costs of all trainings, and as "probe" the seconds of an init's protocols that train nothing."""
+        settings = self.settings
+        trained = [init for init in order(self.inits) if settings.max_seeds.get(init, 1)]
+        free = [count for count in settings.labels if str(count) not in settings.epochs]
+        on_labels = trained if free else []
+        pretrained = [init for init in trained if method_of(init) and init not in settings.epochs]
+        costs = dict.fromkeys([*trained, *map(pretraining_name, trained)], (0.0, 0.0))
         with training.redirect_output(self.log):
-            seconds = self.budget * MEASURE_SHARE
-            costs = measure_all(self.images, source, self.preset, self.inits, plan.labels, seconds)
-        remaining = self.budget - self.reporter.elapsed - REPORT_SECONDS
-        plan_pretraining(plan, costs, source, self.preset, remaining * PRETRAIN_SHARE)
-        draft = replace(plan, tune=dict(plan.tune), scratch=dict(plan.scratch), seconds={})
-        plan_labels(draft, costs, self.preset, self.inits, remaining * (1 - PRETRAIN_SHARE))
-        plan.seeds = {count: draft.most_seeds(count) for count in draft.seeds}
-        plan.max_seeds, plan.omitted = draft.max_seeds, draft.omitted
-        self._log_plan(draft)
-        self._save_plan()
-        return costs
-
-    def _save_plan(self) -> None:
-        self.plan.save(self.folder / "plan.json", self._plan_inputs)
-
-    def _log_plan(self, draft: StudyPlan) -> None:
-        log, plan = self.reporter.log, self.plan
-        log(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
-        for init in plan.pretrain:
-            network = self.preset.network(init).name
-            count = plan.pretrain_images.get(init, len(self.encoder_store.source.pool))
-            seconds = plan.seconds.get(init)
-            duration = f", about {format_duration(seconds)}" if seconds else ""
-            log(f"  {init} ({network}): {plan.pretrain[init]} epochs of {count} images{duration}")
-        for count in plan.labels:
-            log(
-                f"  {count} labels, {plan.seeds[count]} seeds: about {draft.tune[count]} epochs from pre-trained "
-                f"weights, {draft.scratch[count]} from scratch"
+            costs |= measure_trainings(
+                self.images,
+                self.encoder_store.source,
+                self.preset,
+                on_labels,
+                pretrained,
+                max(free, default=0),
+                self.budget * MEASURE_SHARE,
+                self.reporter.log,
             )
-        if "labels" in draft.seconds:
-            log(f"  trainings on labels: about {format_duration(draft.seconds['labels'])}")
-        for sentence in plan.omitted:
-            log(f"  too little time for all: {sentence}")
+        return costs | {"probe": (self._measure_probe(), 0.0)}
+
+    def _measure_probe(self) -> float:
+        """Return the seconds that the frozen protocols of an init take at all numbers of labels, from one fit."""
+        count = self.settings.labels[-1]
+        begin = self.decisions.elapsed
+        encoder = next(iter(self.encoders.values()), None)
+        pool, test = (encoder.pool, encoder.test) if encoder else self.images.flat_pixels()
+        fit_probe(CellKey("", "linear", count, 0), pool, test[:1], self.images)
+        share = sum(self.seeds(other) * other for other in self.labels) / count
+        return (self.decisions.elapsed - begin) * share
+
+    def _count_multiply_adds(self) -> dict[str, float]:
+        with training.redirect_output(self.log):
+            return count_multiply_adds(self.images, self.encoder_store.source, self.preset, order(self.inits))
+
+    def multiply_adds(self, result: CellResult) -> int:
+        """Return the multiply-adds of one model of a cell, its pre-training here included; 0 for raw pixels."""
+        key = result.key
+        if key.init == "pixels":
+            return 0
+        encoder = self.encoders.get(key.init)
+        cost = 0.0
+        if encoder and method_of(key.init):
+            cost += encoder.images_seen * self._counted[pretraining_name(key.init)]
+        if result.steps:
+            cost += result.steps * self._batches.get(key.labels, key.labels) * self._counted[key.init]
+        if encoder:
+            cost += key.labels * self._counted[seeing_name(key.init)]
+        return round(cost)
+
+    def seeds(self, count: int) -> int:
+        """Return the paired seeds at a number of labels; those that were added for the law get the most."""
+        return self.settings.seeds.get(count, max(self.settings.seeds.values()))
+
+    def _log_plan(self, plan: Plan) -> None:
+        log = self.reporter.log
+        log(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
+        log(f"  frozen features: {', '.join(map(str, self.labels))} labels, {self.seeds(0)} seeds")
+        for unit in plan.units:
+            steps = plan.steps[unit.name]
+            size = f"{steps} steps of {unit.batch} images" + (f", {unit.seeds} seeds" if unit.labels else "")
+            seconds = "" if unit.fixed else f", about {format_duration(unit.seconds(steps))}"
+            log(f"  {unit.name}: {size}{seconds}")
+        for name, reason in plan.not_tried.items():
+            self._not_tried(name, reason)
 
     # pieces
-
-    def _cell_keys(self, init: str, protocol: str) -> Iterator[CellKey]:
-        for count in self.plan.labels:
-            for seed in range(self.plan.seeds[count]):  # all seeds: max_seeds limits only trainings
-                yield CellKey(init, protocol, count, seed)
-
-    def _encoder(self, init: str) -> Encoder:
-        if not method_of(init):
-            return self.encoder_store.load_public(init)
-        return self.encoder_store.pretrain(init, self.plan.pretrain[init], self.plan.pretrain_images.get(init))
 
     def _measure_frozen(self, init: str, protocols: tuple[str, ...], pool: Rows, test: Rows, origin: str) -> None:
         """Measure protocols that train no network: k-NN and logistic regression ("logreg" on pixels, "linear" else)."""
         results = []
         for protocol in protocols:
-            for key in self._cell_keys(init, protocol):
-                inputs = hash_inputs(self.data_hash, origin, "frozen")
-                measure = partial(measure_frozen, key, pool, test, self.images)
-                results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
+            for count in self.labels:
+                for seed in range(self.seeds(count)):  # all: max_seeds limits only trainings
+                    key = CellKey(init, protocol, count, seed)
+                    inputs = hash_inputs(self.data_hash, origin, "frozen, judged")
+                    measure = partial(measure_frozen, key, pool, test, self.images)
+                    results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
         self.results += results
         self._log_scores(results)
 
     def probe(self, key: CellKey) -> LinearProbe:
-        """Fit the linear probe of a cell's labels on the frozen features of its pre-trained init."""
+        """Fit the linear probe of a cell's labels on the frozen features of its init."""
         encoder = self.encoders[key.init]
         return fit_probe(key, encoder.pool, encoder.test, self.images)
 
-    def _first_head(self, key: CellKey) -> LinearProbe:
-        """Fit the head that a training begins with, on features of the images as the training sees them."""
-        return fit_probe(key, *self.encoder_store.head_features(key.init), self.images)
+    def _first_head(self, key: CellKey, rows: np.ndarray) -> LinearProbe:
+        """Fit the head that a training on some pool rows begins with, on features of them as the training sees them."""
+        return fit_probe(key, *self.encoder_store.head_features(key.init), self.images, rows)
 
-    def _train_on_labels(self) -> None:
-        """Run the trainings on labels, fewest labels first; all inits of a seed before the next, for complete pairs."""
-        for count in self.plan.labels:
-            results: list[CellResult] = []
-            for seed in range(self.plan.most_seeds(count)):
-                begin = self.reporter.elapsed
-                for init in (*SCRATCH, *self.inits):
-                    if seed < self.plan.seeds_of(init, count):
-                        protocols = self.preset.protocols(init, self.plan.protocols)
-                        results += [self._train_cell(CellKey(init, protocol, count, seed)) for protocol in protocols]
-                if self._is_late(count, self.reporter.elapsed - begin) and seed + 1 < self.plan.most_seeds(count):
-                    self._omit_seeds_from(count, seed + 1)
-                    break
-            self.results += results
-            self._log_scores(results)
+    def _run_unit(self, unit: Unit, rest: list[Unit]) -> None:
+        """Run a unit whose length is decided now, from the time that is left for it and the units behind it."""
+        if unit.init in self.not_tried:
+            self._not_tried(unit.name, self.not_tried[unit.init])
+            return
+        steps = self.pace.steps(unit, rest)
+        if not steps:
+            self._not_tried(unit.name if unit.labels else unit.init, "the time ran out")
+            return
+        self.steps[unit.name] = steps
+        deadline = self.pace.deadline(unit, rest)
+        if unit.labels:
+            self._train_on_labels(unit, steps, deadline)
+        else:
+            self._pretrain(unit, steps, deadline)
 
-    def _is_late(self, count: int, seconds: float) -> bool:
-        """True if `seconds` more would take time of the larger numbers of labels; False if the user set the epochs."""
-        later = sum(self.plan.seconds.get(str(other), 0.0) for other in self.plan.labels if other > count)
-        remaining = LATE * self.budget - REPORT_SECONDS - later - self.reporter.elapsed
-        return count not in self.plan.fixed and seconds > remaining
+    def _pretrain(self, unit: Unit, steps: int, deadline: float) -> None:
+        init = unit.init
+        cool_down = None if unit.fixed else self.pace.cool_down(unit.name, deadline)
+        plan_id = "" if unit.fixed else self.decisions.id
+        self.encoders[init] = encoder = self.encoder_store.pretrain(init, steps, cool_down, plan_id)
+        if not encoder.found:
+            self.pace.compare(encoder.seconds, unit.cost.seconds(encoder.images_seen))
+        self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, encoder.sha256)
 
-    def _omit_seeds_from(self, count: int, seeds: int) -> None:
-        self.plan.trained_seeds[count] = seeds
-        sentence = f"{seeds} trainings of a kind at {count} labels, since steps took longer than measured"
-        self.plan.omitted.append(sentence)
-        self.reporter.log(f"too little time for all: {sentence}")
-        self._save_plan()
+    def _train_on_labels(self, unit: Unit, steps: int, deadline: float) -> None:
+        results = []
+        for seed in range(unit.seeds):
+            key = CellKey(unit.init, unit.protocol, unit.labels, seed)
+            begin = self.decisions.elapsed
+            until = begin + SLACK * (deadline - begin) / (unit.seeds - seed)
+            results.append(self._train_cell(unit, key, steps, until))
+        self.results += results
+        self._log_scores(results)
 
-    def _train_cell(self, key: CellKey) -> CellResult:
+    def _train_cell(self, unit: Unit, key: CellKey, steps: int, deadline: float) -> CellResult:
+        """Train a cell, and before it on half of its labels, whose other half judges the protocol."""
         encoder = self.encoders.get(key.init)
-        epochs = (self.plan.tune if encoder else self.plan.scratch)[key.labels]
-        steps = epochs * self.preset.steps_per_epoch(key.labels)
         origin = (encoder.sha256, "head of the probe") if encoder else None
-        fields = self.preset.training_fields(key.init, key.protocol, steps)
-        inputs = hash_inputs(self.data_hash, origin, epochs, fields)
-        measure = partial(self._train_classifier, key, encoder, epochs)
-        return measure_once(self.store, key, inputs, self.images.test_labels, measure)
+        rows, judged = self.images.subset(key.labels, key.seed), None
+        length = "set" if unit.fixed else self.decisions.id
 
-    def _train_classifier(self, key: CellKey, encoder: Encoder | None, epochs: int) -> Measurement:
+        def inputs(steps: int, *more: Any) -> str:
+            fields = self.preset.training_fields(key.init, key.protocol, steps)
+            return hash_inputs(self.data_hash, origin, steps, length, fields, *more)
+
+        if halves := split_in_half(self.images.labels[rows], key.seed) if unit.judged else None:
+            fit, judge = (rows[half] for half in halves)
+            measure = partial(self._train_classifier, unit, key, encoder, max(1, steps // 2), deadline, fit, judge)
+            labels = self.images.labels[judge]
+            judged = measure_once(self.halves, key, inputs(steps // 2, "half"), labels, measure).top1
+        measure = partial(self._train_classifier, unit, key, encoder, steps, deadline, rows)
+        result = measure_once(self.store, key, inputs(steps), self.images.test_labels, measure)
+        return replace(result, judged=judged)
+
+    def _train_classifier(
+        self,
+        unit: Unit,
+        key: CellKey,
+        encoder: Encoder | None,
+        steps: int,
+        deadline: float,
+        rows: np.ndarray,
+        judge: np.ndarray | None = None,
+    ) -> Measurement:
+        """Train on some pool rows, and answer for the test split, or for the rows of `judge`."""
         images, preset = self.images, self.preset
-        rows = images.subset(key.labels, key.seed)
+        half = "" if judge is None else ", half of the labels"
+        title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}{half}"
+        cool_down = None if unit.fixed else self.pace.cool_down(title, deadline)
         with training.redirect_output(self.log):
-            weights, probe = (encoder.weights, self._first_head(key)) if encoder else (None, None)
+            weights, probe = (encoder.weights, self._first_head(key, rows)) if encoder else (None, None)
             module, data = training.classification(
-                key.init, images, rows, preset, key.seed, weights, probe, key.protocol, epochs
+                key.init,
+                images,
+                rows,
+                preset,
+                key.seed,
+                weights,
+                probe,
+                key.protocol,
+                steps=steps,
+                schedule=schedule_of(unit),
             )
-            title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}"
             self.reporter.start_task(title, data.batch_size)
-            trained = training.train(module, data, epochs, key.seed, self.reporter.update)
-            answer = training.probabilities(module, images, preset.side(key.init))
-        if key.seed < self.keep_weights:
-            training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
-        self.store.put_losses(key, trained.losses)
+            trained = training.train(
+                module, data, seed=key.seed, on_step=self.reporter.update, steps=steps, cool_down=cool_down
+            )
+            seen = images if judge is None else images.tested_on(judge)
+            answer = training.probabilities(module, seen, preset.side(key.init))
+        self.pace.compare(trained.seconds, unit.cost.seconds(trained.steps * data.batch_size))
+        if judge is None:
+            if key.seed < self.keep_weights:
+                training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
+            self.store.put_losses(key, trained.losses)
         return Measurement(answer, trained.steps, seconds=trained.seconds)
 
     def _log_scores(self, results: list[CellResult]) -> None:
@@ -280,3 +404,8 @@ class Study:
         for (init, protocol, labels), values in groups.items():
             score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")
+
+
+def schedule_of(unit: Unit) -> Schedule:
+    """Return the schedule of a unit's trainings: a cosine if the user has set the length, else one that can be cut."""
+    return "cosine" if unit.fixed else "warmup-stable-decay"

@@ -330,21 +330,6 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
     return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step, 0.0)
 
 
-def measure(module: LightningModule, data: StudyData, epochs: int = 3, limit: float = float("inf")) -> TrainingCost:
-    """Measure the cost of a training by a short one of `limit` seconds or four steps, whichever is longer.
-
-    `data` should have two or three steps an epoch; the module is discarded.
-    """
-    trained = train(module, data, epochs, seed=0, limit=limit)
-    gaps = np.diff(trained.times)
-    last = np.arange(1, len(gaps) + 1) % data.batches_per_epoch == 0  # gaps that contain the end of an epoch
-    step = float(np.median(gaps[~last] if (~last).any() else gaps))
-    between = float(np.median(gaps[last])) - step if last.any() and (~last).any() else 0.0
-    return TrainingCost(
-        max(0.0, trained.seconds - len(trained.times) * step - last.sum() * between), step, max(0.0, between)
-    )
-
-
 @torch.inference_mode()
 def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndarray:
     """Return the (M, K) class probabilities of the test split, seen at `size` pixels."""

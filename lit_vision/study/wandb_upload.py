@@ -19,7 +19,7 @@ def log_study(project: str, folder: Path, content: Content, result: dict[str, An
         result: results.json.
     """
     config = {
-        key: result[key] for key in ("recipe", "commit", "dirty", "data_fingerprint", "plan", "versions", "device")
+        key: result[key] for key in ("recipe", "commit", "dirty", "data_fingerprint", "steps", "versions", "device")
     }
     logger = weights_and_biases(project, folder, name=folder.name, config=config)
     if logger is None:

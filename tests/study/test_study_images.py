@@ -10,10 +10,11 @@ from broken_files import encode, picture
 from lit_vision.data.folder import scan
 from lit_vision.data.pack import write_pack
 from lit_vision.errors import UserError
-from lit_vision.study import pixel_cache, schedule
+from lit_vision.study import costs, pixel_cache, training
 from lit_vision.study.images import FLAT_SIDE, MARGIN, StudyImages, eval_batches, read_images, read_unlabeled
 from lit_vision.study.pixel_cache import PixelCache
 from lit_vision.study.presets import preset_for
+from lit_vision.study.training import TrainingCost
 from lit_vision.study.training_data import StudyData
 
 
@@ -134,14 +135,19 @@ def test_notes__say_which_folder_is_which_split_and_what_was_left_out(tmp_path) 
 
 def test_steps__are_measured_with_more_classes_than_rows(monkeypatch) -> None:
     preset, classes = preset_for(16), 200
-    assert classes > 3 * preset.batch_size
     labels = np.arange(2 * classes) % classes
     pixels = np.zeros((2 * classes, 16, 16, 3), np.uint8)
     names = [str(i) for i in range(2 * classes)]
     images = StudyImages(pixels, labels, names, pixels[:4], labels[:4], names[:4], names[:classes], "f", 16)
-    rows_of = {}
-    monkeypatch.setattr(schedule, "classification", lambda init, _, rows, *more: (None, rows))
-    monkeypatch.setattr(schedule, "measure", lambda module, rows, **options: rows_of.setdefault(len(rows), rows))
-    schedule.measure_all(images, images, preset, [], [classes, 2 * classes], 1.0)
-    assert list(rows_of) == [3 * preset.batch_size]
-    assert all(labels[rows].min() >= 0 and len(set(rows.tolist())) == len(rows) for rows in rows_of.values())
+    measured = []
+
+    def measure_step(module, data, limit) -> TrainingCost:
+        measured.append(data.rows)
+        return TrainingCost(1.0, 2.0, 0.0)
+
+    monkeypatch.setattr(training, "measure_step", measure_step)
+    found = costs.measure_trainings(images, images, preset, ["scratch-cnn", "simclr"], [], classes, 1.0, print)
+    assert found == dict.fromkeys(["scratch-cnn", "simclr"], (1.0, 2.0 / costs.MEASURED_IMAGES))
+    (rows,) = measured  # both have one network
+    assert len(set(rows.tolist())) == len(rows) == costs.MEASURED_IMAGES
+    assert labels[rows].min() >= 0

@@ -1,7 +1,5 @@
 """The parts of a study that train nothing: labels, cells on disk, the plan's arithmetic."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -16,8 +14,6 @@ from lit_vision.study.cells import (
     refuse_older_study,
     to_cells,
 )
-from lit_vision.study.presets import preset_for
-from lit_vision.study.schedule import StudyPlan, plan_labels, plan_pretraining
 
 
 @pytest.mark.parametrize(
@@ -88,68 +84,3 @@ def test_cells__hold_one_value_per_seed_in_order() -> None:
     assert cell["values"] == [0.0, 0.1, 0.2]
     assert cell["seeds"] == [0, 1, 2]
     assert cell["mean"] == pytest.approx(0.1)
-
-
-class _Cost:
-    """One second a step, nothing else."""
-
-    setup, step = 0.0, 1.0
-
-    def seconds(self, epochs: float, steps: int) -> float:
-        return epochs * steps
-
-    def epochs(self, seconds: float, steps: int) -> int:
-        return max(1, int(seconds / steps))
-
-
-def test_plan__spends_its_seconds_and_gives_scratch_its_factor() -> None:
-    plan = StudyPlan([80, 800], {80: 5, 800: 3})
-    costs = {(net, count): _Cost() for net in ("cnn", "vit") for count in (80, 800)}
-    preset = preset_for(32)
-    plan_labels(plan, costs, preset, ["mae", "simclr"], seconds=50_000)
-    per_epoch = {80: 2, 800: 13}
-    spent = sum(
-        plan.seeds[n] * 2 * (plan.tune[n] + plan.scratch[n]) * per_epoch[n] for n in plan.labels
-    )  # two networks, each from weights and from scratch
-    assert spent == pytest.approx(50_000, rel=0.05)
-    assert plan.scratch[80] == pytest.approx(preset.scratch_factor * plan.tune[80], abs=preset.scratch_factor)
-
-
-def test_plan__pretraining_shares_its_time(tmp_path) -> None:
-    class Few:
-        pool = np.zeros((512, 1))
-
-    plan = StudyPlan([80], {80: 1})
-    plan_pretraining(plan, {"mae": _Cost(), "simclr": _Cost()}, Few(), preset_for(32), seconds=1000)
-    assert sum(plan.pretrain.values()) * 2 == pytest.approx(1000, rel=0.02)
-    plan.save(tmp_path / "plan.json", "here")
-    assert StudyPlan.load(tmp_path / "plan.json", "here") == plan
-    assert StudyPlan.load(tmp_path / "plan.json", "elsewhere") is None
-
-
-def test_plan__too_short_a_budget_costs_seeds_of_the_costly_networks_first() -> None:
-    costs = {(net, count): _Cost() for net in ("cnn", "vit") for count in (80, 800)}
-    whole = 5 * 2 * (1 + 4) * (20 + 39)  # seeds, networks, tuned and scratch, fewest steps at 80 and 800
-    some, half, little = (StudyPlan([80, 800], {80: 5, 800: 5}) for _ in range(3))
-    plan_labels(some, costs, preset_for(32), ["mae", "simclr"], seconds=0.7 * whole)
-    assert some.max_seeds == {"scratch-vit": 1, "mae": 1}
-    assert some.seeds == {80: 5, 800: 5}
-    plan_labels(half, costs, preset_for(32), ["mae", "simclr"], seconds=0.5 * whole)
-    assert half.max_seeds == {"scratch-vit": 0, "mae": 0}
-    assert half.seeds == {80: 5, 800: 5}
-    plan_labels(little, costs, preset_for(32), ["mae", "simclr"], seconds=1)
-    assert (little.seeds, little.trained_seeds) == (
-        {80: 5, 800: 5},
-        {80: 1, 800: 1},
-    )  # what trains nothing keeps its seeds
-    assert little.omitted == ["no training of scratch-vit, mae on labels", "one training of a kind on labels"]
-
-
-def test_plan__a_pretraining_without_time_for_an_epoch_sees_some_of_the_images() -> None:
-    class Many:
-        pool = np.zeros((256 * 100, 1))
-
-    plan = StudyPlan([80], {80: 1})
-    plan_pretraining(plan, {"simclr": _Cost()}, Many(), preset_for(32), seconds=30)
-    assert (plan.pretrain, plan.pretrain_images) == ({"simclr": 1}, {"simclr": 256 * 30})
-    assert re.search(r"\b7680\b.*\b25600\b", plan.omitted[0])

@@ -24,7 +24,6 @@ from lit_vision.study import encoders, runner
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import PACKAGED, PUBLIC, TIMM, preset_for
 from lit_vision.study.progress import Reporter
-from lit_vision.study.schedule import StudyPlan
 from lit_vision.weights import public_packages
 from lit_vision.weights.load import load_backbone
 from lit_vision.weights.pretrained import create_backbone
@@ -218,9 +217,9 @@ def begin_study(tmp_path, monkeypatch):
     pictures = read_images(tmp_path)
 
     def begin(name: str, optional: bool = True) -> runner.Study:
-        plan = StudyPlan([2], {2: 1}, max_seeds={name: 3})
+        settings = runner.Settings([2], {2: 1}, max_seeds={name: 3})
         inits = {name} if optional else ()
-        study = runner.Study(pictures, preset_for(16), ["simclr", name], plan, 60.0, tmp_path, Reporter(), inits)
+        study = runner.Study(pictures, preset_for(16), ["simclr", name], settings, 60.0, tmp_path, Reporter(), inits)
         study._download_public()
         return study
 
@@ -235,7 +234,7 @@ def test_study__auto_takes_the_package_without_a_network_and_keeps_it(
         begin_study(public, optional=False)
     study = begin_study(public)
     assert study.inits == ["simclr", packaged]
-    assert study.plan.max_seeds == {packaged: 3}
+    assert study.settings.max_seeds == {packaged: 3}
     assert study.licenses == {packaged: "Apache-2.0"}
     assert installed.sha256 in study.origins[packaged]
     assert study.not_tried == {public: f"no network; {packaged} instead"}
