@@ -25,9 +25,9 @@ $(STAMP): setup.cfg constraints.txt Makefile
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev,peft,detection,bench,public]'
 	@touch $@
 
-demo: $(STAMP) ## the study at desk scale on the embedded real images: report with table and plots (about 10 minutes)
-	@$(BIN)/lit-vision data fashion --rotated --out data/fashion-turned
-	@$(BIN)/lit-vision study data/fashion-turned --rotation 180 --budget 8.5 --labels 1%,10% --seeds 5,3 --max_seeds scratch-vit=1 --run_dir runs/demo
+demo: $(STAMP) ## a study of photographs that scikit-image ships: which photograph is a patch from? (about 10 minutes)
+	@$(BIN)/lit-vision data patches --out data/patches
+	@$(BIN)/lit-vision study data/patches --budget 8.5 --run_dir runs/demo
 
 test: $(STAMP) ## the tests (under five minutes on two cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

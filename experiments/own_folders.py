@@ -1,15 +1,13 @@
-"""Make three image folders, not prepared for a study, from packages that anyone can fetch; to run a study on each.
+"""Make two image folders, not prepared for a study, from packages that anyone can fetch; to run a study on each.
 
     npm pack emoji-datasource-twitter@16.0.0        # 3,786 emoji of 64 pixels (Twemoji, CC-BY 4.0), 9 categories
     python experiments/own_folders.py emoji emoji-datasource-twitter-16.0.0.tgz
 
-    pip install scikit-image                        # photographs of its `data` folder, cut into patches; a class each
-    python experiments/own_folders.py patches
-
     apt-get download tuxpaint-stamps-default        # photographs cut out on white: 20 birds, 20 fruits, 50 unlabeled
     python experiments/own_folders.py stamps tuxpaint-stamps-default_*.deb      # unpacks with dpkg
 
-Each prints the study's command at its end. The folders go to data/own-<name>, which git ignores.
+Each prints the study's command at its end. The folders go to data/own-<name>, which git ignores. `lit-vision data patches`
+and `lit-vision data trees` make two more.
 """
 
 from __future__ import annotations
@@ -26,15 +24,6 @@ from pathlib import Path
 from lit_vision.cli.parser import ScriptParser
 
 ROOT = Path(__file__).parents[1]
-PATCH, STEP = 48, 24  # pixels: side of a patch, and from one to the next
-TEST_SHARE = 0.3  # of a photograph's width, on its right: the test region
-SKIP = (
-    "logo",
-    "multipage",
-    "chessboard",
-    "phantom",
-    "motorcycle_right",
-)  # drawings, and the second image of a stereo pair
 LABELED, UNLABELED = 20, 50
 
 
@@ -48,27 +37,6 @@ def emoji(package: Path, out: Path) -> None:
             name = Path(member.name).name
             if "/64/" in member.name and name in category:
                 _write(out / category[name] / name, tar.extractfile(member).read())
-
-
-def patches(out: Path) -> None:
-    """Write patches of scikit-image's photographs: the left of each for training, the right for the test split.
-
-    Between them lies a patch's width, so that they share no pixel.
-    """
-    import skimage.data
-    from PIL import Image
-
-    for path in sorted(Path(skimage.data.__file__).parent.glob("*.[pj][np]g")):
-        image = Image.open(path).convert("RGB")
-        if path.name.startswith(SKIP) or min(image.size) < 4 * PATCH:
-            continue
-        border = round(image.width * (1 - TEST_SHARE))
-        for split, left, right in (("train", 0, border - PATCH), ("test", border, image.width)):
-            for x in range(left, right - PATCH + 1, STEP):
-                for y in range(0, image.height - PATCH + 1, STEP):
-                    target = out / split / path.stem / f"{x}-{y}.png"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    image.crop((x, y, x + PATCH, y + PATCH)).save(target)
 
 
 def stamps(package: Path, out: Path) -> None:
@@ -101,21 +69,14 @@ def _write(path: Path, data: bytes) -> None:
 def main() -> int:
     """Run the script; return its exit code."""
     parser = ScriptParser(description=__doc__)
-    parser.add_argument("name", choices=["emoji", "patches", "stamps"], help="the folder to make")
-    parser.add_argument("packages", nargs="*", type=Path, help="the fetched files")
+    parser.add_argument("name", choices=["emoji", "stamps"], help="the folder to make")
+    parser.add_argument("package", type=Path, help="the fetched file")
     parser.add_argument("--out", type=Path, help="default: data/own-<name>")
     options = parser.parse_args()
     out = options.out or ROOT / "data" / f"own-{options.name}"
-    if options.name != "patches" and not options.packages:
-        parser.error(f"{options.name}: give the fetched package; --help has the commands that fetch it")
-    for package in options.packages:
-        if not package.is_file():
-            parser.error(f"{package}: no such file")
-    makers = {"emoji": emoji, "stamps": stamps}
-    if options.name == "patches":
-        patches(out)
-    else:
-        makers[options.name](options.packages[0], out)
+    if not options.package.is_file():
+        parser.error(f"{options.package}: no such file; --help has the commands that fetch it")
+    {"emoji": emoji, "stamps": stamps}[options.name](options.package, out)
     counts = {f.relative_to(out).as_posix(): len(list(f.glob("*.*"))) for f in sorted(out.rglob("*")) if f.is_dir()}
     print("\n".join(f"{count:6} {name}" for name, count in counts.items() if count))
     print(f"lit-vision study {os.path.relpath(out)}")

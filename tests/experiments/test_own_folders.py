@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from lit_vision.data.folder import scan
@@ -37,18 +36,3 @@ def test_emoji__go_into_their_category_on_white(tmp_path) -> None:
     assert scan(tmp_path / "out").classes == ["<b>Flags", "Food & Drink"]
     pixels = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").rglob("*.png"))]
     assert sorted(p[0, 0].tolist() for p in pixels) == [[255, 0, 0], [255, 255, 255]]
-
-
-def test_patches__of_training_and_test_never_share_a_pixel(tmp_path) -> None:
-    data = pytest.importorskip("skimage.data")
-    SCRIPT["patches"](tmp_path)
-    folder, side = scan(tmp_path), SCRIPT["PATCH"]
-    assert len(folder.classes) > 10
-    for name in folder.classes:
-        columns = {
-            split: [int(path.stem.split("-")[0]) for path in (tmp_path / split / name).glob("*.png")]
-            for split in ("train", "test")
-        }
-        assert max(columns["train"]) + side <= min(columns["test"])
-        (photograph,) = Path(data.__file__).parent.glob(f"{name}.*")
-        assert max(columns["test"]) + side <= Image.open(photograph).width
