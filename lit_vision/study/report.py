@@ -78,6 +78,8 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
     )
     result = read_result(results)
     content = _content(study, cells, result, results)
+    for answer in reversed(content.answers):  # the last line is about the most labels
+        study.reporter.log(answer.text)
     html, text = folder / "report.html", folder / "report.md"
     html.write_text(printable(to_html(content)), encoding="utf-8")
     text.write_text(printable(report_markdown(content, folder)), encoding="utf-8")
