@@ -1,7 +1,7 @@
 """Freed memory that the C library keeps (lit_vision/io/malloc.py): costs of predict, study and fit with it and without.
 
 Each command runs as a process of its own, with LIT_VISION_MALLOC=on and off in turns; ratios are taken within a turn.
-By default the setting is on for predict and embed only; for study and fit these rows say why.
+By default the setting is on for predict, embed and study (of photographs: its row here has small images), not for fit.
 """
 
 from __future__ import annotations
