@@ -107,13 +107,13 @@ def test_safetensors__begins_another_run(root) -> None:
 
 def test_features__of_a_body_without_a_head(tmp_path) -> None:
     method = make_classifier()
-    seen = {METADATA_KEY: json.dumps({"size": 40, "crop_pct": 0.9})}
+    seen = {METADATA_KEY: json.dumps({"size": 16, "crop_pct": 0.9})}
     body = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std, **seen)
     assert main(["export", str(body), "--format", "safetensors", "--out", str(tmp_path / "again.safetensors")]) == 0
     a, b = load_model(body, "cpu"), load_model(tmp_path / "again.safetensors", "cpu")
     assert a.metadata.task == b.metadata.task == "features"
     assert a.metadata == b.metadata
-    assert (a.metadata.side, a.metadata.crop_pct) == (40, 0.9)
+    assert (a.metadata.side, a.metadata.crop_pct) == (16, 0.9)
 
 
 def test_adapter__is_small_and_comes_back(root, tmp_path) -> None:
