@@ -166,9 +166,9 @@ def show() -> None:
     columns += ["error: off by", "in the interval", "its width", "gain: off by", "in the interval", "its width"]
     note = (
         f"Percentage points; 95 % intervals; a trial is {SEEDS_OF_A_TRIAL} seeds, so each row has "
-        f"{SEEDS // SEEDS_OF_A_TRIAL} trials at each number; the numbers of one trial are not independent. Off by: mean "
-        "distance of the law's median from the measured mean. Gain: over the largest number of the fit. The law's "
-        f"constants were fixed on the {TUNED_ON}. pixels: 32 x 32; lite0: EfficientNet-Lite0 of ImageNet, frozen, 224 px."
+        f"{SEEDS // SEEDS_OF_A_TRIAL} trials at each number; the numbers of one trial are not independent. Off by: "
+        "mean distance of the law's median from the measured mean. Gain: over the largest number of the fit. The law's "
+        f"constants were fixed on the {TUNED_ON}. pixels: 32 x 32; lite0: EfficientNet-Lite0 of ImageNet, frozen."
     )
     table = Table(columns, lines, note)
     print(to_markdown(table))
