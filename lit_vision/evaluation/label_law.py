@@ -18,8 +18,8 @@ LEVEL = 0.95  # of the intervals
 FEWEST_COUNTS = 3  # numbers of labels: as many as the law has parameters
 
 # Fixed on the upright garments; experiments/table_label_law.py shows the coverage on other sets.
-MISFIT = 0.03  # standard deviation of the true curve from a power law, as a share of the error
-TAILS = 4  # degrees of freedom of Student's t: one measurement far from the law moves it little
+MISFIT = 0.01  # standard deviation of the true curve from a power law, as a share of the error
+TAILS = 8  # degrees of freedom of Student's t: one measurement far from the law moves it little
 USUAL_RATE, RATE_SPREAD = 0.5, 0.6  # of c before anything is measured: median, and standard deviation of its logarithm
 SEED_SPREAD = 0.1  # standard deviation over seeds as a share of the error, assumed if there is one seed
 
