@@ -73,7 +73,7 @@ def choose_next(
     if p is not None and strategy == "margin":
         return free[np.argsort(margin(p[free]), kind="stable")[:num]]
     if p is not None and strategy == "badge":
-        return free[badge(x[free], p[free], num, seed)]
+        return np.asarray(free[badge(x[free], p[free], num, seed)])
     if strategy == "k-center":
         return k_center(x, labeled, num, seed)
     if strategy == "typiclust":
@@ -148,11 +148,12 @@ def k_center(features: np.ndarray, labeled: np.ndarray, num: int, seed: int = 0)
     squares = (x * x).sum(1)
 
     def to_row(row: int) -> np.ndarray:
-        return np.maximum(squares + squares[row] - 2 * (x @ x[row]), 0)
+        return np.asarray(np.maximum(squares + squares[row] - 2 * (x @ x[row]), 0))
 
     taken = np.zeros(len(x), bool)
     taken[labeled] = True
-    nearest, chosen = np.full(len(x), np.inf, np.float32), []
+    nearest = np.full(len(x), np.inf, np.float32)
+    chosen: list[int] = []
     for row in labeled:
         nearest = np.minimum(nearest, to_row(row))
     while len(chosen) < num:
@@ -278,7 +279,7 @@ def _features(values: Any) -> np.ndarray:
 
 def _normalized(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
 def _sample(count: int, labeled: np.ndarray, num: int, seed: int) -> np.ndarray:
