@@ -169,8 +169,9 @@ class Study:
         for init, reason in opened.not_tried.items():
             self._not_tried(init, reason)
         for old, new in opened.renamed.items():
-            if old in self.settings.max_seeds:
-                self.settings.max_seeds[new] = self.settings.max_seeds.pop(old)
+            for given in (self.settings.max_seeds, self.settings.epochs):
+                if old in given:
+                    given[new] = given.pop(old)
         for init, origin in opened.origins.items():
             self.reporter.log(f"{init}: weights of {origin}")
         self.origins = opened.origins
