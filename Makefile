@@ -36,6 +36,11 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 test-all: $(STAMP) ## the tests and the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 
+.PHONY: test-pages
+test-pages: $(STAMP) ## the pages in a real browser, the system's Chromium (installs Playwright for Python)
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]'
+	@$(BIN)/python -m pytest -m pages
+
 lint: $(STAMP) ## ruff, mypy, codespell and file checks (.pre-commit-config.yaml)
 	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
 
