@@ -10,7 +10,8 @@ SCALE ?= desk
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
-  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer
+  table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
+  table-label-law verify-label-law table-label-errors verify-label-errors
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -34,6 +35,11 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 
 test-all: $(STAMP) ## the tests and the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+.PHONY: test-pages
+test-pages: $(STAMP) ## the pages in a real browser, the system's Chromium (installs Playwright for Python)
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]'
+	@$(BIN)/python -m pytest -m pages
 
 lint: $(STAMP) ## ruff, mypy, codespell and file checks (.pre-commit-config.yaml)
 	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
@@ -83,6 +89,18 @@ verify-elpv: $(STAMP) ## train and measure some cells of that table again (ACCEP
 
 table-transfer: $(STAMP) ## pre-train on one domain, adapt to the other, both ways (SCALE=desk, DRY=1 prints what is trained)
 	@$(BIN)/python experiments/transfer.py --scale $(SCALE) $(if $(DRY),--dry)
+
+table-label-law: $(STAMP) ## the law of the number of labels against truth: the first half of the numbers predicts the second (SCALE=desk)
+	@$(BIN)/python experiments/table_label_law.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-label-law: $(STAMP) ## measure one seed of that table again
+	@$(BIN)/python experiments/table_label_law.py --verify
+
+table-label-errors: $(STAMP) ## labels that look wrong: precision and recall where labels were changed on purpose (SCALE=desk)
+	@$(BIN)/python experiments/table_label_errors.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-label-errors: $(STAMP) ## measure one seed of that table again
+	@$(BIN)/python experiments/table_label_errors.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES)

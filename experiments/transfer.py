@@ -135,7 +135,8 @@ class Transfer:
         steps = self.plan.steps * (1 if encoder else self.presets[target].scratch_factor)
         fields = self.presets[target].training_fields(self._network_init(encoder))
         settings = "frozen" if key.protocol == "linear" else (steps, fields)
-        inputs = hash_inputs(images.fingerprint, images.size, encoder.sha256 if encoder else "", settings)
+        seen = (images.fingerprint, images.size, "pixels of the files")
+        inputs = hash_inputs(*seen, encoder.sha256 if encoder else "", settings)
 
         def measure() -> Measurement:
             if key.protocol == "linear" and frozen:

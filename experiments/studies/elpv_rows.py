@@ -68,10 +68,12 @@ VIEWS: dict[str, dict[str, Any]] = {  # of the pre-trainings
     f"simclr@{PUBLIC}": {"crop_scale": [0.3, 1.0]},
 }
 TRAIN_VIEWS = {"crop_scale": [0.6, 1.0], "brightness": 0.3, "contrast": 0.3}
+# public: tried on 501 training cells, 167 labels, one seed, where the probe had 81.8 %: 3e-4 76.6 %, 1e-4 79.4,
+# 3e-5 79.8, 2e-4 with layer decay 79.6; the last three are not told apart
 TUNE: dict[str, dict[str, Any]] = {
     "cnn": {"lr": 1e-3},
     "vit": {"lr": 5e-4, "layer_decay": 0.75},
-    "public": {"lr": 3e-4},
+    "public": {"lr": 2e-4, "layer_decay": 0.75},
 }
 FROM_SCRATCH = {"lr": 2e-3}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_vision.cli.parser import CommandParser, add_label_arguments
-from lit_vision.study.run_study import INITS, run_study
+from lit_vision.study.run_study import CACHE_GB, INITS, run_study
 
 
 def parser() -> CommandParser:
@@ -94,6 +94,14 @@ def parser() -> CommandParser:
         "--plan",
         metavar="FILE",
         help="plan.jsonl of an earlier study of these images and settings: repeat its decisions, without the clock",
+    )
+    add(
+        "--cache_gb",
+        type=float,
+        default=CACHE_GB,
+        metavar="GB",
+        help="decoded images on the disk while the study runs, at most; with less it takes longer "
+        "(default: %(default)g)",
     )
     add(
         "--keep_weights",

@@ -8,7 +8,7 @@ D = 784.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,8 +132,7 @@ def _probe(
     elif validation is not None:
         held_out, truth = prepare(validation[0]), validation[1]
         truth = np.where(np.isin(truth, seen), np.searchsorted(seen, truth), -1)  # an unseen class is always an error
-        splits = [(rows, codes, held_out, truth)]
-        strength, scores = _choose(splits, strengths)
+        strength, scores = _choose([(rows, codes, held_out, truth)], strengths)
         chosen_on = f"validation split of {len(truth)}"
     else:
         folds = _usual_folds(len(y)) if folds is None else folds
@@ -142,10 +141,10 @@ def _probe(
             strength = min(strengths, key=lambda s: abs(float(np.log(s / FIXED_STRENGTH))))
             chosen_on = f"fixed at {strength:g}: one label per class, nothing to hold out"
         else:
-            numbers = range(fold.max() + 1)
-            splits = [(rows[fold != f], codes[fold != f], rows[fold == f], codes[fold == f]) for f in numbers]
-            strength, scores = _choose(splits, strengths)
-            chosen_on = f"{len(splits)}-fold cross-validation inside the {len(y)} labels"
+            numbers = range(fold.max() + 1)  # their parts are copied one after the other
+            parts = ((rows[fold != f], codes[fold != f], rows[fold == f], codes[fold == f]) for f in numbers)
+            strength, scores = _choose(parts, strengths)
+            chosen_on = f"{len(numbers)}-fold cross-validation inside the {len(y)} labels"
 
     model = _model(len(seen), tol=1e-4, max_iter=1000)
     _fit(model, rows, codes, strength)
@@ -247,10 +246,11 @@ def _usual_folds(labels: int) -> int:
     return 3 if labels >= MANY else MAX_FOLDS
 
 
-def _choose(splits: Sequence[tuple[np.ndarray, ...]], strengths: list[float]) -> tuple[float, dict[float, float]]:
+def _choose(splits: Iterable[tuple[np.ndarray, ...]], strengths: list[float]) -> tuple[float, dict[float, float]]:
     """Return the best strength over splits (train rows, codes, held-out rows, codes), and the accuracy of each."""
-    correct, loss = np.zeros(len(strengths)), np.zeros(len(strengths))
+    correct, loss, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0
     for rows, codes, held_out, truth in splits:
+        total += len(truth)
         model = _model(codes.max() + 1, tol=3e-3, max_iter=100)  # enough to rank strengths
         for i, strength in enumerate(strengths):  # from strong to weak, each from the weights of the one before
             _fit(model, rows, codes, strength)
@@ -259,7 +259,6 @@ def _choose(splits: Sequence[tuple[np.ndarray, ...]], strengths: list[float]) ->
             correct[i] += (probability.argmax(1) == truth).sum()
             known = truth >= 0
             loss[i] -= np.log(np.maximum(probability[known, truth[known]], 1e-12)).sum()
-    total = sum(len(truth) for *_, truth in splits)
     best = min(range(len(strengths)), key=lambda i: (-correct[i], loss[i], i))
     return strengths[best], {s: float(c / total) for s, c in zip(strengths, correct)}
 
@@ -303,7 +302,9 @@ def _binary_to_two_class(model: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _statistics(x: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
-    mean, variance = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
+    columns = max(1, BLOCK // len(x))  # at a time: the variance needs a copy of them in float64
+    parts = [x[:, first : first + columns].var(0, dtype=np.float64) for first in range(0, x.shape[1], columns)]
+    mean, variance = x.mean(0, dtype=np.float64), np.concatenate(parts)
     if scale == "all":
         variance = np.full_like(variance, variance.mean())
     divisor = np.sqrt(variance)

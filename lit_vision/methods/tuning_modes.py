@@ -95,17 +95,23 @@ def apply_tuning_mode(backbone: Backbone, hparams: Mapping[str, Any]) -> None:
 def keep_frozen_in_eval(module: nn.Module) -> None:
     """Put the frozen parts of `module.backbone` in evaluation mode: fixed batch-norm statistics, no drop path.
 
-    A part whose parameters all train (a norm with head+norm, the blocks of last-<k>) is in training mode. Does nothing
-    in evaluation mode or with tune "full". A method calls it at the end of `train`.
+    A part whose parameters all train (a norm with head+norm, the blocks of last-<k>) is in training mode. With tune
+    "full" only `freeze_batch_norm` fixes anything: the statistics of every batch norm. Does nothing in evaluation mode.
+    A method calls it at the end of `train`.
     """
-    if not module.training or module.hparams["tune"] == "full":
+    if not module.training:
         return
     backbone = module.backbone
-    backbone.eval()
-    for name, part in backbone.named_modules():
-        parameters = list(part.parameters())
-        if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
-            part.train()
+    if module.hparams["tune"] != "full":
+        backbone.eval()
+        for name, part in backbone.named_modules():
+            parameters = list(part.parameters())
+            if (parameters and all(p.requires_grad for p in parameters)) or ".lora_dropout" in name:
+                part.train()
+    if module.hparams.get("freeze_batch_norm"):
+        for part in backbone.modules():
+            if isinstance(part, nn.modules.batchnorm._NormBase):
+                part.eval()
 
 
 def build_backbone(hparams: Mapping[str, Any]) -> tuple[Backbone, list[float], list[float]]:

@@ -171,7 +171,8 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
             raise UserError(f"{path}: its metadata does not name a model; give a run, or a file of lit-vision export")
         backbone = Backbone(**json.loads(header["backbone"]))
         report = load_into(backbone, path)
-        stored = {key: written.get(key) for key in ("value_range", "size")} | {"license": header.get("license", "")}
+        stored = {key: written.get(key) for key in ("value_range", "size", "crop_pct")}
+        stored["license"] = header.get("license", "")
         return _build_features(backbone, report.mean, report.std, path, stored)
     hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(hyper, Mapping) or "backbone" not in hyper:

@@ -128,7 +128,7 @@ def pretrain_once(
             "losses": [round(loss, 5) for loss in losses],
         }
         write_json(path, record)
-        training.remove_checkpoint(checkpoint)
+    training.remove_checkpoint(checkpoint)  # a kill may have left it behind the record
     return PretrainedEncoder(
         weights, record["sha256"], record["seconds"], record["images_seen"], record["losses"], found
     )

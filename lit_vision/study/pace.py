@@ -10,6 +10,7 @@ from lit_vision.study.plan import Plan, Unit
 REPORT_SHARE = 0.06  # of the budget: for the report, within the next two
 REPORT_SECONDS = (15.0, 120.0)
 DECAY = 0.25  # steps of a decay over those before it, of the schedule of `training.train`
+LEAST = 0.5  # of a unit's fewest steps: with fewer a training is left out, or not cut further
 SHORT = 1.0  # seconds; trainings that should take less say too little about the machine's speed
 
 
@@ -54,7 +55,7 @@ class Pace:
             if unit.fixed:
                 return unit.full
             steps = unit.steps(self.allowed(unit, rest) / self.slower)
-            return steps if steps >= unit.fewest / 2 else 0
+            return steps if steps >= LEAST * unit.fewest else 0
 
         return int(self.decisions.decide(f"{unit.name}: steps", compute))
 
@@ -62,7 +63,7 @@ class Pace:
         """Return the second of the study at which a unit that begins now should end; infinity if its steps are set."""
         return float("inf") if unit.fixed else self.decisions.elapsed + self.allowed(unit, rest)
 
-    def cool_down(self, title: str, deadline: float) -> Callable[[int], bool]:
+    def cool_down(self, title: str, deadline: float, unit: Unit) -> Callable[[int], bool]:
         """Return a function that tells a training, after each step, whether its decay begins now.
 
         It does if, at the speed since the first call, the decay would end at the deadline. The step is stored before
@@ -71,8 +72,9 @@ class Pace:
         Args:
             title: of the training, unique in the study.
             deadline: second of the study.
+            unit: of the training; it gets half of the unit's fewest steps at least, however slow the machine is.
         """
-        name = f"{title}: decay from step"
+        name, fewest = f"{title}: decay from step", LEAST * unit.fewest / (1 + DECAY)
         first: list[tuple[int, float]] = []
 
         def begins(step: int) -> bool:
@@ -84,6 +86,8 @@ class Pace:
             now = self.decisions.elapsed
             if not first:
                 first.append((step, now))
+                return False
+            if step < fewest:
                 return False
             seconds_per_step = (now - first[0][1]) / (step - first[0][0])
             if now + DECAY * step * seconds_per_step < deadline:

@@ -112,9 +112,12 @@ def second_choice(verdict: Verdict) -> str:
         return ""
     own, its = (_mean(values_on_test(cell, verdict.metric)) for cell in (first, second))
     seconds = one_model_seconds(first) - one_model_seconds(second)
-    saves = (
-        f"it saves {format_duration(seconds)} a model" if seconds > 0 else f"it takes {format_duration(-seconds)} more"
-    )
+    if abs(seconds) < 1:
+        saves = "it costs the same"
+    elif seconds > 0:
+        saves = f"it saves {format_duration(seconds)} a model"
+    else:
+        saves = f"it takes {format_duration(-seconds)} more a model"
     gap = f"{100 * abs(own - its):.1f} points {'lower' if its < own else 'higher'} on the test split"
     return f"Second choice with {verdict.labels} labels: {contender(second)}, {gap}; {saves}."
 

@@ -12,6 +12,7 @@ from lit_vision.study.sizes import choose_sizes
 
 LARGEST_SIZE = 4096  # pixels
 INITS = "mae,simclr"
+CACHE_GB = 8.0
 
 
 def run_study(
@@ -32,6 +33,7 @@ def run_study(
     epochs: str = "",
     keep_weights: int = 1,
     plan: str | Path | None = None,
+    cache_gb: float = CACHE_GB,
     label_file: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -69,6 +71,8 @@ def run_study(
         keep_weights: store the classifiers of this many seeds, 0 or more.
         plan: plan.jsonl of an earlier study of these images and settings: its decisions are repeated and the clock is
             not asked, which gives the same table.
+        cache_gb: gigabytes of decoded training images that may lie in the run's folder while the study runs, 0 or more;
+            those beyond are decoded whenever they are needed, which changes the time and no number.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
         path_column, label_column, split_column: its columns, if they have unusual names.
         label_columns, label_separator: of tables with several labels an image, which a study refuses.
@@ -88,6 +92,8 @@ def run_study(
         raise UsageError(f"--budget: {budget:g} minutes; give more than 0")
     if not 0 <= rotation <= 180:
         raise UsageError(f"--rotation: {rotation:g}; give 0 to 180 degrees")
+    if not 0 <= cache_gb < float("inf"):
+        raise UsageError(f"--cache_gb: {cache_gb:g}; give 0 or more gigabytes")
     if keep_weights < 0:
         raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
     labels, seeds = None if labels is None else _text(labels), _text(seeds)
@@ -123,7 +129,7 @@ def run_study(
         group_by=group_by,
     )
     label_table = options if options.given else None
-    with Reporter() as reporter, PixelCache(folder, log=reporter.log) as cache:
+    with Reporter() as reporter, PixelCache(folder, cache_gb, reporter.log) as cache:
         reporter.log(f"reading {root}")
         gpu = torch.cuda.is_available()
         sides: list[int] = []  # the typical one of the images
@@ -145,7 +151,7 @@ def run_study(
             f"{len(images.pool)} training images ({labeled} labeled, {unlabeled} not), {len(images.classes)} classes, "
             f"{len(images.test)} test images"
         )
-        reporter.log(sizes.reason)
+        images.notes.insert(0, sizes.reason)
         for note in images.notes:
             reporter.log(note)
         source = read_unlabeled(pretrain_on, images.size, cache, reporter.update) if pretrain_on else None

@@ -169,8 +169,9 @@ class Study:
         for init, reason in opened.not_tried.items():
             self._not_tried(init, reason)
         for old, new in opened.renamed.items():
-            if old in self.settings.max_seeds:
-                self.settings.max_seeds[new] = self.settings.max_seeds.pop(old)
+            for given in (self.settings.max_seeds, self.settings.epochs):
+                if old in given:
+                    given[new] = given.pop(old)
         for init, origin in opened.origins.items():
             self.reporter.log(f"{init}: weights of {origin}")
         self.origins = opened.origins
@@ -318,7 +319,7 @@ class Study:
 
     def _pretrain(self, unit: Unit, steps: int, deadline: float) -> None:
         init = unit.init
-        cool_down = None if unit.fixed else self.pace.cool_down(unit.name, deadline)
+        cool_down = None if unit.fixed else self.pace.cool_down(unit.name, deadline, unit)
         plan_id = "" if unit.fixed else self.decisions.id
         self.encoders[init] = encoder = self.encoder_store.pretrain(init, steps, cool_down, plan_id)
         if not encoder.found:
@@ -369,7 +370,7 @@ class Study:
         images, preset = self.images, self.preset
         half = "" if judge is None else ", half of the labels"
         title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}{half}"
-        cool_down = None if unit.fixed else self.pace.cool_down(title, deadline)
+        cool_down = None if unit.fixed else self.pace.cool_down(title, deadline, unit)
         with training.redirect_output(self.log):
             weights, probe = (encoder.weights, self._first_head(key, rows)) if encoder else (None, None)
             module, data = training.classification(

@@ -57,8 +57,8 @@ class Verdict:
             the highest test accuracy, and the reverse.
         interval: `best` minus `other`.
         metric: "accuracy" or "balanced accuracy".
-        second: the contender that would be chosen among those of a lower cost than `recommended` (among those of a
-            higher one if there is none); None if there is no other.
+        second: the contender that would be chosen inside the labels among those that cost no more than `recommended`
+            (among all others if there is none); None if there is no other.
         tests: number of test images.
     """
 
@@ -239,9 +239,8 @@ def _cost_group(cell: Cell) -> int:
 
 
 def _second(cells: Sequence[Cell], best: Cell) -> Cell | None:
-    cheaper = [cell for cell in cells if _cost_group(cell) < _cost_group(best)]
-    dearer = [cell for cell in cells if _cost_group(cell) > _cost_group(best)]
-    rest = cheaper or dearer
+    rest = [cell for cell in cells if cell is not best]
+    rest = [cell for cell in rest if _cost_group(cell) <= _cost_group(best)] or rest
     return choose(rest).cell if rest else None
 
 

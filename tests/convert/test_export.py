@@ -1,5 +1,6 @@
 """export: every format gives torch's outputs and carries its card; a wrong one is refused and nothing is lost."""
 
+import json
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_vision.predict.inputs import batches, find_images
 from lit_vision.predict.models import load_model
 from lit_vision.predict.tasks import preprocess_for
 from lit_vision.weights.load import load_into, save_backbone
+from lit_vision.weights.model_metadata import METADATA_KEY
 
 NEEDS = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"]}
 
@@ -105,11 +107,13 @@ def test_safetensors__begins_another_run(root) -> None:
 
 def test_features__of_a_body_without_a_head(tmp_path) -> None:
     method = make_classifier()
-    body = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std)
+    seen = {METADATA_KEY: json.dumps({"size": 16, "crop_pct": 0.9})}
+    body = save_backbone(tmp_path / "body.safetensors", method.backbone, method.mean, method.std, **seen)
     assert main(["export", str(body), "--format", "safetensors", "--out", str(tmp_path / "again.safetensors")]) == 0
     a, b = load_model(body, "cpu"), load_model(tmp_path / "again.safetensors", "cpu")
     assert a.metadata.task == b.metadata.task == "features"
     assert a.metadata == b.metadata
+    assert (a.metadata.side, a.metadata.crop_pct) == (16, 0.9)
 
 
 def test_adapter__is_small_and_comes_back(root, tmp_path) -> None:

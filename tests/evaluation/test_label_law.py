@@ -18,9 +18,9 @@ def test_gain_and_sentence_of_a_known_law() -> None:
     assert law.predict(100).mean == pytest.approx(0.3)
     assert law.gain(100, 300).mean == pytest.approx(10, abs=1e-6)
     assert law.predict(np.array([[100, 400]])).mean == pytest.approx(np.array([[0.3, 0.2]]))
-    assert law.sentence(100, 300) == "about 300 more labels give 10 points"
+    assert law.sentence(100, 300) == "about 300 more labels give 9 to 11 points"  # the rate may drift
     assert exact(0.1, 0.0, 0.5).sentence(100, 300) == "about 300 more labels give less than 1 point"
-    assert exact(0.1, 0.2, 0.5).sentence(100, 300) == "about 300 more labels give 1 point"
+    assert exact(0.1, 0.2, 0.5).sentence(100, 300) == "about 300 more labels give up to 2 points"
 
 
 @pytest.mark.parametrize(("a", "b", "c"), [(0.0, 2.0, 0.5), (0.1, 1.5, 0.6), (0.02, 0.8, 0.25)])
@@ -55,7 +55,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_more_seeds_narrow_the
         gained += gain.lo <= 100 * (measured[160].mean() - true) <= gain.hi
     assert held >= 23
     assert gained >= 22
-    assert np.mean(widths[20]) < 0.8 * np.mean(widths[2])
+    assert np.mean(widths[20]) < 0.9 * np.mean(widths[2])
 
 
 def test_one_count_far_from_the_law_moves_it_little() -> None:

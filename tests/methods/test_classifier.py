@@ -214,6 +214,19 @@ def test_train__drop_path_is_off_where_frozen_and_on_where_trained() -> None:
     assert not any(m.training for m in last.eval().modules())
 
 
+@pytest.mark.parametrize("tune", ["full", "head+norm"])
+def test_freeze_batch_norm__keeps_the_statistics_while_gains_train(tune: str) -> None:
+    for frozen in (True, False):
+        method = Classifier("resnet18", 2, RESNET, tune=tune, lr=0.1, base_lr=None, freeze_batch_norm=frozen)
+        norm = method.train().backbone.model.bn1
+        before, gain = norm.running_mean.clone(), norm.weight.detach().clone()
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+        method.loss(torch.rand(4, 3, 32, 32), torch.eye(2).repeat(2, 1)).backward()
+        optimizer.step()
+        assert torch.equal(norm.running_mean, before) == frozen
+        assert not torch.equal(norm.weight, gain)
+
+
 def test_tune__errors() -> None:
     for tune in ("prompt", "last-0", "everything"):
         with pytest.raises(UserError, match=r"tune: .*full, linear, head\+norm, bias, last-<k>"):

@@ -374,3 +374,17 @@ def test_web_sockets_are_refused(client) -> None:
 
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/predict"):
         pass
+
+
+def test_the_table_of_attacks_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "experiments/RELIABILITY.md").read_text()
+    table = text.partition("## Attacks on the pages and the API")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\b(test_\w+)`", table))
+    assert len(named) > 25
+    defined = {
+        name for path in (root / "tests").rglob("test_*.py") for name in re.findall(r"def (\w+)", path.read_text())
+    }
+    files = {path.stem for path in (root / "tests").rglob("test_*.py")}
+    assert named - defined - files == set()
+    assert all((root / path).is_file() for path in re.findall(r"`(tests/[\w/]+\.py)`", table))

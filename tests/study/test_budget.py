@@ -59,7 +59,7 @@ def study(tmp_path, monkeypatch):
 
         def fake_classifier(self, unit, key, encoder, steps, deadline, rows, judge=None):
             begin = machine.now
-            cool_down = self.pace.cool_down(f"{key.name}{judge is None}", deadline)
+            cool_down = self.pace.cool_down(f"{key.name}{judge is None}", deadline, unit)
             done = trained(SECONDS_PER_IMAGE[key.init], steps, unit.batch, cool_down)
             self.pace.compare(machine.now - begin, unit.cost.seconds(done * unit.batch))
             known = answer if judge is None else np.eye(5, dtype=np.float32)[images.labels[judge]]

@@ -252,6 +252,9 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(folder, tmp_path, capsys, fla
         ("--epochs", "mae=0"),
         ("--max_seeds", "mae=0"),
         ("--keep_weights", "-1"),
+        ("--cache_gb", "nan"),
+        ("--frozen_size", "0"),
+        ("--inits", "simclr@mae"),
     ],
 )
 def test_a_list_is_checked_before_the_folder_is_read(tmp_path, capsys, flag, value) -> None:

@@ -53,6 +53,8 @@ class Classifier(ClassifierNetwork, LightningModule):
         head_norm: an affine-free batch norm before the linear map, as in MAE's linear probe.
         head_init_std: of the truncated normal of the head's weight; None is 0.01 for tune=linear, lora and prompts, and
             2e-5 otherwise (MAE's values for its probe and its fine-tuning).
+        freeze_batch_norm: keep the statistics of the backbone's batch norms as they are loaded, whatever trains: for
+            few labels, whose batches are too small and too few for new ones.
         mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
         std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -95,6 +97,7 @@ class Classifier(ClassifierNetwork, LightningModule):
         class_weights: list[float] | None = None,
         head_norm: bool = False,
         head_init_std: float | None = None,
+        freeze_batch_norm: bool = False,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         optimizer: str = "adamw",

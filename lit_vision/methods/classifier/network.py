@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, Any] = {
     "class_weights": None,
     "head_norm": False,
     "head_init_std": None,
+    "freeze_batch_norm": False,
     "lora_alpha": 8.0,
     "lora_layers": None,
     "lora_dropout": 0.0,

@@ -19,7 +19,7 @@ function section(path, method, call) {
     made.append(table(["parameter", "", ""], call.parameters.map((p) => [p.name, typeOf(p.schema), p.description])));
   }
   if (call.requestBody) {
-    made.append(table(["body", ""], Object.entries(call.requestBody.content).map(([type, body]) => [type, shape(body.schema)])));
+    made.append(table(["body", ""], Object.entries(resolve(call.requestBody).content).map(([type, body]) => [type, shape(body.schema)])));
   }
   made.append(table(["status", "", ""], Object.entries(call.responses).map(([status, answer]) => {
     const found = resolve(answer);
