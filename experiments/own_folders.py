@@ -6,8 +6,8 @@
     apt-get download tuxpaint-stamps-default        # photographs cut out on white: 20 birds, 20 fruits, 50 unlabeled
     python experiments/own_folders.py stamps tuxpaint-stamps-default_*.deb      # unpacks with dpkg
 
-Each prints the study's command at its end. The folders go to data/own-<name>, which git ignores. `lit-vision data patches`
-and `lit-vision data trees` make two more.
+Each prints the study's command at its end. The folders go to data/own-<name>, which git ignores. Two more come from
+`lit-vision data patches` and `lit-vision data trees`.
 """
 
 from __future__ import annotations
