@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
 from lit_vision.study.presets import PRETRAINED, SMALL, TIMM_SIDE, method_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FROZEN_SIDE = 224  # pixels at which most public weights were trained
 TRAIN_SIDE_CPU = 96  # of photographs: an image costs a sixth of the time that it costs at 224
@@ -78,23 +74,3 @@ def choose_sizes(
     if any(not method_of(init) and init not in PRETRAINED for init in inits):
         reason += f"; public weights, frozen, see {frozen} ({frozen_reason})"
     return Sizes(train, frozen, f"{reason}.")
-
-
-def multiply_adds(network: nn.Module, side: int, channels: int = 3) -> int:
-    """Return the multiply-adds of a forward pass of one square image, in its convolutions and linear layers.
-
-    Those inside attention (under 4 % of a ViT's up to 224 pixels) are not counted.
-
-    Args:
-        network: on the CPU.
-        side: of the image, pixels.
-        channels: of the image.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = network.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, channels, side, side))
-    network.train(training)
-    return int(counter.get_total_flops()) // 2

@@ -4,9 +4,10 @@ import pytest
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UsageError
+from lit_vision.study.costs import forward_multiply_adds
 from lit_vision.study.inits import choose_public, parse_inits
 from lit_vision.study.presets import PUBLIC, PUBLIC_GPU, PUBLIC_PHOTOGRAPHS, preset_for
-from lit_vision.study.sizes import choose_sizes, multiply_adds
+from lit_vision.study.sizes import choose_sizes
 
 
 def test_parse__lists_are_joined_baselines_left_out_and_bases_come_first() -> None:
@@ -84,7 +85,7 @@ def test_public_weights_follow_from_images_and_machine() -> None:
 
 def test_preset__networks_of_photographs_on_a_cpu_cost_at_most_100_million_multiply_adds() -> None:
     preset = preset_for(96)
-    counts = [multiply_adds(Backbone(net.backbone, **net.args), 96) for net in (preset.cnn, preset.vit)]
+    counts = [forward_multiply_adds(Backbone(net.backbone, **net.args), 96) for net in (preset.cnn, preset.vit)]
     # by hand: a ViT's layers are 12 D^2 a token and block, and its patches 768 D each
     assert counts[1] == 37 * 5 * 12 * 192**2 + 36 * 768 * 192
     assert all(50e6 < count <= 100e6 for count in counts)
