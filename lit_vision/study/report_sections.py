@@ -133,11 +133,11 @@ def _label_errors(study: Study, cells: Cells, verdict: Verdict | None) -> Sectio
     picture = figures.label_errors(
         study.folder / "samples" / "label_errors.png", images, doubtful.first_suspects(SHOWN_LABELS)
     )
-    first = f"the first {SHOWN_LABELS} are shown, " if len(doubtful) > SHOWN_LABELS else ""
+    first = f"; the first {SHOWN_LABELS} are shown" if len(doubtful) > SHOWN_LABELS else ""
     return Section(
         "Labels that look wrong",
-        f"{text}It contradicts {len(doubtful)} clearly, the most doubtful first: {first}all are in {LABEL_ERRORS}. "
-        "Look at each before you change it: hard images are among them.",
+        f"{text}It clearly contradicts {len(doubtful)}, listed in {LABEL_ERRORS}, the most doubtful first{first}. "
+        "Look before you change a label: hard images are among them.",
         picture,
     )
 

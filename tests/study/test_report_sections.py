@@ -58,7 +58,7 @@ def test_model__is_of_the_recommended_contender_or_the_next_that_is_a_network() 
     (verdict,) = verdicts(cells, 1000)
     assert verdict.recommended["init"] == "pixels"
     assert verdict.other["protocol"] == "knn"
-    assert [(key.init, key.protocol) for key in model_keys(cells, verdict)] == [(PUBLIC, "linear")]
+    assert [(key.init, key.protocol) for key in model_keys(cells, verdict)][:1] == [(PUBLIC, "linear")]
     (verdict,) = verdicts(cells[1:], 1000)
     assert verdict.recommended["protocol"] == "knn"
     assert [key.protocol for key in model_keys(cells, verdict)][:1] == ["linear"]
