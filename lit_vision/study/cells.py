@@ -20,6 +20,11 @@ from lit_vision.results.schema import SCHEMA, make_cell
 LOSSES = ".losses.json"  # end of the names of files with the losses of a training
 
 
+def file_name(init: str) -> str:
+    """Return the name of an init in names of files; "timm:hf-hub:owner/name" has characters that these cannot have."""
+    return init.replace(":", "_").replace("/", "_")
+
+
 @dataclass(frozen=True)
 class CellKey:
     """Identity of one measurement; the seed is that of label subset, initialization and order."""
@@ -32,7 +37,7 @@ class CellKey:
     @property
     def name(self) -> str:
         """The beginning of the names of its files."""
-        return f"{self.init.replace(':', '_')}-{self.protocol}-{self.labels}-{self.seed}"
+        return f"{file_name(self.init)}-{self.protocol}-{self.labels}-{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lit_vision.optim import Schedule
 from lit_vision.predict.feature_cache import cached_features
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
-from lit_vision.study.cells import CellKey, Measurement, hash_inputs, read_record
+from lit_vision.study.cells import CellKey, Measurement, file_name, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
 from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.pixel_cache import Rows
@@ -288,7 +288,7 @@ class EncoderStore:
 
     def path(self, init: str) -> Path:
         """Return the file of an init's weights."""
-        return self.folder / "weights" / f"{init.replace(':', '_')}.safetensors"
+        return self.folder / "weights" / f"{file_name(init)}.safetensors"
 
     def download(self, init: str) -> dict[str, str]:
         """Download public weights unless they are there, and return the metadata of the file, which has their license.

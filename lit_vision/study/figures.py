@@ -54,7 +54,7 @@ def accuracy(
         curve = plots.Curve(x.tolist(), 1 - error.mean, 1 - error.hi, 1 - error.lo)
         name = f"{law.cell['init']}, {law.cell['protocol']}"
         series = [replace(one, curve=curve) if one.name == name else one for one in series]
-    title = "Mean ± sd over seeds" + ("; dotted: the law, its 95 % interval" if law else "")
+    title = "Mean ± sd over seeds" + ("; dotted: law, 95 % band" if law else "")
     return plots.accuracy_against_labels(path, series, title=title, y=f"test {metric}, %")
 
 

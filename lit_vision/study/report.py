@@ -142,10 +142,12 @@ def _table(study: Study, results: Path) -> Table:
 
 def _about(study: Study, result: Mapping[str, Any]) -> str:
     images = study.images
+    frozen = {study.preset.frozen_side(init) for init in study.encoders} - {images.size}
+    sides = f"{images.size} pixels" + (f" ({max(frozen)} for frozen weights)" if frozen else "")
     return " ".join(
         [
             f"{len(images.pool)} training images, of which {sum(images.per_class)} have labels, "
-            f"{len(images.classes)} classes, {len(images.test)} test images, seen at {images.size} pixels.",
+            f"{len(images.classes)} classes, {len(images.test)} test images, seen at {sides}.",
             *images.notes,
             f"The study took {format_duration(result['seconds'])} on {device_name()} ({cores()} cores) and "
             f"{result['peak_memory_mb'] / 1000:.1f} GB of memory.",

@@ -28,8 +28,8 @@ h2 { font-size: 1.2rem; margin: 2.2em 0 .5em; }
 .answers b { display: block; font-size: .8rem; color: var(--faint); }
 .faint { color: var(--faint); font-size: .92rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule);
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; white-space: nowrap; }
 th { border-bottom: 2px solid var(--ink); }
 td:last-child, th:last-child { padding-right: 0; }

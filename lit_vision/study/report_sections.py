@@ -133,11 +133,11 @@ def _label_errors(study: Study, cells: Cells, verdict: Verdict | None) -> Sectio
     picture = figures.label_errors(
         study.folder / "samples" / "label_errors.png", images, doubtful.first_suspects(SHOWN_LABELS)
     )
-    first = f"the first {SHOWN_LABELS} are shown, " if len(doubtful) > SHOWN_LABELS else ""
+    first = f"; the first {SHOWN_LABELS} are shown" if len(doubtful) > SHOWN_LABELS else ""
     return Section(
         "Labels that look wrong",
-        f"{text}It contradicts {len(doubtful)} clearly, the most doubtful first: {first}all are in {LABEL_ERRORS}. "
-        "Look at each before you change it: hard images are among them.",
+        f"{text}It clearly contradicts {len(doubtful)}, listed in {LABEL_ERRORS}, the most doubtful first{first}. "
+        "Look before you change a label: hard images are among them.",
         picture,
     )
 
@@ -183,11 +183,13 @@ def most_certain_mistakes(answer: np.ndarray, labels: np.ndarray, most: int) -> 
 
 def model_keys(cells: Cells, verdict: Verdict) -> list[CellKey]:
     """Return the cells whose model may be stored, best first: k-NN and pixels have no network, so others follow."""
-    first = verdict.recommended
-    named = [first, verdict.best, verdict.other, *([verdict.second] if verdict.second else [])]
-    probes = [cell for cell in cells if (cell["init"], cell["labels"]) == (first["init"], first["labels"])]
-    named[1:1] = [cell for cell in probes if cell["protocol"] == PROBED]
-    return list(dict.fromkeys(_cell_key(cell) for cell in named if cell["protocol"] in (PROBED, *ON_LABELS)))
+    keys: list[CellKey] = []
+    for named in filter(None, (verdict.recommended, verdict.best, verdict.other, verdict.second)):
+        probes = [
+            c for c in cells if (c["init"], c["protocol"], c["labels"]) == (named["init"], PROBED, named["labels"])
+        ]
+        keys += [_cell_key(cell) for cell in (named, *probes) if cell["protocol"] in (PROBED, *ON_LABELS)]
+    return list(dict.fromkeys(keys))
 
 
 def _model(study: Study, cells: Cells, verdict: Verdict) -> Section | None:

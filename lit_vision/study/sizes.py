@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
 from lit_vision.study.presets import PRETRAINED, SMALL, TIMM_SIDE, method_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FROZEN_SIDE = 224  # pixels at which most public weights were trained
 TRAIN_SIDE_CPU = 96  # of photographs: an image costs a sixth of the time that it costs at 224
@@ -38,8 +34,8 @@ def choose_sizes(
     """Return the sides that a study uses.
 
     Images of up to 64 pixels keep their size; frozen public weights see them enlarged to 96. Of photographs, frozen
-    public weights see 224 pixels, and what is trained sees 96 on a CPU and 224 on a GPU, but neither sees more than the
-    images have.
+    public weights see 224 pixels, and what is trained sees 96 on a CPU and 224 on a GPU, but no more than the images
+    have.
 
     Args:
         typical_side: median short side of the images, pixels.
@@ -70,31 +66,9 @@ def choose_sizes(
     elif small:
         frozen, frozen_reason = max(train, TIMM_SIDE), "they were trained on larger images"
     else:
-        # enlarged images show nothing more: patches of 96 pixels at 224 cost five times as much
-        seen = min(FROZEN_SIDE, max(TIMM_SIDE, typical_side // 32 * 32))
-        frozen = max(train, seen)
-        frozen_reason = "as they were trained" if seen == FROZEN_SIDE else f"the images typically have {typical_side}"
+        # patches of 96 pixels too: EfficientNet-Lite0 with 10 labels a class names 85.9 % at 96 and 92.1 % at 224
+        frozen, frozen_reason = max(train, FROZEN_SIDE), "as they were trained"
     reason = f"Networks are trained on images of {train} pixels ({train_reason})"
     if any(not method_of(init) and init not in PRETRAINED for init in inits):
         reason += f"; public weights, frozen, see {frozen} ({frozen_reason})"
     return Sizes(train, frozen, f"{reason}.")
-
-
-def multiply_adds(network: nn.Module, side: int, channels: int = 3) -> int:
-    """Return the multiply-adds of a forward pass of one square image, in its convolutions and linear layers.
-
-    Those inside attention (under 4 % of a ViT's up to 224 pixels) are not counted.
-
-    Args:
-        network: on the CPU.
-        side: of the image, pixels.
-        channels: of the image.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    training = network.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, channels, side, side))
-    network.train(training)
-    return int(counter.get_total_flops()) // 2

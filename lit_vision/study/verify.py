@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lit_vision.data.views.views import resize
-from lit_vision.study.cells import CellKey
+from lit_vision.study.cells import CellKey, file_name
 from lit_vision.study.encoders import frozen_features, measure_frozen
 from lit_vision.study.images import StudyImages
 from lit_vision.study.pixel_cache import PixelRows, Rows
@@ -86,7 +86,7 @@ class _Answers:
         return key.init == "pixels" or self._path(key).exists()
 
     def _path(self, key: CellKey) -> Path:
-        name = key.name if key.protocol in ON_LABELS else key.init.replace(":", "_")
+        name = key.name if key.protocol in ON_LABELS else file_name(key.init)
         return self.weights / f"{name}.safetensors"
 
     def give(self, key: CellKey, images: StudyImages, way: int) -> np.ndarray:

@@ -45,6 +45,11 @@ def test_cell_store__gives_back_only_what_was_made_from_the_same_inputs(tmp_path
     assert store.get(key, "inputs") is None
 
 
+def test_cell_key__names_files_of_any_init() -> None:
+    names = {CellKey(init, "knn", 8, 0).name for init in ("timm:hf-hub:a/b", "timm:vit", "simclr@timm:vit", "mae")}
+    assert names == {"timm_hf-hub_a_b-knn-8-0", "timm_vit-knn-8-0", "simclr@timm_vit-knn-8-0", "mae-knn-8-0"}
+
+
 def test_measure_once__measures_only_what_is_not_stored_for_these_inputs(tmp_path) -> None:
     store, key, calls = CellStore(tmp_path), CellKey("mae", "finetune", 8, 0), []
     answer = np.array([[0.2, 0.8], [0.6, 0.4]], np.float32)
