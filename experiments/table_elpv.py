@@ -200,9 +200,9 @@ def sentences(result: dict[str, Any]) -> list[str]:
         for cell in here.values():
             if cell["protocol"] not in ("logreg", "finetune"):
                 continue
-            n = min(len(cell["values"]), len(reference["values"]))
-            a, b = reference["values"][:n], cell["values"][:n]
-            interval = interval_over_seeds(a, b) if n > 1 else interval_over_images(a[0], b[0], tests)
+            own, others = (dict(zip(one["seeds"], one["values"])) for one in (reference, cell))
+            a, b = ([values[seed] for seed in own if seed in others] for values in (own, others))
+            interval = interval_over_seeds(a, b) if len(a) > 1 else interval_over_images(a[0], b[0], tests)
             found.append(sentence(Verdict(labels, reference, "", cell, interval, "accuracy", None, tests)))
     return list(dict.fromkeys(found))
 
