@@ -112,6 +112,8 @@ def test_a_stopped_run_continues_and_its_results_hold_numbers_only(
     cost = rows.count_costs(rows.ROWS[0])
     assert tuned["multiply_adds"] == pytest.approx(1e6 * tuned["steps"] * 16 * 3 * cost.forward, rel=1e-6)
     assert by_key["mae", "linear", 8]["pretrain_multiply_adds"] > 0
+    assert table.verify(cells) == 0
+    assert "0 moved" in capsys.readouterr().out
 
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     table.make(cells, folder, 0)
