@@ -55,8 +55,8 @@ def ridge(features: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_cla
     x, targets = (features - mean).astype(np.float64), np.eye(num_classes)[labels]
     gram = x @ x.T
     penalty = STRENGTH * max(float(np.trace(gram)), 1e-12)
-    solution = np.linalg.solve(gram + penalty * np.eye(len(x)), targets - targets.mean(0))
-    scores = np.maximum((queries - mean) @ (x.T @ solution) + targets.mean(0), 1e-6)
+    weight = (x.T @ np.linalg.solve(gram + penalty * np.eye(len(x)), targets - targets.mean(0))).astype(np.float32)
+    scores = np.maximum(queries @ weight - mean @ weight + targets.mean(0), 1e-6)
     return np.asarray(scores / scores.sum(1, keepdims=True))
 
 
@@ -65,12 +65,16 @@ def accuracies(images: FrozenSet, strategy: str, seed: int) -> list[float]:
     from lit_vision.evaluation.acquisition import choose_next
 
     rows = np.random.default_rng(seed).permutation(len(images.labels))[:MOST]
-    features, labels, classes = images.features[rows], images.labels[rows], len(images.classes)
+    labels, classes = images.labels[rows], len(images.classes)
+    basis = np.linalg.qr(images.features[rows].T)[
+        0
+    ]  # (D, N): distances and ridge stay the same, at a third of the time
+    features, test = images.features[rows] @ basis, images.test @ basis
     labeled, probabilities, found = np.array([], np.int64), None, []
+    both = np.concatenate([features, test])
     for count in numbers_of_labels(len(rows)):
         new = choose_next(strategy, features, labeled, count - len(labeled), probabilities, seed=seed)
         labeled = np.concatenate([labeled, new])
-        both = np.concatenate([features, images.test])
         answer = ridge(features[labeled], labels[labeled], both, classes)
         probabilities = answer[: len(rows)]
         found.append(float((answer[len(rows) :].argmax(1) == images.test_labels).mean()))
