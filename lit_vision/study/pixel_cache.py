@@ -288,7 +288,9 @@ class PixelRows:
     def __getitem__(self, index: Any) -> np.ndarray:
         """Return a copy of the rows of a slice, a list, an array of rows or a mask."""
         found = self.pixels[np.arange(len(self))[index]]
-        return found.reshape(len(found), -1).astype(np.float32) / 255
+        rows = found.reshape(len(found), -1).astype(np.float32)
+        rows /= 255  # without a second copy
+        return rows
 
 
 Rows = np.ndarray | PixelRows  # features, or pixels in their place
