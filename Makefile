@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
-  table-label-law verify-label-law table-label-errors verify-label-errors
+  table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -101,6 +101,12 @@ table-label-errors: $(STAMP) ## labels that look wrong: precision and recall whe
 
 verify-label-errors: $(STAMP) ## measure one seed of that table again
 	@$(BIN)/python experiments/table_label_errors.py --verify
+
+table-active: $(STAMP) ## which images to label: accuracy against labels for each strategy, 50 paired seeds (SCALE=desk)
+	@$(BIN)/python experiments/table_active.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-active: $(STAMP) ## measure one seed of that table again
+	@$(BIN)/python experiments/table_active.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES)

@@ -110,7 +110,7 @@ def verify(table: Ablation, images: StudyImages | None = None) -> int:
     """Measure the committed weights again; return 1 if a value moved, the data differ or nothing was measured."""
     from lit_vision.results.schema import read_result
     from lit_vision.study.cells import CellKey
-    from lit_vision.study.encoders import frozen_features, measure_frozen
+    from lit_vision.study.frozen import frozen_features, measure_frozen
     from lit_vision.study.training import classification, load_classifier, probabilities
     from lit_vision.study.verify import tolerance
 

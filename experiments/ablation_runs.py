@@ -10,7 +10,8 @@ import numpy as np
 
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
-from lit_vision.study.encoders import PretrainedEncoder, fit_probe, frozen_features, measure_frozen, pretrain_once
+from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
+from lit_vision.study.frozen import fit_probe, frozen_features, measure_frozen
 
 if TYPE_CHECKING:
     from ablation_spec import Ablation, Variant

@@ -21,7 +21,8 @@ from lit_vision.study.cells import (
     measure_once,
     parse_labels,
 )
-from lit_vision.study.encoders import PretrainedEncoder, fit_probe, frozen_features, measure_frozen, pretrain_once
+from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
+from lit_vision.study.frozen import fit_probe, frozen_features, measure_frozen
 
 if TYPE_CHECKING:
     from lit_vision.study.images import StudyImages

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +65,25 @@ def print_plan(cells: SolarCells) -> None:
 
 def make(cells: SolarCells, folder: Path, minutes: float) -> None:
     """Make what is missing, begin nothing after `minutes`, and write what there is to experiments/results."""
-    from studies.elpv_runs import Runner
+    from studies.elpv_runs import Runner, TimeOverError
 
     from lit_vision.study.progress import Reporter
 
-    begin = time.monotonic()
     found: dict[str, list[CellResult]] = {name: [] for name in FILES}
     with Reporter() as reporter:
-        runner = Runner(cells, folder, reporter)
+        runner = Runner(cells, folder, reporter, 60 * minutes)
         pieces = list(runner.pieces())
         for number, piece in enumerate(pieces, 1):
-            if time.monotonic() - begin > 60 * minutes:
-                reporter.log(f"stopped after {minutes:g} minutes: {number - 1} of {len(pieces)} cells are done")
-                break
-            result = piece.make()
+            try:
+                result = piece.make()
+            except TimeOverError:
+                continue
             found[piece.protocol].append(result)
             reporter.log(f"{number}/{len(pieces)} {piece.protocol} {piece.key.name}: {100 * result.top1:.1f} %")
+        if missing := len(pieces) - sum(map(len, found.values())):
+            reporter.log(
+                f"{missing} of {len(pieces)} cells are missing after {minutes:g} minutes; run it again to go on"
+            )
     for name, file in FILES.items():
         publish(runner, name, found[name], file)
 
@@ -167,8 +169,9 @@ def accuracy_table(rows: list[dict[str, Any]], counts: list[int], result: dict[s
         trained = "; ".join("-" if not cell else _trillions(cell.get("multiply_adds", 0)) for cell in here)
         cost = [_trillions(some.get("pretrain_multiply_adds", 0)), trained if some["steps"] else "-"]
         seconds = "; ".join("-" if not cell else f"{cell['seconds'] / len(cell['values']):.0f}" for cell in here)
-        pretrain = f"{some['pretrain_seconds']:.0f} + " if some["pretrain_seconds"] else ""
-        body.append([init, protocol, *map(score, here), balanced, *cost, pretrain + seconds])
+        pretrain = f"{some['pretrain_seconds']:.0f}" if some["pretrain_seconds"] else ""
+        took = " + ".join(filter(None, [pretrain, seconds if some["steps"] else ""])) or "-"
+        body.append([init, protocol, *map(score, here), balanced, *cost, took])
     columns = ["init", "protocol", *(f"{count} labels" for count in counts), f"balanced, {counts[-1]} labels"]
     columns += ["pre-training, 10^12 multiply-adds", "one training, 10^12 multiply-adds", "seconds"]
     larger = 1 - result["test_defective"] / result["test_images"]
@@ -197,9 +200,9 @@ def sentences(result: dict[str, Any]) -> list[str]:
         for cell in here.values():
             if cell["protocol"] not in ("logreg", "finetune"):
                 continue
-            n = min(len(cell["values"]), len(reference["values"]))
-            a, b = reference["values"][:n], cell["values"][:n]
-            interval = interval_over_seeds(a, b) if n > 1 else interval_over_images(a[0], b[0], tests)
+            own, others = (dict(zip(one["seeds"], one["values"])) for one in (reference, cell))
+            a, b = ([values[seed] for seed in own if seed in others] for values in (own, others))
+            interval = interval_over_seeds(a, b) if len(a) > 1 else interval_over_images(a[0], b[0], tests)
             found.append(sentence(Verdict(labels, reference, "", cell, interval, "accuracy", None, tests)))
     return list(dict.fromkeys(found))
 

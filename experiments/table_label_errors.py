@@ -24,7 +24,7 @@ RATES = (0.02, 0.05, 0.1)
 KINDS = ("uniform", "similar")
 SEEDS = 5
 MOST = 600  # images of a set, drawn anew for each seed
-ENCODERS = ("lite0", "pixels")
+ENCODERS = ("lite0",)
 FOLDER = ROOT / "runs" / "table-label-errors"
 VALUES = (
     "first_precision",

@@ -103,7 +103,7 @@ class Transfer:
 
     def _adapt(self, target: str, encoders: dict[str, PretrainedEncoder]) -> tuple[list[CellResult], dict[str, float]]:
         from lit_vision.study.cells import CellKey, parse_labels
-        from lit_vision.study.encoders import frozen_features
+        from lit_vision.study.frozen import frozen_features
 
         plan, images = self.plan, self.images[target]
         side = self.presets[target].side(plan.init)
@@ -129,7 +129,7 @@ class Transfer:
         frozen: tuple[np.ndarray, np.ndarray] | None,
     ) -> CellResult:
         from lit_vision.study.cells import hash_inputs, measure_once
-        from lit_vision.study.encoders import measure_frozen
+        from lit_vision.study.frozen import measure_frozen
 
         images = self.images[target]
         steps = self.plan.steps * (1 if encoder else self.presets[target].scratch_factor)
@@ -159,7 +159,7 @@ class Transfer:
     ) -> Measurement:
         from lit_vision.study import training
         from lit_vision.study.cells import Measurement
-        from lit_vision.study.encoders import fit_probe
+        from lit_vision.study.frozen import fit_probe
 
         images, preset, init = self.images[target], self.presets[target], self._network_init(encoder)
         rows = images.subset(key.labels, key.seed)

@@ -103,7 +103,8 @@ def study(root: Path, run: Path) -> None:
     from lit_vision.backbones.backbone import Backbone
     from lit_vision.study import training
     from lit_vision.study.cells import CellKey
-    from lit_vision.study.encoders import EncoderStore, fit_probe, measure_frozen
+    from lit_vision.study.encoders import EncoderStore
+    from lit_vision.study.frozen import fit_probe, measure_frozen
     from lit_vision.study.images import read_images
     from lit_vision.study.pixel_cache import PixelCache
     from lit_vision.study.presets import Network, preset_for

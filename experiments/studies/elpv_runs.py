@@ -40,6 +40,10 @@ class Piece:
     make: Callable[[], CellResult]
 
 
+class TimeOverError(Exception):
+    """Raised instead of beginning a piece that is not stored after the time for the run is over."""
+
+
 class Runner:
     """Makes and stores the cells.
 
@@ -47,10 +51,11 @@ class Runner:
         cells: the photographs.
         folder: of the run.
         reporter: shows the progress.
+        seconds: after which nothing is begun; what is stored is still found.
     """
 
-    def __init__(self, cells: SolarCells, folder: Path, reporter: Reporter) -> None:
-        self.cells, self.folder, self.reporter = cells, folder, reporter
+    def __init__(self, cells: SolarCells, folder: Path, reporter: Reporter, seconds: float = float("inf")) -> None:
+        self.cells, self.folder, self.reporter, self.seconds = cells, folder, reporter, seconds
         self.log = folder / "study.log"
         for name in ("weights", "features"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,10 @@ class Runner:
         make = self._trained if key.protocol == "finetune" else self._frozen
         return Piece(protocol, key, partial(make, protocol, key, place))
 
+    def _begin(self) -> None:
+        if self.reporter.elapsed > self.seconds:
+            raise TimeOverError
+
     # encoders and features
 
     def encoder(self, row: Row) -> PretrainedEncoder:
@@ -116,6 +125,7 @@ class Runner:
         images = self.images("certain")  # both protocols have the same pool
 
         def build() -> tuple[Any, StudyData]:
+            self._begin()
             module = elpv_rows.pretraining(row, start.weights if start else None)
             return module, StudyData(images, np.arange(len(images.pool)), method.train_view, views, batch_size, 0)
 
@@ -133,6 +143,7 @@ class Runner:
             encoder = self.encoder(_row(init))
             path = self.folder / "features" / f"{encoder.sha256[:16]}-{side}.npy"
             if not path.exists():
+                self._begin()
                 self.reporter.log(f"features of {init} at {side} pixels")
                 with training.redirect_output(self.log):
                     found = frozen_features(encoder.weights, self.cells.pixels(side))
@@ -148,6 +159,7 @@ class Runner:
         origin = "pixels" if key.init == "pixels" else self.encoder(_row(key.init)).sha256
 
         def measure() -> Measurement:
+            self._begin()
             rows = self.images(protocol).subset(key.labels, key.seed)
             test = self.features(key.init, side)[rule.test]
             if key.protocol == "knn":
@@ -179,6 +191,7 @@ class Runner:
         epochs = elpv_rows.epochs(row, place, len(rows))
 
         def measure() -> Measurement:
+            self._begin()
             images = self.images(protocol)
             with training.redirect_output(self.log):
                 probe = self.probe(rule, key, subset, elpv_rows.SIZE) if encoder else None

@@ -24,6 +24,7 @@ LARGEST = 50_000  # features among which ProbCover and TypiClust look; of more, 
 NEIGHBORS, MOST_CLUSTERS, SMALLEST_CLUSTER = 20, 500, 6  # TypiClust's: section 3.2 and appendix of the paper
 CLOSE_PAIRS = 0.02  # share of all pairs that ProbCover counts as close; fixed on the garments, see table_active.py
 TYPICAL_PER_CLASS = 4  # labels a class from which "typical-then-margin" turns to the margin; likewise
+SMALL = 5000  # images up to which k-means takes no mini-batches
 BLOCK = 1 << 22  # distances in memory at the same time
 
 
@@ -311,7 +312,10 @@ def _quantile_of_distances(x: np.ndarray, share: float, seed: int) -> float:
 
 
 def _clusters(x: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the cluster of each row, (N,): k-means, above 50 clusters in mini-batches, as the paper does."""
+    """Return the cluster of each row, (N,): k-means; of many images into more than 50 clusters in mini-batches.
+
+    The paper takes mini-batches for any number of images; for few they are slower and find worse clusters.
+    """
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -320,6 +324,8 @@ def _clusters(x: np.ndarray, count: int, seed: int) -> np.ndarray:
     # one thread, so that rounding does not depend on the cores; equal images may leave clusters empty
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if count <= 50:
+        if len(x) < x.shape[1]:
+            x = np.ascontiguousarray(x @ np.linalg.qr(x.T)[0])  # (N, N), the same distances
+        if count <= 50 or len(x) <= SMALL:
             return np.asarray(KMeans(**settings).fit(x).labels_)
         return np.asarray(MiniBatchKMeans(**settings, batch_size=5000).fit(x).labels_)

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.splits import sample_stratified
 from lit_vision.errors import UserError
-from lit_vision.evaluation.features import extract_features
-from lit_vision.evaluation.knn import held_out_accuracy, weighted_knn
-from lit_vision.evaluation.linear import LinearProbe, logistic_regression
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
 from lit_vision.optim import Schedule
-from lit_vision.predict.feature_cache import cached_features
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
-from lit_vision.study.cells import CellKey, Measurement, file_name, hash_inputs, read_record
+from lit_vision.study.cells import file_name, hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
-from lit_vision.study.images import StudyImages, eval_batches
+from lit_vision.study.frozen import frozen_features
+from lit_vision.study.images import StudyImages
 from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset, base_of, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
 from lit_vision.weights.load import load_backbone, save_backbone
+from lit_vision.weights.model_metadata import METADATA_KEY
 from lit_vision.weights.public_packages import is_installed
 
 if TYPE_CHECKING:
@@ -134,117 +130,6 @@ def pretrain_once(
     )
 
 
-def frozen_features(
-    weights: Path,
-    images: StudyImages,
-    size: int,
-    cache_dir: Path | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of the labeled pool and of the test split under an encoder's file, seen at `size` pixels.
-
-    Args:
-        weights: the encoder's file.
-        images: of the study; their files are read, if they are known, and only else their arrays.
-        size: side of the evaluation view.
-        cache_dir: see `lit_vision.predict.feature_cache.cached_features`.
-        on_batch: called with (images done, all images) after each block.
-
-    Returns:
-        (n, D) for the n labeled pool images, which come first in the pool, and (M, D).
-    """
-    backbone, report = load_backbone(weights, size)
-    return features(backbone, report.mean, report.std, images, size, cache_dir, on_batch)
-
-
-def features(
-    backbone: Backbone,
-    mean: Any,
-    std: Any,
-    images: StudyImages,
-    size: int,
-    cache_dir: Path | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of the labeled pool and of the test split; arguments as for `frozen_features`."""
-    mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
-    known = int((images.labels >= 0).sum())  # labeled images come first
-    if images.files is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        pool, test = (
-            extract_features(backbone, eval_batches(pixels, labels, size), mean, std, device, progress=False)
-            for pixels, labels in ((images.pool[:known], images.labels[:known]), (images.test, images.test_labels))
-        )
-        return pool.features.numpy(), test.features.numpy()
-    files, total, crop_pct = images.files, known + len(images.test_paths), images.crop_pct(size)
-
-    def read(paths: list[str], before: int) -> np.ndarray:
-        report = (lambda done, _: on_batch(before + done, total)) if on_batch else None
-        return cached_features(
-            files.folder, paths, backbone, mean, std, size, crop_pct, cache_dir, files.pixel_format, report
-        )
-
-    return read(images.paths[:known], 0), read(images.test_paths, known)
-
-
-def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages, rows: np.ndarray | None = None) -> LinearProbe:
-    """Fit logistic regression on the features of a cell's labels; its answer is for the test split.
-
-    Args:
-        key: of the cell.
-        pool: (N, D) features of the labeled pool.
-        test: (M, D) features of the test split.
-        images: of the study.
-        rows: (n,) pool rows to fit on instead of all of the cell's.
-    """
-    rows = images.subset(key.labels, key.seed) if rows is None else rows
-    return logistic_regression(pool[rows], images.labels[rows], test, len(images.classes), seed=key.seed)
-
-
-def measure_frozen(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> Measurement:
-    """Measure a protocol that trains no network, k-NN ("knn") or logistic regression; arguments as for `fit_probe`.
-
-    It is measured inside the labels too: in k-fold cross-validation, and fitted on one half and judged by the other.
-    """
-    classes, rows = len(images.classes), images.subset(key.labels, key.seed)
-    features, labels = pool[rows], images.labels[rows]
-    halves = split_in_half(labels, key.seed)
-    judged = None
-    if key.protocol == "knn":
-        if halves:
-            fit, judge = halves
-            answer = weighted_knn(features[fit], labels[fit], features[judge], classes).argmax(1)
-            judged = float((answer.numpy() == labels[judge]).mean())
-        held_out = held_out_accuracy(features, labels, classes, seed=key.seed)
-        return Measurement(weighted_knn(features, labels, test, classes).numpy(), held_out=held_out, judged=judged)
-    probe = fit_probe(key, pool, test, images)
-    if halves:
-        fit, judge = halves
-        half = logistic_regression(
-            features[fit], labels[fit], features[judge], classes, strengths=[probe.strength], seed=key.seed
-        )
-        judged = float((half.predictions == labels[judge]).mean())
-    held_out = probe.scores.get(probe.strength)
-    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out, judged=judged)
-
-
-def split_in_half(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return two stratified halves of a cell's labels as ascending positions: to train on, and to judge by.
-
-    Args:
-        labels: (n,) class numbers.
-        seed: of the draw.
-
-    Returns:
-        None if a class has one label, so that it could not be in both.
-    """
-    _, sizes = np.unique(labels, return_counts=True)
-    if sizes.min() < 2:
-        return None
-    fit = sample_stratified(labels, -(-len(labels) // 2), seed)
-    return fit, np.setdiff1d(np.arange(len(labels)), fit)
-
-
 @dataclass
 class Encoder:
     """Weights and cost of a pre-trained init, and its frozen features of the labeled pool and the test split.
@@ -256,7 +141,7 @@ class Encoder:
     sha256: str
     seconds: float
     images_seen: int
-    pool: np.ndarray
+    pool: Rows
     test: np.ndarray
     found: bool = True
 
@@ -270,6 +155,7 @@ class EncoderStore:
         folder: of the run; weights go to its weights/, reconstructions to its samples/.
         reporter: shows the progress.
         source: the images to pre-train on; None: the study's own.
+        rows: (n,) ascending rows of the labeled pool images whose features are needed; None: all of them.
     """
 
     def __init__(
@@ -279,11 +165,13 @@ class EncoderStore:
         folder: Path,
         reporter: Reporter,
         source: StudyImages | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
+        self.rows = rows
         self.images, self.preset, self.folder, self.reporter = images, preset, folder, reporter
         self.source = source or images
         self.log = folder / "study.log"
-        self._found: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}  # by sha256 of the weights, and side
+        self._found: dict[tuple[str, int], tuple[Rows, np.ndarray]] = {}  # by sha256 of the weights, and side
         (folder / "weights").mkdir(exist_ok=True)
 
     def path(self, init: str) -> Path:
@@ -353,6 +241,10 @@ class EncoderStore:
             preset.pretraining_fields(init),
         )
         metadata = {"method": method, "data_fingerprint": source.fingerprint, "size": str(preset.side(init))}
+        seen: dict[str, Any] = {"size": preset.side(init), "crop_pct": self.images.crop_pct(preset.side(init))}
+        if self.images.value_range is not None:
+            seen["value_range"] = list(self.images.value_range)
+        metadata[METADATA_KEY] = json.dumps(seen)  # of its evaluation view, for embed and export
         if start:
             metadata["license"] = load_backbone(start)[1].metadata.get("license", "")
 
@@ -384,20 +276,20 @@ class EncoderStore:
             trained.weights, trained.sha256, trained.seconds, trained.images_seen, *features, found=trained.found
         )
 
-    def head_features(self, init: str) -> tuple[np.ndarray, np.ndarray]:
+    def head_features(self, init: str) -> tuple[Rows, np.ndarray]:
         """Return features of an init's stored weights as its trainings see the images: what their first head is fit on.
 
         They differ from the frozen ones where those are taken at another side (`StudyPreset.frozen_side`).
         """
         return self._features(init, self.preset.side(init))
 
-    def _features(self, init: str, side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, init: str, side: int | None = None) -> tuple[Rows, np.ndarray]:
         side = side or self.preset.frozen_side(init)
         weights = sha256_of_file(self.path(init))
         if (weights, side) not in self._found:
             self.reporter.start_task(f"features of {init} at {side} pixels", 1)
             with training.redirect_output(self.log):
                 self._found[weights, side] = frozen_features(
-                    self.path(init), self.images, side, self.folder / "features", self.reporter.update
+                    self.path(init), self.images, side, self.folder / "features", self.reporter.update, self.rows
                 )
         return self._found[weights, side]

@@ -288,7 +288,37 @@ class PixelRows:
     def __getitem__(self, index: Any) -> np.ndarray:
         """Return a copy of the rows of a slice, a list, an array of rows or a mask."""
         found = self.pixels[np.arange(len(self))[index]]
-        return found.reshape(len(found), -1).astype(np.float32) / 255
+        rows = found.reshape(len(found), -1).astype(np.float32)
+        rows /= 255  # without a second copy
+        return rows
 
 
-Rows = np.ndarray | PixelRows  # features, or pixels in their place
+class FeaturesOfRows:
+    """Features of some of n images, read by the numbers of the images, like an array of all: (n, D) float32.
+
+    Args:
+        features: (m, D).
+        rows: (m,) ascending numbers of their images.
+        count: n.
+    """
+
+    def __init__(self, features: np.ndarray, rows: np.ndarray, count: int) -> None:
+        self.features, self.rows, self.shape = features, rows, (count, features.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return a copy of the features of a list, an array of numbers or a mask.
+
+        Raises:
+            IndexError: the features of an image are not there.
+        """
+        wanted = np.arange(len(self))[index]
+        places = np.minimum(np.searchsorted(self.rows, wanted), len(self.rows) - 1)
+        if (missing := self.rows[places] != wanted).any():
+            raise IndexError(f"the features of image {wanted[missing][0]} were not computed")
+        return np.asarray(self.features[places])
+
+
+Rows = np.ndarray | PixelRows | FeaturesOfRows  # features, or pixels in their place

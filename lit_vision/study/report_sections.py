@@ -18,6 +18,7 @@ from lit_vision.results.tables import Table, to_csv
 from lit_vision.study import figures
 from lit_vision.study.best_model import EXPLAINED_IMAGES, load_best, side_of, write_explanations, write_model
 from lit_vision.study.cells import CellKey
+from lit_vision.study.frozen import CHECKED_LABELS
 from lit_vision.study.more_labels import MoreLabels
 from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.presets import ON_LABELS, method_of
@@ -27,7 +28,6 @@ from lit_vision.study.verdict import PROBED, Verdict, choose_frozen
 from lit_vision.weights.licenses import with_note
 
 MODEL, LABEL_ERRORS = "model.safetensors", "label_errors.csv"
-CHECKED_LABELS = 4000  # labels that are checked, at most: cross-validation takes seconds
 SHOWN_LABELS = 10
 METRICS = {"values": "accuracy", "balanced_values": "balanced accuracy", "macro_f1_values": "macro F1"}
 

@@ -32,7 +32,8 @@ from lit_vision.study.cells import (
 )
 from lit_vision.study.costs import count_multiply_adds, measure_trainings, pretraining_name, seeing_name
 from lit_vision.study.decisions import Decisions
-from lit_vision.study.encoders import Encoder, EncoderStore, fit_probe, measure_frozen, split_in_half
+from lit_vision.study.encoders import Encoder, EncoderStore
+from lit_vision.study.frozen import fit_probe, measure_frozen, needed_rows, split_in_half
 from lit_vision.study.images import StudyImages
 from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import Init, init_of
@@ -128,6 +129,7 @@ class Study:
         self.results: list[CellResult] = []
         total = sum(images.per_class)
         self.labels = frozen_counts(settings.labels, len(images.classes), total)
+        self.encoder_store.rows = needed_rows(images, {count: self.seeds(count) for count in self.labels})
         self.plan, self.steps = Plan(), dict[str, int]()
 
     def run(self) -> list[CellResult]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_vision.data.views.views import resize
 from lit_vision.study.cells import CellKey, file_name
-from lit_vision.study.encoders import frozen_features, measure_frozen
+from lit_vision.study.frozen import frozen_features, measure_frozen
 from lit_vision.study.images import StudyImages
 from lit_vision.study.pixel_cache import PixelRows, Rows
 from lit_vision.study.presets import ON_LABELS, StudyPreset

@@ -100,6 +100,8 @@ def test_a_stopped_run_continues_and_its_results_hold_numbers_only(
 ) -> None:
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     cells, folder = images.read_cells(wheel), tmp_path / "run"
+    table.make(cells, folder, 0)  # no time: nothing is begun
+    assert json.loads((tmp_path / "results" / "elpv.json").read_text())["cells"] == []
     table.make(cells, folder, 60)
     first = json.loads((tmp_path / "results" / "elpv.json").read_text())
     by_key = {(cell["init"], cell["protocol"], cell["labels"]): cell for cell in first["cells"]}
@@ -110,9 +112,11 @@ def test_a_stopped_run_continues_and_its_results_hold_numbers_only(
     cost = rows.count_costs(rows.ROWS[0])
     assert tuned["multiply_adds"] == pytest.approx(1e6 * tuned["steps"] * 16 * 3 * cost.forward, rel=1e-6)
     assert by_key["mae", "linear", 8]["pretrain_multiply_adds"] > 0
+    assert table.verify(cells) == 0
+    assert "0 moved" in capsys.readouterr().out
 
     monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    table.make(cells, folder, 60)
+    table.make(cells, folder, 0)
     assert json.loads((tmp_path / "results" / "elpv.json").read_text())["cells"] == first["cells"]
     table.show()
     text = (tmp_path / "results" / "elpv.md").read_text()

@@ -12,9 +12,11 @@ import torch
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.predict.api import load
+from lit_vision.study import frozen
 from lit_vision.study.best_model import load_best, write_explanations, write_model
 from lit_vision.study.cells import CellKey
-from lit_vision.study.encoders import EncoderStore, fit_probe, measure_frozen
+from lit_vision.study.encoders import EncoderStore
+from lit_vision.study.frozen import fit_probe, measure_frozen
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import Network, preset_for
 from lit_vision.study.progress import Reporter
@@ -100,3 +102,19 @@ def test_model_of_a_study__answers_in_predict_as_it_was_measured(tmp_path, case)
     np.testing.assert_allclose(found, trained, atol=1e-4)
     np.testing.assert_allclose(trained, head.probabilities, atol=1e-3)  # it begins with the answers of its head
     assert write_explanations(tmp_path / "reasons.png", module, images, [0, 5], preset.side("toy")).exists()
+
+
+def test_features__of_needed_rows_are_those_of_all(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(frozen, "CHECKED_LABELS", 4)
+    images = read_images(_photographs(tmp_path / "data", 20, 20, True), 20)
+    rows = frozen.needed_rows(images, {2: 2, 4: 1})
+    assert set(rows) == {*images.subset(2, 0), *images.subset(2, 1), *images.subset(4, 0)}
+    assert frozen.needed_rows(images, {12: 1}) is None
+    encoder = save_backbone(tmp_path / "toy.safetensors", Backbone("resnet18", **TINY), [0.5] * 3, [0.25] * 3)
+    every, test = frozen.frozen_features(encoder, images, 20)
+    some, same_test = frozen.frozen_features(encoder, images, 20, rows=rows)
+    assert some.shape == every.shape
+    np.testing.assert_allclose(some[rows[::-1]], every[rows[::-1]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(test, same_test)
+    with pytest.raises(IndexError, match="were not computed"):
+        some[:]

@@ -87,6 +87,7 @@ def test_report__goes_to_wandb_with_its_table_and_pictures(study) -> None:
 
 
 def test_verify__measures_every_kept_number_again_and_sees_a_moved_one(study) -> None:
+    from lit_vision.predict.api import load
     from lit_vision.study.images import read_images
     from lit_vision.study.presets import preset_for
     from lit_vision.study.verify import verify
@@ -102,5 +103,7 @@ def test_verify__measures_every_kept_number_again_and_sees_a_moved_one(study) ->
     assert all(check.holds for check in checks)
     cells[0]["values"][0] += 0.3
     assert [check.holds for check in verify(cells, images, preset_for(images.size), weights)].count(False) == 1
+    embedding = load(weights / "simclr.safetensors", "cpu").metadata  # sees images as the study did
+    assert (embedding.size, embedding.crop_pct) == (16, 1.0)
     (weights / "simclr.safetensors").unlink()
     assert len(list(verify(cells, images, preset_for(images.size), weights))) < len(checks)

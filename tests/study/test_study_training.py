@@ -8,7 +8,7 @@ import torch
 
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.evaluation.linear import LinearProbe
-from lit_vision.study.encoders import features
+from lit_vision.study.frozen import features
 from lit_vision.study.presets import Network, preset_for
 from lit_vision.study.training import classification, measure_step, pretraining, probabilities, train
 from lit_vision.weights.load import load_backbone, save_backbone
