@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from lit_vision.study.presets import SCRATCH, StudyPreset, method_of
 from lit_vision.study.training_data import StudyData
 
 MEASURED_IMAGES = 32  # of a step that is measured
+FROZEN_SIDES = (192, 160, 128, 96)  # pixels, of frozen features where the time does not allow the best
 COUNTED_IMAGES = 4  # of a step that is counted: batch norm and contrastive losses need more than one
 
 
@@ -83,6 +85,31 @@ def measure_trainings(
 def _measure(module: LightningModule, data: StudyData, limit: float) -> tuple[float, float]:
     cost = training.measure_step(module, data, limit)
     return cost.setup, (cost.step + cost.epoch / data.batches_per_epoch) / data.batch_size
+
+
+def choose_frozen_side(network: nn.Module, side: int, smallest: int, images: int, seconds: float) -> int:
+    """Return the side at which the features of a number of images take at most `seconds` on this machine.
+
+    That is `side` if the time allows it, else the next smaller one of FROZEN_SIDES that it allows, down to `smallest`.
+    A few images are seen at each side, the largest first.
+
+    Args:
+        network: images (B, 3, side, side) -> (B, D).
+        side: at which the features are best, pixels.
+        smallest: side, pixels.
+        images: whose features are needed.
+        seconds: for all of them.
+    """
+    sides = [side, *(other for other in FROZEN_SIDES if smallest < other < side), smallest]
+    with evaluation_mode(network), torch.no_grad():
+        for side in sides[:-1]:
+            pixels = torch.zeros(COUNTED_IMAGES, 3, side, side)
+            network(pixels)  # the first call chooses kernels
+            begin = time.perf_counter()
+            network(pixels)
+            if images * (time.perf_counter() - begin) / len(pixels) <= seconds:
+                return side
+    return sides[-1]
 
 
 def count_multiply_adds(

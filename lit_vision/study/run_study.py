@@ -162,7 +162,7 @@ def run_study(
             reporter.log(images.notes[-1])
         numbers = parse_labels(labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
         _check_label_numbers(fixed_epochs, numbers)
-        settings = Settings(numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels)
+        settings = Settings(numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels, frozen_size)
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, rotation, gpu=gpu, frozen=sizes.frozen)
         optional = {public} if pretrained == "auto" else ()

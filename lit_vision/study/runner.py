@@ -30,7 +30,13 @@ from lit_vision.study.cells import (
     measure_once,
     refuse_older_study,
 )
-from lit_vision.study.costs import count_multiply_adds, measure_trainings, pretraining_name, seeing_name
+from lit_vision.study.costs import (
+    choose_frozen_side,
+    count_multiply_adds,
+    measure_trainings,
+    pretraining_name,
+    seeing_name,
+)
 from lit_vision.study.decisions import Decisions
 from lit_vision.study.encoders import Encoder, EncoderStore
 from lit_vision.study.frozen import fit_probe, measure_frozen, needed_rows, split_in_half
@@ -42,7 +48,9 @@ from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.plan import Cost, Plan, Unit, frozen_counts, make_plan, make_units, order
 from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
+from lit_vision.weights.load import load_backbone
 
+FROZEN_SHARE = 0.35  # of the budget: for features of given weights
 MEASURE_SHARE = 0.05  # of the budget: for measuring steps
 SLACK = 1.3  # a training on labels that takes this many times its share of the time is cooled down early
 ON_PIXELS, ON_FEATURES = ("logreg", "knn"), ("linear", "knn")
@@ -58,6 +66,7 @@ class Settings:
         max_seeds: limits of the seeds of trainings, by init.
         epochs: set beforehand, by init (pre-trainings) or number of labels as text (trainings on labels).
         protocols: how networks are trained on labels, out of `presets.ON_LABELS`.
+        frozen_size: side at which frozen weights see the images, pixels; None: the best that the time allows.
     """
 
     labels: list[int]
@@ -65,6 +74,7 @@ class Settings:
     max_seeds: dict[str, int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     protocols: list[str] = field(default_factory=lambda: ["finetune"])
+    frozen_size: int | None = None
 
 
 class Study:
@@ -129,7 +139,9 @@ class Study:
         self.results: list[CellResult] = []
         total = sum(images.per_class)
         self.labels = frozen_counts(settings.labels, len(images.classes), total)
-        self.encoder_store.rows = needed_rows(images, {count: self.seeds(count) for count in self.labels})
+        self.encoder_store.rows = rows = needed_rows(images, {count: self.seeds(count) for count in self.labels})
+        needed = sum(images.per_class) if rows is None else len(rows)
+        self._frozen_images = needed + len(images.test_labels)
         self.plan, self.steps = Plan(), dict[str, int]()
 
     def run(self) -> list[CellResult]:
@@ -149,14 +161,15 @@ class Study:
             self.reporter.log(f"every decision is taken from {self.replay}")
         elif self.decisions.found:
             self.reporter.log("continuing with the plan of this folder's earlier run")
-        for init in self.inits:
-            if not method_of(init):
-                self.reporter.log(f"{init}: frozen features")
-                self.encoders[init] = self.encoder_store.load_public(init)
+        given = [init for init in self.inits if not method_of(init)]
+        for init in given:
+            self._choose_frozen_side(init, FROZEN_SHARE * self.budget / len(given))
+            self.reporter.log(f"{init}: frozen features")
+            self.encoders[init] = self.encoder_store.load_public(init)
         self.plan = self._make_plan()
         self._measure_frozen("pixels", ON_PIXELS, *self.images.flat_pixels(), "pixels")
         for init, encoder in self.encoders.items():
-            self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, encoder.sha256)
+            self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, self._origin(init))
         for index, unit in enumerate(self.plan.units):
             self._run_unit(unit, self.plan.units[index:])
         self.decisions.finish()
@@ -182,6 +195,29 @@ class Study:
     def _not_tried(self, name: str, reason: str) -> None:
         self.not_tried[name] = reason
         self.reporter.log(f"{name}: not tried, {reason}")
+
+    def _choose_frozen_side(self, init: str, seconds: float) -> None:
+        """Let given weights see smaller images where their features would take too long at the best side."""
+        best = self.preset.frozen_side(init)
+        images = self._frozen_images
+
+        def compute() -> int:
+            if self.settings.frozen_size is not None:
+                return best
+            backbone, _ = load_backbone(self.encoder_store.path(init), best)
+            return choose_frozen_side(backbone, best, min(best, self.preset.side(init)), images, seconds)
+
+        side = self.decisions.decide(f"{init}: side of frozen images", compute)
+        if side != best:
+            sides = {**self.preset.frozen_sides, init: side}
+            self.preset = self.encoder_store.preset = replace(self.preset, frozen_sides=sides)
+            note = f"{init}, frozen, sees {side} pixels instead of {best}: {images} images would take too long."
+            self.images.notes.append(note)
+            self.reporter.log(note)
+
+    def _origin(self, init: str) -> str:
+        """Return what an init's frozen features depend on, to be hashed."""
+        return f"{self.encoders[init].sha256} at {self.preset.frozen_side(init)} pixels"
 
     def _make_plan(self) -> Plan:
         measured = self.decisions.decide("seconds of setup and of an image", self._measure_costs)
@@ -326,7 +362,7 @@ class Study:
         self.encoders[init] = encoder = self.encoder_store.pretrain(init, steps, cool_down, plan_id)
         if not encoder.found:
             self.pace.compare(encoder.seconds, unit.cost.seconds(encoder.images_seen))
-        self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, encoder.sha256)
+        self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, self._origin(init))
 
     def _train_on_labels(self, unit: Unit, steps: int, deadline: float) -> None:
         results = []

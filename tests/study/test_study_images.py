@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from broken_files import encode, picture
 
 from lit_vision.data.folder import scan
@@ -151,3 +152,19 @@ def test_steps__are_measured_with_more_classes_than_rows(monkeypatch) -> None:
     (rows,) = measured  # both have one network
     assert len(set(rows.tolist())) == len(rows) == costs.MEASURED_IMAGES
     assert labels[rows].min() >= 0
+
+
+def test_frozen_side__is_the_largest_that_the_time_allows(monkeypatch) -> None:
+    now, seen = [0.0], []
+
+    class Network(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images.shape[-1])
+            now[0] += len(images) * (images.shape[-1] / 224) ** 2  # a second an image at 224
+            return images.mean((2, 3))
+
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    allowed = {seconds: costs.choose_frozen_side(Network(), 224, 96, 100, seconds) for seconds in (101, 74, 52, 33, 5)}
+    assert allowed == {101: 224, 74: 192, 52: 160, 33: 128, 5: 96}
+    assert 96 not in seen  # the smallest is taken whatever it costs
+    assert costs.choose_frozen_side(Network(), 96, 96, 100, 0.0) == 96
