@@ -44,8 +44,16 @@ TITLES = {
     "certain": "Certain labels only (0 or 1)",
     "paper": "The paper's protocol: every cell that is not certainly functional is defective",
 }
-REFERENCE = ("timm:tf_efficientnet_lite0", "linear")  # every init is compared with it
-VERIFIED = ("pixels", "timm:tf_efficientnet_lite0", "scratch-cnn")  # inits that --verify makes again, seed 0, 1 %
+PUBLIC = "timm:tf_efficientnet_lite0"
+REFERENCE = (PUBLIC, "linear")  # every init is compared with it
+PRETRAINED = ("simclr", f"simclr@{PUBLIC}", "mae", "lejepa")
+LINES = [  # of the table, made or not
+    *(("pixels", protocol) for protocol in ("logreg", "knn")),
+    *((PUBLIC, protocol) for protocol in ("linear", "knn", "linear-96", "finetune")),
+    ("scratch-cnn", "finetune"),
+    *((init, protocol) for init in PRETRAINED for protocol in ("linear", "knn", "finetune")),
+]
+VERIFIED = ("pixels", PUBLIC, "scratch-cnn")  # inits that --verify makes again, seed 0, 1 %
 
 
 def print_plan(cells: SolarCells) -> None:
@@ -161,11 +169,11 @@ def accuracy_table(rows: list[dict[str, Any]], counts: list[int], result: dict[s
 
     cells = {(row["init"], row["protocol"], row["labels"]): row for row in rows}
     body = []
-    for init, protocol in dict.fromkeys((row["init"], row["protocol"]) for row in rows):
+    for init, protocol in LINES:
         here = [cells.get((init, protocol, count)) for count in counts]
         last = here[-1]
         balanced = format_percent(*mean_sd(last["balanced_values"])) if last else "not run yet"
-        some: dict[str, Any] = next(cell for cell in here if cell)
+        some: dict[str, Any] = next((cell for cell in here if cell), {"steps": 0, "pretrain_seconds": 0})
         trained = "; ".join("-" if not cell else _trillions(cell.get("multiply_adds", 0)) for cell in here)
         cost = [_trillions(some.get("pretrain_multiply_adds", 0)), trained if some["steps"] else "-"]
         seconds = "; ".join("-" if not cell else f"{cell['seconds'] / len(cell['values']):.0f}" for cell in here)

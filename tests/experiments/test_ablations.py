@@ -85,18 +85,18 @@ def test_table__runs_resumes_prints_and_verifies(scripts, images, tmp_path, caps
 
     trained, train = [], training.train
 
-    def interrupted(module, data, epochs, seed, *rest):
+    def interrupted(module, data, epochs, seed, *rest, **more):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(type(module).__name__)
-        return train(module, data, epochs, seed, *rest)
+        return train(module, data, epochs, seed, *rest, **more)
 
     monkeypatch.setattr(training, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ablation.make(table, images, folder)
     assert not ablation.results_file(table).exists()
 
-    monkeypatch.setattr(training, "train", lambda *a: trained.append(type(a[0]).__name__) or train(*a))
+    monkeypatch.setattr(training, "train", lambda *a, **more: trained.append(type(a[0]).__name__) or train(*a, **more))
     ablation.make(table, images, folder)
     pretrainings = 2 * sum(one.trained for one in table.variants)
     tunings = 2 * len(table.variants) * sum(protocol == "finetune" for protocol, _ in table.columns)

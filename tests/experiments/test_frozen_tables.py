@@ -61,5 +61,6 @@ def test_a_toy_set_runs_through_the_measurements() -> None:
     ]
     rows = table_label_law.forecasts(cells)
     assert [row["factor"] for row in rows] == pytest.approx([count / counts[3] for count in counts[4:]])
-    true, _, low, high = rows[0]["error"]
-    assert low <= true <= high
+    true, mean, low, high = rows[0]["error"]
+    assert true == pytest.approx(100 * (1 - np.mean(cells[4]["values"])))
+    assert low < mean < high

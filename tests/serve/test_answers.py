@@ -44,6 +44,21 @@ def test_answers_are_the_lines_of_predict(serve, place, tmp_path, model) -> None
         assert answer == {**line, "path": Path(name).name} == other
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_exports_answer_with_their_runtime(serve, place, tmp_path, kind) -> None:
+    pytest.importorskip("onnxruntime" if kind == "onnx" else "openvino")
+    model = tmp_path / ("model.onnx" if kind == "onnx" else "model.xml")
+    assert main(["export", str(place / "vit"), "--format", kind, "--out", str(model)]) == 0
+    out = ["--out", str(tmp_path / "p.jsonl"), "--batch_size", "1"]
+    assert main(["predict", "--model", str(model), str(place / "images"), *out]) == 0
+    with serve(model, max_batch=1) as client:
+        assert client.get("/v1/model").json()["runtime"] == kind
+        answers = client.post("/v1/predict", files=form(files_of(place / "images"))).json()["results"]
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [answer["predictions"] for answer in answers] == [line["predictions"] for line in lines]
+
+
 def test_what_is_included_follows_from_the_task(serve) -> None:
     for model, wanted in {"vit": {"why"}, "fcos": {"drawing"}, "segmenter": {"mask", "drawing"}}.items():
         with serve(model) as client:

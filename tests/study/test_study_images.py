@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from broken_files import encode, picture
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_vision.data.folder import scan
 from lit_vision.data.pack import write_pack
@@ -168,3 +169,16 @@ def test_frozen_side__is_the_largest_that_the_time_allows(monkeypatch) -> None:
     assert allowed == {101: 224, 74: 192, 52: 160, 33: 128, 5: 96}
     assert 96 not in seen  # the smallest is taken whatever it costs
     assert costs.choose_frozen_side(Network(), 96, 96, 100, 0.0) == 96
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_multiply_adds__of_a_step_are_three_times_those_of_its_forward_pass(groups) -> None:
+    layers = [torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, groups=groups), torch.nn.Flatten()]
+    network, images = torch.nn.Sequential(*layers), torch.rand(2, 4, 9, 9)
+    forward = 2 * (81 * 8 * 4 * 9 + 49 * 8 * (8 // groups) * 9)
+    counter = FlopCounterMode(display=False, custom_mapping=costs._CONVOLUTION_BACKWARD)
+    with counter:
+        network(images).sum().backward()
+    first = 2 * 81 * 8 * 4 * 9  # the images need no gradient
+    assert counter.get_total_flops() == 2 * (3 * forward - first)
+    assert costs.forward_multiply_adds(network, 9, 4) == forward / 2
