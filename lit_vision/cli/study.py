@@ -117,8 +117,6 @@ def parser() -> CommandParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run a study and write its report. Returns 0."""
-    options = vars(parser().parse_args(argv))
-    options["inits"] = options["inits"] or INITS
-    for path in run_study(**options):
+    for path in run_study(**vars(parser().parse_args(argv))):
         print(path)
     return 0

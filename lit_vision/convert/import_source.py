@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.weights.compatibility import FACEBOOK_MAE
 from lit_vision.weights.model_metadata import METADATA_KEY
 from lit_vision.weights.public_packages import find
 
@@ -104,6 +103,8 @@ def config_of_timm_export(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def license_of(layout: str, metadata: Mapping[str, str], config: Mapping[str, Any]) -> str:
     """Return the license of another project's weights: the layout's, that of a config.json or of the file, or ""."""
+    from lit_vision.weights.compatibility import FACEBOOK_MAE  # imports torch
+
     if layout.startswith(FACEBOOK_MAE):
         return "CC-BY-NC-4.0"
     return (config.get("pretrained_cfg") or {}).get("license") or metadata.get("license") or ""

@@ -23,7 +23,7 @@ def run_study(
     labels: str | int | Sequence[str | int] | None = None,
     seeds: str | int | Sequence[int] = "5",
     max_seeds: str = "",
-    inits: str | Sequence[str] = INITS,
+    inits: str | Sequence[str] | None = None,
     protocols: str | Sequence[str] = "finetune",
     pretrained: str = "auto",
     pretrain_on: str | Path | None = None,
@@ -57,6 +57,7 @@ def run_study(
         max_seeds: limits of the seeds of costly inits, such as mae=3,scratch-vit=3.
         inits: what to start from: mae, simclr, lejepa (pre-trained on the images), timm:NAME, a file of weights or a
             run's folder; METHOD@INIT goes on pre-training the weights of another, METHOD@public those of `pretrained`.
+            None: mae,simclr.
         protocols: how networks train on labels: finetune, last-1, head+norm, bias; ViTs also lora, prompt-shallow,
             prompt-deep.
         pretrained: public weights to try: auto (by image size and machine, from timm's hub or an installed package),
@@ -98,6 +99,7 @@ def run_study(
         raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
     labels, seeds = None if labels is None else _text(labels), _text(seeds)
     public = {"auto": AUTO, "off": ""}.get(pretrained, TIMM + pretrained.removeprefix(TIMM))
+    inits = INITS if inits is None else inits
     listed = [*([inits] if isinstance(inits, str) else inits), *filter(None, [public])]
     names = [init.name for init in parse_inits(listed, public)]
     folder = Path(run_dir or Path("runs") / "study" / Path(root).resolve().name)
