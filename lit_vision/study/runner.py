@@ -50,7 +50,7 @@ from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone
 
-FROZEN_SHARE = 0.35  # of the budget: for features of given weights
+FROZEN_SHARE = 0.6  # of the budget: for features of given weights, which smaller images would spoil
 MEASURE_SHARE = 0.05  # of the budget: for measuring steps
 SLACK = 1.3  # a training on labels that takes this many times its share of the time is cooled down early
 ON_PIXELS, ON_FEATURES = ("logreg", "knn"), ("linear", "knn")
