@@ -68,8 +68,9 @@ def rank_labels(probabilities: Any, labels: Any) -> LabelRanking:
     prefers another class and the self-confidence is below a tenth of t_j, its mean over the images labeled j: a class
     that the model predicts with little confidence everywhere needs less of it.
     Source: Northcutt et al. 2021, "Confident Learning", arXiv:1911.00068: self-confidence in section 3.2, t_j in Eq. 2.
-    Unlike the paper, whose suspects are images with p[k] >= t_k for another class k: of 5 % changed labels of the
-    upright garments a quarter of those suspects was changed, and of these half (experiments/table_label_errors.py).
+    Unlike the paper, whose suspects are images with p[k] >= t_k for another class k: where 5 % of the labels of the
+    upright garments were changed, 25 % of those suspects were changed ones (three draws of 400, by hand), and 68 % of
+    these (experiments/results/label-errors.md).
 
     Args:
         probabilities: (N, K) of a model that has not seen the image; rows of NaN are not judged.
