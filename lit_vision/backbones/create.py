@@ -99,6 +99,12 @@ def _hub_offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = previous
 
 
+def patch_side(model: nn.Module) -> int:
+    """Return the side of a ViT's patches, pixels; 1 for a model without patches."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    return max(patch) if isinstance(patch, tuple) else 1
+
+
 def check_patches(model: nn.Module) -> None:
     """Refuse an image size that is no multiple of the patch size.
 

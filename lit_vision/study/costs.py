@@ -89,29 +89,36 @@ def _measure(module: LightningModule, data: StudyData, limit: float) -> tuple[fl
     return cost.setup, (cost.step + cost.epoch / data.batches_per_epoch) / data.batch_size
 
 
-def choose_frozen_side(network: nn.Module, side: int, smallest: int, images: int, seconds: float) -> int:
+def choose_frozen_side(
+    load: Callable[[int], nn.Module], side: int, smallest: int, images: int, seconds: float, patch: int = 1
+) -> int:
     """Return the side at which the features of a number of images take at most `seconds` on this machine.
 
     That is `side` if the time allows it, else the next smaller one of FROZEN_SIDES that it allows, down to `smallest`.
-    A few images are seen at each side, the largest first.
+    A few images are seen at each side, the largest first, on the GPU if there is one.
 
     Args:
-        network: images (B, 3, side, side) -> (B, D).
+        load: returns the network for a side, images (B, 3, side, side) -> (B, D); a ViT is built for one side.
         side: at which the features are best, pixels.
         smallest: side, pixels.
         images: whose features are needed.
         seconds: for all of them.
+        patch: side of a ViT's patches, pixels; a side is whole patches.
     """
-    sides = [side, *(other for other in FROZEN_SIDES if smallest < other < side), smallest]
-    with evaluation_mode(network), torch.no_grad():
-        for side in sides[:-1]:
-            pixels = torch.zeros(COUNTED_IMAGES, 3, side, side)
-            network(pixels)  # the first call chooses kernels
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    between = (-(-other // patch) * patch for other in FROZEN_SIDES)
+    for side in [side, *(other for other in between if smallest < other < side)]:
+        if side == smallest:
+            break
+        network = load(side).to(device)
+        with evaluation_mode(network), torch.no_grad():
+            pixels = torch.zeros(COUNTED_IMAGES, 3, side, side, device=device)
+            network(pixels).cpu()  # the first call chooses kernels
             begin = time.perf_counter()
-            network(pixels)
+            network(pixels).cpu()  # a GPU is waited for
             if images * (time.perf_counter() - begin) / len(pixels) <= seconds:
                 return side
-    return sides[-1]
+    return smallest
 
 
 def count_multiply_adds(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.backbones.create import patch_side
 from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
@@ -154,6 +155,7 @@ class Study:
             self.preset.fields(order(self.inits), settings.protocols),
             [settings.labels, settings.seeds, settings.max_seeds, settings.epochs, settings.protocols],
             self.inits,
+            *filter(None, [{init.name: init.sha256 for init in self.given if init.path}]),  # a name says too little
         )
         self.decisions = Decisions(self.folder / "plan.jsonl", inputs, self.budget, self.replay, self._clock)
         self.pace = Pace(self.decisions, self.budget)
@@ -204,8 +206,11 @@ class Study:
         def compute() -> int:
             if self.settings.frozen_size is not None:
                 return best
-            backbone, _ = load_backbone(self.encoder_store.path(init), best)
-            return choose_frozen_side(backbone, best, min(best, self.preset.side(init)), images, seconds)
+            path, smallest = self.encoder_store.path(init), min(best, self.preset.side(init))
+            patch = patch_side(load_backbone(path)[0].model)
+            return choose_frozen_side(
+                lambda side: load_backbone(path, side)[0], best, smallest, images, seconds, patch
+            )
 
         side = self.decisions.decide(f"{init}: side of frozen images", compute)
         if side != best:

@@ -9,6 +9,8 @@ import torch
 from broken_files import encode, picture
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.create import patch_side
 from lit_vision.data.folder import scan
 from lit_vision.data.pack import write_pack
 from lit_vision.errors import UserError
@@ -164,11 +166,26 @@ def test_frozen_side__is_the_largest_that_the_time_allows(monkeypatch) -> None:
             now[0] += len(images) * (images.shape[-1] / 224) ** 2  # a second an image at 224
             return images.mean((2, 3))
 
+    def load(side: int) -> Network:
+        return Network()
+
     monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
-    allowed = {seconds: costs.choose_frozen_side(Network(), 224, 96, 100, seconds) for seconds in (101, 74, 52, 33, 5)}
+    allowed = {seconds: costs.choose_frozen_side(load, 224, 96, 100, seconds) for seconds in (101, 74, 52, 33, 5)}
     assert allowed == {101: 224, 74: 192, 52: 160, 33: 128, 5: 96}
     assert 96 not in seen  # the smallest is taken whatever it costs
-    assert costs.choose_frozen_side(Network(), 96, 96, 100, 0.0) == 96
+    assert costs.choose_frozen_side(load, 96, 96, 100, 0.0) == 96
+
+
+def test_frozen_side_of_a_vit__is_built_for_each_side_in_whole_patches() -> None:
+    built = []
+
+    def load(side: int) -> Backbone:
+        built.append(side)
+        return Backbone("vit_tiny_patch16_224", img_size=side, patch_size=14, depth=1, embed_dim=12, num_heads=1)
+
+    patch = patch_side(load(224).model)
+    assert costs.choose_frozen_side(load, 224, 98, 10**9, 0.0, patch) == 98
+    assert built[1:] == [224, 196, 168, 140]  # 98 is the smallest
 
 
 @pytest.mark.parametrize("groups", [1, 4])
