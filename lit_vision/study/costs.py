@@ -107,17 +107,16 @@ def choose_frozen_side(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     between = (-(-other // patch) * patch for other in FROZEN_SIDES)
-    for side in [side, *(other for other in between if smallest < other < side)]:
-        if side == smallest:
-            break
-        network = load(side).to(device)
+    sides = [side, *(other for other in between if other < side)]
+    for tried in (other for other in sides if other > smallest):
+        network = load(tried).to(device)
         with evaluation_mode(network), torch.no_grad():
-            pixels = torch.zeros(COUNTED_IMAGES, 3, side, side, device=device)
+            pixels = torch.zeros(COUNTED_IMAGES, 3, tried, tried, device=device)
             network(pixels).cpu()  # the first call chooses kernels
             begin = time.perf_counter()
             network(pixels).cpu()  # a GPU is waited for
             if images * (time.perf_counter() - begin) / len(pixels) <= seconds:
-                return side
+                return tried
     return smallest
 
 

@@ -108,7 +108,7 @@ def _label_errors(study: Study, cells: Cells, verdict: Verdict | None) -> Sectio
     """Write label_errors.csv and show the first; None if no class has a second image to learn from."""
     images = study.images
     known = np.flatnonzero(images.labels >= 0)
-    if min(images.per_class) < 2:
+    if max(images.per_class) < 2:  # the only image of a class is not judged, the others are
         return None
     name, features = _features(study, cells, verdict)
     rows = known if len(known) <= CHECKED_LABELS else images.subset(CHECKED_LABELS, 0)

@@ -208,9 +208,7 @@ class Study:
                 return best
             path, smallest = self.encoder_store.path(init), min(best, self.preset.side(init))
             patch = patch_side(load_backbone(path)[0].model)
-            return choose_frozen_side(
-                lambda side: load_backbone(path, side)[0], best, smallest, images, seconds, patch
-            )
+            return choose_frozen_side(lambda side: load_backbone(path, side)[0], best, smallest, images, seconds, patch)
 
         side = self.decisions.decide(f"{init}: side of frozen images", compute)
         if side != best:

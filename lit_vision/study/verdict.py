@@ -250,13 +250,16 @@ def values_on_test(cell: Cell, metric: str) -> list[float]:
 
 
 def _interval(a: Cell, b: Cell, metric: str, images: int) -> Interval:
-    """Return the interval of a - b over the seeds that both have; of one seed over the test images."""
+    """Return the interval of a - b over the seeds that both have, and over the test images where these do not differ.
+
+    That is so of one seed, and where every seed has all labels: an interval without a width would claim certainty.
+    """
     first = dict(zip(_seeds(a), values_on_test(a, metric)))
     second = dict(zip(_seeds(b), values_on_test(b, metric)))
     shared = [seed for seed in first if seed in second]
-    if len(shared) > 1:
+    if len({round(first[seed] - second[seed], 9) for seed in shared}) > 1:
         return interval_over_seeds([first[seed] for seed in shared], [second[seed] for seed in shared])
-    x, y = (first[shared[0]], second[shared[0]]) if shared else (_mean([*first.values()]), _mean([*second.values()]))
+    x, y = (_mean([values[seed] for seed in shared or values]) for values in (first, second))
     return interval_over_images(x, y, images)
 
 
@@ -267,11 +270,15 @@ def _mean(values: Sequence[float]) -> float:
 def sentence(verdict: Verdict) -> str:
     """Return the verdict as a sentence, one of two: which is better by how many points, or by how little they differ.
 
-    The interval is over the paired seeds; a verdict from one seed says so, and its interval is over the test images.
+    The interval is over the paired seeds; a verdict from one seed, or from seeds that all give the same, says so, and
+    its interval is over the test images.
     """
     interval, head = verdict.interval, f"With {verdict.labels} labels: "
     points = "points" if verdict.metric == "accuracy" else f"points of {verdict.metric}"
-    seeds = f"{interval.n} seeds" if interval.n > 1 else f"one seed, over {verdict.tests} test images"
+    seeds = f"{interval.n} seeds"
+    if interval.n == 1:
+        several = min(len(cell["values"]) for cell in (verdict.best, verdict.other)) > 1
+        seeds = f"{'the same in all seeds' if several else 'one seed'}, over {verdict.tests} test images"
     winner = verdict.winner
     if winner is None:
         bound = max(0.1, _ceil(100 * interval.bound))

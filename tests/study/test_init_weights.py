@@ -142,6 +142,11 @@ def test_study__of_a_file_measures_its_features_and_names_its_license(tmp_path, 
     assert result["inits"]["simclr@nc"]["non_commercial"] is True
     assert "CC-BY-NC-4.0" in (run / "report.md").read_text()
     assert load(run / "model.safetensors").metadata.license == "CC-BY-NC-4.0 (non-commercial)"
+    # a plan is not replayed on other weights of the same name
+    save_backbone(tmp_path / "nc.safetensors", own, [0.5] * 3, [0.6] * 3, license="CC-BY-NC-4.0", size="16")
+    arguments += ["--plan", str(run / "plan.jsonl"), "--run_dir", str(tmp_path / "again")]
+    assert main(["study", str(tmp_path / "set"), *arguments]) == 1
+    assert "was made for other images or settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

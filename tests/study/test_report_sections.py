@@ -78,17 +78,19 @@ def test_label_errors__planted_ones_come_first_in_the_csv(tmp_path) -> None:
     features = rng.normal(size=(80, 4)).astype(np.float32) + 3 * labels[:, None]
     wrong = [5, 50]
     labels[wrong] = 1 - labels[wrong]
+    labels, features = np.append(labels, 2), np.append(features, features[:1] - 9, 0)  # one image is alone in its class
     images = SimpleNamespace(
         labels=labels,
         per_class=np.bincount(labels).tolist(),
-        classes=["cat", "=dog"],
-        paths=[f"train/{i}.png" for i in range(80)],
-        pool=rng.integers(0, 255, (80, 8, 8, 3), np.uint8),
+        classes=["cat", "=dog", "owl"],
+        paths=[f"train/{i}.png" for i in range(81)],
+        pool=rng.integers(0, 255, (81, 8, 8, 3), np.uint8),
     )
     study = SimpleNamespace(images=images, folder=tmp_path, encoders={PUBLIC: SimpleNamespace(pool=features)})
     section = _label_errors(study, [], None)
     rows = list(csv.DictReader((tmp_path / "label_errors.csv").open()))
     assert [row["path"] for row in rows[:2]] in (["train/5.png", "train/50.png"], ["train/50.png", "train/5.png"])
     assert {row["label"] for row in rows[:2]} == {"cat", "=dog"}
-    assert "80 labels" in section.text
+    assert "81 labels" in section.text
+    assert "owl" not in [row["label"] for row in rows]
     assert section.picture.stat().st_size > 1000

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from lit_vision.evaluation.paired_intervals import interval_over_images
 from lit_vision.results.schema import make_cell
 from lit_vision.study.report_content import recommendation, second_choice
 from lit_vision.study.verdict import choose, choose_frozen, contender, sentence, verdicts
@@ -124,8 +125,18 @@ def test_sentence__is_one_of_two_and_follows_from_the_t_interval(seeds: int, gap
         assert 0 <= float(bound) - max(-low, high) < 0.1 + 1e-9
 
 
+def test_sentence__of_seeds_that_all_give_the_same_is_over_the_test_images() -> None:
+    (certain,) = verdicts(_cells([1 / 3] * 5, [0.0] * 5), 3)  # of three images one tells nothing
+    assert sentence(certain).endswith("(95 %, the same in all seeds, over 3 test images).")
+    assert certain.winner is None
+    assert certain.interval.bound > 0.5
+    (many,) = verdicts(_cells([0.9] * 5, [0.8] * 5), 1000)
+    assert many.interval == interval_over_images(0.9, 0.8, 1000)
+    assert "is better than scratch-cnn + finetune by 10.0 points" in sentence(many)
+
+
 def test_sentence__never_says_less_than_nothing_nor_from_zero() -> None:
-    equal = verdicts(_cells([1.0] * 3, [1.0] * 3), 1000)
+    equal = verdicts(_cells([0.8, 0.9, 0.7], [0.8, 0.9, 0.70003]), 100_000)
     assert "differ by less than 0.1 points" in sentence(equal[0])
     close = verdicts(_cells([0.5, 0.5, 0.5005], [0.4999, 0.4999, 0.4999]), 1000)
     close_text = sentence(close[0])
