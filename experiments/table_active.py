@@ -1,4 +1,4 @@
-"""Which images to label: accuracy against labels for each strategy of evaluation/acquisition.py, 50 paired seeds.
+"""Measure which images to label: accuracy by labels for each strategy of evaluation/acquisition.py, 50 paired seeds.
 
 A seed draws the images to choose from, the same for all strategies; labels are bought in six rounds that double, up to
 half of these images; after each round a ridge classifier on frozen EfficientNet-Lite0 features is fitted and measured
