@@ -91,16 +91,16 @@ class _Answers:
 
     def give(self, key: CellKey, images: StudyImages, way: int) -> np.ndarray:
         """Return (M, K) probabilities; `way` numbers the ways in which the same images are seen."""
-        side = self.preset.side(key.init)
         if key.protocol in ON_LABELS:
             rows = images.subset(key.labels, key.seed)
             module, _ = classification(key.init, images, rows, self.preset, key.seed, None, protocol=key.protocol)
             load_classifier(self._path(key), module)
-            answer: np.ndarray = probabilities(module, images, side)
+            answer: np.ndarray = probabilities(module, images, self.preset.side(key.init))
             return answer
         if (key.init, way) not in self.frozen:
             pixels = key.init == "pixels"
             found: tuple[Rows, Rows]
+            side = self.preset.frozen_side(key.init)
             found = _flat_pixels(images) if pixels else frozen_features(self._path(key), images, side)
             self.frozen[key.init, way] = found
         pool, test = self.frozen[key.init, way]
