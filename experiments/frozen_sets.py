@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from table_script import ROOT
+from table_script import ROOT, Tally
 
 # set: the command that makes it. Stamps come from Debian's package tuxpaint-stamps-default (GPL-2): numbers only.
 SETS = {
@@ -85,6 +87,45 @@ def read_frozen(name: str, encoder: str) -> FrozenSet | None:
         arrays = {key: stored[key] for key in stored.files}
     classes = arrays.pop("classes").tolist()
     return FrozenSet(**arrays | {"classes": classes, "fingerprint": str(arrays["fingerprint"])})
+
+
+def print_sets(names: Iterable[str]) -> None:
+    """Print the command that makes each set."""
+    for name in names:
+        command = SETS[name]
+        print(f"{name}: {'lit-vision ' + ' '.join(command) if command else 'apt-get download ' + STAMPS}")
+
+
+def verify_sets(
+    names: Iterable[str],
+    encoders: Iterable[str],
+    results_file: Callable[[str], Path],
+    measure_again: Callable[[Tally, str, str, FrozenSet, list[dict[str, Any]]], None],
+) -> int:
+    """Measure committed values again; return 1 if a value moved, the images differ or nothing was measured.
+
+    Args:
+        names: of SETS.
+        encoders: of ENCODERS.
+        results_file: returns the results.json of a set; sets without one are passed over.
+        measure_again: called with a tally to add values to, the names of set and encoder, the set's features and the
+            cells of its file.
+    """
+    from lit_vision.results.schema import read_result
+
+    tally, total, encoders = Tally(), 0, tuple(encoders)
+    for name in names:
+        file = results_file(name)
+        result: dict[str, Any] = read_result(file) if file.exists() else {"cells": []}
+        total += sum(len(cell["values"]) for cell in result["cells"])
+        for encoder in encoders if result["cells"] else ():
+            if (images := read_frozen(name, encoder)) is None:
+                continue
+            if images.fingerprint != result["data_fingerprint"]:
+                print(f"{file.name}: made from other images (fingerprint differs); make the data again")
+                return 1
+            measure_again(tally, name, encoder, images, result["cells"])
+    return tally.close(total)
 
 
 def _made(command: list[str]) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frozen_sets import SETS, FrozenSet, read_frozen
+from frozen_sets import FrozenSet, print_sets, read_frozen, verify_sets
 from table_script import RESULTS, ROOT, Tally, run_table
 
 ENCODER, CHOSEN_ON = "lite0", "garments"
@@ -203,30 +203,19 @@ def show() -> None:
 
 def verify() -> int:
     """Measure the first seed of each set again; return 1 if a value moved, the data differ or nothing was measured."""
-    from lit_vision.results.schema import read_result
 
-    tally, total = Tally(), 0
-    for name in NAMES:
-        file = results_file(name)
-        result: dict[str, Any] = read_result(file) if file.exists() else {"cells": []}
-        total += sum(len(cell["values"]) for cell in result["cells"])
-        if not result["cells"] or (images := read_frozen(name, ENCODER)) is None:
-            continue
-        if images.fingerprint != result["data_fingerprint"]:
-            print(f"{file.name}: made from other images (fingerprint differs); make the data again")
-            return 1
+    def measure_again(tally: Tally, name: str, encoder: str, images: FrozenSet, cells: list[dict[str, Any]]) -> None:
         counts, curves = read_curves(name)
         for strategy, values in curves.items():
             for count, committed, value in zip(counts, values[0], accuracies(images, strategy, 0)):
                 tally.add(f"{name} {strategy} {count}", committed, value, 0.02)  # rounding may choose another image
-    return tally.close(total)
+
+    return verify_sets(NAMES, [ENCODER], results_file, measure_again)
 
 
 def print_commands() -> None:
     """Print the sets and the number of rounds."""
-    for name in NAMES:
-        command = SETS[name]
-        print(f"{name}: {'lit-vision ' + ' '.join(command) if command else 'apt-get download tuxpaint-stamps-default'}")
+    print_sets(NAMES)
     print(f"{SEEDS} seeds, {ROUNDS} rounds, every strategy; nothing is trained but ridge classifiers")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frozen_sets import SETS, FrozenSet, read_frozen
+from frozen_sets import SETS, FrozenSet, print_sets, read_frozen, verify_sets
 from table_script import RESULTS, ROOT, Tally, run_table
 
 RATES = (0.02, 0.05, 0.1)
@@ -190,32 +190,21 @@ def show() -> None:
 
 def verify() -> int:
     """Measure the first seed of each set again; return 1 if a value moved, the data differ or nothing was measured."""
-    from lit_vision.results.schema import read_result
 
-    tally, total = Tally(), 0
-    for name in SETS:
-        file = results_file(name)
-        result: dict[str, Any] = read_result(file) if file.exists() else {"cells": []}
-        total += sum(len(cell["values"]) for cell in result["cells"])
-        for encoder in ENCODERS if result["cells"] else ():
-            if (images := read_frozen(name, encoder)) is None:
-                continue
-            if images.fingerprint != result["data_fingerprint"]:
-                print(f"{file.name}: made from other images (fingerprint differs); make the data again")
-                return 1
-            for cell in result["cells"]:
-                if cell["init"] == encoder:
-                    kind, rate = cell["protocol"].split("-")
-                    value = measure(images, float(rate), kind, 0)["first_precision"]
-                    one = 1 / max(1, round(float(rate) * cell["labels"]))  # rounding may swap two images
-                    tally.add(f"{name} {encoder} {cell['protocol']}", cell["values"][0], value, 1.01 * one)
-    return tally.close(total)
+    def measure_again(tally: Tally, name: str, encoder: str, images: FrozenSet, cells: list[dict[str, Any]]) -> None:
+        for cell in cells:
+            if cell["init"] == encoder:
+                kind, rate = cell["protocol"].split("-")
+                value = measure(images, float(rate), kind, 0)["first_precision"]
+                one = 1 / max(1, round(float(rate) * cell["labels"]))  # rounding may swap two images
+                tally.add(f"{name} {encoder} {cell['protocol']}", cell["values"][0], value, 1.01 * one)
+
+    return verify_sets(SETS, ENCODERS, results_file, measure_again)
 
 
 def print_commands() -> None:
     """Print the sets and the number of rankings."""
-    for name, command in SETS.items():
-        print(f"{name}: {'lit-vision ' + ' '.join(command) if command else 'apt-get download tuxpaint-stamps-default'}")
+    print_sets(SETS)
     print(f"{SEEDS} seeds, {RATES} of the labels changed, {KINDS}, on {ENCODERS}; nothing is trained")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frozen_sets import ENCODERS, SETS, FrozenSet, read_frozen
+from frozen_sets import ENCODERS, SETS, FrozenSet, print_sets, read_frozen, verify_sets
 from table_script import RESULTS, ROOT, Tally, run_table
 
 PROTOCOLS = ("linear", "knn")
@@ -178,32 +178,21 @@ def show() -> None:
 
 def verify() -> int:
     """Measure the first seed of each set again; return 1 if a value moved, the data differ or nothing was measured."""
-    from lit_vision.results.schema import read_result
     from lit_vision.study.verify import tolerance
 
-    tally, total = Tally(), 0
-    for name in SETS:
-        file = results_file(name)
-        result = read_result(file) if file.exists() else {"cells": []}
-        total += sum(len(cell["values"]) for cell in result["cells"])
-        for encoder in ENCODERS if result["cells"] else ():
-            if (images := read_frozen(name, encoder)) is None:
-                continue
-            if images.fingerprint != result["data_fingerprint"]:
-                print(f"{file.name}: made from other images (fingerprint differs); make the data again")
-                return 1
-            for cell in result["cells"]:
-                if cell["init"] == encoder:
-                    value = accuracy(images, cell["protocol"], cell["labels"], 0)
-                    label = f"{name} {encoder} {cell['protocol']} {cell['labels']}"
-                    tally.add(label, cell["values"][0], value, tolerance(cell["protocol"]))
-    return tally.close(total)
+    def measure_again(tally: Tally, name: str, encoder: str, images: FrozenSet, cells: list[dict[str, Any]]) -> None:
+        for cell in cells:
+            if cell["init"] == encoder:
+                value = accuracy(images, cell["protocol"], cell["labels"], 0)
+                label = f"{name} {encoder} {cell['protocol']} {cell['labels']}"
+                tally.add(label, cell["values"][0], value, tolerance(cell["protocol"]))
+
+    return verify_sets(SETS, ENCODERS, results_file, measure_again)
 
 
 def print_commands() -> None:
     """Print the sets and the number of probes."""
-    for name, command in SETS.items():
-        print(f"{name}: {'lit-vision ' + ' '.join(command) if command else 'apt-get download tuxpaint-stamps-default'}")
+    print_sets(SETS)
     print(f"{SEEDS} seeds, {COUNTS} numbers of labels, {PROTOCOLS} on {ENCODERS}; nothing is trained")
 
 

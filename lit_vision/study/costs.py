@@ -18,17 +18,13 @@ from lit_vision.data.splits import evenly_spaced
 from lit_vision.evaluation.features import evaluation_mode
 from lit_vision.study import training
 from lit_vision.study.images import StudyImages
+from lit_vision.study.plan import pretraining_name
 from lit_vision.study.presets import SCRATCH, StudyPreset, method_of
 from lit_vision.study.training_data import StudyData
 
 MEASURED_IMAGES = 32  # of a step that is measured
 FROZEN_SIDES = (192, 160, 128, 96)  # pixels, of frozen features where the time does not allow the best
 COUNTED_IMAGES = 4  # of a step that is counted: batch norm and contrastive losses need more than one
-
-
-def pretraining_name(init: str) -> str:
-    """Return the name of an init's pre-training among the costs."""
-    return f"pretrain {init}"
 
 
 def seeing_name(init: str) -> str:
@@ -86,7 +82,7 @@ def measure_trainings(
 
 def _measure(module: LightningModule, data: StudyData, limit: float) -> tuple[float, float]:
     cost = training.measure_step(module, data, limit)
-    return cost.setup, (cost.step + cost.epoch / data.batches_per_epoch) / data.batch_size
+    return cost.setup, cost.step / data.batch_size
 
 
 def choose_frozen_side(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lit_vision.optim.schedule import decay_steps_from
 from lit_vision.study.decisions import Decisions
 from lit_vision.study.plan import Plan, Unit
 
 REPORT_SHARE = 0.06  # of the budget: for the report, within the next two
 REPORT_SECONDS = (15.0, 120.0)
-DECAY = 0.25  # steps of a decay over those before it, of the schedule of `training.train`
+DECAY_SHARE = 0.2  # of all steps: the methods' default, which the presets keep
 LEAST = 0.5  # of a unit's fewest steps: with fewer a training is left out, or not cut further
 SHORT = 1.0  # seconds; trainings that should take less say too little about the machine's speed
 
@@ -74,7 +75,7 @@ class Pace:
             deadline: second of the study.
             unit: of the training; it gets half of the unit's fewest steps at least, however slow the machine is.
         """
-        name, fewest = f"{title}: decay from step", LEAST * unit.fewest / (1 + DECAY)
+        name, fewest = f"{title}: decay from step", LEAST * unit.fewest * (1 - DECAY_SHARE)
         first: list[tuple[int, float]] = []
 
         def begins(step: int) -> bool:
@@ -90,7 +91,7 @@ class Pace:
             if step < fewest:
                 return False
             seconds_per_step = (now - first[0][1]) / (step - first[0][0])
-            if now + DECAY * step * seconds_per_step < deadline:
+            if now + decay_steps_from(step, DECAY_SHARE) * seconds_per_step < deadline:
                 return False
             self.decisions.add(name, step)
             return True

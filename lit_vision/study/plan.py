@@ -105,6 +105,11 @@ class Plan:
         return sum(unit.seconds(self.steps[unit.name]) for unit in units)
 
 
+def pretraining_name(init: str) -> str:
+    """Return the name of an init's pre-training among the costs."""
+    return f"pretrain {init}"
+
+
 def frozen_counts(labels: Sequence[int], fewest: int, most: int) -> list[int]:
     """Return at least FROZEN_COUNTS numbers of labels, if there are as many, that contain `labels`.
 
@@ -161,7 +166,6 @@ def make_units(
     *,
     max_seeds: Mapping[str, int] | None = None,
     epochs: Mapping[str, int] | None = None,
-    most_pretrain_images: int | None = None,
 ) -> list[Unit]:
     """Return all units of a study in the order of their run, whether they fit the time or not.
 
@@ -171,11 +175,10 @@ def make_units(
         labels: numbers of labels at which networks are trained, ascending.
         seeds: by number of labels.
         protocols: of ON_LABELS.
-        costs: of a training on labels by init, of a pre-training by "pretrain INIT".
+        costs: of a training on labels by init, of a pre-training by `pretraining_name`.
         pool: images to pre-train on.
         max_seeds: limits of the seeds, by init.
         epochs: set by the user, by init (pre-trainings) or number of labels as text.
-        most_pretrain_images: images that a pre-training sees in all, at most.
     """
     limits, fixed, units = max_seeds or {}, epochs or {}, []
     for init in order(inits):
@@ -185,7 +188,7 @@ def make_units(
             set_steps = fixed.get(init, 0) * per_epoch
             fewest = min(FEWEST_PRETRAIN_EPOCHS * per_epoch, max(per_epoch, FEWEST_PRETRAIN_STEPS))
             full = set_steps or MOST_PRETRAIN_EPOCHS * per_epoch
-            cost = costs[f"pretrain {init}"]
+            cost = costs[pretraining_name(init)]
             units.append(Unit(init, "pretrain", 0, 1, batch, min(fewest, full), full, cost, bool(set_steps)))
         for count in labels:
             factor = preset.scratch_factor if init in SCRATCH else 1

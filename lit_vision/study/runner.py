@@ -35,7 +35,6 @@ from lit_vision.study.costs import (
     choose_frozen_side,
     count_multiply_adds,
     measure_trainings,
-    pretraining_name,
     seeing_name,
 )
 from lit_vision.study.decisions import Decisions
@@ -46,7 +45,7 @@ from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import Init, init_of
 from lit_vision.study.pace import Pace
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.plan import Cost, Plan, Unit, frozen_counts, make_plan, make_units, order
+from lit_vision.study.plan import HALF, Cost, Plan, Unit, frozen_counts, make_plan, make_units, order, pretraining_name
 from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.weights.load import load_backbone
@@ -390,9 +389,10 @@ class Study:
 
         if halves := split_in_half(self.images.labels[rows], key.seed) if unit.judged else None:
             fit, judge = (rows[half] for half in halves)
-            measure = partial(self._train_classifier, unit, key, encoder, max(1, steps // 2), deadline, fit, judge)
+            fewer = max(1, int(HALF * steps))
+            measure = partial(self._train_classifier, unit, key, encoder, fewer, deadline, fit, judge)
             labels = self.images.labels[judge]
-            judged = measure_once(self.halves, key, inputs(steps // 2, "half"), labels, measure).top1
+            judged = measure_once(self.halves, key, inputs(fewer, "half"), labels, measure).top1
         measure = partial(self._train_classifier, unit, key, encoder, steps, deadline, rows)
         result = measure_once(self.store, key, inputs(steps), self.images.test_labels, measure)
         return replace(result, judged=judged)

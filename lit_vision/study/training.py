@@ -68,19 +68,10 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Duration of a training in seconds: once, per step, and between two epochs."""
+    """Duration of a training in seconds: once, and per step."""
 
     setup: float
     step: float
-    epoch: float
-
-    def seconds(self, epochs: float, steps_per_epoch: int) -> float:
-        """Return the seconds of a training of this length."""
-        return self.setup + epochs * (steps_per_epoch * self.step + self.epoch)
-
-    def epochs(self, seconds: float, steps_per_epoch: int) -> int:
-        """Return how many epochs fit into `seconds`, at least 1."""
-        return max(1, int((seconds - self.setup) / (steps_per_epoch * self.step + self.epoch)))
 
 
 @contextlib.contextmanager
@@ -316,7 +307,7 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
     """Measure the cost of a step by at most three of them, or by fewer once `limit` seconds are over.
 
     The first step takes longer than the others, as memory is allotted and kernels are chosen; it counts only if it is
-    the only one. The module is discarded. Time between two epochs is part of a step: `epoch` of the result is 0.
+    the only one. The module is discarded. Time between two epochs is part of a step.
 
     Args:
         module: the method.
@@ -327,7 +318,7 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
     trained = train(module, data, seed=0, on_step=on_step, limit=limit, steps=3, fewest_measured=1)
     ends = trained.times
     step = ends[0] if len(ends) == 1 else (ends[-1] - ends[0]) / (len(ends) - 1)
-    return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step, 0.0)
+    return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step)
 
 
 @torch.inference_mode()
