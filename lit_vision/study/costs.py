@@ -82,7 +82,7 @@ def measure_trainings(
 
 def _measure(module: LightningModule, data: StudyData, limit: float) -> tuple[float, float]:
     cost = training.measure_step(module, data, limit)
-    return cost.setup, cost.step / data.batch_size
+    return cost.setup, (cost.step + cost.epoch / data.batches_per_epoch) / data.batch_size
 
 
 def choose_frozen_side(

@@ -68,10 +68,11 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Duration of a training in seconds: once, and per step."""
+    """Duration of a training in seconds: once, per step, and between two epochs."""
 
     setup: float
     step: float
+    epoch: float
 
 
 @contextlib.contextmanager
@@ -307,7 +308,7 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
     """Measure the cost of a step by at most three of them, or by fewer once `limit` seconds are over.
 
     The first step takes longer than the others, as memory is allotted and kernels are chosen; it counts only if it is
-    the only one. The module is discarded. Time between two epochs is part of a step.
+    the only one. The module is discarded. Time between two epochs is part of a step: `epoch` of the result is 0.
 
     Args:
         module: the method.
@@ -318,7 +319,7 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
     trained = train(module, data, seed=0, on_step=on_step, limit=limit, steps=3, fewest_measured=1)
     ends = trained.times
     step = ends[0] if len(ends) == 1 else (ends[-1] - ends[0]) / (len(ends) - 1)
-    return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step)
+    return TrainingCost(max(0.0, trained.seconds - len(ends) * step), step, 0.0)
 
 
 @torch.inference_mode()

@@ -147,7 +147,7 @@ def test_steps__are_measured_with_more_classes_than_rows(monkeypatch) -> None:
 
     def measure_step(module, data, limit) -> TrainingCost:
         measured.append(data.rows)
-        return TrainingCost(1.0, 2.0)
+        return TrainingCost(1.0, 2.0, 0.0)
 
     monkeypatch.setattr(training, "measure_step", measure_step)
     found = costs.measure_trainings(images, images, preset, ["scratch-cnn", "simclr"], [], classes, 1.0, print)
