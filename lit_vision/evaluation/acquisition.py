@@ -9,23 +9,20 @@ Letters: N images, D width of the features, K classes, L labeled images.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from lit_vision.errors import UserError
 from lit_vision.evaluation.arrays import to_array
+from lit_vision.evaluation.typical_images import probcover, typiclust
 
-STRATEGIES = ("random", "entropy", "margin", "badge", "k-center", "typiclust", "probcover", "typical-then-margin")
+# those that change over to the margin: the strategy that they begin with
+THEN_MARGIN = {"typical-then-margin": "typiclust", "probcover-then-margin": "probcover"}
+STRATEGIES = ("random", "entropy", "margin", "badge", "k-center", "typiclust", "probcover", *THEN_MARGIN)
 NEED_PROBABILITIES = ("entropy", "margin", "badge")  # choose at random while there are none
-LARGEST = 50_000  # features among which ProbCover and TypiClust look; of more, a seeded sample
-NEIGHBORS, MOST_CLUSTERS, SMALLEST_CLUSTER = 20, 500, 6  # TypiClust's: section 3.2 and appendix of the paper
-CLOSE_PAIRS = 0.02  # share of all pairs that ProbCover counts as close; fixed on the garments, see table_active.py
-TYPICAL_PER_CLASS = 4  # labels a class from which "typical-then-margin" turns to the margin; likewise
-SMALL = 5000  # images up to which k-means takes no mini-batches
-BLOCK = 1 << 22  # distances in memory at the same time
+LABELS_PER_CLASS = 4  # from which those of THEN_MARGIN change over; fixed on the garments, see table_active.py
+BLOCK = 1 << 22  # numbers of the features that are checked at the same time
 
 
 def choose_next(
@@ -39,8 +36,7 @@ def choose_next(
     """Return the rows to label next by a strategy.
 
     Args:
-        strategy: one of STRATEGIES. Those of NEED_PROBABILITIES choose at random, and "typical-then-margin" by
-            typicality, while `probabilities` is None.
+        strategy: one of STRATEGIES; see `strategy_now`.
         features: (N, D) tensor or array of a frozen encoder.
         labeled: rows that have a label, and others that must not be chosen; may be empty.
         num: how many to choose; all that are left if there are fewer.
@@ -56,7 +52,7 @@ def choose_next(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
-    x, labeled = _features(features), np.unique(to_array(labeled).astype(np.int64))
+    x, labeled = checked_features(features), np.unique(to_array(labeled).astype(np.int64))
     if num < 1 or (len(labeled) and not 0 <= labeled[0] <= labeled[-1] < len(x)):
         raise ValueError(f"num must be at least 1 and labeled rows from 0 to {len(x) - 1}")
     p = None if probabilities is None else to_array(probabilities).astype(np.float64)
@@ -64,10 +60,8 @@ def choose_next(
         raise ValueError(f"probabilities {p.shape} and features {x.shape} differ in their rows")
     free = np.setdiff1d(np.arange(len(x)), labeled)
     num = min(num, len(free))
-    if strategy == "typical-then-margin":
-        enough = p is not None and len(labeled) >= TYPICAL_PER_CLASS * p.shape[1]
-        strategy = "margin" if enough else "typiclust"
-    if num == len(free) or strategy == "random" or (strategy in NEED_PROBABILITIES and p is None):
+    strategy = strategy_now(strategy, len(labeled), None if p is None else p.shape[1])
+    if num == len(free) or strategy == "random":
         return np.random.default_rng(seed).permutation(free)[:num]
     if p is not None and strategy == "entropy":
         return free[np.argsort(-entropy(p[free]), kind="stable")[:num]]
@@ -80,6 +74,23 @@ def choose_next(
     if strategy == "typiclust":
         return typiclust(x, labeled, num, seed)
     return probcover(x, labeled, num, seed=seed)
+
+
+def strategy_now(strategy: str, num_labeled: int, num_classes: int | None) -> str:
+    """Return the strategy that is followed at a number of labels.
+
+    Those of NEED_PROBABILITIES are "random" while there is no classifier; those of THEN_MARGIN are "margin" from
+    LABELS_PER_CLASS labels a class on, and the strategy that they begin with before.
+
+    Args:
+        strategy: one of STRATEGIES.
+        num_labeled: images that have a label.
+        num_classes: of the classifier; None if there is none.
+    """
+    if strategy in THEN_MARGIN:
+        enough = num_classes is not None and num_labeled >= LABELS_PER_CLASS * num_classes
+        return "margin" if enough else THEN_MARGIN[strategy]
+    return "random" if strategy in NEED_PROBABILITIES and num_classes is None else strategy
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -166,166 +177,18 @@ def k_center(features: np.ndarray, labeled: np.ndarray, num: int, seed: int = 0)
     return np.array(chosen)
 
 
-def typicality(features: np.ndarray, neighbors: int = NEIGHBORS) -> np.ndarray:
-    """Return 1 / (mean Euclidean distance to the nearest `neighbors` others + 1e-5), (N,): high where images are dense.
+def checked_features(values: Any) -> np.ndarray:
+    """Return features as an array (N, D), checked in blocks.
 
-    Source: Hacohen et al. 2022, arXiv:2202.02794, Eq. 2.
+    Raises:
+        UserError: a row is not finite.
+        ValueError: another shape.
     """
-    x = np.asarray(features, np.float32)
-    k = min(neighbors, len(x) - 1)
-    if k < 1:
-        return np.full(len(x), 1e5)
-    found = np.empty(len(x))
-    for rows, distances in _distance_blocks(x):
-        distances[np.arange(len(rows)), rows] = np.inf
-        found[rows] = 1 / (np.partition(distances, k - 1, axis=1)[:, :k].mean(1, dtype=np.float64) + 1e-5)
-    return found
-
-
-def typiclust(features: np.ndarray, labeled: np.ndarray, num: int, seed: int = 0) -> np.ndarray:
-    """Choose the most typical image of each of the clusters that have the fewest labels (TypiClust).
-
-    Normalized features are split by k-means into L + num clusters, at most 500; clusters of five or fewer are left out
-    while there are others. Then, `num` times: of the clusters with the fewest labeled or chosen images the largest, and
-    in it the most typical image that is not labeled or chosen. Source: Hacohen et al. 2022, arXiv:2202.02794,
-    section 3.2. Unlike the paper: of more than 50,000 images a seeded sample is used.
-
-    Args:
-        features: (N, D).
-        labeled: (L,) rows.
-        num: at most N - L.
-        seed: of sample and clusters.
-
-    Returns:
-        (num,) int64 rows.
-    """
-    rows = _sample(len(features), labeled, num, seed)
-    x, place = _normalized(features[rows]), np.searchsorted(rows, labeled)
-    clusters = _clusters(x, min(len(labeled) + num, MOST_CLUSTERS, len(x)), seed)
-    typical = typicality(x)
-    sizes = np.bincount(clusters)
-    labels = np.bincount(clusters[place], minlength=len(sizes))
-    free = np.ones(len(x), bool)
-    free[place] = False
-    chosen: list[int] = []
-    while len(chosen) < num:
-        left = np.bincount(clusters[free], minlength=len(sizes))
-        usable = left > 0
-        if (usable & (sizes >= SMALLEST_CLUSTER)).any():
-            usable &= sizes >= SMALLEST_CLUSTER
-        # lexsort: the last key counts most
-        cluster = next(c for c in np.lexsort((np.arange(len(sizes)), -sizes, labels)) if usable[c])
-        row = int(np.where(free & (clusters == cluster), typical, -1).argmax())
-        chosen.append(row)
-        free[row] = False
-        labels[cluster] += 1
-    return np.asarray(rows[chosen])
-
-
-def probcover(
-    features: np.ndarray, labeled: np.ndarray, num: int, delta: float | None = None, seed: int = 0
-) -> np.ndarray:
-    """Choose greedily the image that has the most images near it that nothing labeled or chosen is near to (ProbCover).
-
-    Images are near if their normalized features lie less than delta apart. The chosen images cover at least 1 - 1/e of
-    what the best choice covers. If everything is covered the rest is chosen by typicality.
-    Source: Yehuda et al. 2022, arXiv:2205.11320, Algorithm 1. Unlike the paper, which finds delta by clustering, delta
-    is a quantile of the distances; of more than 50,000 images a seeded sample is used.
-
-    Args:
-        features: (N, D).
-        labeled: (L,) rows.
-        num: at most N - L.
-        delta: distance, 0 to 2; None: such that CLOSE_PAIRS of all pairs are nearer.
-        seed: of the sample.
-
-    Returns:
-        (num,) int64 rows.
-    """
-    rows = _sample(len(features), labeled, num, seed)
-    x, place = _normalized(features[rows]), np.searchsorted(rows, labeled)
-    delta = _quantile_of_distances(x, CLOSE_PAIRS, seed) if delta is None else delta
-    near = [np.flatnonzero(line < delta).astype(np.int32) for _, block in _distance_blocks(x) for line in block]
-    gain = np.array([len(one) for one in near])  # each is near itself
-    uncovered, free = np.ones(len(x), bool), np.ones(len(x), bool)
-    free[place] = False
-    chosen: list[int] = []
-
-    def cover(row: int) -> None:
-        for other in near[row][uncovered[near[row]]]:
-            uncovered[other] = False
-            gain[near[other]] -= 1
-
-    for row in place:
-        cover(int(row))
-    while len(chosen) < num and np.where(free, gain, 0).max() > 0:
-        row = int(np.where(free, gain, -1).argmax())
-        chosen.append(row)
-        free[row] = False
-        cover(row)
-    if len(chosen) < num:
-        order = np.argsort(-np.where(free, typicality(x), -1), kind="stable")
-        chosen += order[: num - len(chosen)].tolist()
-    return np.asarray(rows[chosen])
-
-
-def _features(values: Any) -> np.ndarray:
     x = to_array(values)
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"features must be (N, D) with at least one row, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise UserError(f"features: {int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows are not finite")
+    step = max(1, BLOCK // max(1, x.shape[1]))
+    bad = sum(int((~np.isfinite(x[i : i + step])).any(1).sum()) for i in range(0, len(x), step))
+    if bad:
+        raise UserError(f"features: {bad} of {len(x)} rows are not finite")
     return x
-
-
-def _normalized(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
-
-
-def _sample(count: int, labeled: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Return sorted rows: all, or of more than LARGEST the labeled ones and a drawn part of the others."""
-    if count <= LARGEST:
-        return np.arange(count)
-    others = np.setdiff1d(np.arange(count), labeled)
-    drawn = np.random.default_rng(seed).permutation(others)[: max(LARGEST - len(labeled), num)]
-    return np.sort(np.concatenate([labeled, drawn]))
-
-
-def _distance_blocks(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (rows, (len(rows), N) Euclidean distances) of blocks of rows, in order."""
-    squares = (x * x).sum(1)
-    size = max(1, BLOCK // len(x))
-    for first in range(0, len(x), size):
-        rows = np.arange(first, min(first + size, len(x)))
-        block = squares[rows, None] + squares - 2 * (x[rows] @ x.T)
-        yield rows, np.sqrt(np.maximum(block, 0, out=block), out=block)
-
-
-def _quantile_of_distances(x: np.ndarray, share: float, seed: int) -> float:
-    """Return the distance below which `share` of the pairs of different rows lie, from at most 2,000 rows."""
-    part = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:2000])]
-    if len(part) < 2:
-        return 1.0
-    pairs = np.concatenate([block[np.arange(len(part)) > rows[:, None]] for rows, block in _distance_blocks(part)])
-    return float(np.quantile(pairs, share))
-
-
-def _clusters(x: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the cluster of each row, (N,): k-means; of many images into more than 50 clusters in mini-batches.
-
-    The paper takes mini-batches for any number of images; for few they are slower and find worse clusters.
-    """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    settings: dict[str, Any] = {"n_clusters": count, "n_init": 1, "random_state": seed}
-    # one thread, so that rounding does not depend on the cores; equal images may leave clusters empty
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if len(x) < x.shape[1]:
-            x = np.ascontiguousarray(x @ np.linalg.qr(x.T)[0])  # (N, N), the same distances
-        if count <= 50 or len(x) <= SMALL:
-            return np.asarray(KMeans(**settings).fit(x).labels_)
-        return np.asarray(MiniBatchKMeans(**settings, batch_size=5000).fit(x).labels_)

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation import acquisition
+from lit_vision.evaluation import typical_images
 from lit_vision.evaluation.acquisition import (
+    LABELS_PER_CLASS,
     NEED_PROBABILITIES,
     STRATEGIES,
+    THEN_MARGIN,
     badge,
     choose_next,
     entropy,
     k_center,
     margin,
-    probcover,
-    typicality,
-    typiclust,
 )
+from lit_vision.evaluation.typical_images import probcover, probcover_with_counts, typicality, typiclust
 
 NONE = np.array([], np.int64)
 
@@ -104,8 +104,10 @@ def test_probcover_is_the_papers_loop_and_covers_1_minus_1_over_e_of_the_best(la
         assert degrees.max() > 0
         slow.append(int(degrees.argmax()))
         edges[:, near[slow[-1]]] = False
-    found = probcover(x, labeled, 3, delta)
-    assert found.tolist() == slow
+    found, counts = probcover_with_counts(x, labeled, 3, delta)
+    assert probcover(x, labeled, 3, delta).tolist() == found.tolist() == slow
+    covered = [near[[*labeled, *slow[:i]]].any(0).sum() for i in range(4)]
+    assert counts.tolist() == np.diff(covered).tolist()
     before = near[labeled].any(0)
     gained = [(near[list(some)].any(0) & ~before).sum() for some in itertools.combinations(range(12), 3)]
     assert (near[found].any(0) & ~before).sum() >= (1 - 1 / math.e) * max(gained)
@@ -117,7 +119,7 @@ def test_typiclust_is_the_papers_loop_over_clusters() -> None:
     distances = np.linalg.norm(z[:, None] - z, axis=2)
     typical = np.array([1 / (np.sort(np.delete(row, i))[:20].mean() + 1e-5) for i, row in enumerate(distances)])
     np.testing.assert_allclose(typicality(z), typical, rtol=1e-4)
-    groups = acquisition._clusters(z, 6, seed=1)
+    groups = typical_images._clusters(z, 6, seed=1)
     taken: list[int] = labeled.tolist()
     for _ in range(4):
         usable = [
@@ -129,22 +131,23 @@ def test_typiclust_is_the_papers_loop_over_clusters() -> None:
     assert typiclust(x, labeled, 4, seed=1).tolist() == taken[2:]
 
 
-def test_typical_then_margin_turns_where_each_class_has_its_labels() -> None:
+@pytest.mark.parametrize(("strategy", "first"), THEN_MARGIN.items())
+def test_a_strategy_changes_over_to_the_margin_where_the_classes_have_their_labels(strategy: str, first: str) -> None:
     x, p = clusters(), np.random.default_rng(1).dirichlet(np.ones(3), 60)
-    enough = np.arange(3 * acquisition.TYPICAL_PER_CLASS)
-    for labeled, as_in in ((enough[:-1], "typiclust"), (enough, "margin")):
-        chosen = choose_next("typical-then-margin", x, labeled, 5, p)
+    enough = np.arange(3 * LABELS_PER_CLASS)
+    for labeled, as_in in ((enough[:-1], first), (enough, "margin")):
+        chosen = choose_next(strategy, x, labeled, 5, p)
         assert np.array_equal(chosen, choose_next(as_in, x, labeled, 5, p))
 
 
 def test_of_very_many_images_a_sample_with_the_labeled_ones_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acquisition, "LARGEST", 30)
+    monkeypatch.setattr(typical_images, "LARGEST", 30)
     labeled = np.array([1, 40])
     for strategy in ("probcover", "typiclust"):
         chosen = choose_next(strategy, clusters(), labeled, 10, seed=2)
         assert len(set(chosen.tolist()) - set(labeled.tolist())) == 10
-        assert set(chosen.tolist()) <= set(acquisition._sample(60, labeled, 10, 2).tolist())
-    assert len(acquisition._sample(60, labeled, 10, 2)) == 30
+        assert set(chosen.tolist()) <= set(typical_images._sample(60, labeled, 10, 2).tolist())
+    assert len(typical_images._sample(60, labeled, 10, 2)) == 30
 
 
 def test_wrong_arguments_are_refused() -> None:
