@@ -114,7 +114,8 @@ def run_study(
     from lit_vision.study.presets import preset_for
     from lit_vision.study.progress import Reporter
     from lit_vision.study.report import write_report
-    from lit_vision.study.runner import Settings, Study
+    from lit_vision.study.runner import Study
+    from lit_vision.study.settings import Settings
 
     on_labels = _protocols(_text(protocols))
     refuse_older_study(folder)

@@ -8,73 +8,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lit_vision.backbones.create import patch_side
 from lit_vision.evaluation.linear import LinearProbe
-from lit_vision.io.processes import cores
-from lit_vision.io.text import format_duration
-from lit_vision.optim import Schedule
-from lit_vision.results.environment import device_name
-from lit_vision.study import training
-from lit_vision.study.cells import (
-    CellKey,
-    CellResult,
-    CellStore,
-    Measurement,
-    hash_inputs,
-    measure_once,
-    refuse_older_study,
-)
-from lit_vision.study.costs import (
-    choose_frozen_side,
-    count_multiply_adds,
-    measure_trainings,
-    seeing_name,
-)
+from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs, measure_once, refuse_older_study
+from lit_vision.study.costs import choose_frozen_side
 from lit_vision.study.decisions import Decisions
 from lit_vision.study.encoders import Encoder, EncoderStore
-from lit_vision.study.frozen import fit_probe, measure_frozen, needed_rows, split_in_half
+from lit_vision.study.frozen import fit_probe, measure_frozen, needed_rows
 from lit_vision.study.images import StudyImages
 from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import Init, init_of
+from lit_vision.study.label_training import LabelTrainer
 from lit_vision.study.pace import Pace
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.plan import HALF, Cost, Plan, Unit, frozen_counts, make_plan, make_units, order, pretraining_name
+from lit_vision.study.plan import Plan, Unit, frozen_counts, order
+from lit_vision.study.planner import Planner
 from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
+from lit_vision.study.settings import Settings
 from lit_vision.weights.load import load_backbone
 
 FROZEN_SHARE = 0.6  # of the budget: for features of given weights, which smaller images would spoil
-MEASURE_SHARE = 0.05  # of the budget: for measuring steps
-SLACK = 1.3  # a training on labels that takes this many times its share of the time is cooled down early
 ON_PIXELS, ON_FEATURES = ("logreg", "knn"), ("linear", "knn")
-
-
-@dataclass
-class Settings:
-    """Settings of a study as the user gives them.
-
-    Attributes:
-        labels: numbers of labels at which networks are trained, ascending.
-        seeds: paired seeds, by number of labels.
-        max_seeds: limits of the seeds of trainings, by init.
-        epochs: set beforehand, by init (pre-trainings) or number of labels as text (trainings on labels).
-        protocols: how networks are trained on labels, out of `presets.ON_LABELS`.
-        frozen_size: side at which frozen weights see the images, pixels; None: the best that the time allows.
-    """
-
-    labels: list[int]
-    seeds: dict[int, int]
-    max_seeds: dict[str, int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
-    protocols: list[str] = field(default_factory=lambda: ["finetune"])
-    frozen_size: int | None = None
 
 
 class Study:
@@ -124,7 +85,7 @@ class Study:
         self.images, self.preset, self.settings = images, preset, settings
         self.budget, self.folder, self.reporter, self.replay = budget, folder, reporter, replay
         self._clock = clock
-        self.store, self.halves = CellStore(folder / "cells"), CellStore(folder / "cells" / "halves")
+        self.store = CellStore(folder / "cells")
         self.log = folder / "study.log"
         # cells of an earlier version, which enlarged and cut the stored copies instead, are measured again
         self.data_hash = hash_inputs(images.fingerprint, images.size, "pixels of the files")
@@ -139,7 +100,9 @@ class Study:
         self.results: list[CellResult] = []
         total = sum(images.per_class)
         self.labels = frozen_counts(settings.labels, len(images.classes), total)
-        self.encoder_store.rows = rows = needed_rows(images, {count: self.seeds(count) for count in self.labels})
+        self.encoder_store.rows = rows = needed_rows(
+            images, dict(zip(self.labels, map(settings.seeds_at, self.labels)))
+        )
         needed = sum(images.per_class) if rows is None else len(rows)
         self._frozen_images = needed + len(images.test_labels)
         self.plan, self.steps = Plan(), dict[str, int]()
@@ -168,6 +131,16 @@ class Study:
             self.reporter.log(f"{init}: frozen features")
             self.encoders[init] = self.encoder_store.load_public(init)
         self.plan = self._make_plan()
+        self._label_trainer = LabelTrainer(
+            self.images,
+            self.preset,
+            self.encoder_store,
+            self.store,
+            self.pace,
+            self.reporter,
+            self.data_hash,
+            self.keep_weights,
+        )
         self._measure_frozen("pixels", ON_PIXELS, *self.images.flat_pixels(), "pixels")
         for init, encoder in self.encoders.items():
             self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, self._origin(init))
@@ -222,100 +195,27 @@ class Study:
         return f"{self.encoders[init].sha256} at {self.preset.frozen_side(init)} pixels"
 
     def _make_plan(self) -> Plan:
-        measured = self.decisions.decide("seconds of setup and of an image", self._measure_costs)
-        costs = {name: Cost(*cost) for name, cost in measured.items()}
-        settings = self.settings
-        units = make_units(
-            self.inits,
-            self.preset,
-            settings.labels,
-            settings.seeds,
-            settings.protocols,
-            costs,
-            len(self.encoder_store.source.pool),
-            max_seeds=settings.max_seeds,
-            epochs=settings.epochs,
-        )
-        self.pace.frozen_seconds = measured["probe"][0]
-        self._counted = self.decisions.decide("multiply-adds of an image", self._count_multiply_adds)
-        self._batches = {unit.labels: unit.batch for unit in units if unit.labels}
-
-        def compute() -> dict[str, Any]:
-            frozen = (1 + len(self.encoders)) * self.pace.frozen_seconds
-            plan = make_plan(units, self.pace.remaining - frozen, format_duration)
-            return {"steps": plan.steps, "not tried": plan.not_tried}
-
-        decided = self.decisions.decide("plan", compute)
-        plan = Plan([unit for unit in units if unit.name in decided["steps"]], decided["steps"], decided["not tried"])
-        self.pace.plan = plan
-        self._log_plan(plan)
-        return plan
-
-    def _measure_costs(self) -> dict[str, tuple[float, float]]:
-        """Return the costs of all trainings, and as "probe" the seconds of an init's protocols that train nothing."""
-        settings = self.settings
-        trained = [init for init in order(self.inits) if settings.max_seeds.get(init, 1)]
-        free = [count for count in settings.labels if str(count) not in settings.epochs]
-        on_labels = trained if free else []
-        pretrained = [init for init in trained if method_of(init) and init not in settings.epochs]
-        costs = dict.fromkeys([*trained, *map(pretraining_name, trained)], (0.0, 0.0))
-        with training.redirect_output(self.log):
-            costs |= measure_trainings(
-                self.images,
-                self.encoder_store.source,
-                self.preset,
-                on_labels,
-                pretrained,
-                max(free, default=0),
-                self.budget * MEASURE_SHARE,
-                self.reporter.log,
-            )
-        return costs | {"probe": (self._measure_probe(), 0.0)}
-
-    def _measure_probe(self) -> float:
-        """Return the seconds that the frozen protocols of an init take at all numbers of labels, from one fit."""
-        count = self.settings.labels[-1]
-        begin = self.decisions.elapsed
         encoder = next(iter(self.encoders.values()), None)
-        pool, test = (encoder.pool, encoder.test) if encoder else self.images.flat_pixels()
-        fit_probe(CellKey("", "linear", count, 0), pool, test[:1], self.images)
-        share = sum(self.seeds(other) * other for other in self.labels) / count
-        return (self.decisions.elapsed - begin) * share
-
-    def _count_multiply_adds(self) -> dict[str, float]:
-        with training.redirect_output(self.log):
-            return count_multiply_adds(self.images, self.encoder_store.source, self.preset, order(self.inits))
+        self._planner = Planner(
+            self.images,
+            self.encoder_store.source,
+            self.preset,
+            self.inits,
+            self.settings,
+            self.labels,
+            (encoder.pool, encoder.test) if encoder else self.images.flat_pixels(),
+            self.pace,
+            self.reporter.log,
+            self.log,
+        )
+        plan = self._planner.plan(len(self.encoders))
+        for name, reason in plan.not_tried.items():
+            self._not_tried(name, reason)
+        return plan
 
     def multiply_adds(self, result: CellResult) -> int:
         """Return the multiply-adds of one model of a cell, its pre-training here included; 0 for raw pixels."""
-        key = result.key
-        if key.init == "pixels":
-            return 0
-        encoder = self.encoders.get(key.init)
-        cost = 0.0
-        if encoder and method_of(key.init):
-            cost += encoder.images_seen * self._counted[pretraining_name(key.init)]
-        if result.steps:
-            cost += result.steps * self._batches.get(key.labels, key.labels) * self._counted[key.init]
-        if encoder:
-            cost += key.labels * self._counted[seeing_name(key.init)]
-        return round(cost)
-
-    def seeds(self, count: int) -> int:
-        """Return the paired seeds at a number of labels; those that were added for the law get the most."""
-        return self.settings.seeds.get(count, max(self.settings.seeds.values()))
-
-    def _log_plan(self, plan: Plan) -> None:
-        log = self.reporter.log
-        log(f"plan for {format_duration(self.budget)} on {device_name()}, {cores()} cores:")
-        log(f"  frozen features: {', '.join(map(str, self.labels))} labels, {self.seeds(0)} seeds")
-        for unit in plan.units:
-            steps = plan.steps[unit.name]
-            size = f"{steps} steps of {unit.batch} images" + (f", {unit.seeds} seeds" if unit.labels else "")
-            seconds = "" if unit.fixed else f", about {format_duration(unit.seconds(steps))}"
-            log(f"  {unit.name}: {size}{seconds}")
-        for name, reason in plan.not_tried.items():
-            self._not_tried(name, reason)
+        return self._planner.multiply_adds(result, self.encoders)
 
     # pieces
 
@@ -324,7 +224,7 @@ class Study:
         results = []
         for protocol in protocols:
             for count in self.labels:
-                for seed in range(self.seeds(count)):  # all: max_seeds limits only trainings
+                for seed in range(self.settings.seeds_at(count)):  # all: max_seeds limits only trainings
                     key = CellKey(init, protocol, count, seed)
                     inputs = hash_inputs(self.data_hash, origin, "frozen, judged")
                     measure = partial(measure_frozen, key, pool, test, self.images)
@@ -336,10 +236,6 @@ class Study:
         """Fit the linear probe of a cell's labels on the frozen features of its init."""
         encoder = self.encoders[key.init]
         return fit_probe(key, encoder.pool, encoder.test, self.images)
-
-    def _first_head(self, key: CellKey, rows: np.ndarray) -> LinearProbe:
-        """Fit the head that a training on some pool rows begins with, on features of them as the training sees them."""
-        return fit_probe(key, *self.encoder_store.head_features(key.init), self.images, rows)
 
     def _run_unit(self, unit: Unit, rest: list[Unit]) -> None:
         """Run a unit whose length is decided now, from the time that is left for it and the units behind it."""
@@ -353,7 +249,9 @@ class Study:
         self.steps[unit.name] = steps
         deadline = self.pace.deadline(unit, rest)
         if unit.labels:
-            self._train_on_labels(unit, steps, deadline)
+            results = self._label_trainer.train(unit, self.encoders.get(unit.init), steps, deadline)
+            self.results += results
+            self._log_scores(results)
         else:
             self._pretrain(unit, steps, deadline)
 
@@ -366,79 +264,6 @@ class Study:
             self.pace.compare(encoder.seconds, unit.cost.seconds(encoder.images_seen))
         self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, self._origin(init))
 
-    def _train_on_labels(self, unit: Unit, steps: int, deadline: float) -> None:
-        results = []
-        for seed in range(unit.seeds):
-            key = CellKey(unit.init, unit.protocol, unit.labels, seed)
-            begin = self.decisions.elapsed
-            until = begin + SLACK * (deadline - begin) / (unit.seeds - seed)
-            results.append(self._train_cell(unit, key, steps, until))
-        self.results += results
-        self._log_scores(results)
-
-    def _train_cell(self, unit: Unit, key: CellKey, steps: int, deadline: float) -> CellResult:
-        """Train a cell, and before it on half of its labels, whose other half judges the protocol."""
-        encoder = self.encoders.get(key.init)
-        origin = (encoder.sha256, "head of the probe") if encoder else None
-        rows, judged = self.images.subset(key.labels, key.seed), None
-        length = "set" if unit.fixed else self.decisions.id
-
-        def inputs(steps: int, *more: Any) -> str:
-            fields = self.preset.training_fields(key.init, key.protocol, steps)
-            return hash_inputs(self.data_hash, origin, steps, length, fields, *more)
-
-        if halves := split_in_half(self.images.labels[rows], key.seed) if unit.judged else None:
-            fit, judge = (rows[half] for half in halves)
-            fewer = max(1, int(HALF * steps))
-            measure = partial(self._train_classifier, unit, key, encoder, fewer, deadline, fit, judge)
-            labels = self.images.labels[judge]
-            judged = measure_once(self.halves, key, inputs(fewer, "half"), labels, measure).top1
-        measure = partial(self._train_classifier, unit, key, encoder, steps, deadline, rows)
-        result = measure_once(self.store, key, inputs(steps), self.images.test_labels, measure)
-        return replace(result, judged=judged)
-
-    def _train_classifier(
-        self,
-        unit: Unit,
-        key: CellKey,
-        encoder: Encoder | None,
-        steps: int,
-        deadline: float,
-        rows: np.ndarray,
-        judge: np.ndarray | None = None,
-    ) -> Measurement:
-        """Train on some pool rows, and answer for the test split, or for the rows of `judge`."""
-        images, preset = self.images, self.preset
-        half = "" if judge is None else ", half of the labels"
-        title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}{half}"
-        cool_down = None if unit.fixed else self.pace.cool_down(title, deadline, unit)
-        with training.redirect_output(self.log):
-            weights, probe = (encoder.weights, self._first_head(key, rows)) if encoder else (None, None)
-            module, data = training.classification(
-                key.init,
-                images,
-                rows,
-                preset,
-                key.seed,
-                weights,
-                probe,
-                key.protocol,
-                steps=steps,
-                schedule=schedule_of(unit),
-            )
-            self.reporter.start_task(title, data.batch_size)
-            trained = training.train(
-                module, data, seed=key.seed, on_step=self.reporter.update, steps=steps, cool_down=cool_down
-            )
-            seen = images if judge is None else images.tested_on(judge)
-            answer = training.probabilities(module, seen, preset.side(key.init))
-        self.pace.compare(trained.seconds, unit.cost.seconds(trained.steps * data.batch_size))
-        if judge is None:
-            if key.seed < self.keep_weights:
-                training.save_classifier(self.store.folder / f"{key.name}.safetensors", module)
-            self.store.put_losses(key, trained.losses)
-        return Measurement(answer, trained.steps, seconds=trained.seconds)
-
     def _log_scores(self, results: list[CellResult]) -> None:
         groups: dict[tuple[str, str, int], list[float]] = {}
         for result in results:
@@ -446,8 +271,3 @@ class Study:
         for (init, protocol, labels), values in groups.items():
             score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")
-
-
-def schedule_of(unit: Unit) -> Schedule:
-    """Return the schedule of a unit's trainings: a cosine if the user has set the length, else one that can be cut."""
-    return "cosine" if unit.fixed else "warmup-stable-decay"

@@ -7,9 +7,12 @@ from lit_vision.study import encoders, runner, training
 from lit_vision.study.cells import Measurement
 from lit_vision.study.encoders import Encoder
 from lit_vision.study.images import StudyImages
+from lit_vision.study.label_training import LabelTrainer
+from lit_vision.study.planner import Planner
 from lit_vision.study.presets import preset_for
 from lit_vision.study.progress import Reporter
-from lit_vision.study.runner import Settings, Study
+from lit_vision.study.runner import Study
+from lit_vision.study.settings import Settings
 
 SECONDS_PER_IMAGE = {"scratch-cnn": 0.004, "scratch-vit": 0.01, "simclr": 0.004, "mae": 0.01}
 PRETRAIN_SECONDS_PER_IMAGE = {"simclr": 0.012, "mae": 0.006}
@@ -75,15 +78,15 @@ def study(tmp_path, monkeypatch):
             speed = next(speed for begin, speed in reversed(machine.timetable) if begin <= machine.now)
             costs = {init: (0.5 / speed, s / speed) for init, s in SECONDS_PER_IMAGE.items()}
             costs |= {f"pretrain {init}": (0.5 / speed, s / speed) for init, s in PRETRAIN_SECONDS_PER_IMAGE.items()}
-            return costs | {"probe": (2 * 5 * len(self.labels) * FROZEN_SECONDS / speed, 0.0)}
+            return costs | {"probe": (2 * 5 * len(self.frozen_labels) * FROZEN_SECONDS / speed, 0.0)}
 
         def fake_frozen(*_):
             machine.work(FROZEN_SECONDS)
             return Measurement(answer)
 
-        monkeypatch.setattr(Study, "_train_classifier", fake_classifier)
-        monkeypatch.setattr(Study, "_measure_costs", fake_costs)
-        monkeypatch.setattr(Study, "_count_multiply_adds", lambda self: {})
+        monkeypatch.setattr(LabelTrainer, "_train_classifier", fake_classifier)
+        monkeypatch.setattr(Planner, "measure_costs", fake_costs)
+        monkeypatch.setattr(Planner, "count_multiply_adds", lambda self: {})
         monkeypatch.setattr(encoders.EncoderStore, "pretrain", fake_pretrain)
         monkeypatch.setattr(runner, "measure_frozen", fake_frozen)
         monkeypatch.setattr(training, "train", None)
