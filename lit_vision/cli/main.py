@@ -37,6 +37,11 @@ COMMANDS = {
         "main",
         "try a model on a page in the browser, with an API behind it: lit-vision serve RUN_OR_FILE",
     ),
+    "label": (
+        "lit_vision.cli.label",
+        "main",
+        "label a folder of images on a page in the browser: lit-vision label ROOT",
+    ),
     "import": (
         "lit_vision.cli.import_weights",
         "main",

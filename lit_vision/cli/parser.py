@@ -63,6 +63,23 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where a server listens and who may come in."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; any but a loopback address asks for a token"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default 8000)")
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help="ask for a token on a loopback address too, where other users of this machine could come in (random, "
+        "or that of the environment variable LIT_VISION_TOKEN)",
+    )
+    parser.add_argument(
+        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as of a proxy"
+    )
+
+
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a table of labels and groups, as the data module's: --label_file, --group_by, ..."""
     group = parser.add_argument_group("labels from a table instead of the folders' names")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_vision.cli.parser import CommandParser, add_loading_arguments
+from lit_vision.cli.parser import CommandParser, add_loading_arguments, add_server_arguments
 from lit_vision.errors import UsageError, UserError
 
 _RANGES = {
@@ -34,19 +34,7 @@ def _parser() -> CommandParser:
         help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
     )
     add_loading_arguments(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; any but a loopback address asks for a token"
-    )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default 8000)")
-    parser.add_argument(
-        "--token",
-        action="store_true",
-        help="ask for a token on a loopback address too, where other users of this machine could come in (random, "
-        "or that of the environment variable LIT_VISION_TOKEN)",
-    )
-    parser.add_argument(
-        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as of a proxy"
-    )
+    add_server_arguments(parser)
     parser.add_argument(
         "--index",
         metavar="FILE",

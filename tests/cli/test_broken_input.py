@@ -52,6 +52,9 @@ FILES = [
     ("serve {}", ".ckpt", ""),
     ("serve run --index {}", ".safetensors", ""),
     ("serve run --index index.safetensors --index_root {}", "", "folder"),
+    ("label {}", "", ""),
+    ("label {}", ".pack", ""),
+    ("label set --out {}", ".txt", "missing folder"),
     ("import {} --out w.safetensors", ".pth", ""),
     ("import {} --out w.safetensors", ".safetensors", ""),
     ("import {} --out w.safetensors", "", ""),
@@ -161,6 +164,7 @@ NUMBERS = [  # command, its flag, what is refused
     ("serve run", "--max_mb", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--max_megapixels", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--queue", (HUGE, f"-{HUGE}", "nan")),
+    ("label set", "--port", (HUGE, f"-{HUGE}", "nan")),
     ("import w.pth --out w.safetensors", "--img_size", (f"-{HUGE}", "nan")),
     ("export run --format onnx --int8 set", "--calibration", (f"-{HUGE}", "nan")),
     ("embed --model run set/test --out i.safetensors", "--batch_size", (f"-{HUGE}", "nan")),
@@ -211,6 +215,7 @@ COMPLETE = {  # each command with what it requires
     "study": "set",
     "predict": "--model run set/test --out p.csv",
     "serve": "run",
+    "label": "set",
     "import": "w.pth --out w.safetensors",
     "export": "run --format safetensors",
     "embed": "--model run set/test --out i.safetensors",
@@ -228,7 +233,10 @@ def test_an_unknown_flag_and_an_unknown_command(command: str, place, capsys) -> 
     assert command + "x" in one_line([command + "x"], capsys)
 
 
-@pytest.mark.parametrize("command", ["fit --config toy.yaml --name ../x", "fit --config toy.yaml --name /x"])
+@pytest.mark.parametrize(
+    "command",
+    [f"{start} --name {name}" for start in ("fit --config toy.yaml", "label set") for name in ("../x", "/x")],
+)
 def test_outside_the_root(command: str, place, capsys) -> None:
     assert "--name" in one_line(command.split(), capsys)
 

@@ -65,7 +65,7 @@ SLOW_CALLS = [  # Lightning alone takes seconds
     # by default a study asks timm's hub for public weights (--pretrained auto), as its help says
     "study set --pretrained off --inits scratch-cnn --epochs 6=1 --labels 6 --seeds 1 --run_dir study",
 ]
-WITH_A_PORT = {"serve"}  # tests/serve/test_server_process.py: its one port
+WITH_A_PORT = {"serve", "label"}  # tests/serve/test_server_process.py: their one port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""The routes of lit-vision label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from lit_vision.serve.access import Access
+from lit_vision.serve.app import make_app
+from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse
+from lit_vision.serve.labeling.session import AnswerConflictError, Labeling, as_json
+from lit_vision.serve.labeling.store import LabelingError
+from lit_vision.serve.pictures import PREVIEW_SIDE, THUMBNAIL_SIDE
+
+PAGES = {"/": "label.html"}
+LIMITS = Limits(body_bytes=100_000, held_bytes=10_000_000)  # an answer has a few hundred bytes
+SIDES = (PREVIEW_SIDE, THUMBNAIL_SIDE)
+MOST_IMAGES = 100  # of an answer to /next and /similar
+_MOST_HELD = 1000  # numbers that a browser may say it holds
+T = TypeVar("T")
+
+
+class LabelApp:
+    """Answers the page's requests with a labeling.
+
+    Args:
+        labeling: images, answers and order.
+    """
+
+    def __init__(self, labeling: Labeling) -> None:
+        self.labeling = labeling
+
+    def app(self, access: Access, limits: Limits = LIMITS) -> Guard:
+        """Return the ASGI app."""
+        routes = [
+            Route("/v1/label/state", self.state),
+            Route("/v1/label/next", self.next),
+            Route("/v1/label/images/{number:int}", self.picture),
+            Route("/v1/label/item/{number:int}", self.item),
+            Route("/v1/label/answers", self.answer, methods=["POST"]),
+            Route("/v1/label/undo", self.undo, methods=["POST"]),
+            Route("/v1/label/classes", self.classes, methods=["POST"]),
+        ]
+        return make_app(routes, PAGES, access, limits)
+
+    async def state(self, request: Request) -> Response:
+        """Answer with counts, classes, the model's state and accuracy."""
+        return PlainJSONResponse(await run_in_threadpool(self.labeling.state))
+
+    async def next(self, request: Request) -> Response:
+        """Answer with the next images to label."""
+        count = _number(request, "count", 1, 1, MOST_IMAGES)
+        texts = [text for text in request.query_params.get("skip", "").split(",") if text]
+        if len(texts) > _MOST_HELD or not all(text.isascii() and text.isdigit() and len(text) < 12 for text in texts):
+            raise HTTPException(400, f"skip: give at most {_MOST_HELD} numbers, separated by commas")
+        images = await run_in_threadpool(self.labeling.next, count, {int(text) for text in texts})
+        return PlainJSONResponse({"images": images})
+
+    async def item(self, request: Request) -> Response:
+        """Answer with one image's path and answer."""
+        return PlainJSONResponse(await _run(self.labeling.item, request.path_params["number"]))
+
+    async def picture(self, request: Request) -> Response:
+        """Answer with one image as a JPEG."""
+        side = _number(request, "side", PREVIEW_SIDE, 1, PREVIEW_SIDE)
+        if side not in SIDES:
+            raise HTTPException(400, f"side: must be one of {', '.join(map(str, SIDES))}")
+        made = await _run(self.labeling.picture, request.path_params["number"], side)
+        return Response(made, media_type="image/jpeg")
+
+    async def answer(self, request: Request) -> Response:
+        """Store an answer; 409 with the present one if another browser was faster, 410 if the file has changed."""
+        body = await _body(request, number=int, kind=str, id=str)
+        labels, replaces = body.get("labels") or [], body.get("replaces")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise HTTPException(400, "labels: give a list of names")
+        if replaces is not None and not isinstance(replaces, str):
+            raise HTTPException(400, "replaces: give the id of an answer, or null")
+        try:
+            answer = await _run(self.labeling.answer, body["number"], body["kind"], labels, body["id"], replaces)
+        except AnswerConflictError as error:
+            return _conflict(error)
+        return PlainJSONResponse({"answer": as_json(answer), "state": await run_in_threadpool(self.labeling.state)})
+
+    async def undo(self, request: Request) -> Response:
+        """Take an answer back."""
+        body = await _body(request, id=str)
+        try:
+            number, previous = await _run(self.labeling.undo, body["id"])
+        except AnswerConflictError as error:
+            return _conflict(error)
+        return PlainJSONResponse({"number": number, "answer": as_json(previous)})
+
+    async def classes(self, request: Request) -> Response:
+        """Add or rename a class."""
+        body = await _body(request)
+        if "add" in body:
+            await _run(self.labeling.add_class, body["add"])
+        elif isinstance(body.get("rename"), str):
+            merge = body.get("merge") is True
+            await _run(self.labeling.rename_class, body["rename"], body.get("to"), merge)
+        else:
+            raise HTTPException(400, 'body: give {"add": NAME} or {"rename": NAME, "to": NAME}')
+        return PlainJSONResponse({"classes": await run_in_threadpool(self.labeling.class_list)})
+
+
+async def _run(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function on another thread; its LabelingError becomes an answer."""
+    try:
+        return await run_in_threadpool(function, *arguments)
+    except AnswerConflictError:
+        raise
+    except LabelingError as error:
+        raise HTTPException(error.status, str(error)) from None
+
+
+def _conflict(error: AnswerConflictError) -> Response:
+    return PlainJSONResponse({"error": str(error), "answer": as_json(error.answer)}, 409)
+
+
+async def _body(request: Request, **wanted: type) -> dict[str, Any]:
+    """Return the JSON object of a body, which must have some values of some types.
+
+    Raises:
+        HTTPException: 415 for another content type, which a form of another site could send; 400 for other content.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "Content-Type: send application/json")
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "body: is not valid JSON") from None
+    if not isinstance(body, dict):
+        raise HTTPException(400, "body: give a JSON object")
+    for name, kind in wanted.items():
+        if type(body.get(name)) is not kind:  # True is an int
+            raise HTTPException(400, f"{name}: is missing or of another type")
+    return body
+
+
+def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """Return a number of the query."""
+    text = request.query_params.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high):
+        raise HTTPException(400, f"{name}: give a number from {low} to {high}")
+    return int(text)

@@ -1,0 +1,255 @@
+"""A labeling: images, answers, classes and the order of the questions, as the API needs them."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from lit_vision.io.text import printable
+from lit_vision.serve.labeling.images import ImageReadError, LabelImages
+from lit_vision.serve.labeling.matching import MatchedAnswers, match_answers
+from lit_vision.serve.labeling.queue import Choice, ImageQueue
+from lit_vision.serve.labeling.store import KINDS, LONGEST_ID, Answer, LabelingError, LabelStore, check_class_name, now
+
+LOOKAHEAD = 4  # images whose pictures are made before they are asked for
+CLASS_KEYS = "123456789" + string.ascii_lowercase  # keys of the page for the first classes
+
+
+class AnswerConflictError(LabelingError):
+    """An image got another answer than the one that the browser saw.
+
+    Attributes:
+        answer: the present one; None if it was taken back.
+    """
+
+    def __init__(self, answer: Answer | None) -> None:
+        super().__init__("the image was answered elsewhere meanwhile", 409)
+        self.answer = answer
+
+
+class Labeling:
+    """Answers questions of the page and takes its answers. Several threads may call it.
+
+    Args:
+        images: to label.
+        store: of the answers.
+        annotator: who labels, for the store.
+        classes: names that are there from the beginning.
+
+    Attributes:
+        matched: how the stored answers fit the files.
+        queue: of the next images.
+    """
+
+    def __init__(
+        self, images: LabelImages, store: LabelStore, annotator: str = "", classes: Sequence[str] = ()
+    ) -> None:
+        self.images, self.store, self.annotator = images, store, annotator
+        self.run = secrets.token_hex(8)
+        self.lock = threading.RLock()
+        self.matched: MatchedAnswers = match_answers(store, images)
+        self.histories = self.matched.histories
+        self.queue = ImageQueue(images.paths)
+        self._audit = frozenset(self.queue.audit_order)
+        store.begin_with(classes)
+
+    def answer_of(self, number: int) -> Answer | None:
+        """Return the present answer to an image; None if there is none."""
+        history = self.histories.get(number)
+        return self.store.answers[history[-1]] if history else None
+
+    def answers(self) -> dict[int, Answer]:
+        """Return all present answers by the number of the image."""
+        with self.lock:
+            return {number: self.store.answers[ids[-1]] for number, ids in self.histories.items() if ids}
+
+    def is_audit(self, number: int) -> bool:
+        """True if an image belongs to the sample that measures accuracy."""
+        return number in self._audit
+
+    def state(self) -> dict[str, Any]:
+        """Return counts and classes."""
+        answers = self.answers()
+        kinds = Counter(answer.kind for answer in answers.values())
+        return {
+            "root": printable(self.images.root.name),
+            "images": len(self.images),
+            "answered": len(answers),
+            "labeled": kinds["label"],
+            "skipped": kinds["skip"],
+            "unsure": kinds["unsure"],
+            "unreadable": len(self.images.unreadable),
+            "multiple": self.store.multiple,
+            "classes": self.class_list(answers.values()),
+            "annotator": self.annotator,
+            "run": self.run,
+            "strategy": "random",
+            "features": {"done": 0, "total": len(self.images)},
+            "model": None,
+            "audit": None,
+            "curve": [],
+            "more": "",
+        }
+
+    def class_list(self, answers: Collection[Answer] | None = None) -> list[dict[str, Any]]:
+        """Return the classes with their keys on the page and their numbers of images."""
+        answers = self.answers().values() if answers is None else answers
+        counts = Counter(name for answer in answers for name in answer.labels)
+        keys = dict(zip(self.store.classes, CLASS_KEYS))
+        return [{"name": name, "key": keys.get(name, ""), "images": counts[name]} for name in list(self.store.classes)]
+
+    def next(self, count: int, held: Collection[int]) -> list[dict[str, Any]]:
+        """Return the next images to label, without those that the browser holds already; begins to read them."""
+        with self.lock:
+            held = {number for number in held if 0 <= number < len(self.images) and not self.histories.get(number)}
+            done = [number for number, ids in self.histories.items() if ids]
+            audits = sum(number in self._audit for number in done)
+            choices = self.queue.next(count + LOOKAHEAD, held, self._is_done, (audits, len(done) - audits))
+            images = [self.item(choice.number, choice) for choice in choices[:count]]
+        self.images.prepare([choice.number for choice in choices])
+        return images
+
+    def _is_done(self, number: int) -> bool:
+        return bool(self.histories.get(number)) or number in self.images.unreadable
+
+    def item(self, number: int, choice: Choice | None = None) -> dict[str, Any]:
+        """Return an image as the page gets it.
+
+        Raises:
+            LabelingError: no such image.
+        """
+        self.check_number(number)
+        answer = self.answer_of(number)
+        return {
+            "number": number,
+            "path": printable(self.images.paths[number]),
+            "audit": self.is_audit(number),
+            "reason": choice.reason if choice else "",
+            "proposal": None,
+            "answer": answer.shown() if answer else None,
+        }
+
+    def picture(self, number: int, side: int) -> bytes:
+        """Return an image as a JPEG.
+
+        Raises:
+            LabelingError: no such image, or it cannot be read.
+        """
+        self.check_number(number)
+        try:
+            return self.images.preview(number, side)
+        except ImageReadError as error:
+            raise LabelingError(f"the image cannot be read: {error}", 404) from None
+
+    def answer(self, number: int, kind: str, labels: Sequence[str], answer_id: str, replaces: str | None) -> Answer:
+        """Store an answer; when this returns it is on the disk.
+
+        Args:
+            number: of the image.
+            kind: one of KINDS.
+            labels: names of classes; one for a "label", unless an image may have several; none for others.
+            answer_id: made by the browser; the same id again changes nothing and gives the same answer.
+            replaces: id of the answer that the browser saw; None if it saw none.
+
+        Raises:
+            AnswerConflictError: the image has another answer than `replaces`.
+            LabelingError: a value that cannot be, or (410) the file has changed since it was shown, or is gone.
+        """
+        self.check_number(number)
+        self._check(kind, labels, answer_id)
+        path = self.images.paths[number]
+        with self.lock:
+            if (known := self._known(answer_id, path)) is not None:
+                return known
+        try:
+            _, state = self.images.read(number)
+        except ImageReadError as error:
+            raise LabelingError(f"the file cannot be read any more: {error}", 410) from None
+        shown = self.images.shown.get(number)
+        if shown is not None and shown.blake2b != state.blake2b:
+            self.images.forget(number)
+            raise LabelingError("the file has changed since it was shown; look at it again", 410)
+        with self.lock:
+            if (known := self._known(answer_id, path)) is not None:
+                return known
+            present = self.answer_of(number)
+            if (present.id if present else None) != replaces:
+                raise AnswerConflictError(present)
+            answer = Answer(
+                answer_id,
+                path,
+                state.size,
+                state.mtime_ns,
+                state.blake2b,
+                kind,
+                tuple(labels),
+                self.annotator,
+                now(),
+                self.is_audit(number),
+            )
+            self.store.add_answer(answer)
+            self.histories.setdefault(number, []).append(answer.id)
+            return answer
+
+    def undo(self, answer_id: str) -> tuple[int, Answer | None]:
+        """Take an answer back; returns the image's number and its previous answer.
+
+        Raises:
+            LabelingError: there is no such answer, it was taken back before, or it is not the present one.
+        """
+        with self.lock:
+            found = [number for number, ids in self.histories.items() if answer_id in ids]
+            if found and self.histories[found[0]][-1] != answer_id:
+                raise AnswerConflictError(self.answer_of(found[0]))
+            if not found and self.store.has_answer(answer_id) and not self.store.is_undone(answer_id):
+                raise LabelingError("the file of this answer is gone or has changed", 410)
+            self.store.undo(answer_id, self.annotator)
+            self.histories[found[0]].remove(answer_id)
+            return found[0], self.answer_of(found[0])
+
+    def add_class(self, name: str) -> None:
+        """Add a class; raises as `LabelStore.add_class`."""
+        with self.lock:
+            self.store.add_class(name)
+
+    def rename_class(self, name: str, to: str, merge: bool) -> None:
+        """Rename a class; raises as `LabelStore.rename_class`."""
+        with self.lock:
+            self.store.rename_class(name, to, merge)
+
+    def check_number(self, number: int) -> None:
+        """Raise a LabelingError unless there is an image of this number."""
+        if not 0 <= number < len(self.images):
+            raise LabelingError("number: there is no such image", 404)
+
+    def _known(self, answer_id: str, path: str) -> Answer | None:
+        """Return the stored answer of an id, which the browser has sent before."""
+        known = self.store.answers.get(answer_id)
+        if known is not None and known.path != path:
+            raise LabelingError("id: is that of an answer to another image; make a new one")
+        return known
+
+    def _check(self, kind: str, labels: Sequence[str], answer_id: str) -> None:
+        if kind not in KINDS:
+            raise LabelingError(f"kind: must be one of {', '.join(KINDS)}")
+        if not 0 < len(answer_id) <= LONGEST_ID or not answer_id.isprintable():
+            raise LabelingError(f"id: must have 1 to {LONGEST_ID} visible characters")
+        if kind != "label" and labels:
+            raise LabelingError(f"labels: an answer of kind {kind} has none")
+        if kind == "label" and not self.store.multiple and len(labels) != 1:
+            raise LabelingError("labels: give one; lit-vision label --multiple takes several")
+        if len(set(labels)) < len(labels):
+            raise LabelingError("labels: one of them is given twice")
+        for label in labels:
+            if label not in self.store.classes:
+                check_class_name(label, self.store.multiple)
+                raise LabelingError(f"labels: there is no class {label!r}; add it first")
+
+
+def as_json(answer: Answer | None) -> Mapping[str, Any] | None:
+    """Return an answer as the page gets it."""
+    return answer.shown() if answer else None

@@ -1,0 +1,350 @@
+"""The store of a labeling: a file of JSON lines to which answers are appended, each on the disk before it counts.
+
+A line is one event: {"event": "open"} names the folder of images, "answer" is a label (or skip, or not sure) of one
+image, "undo" takes an answer back, "add_class" and "rename_class" change the list of classes. Nothing is ever changed
+in the file: a rename is applied when it is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lit_vision.data.label_table import PATH_COLUMNS, SPLIT_COLUMNS
+from lit_vision.errors import UserError
+
+KINDS = ("label", "skip", "unsure")
+FILE = "labels.jsonl"
+LONGEST_NAME = 100  # characters of a class's name
+LONGEST_ID = 100  # characters of an answer's id, which the browser makes
+_READ_BACK = 1 << 16  # bytes
+
+
+class LabelingError(Exception):
+    """A request that cannot be done: a name that is taken, an answer that another has replaced.
+
+    Attributes:
+        status: of the HTTP answer.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one image.
+
+    Attributes:
+        id: made by the browser; the same id twice is one answer.
+        path: of the image, relative to the folder, with forward slashes.
+        size: of the file, bytes.
+        mtime_ns: of the file's last change; while it and `size` are the same, the file is not hashed again.
+        blake2b: of the file's bytes, hex.
+        kind: one of KINDS.
+        labels: names of the classes that apply; empty unless `kind` is "label".
+        annotator: who answered.
+        time: ISO 8601, UTC.
+        audit: True if the image belongs to the random sample that measures accuracy.
+        predicted: {"labels", "confidence"} of the model before an audit image was answered; None for others, or
+            without a model.
+    """
+
+    id: str
+    path: str
+    size: int
+    mtime_ns: int
+    blake2b: str
+    kind: str
+    labels: tuple[str, ...]
+    annotator: str
+    time: str
+    audit: bool = False
+    predicted: Mapping[str, Any] | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Return what a page gets of it."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "labels": list(self.labels),
+            "annotator": self.annotator,
+            "time": self.time,
+        }
+
+
+class LabelStore:
+    """Answers of a labeling, read from and appended to a file. Use it as a context manager, which closes the file.
+
+    A last line that a kill cut short is dropped; nothing else ever is. The file is locked while it is open. Several
+    threads may call it.
+
+    Args:
+        folder: of the labeling; created.
+        root: the folder of images.
+        multiple: an image may have several labels.
+
+    Attributes:
+        answers: every answer by its id, with the classes' present names, those taken back too.
+        classes: names, in the order of their first use.
+
+    Raises:
+        UserError: the file cannot be opened or is in use, a line is broken, or it belongs to another folder or kind of
+            labels.
+    """
+
+    def __init__(self, folder: Path, root: Path, multiple: bool = False) -> None:
+        self.folder, self.path, self.multiple = folder, folder / FILE, multiple
+        self.answers: dict[str, Answer] = {}
+        self.classes: list[str] = []
+        self._undone: set[str] = set()
+        self._names: set[str] = set()  # of classes, those of the past too
+        self._opened: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be opened ({error.strerror}); name another folder by --out") from None
+        try:
+            self._lock_file()
+            self._read()
+            self._check_folder(root.resolve())
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            os.close(self._file)
+
+    def has_answer(self, answer_id: str) -> bool:
+        """True if an answer has this id; one that was taken back too."""
+        return answer_id in self.answers
+
+    def is_undone(self, answer_id: str) -> bool:
+        """True if this answer was taken back."""
+        return answer_id in self._undone
+
+    def add_answer(self, answer: Answer) -> None:
+        """Append an answer; when this returns it is on the disk. One whose id is there already is left alone.
+
+        Raises:
+            LabelingError: the disk is full or fails; the answer does not count.
+        """
+        with self._lock:
+            if answer.id not in self.answers:
+                self._append({"event": "answer", **asdict(answer), "labels": list(answer.labels)})
+
+    def undo(self, answer_id: str, annotator: str) -> None:
+        """Append that an answer is taken back.
+
+        Raises:
+            LabelingError: there is no such answer, it was taken back before, or the disk fails.
+        """
+        with self._lock:
+            if answer_id not in self.answers:
+                raise LabelingError("id: no such answer", 404)
+            if answer_id in self._undone:
+                raise LabelingError("the answer was taken back before", 409)
+            self._append({"event": "undo", "answer": answer_id, "annotator": annotator, "time": now()})
+
+    def add_class(self, name: str) -> None:
+        """Append a class; one that is there already is left alone.
+
+        Raises:
+            LabelingError: the name cannot be used, or the disk fails.
+        """
+        with self._lock:
+            if (name := check_class_name(name, self.multiple)) not in self.classes:
+                self._append({"event": "add_class", "name": name, "time": now()})
+
+    def begin_with(self, names: Sequence[str]) -> None:
+        """Append the classes that a command names; one that was renamed since stays as it is."""
+        for name in names:
+            if name not in self._names:
+                self.add_class(name)
+
+    def rename_class(self, name: str, to: str, merge: bool = False) -> None:
+        """Append a class's new name, which all its answers have from now on.
+
+        Args:
+            name: of a class.
+            to: the new name.
+            merge: the new name may be that of another class, which then has the images of both.
+
+        Raises:
+            LabelingError: no such class, the new name cannot be used or is taken, or the disk fails.
+        """
+        with self._lock:
+            to = check_class_name(to, self.multiple)
+            if name not in self.classes:
+                raise LabelingError(f"rename: there is no class {name!r}", 404)
+            if to in self.classes and to != name and not merge:
+                raise LabelingError(f"to: {to!r} is a class already; send merge: true to join the two", 409)
+            if to != name:
+                self._append({"event": "rename_class", "name": name, "to": to, "time": now()})
+
+    def _lock_file(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self.path}: another lit-vision label has it open; stop that one, or give --name another"
+            ) from None
+
+    def _read(self) -> None:
+        """Read all lines, and remove the rest of a line that a kill cut short."""
+        content = bytearray()
+        while piece := os.pread(self._file, _READ_BACK, len(content)):
+            content += piece
+        lines = bytes(content).split(b"\n")
+        rest = lines.pop()
+        for number, line in enumerate(lines, 1):
+            try:
+                self._apply(_parse(line))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"{self.path}, line {number}: is no line of a labeling ({error}); correct it, or take a copy "
+                    "of the file from before it was changed"
+                ) from None
+        if not rest:
+            return
+        try:
+            event = _parse(rest)  # complete but for the end of the line: an editor removed it
+        except (ValueError, KeyError, TypeError, RecursionError):
+            os.ftruncate(self._file, len(content) - len(rest))
+        else:
+            os.write(self._file, b"\n")
+            self._apply(event)
+        os.fsync(self._file)
+
+    def _check_folder(self, root: Path) -> None:
+        """Refuse a store of another folder that is still there, or of another kind of labels; note a new place."""
+        opened = self._opened
+        if opened and opened["multiple"] != self.multiple:
+            has, flag = ("several labels", "add") if opened["multiple"] else ("one label", "leave out")
+            raise UserError(f"{self.path}: has {has} an image; {flag} --multiple, or give --name another")
+        if opened and opened["root"] != str(root):
+            if os.path.isdir(opened["root"]):
+                raise UserError(f"{self.path}: holds the labels of {opened['root']}; give --name another")
+            opened = {}
+        if not opened:
+            self._append({"event": "open", "root": str(root), "multiple": self.multiple, "time": now()})
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the file's name too is on the disk
+            finally:
+                os.close(folder)
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        """Write an event to the disk, then apply it."""
+        line = json.dumps(event, allow_nan=False).encode() + b"\n"  # ASCII: what is not UTF-8 in a path is escaped
+        end = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written < len(line):  # the disk is full
+                os.write(self._file, line[written:])
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise LabelingError(f"{FILE}: cannot be written ({error.strerror}); make room", 507) from None
+        self._apply(_parse(line))
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "answer":
+            values = {name: event[name] for name in Answer.__dataclass_fields__}
+            answer = Answer(**{**values, "labels": tuple(event["labels"])})
+            if answer.id not in self.answers:
+                self.answers[answer.id] = answer
+                self.classes += [name for name in answer.labels if name not in self.classes]
+                self._names.update(answer.labels)
+        elif kind == "undo":
+            self._undone.add(self.answers[event["answer"]].id)
+        elif kind == "add_class":
+            self._names.add(event["name"])
+            if event["name"] not in self.classes:
+                self.classes.append(event["name"])
+        elif kind == "rename_class":
+            name, to = event["name"], event["to"]
+            self.classes = list(dict.fromkeys(to if other == name else other for other in self.classes))
+            for answer in self.answers.values():
+                if name in answer.labels:
+                    labels = tuple(dict.fromkeys(to if label == name else label for label in answer.labels))
+                    self.answers[answer.id] = replace(answer, labels=labels)
+        else:
+            self._opened = dict(event)
+
+
+def check_class_name(name: object, multiple: bool = False, taken: Collection[str] = ()) -> str:
+    """Return a class's name without the spaces around it.
+
+    Args:
+        name: as it was typed.
+        multiple: an image may have several labels: each class is then a column of labels.csv.
+        taken: names that are refused.
+
+    Raises:
+        LabelingError: it is empty, long, has characters that cannot be seen, or would be misread in labels.csv.
+    """
+    if not isinstance(name, str) or not (name := name.strip()):
+        raise LabelingError("a class needs a name")
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise LabelingError(f"a class's name has at most {LONGEST_NAME} visible characters")
+    if name.lower() == "nan" or (multiple and name.lower() in (*PATH_COLUMNS, *SPLIT_COLUMNS)):
+        raise LabelingError(f"{name!r} has another meaning in a table of labels; choose another name")
+    if multiple and "," in name:
+        raise LabelingError("with several labels an image, a class's name has no comma")
+    if name in taken:
+        raise LabelingError(f"{name!r} is a class already", 409)
+    return name
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC, to the millisecond."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "open": {"root": str, "multiple": bool},
+    "answer": {
+        **dict.fromkeys(("id", "path", "blake2b", "kind", "annotator", "time"), str),
+        **{"size": int, "mtime_ns": int, "labels": list, "audit": bool, "predicted": (dict, type(None))},
+    },
+    "undo": {"answer": str},
+    "add_class": {"name": str},
+    "rename_class": {"name": str, "to": str},
+}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the event of a line; raises ValueError or KeyError if it is none."""
+    event = json.loads(line)
+    if not isinstance(event, dict) or event.get("event") not in _FIELDS:
+        raise ValueError("it has no event that is known")
+    for name, kind in _FIELDS[event["event"]].items():
+        if not isinstance(event[name], kind):
+            raise ValueError(f"{name} is {event[name]!r}")
+    if event["event"] == "answer" and (event["kind"] not in KINDS or not _are_names(event["labels"])):
+        raise ValueError("kind or labels")
+    return event
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

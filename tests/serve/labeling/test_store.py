@@ -1,0 +1,154 @@
+"""The store keeps every answer through kills, broken lines, moved and changed files."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from lit_vision.data.label_table import read_label_table  # noqa: F401
+from lit_vision.errors import UserError
+from lit_vision.serve.labeling.store import FILE, Answer, LabelingError, LabelStore, check_class_name
+
+
+def made(i: int, *labels: str, path: str = "") -> Answer:
+    return Answer(f"a{i}", path or f"{i}.png", 10, 20, f"{i:064d}", "label", labels, "me", "2026-01-01T00:00:00Z")
+
+
+def state(store: LabelStore) -> tuple:
+    return dict(store.answers), list(store.classes), [i for i in store.answers if store.is_undone(i)]
+
+
+def fill(folder, root) -> tuple:
+    with LabelStore(folder, root) as store:
+        store.begin_with(["cat", "dog"])
+        for i in range(4):
+            store.add_answer(made(i, "cat" if i % 2 else "dog"))
+        store.undo("a1", "me")
+        store.rename_class("dog", "hund")
+        store.add_answer(made(4, "hund", path="b\udcff.png"))  # bytes of a name that are not UTF-8
+        return state(store)
+
+
+def test_a_store_read_again_is_the_same(tmp_path) -> None:
+    before = fill(tmp_path / "s", tmp_path)
+    assert before[0]["a0"].labels == ("hund",)
+    assert before[1] == ["cat", "hund"]
+    assert before[2] == ["a1"]
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        assert state(store) == before
+        store.begin_with(["cat", "dog"])  # the same command again does not bring back what was renamed
+        assert store.classes == ["cat", "hund"]
+
+
+def test_a_cut_at_any_byte_of_the_last_line_loses_that_line_alone(tmp_path) -> None:
+    fill(tmp_path / "s", tmp_path)
+    file = tmp_path / "s" / FILE
+    content = file.read_bytes()
+    begin = content.rstrip(b"\n").rindex(b"\n") + 1
+    for end in [*range(begin, len(content) - 3, 40), *range(len(content) - 3, len(content) + 1)]:
+        file.write_bytes(content[:end])
+        with LabelStore(tmp_path / "s", tmp_path) as store:
+            whole = end >= len(content) - 1  # all but the end of the line: an editor may remove it
+            assert store.has_answer("a4") == whole
+            assert store.has_answer("a3")
+            store.add_answer(made(5, "cat"))
+        with LabelStore(tmp_path / "s", tmp_path) as store:
+            assert list(store.answers) == ["a0", "a1", "a2", "a3", *(["a4"] if whole else []), "a5"]
+    file.write_bytes(content[:begin] + b"\0" * 100)  # as a file system may leave it after a power failure
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        assert not store.has_answer("a4")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"event": "nothing"}',
+        b'{"event": "answer", "id": "x"}',
+        b'{"event": "undo", "answer": "none"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_broken_line_that_is_not_the_last_is_named(tmp_path, line) -> None:
+    fill(tmp_path / "s", tmp_path)
+    file = tmp_path / "s" / FILE
+    lines = file.read_bytes().split(b"\n")
+    file.write_bytes(b"\n".join([*lines[:3], line, *lines[3:]]))
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=f"{FILE}, line 4"):
+        LabelStore(tmp_path / "s", tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_the_same_id_is_one_answer_and_an_undo_counts_once(tmp_path) -> None:
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        for _ in range(3):
+            store.add_answer(made(0, "cat"))
+        assert len((tmp_path / "s" / FILE).read_text().splitlines()) == 2  # the folder, and one answer
+        store.undo("a0", "me")
+        with pytest.raises(LabelingError, match="before"):
+            store.undo("a0", "me")
+        with pytest.raises(LabelingError, match="no such answer"):
+            store.undo("a9", "me")
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch) -> None:
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        store.add_answer(made(0, "cat"))
+        before = store.path.read_bytes()
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]) if len(data) > 7 else 1 / 0)
+        monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(LabelingError, match="No space") as raised:
+            store.add_answer(made(1, "cat"))
+        assert raised.value.status == 507
+        monkeypatch.undo()
+        assert store.path.read_bytes() == before
+        assert not store.has_answer("a1")
+        store.add_answer(made(1, "cat"))
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        assert list(store.answers) == ["a0", "a1"]
+
+
+def test_a_store_has_one_server_one_folder_and_one_kind_of_labels(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with LabelStore(tmp_path / "s", tmp_path / "a"), pytest.raises(UserError, match="open"):
+        LabelStore(tmp_path / "s", tmp_path / "a")
+    with pytest.raises(UserError, match="--name"):
+        LabelStore(tmp_path / "s", tmp_path / "b")
+    with pytest.raises(UserError, match="--multiple"):
+        LabelStore(tmp_path / "s", tmp_path / "a", multiple=True)
+    shutil.move(tmp_path / "a", tmp_path / "c")  # the folder has another place now
+    with LabelStore(tmp_path / "s", tmp_path / "c"):
+        pass
+    assert json.loads((tmp_path / "s" / FILE).read_text().splitlines()[-1])["root"] == str(tmp_path / "c")
+
+
+def test_classes_are_joined_only_when_asked(tmp_path) -> None:
+    with LabelStore(tmp_path / "s", tmp_path, multiple=True) as store:
+        store.add_answer(made(0, "cat", "dog"))
+        with pytest.raises(LabelingError, match="merge"):
+            store.rename_class("dog", "cat")
+        store.rename_class("dog", "cat", merge=True)
+        assert store.classes == ["cat"]
+        assert store.answers["a0"].labels == ("cat",)
+        with pytest.raises(LabelingError, match="no class"):
+            store.rename_class("dog", "x")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101, "NaN", 3, None, "a\u202eb", "\ud800"])
+def test_a_name_that_cannot_be_used(name) -> None:
+    with pytest.raises(LabelingError):
+        check_class_name(name)
+
+
+def test_names_with_several_labels_an_image() -> None:
+    assert check_class_name(" a,b ") == "a,b"
+    for name in ("a,b", "Path", "split"):
+        with pytest.raises(LabelingError):
+            check_class_name(name, multiple=True)
