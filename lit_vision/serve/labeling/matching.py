@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lit_vision.io.processes import cores
 from lit_vision.serve.labeling.images import ImageReadError, LabelImages
-from lit_vision.serve.labeling.store import Answer, LabelStore
+from lit_vision.serve.labeling.store import LabelAnswer, LabelStore
 
 
 @dataclass
@@ -34,7 +34,7 @@ def match_answers(store: LabelStore, images: LabelImages) -> MatchedAnswers:
 
     Files of the same content that were answered at their own paths keep their own answers.
     """
-    at_path: dict[str, dict[str, list[Answer]]] = {}  # path: digest: answers
+    at_path: dict[str, dict[str, list[LabelAnswer]]] = {}  # path: digest: answers
     for answer in store.answers.values():
         if not store.is_undone(answer.id):
             at_path.setdefault(answer.path, {}).setdefault(answer.blake2b, []).append(answer)
@@ -49,7 +49,7 @@ def match_answers(store: LabelStore, images: LabelImages) -> MatchedAnswers:
         else:
             found.changed += 1
 
-    left: dict[str, list[Answer]] = {}  # digest: answers
+    left: dict[str, list[LabelAnswer]] = {}  # digest: answers
     for contents in at_path.values():
         for digest, answers in contents.items():
             left.setdefault(digest, []).extend(answers)
@@ -64,13 +64,13 @@ def match_answers(store: LabelStore, images: LabelImages) -> MatchedAnswers:
     return found
 
 
-def _digests(images: LabelImages, numbers: Sequence[int], known: Sequence[Sequence[Answer]]) -> list[str]:
+def _digests(images: LabelImages, numbers: Sequence[int], known: Sequence[Sequence[LabelAnswer]]) -> list[str]:
     """Return the digests of files, "" for one that cannot be read; see `_digest`."""
     with ThreadPoolExecutor(cores()) as threads:
         return list(threads.map(lambda number, answers: _digest(images, number, answers), numbers, known))
 
 
-def _digest(images: LabelImages, number: int, known: Sequence[Answer]) -> str:
+def _digest(images: LabelImages, number: int, known: Sequence[LabelAnswer]) -> str:
     """Return the digest of a file, without reading it if it has the size and time of a known answer to it."""
     try:
         state = os.stat(images.root / images.paths[number])

@@ -18,7 +18,7 @@ _RANGE = 1 << 64
 
 
 @dataclass(frozen=True)
-class Choice:
+class QueuedImage:
     """An image to label, and the reason in plain words."""
 
     number: int
@@ -53,7 +53,7 @@ class ImageQueue:
         held: Collection[int],
         is_done: Callable[[int], bool],
         answered: tuple[int, int],
-    ) -> list[Choice]:
+    ) -> list[QueuedImage]:
         """Return the next images.
 
         Args:
@@ -67,7 +67,7 @@ class ImageQueue:
         others = answered[1] + sum(number not in audit for number in held)
         to_audit = self._free(self._audits(), held, is_done)
         to_train = self._free(self._others(), held, is_done)
-        found: list[Choice] = []
+        found: list[QueuedImage] = []
         while len(found) < count:
             sources = (
                 [to_audit, to_train] if AUDIT_EVERY * (audits + 1) <= audits + others + 1 else [to_train, to_audit]
@@ -79,15 +79,17 @@ class ImageQueue:
             audits, others = audits + choice.audit, others + (not choice.audit)
         return found
 
-    def _audits(self) -> Iterator[Choice]:
-        return (Choice(number, True, AUDIT_REASON) for number in self.audit_order)
+    def _audits(self) -> Iterator[QueuedImage]:
+        return (QueuedImage(number, True, AUDIT_REASON) for number in self.audit_order)
 
-    def _others(self) -> Iterator[Choice]:
-        yield from (Choice(number, False, reason) for number, reason in self.chosen)
-        yield from (Choice(number, False, RANDOM_REASON) for number in self.random_order)
+    def _others(self) -> Iterator[QueuedImage]:
+        yield from (QueuedImage(number, False, reason) for number, reason in self.chosen)
+        yield from (QueuedImage(number, False, RANDOM_REASON) for number in self.random_order)
 
     @staticmethod
-    def _free(choices: Iterable[Choice], held: Container[int], is_done: Callable[[int], bool]) -> Iterator[Choice]:
+    def _free(
+        choices: Iterable[QueuedImage], held: Container[int], is_done: Callable[[int], bool]
+    ) -> Iterator[QueuedImage]:
         given: set[int] = set()
         for choice in choices:
             if choice.number not in held and choice.number not in given and not is_done(choice.number):

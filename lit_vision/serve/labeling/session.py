@@ -12,8 +12,16 @@ from typing import Any
 from lit_vision.io.text import printable
 from lit_vision.serve.labeling.images import ImageReadError, LabelImages
 from lit_vision.serve.labeling.matching import MatchedAnswers, match_answers
-from lit_vision.serve.labeling.queue import Choice, ImageQueue
-from lit_vision.serve.labeling.store import KINDS, LONGEST_ID, Answer, LabelingError, LabelStore, check_class_name, now
+from lit_vision.serve.labeling.queue import ImageQueue, QueuedImage
+from lit_vision.serve.labeling.store import (
+    KINDS,
+    LONGEST_ID,
+    LabelAnswer,
+    LabelingError,
+    LabelStore,
+    check_class_name,
+    now,
+)
 
 LOOKAHEAD = 4  # images whose pictures are made before they are asked for
 CLASS_KEYS = "123456789" + string.ascii_lowercase  # keys of the page for the first classes
@@ -26,7 +34,7 @@ class AnswerConflictError(LabelingError):
         answer: the present one; None if it was taken back.
     """
 
-    def __init__(self, answer: Answer | None) -> None:
+    def __init__(self, answer: LabelAnswer | None) -> None:
         super().__init__("the image was answered elsewhere meanwhile", 409)
         self.answer = answer
 
@@ -57,12 +65,12 @@ class Labeling:
         self._audit = frozenset(self.queue.audit_order)
         store.begin_with(classes)
 
-    def answer_of(self, number: int) -> Answer | None:
+    def answer_of(self, number: int) -> LabelAnswer | None:
         """Return the present answer to an image; None if there is none."""
         history = self.histories.get(number)
         return self.store.answers[history[-1]] if history else None
 
-    def answers(self) -> dict[int, Answer]:
+    def answers(self) -> dict[int, LabelAnswer]:
         """Return all present answers by the number of the image."""
         with self.lock:
             return {number: self.store.answers[ids[-1]] for number, ids in self.histories.items() if ids}
@@ -95,7 +103,7 @@ class Labeling:
             "more": "",
         }
 
-    def class_list(self, answers: Collection[Answer] | None = None) -> list[dict[str, Any]]:
+    def class_list(self, answers: Collection[LabelAnswer] | None = None) -> list[dict[str, Any]]:
         """Return the classes with their keys on the page and their numbers of images."""
         answers = self.answers().values() if answers is None else answers
         counts = Counter(name for answer in answers for name in answer.labels)
@@ -116,7 +124,7 @@ class Labeling:
     def _is_done(self, number: int) -> bool:
         return bool(self.histories.get(number)) or number in self.images.unreadable
 
-    def item(self, number: int, choice: Choice | None = None) -> dict[str, Any]:
+    def item(self, number: int, choice: QueuedImage | None = None) -> dict[str, Any]:
         """Return an image as the page gets it.
 
         Raises:
@@ -145,7 +153,9 @@ class Labeling:
         except ImageReadError as error:
             raise LabelingError(f"the image cannot be read: {error}", 404) from None
 
-    def answer(self, number: int, kind: str, labels: Sequence[str], answer_id: str, replaces: str | None) -> Answer:
+    def answer(
+        self, number: int, kind: str, labels: Sequence[str], answer_id: str, replaces: str | None
+    ) -> LabelAnswer:
         """Store an answer; when this returns it is on the disk.
 
         Args:
@@ -179,7 +189,7 @@ class Labeling:
             present = self.answer_of(number)
             if (present.id if present else None) != replaces:
                 raise AnswerConflictError(present)
-            answer = Answer(
+            answer = LabelAnswer(
                 answer_id,
                 path,
                 state.size,
@@ -195,7 +205,7 @@ class Labeling:
             self.histories.setdefault(number, []).append(answer.id)
             return answer
 
-    def undo(self, answer_id: str) -> tuple[int, Answer | None]:
+    def undo(self, answer_id: str) -> tuple[int, LabelAnswer | None]:
         """Take an answer back; returns the image's number and its previous answer.
 
         Raises:
@@ -226,7 +236,7 @@ class Labeling:
         if not 0 <= number < len(self.images):
             raise LabelingError("number: there is no such image", 404)
 
-    def _known(self, answer_id: str, path: str) -> Answer | None:
+    def _known(self, answer_id: str, path: str) -> LabelAnswer | None:
         """Return the stored answer of an id, which the browser has sent before."""
         known = self.store.answers.get(answer_id)
         if known is not None and known.path != path:
@@ -250,6 +260,6 @@ class Labeling:
                 raise LabelingError(f"labels: there is no class {label!r}; add it first")
 
 
-def as_json(answer: Answer | None) -> Mapping[str, Any] | None:
+def as_json(answer: LabelAnswer | None) -> Mapping[str, Any] | None:
     """Return an answer as the page gets it."""
     return answer.shown() if answer else None

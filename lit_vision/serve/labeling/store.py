@@ -41,7 +41,7 @@ class LabelingError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class LabelAnswer:
     """One answer to one image.
 
     Attributes:
@@ -104,7 +104,7 @@ class LabelStore:
 
     def __init__(self, folder: Path, root: Path, multiple: bool = False) -> None:
         self.folder, self.path, self.multiple = folder, folder / FILE, multiple
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, LabelAnswer] = {}
         self.classes: list[str] = []
         self._undone: set[str] = set()
         self._names: set[str] = set()  # of classes, those of the past too
@@ -140,7 +140,7 @@ class LabelStore:
         """True if this answer was taken back."""
         return answer_id in self._undone
 
-    def add_answer(self, answer: Answer) -> None:
+    def add_answer(self, answer: LabelAnswer) -> None:
         """Append an answer; when this returns it is on the disk. One whose id is there already is left alone.
 
         Raises:
@@ -268,8 +268,8 @@ class LabelStore:
     def _apply(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "answer":
-            values = {name: event[name] for name in Answer.__dataclass_fields__}
-            answer = Answer(**{**values, "labels": tuple(event["labels"])})
+            values = {name: event[name] for name in LabelAnswer.__dataclass_fields__}
+            answer = LabelAnswer(**{**values, "labels": tuple(event["labels"])})
             if answer.id not in self.answers:
                 self.answers[answer.id] = answer
                 self.classes += [name for name in answer.labels if name not in self.classes]

@@ -8,11 +8,11 @@ import pytest
 
 from lit_vision.data.label_table import read_label_table  # noqa: F401
 from lit_vision.errors import UserError
-from lit_vision.serve.labeling.store import FILE, Answer, LabelingError, LabelStore, check_class_name
+from lit_vision.serve.labeling.store import FILE, LabelAnswer, LabelingError, LabelStore, check_class_name
 
 
-def made(i: int, *labels: str, path: str = "") -> Answer:
-    return Answer(f"a{i}", path or f"{i}.png", 10, 20, f"{i:064d}", "label", labels, "me", "2026-01-01T00:00:00Z")
+def made(i: int, *labels: str, path: str = "") -> LabelAnswer:
+    return LabelAnswer(f"a{i}", path or f"{i}.png", 10, 20, f"{i:064d}", "label", labels, "me", "2026-01-01T00:00:00Z")
 
 
 def state(store: LabelStore) -> tuple:
