@@ -23,6 +23,7 @@ from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
+from lit_vision.methods.image_text.losses import clip_loss, siglip_loss
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
@@ -242,6 +243,30 @@ def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "grad": grad, "local": local}
 
 
+def image_text_check(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return both losses on leaves and their gradients, after DDP's averaging as in `nt_xent_check`.
+
+    The scale is below and above the limit from which sums of exponentials are shifted.
+    """
+    generator = torch.Generator().manual_seed(6)
+    pairs = torch.randn(WORLD * B, 2, 8, generator=generator, dtype=torch.float64).to(dtype)
+    out: dict[str, Tensor] = {}
+    for name, start in (("clip", 14.3), ("clip, large scale", 90.0), ("siglip", 10.0)):
+        local = share({"pairs": pairs})["pairs"].clone().requires_grad_()
+        scale, bias = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in (start, -3.0))
+        images, texts = local.unbind(1)
+        loss = siglip_loss(images, texts, scale, bias) if name == "siglip" else clip_loss(images, texts, scale)
+        (3 * loss).backward()
+        out |= {
+            f"{name} loss": loss.detach(),
+            f"{name} grad": distributed.gather(local.grad) / distributed.world_size(),
+        }
+        for scalar, grad in (("scale", scale.grad), ("bias", bias.grad)):
+            if grad is not None:
+                out[f"{name} grad {scalar}"] = distributed.gather(grad.reshape(1)).mean()
+    return out
+
+
 def batch_norm_check(dtype: torch.dtype) -> dict[str, Tensor]:
     """Return outputs, gradients and running statistics for unequal shares of 7 rows, for several kinds of layer."""
     out: dict[str, Tensor] = {}
@@ -296,6 +321,7 @@ def every_check() -> dict[str, dict[str, Tensor]]:
     for dtype in (torch.float32, torch.float64):
         label = str(dtype).removeprefix("torch.")
         out[f"nt_xent {label}"] = nt_xent_check(dtype)
+        out[f"image_text {label}"] = image_text_check(dtype)
         out[f"batch_norm {label}"] = batch_norm_check(dtype)
         for name, make in METHODS.items():
             out[f"{name} {label}"] = method_check(make, dtype)

@@ -110,7 +110,7 @@ def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("check", ["nt_xent", "batch_norm"])
+@pytest.mark.parametrize("check", ["nt_xent", "image_text", "batch_norm"])
 def test_two_processes_give_the_values_of_one(runs: dict, check: str, dtype: str) -> None:
     single = runs["single"][f"{check} {dtype}"]
     for rank in ("rank0", "rank1"):
