@@ -6,6 +6,7 @@ _HOMES = {
     "AnnotatedDataModule": "lit_vision.data.annotations.datamodule",
     "DatasetDataModule": "lit_vision.data.dataset_datamodule",
     "ImageFolderDataModule": "lit_vision.data.datamodule",
+    "PairsDataModule": "lit_vision.data.pairs.datamodule",
     "make_views": "lit_vision.data.views.views",
 }
 __all__ = list(_HOMES)

@@ -5,6 +5,7 @@ N captions, S tokens. The package `tokenizers` (extra `words`) is imported when 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -193,6 +194,8 @@ class EncodedCaptions:
 
 def _package() -> Any:
     """Import the package `tokenizers`; UserError if it is not installed."""
+    # without it the package warns in each worker that is forked after it was used
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
         import tokenizers.decoders

@@ -253,8 +253,12 @@ class ImageFolderDataModule(KeyedDataModule):
         self._choose_labels(folder)
         self.folder = folder
         if self.trainer is not None and self.trainer.is_global_zero:
-            print(*folder.lines(), sep="\n", flush=True)
+            print(*self._lines(folder), sep="\n", flush=True)
         return folder
+
+    def _lines(self, folder: Folder) -> list[str]:
+        """Return the lines to print about the data."""
+        return folder.lines()
 
     def _open(self) -> Folder:
         """Return the splits, classes and labels of the data."""

@@ -7,22 +7,24 @@ separator); an image may then have several rows.
 
 from __future__ import annotations
 
-import math
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lit_vision.data.image_files import has_image_extension
-from lit_vision.data.layout import role_of
-from lit_vision.data.table_rows import read_rows
+from lit_vision.data.table_rows import (
+    PATH_COLUMNS,
+    SPLIT_COLUMNS,
+    cell_text,
+    find_column,
+    listed_path,
+    read_rows,
+    split_role,
+)
 from lit_vision.errors import UserError
 
-# names of columns that are taken without being named, compared in lower case
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
+# names that are taken without being named, compared in lower case; those of paths and splits are in table_rows.py
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
-SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 _UNKNOWN = ("", "nan", "none", "null", "-1", "-1.0")  # of a column a label
 
 
@@ -126,13 +128,13 @@ class _Image:
 def _find_columns(path: Path, names: Sequence[str], columns: TableColumns) -> TableColumns:
     """Return the columns with their names in the file."""
     for name in columns.labels:
-        _find(path, names, name, (), "label")
+        find_column(path, names, name, (), "label")
     return replace(
         columns,
-        path=_find(path, names, columns.path, PATH_COLUMNS, "path"),
-        label=None if columns.labels else _find(path, names, columns.label, LABEL_COLUMNS, "label"),
-        split=_find(path, names, columns.split, SPLIT_COLUMNS, "split", required=False),
-        group=columns.group and _find(path, names, columns.group, (), "group"),
+        path=find_column(path, names, columns.path, PATH_COLUMNS, "path"),
+        label=None if columns.labels else find_column(path, names, columns.label, LABEL_COLUMNS, "label"),
+        split=find_column(path, names, columns.split, SPLIT_COLUMNS, "split", required=False),
+        group=columns.group and find_column(path, names, columns.group, (), "group"),
     )
 
 
@@ -142,11 +144,11 @@ def _parse(row: Mapping[str, Any], columns: TableColumns, several: bool, line: i
         labels, unknown = _from_columns(row, columns.labels, where)
     else:
         labels, unknown = _from_cell(row.get(columns.label), columns.separator, several, where), []
-    group = _text(row.get(columns.group)) if columns.group else ""
+    group = cell_text(row.get(columns.group)) if columns.group else ""
     if columns.group and not group:
         raise UserError(f"{where}: has no {columns.group}, which data.group_by needs; fill it in")
-    path = _as_path(_text(row.get(columns.path or "")), where)
-    split = _split_of(_text(row.get(columns.split)), where) if columns.split else ""
+    path = listed_path(cell_text(row.get(columns.path or "")), where)
+    split = split_role(cell_text(row.get(columns.split)), where) if columns.split else ""
     return _Image(path, line, labels, unknown, split, group)
 
 
@@ -167,46 +169,10 @@ def _add(images: dict[str, _Image], image: _Image, joins_labels: bool, file: Pat
         )
 
 
-def _find(
-    path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str], purpose: str, required: bool = True
-) -> str | None:
-    """Return the column that was named, or the only one with a usual name."""
-    if wanted is not None:
-        if wanted in names:
-            return wanted
-        raise UserError(f"{path}: has no column {wanted!r}, only {', '.join(names)}; correct the {purpose} column")
-    matches = [name for name in names if name.strip().lower() in usual]
-    if len(matches) > 1:
-        matches = [name for name in matches if name.strip().lower() == usual[0]] or matches
-    if len(matches) == 1:
-        return matches[0]
-    if not matches and not required:
-        return None
-    if purpose == "path" and (file := next(filter(has_image_extension, names), "")):
-        raise UserError(f"{path}: its first line names an image ({file}); add a first line that names the columns")
-    has = f"several {purpose} columns ({', '.join(matches)})" if matches else f"no {purpose} column"
-    raise UserError(f"{path}: has {has} among {', '.join(names)}; name it with data.{purpose}_column")
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-
-
-def _as_path(path: str, where: str) -> str:
-    if not path:
-        raise UserError(f"{where}: has no path; fill it in or remove the line")
-    if "\0" in path:
-        raise UserError(f"{where}: {path!r} is no path; correct it")
-    path = path.replace("\\", "/")  # written on Windows: a\b.jpg, or a/b\c.jpg by os.path.join
-    return path if "://" in path else posixpath.normpath(path)  # one spelling a file, so that duplicates are seen
-
-
 def _from_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[list[str], list[str]]:
     applies, unknown = [], []
     for name in names:
-        value = _text(row.get(name)).lower()
+        value = cell_text(row.get(name)).lower()
         if value in ("1", "1.0", "true", "yes"):  # pandas writes 1.0 where a column has gaps
             applies.append(name)
         elif value in _UNKNOWN:
@@ -221,23 +187,15 @@ def _from_cell(value: Any, separator: str | None, several: bool, where: str) -> 
     if isinstance(value, list):
         if not all(isinstance(item, (str, int)) for item in value):
             raise UserError(f"{where}: its labels must be a list of names; correct it")
-        return list(dict.fromkeys(_text(item) for item in value))
+        return list(dict.fromkeys(cell_text(item) for item in value))
     if isinstance(value, (dict, bool)):
         raise UserError(f"{where}: its label {value!r} must be a name or a list of names")
-    text = _text(value)
+    text = cell_text(value)
     if not text or text.lower() == "nan":  # as pandas writes what is missing
         return None
     if several and separator:
         return list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
     return [text]
-
-
-def _split_of(value: str, where: str) -> str:
-    if not value:
-        return ""
-    if role := role_of(value):
-        return role
-    raise UserError(f"{where}: the split {value!r} is not train, val or test; correct it")
 
 
 def _refuse_lists(path: Path, labels: Sequence[str]) -> None:

@@ -103,20 +103,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
     else:
         by_column = options.group_by if isinstance(options.group_by, str) else None
         listed = read_label_table(options.file, replace(options.columns, group=by_column))
-        source = Path(root)
-        if is_pack(source):
-            pack = Pack(source)
-            splits = (*pack.splits.values(), pack.unlabeled)
-            sizes = {path: size for split in splits for path, size in zip(split.paths, split.sizes.tolist())}
-            table = folder_of_table(source, listed, options.file, split_names, sizes)
-            pack.classes, pack.splits, pack.unlabeled = table.classes, table.splits, table.unlabeled
-            folder = pack
-        elif source.is_dir():
-            sizes = file_sizes(source, listed.paths)
-            folder = folder_of_table(source, listed, options.file, split_names, sizes)
-            folder.inventory.unlisted = max(0, count_images(source) - folder.count())
-        else:
-            raise UserError(f"{root}: no such folder; check data.root")
+        folder = folder_of_listed(root, listed, options.file, split_names)
         paths, folder.label_file = listed.paths, options.file
     groups = None
     if isinstance(options.group_by, int):
@@ -127,6 +114,35 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
         check_groups(folder, groups)
     draw_splits(folder, split_names, options, groups)
     leave_out_unlabeled(folder, split_names["train"])
+    return folder
+
+
+def folder_of_listed(
+    root: str | Path, listed: LabeledImages, file: str | Path, split_names: Mapping[str, str]
+) -> Folder:
+    """Return the images that a table lists as a `Folder` or `Pack`, with the count of those that it does not list.
+
+    Args:
+        root: the folder, or a pack.
+        listed: images of the table; their paths become those below the root.
+        file: the table, for errors.
+        split_names: {"train", "val", "test": name of the split}.
+
+    Raises:
+        UserError: as `folder_of_table`, or there is no such folder.
+    """
+    source = Path(root)
+    if is_pack(source):
+        pack = Pack(source)
+        splits = (*pack.splits.values(), pack.unlabeled)
+        sizes = {path: size for split in splits for path, size in zip(split.paths, split.sizes.tolist())}
+        table = folder_of_table(source, listed, file, split_names, sizes)
+        pack.classes, pack.splits, pack.unlabeled = table.classes, table.splits, table.unlabeled
+        return pack
+    if not source.is_dir():
+        raise UserError(f"{root}: no such folder; check data.root")
+    folder = folder_of_table(source, listed, file, split_names, file_sizes(source, listed.paths))
+    folder.inventory.unlisted = max(0, count_images(source) - folder.count())
     return folder
 
 
