@@ -50,7 +50,10 @@ export function element(name, attributes = {}, text = "") {
   return made;
 }
 
-/** Send a request; return the answer's JSON. Signs in where it must, and tries again when the server is busy. */
+/**
+ * Send a request; return the answer's JSON. Signs in where it must, and tries again when the server is busy.
+ * An answer that is an error is thrown with its `status` and `content`; without a status, no answer came.
+ */
 export async function api(path, options = {}, tries = 20) {
   await ready;
   const answer = await fetch(path, options);
@@ -64,7 +67,7 @@ export async function api(path, options = {}, tries = 20) {
     return api(path, options, tries - 1);
   }
   const content = await answer.json();
-  if (content.error) throw new Error(content.error);
+  if (content.error) throw Object.assign(new Error(content.error), { status: answer.status, content });
   return content;
 }
 
