@@ -1,6 +1,8 @@
 """A server of a small model, without a socket."""
 
 import contextlib
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,3 +67,64 @@ def client(serve):
 def upload(place) -> dict[str, bytes]:
     """Return one image as a form's file."""
     return {"image": (place / "images/red/000.png").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Return the system's Chromium."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-pages installs Playwright")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Return a function that opens a page; at the end, nothing may have failed or come from elsewhere."""
+    opened, failures = [], []
+
+    def start(address: str, path: str = "/", expected: str = "no failure", ready: bool = True, **context):
+        made = browser.new_context(**context)
+        opened.append(made)
+
+        def note(text: str) -> None:
+            if expected not in text:
+                failures.append(text)
+
+        made.on("console", lambda message: note(message.text) if message.type in ("error", "warning") else None)
+        made.on("weberror", lambda error: failures.append(str(error.error)))
+        made.on("dialog", lambda dialog: failures.append("a dialog: a script of others ran"))
+        made.on("request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else failures.append(r.url))
+        page = made.new_page()
+        page.goto(address + path)
+        if ready:
+            page.wait_for_selector("body[data-ready]", state="attached")
+        return page
+
+    yield start
+    for made in opened:
+        made.close()
+    assert failures == []
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[..., contextlib.AbstractContextManager]:
+    """Return a context manager that runs an app on a free port and yields its address."""
+    from lit_vision.serve.run_server import listen, make_server
+
+    @contextlib.contextmanager
+    def start(app) -> Iterator[str]:
+        server, listener = make_server(app), listen("127.0.0.1", 0)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return start

@@ -1,10 +1,9 @@
 """The pages in a real browser: make test-pages. Nothing may come from another address, or fail in the console."""
 
 import base64
+import contextlib
 import io
 import json
-import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,76 +11,25 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.pages
-playwright = pytest.importorskip("playwright.sync_api", reason="make test-pages installs Playwright")
+pytest.importorskip("playwright.sync_api", reason="make test-pages installs Playwright")
 
 from lit_vision.predict.search import Index  # noqa: E402
 from lit_vision.results.overlays import color_of_class  # noqa: E402
-from lit_vision.serve.run_server import listen, make_server  # noqa: E402
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 SETTLED = "[aria-busy]"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def site(serve):
+def site(serve, listening):
     """Return a function that starts a server on a socket; it returns the address and the client of `serve`."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
 
         def start(*arguments, **more):
             client = stack.enter_context(serve(*arguments, **more))
-            server, listener = make_server(client.app), listen("127.0.0.1", 0)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-
-            def stop() -> None:
-                server.should_exit = True
-                thread.join()
-
-            stack.callback(stop)
-            return f"http://127.0.0.1:{listener.getsockname()[1]}", client
+            return stack.enter_context(listening(client.app)), client
 
         yield start
-
-
-@pytest.fixture
-def open_page(browser):
-    """Return a function that opens a page; at the end, nothing may have failed or come from elsewhere."""
-    opened, failures = [], []
-
-    def start(address: str, path: str = "/", expected: str = "no failure", ready: bool = True, **context):
-        page = browser.new_context(**context).new_page()
-        opened.append(page)
-
-        def note(text: str) -> None:
-            if expected not in text:
-                failures.append(text)
-
-        page.on("console", lambda message: note(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.on("dialog", lambda dialog: failures.append("a dialog: a script of others ran"))
-        page.on("request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else failures.append(r.url))
-        page.goto(address + path)
-        if ready:
-            page.wait_for_selector("body[data-ready]", state="attached")
-        return page
-
-    yield start
-    for page in opened:
-        page.context.close()
-    assert failures == []
 
 
 def give(page, files) -> None:

@@ -84,7 +84,8 @@ class LabelApp:
         if replaces is not None and not isinstance(replaces, str):
             raise HTTPException(400, "replaces: give the id of an answer, or null")
         try:
-            answer = await _run(self.labeling.answer, body["number"], body["kind"], labels, body["id"], replaces)
+            number = await _run(self.labeling.number_of, body["number"], body.get("path"))
+            answer = await _run(self.labeling.answer, number, body["kind"], labels, body["id"], replaces)
         except AnswerConflictError as error:
             return _conflict(error)
         return PlainJSONResponse({"answer": as_json(answer), "state": await run_in_threadpool(self.labeling.state)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import secrets
 import string
 import threading
@@ -58,6 +60,8 @@ class Labeling:
     ) -> None:
         self.images, self.store, self.annotator = images, store, annotator
         self.run = secrets.token_hex(8)
+        path = os.fsencode(store.path.resolve())
+        self.store_id = hashlib.blake2b(path, digest_size=8).hexdigest()  # answers may wait in a browser for this store
         self.lock = threading.RLock()
         self.matched: MatchedAnswers = match_answers(store, images)
         self.histories = self.matched.histories
@@ -95,6 +99,7 @@ class Labeling:
             "classes": self.class_list(answers.values()),
             "annotator": self.annotator,
             "run": self.run,
+            "store": self.store_id,
             "strategy": "random",
             "features": {"done": 0, "total": len(self.images)},
             "model": None,
@@ -235,6 +240,23 @@ class Labeling:
         """Raise a LabelingError unless there is an image of this number."""
         if not 0 <= number < len(self.images):
             raise LabelingError("number: there is no such image", 404)
+
+    def number_of(self, number: int, path: object = None) -> int:
+        """Return the number of the image that a browser saw as `number` at `path`.
+
+        An answer may have waited for a server that was started again, and numbers its images anew.
+
+        Raises:
+            LabelingError: there is no such image any more (410).
+        """
+        self.check_number(number if path is None else 0)
+        paths = self.images.paths
+        if path is None or (0 <= number < len(paths) and printable(paths[number]) == path):
+            return number
+        for other, name in enumerate(paths):
+            if printable(name) == path:
+                return other
+        raise LabelingError("path: there is no such image any more", 410)
 
     def _known(self, answer_id: str, path: str) -> LabelAnswer | None:
         """Return the stored answer of an id, which the browser has sent before."""

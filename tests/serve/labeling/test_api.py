@@ -40,6 +40,19 @@ def test_a_restart_has_the_same_answers_and_the_same_next_image(label, answer) -
     assert before[1]["run"] != after[1]["run"]
 
 
+def test_an_answer_that_waited_for_a_restart_goes_to_the_image_that_was_seen(label, answer, photos) -> None:
+    with label() as client:
+        image, store = client.get("/v1/label/next").json()["images"][0], client.get("/v1/label/state").json()["store"]
+    shutil.copy(photos / "day0/00.png", photos / "day0/00-before.png")  # sorts first: all numbers move
+    body = {**image, "kind": "label", "labels": ["cat"], "id": "x", "replaces": None}
+    with label() as client:
+        assert client.get("/v1/label/state").json()["store"] == store
+        assert client.post("/v1/label/answers", json=body).status_code == 200
+        assert json.loads(client.lines()[-1])["path"] == image["path"]
+        gone = client.post("/v1/label/answers", json={**body, "id": "y", "path": "day0/gone.png"})
+        assert gone.status_code == 410
+
+
 def test_two_browsers_do_not_overwrite_each_other(label, answer) -> None:
     with label() as client:
         assert answer(client, 3, "cat", answer_id="one").status_code == 200
