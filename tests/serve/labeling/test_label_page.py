@@ -1,4 +1,4 @@
-"""The page of lit-vision label in a real browser (make test-pages): by keyboard, on a phone, with a server that dies."""
+"""The page of lit-vision label in a real browser (make test-pages): keyboard, phone, a server that is killed."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from lit_vision.serve.run_server import listen  # noqa: E402
 
 COLORS = {"red": (200, 30, 20), "green": (20, 160, 40), "blue": (30, 40, 210)}
 KEYS = {name: str(i + 1) for i, name in enumerate(COLORS)}
-SMALL_PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+SMALL_PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 AWAY = "ERR_"  # what Chromium writes to the console when a server does not answer
 NASTY = '<img src=x onerror="alert(1)">'
 
