@@ -6,6 +6,8 @@ Scenarios:
   random steps    200 SIGKILLs at random events (batch, validation, save, epoch's end), 1 to 3 steps between saves
   during saving   200 SIGKILLs at random instants while a checkpoint is being written
   two processes   the same over gloo; and 2 to 1 to 2 processes at a constant global batch
+  studies         10 SIGKILLs of a study that repeats a plan, and 10 of one that plans for itself: no decision changes,
+                  and the table, the answers and the weights are those of the study that is repeated
 Compared with atol=0: weights, optimizer, scheduler, loop counters, RNG states after the last batch, the samples of each
 step, metrics.csv (2 to 1 to 2: samples equal, weights within 1e-5). A restart may repeat at most one save interval.
 Writes experiments/results/soak.json.

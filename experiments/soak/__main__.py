@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from lit_vision.cli.parser import ScriptParser
-from soak import Soak
+from soak import Soak, studies
 from soak import __doc__ as description
 from soak.cases import VIEWS
 
 RESULT = Path(__file__).parents[1] / "results" / "soak.json"
-SCENARIOS = ("every", "random", "saving", "gloo")
+SCENARIOS = ("every", "random", "saving", "gloo", "study")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ScriptParser(prog="soak", description=description)
     parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving (default 200)")
     parser.add_argument("--gloo_kills", type=int, default=20, help="the same for two processes (default 20)")
+    parser.add_argument("--study_kills", type=int, default=10, help="of a study, and of one repeated (default 10)")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs in parallel (default: number of cores)"
     )
@@ -52,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
             lambda s: s.random_steps(args.gloo_kills, 2, "two processes, random steps"),
             lambda s: s.during_saving(args.gloo_kills, 2, "two processes, during saving"),
             lambda s: s.elastic(3),
+        ],
+        "study": [
+            lambda s: s.run_part("a study's plan repeated", studies.repeat_a_plan, args.study_kills),
+            lambda s: s.run_part("a study that plans", studies.keep_decisions, args.study_kills),
         ],
     }
     jobs = [job for name, group in scenarios.items() if args.only in ("", name) for job in group]

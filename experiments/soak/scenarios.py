@@ -99,10 +99,26 @@ class Soak:
         counts["runs"] += 1
         counts["kills"] += run.kills
         counts["steps_repeated_at_most"] = max(counts["steps_repeated_at_most"], run.repeated)
-        self.record(scenario, run, failed)
+        self.record(scenario, failed, run.kills, run.repeated)
 
-    def record(self, scenario: str, run: Run, failed: bool) -> None:
-        """Add a run to the JSON file at once, under a lock: jobs run in parallel, and the soak may be killed."""
+    def run_part(self, part: str, run: Callable[[Path, int, random.Random], int], kills: int) -> None:
+        """Run a part that has no training run, and record it.
+
+        Args:
+            part: the name that it is counted under.
+            run: takes a new folder, the kills and what draws their instants; returns the kills; raises SoakError.
+            kills: how many.
+        """
+        place = self.folder / part.replace(" ", "-")
+        place.mkdir()
+        try:
+            self.record(part, False, run(place, kills, self.random))
+        except SoakError as error:
+            print("FAILED", error, flush=True)
+            self.record(part, True)
+
+    def record(self, part: str, failed: bool, kills: int = 0, repeated: int = 0) -> None:
+        """Add the counts of one run to the JSON file at once, under a lock: jobs run in parallel and may be killed."""
         if self.out is None:
             return
         folder = os.open(self.out.parent, os.O_RDONLY)
@@ -110,11 +126,11 @@ class Soak:
             fcntl.flock(folder, fcntl.LOCK_EX)
             content = json.loads(self.out.read_text())
             new_entry = {"failures": 0, "runs": 0, "kills": 0, "steps_repeated_at_most": 0}
-            entry = content["parts"].setdefault(scenario, new_entry)
+            entry = content["parts"].setdefault(part, new_entry)
             entry["failures"] += failed
             entry["runs"] += 1
-            entry["kills"] += run.kills
-            entry["steps_repeated_at_most"] = max(entry["steps_repeated_at_most"], run.repeated)
+            entry["kills"] += kills
+            entry["steps_repeated_at_most"] = max(entry["steps_repeated_at_most"], repeated)
             content["failures"] += failed
             self.out.write_text(json.dumps(content, indent=2) + "\n")
         finally:

@@ -24,7 +24,7 @@ TAIL = 1500  # characters of a log that an error shows
 
 
 def write_bars(root: Path) -> Path:
-    """Write images of 16 pixels with bars, lying or upright: 20 of each to learn from, 10 to test; return the folder."""
+    """Write images of bars, lying or upright, 20 of each to learn from and 10 to test; return the folder."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 10)):
         for name in ("lying", "upright"):
