@@ -12,6 +12,7 @@ from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
 from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
 from lit_vision.study.frozen import fit_probe, frozen_features, measure_frozen
+from lit_vision.study.weight_files import redirect_output
 
 if TYPE_CHECKING:
     from ablation_spec import Ablation, Variant
@@ -95,7 +96,7 @@ class Runner:
     ) -> Measurement:
         images, init = self.images, self.table.init
         rows = images.subset(key.labels, key.seed)
-        with training.redirect_output(self.log):
+        with redirect_output(self.log):
             probe = fit_probe(key, pool, test, images)
             module, data = training.classification(init, images, rows, preset, key.seed, weights, probe)
             self.reporter.start_task(key.name, data.batch_size)

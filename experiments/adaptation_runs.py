@@ -23,6 +23,7 @@ from lit_vision.study.cells import (
 )
 from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
 from lit_vision.study.frozen import fit_probe, frozen_features, measure_frozen
+from lit_vision.study.weight_files import redirect_output
 
 if TYPE_CHECKING:
     from lit_vision.study.images import StudyImages
@@ -114,7 +115,7 @@ class Runner:
 
     def _train(self, key: CellKey) -> Measurement:
         images, rows = self.images, self.images.subset(key.labels, key.seed)
-        with training.redirect_output(self.log):
+        with redirect_output(self.log):
             probe = fit_probe(key, *self.frozen, images)
             module, data = training.classification(
                 INIT, images, rows, self.preset, key.seed, self.encoder.weights, probe, protocol=key.protocol

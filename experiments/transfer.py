@@ -163,7 +163,7 @@ class Transfer:
 
         images, preset, init = self.images[target], self.presets[target], self._network_init(encoder)
         rows = images.subset(key.labels, key.seed)
-        with training.redirect_output(self.log):
+        with redirect_output(self.log):
             probe = fit_probe(key, *frozen, images) if frozen else None
             weights = encoder.weights if encoder else None
             module, data = training.classification(init, images, rows, preset, key.seed, weights, probe)

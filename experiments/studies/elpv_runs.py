@@ -22,6 +22,7 @@ from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
 from lit_vision.study.images import StudyImages, eval_batches
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
+from lit_vision.study.weight_files import redirect_output
 from lit_vision.weights.load import load_backbone, save_backbone
 from studies import elpv_rows
 from studies.elpv_images import Protocol, SolarCells, make_protocol
@@ -114,7 +115,7 @@ class Runner:
         path = self.folder / "weights" / f"{row.init.replace(':', '_')}.safetensors"
         if not row.pretrain_epochs:
             if not path.exists():
-                with training.redirect_output(self.log):
+                with redirect_output(self.log):
                     backbone = elpv_rows.public_backbone()
                     data = backbone.data_config
                     save_backbone(path, backbone, data["mean"], data["std"])
@@ -145,7 +146,7 @@ class Runner:
             if not path.exists():
                 self._begin()
                 self.reporter.log(f"features of {init} at {side} pixels")
-                with training.redirect_output(self.log):
+                with redirect_output(self.log):
                     found = frozen_features(encoder.weights, self.cells.pixels(side))
                 atomic_write(path, lambda file: np.save(file, found))
             self._features[init, side] = np.load(path)
@@ -193,7 +194,7 @@ class Runner:
         def measure() -> Measurement:
             self._begin()
             images = self.images(protocol)
-            with training.redirect_output(self.log):
+            with redirect_output(self.log):
                 probe = self.probe(rule, key, subset, elpv_rows.SIZE) if encoder else None
                 module = elpv_rows.classifier(row, encoder.weights if encoder else None, probe, key.seed)
                 data = StudyData(images, rows, "train", elpv_rows.TRAIN_VIEWS, row.batch, key.seed)

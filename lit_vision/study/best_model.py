@@ -17,8 +17,9 @@ from lit_vision.study.cells import CellKey
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import ON_LABELS, StudyPreset
 from lit_vision.study.runner import Study
-from lit_vision.study.training import classification, load_classifier, redirect_output
+from lit_vision.study.training import classification, load_classifier
 from lit_vision.study.verdict import PROBED
+from lit_vision.study.weight_files import redirect_output
 from lit_vision.weights.licenses import with_note
 
 EXPLAINED_IMAGES = 6

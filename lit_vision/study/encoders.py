@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_vision.errors import UserError
 from lit_vision.io.atomic import write_json
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.io.text import format_duration
 from lit_vision.optim import Schedule
 from lit_vision.results.schema import SCHEMA
 from lit_vision.study import training
-from lit_vision.study.cells import file_name, hash_inputs, read_record
+from lit_vision.study.cells import hash_inputs, read_record
 from lit_vision.study.figures import reconstructions
 from lit_vision.study.frozen import frozen_features
 from lit_vision.study.images import StudyImages
 from lit_vision.study.pixel_cache import Rows
-from lit_vision.study.presets import PACKAGED, TIMM, StudyPreset, base_of, method_of
+from lit_vision.study.presets import StudyPreset, base_of, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
+from lit_vision.study.weight_files import WeightFiles, redirect_output
 from lit_vision.weights.load import load_backbone, save_backbone
 from lit_vision.weights.model_metadata import METADATA_KEY
-from lit_vision.weights.public_packages import is_installed
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -94,7 +93,7 @@ def pretrain_once(
     record = read_record(path)
     found = record.get("inputs") == inputs and weights.exists() and record["sha256"] == sha256_of_file(weights)
     if not found:
-        with training.redirect_output(log):
+        with redirect_output(log):
             module, data = build()
             seconds, losses, images_seen = 0.0, [], 0
             if epochs or steps:
@@ -146,7 +145,7 @@ class Encoder:
     found: bool = True
 
 
-class EncoderStore:
+class EncoderStore(WeightFiles):
     """Trains, downloads or finds the encoders of one folder's study.
 
     Args:
@@ -167,49 +166,10 @@ class EncoderStore:
         source: StudyImages | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
-        self.rows = rows
-        self.images, self.preset, self.folder, self.reporter = images, preset, folder, reporter
+        super().__init__(preset, folder, folder / "study.log")
+        self.images, self.reporter, self.rows = images, reporter, rows
         self.source = source or images
-        self.log = folder / "study.log"
         self._found: dict[tuple[str, int], tuple[Rows, np.ndarray]] = {}  # by sha256 of the weights, and side
-        (folder / "weights").mkdir(exist_ok=True)
-
-    def path(self, init: str) -> Path:
-        """Return the file of an init's weights."""
-        return self.folder / "weights" / f"{file_name(init)}.safetensors"
-
-    def download(self, init: str) -> dict[str, str]:
-        """Download public weights unless they are there, and return the metadata of the file, which has their license.
-
-        Raises:
-            UserError: the weights do not exist or cannot be downloaded.
-        """
-        path = self.path(init)
-        with training.redirect_output(self.log):
-            if not path.exists():
-                training.public_weights(init, path)
-            return load_backbone(path)[1].metadata
-
-    def download_or_packaged(self, init: str) -> tuple[str, dict[str, str]]:
-        """Download public weights or, where that fails, take PACKAGED if its package is installed.
-
-        A study that began with PACKAGED keeps it, with a network too.
-
-        Returns:
-            The init whose weights were found, and the metadata of their file.
-
-        Raises:
-            UserError: as `download`, or the package is damaged.
-        """
-        packaged = f"{TIMM}{PACKAGED}"
-        if self.path(packaged).exists() and not self.path(init).exists():
-            return packaged, self.download(packaged)
-        try:
-            return init, self.download(init)
-        except UserError:
-            if not is_installed(PACKAGED):
-                raise
-        return packaged, self.download(packaged)
 
     def load_public(self, init: str) -> Encoder:
         """Load public weights that `download` has stored."""
@@ -288,7 +248,7 @@ class EncoderStore:
         weights = sha256_of_file(self.path(init))
         if (weights, side) not in self._found:
             self.reporter.start_task(f"features of {init} at {side} pixels", 1)
-            with training.redirect_output(self.log):
+            with redirect_output(self.log):
                 self._found[weights, side] = frozen_features(
                     self.path(init), self.images, side, self.folder / "features", self.reporter.update, self.rows
                 )

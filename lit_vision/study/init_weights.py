@@ -15,10 +15,9 @@ from lit_vision.convert.open_backbone import open_backbone
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import sha256_of_file
-from lit_vision.study import training
-from lit_vision.study.encoders import EncoderStore
 from lit_vision.study.inits import Init
 from lit_vision.study.presets import TIMM, TIMM_SIDE, Network, StudyPreset, is_plain_vit_name
+from lit_vision.study.weight_files import WeightFiles, redirect_output
 from lit_vision.weights.checkpoint_layouts import read_file
 from lit_vision.weights.licenses import is_non_commercial
 from lit_vision.weights.load import save_backbone
@@ -46,7 +45,7 @@ class OpenedInits:
     origins: dict[str, str] = field(default_factory=dict)
 
 
-def open_inits(inits: Sequence[Init], store: EncoderStore, optional: Collection[str] = ()) -> OpenedInits:
+def open_inits(inits: Sequence[Init], store: WeightFiles, optional: Collection[str] = ()) -> OpenedInits:
     """Bring all weights that inits begin with into the run's folder, as weights/NAME.safetensors.
 
     Args:
@@ -76,7 +75,7 @@ def open_inits(inits: Sequence[Init], store: EncoderStore, optional: Collection[
     return opened
 
 
-def _given(init: Init, store: EncoderStore, opened: OpenedInits, optional: bool) -> Init:
+def _given(init: Init, store: WeightFiles, opened: OpenedInits, optional: bool) -> Init:
     """Return an init whose weights are now in the run's folder, and add its network and sides to the preset."""
     name = init.name
     if init.path is None:
@@ -113,7 +112,7 @@ def _continued(init: Init, opened: OpenedInits) -> Init:
 
 def _copy(source: Path, path: Path, log: Path) -> dict[str, str]:
     """Write the backbone of a file or run to `path`, and return the metadata of that file."""
-    with training.redirect_output(log):
+    with redirect_output(log):
         opened = open_backbone(source)
     channels = opened.backbone.config["in_chans"]
     if channels != 3:

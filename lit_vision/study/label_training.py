@@ -19,6 +19,7 @@ from lit_vision.study.pace import Pace
 from lit_vision.study.plan import HALF, Unit
 from lit_vision.study.presets import StudyPreset
 from lit_vision.study.progress import Reporter
+from lit_vision.study.weight_files import redirect_output
 
 SLACK = 1.3  # a training that takes this many times its share of the time is cooled down early
 
@@ -102,7 +103,7 @@ class LabelTrainer:
         half = "" if judge is None else ", half of the labels"
         title = f"{key.init}, {key.protocol}, {key.labels} labels, seed {key.seed}{half}"
         cool_down = None if unit.fixed else self.pace.cool_down(title, deadline, unit)
-        with training.redirect_output(self.log):
+        with redirect_output(self.log):
             weights, probe = (encoder.weights, self._first_head(key, rows)) if encoder else (None, None)
             module, data = training.classification(
                 key.init,

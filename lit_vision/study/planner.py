@@ -10,7 +10,6 @@ from typing import Any
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration
 from lit_vision.results.environment import device_name
-from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult
 from lit_vision.study.costs import count_multiply_adds, measure_trainings, seeing_name
 from lit_vision.study.encoders import Encoder
@@ -21,6 +20,7 @@ from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.plan import Cost, Plan, make_plan, make_units, order, pretraining_name
 from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.settings import Settings
+from lit_vision.study.weight_files import redirect_output
 
 MEASURE_SHARE = 0.05  # of the budget: for measuring steps
 
@@ -97,7 +97,7 @@ class Planner:
         on_labels = trained if free else []
         pretrained = [init for init in trained if method_of(init) and init not in settings.epochs]
         costs = dict.fromkeys([*trained, *map(pretraining_name, trained)], (0.0, 0.0))
-        with training.redirect_output(self.log_file):
+        with redirect_output(self.log_file):
             costs |= measure_trainings(
                 self.images,
                 self.source,
@@ -121,7 +121,7 @@ class Planner:
 
     def count_multiply_adds(self) -> dict[str, float]:
         """Return the multiply-adds of an image, see `costs.count_multiply_adds`."""
-        with training.redirect_output(self.log_file):
+        with redirect_output(self.log_file):
             return count_multiply_adds(self.images, self.source, self.preset, order(self.inits))
 
     def multiply_adds(self, result: CellResult, encoders: Mapping[str, Encoder]) -> int:

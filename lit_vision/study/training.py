@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ from lit_vision.optim import Schedule
 from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path
 from lit_vision.runs.preemption import EXIT_CODES
 from lit_vision.study.images import StudyImages, eval_batches
-from lit_vision.study.presets import TIMM, Network, StudyPreset, method_of
+from lit_vision.study.presets import Network, StudyPreset, method_of
 from lit_vision.study.training_callbacks import (
     FEWEST_MEASURED,
     CoolDown,
@@ -43,8 +40,7 @@ from lit_vision.study.training_callbacks import (
     stable_decay_of,
 )
 from lit_vision.study.training_data import StudyData
-from lit_vision.weights.load import load_into, save_backbone
-from lit_vision.weights.pretrained import create_backbone
+from lit_vision.weights.load import load_into
 
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
 CHECKPOINT_SECONDS = 45.0  # between two checkpoints of a training: a kill loses less than a minute
@@ -73,26 +69,6 @@ class TrainingCost:
     setup: float
     step: float
     epoch: float
-
-
-@contextlib.contextmanager
-def redirect_output(log: Path) -> Iterator[None]:
-    """Send what methods and the Trainer print to a log file, and silence warnings: a study prints its own progress."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning")
-    levels = [logging.getLogger(name).level for name in names]
-    with (
-        open(log, "a", encoding="utf-8", errors="backslashreplace") as file,
-        contextlib.redirect_stdout(file),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in zip(names, levels):
-                logging.getLogger(name).setLevel(level)
 
 
 def pretraining(
@@ -332,22 +308,6 @@ def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndar
         logits = module(normalize(batch["images"].to(device), module.mean, module.std)[:, 0])
         parts.append(logits.float().softmax(1).cpu())
     return np.asarray(torch.cat(parts))
-
-
-def public_weights(init: str, path: Path) -> None:
-    """Download a timm model's weights, or take them from the cache or a package, and write its encoder to `path`.
-
-    The file's metadata has the license, as timm or the package states it, and the origin of a package's weights.
-
-    Raises:
-        UserError: there is no such model, or no network and no such file in the cache or a package.
-    """
-    name = init.removeprefix(TIMM)
-    backbone, origin = create_backbone(name, pretrained=True)
-    license = backbone.model.pretrained_cfg.get("license") or "not stated"
-    data = backbone.data_config
-    record: dict[str, Any] = {"license": license, **origin}
-    save_backbone(path, backbone, data["mean"], data["std"], **record)
 
 
 def save_classifier(path: Path, module: Classifier) -> None:
