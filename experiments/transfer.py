@@ -160,6 +160,7 @@ class Transfer:
         from lit_vision.study import training
         from lit_vision.study.cells import Measurement
         from lit_vision.study.frozen import fit_probe
+        from lit_vision.study.weight_files import redirect_output
 
         images, preset, init = self.images[target], self.presets[target], self._network_init(encoder)
         rows = images.subset(key.labels, key.seed)

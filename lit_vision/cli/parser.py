@@ -80,8 +80,8 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a table of labels and groups, as the data module's: --label_file, --group_by, ..."""
+def add_label_arguments(parser: argparse.ArgumentParser, groups: bool = True) -> None:
+    """Add the arguments that name a table of labels, as the data module's: --label_file, ..., and --group_by."""
     group = parser.add_argument_group("labels from a table instead of the folders' names")
     group.add_argument("--label_file", metavar="FILE", help="CSV or JSON lines: path, label, perhaps split and group")
     for name, content in (("path", "paths"), ("label", "labels"), ("split", "train, val or test")):
@@ -90,6 +90,8 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--label_columns", metavar="A,B,...", help="columns of 1 and 0, for several labels an image")
     group.add_argument("--label_separator", metavar="TEXT", help="between several labels in one cell")
+    if not groups:
+        return
     group.add_argument(
         "--group_by",
         metavar="COLUMN",

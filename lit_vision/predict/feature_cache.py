@@ -45,6 +45,7 @@ def cached_features(
     cache_dir: Path | None,
     pixel_format: PixelFormat = DEFAULT_FORMAT,
     on_batch: OnBatch | None = None,
+    skip_unreadable: bool = False,
 ) -> np.ndarray:
     """Return the features of image files under the evaluation view, as `lit-vision embed` computes them.
 
@@ -62,17 +63,19 @@ def cached_features(
         cache_dir: folder for the features; None: they are returned in memory and not kept.
         pixel_format: conversion of the files' values to 8 bits.
         on_batch: called after each block.
+        skip_unreadable: give an image that cannot be read a row of NaN, instead of an error.
 
     Returns:
         (N, D) float32, row i of path i; mapped from the file if there is a `cache_dir`; writing to it changes no file.
 
     Raises:
-        UserError: an image cannot be read or has a feature that is not finite, or the disk is full.
+        UserError: an image cannot be read, unless it is skipped; or has a feature that is not finite; or the disk is
+            full.
     """
     if not len(paths):
         return np.empty((0, backbone.width), np.float32)
     block = batch_size(size)
-    compute = partial(_features, folder, paths, backbone, mean, std, size, crop_pct, pixel_format)
+    compute = partial(_features, folder, paths, backbone, mean, std, size, crop_pct, pixel_format, skip_unreadable)
     if cache_dir is None:
         found = np.empty((len(paths), backbone.width), np.float32)
         for batch, rows in compute(0):
@@ -80,7 +83,7 @@ def cached_features(
             if on_batch:
                 on_batch(batch.stop, len(paths))
         return found
-    digest = _digest(folder, paths, backbone, mean, std, size, crop_pct, pixel_format)
+    digest = _digest(folder, paths, backbone, mean, std, size, crop_pct, pixel_format, skip_unreadable)
     path = cache_dir / f"{digest}.npy"
     if not path.exists():
         try:
@@ -98,17 +101,23 @@ def batch_size(size: int) -> int:
 
 
 def read_batches(
-    folder: Folder, paths: Sequence[str], size: int, crop_pct: float, pixel_format: PixelFormat, start: int = 0
+    folder: Folder,
+    paths: Sequence[str],
+    size: int,
+    crop_pct: float,
+    pixel_format: PixelFormat,
+    start: int = 0,
+    skip_unreadable: bool = False,
 ) -> Iterator[InputBatch]:
     """Yield the evaluation view of image files in batches of `batch_size(size)`, from row `start`.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, unless it is skipped.
     """
     inputs = Inputs.of(folder, paths)
     prepare = partial(resize_and_crop, size=size, crop_pct=crop_pct)
     for batch in batches(inputs, prepare, batch_size(size), start, cores(), pixel_format):
-        if batch.unreadable:
+        if batch.unreadable and not skip_unreadable:
             name, reason = batch.unreadable[0]
             raise UserError(f"{folder.root / name}: {reason}")
         yield batch
@@ -123,21 +132,27 @@ def _features(
     size: int,
     crop_pct: float,
     pixel_format: PixelFormat,
+    skip_unreadable: bool,
     start: int,
 ) -> Iterator[tuple[InputBatch, np.ndarray]]:
-    """Yield batches from row `start` on with their (B, D) features."""
+    """Yield batches from row `start` on with their (B, D) features, NaN for images that were skipped."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone.to(device)
     mean, std = (torch.as_tensor(values, dtype=torch.float32, device=device).flatten() for values in (mean, std))
     with evaluation_mode(backbone):
-        for batch in read_batches(folder, paths, size, crop_pct, pixel_format, start):
+        for batch in read_batches(folder, paths, size, crop_pct, pixel_format, start, skip_unreadable):
+            found = np.full((batch.stop - batch.start, backbone.width), np.nan, np.float32)
+            if batch.pixels is None:
+                yield batch, found
+                continue
             with torch.inference_mode():
                 pixels = torch.from_numpy(batch.pixels)[:, None].to(device)
                 rows = backbone(normalize(pixels, mean, std)[:, 0]).float().cpu().numpy()
             if not (finite := np.isfinite(rows).all(1)).all():
                 name = batch.names[int(finite.argmin())]
                 raise UserError(f"{folder.root / name}: its features are not finite; check the weights")
-            yield batch, rows
+            found[np.asarray(batch.positions) - batch.start] = rows
+            yield batch, found
 
 
 def _write(
@@ -189,6 +204,7 @@ def _digest(
     size: int,
     crop_pct: float,
     pixel_format: PixelFormat,
+    skip_unreadable: bool,
 ) -> str:
     """Return 32 hexadecimal digits over images, weights and view."""
 
@@ -196,6 +212,8 @@ def _digest(
         try:
             return hashlib.sha256(folder.read(path)).digest()
         except OSError as error:
+            if skip_unreadable:
+                return b"unreadable"
             raise UserError(f"{folder.root / path}: {error.strerror}; bring it back") from None
 
     settings = {
@@ -205,6 +223,8 @@ def _digest(
         "view": [size, crop_pct, *pixel_format],
         "batch": batch_size(size),  # of which the last bit of a feature depends
     }
+    if skip_unreadable:
+        settings["unreadable"] = "NaN"
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     with ThreadPoolExecutor(cores()) as threads:
         for first in range(0, len(paths), 1024):

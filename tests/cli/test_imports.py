@@ -55,6 +55,7 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
     search = ["search", "--device", "cpu", "--index", f"{out}/i.safetensors"]
     fewshot = ["fewshot", "--device", "cpu", str(place / "data")]
     size = ["--backbone", "vit_tiny_patch16_224", "--backbone_args", json.dumps(VIT)]
+    run_dir = ["--model", str(place / "run"), "--run_dir", f"{out}/choose"]
     commands = [
         [*predict, "--model", str(place / "run"), "--out", f"{out}/p.csv"],
         [*predict, "--model", str(place / "detector"), "--out", f"{out}/d.csv"],
@@ -69,6 +70,7 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
         ["import", str(place / "timm.pth"), *size, "--out", f"{out}/t.safetensors"],
         ["import", str(place / "timm.pth"), *size, "--backbone_only", "--out", f"{out}/b.safetensors"],
         [*fewshot, "--model", str(place / "run"), "--shots", "1", "--seeds", "1"],
+        ["choose", str(place / "data"), "--ignore_folders", "--num", "2", *run_dir],
         ["doctor", str(place / "data"), "--out", f"{out}/doctor", "--workers", "1"],
         ["data", "scenes", "--out", f"{out}/scenes", "--train", "1", "--val", "0", "--test", "0"],
     ]

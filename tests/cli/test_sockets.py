@@ -51,6 +51,7 @@ CALLS = [
     "predict --model run set/test --out p.csv",
     "embed --model run set/test --out i.safetensors",
     "search --index i.safetensors --duplicates 0.9",
+    "choose set --ignore_folders --num 3 --model run --run_dir choose",
     "fewshot set --model run --shots 1 --seeds 1",
     "import timm.pth --backbone resnet18 --backbone_args {} --backbone_only --out t.safetensors",
     "export run --format safetensors --out e.safetensors",
