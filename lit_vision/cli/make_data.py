@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_vision.cli.parser import CommandParser
+from lit_vision.data.make import clipart, emoji, stamps
 from lit_vision.data.make.fashion import make_fashion
 from lit_vision.data.make.medmnist import unpack_medmnist
 from lit_vision.data.make.patches import make_patches
@@ -15,10 +16,16 @@ from lit_vision.data.make.trees import make_trees
 from lit_vision.errors import UsageError
 
 MOST_SCENES = 1_000_000  # of a split
+MOST_SIDE = 1024  # pixels
+CAPTIONED = {  # name: (function, command that fetches the archives, metavar of one, line of help)
+    "emoji": (emoji.make_emoji, emoji.FETCH, "FILE.tgz", "1,600 emoji with names and tags (MIT)"),
+    "clipart": (clipart.make_clipart, clipart.FETCH, "FILE.deb", "drawings with titles and keywords (public domain)"),
+    "stamps": (stamps.make_stamps, stamps.FETCH, "FILE.deb", "photographs on white with captions (GPL-2)"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `lit-vision data fashion|patches|trees|scenes|medmnist --out DIR [options]`."""
+    """Run `lit-vision data fashion|patches|trees|scenes|medmnist|emoji|clipart|stamps --out DIR [options]`."""
     parser = CommandParser(prog="lit-vision data", description="Make a data set in a folder.")
     names = parser.add_subparsers(
         dest="name", metavar="NAME", required=True, help="the data set; lit-vision data NAME --help lists its options"
@@ -28,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     _add_trees(names.add_parser("trees", help="tree crowns and background of aerial photographs (deepforest, MIT)"))
     _add_scenes(names.add_parser("scenes", help="128 x 128 scenes of several garments, with boxes and masks"))
     _add_medmnist(names.add_parser("medmnist", help="a file of medmnist.com, unpacked to a folder per class"))
+    for name, (_, fetch, metavar, text) in CAPTIONED.items():
+        _add_captioned(names.add_parser(name, help=text), fetch, metavar)
     args = parser.parse_args(list(argv))
     if not 0 <= getattr(args, "seed", 0) < 2**64:
         raise UsageError(f"--seed {args.seed}: give 0 or more, below 2**64")
@@ -37,19 +46,34 @@ def main(argv: Sequence[str]) -> int:
         counts = make_patches(args.out)
     elif args.name == "trees":
         counts = make_trees(args.archive, args.out, args.seed)
+    elif args.name in CAPTIONED:
+        counts = _make_captioned(args)
     elif args.name == "scenes":
-        sizes = {split: getattr(args, split) for split in SIZES}
-        for split, count in sizes.items():
-            if not 0 <= count <= MOST_SCENES:
-                raise UsageError(f"--{split} {count}: give 0 to {MOST_SCENES} scenes")
-        if not any(sizes.values()):
-            raise UsageError("--train, --val, --test: give at least one scene")
-        counts = make_scenes(args.out, sizes, args.seed)
+        counts = _make_scenes(args)
     else:
         counts = unpack_medmnist(args.file, args.out, args.class_names)
     what = "scenes" if args.name == "scenes" else "images"
     print(f"{', '.join(f'{split} {count}' for split, count in counts.items())} {what} in {args.out}")
     return 0
+
+
+def _make_captioned(args: argparse.Namespace) -> dict[str, int]:
+    make, fetch, *_ = CAPTIONED[args.name]
+    if not args.archive:
+        raise UsageError(f"--archive: give what `{fetch}` fetches; it is unpacked here and not installed")
+    if not 16 <= args.side <= MOST_SIDE:
+        raise UsageError(f"--side {args.side}: give 16 to {MOST_SIDE} pixels")
+    return make(args.archive, args.out, args.side, args.seed)
+
+
+def _make_scenes(args: argparse.Namespace) -> dict[str, int]:
+    sizes = {split: getattr(args, split) for split in SIZES}
+    for split, count in sizes.items():
+        if not 0 <= count <= MOST_SCENES:
+            raise UsageError(f"--{split} {count}: give 0 to {MOST_SCENES} scenes")
+    if not any(sizes.values()):
+        raise UsageError("--train, --val, --test: give at least one scene")
+    return make_scenes(args.out, sizes, args.seed)
 
 
 def _add_fashion(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +107,17 @@ def _add_trees(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder to make: DIR/<split>/{tree,background}/*.png"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the places of the background (default 0)")
+
+
+def _add_captioned(parser: argparse.ArgumentParser, fetch: str, metavar: str) -> None:
+    parser.add_argument(
+        "--archive", type=Path, nargs="+", metavar=metavar, help=f"what `{fetch}` fetches, in any order"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to make: DIR/<class>/**/*.png, DIR/captions.csv"
+    )
+    parser.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of the square pictures (default 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits by concept (default 0)")
 
 
 def _add_scenes(parser: argparse.ArgumentParser) -> None:

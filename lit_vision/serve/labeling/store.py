@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lit_vision.data.label_table import PATH_COLUMNS, SPLIT_COLUMNS
+from lit_vision.data.table_rows import PATH_COLUMNS, SPLIT_COLUMNS
 from lit_vision.errors import UserError
 
 KINDS = ("label", "skip", "unsure")
