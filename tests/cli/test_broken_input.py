@@ -74,6 +74,8 @@ FILES = [
     ("fewshot set --model {}", ".ckpt", ""),
     ("data medmnist {} --out mm", ".npz", ""),
     ("data trees --archive {} --out tt", ".whl", ""),
+    ("data emoji --archive {} --out ee", ".tgz", ""),
+    ("data stamps --archive {} --out ee", ".deb", ""),
     ("data patches --out {}", ".txt", "missing folder"),
     ("data fashion --out {}", ".txt", "missing folder"),
     ("doctor {}", "", "folder"),  # an empty folder: a report that fails
@@ -181,6 +183,8 @@ NUMBERS = [  # command, its flag, what is refused
     ("fewshot set --model run", "--shots", (HUGE, f"-{HUGE}", "nan")),
     ("fewshot set --model run", "--seeds", (f"-{HUGE}", "nan")),
     ("data fashion --out f", "--seed", (HUGE, f"-{HUGE}", "nan")),
+    ("data stamps --archive x --out f", "--side", (HUGE, f"-{HUGE}", "nan")),
+    ("data stamps --archive x --out f", "--seed", (HUGE, f"-{HUGE}", "nan")),
     ("data scenes --out f", "--train", (HUGE, f"-{HUGE}", "nan")),
     ("doctor set", "--workers", (f"-{HUGE}", "nan")),
     ("pack set --out o.pack", "--workers", (f"-{HUGE}", "nan")),
@@ -268,6 +272,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("fewshot set --model {}", "locked.ckpt"),
     ("data medmnist {} --out mm", "locked.npz"),
     ("data trees --archive {} --out tt", "locked.whl"),
+    ("data emoji --archive {} --out ee", "locked.tgz"),
     ("doctor {}", "locked.pack"),
     ("pack set --out o.pack --quarantine {}", "locked.txt"),
 ]

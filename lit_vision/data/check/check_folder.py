@@ -77,6 +77,7 @@ def check_folder(
     value_range = check_range(range, "--range")
     from lit_vision.data.annotations.locations import explain_unread, recognize
     from lit_vision.data.check.annotated_check import check_annotated
+    from lit_vision.data.check.caption_check import add_captions
     from lit_vision.data.check.folder_check import examine, refuse
     from lit_vision.data.labeled_folder import label_options
 
@@ -99,6 +100,8 @@ def check_folder(
         report = examine(root, names, workers or cores(), True, left_out, labels, value_range)
         if labels is None and root.is_dir() and (unread := explain_unread(root, names[0])):
             refuse(report, f"annotations that no reader takes: {unread}")
+        if root.is_dir():
+            add_captions(report, root, names, options.fractions)
     if recipe and report["fit"]:
         from lit_vision.data.check.loader_speed import compare_loader_to_step
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ def make_captioned(
         UserError: an archive is damaged or another one than it should be, or the folder holds other files or cannot be
             written.
     """
-    origins = {f"{package.name} {package.version}": package.sha256 for package in packages}
-    note: dict[str, Any] = {"name": name, "side": side, "seed": seed, "packages": origins}
+    versions = [f"{package.name} {package.version}" for package in packages]
+    note: dict[str, Any] = {"name": name, "side": side, "seed": seed, "packages": versions}
     with report_write_errors(out, "--out "):
         if not is_complete(out, DATASET_NOTE, note, "--out ", _identity):
             mark_started(out, DATASET_NOTE, json.dumps(note))
@@ -97,6 +98,7 @@ def make_captioned(
             (out / "LICENSE.txt").write_text(license_text(), encoding="utf-8")
             counts = Counter(split_of[picture.concept] for picture in kept)
             note["images"] = {split: counts[split] for split in ("train", "val", "test")}
+            note["sha256"] = [package.sha256 for package in packages]
             note["left_out"] = dict(left_out.most_common())
             mark_complete(out, DATASET_NOTE, json.dumps(note, indent=1) + "\n")
         counted: dict[str, int] = json.loads((out / DATASET_NOTE).read_text(encoding="utf-8"))["images"]
@@ -104,10 +106,10 @@ def make_captioned(
 
 
 def _identity(text: str) -> object:
-    """Return a note without the counts, which are known only when the set is complete."""
+    """Return a note without what is written when the set is complete; a damaged archive may be fetched again."""
     note = json.loads(text)
-    counts = ("images", "left_out")
-    return {key: value for key, value in note.items() if key not in counts} if isinstance(note, dict) else note
+    last = ("images", "left_out", "sha256")
+    return {key: value for key, value in note.items() if key not in last} if isinstance(note, dict) else note
 
 
 def _write_pictures(pictures: Iterable[Picture], out: Path, side: int, left_out: Counter[str]) -> list[Picture]:
@@ -148,7 +150,9 @@ def on_white(data: bytes, side: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels, which are counted below
+            image: Image.Image = Image.open(io.BytesIO(data))
         width, height = image.size
         if width * height > MOST_PIXELS:
             raise LeftOutError(f"more than {MOST_PIXELS / 1e6:g} million pixels")

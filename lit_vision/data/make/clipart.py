@@ -19,7 +19,7 @@ from lit_vision.data.make.captioned import SIDE, Picture, file_named, make_capti
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 FETCH = "apt-get download openclipart-png openclipart-svg"
-MOST_OF_A_TITLE = 3  # pictures: a title of more names a collection ("card", "road signs"), not what is seen
+MOST_OF_A_TEXT = 3  # pictures: a title or keywords of more name a collection ("card", "symbol, sign"), not what is seen
 _PNG, _SVG = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _PUBLIC_DOMAIN = ("http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/")
@@ -29,7 +29,7 @@ _NO_KEYWORDS = ("", "hash", "unsorted")  # of the library's own bookkeeping
 def make_clipart(archives: Sequence[Path], out: Path, side: int = SIDE, seed: int = 0) -> dict[str, int]:
     """Make the data set in `out`, as OUT/<folder>/.../<drawing>.png and OUT/captions.csv.
 
-    The first caption of a picture is its title, unless more than MOST_OF_A_TITLE have it; the second its keywords.
+    The first caption of a picture is its title, the second its keywords; neither if more than MOST_OF_A_TEXT have it.
 
     Args:
         archives: files of both PACKAGES.
@@ -70,14 +70,14 @@ def _read_captions(package: Package, left_out: Counter[str]) -> dict[str, list[s
             left_out["does not say that it is in the public domain"] += 1
             continue
         titles[path], keywords[path] = read
-    common = Counter(titles.values())
+    count = Counter([*titles.values(), *keywords.values()])
     found = {}
-    for path, title in titles.items():
-        captions = plain_captions([title if common[title] <= MOST_OF_A_TITLE else "", keywords[path]])
+    for path in titles:
+        captions = plain_captions(text for text in (titles[path], keywords[path]) if count[text] <= MOST_OF_A_TEXT)
         if captions:
             found[path] = captions
         else:
-            left_out["no title of its own and no keywords"] += 1
+            left_out["no title or keywords of its own"] += 1
     return found
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from lit_vision.data import PairsDataModule
 from lit_vision.data.batch import check_batch
 from lit_vision.data.captions import CaptionTokenizer
+from lit_vision.data.check.check_folder import check_folder
 from lit_vision.errors import UserError
 
 COUNTS = (1, 2, 3, 4, 1, 2)  # captions of image i % 6
@@ -235,3 +236,15 @@ def test_what_is_wrong_with_text_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text(TABLE)
     (tmp_path / "metadata.jsonl").write_text('{"path": "a.png", "text": "x"}')
     refused(r"several tables.*captions\.csv, metadata\.jsonl")
+
+
+def test_doctor_reads_the_captions_too(tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "set", "csv")
+    report = check_folder(root, out=tmp_path / "report", workers=1)
+    assert report["uses"]["training on captions"] == ""
+    assert any("captions.csv: 52 captions" in finding["what"] for finding in report["findings"])
+    with open(root / "captions.csv", "a") as file:
+        file.write("0/00.png, \n")
+    report = check_folder(root, out=tmp_path / "report", workers=1)
+    assert "line 54: has an empty caption" in report["uses"]["training on captions"]
+    assert report["fit"]  # the images are
