@@ -12,9 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lit_vision.errors import UserError
 from lit_vision.serve.access import Access
 from lit_vision.serve.app import make_app
 from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse
+from lit_vision.serve.labeling.exports import EXPORTS
+from lit_vision.serve.labeling.finish import finish
+from lit_vision.serve.labeling.learner import Learner
+from lit_vision.serve.labeling.review import Review
 from lit_vision.serve.labeling.session import AnswerConflictError, Labeling, as_json
 from lit_vision.serve.labeling.store import LabelingError
 from lit_vision.serve.pictures import PREVIEW_SIDE, THUMBNAIL_SIDE
@@ -32,10 +37,12 @@ class LabelApp:
 
     Args:
         labeling: images, answers and order.
+        learner: that learns along.
     """
 
-    def __init__(self, labeling: Labeling) -> None:
-        self.labeling = labeling
+    def __init__(self, labeling: Labeling, learner: Learner) -> None:
+        self.labeling, self.learner = labeling, learner
+        self.review = Review(labeling, learner.features)
 
     def app(self, access: Access, limits: Limits = LIMITS) -> Guard:
         """Return the ASGI app."""
@@ -47,6 +54,10 @@ class LabelApp:
             Route("/v1/label/answers", self.answer, methods=["POST"]),
             Route("/v1/label/undo", self.undo, methods=["POST"]),
             Route("/v1/label/classes", self.classes, methods=["POST"]),
+            Route("/v1/label/review", self.review_page),
+            Route("/v1/label/similar/{number:int}", self.similar),
+            Route("/v1/label/export/{name}", self.export),
+            Route("/v1/label/finish", self.finish, methods=["POST"]),
         ]
         return make_app(routes, PAGES, access, limits)
 
@@ -110,6 +121,35 @@ class LabelApp:
         else:
             raise HTTPException(400, 'body: give {"add": NAME} or {"rename": NAME, "to": NAME}')
         return PlainJSONResponse({"classes": await run_in_threadpool(self.labeling.class_list)})
+
+    async def review_page(self, request: Request) -> Response:
+        """Answer with images to look at again."""
+        page = _number(request, "page", 0, 0, 10_000)
+        return PlainJSONResponse(await _run(self.review.page, request.query_params.get("kind", "wrong"), page))
+
+    async def similar(self, request: Request) -> Response:
+        """Answer with the images that are most similar to one."""
+        count = _number(request, "count", 24, 1, MOST_IMAGES)
+        return PlainJSONResponse({"images": await _run(self.review.similar, request.path_params["number"], count)})
+
+    async def export(self, request: Request) -> Response:
+        """Answer with a file of all labels."""
+        if (name := request.path_params["name"]) not in EXPORTS:
+            raise HTTPException(404, f"there is no such export, only {', '.join(EXPORTS)}")
+        file_name, media_type, function = EXPORTS[name]
+        content = await _run(function, self.labeling)
+        return Response(
+            content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{file_name}"'}
+        )
+
+    async def finish(self, request: Request) -> Response:
+        """Write the table of labels and the model."""
+        await _body(request)
+        try:
+            done = await _run(finish, self.labeling, self.learner)
+        except UserError as error:
+            raise HTTPException(507, str(error)) from None
+        return PlainJSONResponse({"files": [str(file) for file in done.files], "lines": done.lines, "next": done.next})
 
 
 async def _run(function: Callable[..., T], *arguments: Any) -> T:

@@ -9,7 +9,7 @@ import string
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from lit_vision.io.text import printable
 from lit_vision.serve.labeling.images import ImageReadError, LabelImages
@@ -29,6 +29,16 @@ LOOKAHEAD = 4  # images whose pictures are made before they are asked for
 CLASS_KEYS = "123456789" + string.ascii_lowercase  # keys of the page for the first classes
 
 
+_WITHOUT_MODEL: dict[str, Any] = {
+    "strategy": "random",
+    "problem": "",
+    "model": None,
+    "audit": None,
+    "curve": [],
+    "more": "",
+}
+
+
 class AnswerConflictError(LabelingError):
     """An image got another answer than the one that the browser saw.
 
@@ -39,6 +49,22 @@ class AnswerConflictError(LabelingError):
     def __init__(self, answer: LabelAnswer | None) -> None:
         super().__init__("the image was answered elsewhere meanwhile", 409)
         self.answer = answer
+
+
+class LearnsAlong(Protocol):
+    """A model that learns from the answers; see learner.py."""
+
+    def notify(self) -> None:
+        """Say that there are new answers."""
+
+    def rename_class(self, name: str, to: str) -> None:
+        """Take over the new name of a class."""
+
+    def propose(self, number: int) -> dict[str, Any] | None:
+        """Return {"labels", "confidence"} for an image; None without a model or its feature."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a page gets of the model and its accuracy."""
 
 
 class Labeling:
@@ -53,6 +79,7 @@ class Labeling:
     Attributes:
         matched: how the stored answers fit the files.
         queue: of the next images.
+        learner: None if nothing learns along.
     """
 
     def __init__(
@@ -67,6 +94,7 @@ class Labeling:
         self.histories = self.matched.histories
         self.queue = ImageQueue(images.paths)
         self._audit = frozenset(self.queue.audit_order)
+        self.learner: LearnsAlong | None = None
         store.begin_with(classes)
 
     def answer_of(self, number: int) -> LabelAnswer | None:
@@ -83,8 +111,41 @@ class Labeling:
         """True if an image belongs to the sample that measures accuracy."""
         return number in self._audit
 
+    def is_done(self, number: int) -> bool:
+        """True for an image that is answered or cannot be read."""
+        return bool(self.histories.get(number)) or number in self.images.unreadable
+
+    def learned_from(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Return number and labels of the images that a model may learn from, in the order of the answers."""
+        with self.lock:
+            found = {
+                ids[-1]: number
+                for number, ids in self.histories.items()
+                if ids and number not in self._audit and not self.store.answers[ids[-1]].audit
+            }
+            answers = [self.store.answers[i] for i in self.store.answers if i in found]
+            return [(found[answer.id], answer.labels) for answer in answers if answer.kind == "label"]
+
+    def audited(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Return number and labels of the images that measure accuracy: the sample in its order, to its first gap.
+
+        An image of it that was answered out of order, found by search say, counts when all before it are answered:
+        else what people look for would decide what is measured.
+        """
+        found = []
+        with self.lock:
+            for number in self.queue.audit_order:
+                answer = self.answer_of(number)
+                if answer is None:
+                    if number in self.images.unreadable:
+                        continue
+                    break
+                if answer.kind == "label":
+                    found.append((number, answer.labels))
+        return found
+
     def state(self) -> dict[str, Any]:
-        """Return counts and classes."""
+        """Return counts and classes, and what the learner says."""
         answers = self.answers()
         kinds = Counter(answer.kind for answer in answers.values())
         return {
@@ -100,12 +161,8 @@ class Labeling:
             "annotator": self.annotator,
             "run": self.run,
             "store": self.store_id,
-            "strategy": "random",
             "features": {"done": 0, "total": len(self.images)},
-            "model": None,
-            "audit": None,
-            "curve": [],
-            "more": "",
+            **(self.learner.state() if self.learner else _WITHOUT_MODEL),
         }
 
     def class_list(self, answers: Collection[LabelAnswer] | None = None) -> list[dict[str, Any]]:
@@ -121,13 +178,10 @@ class Labeling:
             held = {number for number in held if 0 <= number < len(self.images) and not self.histories.get(number)}
             done = [number for number, ids in self.histories.items() if ids]
             audits = sum(number in self._audit for number in done)
-            choices = self.queue.next(count + LOOKAHEAD, held, self._is_done, (audits, len(done) - audits))
+            choices = self.queue.next(count + LOOKAHEAD, held, self.is_done, (audits, len(done) - audits))
             images = [self.item(choice.number, choice) for choice in choices[:count]]
         self.images.prepare([choice.number for choice in choices])
         return images
-
-    def _is_done(self, number: int) -> bool:
-        return bool(self.histories.get(number)) or number in self.images.unreadable
 
     def item(self, number: int, choice: QueuedImage | None = None) -> dict[str, Any]:
         """Return an image as the page gets it.
@@ -136,13 +190,14 @@ class Labeling:
             LabelingError: no such image.
         """
         self.check_number(number)
-        answer = self.answer_of(number)
+        answer, audit = self.answer_of(number), self.is_audit(number)
+        hidden = audit and answer is None  # or it would influence what it is measured by
         return {
             "number": number,
             "path": printable(self.images.paths[number]),
-            "audit": self.is_audit(number),
+            "audit": audit,
             "reason": choice.reason if choice else "",
-            "proposal": None,
+            "proposal": None if hidden or self.learner is None else self.learner.propose(number),
             "answer": answer.shown() if answer else None,
         }
 
@@ -194,6 +249,8 @@ class Labeling:
             present = self.answer_of(number)
             if (present.id if present else None) != replaces:
                 raise AnswerConflictError(present)
+            audit = self.is_audit(number)
+            predicted = self.learner.propose(number) if audit and self.learner else None
             answer = LabelAnswer(
                 answer_id,
                 path,
@@ -204,11 +261,13 @@ class Labeling:
                 tuple(labels),
                 self.annotator,
                 now(),
-                self.is_audit(number),
+                audit,
+                predicted,
             )
             self.store.add_answer(answer)
             self.histories.setdefault(number, []).append(answer.id)
-            return answer
+        self._notify()
+        return answer
 
     def undo(self, answer_id: str) -> tuple[int, LabelAnswer | None]:
         """Take an answer back; returns the image's number and its previous answer.
@@ -224,7 +283,9 @@ class Labeling:
                 raise LabelingError("the file of this answer is gone or has changed", 410)
             self.store.undo(answer_id, self.annotator)
             self.histories[found[0]].remove(answer_id)
-            return found[0], self.answer_of(found[0])
+            previous = self.answer_of(found[0])
+        self._notify()
+        return found[0], previous
 
     def add_class(self, name: str) -> None:
         """Add a class; raises as `LabelStore.add_class`."""
@@ -235,6 +296,8 @@ class Labeling:
         """Rename a class; raises as `LabelStore.rename_class`."""
         with self.lock:
             self.store.rename_class(name, to, merge)
+        if self.learner:
+            self.learner.rename_class(name, to.strip())
 
     def check_number(self, number: int) -> None:
         """Raise a LabelingError unless there is an image of this number."""
@@ -257,6 +320,10 @@ class Labeling:
             if printable(name) == path:
                 return other
         raise LabelingError("path: there is no such image any more", 410)
+
+    def _notify(self) -> None:
+        if self.learner:
+            self.learner.notify()
 
     def _known(self, answer_id: str, path: str) -> LabelAnswer | None:
         """Return the stored answer of an id, which the browser has sent before."""
