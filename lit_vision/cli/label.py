@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,19 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", metavar="DIR", help="where the answers are kept (default runs/label/NAME)")
     parser.add_argument("--classes", default="", metavar="A,B,...", help="names of classes; the page can add others")
     parser.add_argument("--multiple", action="store_true", help="an image may have several labels, or none")
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="of choosing images, beside every fifth, which is drawn at random: auto (images that stand for many "
+        "others; later those that the model is unsure of), random, probcover, margin, or another of lit-vision choose",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="WEIGHTS",
+        help="whose features the model learns from: timm:NAME, a file of weights or a run's folder (default: the "
+        "public weights that a study would try)",
+    )
     parser.add_argument("--annotator", metavar="NAME", help="who labels (default: the name of the user)")
     add_server_arguments(parser)
     return parser
@@ -46,12 +60,20 @@ def main(argv: Sequence[str]) -> int:
         from lit_vision.serve.run_server import listen, run_server
     except ImportError as error:
         raise UserError(f"label: {error.name} is not installed; pip install 'lit-vision[serve]'") from error
+    from lit_vision.evaluation.acquisition import STRATEGIES
+    from lit_vision.evaluation.suggestions import AUTO
     from lit_vision.serve.access import Access
     from lit_vision.serve.labeling.app import LabelApp
+    from lit_vision.serve.labeling.features import FeatureReader
+    from lit_vision.serve.labeling.finish import finish
     from lit_vision.serve.labeling.images import LabelImages
+    from lit_vision.serve.labeling.learner import Learner
     from lit_vision.serve.labeling.session import Labeling
     from lit_vision.serve.labeling.store import LabelingError, LabelStore, check_class_name
+    from lit_vision.study.frozen_encoder import open_frozen_encoder, parse_model
 
+    if args.strategy not in (AUTO, *STRATEGIES):
+        raise UsageError(f"--strategy {args.strategy}: is not one of {', '.join((AUTO, *STRATEGIES))}")
     access = Access(args.host, args.allowed_hosts, args.token)
     root = Path(args.root)
     try:
@@ -63,14 +85,22 @@ def main(argv: Sequence[str]) -> int:
     if folder.resolve().is_relative_to(images.root):
         raise UserError(f"--out {folder}: lies in {root}, which is never written to; name a folder elsewhere")
     annotator = args.annotator if args.annotator is not None else _user_name()
+    init, pixel_format = parse_model(args.model), images.measure_pixels()
     with LabelStore(folder, images.root, args.multiple) as store, listen(args.host, args.port) as listener:
         labeling = Labeling(images, store, annotator, classes)
+        opening = partial(open_frozen_encoder, images.folder, images.paths, init, folder)
+        features = FeatureReader(images, labeling.queue.order, opening, folder / "features", pixel_format)
+        learner = Learner(labeling, features, args.strategy)
+        labeling.learner = learner
+        for line in _lines(labeling):
+            print(line, flush=True)
         try:
-            for line in _lines(labeling):
-                print(line, flush=True)
-            run_server(LabelApp(labeling).app(access), access, listener, args.host)
+            run_server(LabelApp(labeling, learner).app(access), access, listener, args.host, learner.start)
         finally:
+            learner.stop()
             images.close()
+            done = finish(labeling, learner)
+            print("\n".join([*done.lines, *([f"next: {done.next}"] if done.next else [])]), flush=True)
     return 0
 
 

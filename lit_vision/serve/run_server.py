@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -99,8 +100,17 @@ def make_server(app: Guard) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def run_server(app: Guard, access: Access, listener: socket.socket, host: str) -> None:
+def run_server(
+    app: Guard, access: Access, listener: socket.socket, host: str, begin: Callable[[], None] | None = None
+) -> None:
     """Print the address and answer requests until a signal.
+
+    Args:
+        app: to run.
+        access: who may come in.
+        listener: of `listen`.
+        host: that it listens on.
+        begin: called when the address is printed: starts work in the background.
 
     Raises:
         SystemExit: with code 143 after SIGTERM. KeyboardInterrupt: after Ctrl-C. Both when all requests are answered.
@@ -108,6 +118,8 @@ def run_server(app: Guard, access: Access, listener: socket.socket, host: str) -
     before = signal.signal(signal.SIGTERM, _leave)  # uvicorn stops first, then raises the signal again
     try:
         print(address_of(listener, host, access.token), flush=True)
+        if begin is not None:
+            begin()
         make_server(app).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -82,7 +82,7 @@ def as_coco(labeling: Labeling) -> bytes:
     annotations: list[dict[str, Any]] = []
     for path, answer in labeled(labeling):
         try:
-            width, height = read_size(labeling.images.root / path)
+            height, width = read_size(labeling.images.root / path)
         except (OSError, ImageDecodeError):
             continue  # it became unreadable
         images.append({"id": len(images) + 1, "file_name": path, "width": width, "height": height})

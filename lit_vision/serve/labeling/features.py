@@ -7,42 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.folder import Folder
 from lit_vision.data.views.pixel_values import PixelFormat
 from lit_vision.errors import UserError
+from lit_vision.io.processes import cores
 from lit_vision.predict.feature_cache import cached_features
 from lit_vision.serve.labeling.images import LabelImages
+from lit_vision.study.frozen_encoder import FrozenEncoder
 
-BLOCK = 512  # images of a file of features
-
-
-@dataclass(frozen=True)
-class FrozenEncoder:
-    """An encoder and how it sees an image.
-
-    Attributes:
-        name: of its weights, for people.
-        backbone: the network.
-        mean, std: (3,) of the pixels.
-        size: side of the evaluation view, pixels.
-        crop_pct: share of the resized short side that the view keeps.
-        license: of the weights.
-    """
-
-    name: str
-    backbone: Backbone
-    mean: Tensor
-    std: Tensor
-    size: int
-    crop_pct: float
-    license: str = ""
+FIRST_BLOCK, LARGEST_BLOCK = 64, 512  # images of a file of features: small ones first, so that a model is there soon
+_WEIGHTS_SECONDS = 5.0
 
 
 class _StoppedError(Exception):
@@ -89,10 +67,10 @@ class FeatureReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the batch that is being read; what was read is kept."""
+        """End after the batch that is read, which is kept; weights that come slowly are not waited for."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(None if self.encoder else _WEIGHTS_SECONDS)
 
     def wait(self) -> None:
         """Wait until all images were seen."""
@@ -119,20 +97,20 @@ class FeatureReader:
             self.on_block()
 
     def _read(self) -> None:
+        torch.set_num_threads(max(1, cores() - 1))  # of the process: a core is left for the page's requests
         encoder = self._open_encoder()
         rows = np.full((len(self.images), encoder.backbone.width), np.nan, np.float32)
         self.encoder, self.rows = encoder, rows
-        folder = Folder(self.images.root, [], {})
 
         def stop_if_asked(*_: int) -> None:
             if self._stopping.is_set():
                 raise _StoppedError
 
-        for first in range(0, len(self.order), BLOCK):
+        while self.done < len(self.order):
             stop_if_asked()
-            numbers = list(self.order[first : first + BLOCK])
+            numbers = list(self.order[self.done : self.done + min(LARGEST_BLOCK, max(FIRST_BLOCK, self.done))])
             found = cached_features(
-                folder,
+                self.images.folder,
                 [self.images.paths[number] for number in numbers],
                 encoder.backbone,
                 encoder.mean,
@@ -145,5 +123,5 @@ class FeatureReader:
                 skip_unreadable=True,
             )
             rows[numbers] = found
-            self.done = first + len(numbers)
+            self.done += len(numbers)
             self.on_block()

@@ -16,10 +16,11 @@ from lit_vision.methods.classifier.network import ClassifierNetwork
 from lit_vision.methods.multilabel.network import MultiLabelClassifierNetwork
 from lit_vision.predict.models import build_metadata
 from lit_vision.serve.labeling.exports import labeled, write_table
-from lit_vision.serve.labeling.features import FeatureReader, FrozenEncoder
+from lit_vision.serve.labeling.features import FeatureReader
 from lit_vision.serve.labeling.learner import Learner
 from lit_vision.serve.labeling.probe import ProbeModel, fit_probe_model
 from lit_vision.serve.labeling.session import Labeling
+from lit_vision.study.frozen_encoder import FrozenEncoder
 from lit_vision.weights.licenses import with_note
 
 MODEL = "model.safetensors"

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_vision.data.folder import Paths
+from lit_vision.data.folder import Folder, Paths
+from lit_vision.data.value_range import measure_range, require_range
 from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
+from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import find_images
 from lit_vision.serve.pictures import PREVIEW_SIDE, jpeg
@@ -57,6 +59,7 @@ class LabelImages:
             what = "is a file" if root.exists() else "no such folder"
             raise UserError(f"{root}: {what}; name a folder of images")
         self.root = root.resolve()
+        self.folder = Folder(self.root, [], {})  # for what reads images by their paths
         found = find_images([str(self.root)])
         kept = _without_links_out(self.root, found.names)
         if not kept:
@@ -65,6 +68,7 @@ class LabelImages:
         self.links_out = len(found) - len(kept)
         self.unreadable: dict[int, str] = {}
         self.shown: dict[int, FileState] = {}
+        self.pixel_format = DEFAULT_FORMAT
         self._previews: OrderedDict[int, bytes] = OrderedDict()
         self._preparing: set[int] = set()
         self._lock = threading.Lock()
@@ -76,6 +80,16 @@ class LabelImages:
     def close(self) -> None:
         """End the threads that prepare pictures."""
         self._threads.shutdown(cancel_futures=True)
+
+    def measure_pixels(self) -> PixelFormat:
+        """Return the conversion to 8 bits of images deeper than that, from a sample; pictures are made with it.
+
+        Raises:
+            UserError: no range of values fits the images.
+        """
+        measured = measure_range(self.folder.read, self.paths)
+        self.pixel_format = PixelFormat(require_range(measured, str(self.root)))
+        return self.pixel_format
 
     def read(self, number: int) -> tuple[bytes, FileState]:
         """Return the bytes of a file and its state.
@@ -110,7 +124,7 @@ class LabelImages:
             header = read_header(data)
             if header.width * header.height > MOST_PIXELS:
                 raise ImageDecodeError(f"it has {header.width} x {header.height} pixels, which are too many")
-            made = jpeg(decode(data), side)
+            made = jpeg(decode(data, self.pixel_format), side)
         except (ImageDecodeError, ImageReadError) as error:
             self.unreadable[number] = str(error)
             raise ImageReadError(str(error)) from None

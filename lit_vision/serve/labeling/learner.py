@@ -19,6 +19,7 @@ from lit_vision.evaluation.acquisition import NEED_PROBABILITIES, strategy_now
 from lit_vision.evaluation.clinical import wilson_interval
 from lit_vision.evaluation.label_law import LabelLaw, fit_law
 from lit_vision.evaluation.suggestions import AUTO, BEST, suggest
+from lit_vision.serve.labeling.exports import write_table
 from lit_vision.serve.labeling.features import FeatureReader
 from lit_vision.serve.labeling.probe import ProbeModel, fit_probe_model
 from lit_vision.serve.labeling.session import Labeling
@@ -86,13 +87,16 @@ class Learner:
         self._accuracies: dict[int, tuple[object, ProbeModel, Accuracy]] = {}  # by id of the model, which is kept alive
         self._news, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
+        features.on_block = self.notify
 
     def start(self) -> None:
-        """Begin to learn."""
+        """Begin to read features and to learn."""
+        self.features.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End when the fit that runs is done."""
+        """End when the fit and the batch of features that run are done."""
+        self.features.stop()
         self._stopping.set()
         self._news.set()
         if self._thread.is_alive():
@@ -155,6 +159,7 @@ class Learner:
             self._news.clear()
             start = time.perf_counter()
             try:
+                write_table(self.labeling)
                 self.learn()
             except Exception:  # the labeling goes on without it
                 traceback.print_exc()
@@ -200,19 +205,20 @@ class Learner:
         numbers = self._pool(there)
         codes = self._codes(numbers, dict(known))
         done = np.array([self.labeling.is_done(number) for number in numbers.tolist()], bool)
-        if done.all():
+        num = min(CHOSEN, -(-int((~done).sum()) // 2))  # all that are left would have no order
+        if num == 0:
             self.labeling.queue.chosen = []
             return
         x = np.asarray(self.features.rows)[numbers]
         if self.labeling.store.multiple and model and asks_model:
-            self.labeling.queue.chosen = _least_sure(model, x, numbers, done)
+            self.labeling.queue.chosen = _least_sure(model, x, numbers, done)[:num]
             return
         found = suggest(
             self.now,
             x,
             codes,
             model.classes if model else list(self.labeling.store.classes) or ["one"],
-            CHOSEN,
+            num,
             excluded=np.flatnonzero(done & (codes < 0)),
             probabilities=model.probabilities(x) if model and asks_model else None,
         )
@@ -283,7 +289,7 @@ def _least_sure(model: ProbeModel, x: np.ndarray, numbers: np.ndarray, done: np.
     distance = np.abs(p - 0.5)
     least = np.where(done, np.inf, distance.min(1))
     found = []
-    for row in np.argsort(least, kind="stable")[: min(CHOSEN, int((~done).sum()))].tolist():
+    for row in np.argsort(least, kind="stable")[: int((~done).sum())].tolist():
         k = int(distance[row].argmin())
         found.append((int(numbers[row]), f"the model is unsure: {model.classes[k]} ({p[row, k]:.0%})"))
     return found

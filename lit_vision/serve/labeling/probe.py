@@ -16,7 +16,7 @@ from lit_vision.evaluation.linear import STRENGTHS, logistic_regression
 _ROWS = 4096  # features in memory at the same time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeModel:
     """A fitted model.
 

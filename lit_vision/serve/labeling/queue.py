@@ -33,6 +33,7 @@ class ImageQueue:
         paths: of all images.
 
     Attributes:
+        order: all numbers, in a random order.
         audit_order: numbers of the images that measure accuracy, in the order in which they are asked.
         random_order: those of all others, in a random order.
         chosen: (number, reason) of images that a strategy chose; they are asked before the others.
@@ -40,7 +41,7 @@ class ImageQueue:
 
     def __init__(self, paths: Sequence[str]) -> None:
         keys = [_random_key(path) for path in paths]
-        order = sorted(range(len(paths)), key=keys.__getitem__)
+        self.order = order = sorted(range(len(paths)), key=keys.__getitem__)
         # the order within the sample comes from other bits than the membership
         self.audit_order = [number for number in order if is_audit(paths[number])]
         audit = set(self.audit_order)

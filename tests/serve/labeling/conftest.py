@@ -15,6 +15,17 @@ ADDRESS = "http://127.0.0.1:8000"
 _IDS = itertools.count()
 
 
+def tiny_encoder():
+    import torch
+
+    from lit_vision.backbones.backbone import Backbone
+    from lit_vision.study.frozen_encoder import FrozenEncoder
+
+    torch.manual_seed(0)
+    backbone = Backbone("resnet18", stem="small", layers=[1, 1, 1, 1], channels=[8, 8, 8, 8])
+    return FrozenEncoder("tiny", backbone, torch.full((3,), 0.4), torch.full((3,), 0.3), 16, 1.0, "Apache-2.0")
+
+
 @pytest.fixture
 def photos(tmp_path) -> Path:
     """Return a folder of 20 images of 24 x 16 pixels, each of a gray value of its own."""
@@ -28,22 +39,35 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def label(photos, tmp_path) -> Callable[..., contextlib.AbstractContextManager]:
-    """Return a context manager that starts a labeling of `photos` and yields a client of its API."""
+    """Return a context manager that starts a labeling of `photos` and yields a client of its API.
+
+    Nothing runs in the background: a test calls `client.learner.learn()`, after setting `client.learner.features.rows`
+    or calling `read_features`.
+    """
     from starlette.testclient import TestClient
 
     from lit_vision.serve.access import Access
     from lit_vision.serve.labeling.app import LabelApp
+    from lit_vision.serve.labeling.features import FeatureReader
     from lit_vision.serve.labeling.images import LabelImages
+    from lit_vision.serve.labeling.learner import Learner
     from lit_vision.serve.labeling.session import Labeling
     from lit_vision.serve.labeling.store import LabelStore
 
     @contextlib.contextmanager
-    def start(classes=("cat", "dog"), multiple=False, root=photos, access=None) -> Iterator[TestClient]:
+    def start(
+        classes=("cat", "dog"), multiple=False, root=photos, access=None, strategy="auto"
+    ) -> Iterator[TestClient]:
         images = LabelImages(root)
         with LabelStore(tmp_path / "store", images.root, multiple) as store:
             labeling = Labeling(images, store, "me", classes)
-            with TestClient(LabelApp(labeling).app(Access(**(access or {}))), base_url=ADDRESS) as client:
-                client.labeling, client.lines = labeling, lambda: store.path.read_bytes().splitlines()
+            cache = tmp_path / "store/features"
+            features = FeatureReader(images, labeling.queue.order, tiny_encoder, cache, images.measure_pixels())
+            learner = labeling.learner = Learner(labeling, features, strategy)
+            app = LabelApp(labeling, learner).app(Access(**(access or {})))
+            with TestClient(app, base_url=ADDRESS) as client:
+                client.labeling, client.learner = labeling, learner
+                client.lines = lambda: store.path.read_bytes().splitlines()
                 yield client
             images.close()
 
@@ -60,3 +84,25 @@ def answer() -> Callable:
         return client.post("/v1/label/answers", json=body)
 
     return send
+
+
+@pytest.fixture
+def read_features() -> Callable:
+    """Return a function that reads the features of all images before it returns."""
+
+    def read(client) -> None:
+        client.learner.features.start()
+        client.learner.features.wait()
+
+    return read
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Return a folder of 150 different images of 4 x 4 pixels."""
+    root = tmp_path / "many"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(150):
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(root / f"{i:03d}.png")
+    return root
