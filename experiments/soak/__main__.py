@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from lit_vision.cli.parser import ScriptParser
-from soak import Soak, studies
+from soak import Soak, labeling, studies
 from soak import __doc__ as description
 from soak.cases import VIEWS
 
 RESULT = Path(__file__).parents[1] / "results" / "soak.json"
-SCENARIOS = ("every", "random", "saving", "gloo", "study")
+SCENARIOS = ("every", "random", "saving", "gloo", "study", "labeling")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200, help="random kills, and as many during saving (default 200)")
     parser.add_argument("--gloo_kills", type=int, default=20, help="the same for two processes (default 20)")
     parser.add_argument("--study_kills", type=int, default=10, help="of a study, and of one repeated (default 10)")
+    parser.add_argument("--label_kills", type=int, default=20, help="of the server of a labeling (default 20)")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs in parallel (default: number of cores)"
     )
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             lambda s: s.run_part("a study's plan repeated", studies.repeat_a_plan, args.study_kills),
             lambda s: s.run_part("a study that plans", studies.keep_decisions, args.study_kills),
         ],
+        "labeling": [lambda s: s.run_part("labeling", labeling.kill_the_server, args.label_kills)],
     }
     jobs = [job for name, group in scenarios.items() if args.only in ("", name) for job in group]
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             json.dumps({"made_by": "make soak", "failures": 0, "parts": {}, "environment": environment})
         )
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        soak = Soak(Path(folder), preload=("SimCLR", "MAE", "Classifier", "Plain"), out=args.out)
+        trained = () if args.only == "labeling" else ("SimCLR", "MAE", "Classifier", "Plain")
+        soak = Soak(Path(folder), preload=trained, out=args.out)
         running, failed_jobs = 0, 0
         for number, job in enumerate(jobs):
             if running == args.jobs:
