@@ -1,4 +1,6 @@
-"""lit-vision serve against decode and runtime in one process; latency, refused requests, and memory over many requests.
+"""lit-vision serve against decode and runtime in one process: latency, refused requests, memory over many requests.
+
+And lit-vision label: the time to the next image, see _labeling.py.
 
 Throughput is images a CPU second of the server's process, so that what the clients spend does not count and other
 processes on the machine hardly do. The baseline is the loop that predict runs, batches of 32, in a process of its own.
@@ -22,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks._labeling import measure_next_image
 from benchmarks._processes import save_classifier, write_jpegs
 from benchmarks._rows import make_row
 
@@ -65,7 +68,9 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         model = save_classifier(folder / "model.ckpt", MODEL, 224)
         rows = _throughput(model, folder / "photos", max(1, repeats))
         write_jpegs(folder / "small", 8, 64, 48)
-        return rows + _memory(save_classifier(folder / "small.ckpt", "resnet10t", 32), folder / "small")
+        rows += _memory(save_classifier(folder / "small.ckpt", "resnet10t", 32), folder / "small")
+        (folder / "label").mkdir()
+        return rows + measure_next_image(folder / "label")
 
 
 def _throughput(model: Path, photos: Path, repeats: int) -> list[dict[str, Any]]:

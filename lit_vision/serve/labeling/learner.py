@@ -85,6 +85,7 @@ class Learner:
         self._learned: list[_Labeled] = []
         self._chosen_with: tuple[object, ...] = ()
         self._accuracies: dict[int, tuple[object, ProbeModel, Accuracy]] = {}  # by id of the model, which is kept alive
+        self._lock = threading.Lock()  # of the kept accuracies
         self._news, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         features.on_block = self.notify
@@ -136,16 +137,16 @@ class Learner:
         sample = [(n, labels) for n, labels in self.labeling.audited() if self.features.of(n) is not None]
         if model is None or not sample or self.features.rows is None:
             return Accuracy(0, 0)
-        known = self._accuracies.get(id(model))
-        if known and known[0] == sample:
-            return known[2]
-        probabilities = model.probabilities(self.features.rows[[number for number, _ in sample]])
-        right = sum(set(model.labels_of(p)) == set(labels) for p, (_, labels) in zip(probabilities, sample))
-        self._accuracies = {
-            key: value for key, value in self._accuracies.items() if value[1] in (*self.curve, self.model)
-        }
-        self._accuracies[id(model)] = (sample, model, Accuracy(len(sample), right))
-        return Accuracy(len(sample), right)
+        with self._lock:
+            known = self._accuracies.get(id(model))
+            if known and known[0] == sample:
+                return known[2]
+            probabilities = model.probabilities(self.features.rows[[number for number, _ in sample]])
+            right = sum(set(model.labels_of(p)) == set(labels) for p, (_, labels) in zip(probabilities, sample))
+            present = (*self.curve, self.model)
+            self._accuracies = {key: value for key, value in self._accuracies.items() if value[1] in present}
+            self._accuracies[id(model)] = (sample, model, Accuracy(len(sample), right))
+            return self._accuracies[id(model)][2]
 
     def curve_points(self) -> list[dict[str, float]]:
         """Return the accuracy at each number of labels, of models that learned from the first labels."""
