@@ -65,9 +65,9 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.serve.access import Access
     from lit_vision.serve.labeling.app import LabelApp
     from lit_vision.serve.labeling.features import FeatureReader
-    from lit_vision.serve.labeling.finish import finish
     from lit_vision.serve.labeling.images import LabelImages
     from lit_vision.serve.labeling.learner import Learner
+    from lit_vision.serve.labeling.outcome import write_outcome
     from lit_vision.serve.labeling.session import Labeling
     from lit_vision.serve.labeling.store import LabelingError, LabelStore, check_class_name
     from lit_vision.study.frozen_encoder import open_frozen_encoder, parse_model
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         finally:
             learner.stop()
             images.close()
-            done = finish(labeling, learner)
+            done = write_outcome(labeling, learner)
             print("\n".join([*done.lines, *([f"next: {done.next}"] if done.next else [])]), flush=True)
     return 0
 

@@ -17,8 +17,8 @@ from lit_vision.serve.access import Access
 from lit_vision.serve.app import make_app
 from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse
 from lit_vision.serve.labeling.exports import EXPORTS
-from lit_vision.serve.labeling.finish import finish
 from lit_vision.serve.labeling.learner import Learner
+from lit_vision.serve.labeling.outcome import write_outcome
 from lit_vision.serve.labeling.review import Review
 from lit_vision.serve.labeling.session import AnswerConflictError, Labeling, as_json
 from lit_vision.serve.labeling.store import LabelingError
@@ -146,7 +146,7 @@ class LabelApp:
         """Write the table of labels and the model."""
         await _body(request)
         try:
-            done = await _run(finish, self.labeling, self.learner)
+            done = await _run(write_outcome, self.labeling, self.learner)
         except UserError as error:
             raise HTTPException(507, str(error)) from None
         return PlainJSONResponse({"files": [str(file) for file in done.files], "lines": done.lines, "next": done.next})

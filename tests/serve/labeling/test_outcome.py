@@ -10,7 +10,7 @@ from lit_vision.data.label_table import TableColumns, read_label_table
 from lit_vision.data.views.decode import decode
 from lit_vision.predict.models import load_model
 from lit_vision.predict.tasks import preprocess_for
-from lit_vision.serve.labeling.finish import fit_to_all
+from lit_vision.serve.labeling.outcome import fit_to_all
 
 
 def test_the_table_is_read_as_labels(label, answer, tmp_path) -> None:

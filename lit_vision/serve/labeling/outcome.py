@@ -1,4 +1,4 @@
-"""What a labeling leaves: the table of labels, a model, and the command that goes on from there."""
+"""Write the outcome of a labeling: the table of labels, a model, and the command that goes on from there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Finished:
+class Outcome:
     """Files of a labeling, sentences about them, and the next command to type."""
 
     files: list[Path]
@@ -35,7 +35,7 @@ class Finished:
     next: str
 
 
-def finish(labeling: Labeling, learner: Learner) -> Finished:
+def write_outcome(labeling: Labeling, learner: Learner) -> Outcome:
     """Write labels.csv and, if there is one, the model.
 
     The model learns from all labels, those that measure accuracy too; the accuracy that is said is that of the model
@@ -51,7 +51,7 @@ def finish(labeling: Labeling, learner: Learner) -> Finished:
     model = fit_to_all(labeling, features)
     if model is not None and encoder is not None:
         path = labeling.store.folder / MODEL
-        write_model(path, encoder, model, features)
+        write_probe_model(path, encoder, model, features)
         files.append(path)
         said = f"{path}: learned from {model.images} labels, {len(model.classes)} classes ({encoder.name}, frozen)"
         shown = learner.accuracy().shown()
@@ -61,7 +61,7 @@ def finish(labeling: Labeling, learner: Learner) -> Finished:
                 f"right (95 %: {shown['low']:.1%} to {shown['high']:.1%})"
             )
         lines.append(said)
-    return Finished(files, lines, next_command(labeling, table) if count else "")
+    return Outcome(files, lines, next_command(labeling, table) if count else "")
 
 
 def next_command(labeling: Labeling, table: Path) -> str:
@@ -91,7 +91,7 @@ def fit_to_all(labeling: Labeling, features: FeatureReader) -> ProbeModel | None
     return fit_probe_model(rows, [labels for _, labels in known], labeling.store.multiple)
 
 
-def write_model(path: Path, encoder: FrozenEncoder, model: ProbeModel, features: FeatureReader) -> None:
+def write_probe_model(path: Path, encoder: FrozenEncoder, model: ProbeModel, features: FeatureReader) -> None:
     """Write encoder and head as one file that predict, serve and export read.
 
     Raises:
