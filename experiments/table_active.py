@@ -96,13 +96,15 @@ def make() -> None:
         stored = []
         for seed in range(SEEDS):
             file = FOLDER / f"{name}-{seed}.json"
-            if not file.exists():
+            known = json.loads(file.read_text()) if file.exists() else {"values": {}, "seconds": 0.0}
+            if missing := [strategy for strategy in STRATEGIES if strategy not in known["values"]]:
                 start = time.perf_counter()
-                values = {strategy: accuracies(images, strategy, seed) for strategy in STRATEGIES}
-                write_json(file, {"values": values, "seconds": round(time.perf_counter() - start, 1)})
+                known["values"] |= {strategy: accuracies(images, strategy, seed) for strategy in missing}
+                known["seconds"] = round(known["seconds"] + time.perf_counter() - start, 1)
+                write_json(file, known)
                 if seed % 10 == 9:
                     print(f"{name}: {seed + 1} of {SEEDS} seeds", flush=True)
-            stored.append(json.loads(file.read_text()))
+            stored.append(known)
         counts = numbers_of_labels(min(MOST, len(images.labels)))
         cells = [
             make_cell(ENCODER, strategy, count, [one["values"][strategy][i] for one in stored])
