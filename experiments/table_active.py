@@ -27,7 +27,6 @@ MOST = 400  # images to choose from, drawn anew for each seed
 ROUNDS = 6
 STRENGTH = 0.003  # of the ridge, times the number of labels and the mean squared length of the features
 FOLDER = ROOT / "runs" / "table-active"
-RESAMPLES = 1000  # of the seeds, for the interval of the labels saved
 
 
 def results_file(name: str) -> Path:
@@ -135,31 +134,9 @@ def choose_strategy() -> str | None:
     return max((one for one in curves if one != "random"), key=lambda one: curves[one].mean())
 
 
-def labels_saved(counts: list[int], random: np.ndarray, other: np.ndarray) -> list[tuple[float, float, float]]:
-    """Return for each round how many labels fewer a strategy needs than random for its accuracy: mean, 95 % interval.
-
-    The number that random needs is read off its mean curve, linearly in the logarithm of the labels; beyond its last
-    round it counts as that round. The interval is the bootstrap's, over the paired seeds.
-
-    Args:
-        counts: numbers of labels of the rounds.
-        random: (seeds, rounds) accuracies of random.
-        other: likewise, of the strategy.
-    """
-
-    def saved(rows: np.ndarray) -> np.ndarray:
-        curve = np.maximum.accumulate(random[rows].mean(0))
-        needed = np.exp(np.interp(other[rows].mean(0), curve, np.log(counts)))
-        return np.asarray(needed - counts)
-
-    rng = np.random.default_rng(0)
-    drawn = np.array([saved(rng.integers(len(random), size=len(random))) for _ in range(RESAMPLES)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return list(zip(saved(np.arange(len(random))).tolist(), low.tolist(), high.tolist()))
-
-
 def show() -> None:
     """Print the tables and the choice; write them as Markdown."""
+    from lit_vision.evaluation.labels_saved import labels_saved
     from lit_vision.evaluation.metrics import paired_difference
     from lit_vision.results.tables import Table, to_markdown
 

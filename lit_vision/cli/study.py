@@ -91,6 +91,13 @@ def parser() -> CommandParser:
         help="set epochs instead of fitting them to the time: mae=100,simclr=100,80=200,800=60 (numbers of labels)",
     )
     add(
+        "--choose",
+        default="",
+        metavar="LIST",
+        help="measure by how much choosing what to label beats drawing at random: auto, or strategies of lit-vision "
+        "choose, by linear probes on frozen features",
+    )
+    add(
         "--plan",
         metavar="FILE",
         help="plan.jsonl of an earlier study of these images and settings: repeat its decisions, without the clock",

@@ -14,6 +14,7 @@ from lit_vision.results.environment import device_name
 from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import NOT_RUN, Table, grid_table, rows_from
 from lit_vision.study.cells import CellResult, hash_inputs, to_cells
+from lit_vision.study.chosen_report import chosen_section
 from lit_vision.study.more_labels import MoreLabels, more_labels
 from lit_vision.study.presets import ON_LABELS, SCRATCH, method_of
 from lit_vision.study.report_content import (
@@ -35,7 +36,7 @@ from lit_vision.study.report_sections import (
     unless_it_fails,
 )
 from lit_vision.study.runner import Study
-from lit_vision.study.verdict import Verdict, contender, verdicts
+from lit_vision.study.verdict import Verdict, contender, metric_for, verdicts
 from lit_vision.study.wandb_upload import log_study
 from lit_vision.weights.licenses import is_non_commercial
 
@@ -75,6 +76,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
         weights={init: encoder.sha256 for init, encoder in study.encoders.items()},
         weights_from=study.origins,
         inits={init.name: init.record for init in study.given},
+        chosen=study.chosen,
     )
     result = read_result(results)
     content = _content(study, cells, result, results)
@@ -100,6 +102,9 @@ def _content(study: Study, cells: list[dict[str, Any]], result: dict[str, Any], 
         lambda: [Section(PICTURE_TITLE, picture=picture_of_first_screen(study, cells, found, law))],
     )
     sections = collect_sections(study, cells, found, law)
+    if study.chosen:
+        metric = metric_for(cells, images.per_class)
+        sections.insert(0, chosen_section(study.chosen, metric, len(images.test_labels)))
     return Content(
         title="What should I do with these images?",
         advice=recommendation(found),

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_vision.errors import UsageError
+from lit_vision.evaluation.acquisition import STRATEGIES
+from lit_vision.evaluation.suggestions import AUTO as AUTO_STRATEGY
+from lit_vision.evaluation.suggestions import BEST
 from lit_vision.study.inits import AUTO, PUBLIC_BASE, choose_public, parse_inits
 from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, method_of
 from lit_vision.study.sizes import choose_sizes
@@ -13,6 +16,7 @@ from lit_vision.study.sizes import choose_sizes
 LARGEST_SIZE = 4096  # pixels
 INITS = "mae,simclr"
 CACHE_GB = 8.0
+RANDOM = "random"  # what --choose compares strategies with
 
 
 def run_study(
@@ -33,6 +37,7 @@ def run_study(
     epochs: str = "",
     keep_weights: int = 1,
     plan: str | Path | None = None,
+    choose: str | Sequence[str] = "",
     cache_gb: float = CACHE_GB,
     label_file: str | Path | None = None,
     path_column: str | None = None,
@@ -72,6 +77,8 @@ def run_study(
         keep_weights: store the classifiers of this many seeds, 0 or more.
         plan: plan.jsonl of an earlier study of these images and settings: its decisions are repeated and the clock is
             not asked, which gives the same table.
+        choose: strategies of choosing what to label (`lit_vision.evaluation.acquisition.STRATEGIES`, or auto), measured
+            against labels drawn at random, by linear probes on the frozen features that cross-validation prefers.
         cache_gb: gigabytes of decoded training images that may lie in the run's folder while the study runs, 0 or more;
             those beyond are decoded whenever they are needed, which changes the time and no number.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
@@ -117,7 +124,7 @@ def run_study(
     from lit_vision.study.runner import Study
     from lit_vision.study.settings import Settings
 
-    on_labels = _protocols(_text(protocols))
+    on_labels, strategies = _protocols(_text(protocols)), _strategies(_text(choose))
     refuse_older_study(folder)
     # what a list needs no image for is checked before the folder is read
     check_label_syntax(labels or "")
@@ -165,7 +172,9 @@ def run_study(
             reporter.log(images.notes[-1])
         numbers = parse_labels(labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
         _check_label_numbers(fixed_epochs, numbers)
-        settings = Settings(numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels, frozen_size)
+        settings = Settings(
+            numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels, frozen_size, strategies
+        )
         folder.mkdir(parents=True, exist_ok=True)
         preset = preset_for(images.size, rotation, gpu=gpu, frozen=sizes.frozen)
         optional = {public} if pretrained == "auto" else ()
@@ -208,6 +217,16 @@ def _protocols(text: str) -> list[str]:
         if name not in ON_LABELS:
             raise UsageError(f"--protocols: {name!r} is not one of {', '.join(ON_LABELS)}; separate them by commas")
     return [name for name in ON_LABELS if name in requested or name == "finetune"]
+
+
+def _strategies(text: str) -> list[str]:
+    """Return the strategies of --choose, each once; "auto" is the best one."""
+    names = [BEST if name == AUTO_STRATEGY else name for name in _items(text)]
+    for name in names:
+        if name not in STRATEGIES or name == RANDOM:
+            others = ", ".join(name for name in STRATEGIES if name != RANDOM)
+            raise UsageError(f"--choose: {name!r} is not one of {AUTO_STRATEGY}, {others}; separate them by commas")
+    return list(dict.fromkeys(names))
 
 
 def _seed_counts(text: str) -> list[int]:

@@ -11,12 +11,22 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lit_vision.backbones.create import patch_side
 from lit_vision.evaluation.linear import LinearProbe
-from lit_vision.study.cells import CellKey, CellResult, CellStore, hash_inputs, measure_once, refuse_older_study
+from lit_vision.study.cells import (
+    CellKey,
+    CellResult,
+    CellStore,
+    hash_inputs,
+    measure_once,
+    refuse_older_study,
+    to_cells,
+)
+from lit_vision.study.chosen_labels import ChosenLabels
 from lit_vision.study.costs import choose_frozen_side
 from lit_vision.study.decisions import Decisions
 from lit_vision.study.encoders import Encoder, EncoderStore
@@ -32,6 +42,7 @@ from lit_vision.study.planner import Planner
 from lit_vision.study.presets import StudyPreset, method_of
 from lit_vision.study.progress import Reporter
 from lit_vision.study.settings import Settings
+from lit_vision.study.verdict import choose_frozen
 from lit_vision.weights.load import load_backbone
 
 FROZEN_SHARE = 0.6  # of the budget: for features of given weights, which smaller images would spoil
@@ -60,6 +71,7 @@ class Study:
         labels: numbers of labels of the protocols that train no network; holds those of `settings`.
         plan: units and their planned steps, once `run` has made it.
         steps: of each unit that was run, by its name.
+        chosen: cells of `ChosenLabels.measure`, if the settings ask for them.
         not_tried: reason, by init or name of a unit.
 
     Raises:
@@ -100,12 +112,12 @@ class Study:
         self.results: list[CellResult] = []
         total = sum(images.per_class)
         self.labels = frozen_counts(settings.labels, len(images.classes), total)
-        self.encoder_store.rows = rows = needed_rows(
-            images, dict(zip(self.labels, map(settings.seeds_at, self.labels)))
-        )
+        rows = needed_rows(images, dict(zip(self.labels, map(settings.seeds_at, self.labels))))
+        self.encoder_store.rows = rows = None if settings.choose else rows  # strategies look at all of them
         needed = sum(images.per_class) if rows is None else len(rows)
         self._frozen_images = needed + len(images.test_labels)
         self.plan, self.steps = Plan(), dict[str, int]()
+        self.chosen: list[dict[str, Any]] = []
 
     def run(self) -> list[CellResult]:
         """Run everything: given weights, plan, frozen features, then the plan's units. Returns the cells' results."""
@@ -118,6 +130,7 @@ class Study:
             [settings.labels, settings.seeds, settings.max_seeds, settings.epochs, settings.protocols],
             self.inits,
             *filter(None, [{init.name: init.sha256 for init in self.given if init.path}]),  # a name says too little
+            *filter(None, [settings.choose]),
         )
         self.decisions = Decisions(self.folder / "plan.jsonl", inputs, self.budget, self.replay, self._clock)
         self.pace = Pace(self.decisions, self.budget)
@@ -144,6 +157,8 @@ class Study:
         self._measure_frozen("pixels", ON_PIXELS, *self.images.flat_pixels(), "pixels")
         for init, encoder in self.encoders.items():
             self._measure_frozen(init, ON_FEATURES, encoder.pool, encoder.test, self._origin(init))
+        if settings.choose:
+            self.chosen = self._measure_chosen()
         for index, unit in enumerate(self.plan.units):
             self._run_unit(unit, self.plan.units[index:])
         self.decisions.finish()
@@ -208,7 +223,7 @@ class Study:
             self.reporter.log,
             self.log,
         )
-        plan = self._planner.plan(len(self.encoders))
+        plan = self._planner.plan(len(self.encoders) + (1 + len(self.settings.choose) if self.settings.choose else 0))
         for name, reason in plan.not_tried.items():
             self._not_tried(name, reason)
         return plan
@@ -231,6 +246,28 @@ class Study:
                     results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
         self.results += results
         self._log_scores(results)
+
+    def _measure_chosen(self) -> list[dict[str, Any]]:
+        """Measure strategies on the frozen features that cross-validation prefers at the most labels."""
+        best = choose_frozen([cell for cell in to_cells(self.results, {}) if cell["labels"] == self.labels[-1]])
+        init = best["init"] if best else "pixels"
+        encoder = self.encoders.get(init)
+        pool, test = (encoder.pool, encoder.test) if encoder else self.images.flat_pixels()
+        self.reporter.log(f"choosing what to label, by features of {init}: {', '.join(self.settings.choose)}")
+        cells = ChosenLabels(
+            init,
+            self._origin(init) if encoder else init,
+            pool,
+            test,
+            self.images,
+            self.labels,
+            self.settings.seeds_at,
+            self.folder / "cells" / "chosen",
+            self.data_hash,
+        ).measure(self.settings.choose)
+        for cell in cells:
+            self.reporter.log(f"  {cell['strategy']:<24} {cell['labels']:>6} labels: {100 * cell['mean']:5.1f} %")
+        return cells
 
     def probe(self, key: CellKey) -> LinearProbe:
         """Fit the linear probe of a cell's labels on the frozen features of its init."""

@@ -16,6 +16,7 @@ class Settings:
         epochs: set beforehand, by init (pre-trainings) or number of labels as text (trainings on labels).
         protocols: how networks are trained on labels, out of `presets.ON_LABELS`.
         frozen_size: side at which frozen weights see the images, pixels; None: the best that the time allows.
+        choose: strategies of choosing what to label that are measured against random; see `chosen_labels`.
     """
 
     labels: list[int]
@@ -24,6 +25,7 @@ class Settings:
     epochs: dict[str, int] = field(default_factory=dict)
     protocols: list[str] = field(default_factory=lambda: ["finetune"])
     frozen_size: int | None = None
+    choose: list[str] = field(default_factory=list)
 
     def seeds_at(self, count: int) -> int:
         """Return the paired seeds at a number of labels; those that were added for the law get the most."""

@@ -12,7 +12,7 @@ import pytest
 from lit_vision.cli.main import main
 from lit_vision.errors import UsageError
 from lit_vision.results.schema import read_result
-from lit_vision.study import training
+from lit_vision.study import chosen_labels, training
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import ON_LABELS, preset_for
 from lit_vision.study.run_study import _text, run_study
@@ -46,7 +46,7 @@ def _study(folder, run, *more: str) -> int:
 
 
 def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, tmp_path, capsys, monkeypatch) -> None:
-    assert _study(folder, tmp_path) == 0
+    assert _study(folder, tmp_path, "--choose", "auto") == 0
     assert str(tmp_path / "report.md") in capsys.readouterr().out
     result = read_result(tmp_path / "results.json")
     cells = {(c["init"], c["protocol"], c["labels"]): c for c in result["cells"]}
@@ -67,9 +67,12 @@ def test_study__writes_every_cell_a_report_and_pictures_and_keeps_them(folder, t
         raise AssertionError("trained again")
 
     monkeypatch.setattr(training, "train", no_training)
-    assert _study(folder, tmp_path) == 0
+    monkeypatch.setattr(chosen_labels, "suggest", no_training)
+    assert _study(folder, tmp_path, "--choose", "auto") == 0
     again = read_result(tmp_path / "results.json")
     assert [c["values"] for c in again["cells"]] == [c["values"] for c in result["cells"]]
+    assert again["chosen"] == result["chosen"] != []
+    assert "## Choosing what to label" in text
     assert again["seconds"] > sum(c["seconds"] for c in result["cells"])  # not those of the second run alone
     with pytest.raises(AssertionError, match="trained again"):  # another recipe is another study
         _study(folder, tmp_path, "--rotation", "10")
