@@ -21,6 +21,7 @@ _HOMES = {
     "MultiLabelClassifier": "lit_vision.methods.multilabel.multilabel",
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
+    "ImageText": "lit_vision.methods.image_text.image_text",
 }
 __all__ = list(_HOMES)
 

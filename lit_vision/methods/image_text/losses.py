@@ -7,7 +7,7 @@ B pairs of this process, N pairs of all processes, D width of a vector, s scale.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ Tile = tuple[slice, slice, Tensor]  # rows, columns, values of the pairs of both
 TileFunction = Callable[[slice, slice, Tensor], Tensor]  # a tile to one of its shape, in the same memory or not
 
 
-def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+def clip_loss(images: Tensor, texts: Tensor, scale: Tensor, across_processes: bool = True) -> Tensor:
     """Return CLIP's loss: the mean cross-entropy of finding each image's text, and each text's image, among all.
 
     With c the cosine similarity and N the number of pairs:
@@ -36,6 +36,7 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         images: (B, D) vectors of any length; row i of both is a pair.
         texts: (B, D).
         scale: s, a scalar greater than 0; its logarithm is what the paper learns.
+        across_processes: False takes the pairs of this process alone, as an evaluation does.
 
     Returns:
         Scalar in nats, at least float32 even under autocast. If all similarities are equal it is log N.
@@ -43,10 +44,10 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ, or the scale is no scalar.
     """
-    return _in_float32(_SoftmaxLoss, images, texts, scale)
+    return _in_float32(_SoftmaxLoss, images, texts, across_processes, scale)
 
 
-def siglip_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def siglip_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, across_processes: bool = True) -> Tensor:
     """Return SigLIP's loss: each of the N x N pairs of an image and a text is told apart as belonging together or not.
 
     With c the cosine similarity, z_ij = 1 for i = j and else -1:
@@ -59,6 +60,7 @@ def siglip_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> T
         texts: (B, D).
         scale: s, a scalar greater than 0.
         bias: b, a scalar.
+        across_processes: as in `clip_loss`.
 
     Returns:
         Scalar in nats, at least float32 even under autocast. With s = 0 and b = 0 it is N log 2.
@@ -66,10 +68,12 @@ def siglip_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> T
     Raises:
         ValueError: the shapes differ, or scale or bias is no scalar.
     """
-    return _in_float32(_SigmoidLoss, images, texts, scale, bias)
+    return _in_float32(_SigmoidLoss, images, texts, across_processes, scale, bias)
 
 
-def _in_float32(loss: type[torch.autograd.Function], images: Tensor, texts: Tensor, *scalars: Tensor) -> Tensor:
+def _in_float32(
+    loss: type[torch.autograd.Function], images: Tensor, texts: Tensor, across_processes: bool, *scalars: Tensor
+) -> Tensor:
     """Apply a loss to unit vectors, in float64 if the vectors are, else in float32."""
     if images.shape != texts.shape or images.ndim != 2:
         raise ValueError(f"images and texts must both be (B, D), not {tuple(images.shape)} and {tuple(texts.shape)}")
@@ -78,32 +82,55 @@ def _in_float32(loss: type[torch.autograd.Function], images: Tensor, texts: Tens
     dtype = torch.float64 if torch.float64 in (images.dtype, texts.dtype) else torch.float32
     with torch.autocast(images.device.type, enabled=False):
         vectors = [F.normalize(x.to(dtype), dim=-1) for x in (images, texts)]
-        value: Tensor = loss.apply(*vectors, *(scalar.to(dtype).reshape(()) for scalar in scalars))
+        ranks = _Ranks(distributed.rank(), distributed.world_size()) if across_processes else _Ranks(0, 1)
+        value: Tensor = loss.apply(ranks, *vectors, *(scalar.to(dtype).reshape(()) for scalar in scalars))
     return value
+
+
+class _Ranks(NamedTuple):
+    """Place of this process among those whose pairs count."""
+
+    rank: int
+    world: int
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the rows of all of them."""
+        return distributed.gather(x) if self.world > 1 else x
+
+    def local(self, rows: int) -> slice:
+        """Return this process's rows among those of all."""
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+    def row_weights(self, grad: Tensor, rows: int) -> Tensor:
+        """Return for each row of all processes the gradient that reached its process's loss, over its rows: (N,).
+
+        A process's loss counts as the mean over its own rows: DDP's average of the processes is that of all rows.
+        """
+        return (self.gather(grad.reshape(1)) / rows).repeat_interleave(rows)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
     """`clip_loss` of unit vectors."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-        all_images, all_texts = distributed.gather(images), distributed.gather(texts)
+    def forward(ctx: Any, ranks: _Ranks, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        all_images, all_texts = ranks.gather(images), ranks.gather(texts)
         ctx.small = _is_small(scale)
         if len(all_images) == len(images):
             image_sums, text_sums = _log_sums(images, texts, scale, ctx.small, both=True)
         else:
-            image_sums = distributed.gather(_log_sums(images, all_texts, scale, ctx.small)[0])
-            text_sums = distributed.gather(_log_sums(texts, all_images, scale, ctx.small)[0])
+            image_sums = ranks.gather(_log_sums(images, all_texts, scale, ctx.small)[0])
+            text_sums = ranks.gather(_log_sums(texts, all_images, scale, ctx.small)[0])
         ctx.save_for_backward(all_images, all_texts, scale, image_sums, text_sums)
-        ctx.rows = len(images)
+        ctx.ranks, ctx.rows = ranks, len(images)
         positives = torch.linalg.vecdot(all_images, all_texts).mean() * scale
         return (image_sums.mean() + text_sums.mean()) / 2 - positives
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
         images, texts, scale, image_sums, text_sums = ctx.saved_tensors
-        weights = _row_weights(grad, ctx.rows) / 2  # (N,)
+        weights = ctx.ranks.row_weights(grad, ctx.rows) / 2  # (N,)
 
         def gradient(row_sums: Tensor, column_sums: Tensor, row_weights: Tensor) -> TileFunction:
             if ctx.small:
@@ -117,7 +144,7 @@ class _SoftmaxLoss(torch.autograd.Function):
             return shifted
 
         with torch.autocast(images.device.type, enabled=False):
-            local = _local_rows(ctx.rows)
+            local = ctx.ranks.local(ctx.rows)
             if ctx.rows == len(images):
                 rows = gradient(image_sums, text_sums, weights)
                 from_images, from_texts = _weighted_sums(images, texts, scale, rows, both=True)
@@ -131,31 +158,31 @@ class _SoftmaxLoss(torch.autograd.Function):
             from_texts -= pull * images[local]
             # sum of gradient x similarity over the pairs of this process's images with all texts
             of_scale = torch.linalg.vecdot(images[local], from_images).sum()
-        return from_images.mul_(scale), from_texts.mul_(scale), of_scale
+        return None, from_images.mul_(scale), from_texts.mul_(scale), of_scale
 
 
 class _SigmoidLoss(torch.autograd.Function):
     """`siglip_loss` of unit vectors."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        all_images, all_texts = distributed.gather(images), distributed.gather(texts)
-        start = _local_rows(len(images)).start
+    def forward(ctx: Any, ranks: _Ranks, images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        all_images, all_texts = ranks.gather(images), ranks.gather(texts)
+        start = ranks.local(len(images)).start
         losses = images.new_zeros(len(images))
         for i, j, logits in _tiles(images, all_texts, scale):
             logits.add_(bias)
             _pairs(i, j, logits, start).neg_()
             losses[i] -= F.logsigmoid(logits.neg_()).sum(1)
         ctx.save_for_backward(all_images, all_texts, scale, bias)
-        ctx.rows = len(images)
-        return distributed.gather(losses).mean()
+        ctx.ranks, ctx.rows = ranks, len(images)
+        return ranks.gather(losses).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor]:
         images, texts, scale, bias = ctx.saved_tensors
-        weights = _row_weights(grad, ctx.rows)  # (N,), of the images
-        local = _local_rows(ctx.rows)
+        weights = ctx.ranks.row_weights(grad, ctx.rows)  # (N,), of the images
+        local = ctx.ranks.local(ctx.rows)
         of_bias = torch.zeros_like(bias)
 
         def gradient(i: slice, j: slice, logits: Tensor) -> Tensor:
@@ -180,26 +207,12 @@ class _SigmoidLoss(torch.autograd.Function):
                     texts[local], images, scale, lambda i, j, logits: gradient(i, j, logits).mul_(weights[j])
                 )[0]
             of_scale = torch.linalg.vecdot(images[local], from_images).sum()
-        return from_images.mul_(scale), from_texts.mul_(scale), of_scale, of_bias
+        return None, from_images.mul_(scale), from_texts.mul_(scale), of_scale, of_bias
 
 
 def _is_small(scale: Tensor) -> bool:
     """True if exponentials of all logits can be added as they are; never on a GPU, for which reading it would wait."""
     return scale.device.type == "cpu" and float(scale) <= MAX_EXP_SCALE
-
-
-def _local_rows(rows: int) -> slice:
-    """Return this process's rows among those of all."""
-    start = distributed.rank() * rows
-    return slice(start, start + rows)
-
-
-def _row_weights(grad: Tensor, rows: int) -> Tensor:
-    """Return for each row of all processes the gradient that reached its process's loss, over the process's rows: (N,).
-
-    A process's loss counts as the mean over its own rows: DDP's average of the processes is then that of all rows.
-    """
-    return (distributed.gather(grad.reshape(1)) / rows).repeat_interleave(rows)
 
 
 def _tile_size(vectors: Tensor) -> tuple[int, int]:
