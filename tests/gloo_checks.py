@@ -23,6 +23,7 @@ from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
+from lit_vision.methods.image_text.image_text import ImageText
 from lit_vision.methods.image_text.losses import clip_loss, siglip_loss
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
@@ -67,6 +68,11 @@ def simclr_vit() -> nn.Module:
 
 def simclr_densenet() -> nn.Module:
     return SimCLR("densenet121", DENSENET, projection_width=8, temperature=0.5)
+
+
+def image_text() -> nn.Module:
+    sizes = {"vocab_size": 20, "context_length": 6, "text_width": 16, "text_depth": 1, "text_heads": 2}
+    return ImageText("vit_tiny_patch16_224", VIT, embed_width=8, **sizes)
 
 
 def mae() -> nn.Module:
@@ -124,6 +130,7 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
     for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, classifier_vit, classifier_resnet, multilabel)
 }
+METHODS["image_text"] = image_text
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
 DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}
 OBJECTS = (3, 2, 3, 2, 0, 1, 0, 0)  # of each image: what the losses divide by is far from equal on two processes
@@ -166,7 +173,9 @@ def joined_batch(
     mask[B:, :, 3:] = 255  # on the second process most are,
     mask[B:][mask[B:] == 2] = 1  # and one class is absent
     targets = targets_of(objects, dtype)
-    return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask, "targets": targets}
+    tokens = torch.randint(0, 20, (n, 6), generator=generator)
+    texts = {"tokens": tokens, "token_mask": torch.arange(6) < torch.arange(1, n + 1)[:, None].clamp(max=6)}
+    return {"images": images, "label": torch.arange(n) % 5, "key": key, "mask": mask, "targets": targets, **texts}
 
 
 def several_labels(dtype: torch.dtype) -> Tensor:
@@ -243,7 +252,7 @@ def nt_xent_check(dtype: torch.dtype) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "grad": grad, "local": local}
 
 
-def image_text_check(dtype: torch.dtype) -> dict[str, Tensor]:
+def image_text_losses_check(dtype: torch.dtype) -> dict[str, Tensor]:
     """Return both losses on leaves and their gradients, after DDP's averaging as in `nt_xent_check`.
 
     The scale is below and above the limit from which sums of exponentials are shifted.
@@ -321,7 +330,7 @@ def every_check() -> dict[str, dict[str, Tensor]]:
     for dtype in (torch.float32, torch.float64):
         label = str(dtype).removeprefix("torch.")
         out[f"nt_xent {label}"] = nt_xent_check(dtype)
-        out[f"image_text {label}"] = image_text_check(dtype)
+        out[f"image_text losses {label}"] = image_text_losses_check(dtype)
         out[f"batch_norm {label}"] = batch_norm_check(dtype)
         for name, make in METHODS.items():
             out[f"{name} {label}"] = method_check(make, dtype)

@@ -22,6 +22,7 @@ METHODS = (
     "classifier_vit",
     "classifier_resnet",
     "multilabel",
+    "image_text",
 )
 DENSE = ("segmenter", "segmenter_upernet", "fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 ONE_SIDED = ("fcos one-sided", "mask_rcnn one-sided")  # no object at all on the second process
@@ -110,7 +111,7 @@ def test_two_processes_give_the_gradients_and_weights_of_one(runs: dict, method:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("check", ["nt_xent", "image_text", "batch_norm"])
+@pytest.mark.parametrize("check", ["nt_xent", "image_text losses", "batch_norm"])
 def test_two_processes_give_the_values_of_one(runs: dict, check: str, dtype: str) -> None:
     single = runs["single"][f"{check} {dtype}"]
     for rank in ("rank0", "rank1"):
@@ -128,6 +129,7 @@ def test_mean_per_class__counts_are_added_up(runs: dict) -> None:
 
 
 GLOBAL_LOSS = ["simclr_resnet", "simclr_vit", "simclr_densenet", "segmenter", "fcos", "mask_rcnn", "fcos one-sided"]
+GLOBAL_LOSS += ["image_text"]
 
 
 @pytest.mark.parametrize("method", GLOBAL_LOSS)

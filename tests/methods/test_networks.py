@@ -26,6 +26,7 @@ def modules():
     yield from (toy_dense.make_detector(head) for head in ("fcos", "mask_rcnn"))
     yield toy_dense.make_segmenter()
     yield methods.MultiLabelClassifier(name, 5, VIT)
+    yield methods.ImageText(name, VIT, **toy_models.TEXT, loss="sigmoid", lock_image=True)
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: type(module).__name__)

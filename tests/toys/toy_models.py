@@ -10,6 +10,8 @@ from lit_vision.methods.classifier.classifier import Classifier
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"}
 CNN = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+# the text tower of a small ImageText
+TEXT = {"vocab_size": 300, "context_length": 12, "text_width": 16, "text_depth": 1, "text_heads": 2, "embed_width": 8}
 NAMES = ["blue", "green", "red"]
 
 

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import timm
 import torch
+import toy_models
 from lightning.pytorch import __version__
 from safetensors.torch import save_file
 from torch import nn
@@ -18,7 +19,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.cli.main import main
 from lit_vision.errors import UserError
-from lit_vision.methods import Detector, LeJEPA, Segmenter
+from lit_vision.methods import Detector, ImageText, LeJEPA, Segmenter
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
@@ -58,6 +59,8 @@ def make(kind: str, **body):
         return Segmenter(NAME, 3, img_size=32, head="fcn", width=8, backbone_args=options)
     if kind == "Detector":
         return Detector(NAME, 3, img_size=32, pyramid_width=32, head_convs=1, strides=[8, 16], backbone_args=options)
+    if kind == "ImageText":
+        return ImageText(NAME, options, **toy_models.TEXT)
     if kind == "MultiLabelClassifier":
         return MultiLabelClassifier(NAME, 5, options)
     return Classifier(NAME, 5, options)
@@ -77,7 +80,7 @@ def mae_layout(module: MAE) -> dict[str, torch.Tensor]:
 
 def write(path, layout: str):
     """A file in this layout; returns the module whose body is in it."""
-    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier"):
+    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier", "ImageText"):
         module = make(layout)
         torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": __version__}, path)
     elif layout == "Backbone":
@@ -102,6 +105,7 @@ HERE = (
     "SimCLR",
     "LeJEPA",
     "Classifier",
+    "ImageText",
     "Backbone",
     "timm",
     f"{FACEBOOK_MAE} (encoder)",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
-from lit_vision.data.captions import CaptionTokenizer, read_tokenizer
+from lit_vision.data.captions import read_tokenizer
 from lit_vision.errors import UserError
 from lit_vision.evaluation.retrieval import recall_in_batch, retrieve
 from lit_vision.methods import fine_tuning
@@ -135,21 +135,19 @@ class ImageText(ImageTextNetwork, LightningModule):
             data = getattr(self.trainer, "datamodule", None)
         except RuntimeError:  # not in a Trainer: the checkpoint is only loaded
             return
-        theirs = getattr(data, "tokenizer", None)
-        if theirs is not None and theirs.context_length != h.context_length:
-            raise UserError(
-                f"model.context_length: {h.context_length}, the data has {theirs.context_length}; make them equal"
-            )
+        theirs = getattr(data, "context_length", h.context_length)
+        if theirs != h.context_length:
+            raise UserError(f"model.context_length: {h.context_length}, the data has {theirs}; make them equal")
         if h.tokenizer_json is None and h.text_model is not None:
             h.tokenizer_json = read_tokenizer(tokenizer_file(h.text_model), h.context_length).json
-        if h.tokenizer_json is not None:
-            theirs = CaptionTokenizer(h.tokenizer_json, h.context_length)
-            if data is not None and hasattr(data, "use_tokenizer"):
-                data.use_tokenizer(theirs)
-        elif theirs is not None:
-            h.tokenizer_json = theirs.json
-        if theirs is not None and h.text_model is None and theirs.vocab_size > h.vocab_size:
-            raise UserError(f"model.vocab_size: {h.vocab_size}, the tokenizer has {theirs.vocab_size} tokens; raise it")
+        if h.tokenizer_json is None:
+            h.tokenizer_json = getattr(getattr(data, "tokenizer", None), "json", None)
+        elif data is not None and hasattr(data, "use_tokenizer"):
+            data.use_tokenizer(self.tokenizer)
+        if h.tokenizer_json is not None and h.text_model is None and self.tokenizer.vocab_size > h.vocab_size:
+            raise UserError(
+                f"model.vocab_size: {h.vocab_size}, the tokenizer has {self.tokenizer.vocab_size} tokens; raise it"
+            )
 
     def encode_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return unit vectors of the images and of the captions of a batch, both (B, E).
@@ -173,9 +171,8 @@ class ImageText(ImageTextNetwork, LightningModule):
         images, texts = self.encode_pairs(batch)
         loss: Tensor = self.similarity(images, texts)
         self.log("train/loss", loss, prog_bar=True)
-        if (self.global_step + 1) % getattr(self.trainer, "log_every_n_steps", 1) == 0:  # it costs two more products
-            self.log("train/scale", self.similarity.scale.detach())
-            self.log("train/recall1", recall_in_batch(images.detach(), texts.detach()))
+        self.log("train/scale", self.similarity.scale.detach())
+        self.log("train/recall1", recall_in_batch(images.detach(), texts.detach()))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
