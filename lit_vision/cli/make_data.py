@@ -11,6 +11,7 @@ from lit_vision.data.make import clipart, emoji, stamps
 from lit_vision.data.make.fashion import make_fashion
 from lit_vision.data.make.medmnist import unpack_medmnist
 from lit_vision.data.make.patches import make_patches
+from lit_vision.data.make.scene_captions import write_scene_captions
 from lit_vision.data.make.scenes import SIZES, make_scenes
 from lit_vision.data.make.trees import make_trees
 from lit_vision.errors import UsageError
@@ -73,7 +74,10 @@ def _make_scenes(args: argparse.Namespace) -> dict[str, int]:
             raise UsageError(f"--{split} {count}: give 0 to {MOST_SCENES} scenes")
     if not any(sizes.values()):
         raise UsageError("--train, --val, --test: give at least one scene")
-    return make_scenes(args.out, sizes, args.seed)
+    counts = make_scenes(args.out, sizes, args.seed)
+    if args.captions:
+        write_scene_captions(args.out, counts)
+    return counts
 
 
 def _add_fashion(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +133,7 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
         help="folder to make: DIR/<split>/images, annotations.json, semantic, instances",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default 0)")
+    parser.add_argument("--captions", action="store_true", help="also DIR/captions.csv, two captions an image")
     for split, count in SIZES.items():
         parser.add_argument(
             f"--{split}", type=int, default=count, metavar="N", help=f"number of scenes (default {count}; 0: none)"
