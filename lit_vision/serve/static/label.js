@@ -1,10 +1,12 @@
 // The page to label images: one image, its classes by keys, and what was answered.
 import { api, element } from "/static/session.js";
 import { Classes } from "/static/label_classes.js";
+import { useMine } from "/static/label_conflict.js";
 import { setUpFinish } from "/static/label_finish.js";
 import { ImagesAhead, itemOf, loadPicture } from "/static/label_images.js";
 import { isOutage, newId, Outbox } from "/static/label_outbox.js";
 import { countAnswer, plural, showProgress } from "/static/label_progress.js";
+import { proposalOf, showQuestion, theEnd } from "/static/label_question.js";
 import { Recent, textOf } from "/static/label_recent.js";
 import { setUpReview } from "/static/label_review.js";
 import { openSimilar } from "/static/label_similar.js";
@@ -141,35 +143,14 @@ function showNextIfNone() {
   if (shown) return;
   const next = ahead.take();
   if (next) return show(next);
-  const text = ahead.ended ? "Every image has an answer." : "Waiting for the next image";
-  by("stage").replaceChildren(element("p", { class: "faint" }, text));
+  by("stage").replaceChildren(ahead.ended ? theEnd(openView) : element("p", { class: "faint" }, "Waiting for the next image"));
   by("name").textContent = "";
   showAnswerParts();
 }
 
-/** Return the proposal that may be seen: never that of an audit image before its answer. */
-function proposalOf(image) {
-  return image && !(image.audit && !image.answer) ? image.proposal : null;
-}
-
 function showAnswerParts() {
-  const image = shown?.image, proposal = proposalOf(image), several = by("multiple").checked;
-  by("proposal").textContent = image ? reasonFor(image) : "";
-  const labels = several && (chosen.length || !proposal) ? chosen : proposal?.labels ?? [];
-  const text = several && (chosen.length || !proposal) ? (labels.length ? labels.join(", ") : "none of the classes")
-    : `${labels.join(", ")} ${proposal ? Math.round(100 * proposal.confidence) : 0} %`;
-  by("accept").hidden = !image || (!several && !proposal);
-  by("no-proposal").hidden = !image || !by("accept").hidden;
-  by("no-proposal").textContent = image?.audit ? "No proposal is shown" : "No proposal yet";
-  by("accept").replaceChildren(element("kbd", {}, "Enter"), ` ${text}`);
-  classes.show({ chosen, proposed: proposal?.labels ?? [], several });
-}
-
-function reasonFor({ audit, answer: given, reason }) {
-  if (given) return `Answered: ${textOf(given)}${given.annotator && given.annotator !== state.annotator ? ` (${given.annotator})` : ""}.`;
-  if (audit) return "Drawn at random to measure accuracy.";
-  const why = reason ? reason[0].toUpperCase() + reason.slice(1) + (reason.endsWith(".") ? "" : ".") : "";
-  return why;
+  showQuestion(shown?.image, chosen, by("multiple").checked, state.annotator);
+  classes.show({ chosen, proposed: proposalOf(shown?.image)?.labels ?? [], several: by("multiple").checked });
 }
 
 // Answers
@@ -265,24 +246,6 @@ function settle(id, error) {
   watchers.delete(id);
 }
 
-/** Ask whose answer counts, where another browser was first. */
-function useMine(body, theirs) {
-  const who = theirs.annotator ? ` by ${theirs.annotator}` : "";
-  by("conflict-text").textContent = `${body.path} has got the answer “${textOf(theirs)}”${who}. Yours is “${textOf(body)}”.`;
-  const picture = element("img", { alt: body.path });
-  picture.src = `/v1/label/images/${body.number}?side=256`;
-  by("conflict-picture").replaceChildren(picture);
-  by("keep-theirs").textContent = `Keep ${textOf(theirs)}`;
-  by("use-mine").textContent = `Use ${textOf(body)}`;
-  const dialog = by("conflict");
-  dialog.oncancel = (event) => event.preventDefault();
-  dialog.showModal();
-  return new Promise((done) => {
-    by("keep-theirs").onclick = () => { dialog.close(); done(false); };
-    by("use-mine").onclick = () => { dialog.close(); done(true); };
-  });
-}
-
 function setState(next) {
   const restarted = state && next.run !== state.run;
   state = next;
@@ -339,8 +302,10 @@ async function poll() {
 /** Say whether all answers are saved, and whether the server is there. */
 function showSaved() {
   const away = pollFailed || outbox.away !== null;
-  const wait = outbox.size ? `${plural(outbox.size, "answer waits", "answers wait")} in this browser and will be sent` : "Nothing is lost";
-  const text = `The server does not answer. ${wait} when it is back; is lit-vision label still running?`;
+  const waiting = `${plural(outbox.size, "answer waits", "answers wait")} in this browser`;
+  let text = "The server does not answer; is lit-vision label still running? ";
+  text += outbox.size ? `${waiting} and will be sent when it is back.` : "Every answer is saved.";
+  if (outbox.away?.status) text = `The server cannot save (${outbox.away.message}). ${waiting}; they are sent again and again.`;
   if (away && by("away").textContent !== text) by("away").textContent = text;
   if (!away && !by("away").hidden) say(outbox.size ? "The server is back." : "The server is back; every answer is saved.");
   by("away").hidden = !away;

@@ -1,6 +1,6 @@
 // The classes: buttons with their keys, a search for long lists, new ones and other names.
 import { element } from "/static/session.js";
-import { isOutage, post } from "/static/label_outbox.js";
+import { post } from "/static/label_outbox.js";
 
 const by = (id) => document.getElementById(id);
 const SEARCH_FROM = 25; // classes
@@ -91,7 +91,7 @@ export class Classes {
       this.closeNew();
       this.onChoose(name);
     } catch (error) {
-      by("new-note").textContent = isOutage(error) ? "The server does not answer; press Enter to try again." : error.message;
+      by("new-note").textContent = error.status ? error.message : "The server does not answer; press Enter to try again.";
     }
   }
 
@@ -128,7 +128,7 @@ export class Classes {
         by("rename-rows").replaceChildren(...this.list.map((one) => this.#renameRow(one.name)));
         by("rename-note").textContent = "";
       } catch (error) {
-        by("rename-note").textContent = isOutage(error) ? "The server does not answer; try again." : error.message;
+        by("rename-note").textContent = error.status ? error.message : "The server does not answer; try again.";
       }
     });
     return form;

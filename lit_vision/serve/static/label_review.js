@@ -40,8 +40,8 @@ export function setUpReview({ give, open }) {
     }
   }
 
-  /** Return a button that gives images a label; the card shows that it is saved. */
-  function labelButton(text, list, images, labels, primary = false) {
+  /** Return a button that gives images labels, or confirms those that they have; the card shows that it is saved. */
+  function labelButton(text, list, images, labels = null, primary = false) {
     const button = element("button", { type: "button", ...(primary && { class: "primary" }) }, text);
     button.addEventListener("click", () => {
       for (const other of list.querySelectorAll("button")) other.disabled = true;
@@ -49,10 +49,10 @@ export function setUpReview({ give, open }) {
       list.append(note);
       let left = images.length;
       for (const image of images) {
-        give(image, "label", labels, (error) => {
+        give(image, "label", labels ?? image.answer.labels, (error) => {
           left -= 1;
           if (error) note.className = "bad";
-          if (error || note.className !== "bad") note.textContent = error ? `Not saved: ${error.message}` : (left ? "Saving" : `Saved: ${labels.join(", ")}`);
+          if (error || note.className !== "bad") note.textContent = error ? `Not saved: ${error.message}` : (left ? "Saving" : `Saved: ${text}`);
           list.dataset.done = String(!left);
         });
       }
@@ -100,6 +100,7 @@ export function setUpReview({ give, open }) {
     } else if (kind === "duplicates" && second) {
       const theirs = second.answer?.labels ?? [];
       row.append(labelButton(`Both ${labels.join(", ")}`, row, [second], labels), labelButton(`Both ${theirs.join(", ")}`, row, [first], theirs));
+      row.append(labelButton("Keep both", row, [first, second]));
     } else {
       const { annotator, time } = first.answer ?? {};
       const when = time ? new Date(time).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" }) : "";
