@@ -73,7 +73,14 @@ export class Recent {
     this.draw();
   }
 
+  /** Draw the list when the next image has been painted, which comes first. */
   draw() {
+    if (this.waits) return;
+    this.waits = true;
+    requestAnimationFrame(() => setTimeout(() => { this.waits = false; this.#draw(); }));
+  }
+
+  #draw() {
     const items = this.list.slice(-SHOWN).reverse().map((answer) => {
       answer.item ??= this.#item(answer);
       answer.item.querySelector(".text").textContent = answer.text;
