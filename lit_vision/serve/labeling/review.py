@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,15 @@ DUPLICATE_COSINE = 0.95
 FEW_LABELS = 5  # of a class that needs more
 ALIKE = 12  # unlabeled images that are shown for a class with few labels
 _MOST_PAIRS = 1000
-_Item = tuple[list[int], str, dict[str, Any] | None]  # numbers of images, text, proposal instead of the model's
+
+
+class _Item(NamedTuple):
+    """Images to look at again: their numbers, why, a proposal instead of the model's, and a class that lacks images."""
+
+    numbers: list[int]
+    text: str
+    proposal: dict[str, Any] | None = None
+    name: str = ""
 
 
 class Review:
@@ -41,7 +49,7 @@ class Review:
         self._lock = threading.Lock()
 
     def page(self, kind: str, page: int) -> dict[str, Any]:
-        """Return {"kind", "total", "items": [{"images", "text"}]} of one page, from 0.
+        """Return {"kind", "total", "items": [{"images", "text"}]} of one page, from 0; items of "thin" have a "class".
 
         Raises:
             LabelingError: an unknown kind.
@@ -60,11 +68,11 @@ class Review:
                 self._kept[kind] = state, find[kind]()
             found = self._kept[kind][1]
         items = []
-        for numbers, text, proposal in found[page * PAGE : (page + 1) * PAGE]:
-            images = [self.labeling.item(number) for number in numbers]
-            if proposal is not None:
-                images[0]["proposal"] = proposal
-            items.append({"images": images, "text": text})
+        for item in found[page * PAGE : (page + 1) * PAGE]:
+            images = [self.labeling.item(number) for number in item.numbers]
+            if item.proposal is not None:
+                images[0]["proposal"] = item.proposal
+            items.append({"images": images, "text": item.text, **({"class": item.name} if item.name else {})})
         return {"kind": kind, "total": len(found), "items": items}
 
     def similar(self, number: int, count: int) -> list[dict[str, Any]]:
@@ -99,7 +107,8 @@ class Review:
                 text = f"labeled {title}{given}; looks like {likely} ({confidence:.0%})"
                 proposal = None if title else {"labels": [likely], "confidence": round(confidence, 4)}
                 number = numbers[kept[ranking.rows[i]]]
-                found.append((float(ranking.self_confidence[i]), ([number], text, proposal)))
+                if not self.labeling.is_confirmed(number):
+                    found.append((float(ranking.self_confidence[i]), _Item([number], text, proposal)))
         return [item for _, item in sorted(found, key=lambda one: one[0])]
 
     def duplicates(self) -> list[_Item]:
@@ -108,16 +117,18 @@ class Review:
         if len(numbers) < 2:
             return []
         x = _unit(np.asarray(self.features.rows)[numbers])
+        confirmed = {row for row, number in enumerate(numbers) if self.labeling.is_confirmed(number)}
         pairs: list[tuple[float, int, int]] = []
         for first in range(0, len(x), 512):
             cosines = x[first : first + 512] @ x.T
             for i, j in np.argwhere(cosines > DUPLICATE_COSINE).tolist():
-                if first + i < j and set(labels[first + i]) != set(labels[j]):
+                if first + i < j and set(labels[first + i]) != set(labels[j]) and not {first + i, j} <= confirmed:
                     pairs.append((float(cosines[i, j]), first + i, j))
         found: list[_Item] = []
         for cosine, i, j in sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]:
             given = " and ".join(_words(labels[row]) for row in (i, j))
-            found.append(([numbers[i], numbers[j]], f"nearly the same image (cosine {cosine:.3f}): {given}", None))
+            text = f"nearly the same image (cosine {cosine:.3f}): {given}"
+            found.append(_Item([numbers[i], numbers[j]], text))
         return found
 
     def thin(self) -> list[_Item]:
@@ -134,14 +145,14 @@ class Review:
             images = [number for number, names in zip(numbers, labels) if name in names]
             text = f"{printable(name)}: {count} label{'s' * (count != 1)}"
             alike = self._unlabeled_like(images)
-            found.append((alike, f"{text}; these look most like it" if alike else text, None))
+            found.append(_Item(alike, f"{text}; these look most like it" if alike else text, name=printable(name)))
         return found
 
     def newest(self) -> list[_Item]:
         """Return all answered images, the newest answer first."""
         answers = sorted(self.labeling.answers().items(), key=lambda item: item[1].time, reverse=True)
         said = {"skip": "skipped", "unsure": "not sure"}
-        return [([number], said.get(a.kind) or _words(a.labels), None) for number, a in answers]
+        return [_Item([number], said.get(a.kind) or _words(a.labels)) for number, a in answers]
 
     def _labeled(self, everything: bool = False) -> tuple[list[int], list[tuple[str, ...]]]:
         """Return numbers and labels of the labeled images, of those with a feature unless `everything`."""

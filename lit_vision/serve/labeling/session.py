@@ -9,6 +9,7 @@ import string
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from lit_vision.io.text import printable
@@ -107,6 +108,11 @@ class Labeling:
         with self.lock:
             return {number: self.store.answers[ids[-1]] for number, ids in self.histories.items() if ids}
 
+    def is_confirmed(self, number: int) -> bool:
+        """True if the present labels of an image were given twice in a row: somebody looked at it again."""
+        last = [self.store.answers[answer_id] for answer_id in self.histories.get(number, [])[-2:]]
+        return len(last) == 2 and last[0].kind == last[1].kind and set(last[0].labels) == set(last[1].labels)
+
     def is_audit(self, number: int) -> bool:
         """True if an image belongs to the sample that measures accuracy."""
         return number in self._audit
@@ -147,7 +153,7 @@ class Labeling:
     def state(self) -> dict[str, Any]:
         """Return counts and classes, and what the learner says."""
         answers = self.answers()
-        kinds = Counter(answer.kind for answer in answers.values())
+        kinds, midnight = Counter(answer.kind for answer in answers.values()), _midnight()
         return {
             "root": printable(self.images.root.name),
             "images": len(self.images),
@@ -155,6 +161,7 @@ class Labeling:
             "labeled": kinds["label"],
             "skipped": kinds["skip"],
             "unsure": kinds["unsure"],
+            "today": sum(answer.time >= midnight for answer in answers.values()),
             "unreadable": len(self.images.unreadable),
             "multiple": self.store.multiple,
             "classes": self.class_list(answers.values()),
@@ -347,6 +354,12 @@ class Labeling:
             if label not in self.store.classes:
                 check_class_name(label, self.store.multiple)
                 raise LabelingError(f"labels: there is no class {label!r}; add it first")
+
+
+def _midnight() -> str:
+    """Return the beginning of this machine's day as the store writes times."""
+    begin = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+    return begin.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def as_json(answer: LabelAnswer | None) -> Mapping[str, Any] | None:

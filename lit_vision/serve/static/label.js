@@ -216,7 +216,7 @@ function similar() {
 
 function onDone({ address, body }, reply) {
   const isUndo = address.endsWith("undo");
-  countAnswer(state.store, isUndo ? -1 : 1);
+  countAnswer(isUndo ? -1 : 1);
   if (!isUndo) recent.mark(body.id, "saved");
   else if (shown?.image.number === reply.number && !outbox.numbers.includes(reply.number)) {
     shown.image.answer = reply.answer; // the one before may be of an earlier visit, or of another browser

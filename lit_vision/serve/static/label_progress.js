@@ -3,34 +3,22 @@ import { element } from "/static/session.js";
 
 const by = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 400, HEIGHT = 104, LEFT = 40, BOTTOM = 22, TOP = 8, RIGHT = 10; // of the curve
+const WIDTH = 400, HEIGHT = 104, LEFT = 48, BOTTOM = 22, TOP = 8, RIGHT = 10; // of the curve
 const PAUSE = 60_000; // milliseconds: more between two answers is a pause and no part of the pace
 const LAST = 20; // answers that the pace is taken from
 
 export const count = (n) => n.toLocaleString("en");
 export const percent = (x) => `${Math.round(100 * x)} %`;
+/** A probability, which is never shown as certain. */
+export const confidence = (x) => (x > 0.99 ? "more than 99 %" : percent(x));
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
 const times = []; // of the answers of this visit
 
-/** Count an answer that was given now, or taken back. */
-export function countAnswer(store, by_one) {
-  if (by_one > 0) times.push(Date.now());
+/** Count an answer that was given now (1), or taken back (-1). */
+export function countAnswer(step) {
+  if (step > 0) times.push(Date.now());
   else times.pop();
-  const today = new Date().toDateString(), key = `lit_vision_today:${store}`;
-  try {
-    const [day, number] = JSON.parse(localStorage.getItem(key) ?? "[]");
-    localStorage.setItem(key, JSON.stringify([today, Math.max(0, (day === today ? number : 0) + by_one)]));
-  } catch { /* not allowed: the count of this visit is shown */ }
-}
-
-function answersToday(store) {
-  try {
-    const [day, number] = JSON.parse(localStorage.getItem(`lit_vision_today:${store}`) ?? "[]");
-    return day === new Date().toDateString() ? number : 0;
-  } catch {
-    return times.length;
-  }
 }
 
 /** Return answers a minute, without pauses; null until there are enough. */
@@ -48,13 +36,14 @@ export function showProgress(state) {
     state.unsure && `${count(state.unsure)} not sure`, `${count(left)} left`];
   by("count").textContent = parts.filter(Boolean).join(", ");
   const speed = pace();
-  by("pace").textContent = `${count(answersToday(state.store))} today${speed ? `, about ${Math.round(speed)} a minute` : ""}`;
+  by("pace").textContent = `${count(state.today)} today${speed ? `, about ${Math.round(speed)} a minute` : ""}`;
   showAccuracy(state);
-  drawCurve(state.curve ?? []);
+  drawCurve(state.curve);
   by("more").textContent = state.more ? sentence(state.more) : "";
-  const { done, total } = state.features ?? { done: 0, total: 0 };
-  by("features").textContent = done < total
-    ? `Looking at the images: ${count(done)} of ${count(total)}. Until then they come in random order.` : "";
+  const { done, total } = state.features;
+  const reading = done < total ? `The model has seen ${count(done)} of ${count(total)} images.` : "";
+  by("features").textContent = state.problem ? sentence(state.problem) : reading;
+  by("features").className = state.problem ? "bad" : "faint";
 }
 
 function showAccuracy({ audit, model }) {

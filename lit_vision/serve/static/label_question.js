@@ -1,5 +1,6 @@
 // What is asked about the image on the page: why it is shown, and the proposal.
 import { element } from "/static/session.js";
+import { confidence } from "/static/label_progress.js";
 import { textOf } from "/static/label_recent.js";
 
 const by = (id) => document.getElementById(id);
@@ -14,7 +15,7 @@ export function showQuestion(image, chosen, several, annotator) {
   const proposal = proposalOf(image), ownLabels = several && (chosen.length || !proposal);
   by("proposal").textContent = image ? reasonFor(image, annotator) : "";
   const text = ownLabels ? chosen.join(", ") || "none of the classes"
-    : proposal && `${proposal.labels.join(", ") || "none of the classes"} ${Math.round(100 * proposal.confidence)} %`;
+    : proposal && `${proposal.labels.join(", ") || "none of the classes"} ${confidence(proposal.confidence)}`;
   by("accept").hidden = !image || !text;
   by("accept").replaceChildren(element("kbd", {}, "Enter"), ` ${text}`);
   by("no-proposal").hidden = !image || !by("accept").hidden;

@@ -26,7 +26,7 @@ export function setUpReview({ give, open }) {
       else tab.removeAttribute("aria-current");
     }
     if (!more) by("review-items").replaceChildren();
-    by("review-about").textContent = "Looking";
+    by("review-about").textContent = "Looking; this may take a few seconds.";
     by("review-more").hidden = true;
     try {
       const found = await api(`/v1/label/review?kind=${kind}&page=${page}`, {}, 5);
@@ -71,7 +71,7 @@ export function setUpReview({ give, open }) {
     const made = element("figure"), button = element("button", { type: "button", class: "picture-button", "aria-label": `Open ${image.path}` });
     button.append(thumbnail(image));
     button.addEventListener("click", () => open({ image }));
-    const text = image.answer ? `${textOf(image.answer)}: ${image.path}` : image.path;
+    const text = image.answer && kind !== "answers" ? `${textOf(image.answer)}: ${image.path}` : image.path;
     made.append(button, element("figcaption", { class: "faint" }, text));
     return made;
   }
@@ -79,7 +79,7 @@ export function setUpReview({ give, open }) {
   function card(item) {
     const made = element("li", { class: "item" });
     const pictures = element("div", { class: "pictures" }), words = element("div", { class: "words" }), row = element("div", { class: "row" });
-    words.append(element("p", {}, item.text), row);
+    words.append(...(kind === "answers" ? [] : [element("p", {}, item.text)]), row);
     if (kind === "thin") {
       const name = item.class;
       for (const image of item.images) {
