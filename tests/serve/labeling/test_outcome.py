@@ -94,6 +94,7 @@ def test_review_finds_wrong_labels_duplicates_and_thin_classes(label, many) -> N
         assert found["items"][0]["text"].startswith("labeled ")
         assert found["items"][0]["images"][0]["proposal"]["labels"] == ["dog" if groups[order[0]] else "cat"]
         pairs = review("duplicates")["items"]
+        found_pairs = len(pairs)
         assert {image["number"] for image in pairs[0]["images"]} == {order[0], order[1]}
         (thin,) = review("thin")["items"]
         assert (thin["class"], thin["text"][:13]) == ("rare", "rare: 1 label")
@@ -106,10 +107,10 @@ def test_review_finds_wrong_labels_duplicates_and_thin_classes(label, many) -> N
             labels = client.labeling.answer_of(number).labels
             client.labeling.answer(number, "label", labels, f"b{number}", f"a{number}")
         assert wrong not in [item["images"][0]["number"] for item in review("wrong")["items"]]
-        assert review("duplicates")["total"] == 0
+        assert review("duplicates")["total"] == found_pairs - 1
         for number in order[:2]:
             client.labeling.undo(f"b{number}")
-        assert review("duplicates")["total"] == 1
+        assert review("duplicates")["total"] == found_pairs
         client.labeling.answer(wrong, "label", [given_right(groups, order)], "again", f"a{wrong}")
         assert wrong not in [item["images"][0]["number"] for item in review("wrong")["items"]]
         assert review("duplicates")["total"] == 0
