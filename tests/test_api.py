@@ -42,7 +42,7 @@ def defaults(function) -> dict:
     ("function", "parser"),
     [
         (lit_vision.run_study, study.parser),
-        (lit_vision.choose_images, choose.parser),
+        (lit_vision.choose_images, choose._parser),
         (lit_vision.export_model, export._parser),
         (lit_vision.check_folder, doctor._parser),
     ],

@@ -9,8 +9,7 @@ from lit_vision.evaluation.acquisition import STRATEGIES
 from lit_vision.study.choose import NUM, choose_images
 
 
-def parser() -> CommandParser:
-    """Return the parser of the command's options."""
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision choose",
         description="Choose which images to label next, from frozen features: a CSV with the reasons, and a page with "
@@ -66,6 +65,6 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: one line that names the file or flag and what to do.
     """
-    for path in choose_images(**vars(parser().parse_args(list(argv)))):
+    for path in choose_images(**vars(_parser().parse_args(list(argv)))):
         print(path)
     return 0
