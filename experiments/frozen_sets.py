@@ -174,7 +174,7 @@ def _compute(root: Path, encoder: str, cache: Path) -> None:
     if len(rows) > POOL:
         rows = rows[sample_stratified(train.labels[rows], POOL, 0)]
     parts = ((train, rows), (test, test_rows))
-    features = [_features([root / part.paths[i] for i in chosen], encoder) for part, chosen in parts]
+    features = [image_features([root / part.paths[i] for i in chosen], encoder) for part, chosen in parts]
     labels = [part.labels[chosen] for part, chosen in parts]
     arrays = {
         "features": features[0],
@@ -192,7 +192,7 @@ def _compute(root: Path, encoder: str, cache: Path) -> None:
     atomic_write(cache, write)
 
 
-def _features(paths: list[Path], encoder: str) -> np.ndarray:
+def image_features(paths: list[Path], encoder: str) -> np.ndarray:
     """Return (N, D) float32: raw pixels at 32 x 32, 0 to 1, or features of the public network."""
     if encoder == "pixels":
         from PIL import Image
