@@ -12,6 +12,8 @@ import table_label_errors
 import table_label_law
 from frozen_sets import FrozenSet
 
+from lit_vision.evaluation.labels_saved import labels_saved
+
 
 def test_labels_are_changed_to_another_or_to_the_nearest_class() -> None:
     labels = np.repeat([0, 1, 2], 20)
@@ -40,7 +42,7 @@ def test_labels_saved_are_read_off_the_curve_of_random() -> None:
     counts = [10, 20, 40, 80]
     random = np.tile([0.2, 0.4, 0.6, 0.8], (6, 1))
     ahead = np.tile([0.4, 0.6, 0.7, 0.8], (6, 1))  # what random has at 20, 40, sqrt(40 * 80) and 80 labels
-    found = np.array(table_active.labels_saved(counts, random, ahead))
+    found = np.array(labels_saved(counts, random, ahead))
     np.testing.assert_allclose(found, np.array([10, 20, np.sqrt(3200) - 40, 0])[:, None] * np.ones(3), atol=1e-6)
     assert table_active.numbers_of_labels(400) == [6, 12, 25, 50, 100, 200]
 
