@@ -200,6 +200,6 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 def _cosines(rows: np.ndarray, feature: np.ndarray) -> np.ndarray:
     """Return the cosine of each row with a feature, -inf for rows that are not there."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows)) * float(np.linalg.norm(feature))
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows)) * float(np.linalg.norm(feature))
     cosines = rows @ feature / np.maximum(lengths, 1e-12)
     return np.where(np.isnan(cosines), -np.inf, cosines)
