@@ -124,11 +124,12 @@ def kill_while_labeling(folder: Path, answers: int, kills: int, rng: random.Rand
     for thread in threads:
         thread.join()
     server.kill()
-    _count_faults(out / "labels.jsonl", counts)
+    count_faults(out / "labels.jsonl", counts)
     return counts
 
 
-def _count_faults(store: Path, counts: LabelCounts) -> None:
+def count_faults(store: Path, counts: LabelCounts) -> None:
+    """Set `lost` and `doubled` from the lines of a store."""
     lines = [json.loads(line) for line in store.read_text().splitlines()]  # the last kill may not leave a cut line here
     stored = [line for line in lines if line["event"] == "answer"]
     by_id = {line["id"]: (line["path"], line["labels"][0]) for line in stored}
