@@ -66,7 +66,7 @@ SLOW_CALLS = [  # Lightning alone takes seconds
     # by default a study asks timm's hub for public weights (--pretrained auto), as its help says
     "study set --pretrained off --inits scratch-cnn --epochs 6=1 --labels 6 --seeds 1 --run_dir study",
 ]
-WITH_A_PORT = {"serve", "label"}  # tests/serve/test_server_process.py: their one port
+WITH_A_PORT = {"serve", "label"}  # their one port: test_server_process.py, test_label_process.py in tests/serve
 
 
 @pytest.fixture(scope="module")

@@ -166,12 +166,14 @@ def test_two_processes_and_two_to_one_to_two(kills: soak.Soak) -> None:
 @pytest.mark.slow
 def test_no_answer_is_lost_or_doubled_when_the_server_is_killed(tmp_path) -> None:
     pytest.importorskip("uvicorn", reason="pip install 'lit-vision[serve]'")
-    assert soak.labeling.kill_the_server(tmp_path, 2, random.Random(0)) == 2
+    from soak import labeling
+
+    assert labeling.kill_the_server(tmp_path, 2, random.Random(0)) == 2
     lines = (tmp_path / "store/labels.jsonl").read_text().splitlines()
     assert sum('"event": "answer"' in line for line in lines) >= 20
-    counts = soak.labeling.LabelCounts({"never sent": ("a.png", "cat")})
-    soak.labeling.count_faults(tmp_path / "store/labels.jsonl", counts)
+    counts = labeling.LabelCounts({"never sent": ("a.png", "cat")})
+    labeling.count_faults(tmp_path / "store/labels.jsonl", counts)
     assert (counts.lost, counts.doubled) == (1, 0)
     (tmp_path / "doubled.jsonl").write_text("\n".join([*lines, lines[-1]]))
-    soak.labeling.count_faults(tmp_path / "doubled.jsonl", counts)
+    labeling.count_faults(tmp_path / "doubled.jsonl", counts)
     assert counts.doubled == 2  # the id, and the image
