@@ -47,6 +47,7 @@ class LoadedModel:
         self.classes: tuple[str, ...] = tuple(model.metadata.class_names)
         self.metadata: ModelMetadata = model.metadata
         self.runtime, self.path = model.runtime, model.path
+        self._classifier: tuple[tuple[list[str], list[str]], LoadedModel] | None = None  # of the last `classes`
 
     def __repr__(self) -> str:
         """Return task, number of classes, runtime and file."""
@@ -59,6 +60,8 @@ class LoadedModel:
         top_k: int | None = None,
         min_score: float | None = None,
         max_detections: int | None = None,
+        classes: Sequence[str] | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
         batch_size: int = 32,
         workers: int = 0,
         errors: Errors = "raise",
@@ -70,6 +73,8 @@ class LoadedModel:
             top_k: classes per image, classification only; None is 5.
             min_score: leave out detections with a lower score, 0 to 1, detection only; None is 0.
             max_detections: keep the best of an image, detection only; None is the model's number, usually 100.
+            classes: names to classify into, for a model of images and captions (ImageText); no training on them.
+            templates: prompts for `classes`, with {} for the name; several are averaged.
             batch_size: images at a time.
             workers: threads that read and decode; 0: the number of cores.
             errors: "raise" for an image that cannot be read, or "skip", which returns None for it.
@@ -82,6 +87,10 @@ class LoadedModel:
             UserError: an image cannot be read, another kind of image, or a model of features alone. UsageError (a
                 UserError): an option out of range or of another task.
         """
+        if classes is not None:
+            options: dict[str, Any] = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
+            options |= {"batch_size": batch_size, "workers": workers, "errors": errors}
+            return self._zero_shot(classes, templates).predict(images, **options)
         given = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
         check_ranges(given)
         results_of_task, options = results_with_options(self._model, given)
@@ -94,6 +103,15 @@ class LoadedModel:
             for position, prediction in zip(batch.positions, results.predictions(batch, outputs)):
                 found[position] = prediction
         return found
+
+    def _zero_shot(self, classes: Sequence[str], templates: Sequence[str]) -> LoadedModel:
+        """Return the classifier of these classes; the last one is kept."""
+        from lit_vision.predict.zero_shot import check_classes, check_templates, open_zero_shot
+
+        wanted = check_classes(classes, "classes"), check_templates(templates, "templates")
+        if self._classifier is None or self._classifier[0] != wanted:
+            self._classifier = wanted, LoadedModel(open_zero_shot(self.path, *wanted, str(self._model.device)))
+        return self._classifier[1]
 
     def embed(self, images: Any, *, batch_size: int = 32, workers: int = 0, errors: Errors = "raise") -> Embeddings:
         """Return the features of one or many images, N x D, not normalized.

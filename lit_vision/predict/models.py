@@ -98,7 +98,7 @@ def load_model(
         return open_openvino(path, threads)
     if suffix == ".pt2":
         return open_pt2(path, trust_pt2)
-    target = _torch_device(device)
+    target = torch_device(device)
     method: nn.Module | None = None
     network: nn.Module
     if from_timm:
@@ -116,7 +116,7 @@ def load_model(
     return Model(metadata, path, run, "torch", method, target)
 
 
-def _torch_device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """Return the device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:

@@ -54,6 +54,8 @@ FILES = [
     ("predict --model run {} --out p.csv", "", ""),
     ("predict --model run set/test --out {} --overwrite", ".csv", "missing empty garbage utf16 latin1"),
     ("predict --model run set/test --out {}/x.csv", ".csv", "missing folder"),
+    ("predict --model run set/test --out p.csv --classes {}", ".txt", ""),
+    ("predict --model run set/test --out p.csv --classes toy.yaml --template {}", ".txt", ""),
     ("serve {}", ".ckpt", ""),
     ("serve run --index {}", ".safetensors", ""),
     ("serve run --index index.safetensors --index_root {}", "", "folder"),

@@ -1,0 +1,192 @@
+"""Classification into classes that are only named: images are compared with the text vectors of prompts.
+
+B images, K classes, E width of the space that images and texts share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_vision.errors import UserError
+from lit_vision.methods import network_class
+from lit_vision.predict.models import build_metadata, resolve_model_file, torch_device
+from lit_vision.predict.runtimes import Model
+from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
+from lit_vision.weights.compatibility import METHODS
+
+TEMPLATES = ("a photo of a {}.",)
+MOST_CLASSES = 100_000
+
+
+def class_vectors(
+    encode_texts: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """Return a unit vector for each class: the mean of the unit vectors of its prompts, normalized again (K, E).
+
+    Source: Radford et al. 2021, arXiv:2103.00020, section 3.1.4.
+
+    Args:
+        encode_texts: N texts to vectors (N, E) of any length.
+        classes: names.
+        templates: prompts with {} for the name.
+    """
+    vectors = encode_texts([template.replace("{}", name) for name in classes for template in templates])
+    vectors = F.normalize(vectors, dim=-1).unflatten(0, (len(classes), len(templates)))
+    return F.normalize(vectors.mean(1), dim=-1)
+
+
+class ZeroShotInference(nn.Module):
+    """Normalized images (B, C, S, S) -> logits (B, K), unit vectors of the images (B, E).
+
+    The logits are scale x cosine similarity. The bias of a sigmoid loss is left out: it is the same for all classes.
+
+    Args:
+        network: of images and captions, from `load_image_text`.
+        vectors: of the classes, (K, E).
+    """
+
+    outputs = ("logits", "features")
+
+    def __init__(self, network: nn.Module, vectors: Tensor) -> None:
+        super().__init__()
+        self.backbone, self.image_projection = network.backbone, network.image_projection
+        scale = network.similarity.scale.detach()
+        self.register_buffer("classes", (scale * vectors).clone())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs (see the class)."""
+        features = F.normalize(self.image_projection(self.backbone(images)), dim=-1)
+        return features @ self.classes.T, features
+
+
+def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, Any], Path]:
+    """Return the network of images and captions of a run or checkpoint, on the CPU in evaluation mode.
+
+    Returns:
+        The network, what its training stored of its data (the image size), and the file.
+
+    Raises:
+        UserError: no such file, a damaged one, or a model that was not trained on captions.
+    """
+    path = resolve_model_file(source)
+    advice = "was not trained on images with captions, so it has no words; give a run of ImageText"
+    if path.suffix.lower() not in (".ckpt", ".pt", ".pth"):
+        raise UserError(f"{path}: is no checkpoint of a training; give a run of ImageText or its .ckpt")
+    state, header, content = read_file_and_content(path)
+    layout = to_common_keys(state, header)[1]
+    kind = network_class(layout) if layout in METHODS else None
+    hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if (
+        kind is None
+        or not hasattr(kind, "encode_texts")
+        or not isinstance(content, dict)
+        or not isinstance(hyper, Mapping)
+    ):
+        raise UserError(f"{path}: {advice}")
+    network = kind(hyper)
+    try:
+        network.load_state_dict(dict(content["state_dict"]))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
+        ) from error
+    return network.eval().requires_grad_(False), content.get("card") or {}, path
+
+
+def open_zero_shot(
+    source: str | os.PathLike[str], classes: Sequence[str], templates: Sequence[str] = TEMPLATES, device: str = "auto"
+) -> Model:
+    """Return a classifier of the named classes from a model of images and captions.
+
+    Args:
+        source: a run's folder or a checkpoint of ImageText.
+        classes: names, two or more, all different.
+        templates: prompts with {} for the name; several make an ensemble, see `class_vectors`.
+        device: as in `models.load_model`.
+
+    Raises:
+        UserError: as `check_classes`, `check_templates` and `load_image_text`.
+    """
+    classes, templates = check_classes(classes, "classes"), check_templates(templates, "templates")
+    target = torch_device(device)
+    network, stored, path = load_image_text(source)
+    method = network.to(target)
+    vectors = class_vectors(method.encode_texts, classes, templates)
+    inference = ZeroShotInference(method, vectors).eval().to(target)
+    features = build_metadata(method, "features", stored)
+    prompts = json.dumps([classes, templates], ensure_ascii=False)
+    metadata = replace(
+        features,
+        task="classification",
+        class_names=classes,
+        outputs=list(ZeroShotInference.outputs),
+        weights=hashlib.sha256(f"{features.weights} {prompts}".encode("utf-8", "surrogateescape")).hexdigest(),
+        options={**features.options, "templates": templates},
+    )
+
+    def run(images: Tensor) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            outputs = inference(images.to(target))
+        return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
+
+    return Model(metadata, path, run, "torch", None, target)
+
+
+def check_classes(names: Sequence[str], where: str) -> list[str]:
+    """Return names of classes without the space around them.
+
+    Args:
+        names: two or more.
+        where: the flag and file, for the error.
+
+    Raises:
+        UserError: fewer than two or too many, an empty one, or one that occurs twice.
+    """
+    found = [" ".join(str(name).split()) for name in names]
+    if isinstance(names, str) or not 2 <= len(found) <= MOST_CLASSES or not all(found):
+        raise UserError(f"{where}: {len(found)} names of classes; give 2 to {MOST_CLASSES:,}, none empty")
+    name, count = Counter(found).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{where}: {name!r} stands there {count} times; give each class once")
+    return found
+
+
+def check_templates(templates: Sequence[str], where: str) -> list[str]:
+    """Return templates of prompts; arguments as `check_classes`.
+
+    Raises:
+        UserError: none, or one without {}.
+    """
+    if isinstance(templates, str) or not templates:
+        raise UserError(f"{where}: give one template or more, such as 'a photo of a {{}}.'")
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"{where}: {template[:80]!r} has no {{}} for the name of the class; add it")
+    return [str(template) for template in templates]
+
+
+def read_name_list(path: str, flag: str) -> list[str]:
+    """Return the lines of a text file (UTF-8) that are not blank.
+
+    Raises:
+        UserError: it cannot be read, or is no text; names flag and file.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {error.strerror}; give a text file, one a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag} {path}: is not UTF-8 text; save it as UTF-8, one a line") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

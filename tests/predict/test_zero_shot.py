@@ -1,0 +1,99 @@
+"""Zero-shot: prompt ensembles by hand, the command against the network, the same answers from Python, refused input."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import toy_models
+from PIL import Image
+
+import lit_vision
+from lit_vision.cli.main import main
+from lit_vision.data.captions import train_tokenizer
+from lit_vision.errors import UserError
+from lit_vision.methods import ImageText
+from lit_vision.predict.zero_shot import class_vectors, load_image_text
+
+CLASSES, TEMPLATES = ["red hat", "green shoe", "gray bag"], ["a photo of a {}.", "the {}"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A run of ImageText with random weights, four images, the names of three classes and two templates."""
+    place = tmp_path_factory.mktemp("zero-shot")
+    tokenizer = train_tokenizer([f"a photo of a {name}." for name in CLASSES], 300, 12)
+    torch.manual_seed(0)
+    method = ImageText(
+        "resnet18", toy_models.CNN, **toy_models.TEXT, tokenizer_json=tokenizer.json, mean=[0.4, 0.5, 0.6]
+    )
+    (place / "run/checkpoints").mkdir(parents=True)
+    stored = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams), "card": {"size": 16}}
+    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, place / "run/checkpoints/last.ckpt")
+    toy_models.write_run(place / "classifier", toy_models.make_classifier())
+    rng = np.random.default_rng(0)
+    (place / "set").mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"set/{i}.png")
+    (place / "classes.txt").write_text("\n".join(CLASSES) + "\n\n")
+    (place / "templates.txt").write_text("\n".join(TEMPLATES))
+    return place
+
+
+def test_class_vectors__mean_of_unit_vectors_normalized_again() -> None:
+    vectors = {"a x": [3.0, 0.0], "x b": [0.0, 5.0], "a y": [-2.0, 0.0], "y b": [0.0, 0.1]}
+    found = class_vectors(lambda texts: torch.tensor([vectors[text] for text in texts]), ["x", "y"], ["a {}", "{} b"])
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(found, torch.tensor([[half, half], [-half, half]]))
+
+
+def test_the_command_gives_the_networks_probabilities_and_python_the_same(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    command = ["predict", "--model", "run", "set", "--classes", "classes.txt", "--template", "templates.txt"]
+    assert main([*command, "--out", "p.csv", "--top_k", "3", "--device", "cpu", "--overwrite"]) == 0
+    rows = list(csv.DictReader(Path("p.csv").read_text().splitlines()))
+    network, _, _ = load_image_text("run")
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(f"set/{i}.png"))) for i in range(4)])
+    images = ((pixels / 255 - network.mean) / network.std).permute(0, 3, 1, 2)
+    prompts = [[template.replace("{}", name) for template in TEMPLATES] for name in CLASSES]
+    vectors = torch.stack([F.normalize(network.encode_texts(several).mean(0), dim=0) for several in prompts])
+    expected = (network.similarity.scale * network(images) @ vectors.T).softmax(1)
+    assert [Path(row["path"]).name for row in rows] == [f"{i}.png" for i in range(4)]
+    for row, probabilities in zip(rows, expected):
+        best = probabilities.argsort(descending=True).tolist()
+        assert [row["label"], row["label_2"], row["label_3"]] == [CLASSES[i] for i in best]
+        assert float(row["score"]) == pytest.approx(float(probabilities.max()), abs=2e-6)
+    model = lit_vision.load("run", "cpu")
+    found = model.predict("set", classes=CLASSES, templates=TEMPLATES)
+    assert [f"{one.probabilities[0]:.6f}" for one in found] == [row["score"] for row in rows]
+    other = model.predict("set", classes=CLASSES[::-1])  # another order and template, not those kept
+    assert set(other[0].classes) == set(CLASSES)
+    assert other[0].probabilities[0] != found[0].probabilities[0]
+
+
+def test_refused(place: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    Path("one.txt").write_text("hat\n")
+    Path("twice.txt").write_text("hat\nshoe\nhat \n")
+    Path("plain.txt").write_text("a photo\n")
+    call = ["predict", "set", "--out", "no.csv", "--device", "cpu"]
+    for code, says, arguments in (
+        (1, "--classes one.txt", ["--model", "run", "--classes", "one.txt"]),
+        (1, "--classes twice.txt: 'hat'", ["--model", "run", "--classes", "twice.txt"]),
+        (1, "--template plain.txt", ["--model", "run", "--classes", "classes.txt", "--template", "plain.txt"]),
+        (2, "--template", ["--model", "run", "--template", "templates.txt"]),
+        (2, "--base", ["--model", "run", "--classes", "classes.txt", "--base", "x"]),
+        (
+            1,
+            "last.ckpt: was not trained on images with captions",
+            ["--model", "classifier", "--classes", "classes.txt"],
+        ),
+        (1, "returns features", ["--model", "run"]),
+    ):
+        assert main([*call, *arguments]) == code
+        assert says in capsys.readouterr().err
+    with pytest.raises(UserError, match="classes"):
+        lit_vision.load("run", "cpu").predict("set", classes="hat")
