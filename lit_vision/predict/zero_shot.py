@@ -175,18 +175,3 @@ def check_templates(templates: Sequence[str], where: str) -> list[str]:
         if "{}" not in template:
             raise UserError(f"{where}: {template[:80]!r} has no {{}} for the name of the class; add it")
     return [str(template) for template in templates]
-
-
-def read_name_list(path: str, flag: str) -> list[str]:
-    """Return the lines of a text file (UTF-8) that are not blank.
-
-    Raises:
-        UserError: it cannot be read, or is no text; names flag and file.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror}; give a text file, one a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path}: is not UTF-8 text; save it as UTF-8, one a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
