@@ -8,8 +8,9 @@ D = 784.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from lit_vision.errors import UserError
 from lit_vision.evaluation.arrays import to_array
+from lit_vision.evaluation.feature_scaling import BLOCK, as_rows, mean_and_divisor, project, row_space_basis
+from lit_vision.evaluation.folds import stratified_folds
 
 STRENGTHS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 FIXED_STRENGTH = 1.0  # if nothing can be held out: the best or second best at 8 labels a class on the rotated images
 MAX_FOLDS = 5
-BLOCK = 1 << 24  # numbers of the features to answer for that are in memory at the same time, 64 MB in float32
 MANY = 500  # labels from which there are 3 folds: the choice is hardly noisy any more, and fits are slow
 
 
@@ -37,7 +39,8 @@ class LinearProbe:
         bias: (K,) float32; a class without training samples has -inf.
         strength: the L2 strength used.
         chosen_on: description of the data on which it was chosen.
-        scores: {strength: held-out accuracy, 0 to 1}; empty if the strength was fixed.
+        scores: {strength: held-out accuracy (several labels: macro AP), 0 to 1}; empty if the strength was fixed.
+        balanced_scores: {strength: held-out balanced accuracy, 0 to 1}; empty for several labels too.
         converged: True if the last fit met its tolerance.
     """
 
@@ -49,6 +52,7 @@ class LinearProbe:
     chosen_on: str
     scores: dict[float, float]
     converged: bool
+    balanced_scores: dict[float, float] = field(default_factory=dict)
 
 
 def logistic_regression(
@@ -62,6 +66,7 @@ def logistic_regression(
     validation: tuple[Any, Any] | None = None,
     scale: str = "all",
     seed: int = 0,
+    groups: Any = None,
 ) -> LinearProbe:
     """Fit on the labeled features, choose the L2 strength inside them, and predict for `features`.
 
@@ -86,6 +91,7 @@ def logistic_regression(
             standard deviation. On raw Fashion-MNIST pixels "all" is better at 8 labels a class (68.6 % against 66.9 %
             upright, 24.5 % against 23.7 % rotated, mean of 5 subsets) and equal at 80.
         seed: of the folds.
+        groups: (N,) of the training samples; whole groups are held out, see `stratified_folds`.
 
     Returns:
         LinearProbe.
@@ -101,9 +107,9 @@ def logistic_regression(
         raise UserError(f"linear probe: features are {x.shape[1]} wide in training, {width} here; use one encoder")
     num_classes = int(y.max()) + 1 if num_classes is None else num_classes
 
-    chosen_by = None if validation is None else (_rows(validation[0]), _labels(validation[1]))
-    with _one_thread():
-        return _probe(x, y, features, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed)
+    chosen_by = None if validation is None else (as_rows(validation[0]), _labels(validation[1]))
+    with one_thread():
+        return _probe(x, y, features, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed, groups)
 
 
 def _probe(
@@ -116,34 +122,37 @@ def _probe(
     validation: tuple[np.ndarray, np.ndarray] | None,
     scale: str,
     seed: int,
+    groups: Any = None,
 ) -> LinearProbe:
     """Return the result of `logistic_regression`, for checked arguments and `strengths` from strong to weak."""
     seen = np.unique(y)
-    mean, divisor = _statistics(x, scale)
-    basis = _row_space_basis((x - mean) / divisor)
+    mean, divisor = mean_and_divisor(x, scale)
+    basis = row_space_basis((x - mean) / divisor)
 
     def prepare(z: np.ndarray) -> np.ndarray:
-        return _project((z - mean) / divisor, basis)
+        return project((z - mean) / divisor, basis)
 
     rows, codes = prepare(x), np.searchsorted(seen, y)
     scores: dict[float, float] = {}
+    balanced: dict[float, float] = {}
     if len(strengths) == 1:
         strength, chosen_on = strengths[0], "fixed recipe"
     elif validation is not None:
         held_out, truth = prepare(validation[0]), validation[1]
         truth = np.where(np.isin(truth, seen), np.searchsorted(seen, truth), -1)  # an unseen class is always an error
-        strength, scores = _choose([(rows, codes, held_out, truth)], strengths)
+        strength, scores, balanced = _choose([(rows, codes, held_out, truth)], strengths)
         chosen_on = f"validation split of {len(truth)}"
     else:
         folds = _usual_folds(len(y)) if folds is None else folds
-        fold = stratified_folds(codes, folds, seed)
+        fold = stratified_folds(codes, folds, seed, groups)
         if (fold < 0).all():
             strength = min(strengths, key=lambda s: abs(float(np.log(s / FIXED_STRENGTH))))
-            chosen_on = f"fixed at {strength:g}: one label per class, nothing to hold out"
+            reason = "one label per class" if groups is None else "one group, or one label per class"
+            chosen_on = f"fixed at {strength:g}: {reason}, nothing to hold out"
         else:
             numbers = range(fold.max() + 1)  # their parts are copied one after the other
             parts = ((rows[fold != f], codes[fold != f], rows[fold == f], codes[fold == f]) for f in numbers)
-            strength, scores = _choose(parts, strengths)
+            strength, scores, balanced = _choose(parts, strengths)
             chosen_on = f"{len(numbers)}-fold cross-validation inside the {len(y)} labels"
 
     model = _model(len(seen), tol=1e-4, max_iter=1000)
@@ -156,10 +165,11 @@ def _probe(
     bias[seen] = intercept - weight[seen] @ mean
     step = max(1, BLOCK // x.shape[1])
     starts = range(0, max(1, len(queries)), step)
-    answers = [_softmax(_rows(queries[first : first + step]) @ weight.T + bias) for first in starts]
+    answers = [_softmax(as_rows(queries[first : first + step]) @ weight.T + bias) for first in starts]
     probabilities = np.concatenate(answers)
     converged = bool(np.max(model.n_iter_) < model.max_iter)
-    return LinearProbe(probabilities, probabilities.argmax(1), weight, bias, strength, chosen_on, scores, converged)
+    answer = probabilities.argmax(1)
+    return LinearProbe(probabilities, answer, weight, bias, strength, chosen_on, scores, converged, balanced)
 
 
 def cross_validated_probabilities(
@@ -171,6 +181,7 @@ def cross_validated_probabilities(
     folds: int | None = None,
     scale: str = "all",
     seed: int = 0,
+    groups: Any = None,
 ) -> np.ndarray:
     """Return class probabilities of each labeled sample by a linear probe that was fitted without it.
 
@@ -186,9 +197,11 @@ def cross_validated_probabilities(
         folds: maximum number; None: 5, or 3 from 500 labels. Never more than the largest class has members.
         scale: of the features, as in `logistic_regression`.
         seed: of the folds.
+        groups: as in `logistic_regression`.
 
     Returns:
-        (N, K) float32, rows sum to 1. The only sample of a class is never held out: its row is NaN.
+        (N, K) float32, rows sum to 1. The only sample of a class is never held out: its row is NaN, as are those of a
+        class that stands in one group only.
 
     Raises:
         UserError: as `logistic_regression`.
@@ -198,43 +211,26 @@ def cross_validated_probabilities(
     x, y = _checked(features, labels, strengths, scale)
     num_classes = int(y.max()) + 1 if num_classes is None else num_classes
     folds = _usual_folds(len(y)) if folds is None else folds
-    fold = stratified_folds(y, folds, seed)
+    fold = stratified_folds(y, folds, seed, groups)
     probabilities = np.full((len(y), num_classes), np.nan, np.float32)
-    with _one_thread():
+    with one_thread():
         if strength is None:
-            strengths = [_probe(x, y, x[:1], num_classes, strengths, folds, None, scale, seed).strength]
+            strengths = [_probe(x, y, x[:1], num_classes, strengths, folds, None, scale, seed, groups).strength]
         for f in range(fold.max() + 1):  # none if every class has one sample
             held_out = fold == f
+            if len(seen := np.unique(y[~held_out])) < 2:  # only with groups
+                continue
             part = _probe(x[~held_out], y[~held_out], x[held_out], num_classes, strengths, 1, None, scale, seed)
-            probabilities[held_out] = part.probabilities
+            known = np.isin(y[held_out], seen)
+            probabilities[np.flatnonzero(held_out)[known]] = part.probabilities[known]
     return probabilities
-
-
-def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """Return the fold in which each sample is held out, (N,) int64; -1 for the only sample of a class, never held out.
-
-    Each class is shuffled and distributed over the folds in turn, beginning after the fold of the previous class's last
-    sample, so folds differ by at most one sample, and every class has a sample in every training part. There are at
-    most as many folds as the largest class has members.
-    """
-    rng = np.random.default_rng(seed)
-    classes, counts = np.unique(labels, return_counts=True)
-    folds = max(1, min(folds, counts.max()))
-    fold, next_fold = np.full(len(labels), -1), 0
-    if folds < 2:
-        return fold
-    for label, count in zip(classes, counts):
-        if count > 1:
-            fold[rng.permutation(np.flatnonzero(labels == label))] = (next_fold + np.arange(count)) % folds
-            next_fold += count
-    return fold
 
 
 def _checked(features: Any, labels: Any, strengths: Sequence[float], scale: str) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and labels (N,) of at least two classes; raises as `logistic_regression`."""
     if scale not in ("all", "each") or not strengths or min(strengths) <= 0:
         raise ValueError(f"scale must be 'all' or 'each' and strengths positive, got {scale!r} and {strengths}")
-    x, y = _rows(features), _labels(labels)
+    x, y = as_rows(features), _labels(labels)
     if len(x) != len(y) or (len(y) and y.min() < 0):
         raise UserError(f"linear probe: {len(x)} features, {int((y >= 0).sum())} labels; leave unlabeled samples out")
     if len(seen := np.unique(y)) < 2:
@@ -246,24 +242,44 @@ def _usual_folds(labels: int) -> int:
     return 3 if labels >= MANY else MAX_FOLDS
 
 
-def _choose(splits: Iterable[tuple[np.ndarray, ...]], strengths: list[float]) -> tuple[float, dict[float, float]]:
-    """Return the best strength over splits (train rows, codes, held-out rows, codes), and the accuracy of each."""
+def _choose(
+    splits: Iterable[tuple[np.ndarray, ...]], strengths: list[float]
+) -> tuple[float, dict[float, float], dict[float, float]]:
+    """Return the best strength over splits (train rows, codes, held-out rows, codes), and the scores of each.
+
+    These are its accuracy, and its balanced accuracy over the classes that are held out. A class that a training part
+    lacks, which happens with groups only, is always an error there.
+    """
     correct, loss, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0
+    found, there = [Counter[int]() for _ in strengths], Counter[int]()
     for rows, codes, held_out, truth in splits:
         total += len(truth)
-        model = _model(codes.max() + 1, tol=3e-3, max_iter=100)  # enough to rank strengths
+        there.update(truth.tolist())
+        seen, codes = np.unique(codes, return_inverse=True)
+        width = max(seen[-1], truth.max()) + 1
+        model = _model(len(seen), tol=3e-3, max_iter=100)  # enough to rank strengths
         for i, strength in enumerate(strengths):  # from strong to weak, each from the weights of the one before
-            _fit(model, rows, codes, strength)
-            coefficients, intercept = _binary_to_two_class(model)
-            probability = _softmax(held_out @ coefficients.T + intercept)
-            correct[i] += (probability.argmax(1) == truth).sum()
+            if len(seen) == 1:
+                probability = np.eye(width)[np.full(len(truth), seen[0])]
+            else:
+                _fit(model, rows, codes, strength)
+                coefficients, intercept = _binary_to_two_class(model)
+                probability = _softmax(held_out @ coefficients.T + intercept)
+                if len(seen) < width:
+                    every = np.zeros((len(truth), width))
+                    every[:, seen] = probability
+                    probability = every
+            right = probability.argmax(1) == truth
+            correct[i] += right.sum()
+            found[i].update(truth[right].tolist())
             known = truth >= 0
             loss[i] -= np.log(np.maximum(probability[known, truth[known]], 1e-12)).sum()
     best = min(range(len(strengths)), key=lambda i: (-correct[i], loss[i], i))
-    return strengths[best], {s: float(c / total) for s, c in zip(strengths, correct)}
+    balanced = [float(np.mean([hits[code] / count for code, count in there.items()])) for hits in found]
+    return strengths[best], {s: float(c / total) for s, c in zip(strengths, correct)}, dict(zip(strengths, balanced))
 
 
-def _one_thread() -> threadpool_limits:
+def one_thread() -> threadpool_limits:
     """Limit BLAS to one thread, so that the rounding and with it the chosen strength do not depend on the cores.
 
     Problems of this size are 1.2 to 2 times as fast as on two threads, more if a core is busy.
@@ -301,34 +317,9 @@ def _binary_to_two_class(model: Any) -> tuple[np.ndarray, np.ndarray]:
     return weight, bias
 
 
-def _statistics(x: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
-    columns = max(1, BLOCK // len(x))  # at a time: the variance needs a copy of them in float64
-    parts = [x[:, first : first + columns].var(0, dtype=np.float64) for first in range(0, x.shape[1], columns)]
-    mean, variance = x.mean(0, dtype=np.float64), np.concatenate(parts)
-    if scale == "all":
-        variance = np.full_like(variance, variance.mean())
-    divisor = np.sqrt(variance)
-    divisor[divisor <= 1e-6 * max(1.0, float(np.abs(mean).max()))] = 1.0  # constant dimensions are not scaled
-    return mean.astype(np.float32), divisor.astype(np.float32)
-
-
-def _row_space_basis(x: np.ndarray) -> np.ndarray | None:
-    """Return an orthonormal basis (D, N) of the rows' span if N < D; the best weights lie in it, the fit is smaller."""
-    return np.linalg.qr(x.T)[0] if x.shape[0] < x.shape[1] else None
-
-
-def _project(x: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
-    return np.ascontiguousarray(x if basis is None else x @ basis)
-
-
 def _softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
-
-
-def _rows(values: Any) -> np.ndarray:
-    array = to_array(values)
-    return array.reshape(len(array), -1).astype(np.float32)  # images of any shape count as rows of pixels
 
 
 def _labels(values: Any) -> np.ndarray:
