@@ -87,7 +87,7 @@ class Runner:
             if not frozen and self.store.get(key, inputs) is None:
                 frozen.append(frozen_features(encoder.weights, images, preset.side(table.init)))
             result = measure_once(self.store, key, inputs, images.test_labels, partial(measure, key))
-            self.reporter.log(f"  {protocol:<9} {labels:>6} labels: {100 * result.top1:5.1f} %")
+            self.reporter.log(f"  {protocol:<9} {labels:>6} labels: {100 * result.value:5.1f} %")
             results.append(result)
         return results
 

@@ -109,7 +109,7 @@ class Runner:
             return self._train(key) if trains else measure_frozen(key, *self.frozen, self.images)
 
         result = measure_once(self.store, key, inputs, self.images.test_labels, measure)
-        score = f"{100 * result.top1:5.1f} %  {result.seconds:5.1f} s"
+        score = f"{100 * result.value:5.1f} %  {result.seconds:5.1f} s"
         self.reporter.log(f"seed {key.seed}, {key.labels:>5} labels, {key.protocol:<14} {score}")
         return result
 

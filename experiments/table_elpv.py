@@ -87,7 +87,7 @@ def make(cells: SolarCells, folder: Path, minutes: float) -> None:
             except TimeOverError:
                 continue
             found[piece.protocol].append(result)
-            reporter.log(f"{number}/{len(pieces)} {piece.protocol} {piece.key.name}: {100 * result.top1:.1f} %")
+            reporter.log(f"{number}/{len(pieces)} {piece.protocol} {piece.key.name}: {100 * result.value:.1f} %")
         if missing := len(pieces) - sum(map(len, found.values())):
             reporter.log(
                 f"{missing} of {len(pieces)} cells are missing after {minutes:g} minutes; run it again to go on"
@@ -197,6 +197,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     Accuracy, not balanced accuracy, decides, since that is what the paper reports.
     """
     from lit_vision.evaluation.paired_intervals import interval_over_images, interval_over_seeds
+    from lit_vision.study.metrics_of_cells import ACCURACY
     from lit_vision.study.verdict import Verdict, sentence, verdicts
 
     tests, cells = result["test_images"], result["cells"]
@@ -211,7 +212,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
             own, others = (dict(zip(one["seeds"], one["values"])) for one in (reference, cell))
             a, b = ([values[seed] for seed in own if seed in others] for values in (own, others))
             interval = interval_over_seeds(a, b) if len(a) > 1 else interval_over_images(a[0], b[0], tests)
-            found.append(sentence(Verdict(labels, reference, "", cell, interval, "accuracy", None, tests)))
+            found.append(sentence(Verdict(labels, reference, "", cell, interval, ACCURACY, None, tests)))
     return list(dict.fromkeys(found))
 
 
@@ -244,7 +245,7 @@ def verify(cells: SolarCells) -> int:
             small = key.labels == fewest or key.protocol != "finetune"
             if value is not None and key.seed == 0 and key.init in VERIFIED and small:
                 tolerance = 0.02 if key.protocol == "finetune" else 0.005  # another machine rounds otherwise
-                tally.add(f"{piece.protocol} {key.name}", value, piece.make().top1, tolerance)
+                tally.add(f"{piece.protocol} {key.name}", value, piece.make().value, tolerance)
     return tally.close(total)
 
 

@@ -145,7 +145,7 @@ class Transfer:
 
         stored_key = replace(key, init=f"{Path(target).name}-from-{key.init}")  # one store for both targets
         result = replace(measure_once(self.store, stored_key, inputs, images.test_labels, measure), key=key)
-        score = f"{key.init:<24} {key.protocol:<8} {100 * result.top1:5.1f} %"
+        score = f"{key.init:<24} {key.protocol:<8} {100 * result.value:5.1f} %"
         self.reporter.log(f"to {Path(target).name}, {key.labels:>5} labels, seed {key.seed}, {score}")
         return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class Folder:
         unlabeled: the images of `ROOT/unlabeled`; may be empty.
         inventory: what the scan left out; empty for a pack.
         label_file: the table that the labels are from, for messages; "" if they are from folders' names.
+        groups: of each path of the splits: what must not stand on both sides of a split; None without groups.
     """
 
     root: Path
@@ -118,6 +119,7 @@ class Folder:
     unlabeled: Split = field(default_factory=lambda: _split([]))
     inventory: Inventory = field(default_factory=Inventory)
     label_file: str = ""
+    groups: Mapping[str, str] | None = None
 
     def read(self, path: str) -> bytes:
         """Return the bytes of one image.

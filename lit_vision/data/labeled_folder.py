@@ -112,6 +112,7 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
         groups = dict(zip(listed.paths, listed.groups))
     if groups is not None:
         check_groups(folder, groups)
+        folder.groups = groups
     draw_splits(folder, split_names, options, groups)
     leave_out_unlabeled(folder, split_names["train"])
     return folder

@@ -1,4 +1,4 @@
-"""Features as linear probes need them: rows of float32, centered, scaled, and in a basis of no more dimensions than rows.
+"""Features as linear probes need them: rows of float32, centered, scaled, in a basis of at most as many dimensions.
 
 N samples, D width of the features.
 """

@@ -35,7 +35,7 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Any 
 
 
 def grouped_folds(members: np.ndarray, folds: int, seed: int = 0, groups: Any = None) -> np.ndarray:
-    """Return the fold in which each sample is held out, (N,) int64: whole groups, with each class spread over the folds.
+    """Return the fold in which each sample is held out, (N,) int64: whole groups, each class spread over the folds.
 
     The classes are taken in turn, that with the fewest groups first; each of its groups, in random order, goes to the
     fold with the fewest members of the class, in ties to the smallest. A simple form of iterative stratification

@@ -46,7 +46,9 @@ class LabelRanking:
         return LabelRanking(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
 
 
-def find_label_errors(features: Any, labels: Any, num_classes: int | None = None, seed: int = 0) -> LabelRanking:
+def find_label_errors(
+    features: Any, labels: Any, num_classes: int | None = None, seed: int = 0, groups: Any = None
+) -> LabelRanking:
     """Rank labeled images by how much a cross-validated linear probe contradicts their labels.
 
     Args:
@@ -54,11 +56,12 @@ def find_label_errors(features: Any, labels: Any, num_classes: int | None = None
         labels: (N,) integers from 0.
         num_classes: K; the largest label + 1 if None.
         seed: of the folds.
+        groups: (N,) or None; whole groups are held out, and a class of one group is not judged.
 
     Raises:
         UserError: as `logistic_regression`: fewer than two classes, or a sample without a label.
     """
-    return rank_labels(cross_validated_probabilities(features, labels, num_classes, seed=seed), labels)
+    return rank_labels(cross_validated_probabilities(features, labels, num_classes, seed=seed, groups=groups), labels)
 
 
 def rank_labels(probabilities: Any, labels: Any) -> LabelRanking:

@@ -109,7 +109,9 @@ def logistic_regression(
 
     chosen_by = None if validation is None else (as_rows(validation[0]), _labels(validation[1]))
     with one_thread():
-        return _probe(x, y, features, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed, groups)
+        return _probe(
+            x, y, features, num_classes, sorted(strengths, reverse=True), folds, chosen_by, scale, seed, groups
+        )
 
 
 def _probe(

@@ -145,7 +145,7 @@ def explain(method: Any, images: Tensor, classes: Tensor) -> Tensor:
     """Return a heat map of each image's evidence: attention rollout for ViTs, Grad-CAM for other models.
 
     Args:
-        method: has `backbone`, `head_norm` and `head`, in evaluation mode.
+        method: has `backbone`, `head` and, if it normalizes features, `head_norm`, in evaluation mode.
         images: (B, 3, S, S) float, normalized.
         classes: (B,) int64; rollout does not use them.
 
@@ -159,7 +159,7 @@ def explain(method: Any, images: Tensor, classes: Tensor) -> Tensor:
     if is_vit(backbone.model):
         heat = attention_rollout(backbone, images)
     else:
-        head = nn.Sequential(method.head_norm, method.head)
+        head = nn.Sequential(getattr(method, "head_norm", nn.Identity()), method.head)
         heat = grad_cam(backbone, head, images, classes)
     top = heat.amax((1, 2), keepdim=True)
     return heat / torch.where(top > 0, top, torch.ones_like(top))

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from lit_vision.errors import UsageError, UserError
-from lit_vision.evaluation.metrics import classification_report, confusion_matrix, per_class_accuracy
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.results.schema import SCHEMA, make_cell
+from lit_vision.study.label_kinds import Scores, kind_of
+from lit_vision.study.metrics_of_cells import ACCURACY, Metric
 
 LOSSES = ".losses.json"  # end of the names of files with the losses of a training
 
@@ -46,18 +47,21 @@ class CellResult:
 
     Attributes:
         key: init, protocol, labels and seed.
-        top1: accuracy on the test split, 0 to 1.
+        value: accuracy on the test split (several labels an image: macro average precision), 0 to 1.
         seconds: of training and measuring.
         steps: of the training; 0 if no network was trained.
         chosen_on: data on which hyper-parameters were chosen.
-        held_out: accuracy in k-fold cross-validation inside the labels, 0 to 1, if the protocol has one.
-        balanced: mean accuracy over the classes of the test split, 0 to 1.
+        held_out: like `value`, in k-fold cross-validation inside the labels, if the protocol has one.
+        balanced: mean accuracy over the classes of the test split, 0 to 1; None for several labels an image, as are
+            the other balanced ones and `macro_f1`.
         macro_f1: mean F1 over its classes, 0 to 1.
-        judged: accuracy on half of the labels after training on the other half, 0 to 1; None if that was not run.
+        judged: like `value`, on half of the labels after training on the other half; None if that was not run.
+        held_out_balanced: like `balanced`, in that cross-validation.
+        judged_balanced: like `balanced`, on that half.
     """
 
     key: CellKey
-    top1: float
+    value: float
     seconds: float
     steps: int
     chosen_on: str
@@ -65,6 +69,8 @@ class CellResult:
     balanced: float | None = None
     macro_f1: float | None = None
     judged: float | None = None
+    held_out_balanced: float | None = None
+    judged_balanced: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,18 @@ class Measurement:
 
     Attributes:
         probabilities: (M, K) of the test split.
-        steps, chosen_on, held_out, judged: as in CellResult.
+        steps, chosen_on: as in CellResult.
+        held_out: scores in k-fold cross-validation inside the labels, if the protocol has one.
+        judged: scores on half of the labels after training on the other half; None if that was not run.
         seconds: of the training; None: the time that the function took.
     """
 
     probabilities: np.ndarray
     steps: int = 0
     chosen_on: str = "fixed recipe"
-    held_out: float | None = None
+    held_out: Scores | None = None
     seconds: float | None = None
-    judged: float | None = None
+    judged: Scores | None = None
 
 
 def hash_inputs(*parts: Any) -> str:
@@ -139,6 +147,7 @@ class CellStore:
         if record.pop("inputs", None) != inputs or not self._array(key).exists():
             return None
         del record["schema"]
+        record = {"value" if name == "top1" else name: value for name, value in record.items()}  # its earlier name
         return CellResult(CellKey(**record.pop("key")), **record)
 
     def put(self, result: CellResult, inputs: str, probabilities: np.ndarray) -> None:
@@ -171,7 +180,7 @@ def measure_once(
         store: of the study or table.
         key: of the cell.
         inputs: hash of all that the measurement depends on.
-        test_labels: (M,) true classes of the test split.
+        test_labels: (M,) true classes of the test split, or (M, K) with several labels an image.
         measure: trains or fits, and answers for the test split.
     """
     if (stored := store.get(key, inputs)) is not None:
@@ -179,26 +188,26 @@ def measure_once(
     begin = time.perf_counter()
     found = measure()
     seconds = time.perf_counter() - begin if found.seconds is None else found.seconds
-    matrix = confusion_matrix(found.probabilities.argmax(1), test_labels, found.probabilities.shape[1])
-    present = matrix.sum(1) > 0  # of a class without test images nothing can be said
-    recall = per_class_accuracy(matrix)[present]
-    f1 = [entry["f1"] for entry, known in zip(classification_report(matrix)["classes"].values(), present) if known]
+    scores = kind_of(test_labels).score(found.probabilities, test_labels)
+    held_out, judged = found.held_out, found.judged
     result = CellResult(
         key,
-        float((found.probabilities.argmax(1) == test_labels).mean()),
+        scores.value,
         round(seconds, 3),
         found.steps,
         found.chosen_on,
-        found.held_out,
-        float(np.mean(recall)),
-        float(np.mean(f1)),
-        found.judged,
+        held_out.value if held_out else None,
+        scores.balanced,
+        scores.macro_f1,
+        judged.value if judged else None,
+        held_out.balanced if held_out else None,
+        judged.balanced if judged else None,
     )
     store.put(result, inputs, found.probabilities)
     return result
 
 
-def parse_labels(text: str, per_class: list[int]) -> list[int]:
+def parse_labels(text: str, per_class: list[int], total: int | None = None) -> list[int]:
     """Return the numbers of labels of a list such as `1%,10%`, `200`, `5-shot` (images per class) or `all`.
 
     A number is at least one per class and at most all labels; duplicates are merged.
@@ -206,11 +215,14 @@ def parse_labels(text: str, per_class: list[int]) -> list[int]:
     Args:
         text: the list, separated by commas.
         per_class: labeled training images of each class.
+        total: labeled training images if each may be of several classes; None: the sum of `per_class`.
 
     Raises:
-        UsageError: an item is none of these.
+        UsageError: an item is none of these, or counts images per class where each may be of several.
     """
-    total, classes = sum(per_class), len(per_class)
+    if total is not None and "-shot" in text:
+        raise UsageError(f"--labels: {text!r} counts images per class, but images have several labels; give numbers")
+    total, classes = sum(per_class) if total is None else total, len(per_class)
     counts = [_label_count(item.strip(), total, classes) for item in text.split(",")]
     return sorted({min(max(count, classes), total) for count in counts})
 
@@ -247,6 +259,7 @@ def to_cells(
     results: list[CellResult],
     pretrain_seconds: dict[str, float],
     multiply_adds: dict[tuple[str, str, int], int] | None = None,
+    metric: Metric = ACCURACY,
 ) -> list[dict[str, Any]]:
     """Return results as the `cells` of results.json: one per (init, protocol, labels), values in order of the seeds.
 
@@ -254,6 +267,7 @@ def to_cells(
         results: of one study.
         pretrain_seconds: by init.
         multiply_adds: of one model, its pre-training included, by init, protocol and number of labels.
+        metric: of the results' values.
     """
     groups: dict[tuple[str, str, int], list[CellResult]] = {}
     for result in sorted(results, key=lambda r: r.key.seed):
@@ -266,14 +280,17 @@ def to_cells(
             "macro_f1_values": _all_or_none([r.macro_f1 for r in group]),
             "held_out_values": held_out,
             "judged_values": _all_or_none([r.judged for r in group]),
+            "held_out_balanced_values": _all_or_none([r.held_out_balanced for r in group]),
+            "judged_balanced_values": _all_or_none([r.judged_balanced for r in group]),
             "multiply_adds": (multiply_adds or {}).get((init, protocol, labels)),
+            "metric": None if metric is ACCURACY else metric.name,
         }
         cells.append(
             make_cell(
                 init,
                 protocol,
                 labels,
-                [r.top1 for r in group],
+                [r.value for r in group],
                 seconds=sum(r.seconds for r in group),
                 pretrain_seconds=pretrain_seconds.get(init, 0.0),
                 chosen_on=group[0].chosen_on,

@@ -88,7 +88,7 @@ class ChosenLabels:
 
     def measure(self, strategies: Sequence[str]) -> list[dict[str, Any]]:
         """Return the cells of random and of strategies: those of results.json, with the key "strategy" besides."""
-        counts = counts_to_choose(self.counts, int((self.images.labels >= 0).sum()))
+        counts = counts_to_choose(self.counts, self.images.labeled)
         cells = []
         for strategy in dict.fromkeys((RANDOM, *strategies)):
             results = [
@@ -106,12 +106,12 @@ class ChosenLabels:
                     "balanced_values": [result.balanced for result in group],
                     "seconds": sum(result.seconds for result in group),
                 }
-                cells.append(make_cell(self.init, PROTOCOL, count, [result.top1 for result in group], **further))
+                cells.append(make_cell(self.init, PROTOCOL, count, [result.value for result in group], **further))
         return cells
 
     def _measure_seed(self, strategy: str, counts: list[int], seed: int) -> list[CellResult]:
         images, results, rounds = self.images, [], dict[int, np.ndarray]()
-        labels = images.labels[images.labels >= 0]  # labeled images come first in the pool
+        labels = images.labels[: images.labeled]  # they come first in the pool
 
         def measure(count: int) -> Measurement:
             if not rounds:
@@ -133,4 +133,4 @@ def answer(pool: Rows, test: Rows, labels: np.ndarray, rows: np.ndarray, num_cla
     if len(seen) < 2:
         return Measurement(np.eye(num_classes, dtype=np.float32)[np.full(len(test), seen[0])], chosen_on="one class")
     probe = logistic_regression(pool[rows], labels[rows], test, num_classes, seed=seed)
-    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=probe.scores.get(probe.strength))
+    return Measurement(probe.probabilities, chosen_on=probe.chosen_on)

@@ -11,24 +11,25 @@ from lit_vision.evaluation.labels_saved import labels_saved
 from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
 from lit_vision.results.tables import Table
 from lit_vision.study.chosen_labels import RANDOM
+from lit_vision.study.metrics_of_cells import ACCURACY, Metric, values_on_test
 from lit_vision.study.report_content import Section
 
 TITLE = "Choosing what to label"
 
 
-def chosen_sentences(cells: Sequence[Mapping[str, Any]], metric: str, tests: int) -> list[str]:
+def chosen_sentences(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int) -> list[str]:
     """Return for each strategy and number of labels one of two sentences: better by how much, or how little it differs.
 
     Args:
         cells: of `ChosenLabels.measure`.
-        metric: of `verdict.metric_for`.
+        metric: of `metric_for`.
         tests: number of test images.
     """
     found = []
     for strategy in _strategies(cells):
         for cell, random in _pairs(cells, strategy):
             gap = _interval(cell, random, metric, tests)
-            points = "points" if metric == "accuracy" else f"points of {metric}"
+            points = "points" if metric is ACCURACY else f"points of {metric.name}"
             over = f"{gap.n} seeds" if gap.n > 1 else f"over {tests} test images"
             if gap.excludes_zero:
                 word = "better" if gap.mean > 0 else "worse"
@@ -45,7 +46,7 @@ def chosen_sentences(cells: Sequence[Mapping[str, Any]], metric: str, tests: int
     return found
 
 
-def chosen_section(cells: Sequence[Mapping[str, Any]], metric: str, tests: int) -> Section:
+def chosen_section(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int) -> Section:
     """Return the report's section about choosing; arguments as for `chosen_sentences`."""
     rows = []
     for strategy in _strategies(cells):
@@ -53,7 +54,7 @@ def chosen_section(cells: Sequence[Mapping[str, Any]], metric: str, tests: int) 
         saved = _saved(pairs, metric)
         for i, (cell, random) in enumerate(pairs):
             gap = _interval(cell, random, metric, tests)
-            a, b = (np.mean(_values(one, metric)) for one in (cell, random))
+            a, b = (np.mean(values_on_test(one, metric)) for one in (cell, random))
             rows.append(
                 [
                     strategy,
@@ -65,8 +66,8 @@ def chosen_section(cells: Sequence[Mapping[str, Any]], metric: str, tests: int) 
                 ]
             )
     note = (
-        f"Linear probe on {cells[0]['init']}, {metric} on {tests} test images, mean over the paired seeds; gain with "
-        "its 95 % interval. Each seed chooses from its own part of the labeled images; random is a plain draw that may "
+        f"Linear probe on {cells[0]['init']}, {metric.name} on {tests} test images, mean over the paired seeds; gain "
+        "with its 95 % interval. Each seed chooses from its own part of the labeled images; random is a plain draw that may "
         "miss a class, unlike the subsets of the other tables. Labels saved: how many more random needs for the same, "
         "with a 95 % interval by the bootstrap over the seeds. Trainings of networks may gain less."
     )
@@ -85,25 +86,21 @@ def _pairs(cells: Sequence[Mapping[str, Any]], strategy: str) -> list[tuple[Mapp
     return [(cell, random[cell["labels"]]) for cell in own]
 
 
-def _values(cell: Mapping[str, Any], metric: str) -> list[float]:
-    return list(cell["values"] if metric == "accuracy" else cell["balanced_values"])
-
-
-def _interval(a: Mapping[str, Any], b: Mapping[str, Any], metric: str, tests: int) -> Interval:
+def _interval(a: Mapping[str, Any], b: Mapping[str, Any], metric: Metric, tests: int) -> Interval:
     """Return the interval over the seeds or, where these do not differ, over the test images."""
-    x, y = _values(a, metric), _values(b, metric)
+    x, y = values_on_test(a, metric), values_on_test(b, metric)
     if len({round(p - q, 9) for p, q in zip(x, y)}) > 1:
         return interval_over_seeds(x, y)
     return interval_over_images(float(np.mean(x)), float(np.mean(y)), tests)
 
 
-def _saved(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str) -> list[str]:
+def _saved(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: Metric) -> list[str]:
     """Return the labels saved at each number of labels in words; "-" where too little was measured."""
     fewest = min((len(cell["values"]) for cell, _ in pairs), default=0)
     if len(pairs) < 2 or fewest < 2:
         return ["-"] * len(pairs)
     counts = [cell["labels"] for cell, _ in pairs]
-    own, random = (np.array([_values(pair[i], metric)[:fewest] for pair in pairs]).T for i in (0, 1))
+    own, random = (np.array([values_on_test(pair[i], metric)[:fewest] for pair in pairs]).T for i in (0, 1))
     words = []
     for count, (mean, low, high) in zip(counts, labels_saved(counts, random, own)):
         bound = "at least " if count + mean > counts[-1] - 0.5 else ""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -66,8 +65,7 @@ def measure_trainings(
     if number:
         log(f"measuring a few steps of {number} trainings")
     measured: dict[str, tuple[float, float]] = {}
-    labeled = np.flatnonzero(images.labels >= 0)
-    rows = labeled[evenly_spaced(len(labeled), min(labels, MEASURED_IMAGES))]
+    rows = evenly_spaced(images.labeled, min(labels, MEASURED_IMAGES))
     for init in on_labels:
         key = network_key(init, preset)
         if key not in measured:
@@ -129,8 +127,7 @@ def count_multiply_adds(
         Of a training step's image, forward and backward, by init (on labels) and `pretraining_name`; of an image whose
         frozen features are taken, by `seeing_name`.
     """
-    labeled = np.flatnonzero(images.labels >= 0)
-    rows = labeled[evenly_spaced(len(labeled), COUNTED_IMAGES)]
+    rows = evenly_spaced(images.labeled, COUNTED_IMAGES)
     counted: dict[str, float] = {}
     networks: dict[str, float] = {}
     for init in inits:

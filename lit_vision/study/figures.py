@@ -19,8 +19,8 @@ from lit_vision.evaluation.metrics import mean_sd
 from lit_vision.results import plots
 from lit_vision.results.plots import Series, series_from_cells
 from lit_vision.study.images import StudyImages
+from lit_vision.study.metrics_of_cells import ACCURACY, Metric, values_on_test
 from lit_vision.study.more_labels import MoreLabels
-from lit_vision.study.verdict import values_on_test
 
 MISTAKES, EXAMPLES = 10, 8
 
@@ -29,7 +29,7 @@ def accuracy(
     path: Path,
     cells: Sequence[Mapping[str, Any]],
     shown: Sequence[tuple[str, str]],
-    metric: str = "accuracy",
+    metric: Metric = ACCURACY,
     law: MoreLabels | None = None,
 ) -> Path:
     """Plot test results against labels with error bars, and the law that was fitted to one contender.
@@ -38,7 +38,7 @@ def accuracy(
         path: the PNG.
         cells: of results.json.
         shown: (init, protocol) of the contenders to draw, in the order of the legend.
-        metric: of `lit_vision.study.verdict.metric_for`.
+        metric: of `metric_for`.
         law: of `lit_vision.study.more_labels.more_labels`; it is drawn to where its interval still says something.
     """
     drawn: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def accuracy(
         name = f"{law.cell['init']}, {law.cell['protocol']}"
         series = [replace(one, curve=curve) if one.name == name else one for one in series]
     title = "Mean ± sd over seeds" + ("; dotted: law, 95 % band" if law else "")
-    return plots.accuracy_against_labels(path, series, title=title, y=f"test {metric}, %")
+    return plots.accuracy_against_labels(path, series, title=title, y=f"test {metric.name}, %")
 
 
 def curves(path: Path, losses: Mapping[str, Sequence[float]]) -> Path:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from lit_vision.backbones.backbone import Backbone
-from lit_vision.data.splits import sample_stratified
 from lit_vision.evaluation.features import extract_features
-from lit_vision.evaluation.knn import held_out_accuracy, weighted_knn
-from lit_vision.evaluation.linear import LinearProbe, logistic_regression
+from lit_vision.evaluation.knn import held_out_votes, weighted_knn
+from lit_vision.evaluation.linear import LinearProbe
 from lit_vision.predict.feature_cache import OnBatch, cached_features
 from lit_vision.study.cells import CellKey, Measurement
 from lit_vision.study.images import StudyImages, eval_batches
+from lit_vision.study.label_kinds import Scores
 from lit_vision.study.pixel_cache import FeaturesOfRows, Rows
 from lit_vision.weights.load import load_backbone
 
@@ -32,7 +32,7 @@ def needed_rows(images: StudyImages, counts: dict[int, int]) -> np.ndarray | Non
         images: of the study.
         counts: numbers of seeds by number of labels.
     """
-    labeled = int((images.labels >= 0).sum())
+    labeled = images.labeled
     subsets = [images.subset(labels, seed) for labels, seeds in counts.items() for seed in range(seeds)]
     rows = np.unique(np.concatenate([*subsets, images.subset(min(labeled, CHECKED_LABELS), 0)]))
     return rows if len(rows) < 0.8 * labeled else None
@@ -75,7 +75,7 @@ def features(
 ) -> tuple[Rows, np.ndarray]:
     """Return the features of the labeled pool and of the test split; arguments as for `frozen_features`."""
     mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten() for values in (mean, std))
-    known = int((images.labels >= 0).sum())  # labeled images come first
+    known = images.labeled  # they come first
     if images.files is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         pool, test = (
@@ -108,7 +108,8 @@ def fit_probe(key: CellKey, pool: Rows, test: Rows, images: StudyImages, rows: n
         rows: (n,) pool rows to fit on instead of all of the cell's.
     """
     rows = images.subset(key.labels, key.seed) if rows is None else rows
-    return logistic_regression(pool[rows], images.labels[rows], test, len(images.classes), seed=key.seed)
+    labels, groups = images.labels[rows], images.groups_of(rows)
+    return images.kind.fit(pool[rows], labels, test, len(images.classes), key.seed, groups)
 
 
 def measure_frozen(key: CellKey, pool: Rows, test: Rows, images: StudyImages) -> Measurement:
@@ -116,40 +117,26 @@ def measure_frozen(key: CellKey, pool: Rows, test: Rows, images: StudyImages) ->
 
     It is measured inside the labels too: in k-fold cross-validation, and fitted on one half and judged by the other.
     """
-    classes, rows = len(images.classes), images.subset(key.labels, key.seed)
-    features, labels = pool[rows], images.labels[rows]
-    halves = split_in_half(labels, key.seed)
-    judged = None
+    kind, classes, rows = images.kind, len(images.classes), images.subset(key.labels, key.seed)
+    features, labels, groups = pool[rows], images.labels[rows], images.groups_of(rows)
+    halves = kind.halve(labels, key.seed, groups)
+    judged: Scores | None = None
     if key.protocol == "knn":
         if halves:
             fit, judge = halves
-            answer = weighted_knn(features[fit], labels[fit], features[judge], classes).argmax(1)
-            judged = float((answer.numpy() == labels[judge]).mean())
-        held_out = held_out_accuracy(features, labels, classes, seed=key.seed)
-        return Measurement(weighted_knn(features, labels, test, classes).numpy(), held_out=held_out, judged=judged)
+            answer = weighted_knn(features[fit], labels[fit], features[judge], classes).numpy()
+            judged = kind.score(answer, labels[judge])
+        votes = held_out_votes(features, labels, classes, seed=key.seed, groups=groups)
+        known = ~np.isnan(votes).any(1)
+        inside = kind.score(votes[known], labels[known]) if known.any() else None
+        answer = weighted_knn(features, labels, test, classes).numpy()
+        return Measurement(answer, held_out=inside, judged=judged)
     probe = fit_probe(key, pool, test, images)
     if halves:
         fit, judge = halves
-        half = logistic_regression(
-            features[fit], labels[fit], features[judge], classes, strengths=[probe.strength], seed=key.seed
-        )
-        judged = float((half.predictions == labels[judge]).mean())
-    held_out = probe.scores.get(probe.strength)
-    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out, judged=judged)
-
-
-def split_in_half(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return two stratified halves of a cell's labels as ascending positions: to train on, and to judge by.
-
-    Args:
-        labels: (n,) class numbers.
-        seed: of the draw.
-
-    Returns:
-        None if a class has one label, so that it could not be in both.
-    """
-    _, sizes = np.unique(labels, return_counts=True)
-    if sizes.min() < 2:
-        return None
-    fit = sample_stratified(labels, -(-len(labels) // 2), seed)
-    return fit, np.setdiff1d(np.arange(len(labels)), fit)
+        half = kind.fit(features[fit], labels[fit], features[judge], classes, key.seed, strengths=[probe.strength])
+        judged = kind.score(half.probabilities, labels[judge])
+    inside = None
+    if (value := probe.scores.get(probe.strength)) is not None:
+        inside = Scores(value, probe.balanced_scores.get(probe.strength))
+    return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=inside, judged=judged)

@@ -18,7 +18,7 @@ from lit_vision.data.folder import Folder
 from lit_vision.data.labeled_folder import LabelOptions, open_labeled
 from lit_vision.data.open_images import open_images
 from lit_vision.data.sampler import EvalBatches
-from lit_vision.data.splits import evenly_spaced, sample_stratified
+from lit_vision.data.splits import evenly_spaced, has_label
 from lit_vision.data.value_range import measure_folder_range, require_range
 from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.decode import ImageDecodeError, read_header
@@ -26,6 +26,7 @@ from lit_vision.data.views.params import make_view_spec
 from lit_vision.data.views.pixel_values import PixelFormat, ValueRange
 from lit_vision.errors import UserError
 from lit_vision.predict.feature_cache import batch_size
+from lit_vision.study.label_kinds import HELD_OUT, LabelKind, kind_of
 from lit_vision.study.pixel_cache import (
     ImageFiles,
     OnImage,
@@ -38,7 +39,6 @@ from lit_vision.study.pixel_cache import (
 )
 from lit_vision.study.presets import SMALL
 
-HELD_OUT = 0.25  # share of the labeled images that becomes the test split if the folder has none
 FLAT_SIDE = 32  # of the baseline of flat pixels in a study of larger images
 MARGIN = 1.25  # images larger than the networks' input are stored this much larger than it, so that crops can differ
 SAMPLE = 101  # images whose headers give the typical size
@@ -51,10 +51,10 @@ class StudyImages:
     Attributes:
         pool: (N, S, S, C) uint8, C = 1 if every image is gray, else 3: the training images under the evaluation view,
             labeled ones first.
-        labels: (N,) int64, -1 without one.
+        labels: (N,) int64, -1 without one; or (N, K) float32 with several labels an image, NaN unknown.
         paths: relative path of each pool image.
         test: like `pool`, for the test split; evaluated once per cell, at its end.
-        test_labels: (M,) int64.
+        test_labels: (M,) int64, or (M, K) float32.
         test_paths: relative path of each test image.
         classes: names.
         fingerprint: of the folder.
@@ -65,6 +65,7 @@ class StudyImages:
         files: where `paths` and `test_paths` lie; None: the arrays are all there is.
         flat: the labeled pool and the test split at FLAT_SIDE, if the study's size is above SMALL; else None.
         cache: room for pixels on the disk; None: they are held in memory.
+        groups: (N,) text: images of one group stand on one side of every split inside the labels; None: there are none.
     """
 
     pool: Pixels
@@ -82,6 +83,7 @@ class StudyImages:
     files: ImageFiles | None = None
     flat: tuple[Pixels, Pixels] | None = None
     cache: PixelCache | None = None
+    groups: np.ndarray | None = None
     _test_views: dict[int, Pixels] = field(default_factory=dict, init=False, repr=False)
 
     def crop_pct(self, size: int) -> float:
@@ -115,12 +117,26 @@ class StudyImages:
     def flat_pixels(self) -> tuple[PixelRows, PixelRows]:
         """Return the n labeled pool images and the test split as rows of numbers in 0 to 1: (n, D) and (M, D)."""
         pool, test = self.flat or (self.pool, self.test)
-        return PixelRows(pool, int((self.labels >= 0).sum())), PixelRows(test, len(test))
+        return PixelRows(pool, self.labeled), PixelRows(test, len(test))
+
+    @property
+    def kind(self) -> LabelKind:
+        """One label an image, or several."""
+        return kind_of(self.labels)
+
+    @property
+    def labeled(self) -> int:
+        """Number of labeled pool images; they come first."""
+        return int(has_label(self.labels).sum())
 
     @property
     def per_class(self) -> list[int]:
         """Number of labeled pool images of each class."""
-        return [int(n) for n in np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))]
+        return self.kind.count(self.labels, len(self.classes))
+
+    def groups_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the groups of some pool rows, if there are any."""
+        return None if self.groups is None else self.groups[rows]
 
     def tested_on(self, rows: np.ndarray) -> StudyImages:
         """Return these images with some pool rows as the test split."""
@@ -129,8 +145,12 @@ class StudyImages:
         return replace(self, test=test, test_labels=self.labels[rows], test_paths=paths, cache=None)
 
     def subset(self, count: int, seed: int) -> np.ndarray:
-        """Return rows of `count` labeled pool images, stratified; nested in count, different for every seed."""
-        return sample_stratified(self.labels, count, seed)
+        """Return rows of `count` labeled pool images, nested in count, different for every seed.
+
+        One label an image: stratified. Several: random, see `SeveralLabels.sample`. Groups are not looked at: what is
+        asked is the worth of labels, not of groups.
+        """
+        return self.kind.sample(self.labels, count, seed)
 
 
 def read_images(
@@ -157,43 +177,43 @@ def read_images(
         on_image: called with (images done, all images of this split).
 
     Raises:
-        UserError: several labels an image, fewer than two labeled classes, a class with one image and no test split,
-            more than 1 % unreadable images, or a short disk.
+        UserError: fewer than two labeled classes, a class with one image and no test split, more than 1 % unreadable
+            images, or a short disk.
     """
     folder, notes = _open(root, labels, seed)
     folder.require_classes("a study")
     train = folder.require_labels("train", "a study")
-    if train.labels.ndim == 2:
-        raise UserError(f"{root}: a study takes one label an image; train a MultiLabelClassifier with lit-vision fit")
     keep = np.arange(len(train))
     if "test" in folder.splits:
         test = folder.require_labels("test", "a study, which measures on it,")
-        tests = np.flatnonzero(test.labels >= 0)
+        tests = np.flatnonzero(has_label(test.labels))
     else:
         test, tests = train, _held_out(train.labels, folder, seed)
         keep = np.setdiff1d(keep, tests)
         notes.append(
-            f"The folder has no test split: {len(tests)} of its {int((train.labels >= 0).sum())} labeled images were "
+            f"The folder has no test split: {len(tests)} of its {has_label(train.labels).sum()} labeled images were "
             "held out as one."
         )
     if "val" in folder.splits:
         notes.append(f"The validation split ({len(folder.splits['val'])} images) was not used.")
     notes += _scan_notes(folder)
     pixel_format = _pixel_format(folder, notes)
-    keep = np.concatenate([keep[train.labels[keep] >= 0], keep[train.labels[keep] < 0]])  # labeled ones come first
+    known = has_label(train.labels[keep])
+    keep = np.concatenate([keep[known], keep[~known]])  # labeled ones come first
     pool_paths = [train.paths[int(i)] for i in keep] + list(folder.unlabeled.paths)
     side = typical_side(folder, pool_paths)
     if callable(size):
         size = size(side)
     elif size is None:
         size = max(16, -(-side // 4) * 4) if side <= SMALL else SMALL
-    pool_labels = np.concatenate([train.labels[keep], folder.unlabeled.labels])
+    none = np.full((len(folder.unlabeled), *train.labels.shape[1:]), np.nan if train.labels.ndim == 2 else -1)
+    pool_labels = np.concatenate([train.labels[keep], none.astype(train.labels.dtype)])
     test_paths = [test.paths[int(i)] for i in tests]
     files, crops = ImageFiles(folder, pixel_format), _side_for_crops(side, size)
     count = len(pool_paths)
     wanted = {size: count if cache is None or crops == size or size <= SMALL else 0, crops: count}
     if size > SMALL:
-        wanted[FLAT_SIDE] = int((pool_labels >= 0).sum())
+        wanted[FLAT_SIDE] = int(has_label(pool_labels).sum())
     pool_parts, good, pool_gray = read_pixels(files, pool_paths, wanted, cache, notes, on_image)
     wanted = {size: len(tests)} | ({FLAT_SIDE: len(tests)} if size > SMALL else {})
     test_parts, test_good, test_gray = read_pixels(files, test_paths, wanted, cache, notes, on_image)
@@ -217,6 +237,7 @@ def read_images(
         files,
         (pool[FLAT_SIDE], tested[FLAT_SIDE]) if size > SMALL else None,
         cache,
+        None if folder.groups is None else np.array([folder.groups.get(pool_paths[i], "") for i in good]),
     )
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
@@ -264,11 +285,13 @@ def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Fol
 
 
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:
-    counts = np.bincount(labels[labels >= 0], minlength=len(folder.classes))
-    if counts.min() < 2:
-        few = folder.classes[int(counts.argmin())]
-        raise UserError(f"{folder.root}: class {few!r} has one image and there is no test split; give it two or more")
-    return sample_stratified(labels, max(len(counts), round(HELD_OUT * counts.sum())), seed)
+    kind = kind_of(labels)
+    counts = kind.count(labels, len(folder.classes))
+    if min(counts) < 2:
+        few = folder.classes[int(np.argmin(counts))]
+        number = "one image" if min(counts) else "no image"
+        raise UserError(f"{folder.root}: class {few!r} has {number} and there is no test split; give it two or more")
+    return kind.hold_out(labels, len(counts), seed)
 
 
 def _scan_notes(folder: Folder) -> list[str]:

@@ -13,7 +13,7 @@ from lit_vision.optim import Schedule
 from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
 from lit_vision.study.encoders import Encoder, EncoderStore
-from lit_vision.study.frozen import fit_probe, split_in_half
+from lit_vision.study.frozen import fit_probe
 from lit_vision.study.images import StudyImages
 from lit_vision.study.pace import Pace
 from lit_vision.study.plan import HALF, Unit
@@ -71,22 +71,24 @@ class LabelTrainer:
     def _train_cell(self, unit: Unit, key: CellKey, encoder: Encoder | None, steps: int, deadline: float) -> CellResult:
         """Train a cell, and before it on half of its labels, whose other half judges the protocol."""
         origin = (encoder.sha256, "head of the probe") if encoder else None
-        rows, judged = self.images.subset(key.labels, key.seed), None
+        images, half = self.images, None
+        rows = images.subset(key.labels, key.seed)
         length = "set" if unit.fixed else self.pace.decisions.id
 
         def inputs(steps: int, *more: Any) -> str:
             fields = self.preset.training_fields(key.init, key.protocol, steps)
             return hash_inputs(self.data_hash, origin, steps, length, fields, *more)
 
-        if halves := split_in_half(self.images.labels[rows], key.seed) if unit.judged else None:
+        grouped = () if images.groups is None else ("whole groups",)
+
+        if halves := images.kind.halve(images.labels[rows], key.seed, images.groups_of(rows)) if unit.judged else None:
             fit, judge = (rows[half] for half in halves)
             fewer = max(1, int(HALF * steps))
             measure = partial(self._train_classifier, unit, key, encoder, fewer, deadline, fit, judge)
-            labels = self.images.labels[judge]
-            judged = measure_once(self.halves, key, inputs(fewer, "half"), labels, measure).top1
+            half = measure_once(self.halves, key, inputs(fewer, "half", *grouped), images.labels[judge], measure)
         measure = partial(self._train_classifier, unit, key, encoder, steps, deadline, rows)
-        result = measure_once(self.store, key, inputs(steps), self.images.test_labels, measure)
-        return replace(result, judged=judged)
+        result = measure_once(self.store, key, inputs(steps), images.test_labels, measure)
+        return replace(result, judged=half.value, judged_balanced=half.balanced) if half else result
 
     def _train_classifier(
         self,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lit_vision.evaluation.label_law import FEWEST_COUNTS, LabelLaw, fit_law
-from lit_vision.study.verdict import choose_frozen, contender, values_on_test
+from lit_vision.study.metrics_of_cells import Cell, Metric, values_on_test
+from lit_vision.study.verdict import choose_frozen, contender
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MoreLabels:
         more: about as many again, a round number.
     """
 
-    cell: Mapping[str, Any]
+    cell: Cell
     law: LabelLaw
     labels: int
     more: int
@@ -37,19 +37,19 @@ class MoreLabels:
         return f"{text[0].upper()}{text[1:]} ({contender(self.cell)}; 95 %, fitted at {counts} numbers of labels)."
 
 
-def more_labels(cells: Sequence[Mapping[str, Any]], recommended: Mapping[str, Any], metric: str) -> MoreLabels | None:
+def more_labels(cells: Sequence[Cell], recommended: Cell, metric: Metric) -> MoreLabels | None:
     """Fit the law to the recommended contender or, if it was measured at too few numbers of labels, to a frozen one.
 
     Args:
         cells: of results.json.
         recommended: cell of the contender that the study recommends at the most labels.
-        metric: of `lit_vision.study.verdict.metric_for`.
+        metric: of the verdict.
 
     Returns:
         None if no contender was measured at enough numbers of labels.
     """
     at_most = [cell for cell in cells if cell["labels"] == recommended["labels"] and cell["values"]]
-    for cell in filter(None, (recommended, choose_frozen(at_most))):
+    for cell in filter(None, (recommended, choose_frozen(at_most, metric))):
         line = [
             other
             for other in cells
@@ -62,7 +62,7 @@ def more_labels(cells: Sequence[Mapping[str, Any]], recommended: Mapping[str, An
     return None
 
 
-def _errors(line: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], np.ndarray]:
+def _errors(line: Sequence[Cell], metric: Metric) -> tuple[list[int], np.ndarray]:
     """Return the numbers of labels of a contender's cells, and its errors (seeds, numbers), NaN where none is."""
     line = sorted(line, key=lambda cell: cell["labels"])
     errors = np.full((max(len(cell["values"]) for cell in line), len(line)), np.nan)

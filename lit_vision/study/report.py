@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lit_vision.io.processes import cores
 from lit_vision.io.text import format_duration, printable
 from lit_vision.results.environment import device_name
@@ -15,6 +13,7 @@ from lit_vision.results.schema import read_result, write_result
 from lit_vision.results.tables import NOT_RUN, Table, grid_table, rows_from
 from lit_vision.study.cells import CellResult, hash_inputs, to_cells
 from lit_vision.study.chosen_report import chosen_section
+from lit_vision.study.metrics_of_cells import MACRO_AP, metric_for
 from lit_vision.study.more_labels import MoreLabels, more_labels
 from lit_vision.study.presets import ON_LABELS, SCRATCH, method_of
 from lit_vision.study.report_content import (
@@ -36,7 +35,7 @@ from lit_vision.study.report_sections import (
     unless_it_fails,
 )
 from lit_vision.study.runner import Study
-from lit_vision.study.verdict import Verdict, contender, metric_for, verdicts
+from lit_vision.study.verdict import Verdict, contender, verdicts
 from lit_vision.study.wandb_upload import log_study
 from lit_vision.weights.licenses import is_non_commercial
 
@@ -59,7 +58,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
     folder = study.folder
     costs = {(r.key.init, r.key.protocol, r.key.labels): study.multiply_adds(r) for r in cell_results}
     seconds = {init: encoder.seconds for init, encoder in study.encoders.items()}
-    cells = to_cells(list(cell_results), seconds, costs)
+    cells = to_cells(list(cell_results), seconds, costs, study.images.kind.metric)
     trainings = sum(cell["seconds"] for cell in cells) + sum(encoder.seconds for encoder in study.encoders.values())
     used = study.preset.fields([*SCRATCH, *study.inits], study.settings.protocols)
     results = write_result(
@@ -77,6 +76,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
         weights_from=study.origins,
         inits={init.name: init.record for init in study.given},
         chosen=study.chosen,
+        metric_name=MACRO_AP.name if study.images.kind.several else "top1",
     )
     result = read_result(results)
     content = _content(study, cells, result, results)
@@ -93,7 +93,7 @@ def write_report(study: Study, cell_results: Sequence[CellResult], wandb: str | 
 
 def _content(study: Study, cells: list[dict[str, Any]], result: dict[str, Any], results: Path) -> Content:
     images = study.images
-    tests_per_class = np.bincount(images.test_labels, minlength=len(images.classes)).tolist()
+    tests_per_class = images.kind.count(images.test_labels, len(images.classes))
     found = verdicts(cells, len(images.test_labels), images.per_class, tests_per_class)
     law = more_labels(cells, found[-1].recommended, found[-1].metric) if found else None
     (first,) = unless_it_fails(
@@ -139,8 +139,10 @@ def _table(study: Study, results: Path) -> Table:
     pairs = dict.fromkeys((row["init"], row["protocol"]) for row in rows)
     inits = list(dict.fromkeys(init for init, _ in pairs))
     lines = sorted(pairs, key=lambda pair: (inits.index(pair[0]), PROTOCOLS.index(pair[1])))
-    tests, chance = len(study.images.test_labels), 1 / len(study.images.classes)
-    note = f"Top-1 on {tests} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
+    images = study.images
+    tests, chance = len(images.test_labels), images.kind.guess(images.test_labels, len(images.classes))
+    metric = "Macro AP, the mean of the classes' average precision," if images.kind.several else "Top-1"
+    note = f"{metric} on {tests} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
     table = grid_table(rows, lines, sorted({row["labels"] for row in rows}), note)
     return Table(table.columns, [[NOT_MEASURED if c == NOT_RUN else c for c in row] for row in table.rows], note)
 
@@ -151,7 +153,7 @@ def _about(study: Study, result: Mapping[str, Any]) -> str:
     sides = f"{images.size} pixels" + (f" ({max(frozen)} for frozen weights)" if frozen else "")
     return " ".join(
         [
-            f"{len(images.pool)} training images, of which {sum(images.per_class)} have labels, "
+            f"{len(images.pool)} training images, of which {images.labeled} have labels, "
             f"{len(images.classes)} classes, {len(images.test)} test images, seen at {sides}.",
             *images.notes,
             f"The study took {format_duration(result['seconds'])} on {device_name()} ({cores()} cores) and "

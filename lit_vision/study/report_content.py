@@ -9,8 +9,9 @@ from typing import Any
 
 from lit_vision.io.text import format_duration
 from lit_vision.results.tables import Table, to_markdown
+from lit_vision.study.metrics_of_cells import values_on_test
 from lit_vision.study.presets import base_of, method_of
-from lit_vision.study.verdict import Verdict, contender, sentence, values_on_test
+from lit_vision.study.verdict import Verdict, contender, sentence
 
 PICTURE_TITLE = "Test results against labels"  # of the figure on the first screen
 

@@ -13,6 +13,7 @@ import numpy as np
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.evaluation.label_errors import find_label_errors
 from lit_vision.evaluation.metrics import confusion_matrix, format_percent, mean_sd
+from lit_vision.evaluation.multilabel import average_precisions
 from lit_vision.io.atomic import atomic_write
 from lit_vision.results.tables import Table, to_csv
 from lit_vision.study import figures
@@ -29,6 +30,7 @@ from lit_vision.weights.licenses import with_note
 
 MODEL, LABEL_ERRORS = "model.safetensors", "label_errors.csv"
 SHOWN_LABELS = 10
+NOT_MEASURED = "-"  # of a class without test images
 METRICS = {"values": "accuracy", "balanced_values": "balanced accuracy", "macro_f1_values": "macro F1"}
 
 Cells = Sequence[Mapping[str, Any]]
@@ -49,8 +51,11 @@ def collect_sections(study: Study, cells: Cells, found: Sequence[Verdict], law: 
     add("Labels that look wrong", lambda: _label_errors(study, cells, last))
     if last:
         key = _cell_key(last.recommended)
-        add("Mistakes", lambda: _mistakes(study, key))
-        add("Confusion", lambda: _confusion(study, key))
+        if study.images.kind.several:
+            add("Each class", lambda: _each_class(study, key))
+        else:
+            add("Mistakes", lambda: _mistakes(study, key))
+            add("Confusion", lambda: _confusion(study, key))
         add("The model", lambda: _model(study, cells, last))
     pretrained = [init for init in study.encoders if method_of(init)]
     if pretrained:
@@ -107,12 +112,15 @@ def _more_labels(law: MoreLabels) -> Section:
 def _label_errors(study: Study, cells: Cells, verdict: Verdict | None) -> Section | None:
     """Write label_errors.csv and show the first; None if no class has a second image to learn from."""
     images = study.images
-    known = np.flatnonzero(images.labels >= 0)
+    if images.kind.several:
+        return Section("Labels that look wrong", "They are not looked for where an image has several labels.")
+    known = np.arange(images.labeled)
     if max(images.per_class) < 2:  # the only image of a class is not judged, the others are
         return None
     name, features = _features(study, cells, verdict)
     rows = known if len(known) <= CHECKED_LABELS else images.subset(CHECKED_LABELS, 0)
-    ranking = find_label_errors(features[rows], images.labels[rows], len(images.classes))
+    groups = images.groups_of(rows)
+    ranking = find_label_errors(features[rows], images.labels[rows], len(images.classes), groups=groups)
     doubtful = ranking.first_suspects()
     checked = f"{len(rows)} of the {len(known)}" if len(rows) < len(known) else f"The {len(rows)}"
     text = f"{checked} labels were compared with a linear probe on {name} that had not seen the image. "
@@ -146,7 +154,9 @@ def _features(study: Study, cells: Cells, verdict: Verdict | None) -> tuple[str,
     """Return the features of the labeled pool that the study finds best, and their init."""
     names = []
     if verdict:
-        frozen = choose_frozen([cell for cell in cells if cell["labels"] == verdict.labels and cell["values"]])
+        frozen = choose_frozen(
+            [cell for cell in cells if cell["labels"] == verdict.labels and cell["values"]], verdict.metric
+        )
         names = [cell["init"] for cell in (frozen, verdict.recommended, verdict.best) if cell]
     for init in [*names, *study.encoders]:
         if init in study.encoders:
@@ -169,6 +179,18 @@ def _confusion(study: Study, key: CellKey) -> Section:
     path = study.folder / "samples" / "confusion.png"
     picture = figures.confusion(path, matrix, images.classes, "Confusion, % of each true class")
     return Section("Confusion", _title(key), picture)
+
+
+def _each_class(study: Study, key: CellKey) -> Section:
+    """Return the average precision of each class, of which macro AP is the mean."""
+    images = study.images
+    values = average_precisions(study.store.probabilities(key), images.test_labels)
+    counts = images.kind.count(images.test_labels, len(images.classes))
+    rows = [
+        [name, str(count), f"{100 * value:.1f} %" if count else NOT_MEASURED]
+        for name, count, value in zip(images.classes, counts, values)
+    ]
+    return Section("Each class", _title(key), table=Table(["class", "test images", "average precision"], rows))
 
 
 def _title(key: CellKey) -> str:
@@ -243,5 +265,5 @@ def picture_of_first_screen(study: Study, cells: Cells, found: Sequence[Verdict]
     ]
     shown = list(dict.fromkeys((cell["init"], cell["protocol"]) for cell in named))[:5]
     shown = shown or list(dict.fromkeys((cell["init"], cell["protocol"]) for cell in cells))[:5]
-    metric = found[-1].metric if found else "accuracy"
+    metric = found[-1].metric if found else study.images.kind.metric
     return figures.accuracy(study.folder / "samples" / "accuracy.png", cells, shown, metric, law)

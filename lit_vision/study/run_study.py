@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
 from lit_vision.evaluation.acquisition import STRATEGIES
@@ -12,6 +13,9 @@ from lit_vision.evaluation.suggestions import BEST
 from lit_vision.study.inits import AUTO, PUBLIC_BASE, choose_public, parse_inits
 from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, method_of
 from lit_vision.study.sizes import choose_sizes
+
+if TYPE_CHECKING:
+    from lit_vision.study.images import StudyImages
 
 LARGEST_SIZE = 4096  # pixels
 INITS = "mae,simclr"
@@ -83,8 +87,9 @@ def run_study(
             those beyond are decoded whenever they are needed, which changes the time and no number.
         label_file: a table of labels, CSV or JSON lines, instead of labels from the folders' names.
         path_column, label_column, split_column: its columns, if they have unusual names.
-        label_columns, label_separator: of tables with several labels an image, which a study refuses.
-        group_by: what must not stand on both sides of the held-out split: a column, or the level of a folder.
+        label_columns, label_separator: of tables with several labels an image; the study's metric is then macro AP.
+        group_by: what must not stand on both sides of a split, neither of the test split nor of those inside the
+            labels: a column, or the level of a folder.
         wandb: project of Weights & Biases to log tables and figures to, or None.
 
     Returns:
@@ -115,7 +120,7 @@ def run_study(
     import torch
 
     from lit_vision.data.labeled_folder import label_options
-    from lit_vision.study.cells import check_label_syntax, parse_labels, refuse_older_study
+    from lit_vision.study.cells import check_label_syntax, refuse_older_study
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.pixel_cache import PixelCache
     from lit_vision.study.presets import preset_for
@@ -156,7 +161,7 @@ def run_study(
             listed[-1] = public
             limits, fixed_epochs = _rename(limits, AUTO, public), _rename(fixed_epochs, AUTO, public)
         tried = parse_inits(listed, public)
-        labeled, unlabeled = sum(images.per_class), len(images.pool) - sum(images.per_class)
+        labeled, unlabeled = images.labeled, len(images.pool) - images.labeled
         reporter.log(
             f"{len(images.pool)} training images ({labeled} labeled, {unlabeled} not), {len(images.classes)} classes, "
             f"{len(images.test)} test images"
@@ -170,7 +175,7 @@ def run_study(
                 reporter.log(f"--pretrain_on: {note}")
             images.notes.append(f"Pre-training saw {len(source.pool)} images of another folder, and none of this one.")
             reporter.log(images.notes[-1])
-        numbers = parse_labels(labels or ("all" if unlabeled > labeled else "1%,10%"), images.per_class)
+        numbers = _label_numbers(labels, images, strategies)
         _check_label_numbers(fixed_epochs, numbers)
         settings = Settings(
             numbers, _seeds_by_labels(counts, numbers), limits, fixed_epochs, on_labels, frozen_size, strategies
@@ -267,6 +272,17 @@ def _values(text: str, flag: str, form: str, inits: list[str], numbers: bool = F
             raise UsageError(f"{flag}: {item!r}; give {form} one of {', '.join(names)}")
         values[names.get(name, name)] = int(value)
     return values
+
+
+def _label_numbers(text: str | None, images: StudyImages, strategies: Sequence[str]) -> list[int]:
+    """Return the numbers of labels of --labels; raise UsageError if they or --choose do not fit the images' labels."""
+    from lit_vision.study.cells import parse_labels
+
+    several, labeled = images.kind.several, images.labeled
+    if strategies and several:
+        raise UsageError("--choose: takes images of one label each, and these have several; leave it out")
+    text = text or ("all" if len(images.pool) > 2 * labeled else "1%,10%")
+    return parse_labels(text, images.per_class, labeled if several else None)
 
 
 def _check_label_numbers(epochs: dict[str, int], labels: list[int]) -> None:

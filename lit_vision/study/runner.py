@@ -35,6 +35,7 @@ from lit_vision.study.images import StudyImages
 from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import Init, init_of
 from lit_vision.study.label_training import LabelTrainer
+from lit_vision.study.metrics_of_cells import metric_for
 from lit_vision.study.pace import Pace
 from lit_vision.study.pixel_cache import Rows
 from lit_vision.study.plan import Plan, Unit, frozen_counts, order
@@ -110,11 +111,10 @@ class Study:
         self.encoder_store = EncoderStore(images, preset, folder, reporter, source)
         self.encoders: dict[str, Encoder] = {}
         self.results: list[CellResult] = []
-        total = sum(images.per_class)
-        self.labels = frozen_counts(settings.labels, len(images.classes), total)
+        self.labels = frozen_counts(settings.labels, len(images.classes), images.labeled)
         rows = needed_rows(images, dict(zip(self.labels, map(settings.seeds_at, self.labels))))
         self.encoder_store.rows = rows = None if settings.choose else rows  # strategies look at all of them
-        needed = sum(images.per_class) if rows is None else len(rows)
+        needed = images.labeled if rows is None else len(rows)
         self._frozen_images = needed + len(images.test_labels)
         self.plan, self.steps = Plan(), dict[str, int]()
         self.chosen: list[dict[str, Any]] = []
@@ -237,11 +237,12 @@ class Study:
     def _measure_frozen(self, init: str, protocols: tuple[str, ...], pool: Rows, test: Rows, origin: str) -> None:
         """Measure protocols that train no network: k-NN and logistic regression ("logreg" on pixels, "linear" else)."""
         results = []
+        grouped = () if self.images.groups is None else ("whole groups",)
         for protocol in protocols:
             for count in self.labels:
                 for seed in range(self.settings.seeds_at(count)):  # all: max_seeds limits only trainings
                     key = CellKey(init, protocol, count, seed)
-                    inputs = hash_inputs(self.data_hash, origin, "frozen, judged")
+                    inputs = hash_inputs(self.data_hash, origin, "frozen, judged, balanced", *grouped)
                     measure = partial(measure_frozen, key, pool, test, self.images)
                     results.append(measure_once(self.store, key, inputs, self.images.test_labels, measure))
         self.results += results
@@ -249,7 +250,8 @@ class Study:
 
     def _measure_chosen(self) -> list[dict[str, Any]]:
         """Measure strategies on the frozen features that cross-validation prefers at the most labels."""
-        best = choose_frozen([cell for cell in to_cells(self.results, {}) if cell["labels"] == self.labels[-1]])
+        cells = [cell for cell in to_cells(self.results, {}) if cell["labels"] == self.labels[-1]]
+        best = choose_frozen(cells, metric_for(cells, self.images.per_class))
         init = best["init"] if best else "pixels"
         encoder = self.encoders.get(init)
         pool, test = (encoder.pool, encoder.test) if encoder else self.images.flat_pixels()
@@ -304,7 +306,7 @@ class Study:
     def _log_scores(self, results: list[CellResult]) -> None:
         groups: dict[tuple[str, str, int], list[float]] = {}
         for result in results:
-            groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result.top1)
+            groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result.value)
         for (init, protocol, labels), values in groups.items():
             score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
             self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")

@@ -24,6 +24,7 @@ from lit_vision.io.atomic import atomic_write
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
+from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
 from lit_vision.methods.simclr.simclr import SimCLR
 from lit_vision.optim import Schedule
 from lit_vision.runs.checkpoint_io import AtomicCheckpointIO, digest_path
@@ -44,6 +45,7 @@ from lit_vision.weights.load import load_into
 
 UNSEEN_BIAS = -10.0  # bias of a class without labels, for which a probe has minus infinity
 CHECKPOINT_SECONDS = 45.0  # between two checkpoints of a training: a kill loses less than a minute
+AnyClassifier = Classifier | MultiLabelClassifier  # of one label an image, or several
 PRETRAINING_METHODS: dict[str, type[MAE | SimCLR | LeJEPA]] = {"mae": MAE, "simclr": SimCLR, "lejepa": LeJEPA}
 
 
@@ -120,7 +122,7 @@ def classification(
     *,
     steps: int | None = None,
     schedule: Schedule | None = None,
-) -> tuple[Classifier, StudyData]:
+) -> tuple[AnyClassifier, StudyData]:
     """Return module and data of a training on the labels of some rows.
 
     With a linear probe of the same labels, fine-tuning starts from its head instead of from zero, so that the first
@@ -140,14 +142,16 @@ def classification(
         steps: of the training, instead of epochs.
         schedule: of the learning rate; None: that of the preset, a cosine if it names none.
     """
-    network = preset.network(init)
+    network, several = preset.network(init), images.kind.several
     views = preset.train_views[network.name]
     data = StudyData(images, rows, "train", views, preset.batch_size, seed, preset.side(init))
     steps = steps if epochs is None else epochs * data.batches_per_epoch
     options = {**preset.options(init, protocol, steps), **({"schedule": schedule} if schedule else {})}
     statistics: dict[str, Any] = {} if weights else {"mean": [0.5] * 3, "std": [0.25] * 3}
+    if several:  # each label's loss is its own
+        options = {name: value for name, value in options.items() if name != "label_smoothing"}
     with temporary_seed(derive_seed(seed, 1)):
-        module = Classifier(
+        module = (MultiLabelClassifier if several else Classifier)(
             network.backbone,
             len(images.classes),
             backbone_args=_backbone_args(network, preset.side(init)),
@@ -299,18 +303,18 @@ def measure_step(module: LightningModule, data: StudyData, limit: float, on_step
 
 
 @torch.inference_mode()
-def probabilities(module: Classifier, images: StudyImages, size: int) -> np.ndarray:
+def probabilities(module: AnyClassifier, images: StudyImages, size: int) -> np.ndarray:
     """Return the (M, K) class probabilities of the test split, seen at `size` pixels."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.eval().to(device)
     parts = []
     for batch in eval_batches(images.test_view(size), images.test_labels, size):
         logits = module(normalize(batch["images"].to(device), module.mean, module.std)[:, 0])
-        parts.append(logits.float().softmax(1).cpu())
+        parts.append(images.kind.to_probabilities(logits.float()).cpu())
     return np.asarray(torch.cat(parts))
 
 
-def save_classifier(path: Path, module: Classifier) -> None:
+def save_classifier(path: Path, module: AnyClassifier) -> None:
     """Write a classifier with its backbone in half precision and its head in full precision.
 
     Half precision changes weights by at most one part in 2048. A head that started as a probe of features far from zero
@@ -324,7 +328,7 @@ def save_classifier(path: Path, module: Classifier) -> None:
     atomic_write(path, lambda file: save_file(state, file))
 
 
-def load_classifier(path: Path, module: Classifier) -> None:
+def load_classifier(path: Path, module: AnyClassifier) -> None:
     """Load a file of `save_classifier` into a module of the same preset; every key must be there."""
     module.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}

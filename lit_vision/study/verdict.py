@@ -8,28 +8,29 @@ made up for as its reader says:
     held_out_values: accuracy in k-fold cross-validation inside the labels; protocols that train no network.
     judged_values: accuracy on one stratified half of the labels after training on the other half; trained protocols,
         and the protocol without a training that cross-validation prefers.
+    held_out_balanced_values, judged_balanced_values: the same as balanced accuracy.
     multiply_adds: that one model has cost, its pre-training included.
+    metric: of all these values, if it is not accuracy: "macro AP", with several labels an image.
+
+The choice inside the labels and the verdict use one metric, see `metric_for`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 from lit_vision.evaluation.metrics import paired_difference
 from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
 from lit_vision.results.tables import BASELINES
+from lit_vision.study.metrics_of_cells import ACCURACY, Cell, Metric, metric_for, values_on_test
 from lit_vision.study.presets import method_of
-
-Cell = Mapping[str, Any]
 
 FROZEN = ("logreg", "linear", "knn")  # protocols that train no network; a linear head answers with fewer multiply-adds
 TUNED, PROBED = "finetune", "linear"
 FEWEST_SEEDS = 3  # a contender with fewer is left out if others have more
 FEWEST_TESTS = 100  # with fewer test images a note stands beside the sentence
-UNEQUAL = 2  # the verdict is about balanced accuracy if the largest class has more than this many times the smallest
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Verdict:
         other: the contender it is compared with: if `best` uses pre-trained weights, of those that do not the one with
             the highest test accuracy, and the reverse.
         interval: `best` minus `other`.
-        metric: "accuracy" or "balanced accuracy".
+        metric: of the interval and of the choice.
         second: the contender that would be chosen inside the labels among those that cost no more than `recommended`
             (among all others if there is none); None if there is no other.
         tests: number of test images.
@@ -67,7 +68,7 @@ class Verdict:
     chosen_on: str
     other: Cell
     interval: Interval
-    metric: str
+    metric: Metric
     second: Cell | None
     tests: int
 
@@ -88,32 +89,16 @@ class Verdict:
         """A sentence about a small test split, or ""."""
         if self.tests >= FEWEST_TESTS:
             return ""
-        return (
-            f"The test split has only {self.tests} images, of which one is {100 / self.tests:.1f} points; that others "
-            "might have stood there is not part of the interval."
-            if self.interval.n > 1
-            else f"The test split has only {self.tests} images, of which one is {100 / self.tests:.1f} points."
-        )
+        text = f"The test split has only {self.tests} images"
+        if self.metric is ACCURACY:
+            text += f", of which one is {100 / self.tests:.1f} points"
+        others = "; that others might have stood there is not part of the interval" if self.interval.n > 1 else ""
+        return f"{text}{others}."
 
 
 def is_baseline(init: str) -> bool:
     """True if an init uses no pre-trained weights."""
     return init.startswith(BASELINES)
-
-
-def metric_for(cells: Sequence[Cell], per_class: Sequence[int] | None) -> str:
-    """Return the metric of the verdict, which the labels alone decide.
-
-    Args:
-        cells: of results.json; if one lacks `balanced_values` it is "accuracy".
-        per_class: labeled training images of each class; None: taken as equal.
-
-    Returns:
-        "balanced accuracy" if the largest class has more than UNEQUAL times the images of the smallest, else
-        "accuracy".
-    """
-    unequal = per_class is not None and max(per_class) > UNEQUAL * min(per_class)
-    return "balanced accuracy" if unequal and all("balanced_values" in cell for cell in cells) else "accuracy"
 
 
 def verdicts(
@@ -128,44 +113,47 @@ def verdicts(
         cells: of results.json.
         tests: number of test images.
         per_class: labeled training images of each class, which decide the metric; None: taken as equal.
-        tests_per_class: test images of each class; None: taken as equal.
+        tests_per_class: test images of each class; those without any do not count. None: taken as equal.
     """
     found, metric = [], metric_for(cells, per_class)
     for labels in sorted({cell["labels"] for cell in cells}):
         here = _with_enough_seeds([cell for cell in cells if cell["labels"] == labels and cell["values"]])
         if len(here) < 2:
             continue
-        choice = choose(here)
+        choice = choose(here, metric)
         others = [cell for cell in here if is_baseline(cell["init"]) != is_baseline(choice.cell["init"])]
         others = others or [cell for cell in here if cell is not choice.cell]
         other = max(others, key=lambda cell: _mean(values_on_test(cell, metric)))
         images = tests
-        if metric != "accuracy" and tests_per_class:
-            images = len(tests_per_class) * min(tests_per_class)
+        if metric is not ACCURACY and tests_per_class:
+            present = [count for count in tests_per_class if count]
+            images = len(present) * min(present)
         interval = _interval(choice.cell, other, metric, images)
         verdict = Verdict(labels, choice.cell, choice.chosen_on, other, interval, metric, None, tests)
-        found.append(replace(verdict, second=_second(here, verdict.recommended)))
+        found.append(replace(verdict, second=_second(here, verdict.recommended, metric)))
     return found
 
 
-def choose(cells: Sequence[Cell]) -> Choice:
+def choose(cells: Sequence[Cell], metric: Metric = ACCURACY) -> Choice:
     """Return the contender to use at one number of labels, chosen inside the labels.
 
-    Of those that train no network the one with the highest held-out accuracy, then of that and the trained ones the
-    one with the highest judged accuracy. What is within one standard error (paired over seeds) of the highest counts
+    Of those that train no network the one with the highest held-out value, then of that and the trained ones the one
+    with the highest judged value. What is within one standard error (paired over seeds) of the highest counts
     as equal, and of equals the cheapest is taken, in a fixed order: pixels, public weights, from scratch, public
     weights trained on, pre-trained here; then by multiply-adds. Seconds decide nothing: they differ from run to run.
 
-    Where no training was judged, the recipe is fixed: the fine-tuning of the init that held-out accuracy prefers, if
-    it has enough seeds.
+    Where no training was judged, the recipe is fixed: the fine-tuning of the init that held-out values prefer, if it
+    has enough seeds.
 
     Args:
         cells: at one number of labels, at least one, each with values.
+        metric: of held-out and judged values; cells of an earlier version have them as accuracy only.
     """
-    frozen = choose_frozen(cells)
+    frozen = choose_frozen(cells, metric)
     judged = [cell for cell in cells if cell["protocol"] not in FROZEN and _by_seed(cell, "judged_values")]
     if judged and (frozen is None or _by_seed(frozen, "judged_values")):
-        best = _highest([frozen, *judged] if frozen else judged, "judged_values")
+        candidates = [frozen, *judged] if frozen else judged
+        best = _highest(candidates, _known(candidates, metric.judged, ACCURACY.judged))
         return Choice(best, "one half of the labels, after training on the other")
     if frozen is not None:
         tuned = [cell for cell in cells if cell["init"] == frozen["init"] and cell["protocol"] == TUNED]
@@ -175,16 +163,22 @@ def choose(cells: Sequence[Cell]) -> Choice:
     return Choice(min(weights or cells, key=_cost), "its cost alone, since the labels are too few to hold some out")
 
 
-def choose_frozen(cells: Sequence[Cell]) -> Cell | None:
-    """Return the contender without a training that cross-validation prefers; None if none has a held-out accuracy.
+def choose_frozen(cells: Sequence[Cell], metric: Metric = ACCURACY) -> Cell | None:
+    """Return the contender without a training that cross-validation prefers; None if none has a held-out value.
 
     It is the one that is to be judged against the trained ones.
 
     Args:
         cells: at one number of labels.
+        metric: as for `choose`.
     """
     candidates = [cell for cell in cells if cell["protocol"] in FROZEN and _by_seed(cell, "held_out_values")]
-    return _highest(candidates, "held_out_values") if candidates else None
+    return _highest(candidates, _known(candidates, metric.held_out, ACCURACY.held_out)) if candidates else None
+
+
+def _known(candidates: Sequence[Cell], key: str, otherwise: str) -> str:
+    """Return the key if all candidates have values of it, else the other."""
+    return key if all(_by_seed(cell, key) for cell in candidates) else otherwise
 
 
 def _highest(candidates: Sequence[Cell], key: str) -> Cell:
@@ -238,21 +232,18 @@ def _cost_group(cell: Cell) -> int:
     return 1 if frozen else 3
 
 
-def _second(cells: Sequence[Cell], best: Cell) -> Cell | None:
+def _second(cells: Sequence[Cell], best: Cell, metric: Metric) -> Cell | None:
     rest = [cell for cell in cells if cell is not best]
     rest = [cell for cell in rest if _cost_group(cell) <= _cost_group(best)] or rest
-    return choose(rest).cell if rest else None
+    return choose(rest, metric).cell if rest else None
 
 
-def values_on_test(cell: Cell, metric: str) -> list[float]:
-    """Return a cell's results on the test split in a metric of `metric_for`, one per seed."""
-    return list(cell["values"] if metric == "accuracy" else cell["balanced_values"])
-
-
-def _interval(a: Cell, b: Cell, metric: str, images: int) -> Interval:
+def _interval(a: Cell, b: Cell, metric: Metric, images: int) -> Interval:
     """Return the interval of a - b over the seeds that both have, and over the test images where these do not differ.
 
     That is so of one seed, and where every seed has all labels: an interval without a width would claim certainty.
+    Balanced accuracy and macro AP are then taken as shares of as many images as the rarest class of the test split has,
+    times the classes: for macro AP an approximation.
     """
     first = dict(zip(_seeds(a), values_on_test(a, metric)))
     second = dict(zip(_seeds(b), values_on_test(b, metric)))
@@ -274,7 +265,7 @@ def sentence(verdict: Verdict) -> str:
     its interval is over the test images.
     """
     interval, head = verdict.interval, f"With {verdict.labels} labels: "
-    points = "points" if verdict.metric == "accuracy" else f"points of {verdict.metric}"
+    points = "points" if verdict.metric is ACCURACY else f"points of {verdict.metric.name}"
     seeds = f"{interval.n} seeds"
     if interval.n == 1:
         several = min(len(cell["values"]) for cell in (verdict.best, verdict.other)) > 1

@@ -20,6 +20,7 @@ from lit_vision.study.chosen_labels import (
     pool_of_seed,
 )
 from lit_vision.study.chosen_report import chosen_section, chosen_sentences
+from lit_vision.study.metrics_of_cells import ACCURACY
 
 COUNTS = [2, 5, 12]
 
@@ -95,14 +96,14 @@ def test_the_report_says_better_worse_or_how_little_with_students_interval() -> 
     for count, gaps in ((10, [0.1, 0.12, 0.11]), (20, [-0.1, -0.12, -0.11]), (40, [0.1, -0.1, 0]), (80, [0.0] * 3)):
         values = [a + b for a, b in zip(random, gaps)]
         cells.append(make_cell("e", "linear", count, values, strategy="margin", balanced_values=values))
-    better, worse, little, same = chosen_sentences(cells, "accuracy", 200)
+    better, worse, little, same = chosen_sentences(cells, ACCURACY, 200)
     half = t.ppf(0.975, 2) * 0.01 / 3**0.5
     assert "10 labels: chosen by margin, they are better than drawn at random by 11.0 points" in better
     assert f"(95 % interval {100 * (0.11 - half):.1f} to {100 * (0.11 + half):.1f}, 3 seeds)" in better
     assert "worse than drawn at random by 11.0 points" in worse
     assert f"less than {100 * t.ppf(0.975, 2) * 0.1 / 3**0.5 + 0.05:.1f} points" in little
     assert "over 200 test images" in same
-    section = chosen_section(cells, "accuracy", 200)
+    section = chosen_section(cells, ACCURACY, 200)
     assert section.table.rows[0][:4] == ["margin", "10", "52.3 %", "63.3 %"]
     assert section.table.rows[3][5] == "-"  # random has no curve above it
 

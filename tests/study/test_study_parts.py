@@ -60,7 +60,7 @@ def test_measure_once__measures_only_what_is_not_stored_for_these_inputs(tmp_pat
 
     labels = np.array([1, 1])
     first = measure_once(store, key, "inputs", labels, measure)
-    assert (first.top1, first.steps, first.seconds, first.chosen_on) == (0.5, 3, 1.5, "fixed recipe")
+    assert (first.value, first.steps, first.seconds, first.chosen_on) == (0.5, 3, 1.5, "fixed recipe")
     assert measure_once(store, key, "inputs", labels, measure) == first
     assert len(calls) == 1
     measure_once(store, key, "other inputs", labels, measure)

@@ -43,6 +43,7 @@ class MultiLabelClassifier(MultiLabelClassifierNetwork, LightningModule):
         backbone_checkpoint: a file whose encoder is loaded.
         tune: the parameters that train in addition to the head.
         layer_decay: factor on the learning rate per layer from the head down, in (0, 1].
+        freeze_batch_norm: keep the statistics of the backbone's batch norms as they are loaded, whatever trains.
         mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights.
         std: of the pixels, per channel; None is that of the loaded weights.
         optimizer: adamw, adam, sgd, lars or lamb.
@@ -74,6 +75,7 @@ class MultiLabelClassifier(MultiLabelClassifierNetwork, LightningModule):
         backbone_checkpoint: str | None = None,
         tune: str = "full",
         layer_decay: float = 1.0,
+        freeze_batch_norm: bool = False,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         optimizer: str = "adamw",

@@ -19,7 +19,7 @@ PARTS = frozenset({"backbone", "head"})  # the modules in a checkpoint of this m
 MONITOR = ("val/map", True)  # the metric that chooses best.ckpt; True: larger is better
 TRAIN_VIEW = "train"  # one distorted crop
 # values of the hyper-parameters below that a checkpoint does not have, because it is older or only for use
-DEFAULTS: Mapping[str, Any] = TUNING_DEFAULTS
+DEFAULTS: Mapping[str, Any] = {**TUNING_DEFAULTS, "freeze_batch_norm": False}
 
 
 def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
