@@ -73,9 +73,9 @@ def write_explanations(path: Path, module: AnyClassifier, images: StudyImages, r
     answers = scores.argmax(1)
     heat_maps = explain.explain(module, batch, answers).numpy()
     overlays = [explain.overlay(image, heat) for image, heat in zip(pixels, heat_maps)]
-    names = images.classes
+    names, seen = images.classes, "likeliest:" if images.kind.several else "seen as"
     captions = [
-        f"{_names_of(images, i)}\nseen as {names[answer]} ({score[answer]:.0%})"
+        f"{_names_of(images, i)}\n{seen} {names[answer]} ({score[answer]:.0%})"
         for i, answer, score in zip(rows, answers.tolist(), scores.numpy())
     ]
     return plots.image_grid(path, overlays, captions, columns=3)

@@ -150,10 +150,17 @@ class CellStore:
         record = {"value" if name == "top1" else name: value for name, value in record.items()}  # its earlier name
         return CellResult(CellKey(**record.pop("key")), **record)
 
-    def put(self, result: CellResult, inputs: str, probabilities: np.ndarray) -> None:
-        """Store a result; its JSON file is written last, so that an interrupted write counts as missing."""
+    def put(self, result: CellResult, inputs: str, probabilities: np.ndarray, precision: Any = np.float16) -> None:
+        """Store a result; its JSON file is written last, so that an interrupted write counts as missing.
+
+        Args:
+            result: of the cell.
+            inputs: hash of all that it depends on.
+            probabilities: (M, K).
+            precision: that they are stored in.
+        """
         self._file(result.key).unlink(missing_ok=True)
-        atomic_write(self._array(result.key), lambda file: np.save(file, probabilities.astype(np.float16)))
+        atomic_write(self._array(result.key), lambda file: np.save(file, probabilities.astype(precision)))
         write_json(self._file(result.key), {"schema": SCHEMA, **asdict(result), "inputs": inputs})
 
     def put_losses(self, key: CellKey, losses: list[float]) -> None:
@@ -188,7 +195,8 @@ def measure_once(
     begin = time.perf_counter()
     found = measure()
     seconds = time.perf_counter() - begin if found.seconds is None else found.seconds
-    scores = kind_of(test_labels).score(found.probabilities, test_labels)
+    kind = kind_of(test_labels)
+    scores = kind.score(found.probabilities, test_labels)
     held_out, judged = found.held_out, found.judged
     result = CellResult(
         key,
@@ -203,7 +211,7 @@ def measure_once(
         held_out.balanced if held_out else None,
         judged.balanced if judged else None,
     )
-    store.put(result, inputs, found.probabilities)
+    store.put(result, inputs, found.probabilities, kind.precision)
     return result
 
 

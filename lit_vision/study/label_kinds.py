@@ -37,6 +37,7 @@ class OneLabel:
     """Images of one label each: accuracy, logistic regression, stratified subsets."""
 
     metric, task, several = ACCURACY, "classification", False
+    precision = np.float16  # of stored probabilities
 
     @staticmethod
     def count(labels: np.ndarray, num_classes: int) -> list[int]:
@@ -119,6 +120,7 @@ class SeveralLabels:
     """
 
     metric, task, several = MACRO_AP, "multilabel", True
+    precision = np.float32  # the order of images decides, which half precision changes
 
     @staticmethod
     def count(labels: np.ndarray, num_classes: int) -> list[int]:

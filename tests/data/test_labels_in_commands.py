@@ -7,7 +7,6 @@ from PIL import Image
 from lit_vision import check_folder
 from lit_vision.cli.main import main
 from lit_vision.data.labeled_folder import label_options
-from lit_vision.errors import UserError
 from lit_vision.study.images import read_images
 
 
@@ -90,6 +89,8 @@ def test_options_of_a_table_without_a_table_are_wrong_usage(root, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_study_refuses_several_labels_an_image(root) -> None:
-    with pytest.raises(UserError, match="MultiLabelClassifier"):
-        read_images(root, labels=label_options(root.parent / "labels.csv", label_separator="|"))
+def test_a_study_reads_several_labels_of_a_cell(root) -> None:
+    images = read_images(root, labels=label_options(root.parent / "labels.csv", label_separator="|"))
+    cats = [1 - int(path[:2]) % 2 for path in images.paths]
+    assert (images.labels[:, 1] == 1 - images.labels[:, 0]).all()
+    assert images.labels[:, 1].tolist() == cats

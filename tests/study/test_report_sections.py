@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from lit_vision.results.schema import make_cell
+from lit_vision.study.images import StudyImages
+from lit_vision.study.metrics_of_cells import ACCURACY
 from lit_vision.study.more_labels import more_labels, round_number
 from lit_vision.study.report_sections import _label_errors, _other_metrics, model_keys
 from lit_vision.study.verdict import verdicts
@@ -25,7 +27,7 @@ def _line(init: str, protocol: str, counts, **more) -> list[dict]:
 
 def test_more_labels__finds_the_law_that_the_cells_were_made_from() -> None:
     cells = _line(PUBLIC, "linear", [50, 100, 200, 400, 800])
-    found = more_labels(cells, cells[-1], "accuracy")
+    found = more_labels(cells, cells[-1], ACCURACY)
     assert (found.labels, found.more) == (800, 800)
     error = found.law.predict(1600)
     assert error.lo < 0.1 + 2 / 40 < error.hi
@@ -39,8 +41,8 @@ def test_more_labels__finds_the_law_that_the_cells_were_made_from() -> None:
 def test_more_labels__of_a_contender_at_two_counts_takes_the_best_frozen_one() -> None:
     cells = [*_line(PUBLIC, "linear", [50, 100, 200]), *_line(PUBLIC, "finetune", [50, 200])]
     tuned = cells[-1]
-    assert more_labels(cells, tuned, "accuracy").cell["protocol"] == "linear"
-    assert more_labels(cells[2:], tuned, "accuracy") is None
+    assert more_labels(cells, tuned, ACCURACY).cell["protocol"] == "linear"
+    assert more_labels(cells[2:], tuned, ACCURACY) is None
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(1, 1), (9, 9), (14, 10), (167, 200), (2624, 3000), (9600, 10000)])
@@ -79,13 +81,8 @@ def test_label_errors__planted_ones_come_first_in_the_csv(tmp_path) -> None:
     wrong = [5, 50]
     labels[wrong] = 1 - labels[wrong]
     labels, features = np.append(labels, 2), np.append(features, features[:1] - 9, 0)  # one image is alone in its class
-    images = SimpleNamespace(
-        labels=labels,
-        per_class=np.bincount(labels).tolist(),
-        classes=["cat", "=dog", "owl"],
-        paths=[f"train/{i}.png" for i in range(81)],
-        pool=rng.integers(0, 255, (81, 8, 8, 3), np.uint8),
-    )
+    pool, paths = rng.integers(0, 255, (81, 8, 8, 3), np.uint8), [f"train/{i}.png" for i in range(81)]
+    images = StudyImages(pool, labels, paths, pool[:0], labels[:0], [], ["cat", "=dog", "owl"], "", 8)
     study = SimpleNamespace(images=images, folder=tmp_path, encoders={PUBLIC: SimpleNamespace(pool=features)})
     section = _label_errors(study, [], None)
     rows = list(csv.DictReader((tmp_path / "label_errors.csv").open()))

@@ -177,6 +177,37 @@ def test_verdict__is_about_balanced_accuracy_where_the_labels_are_unequal() -> N
     assert re.search(r"scratch-cnn \+ finetune is better .* by 9\.0 points of balanced accuracy", sentence(unequal))
 
 
+@pytest.mark.parametrize(("per_class", "init"), [([100, 60], PUBLIC), ([100, 40], "timm:other")])
+def test_choice__is_by_the_metric_of_the_verdict(per_class, init) -> None:
+    """One init is right more often on the labels, the other on the mean of the classes."""
+    shared = {"balanced_values": [0.5] * 3, "judged_values": [0.5] * 3, "judged_balanced_values": [0.5] * 3}
+    baseline = _cell("pixels", "logreg", [0.1] * 3, held_out_values=[0.2] * 3, **shared)
+    by_accuracy = _cell(PUBLIC, "linear", [0.5] * 3, held_out_values=[0.9, 0.91, 0.92], **shared)
+    balanced = _cell("timm:other", "linear", [0.5] * 3, held_out_values=[0.8, 0.81, 0.82], **shared)
+    for cell, value in ((baseline, 0.2), (by_accuracy, 0.6), (balanced, 0.7)):
+        cell["held_out_balanced_values"] = [value] * 3
+    cells = [baseline, by_accuracy, balanced]
+    (verdict,) = verdicts(cells, 1000, per_class)
+    assert verdict.best["init"] == init
+    del baseline["held_out_balanced_values"]  # a cell of an earlier version: what all have decides
+    (verdict,) = verdicts(cells, 1000, per_class)
+    assert verdict.best["init"] == PUBLIC
+    frozen, tuned = by_accuracy, _cell(PUBLIC, "finetune", [0.5] * 3, **shared)
+    tuned |= {"judged_values": [0.4] * 3, "judged_balanced_values": [0.6] * 3}
+    (verdict,) = verdicts([frozen, tuned], 1000, per_class)
+    assert verdict.best["protocol"] == ("linear" if init == PUBLIC else "finetune")
+
+
+def test_verdict__of_several_labels_is_about_macro_average_precision() -> None:
+    cells = [cell | {"metric": "macro AP"} for cell in _cells([0.9, 0.91, 0.92], [0.8, 0.81, 0.83])]
+    (verdict,) = verdicts(cells, 1000, [100, 5])
+    assert "is better than" in sentence(verdict)
+    assert "points of macro AP (95 % interval" in sentence(verdict)
+    (one,) = verdicts([cell | {"metric": "macro AP"} for cell in _cells([0.9], [0.8])], 1000, None, [20, 30, 0])
+    expected = interval_over_images(0.9, 0.8, 40)  # two classes, of which the rarest has 20 test images
+    assert (one.interval.low, one.interval.high) == pytest.approx((expected.low, expected.high))
+
+
 def test_verdict__few_test_images_are_noted_and_nothing_is_withheld() -> None:
     (few,) = verdicts(_cells([0.51, 0.5, 0.5], [0.4] * 3), 40)
     assert "is better than" in sentence(few)
