@@ -20,6 +20,7 @@ from lit_vision.study import training
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
 from lit_vision.study.encoders import PretrainedEncoder, pretrain_once
 from lit_vision.study.images import StudyImages, eval_batches
+from lit_vision.study.label_kinds import Scores
 from lit_vision.study.progress import Reporter
 from lit_vision.study.training_data import StudyData
 from lit_vision.study.weight_files import redirect_output
@@ -167,7 +168,8 @@ class Runner:
                 pool = self.features(key.init, side)[rule.pool]
                 return Measurement(weighted_knn(pool[rows], rule.labels[rows], test, 2).numpy())
             probe = self.probe(rule, key, rows, side)
-            return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=probe.scores[probe.strength])
+            held_out = Scores(probe.scores[probe.strength], probe.balanced_scores[probe.strength])
+            return Measurement(probe.probabilities, chosen_on=probe.chosen_on, held_out=held_out)
 
         inputs = hash_inputs(self.cells.fingerprint, origin, side, protocol)
         return measure_once(self.stores[protocol], key, inputs, rule.test_labels, measure)

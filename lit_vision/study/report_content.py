@@ -11,7 +11,7 @@ from lit_vision.io.text import format_duration
 from lit_vision.results.tables import Table, to_markdown
 from lit_vision.study.metrics_of_cells import values_on_test
 from lit_vision.study.presets import base_of, method_of
-from lit_vision.study.verdict import Verdict, contender, sentence
+from lit_vision.study.verdict import FROZEN, Verdict, contender, sentence
 
 PICTURE_TITLE = "Test results against labels"  # of the figure on the first screen
 
@@ -126,6 +126,8 @@ def second_choice(verdict: Verdict) -> str:
 def model_cost(cell: Mapping[str, Any]) -> str:
     """Return a sentence about the training time of one model of a cell."""
     seconds, before = one_model_seconds(cell), cell["pretrain_seconds"]
+    if cell["protocol"] in FROZEN and not before:
+        return f"Cost: {contender(cell)} trains no network."
     share = f", of which {format_duration(before)} are pre-training without labels" if before else ""
     return f"Cost: {contender(cell)} takes {format_duration(seconds)} of training{share}."
 
