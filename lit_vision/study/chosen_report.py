@@ -68,8 +68,8 @@ def chosen_section(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: in
     note = (
         f"Linear probe on {cells[0]['init']}, {metric.name} on {tests} test images, mean over the paired seeds; gain "
         "with its 95 % interval. Each seed chooses from its own part of the labeled images; random is a plain draw "
-        "that may miss a class, unlike the subsets of the other tables. Labels saved: how many more random needs for the "
-        "same, with a 95 % interval by the bootstrap over the seeds. Trainings of networks may gain less."
+        "that may miss a class, unlike the subsets of the other tables. Labels saved: how many more random needs for "
+        "the same, with a 95 % interval by the bootstrap over the seeds. Trainings of networks may gain less."
     )
     table = Table(["strategy", "labels", "at random", "chosen", "gain", "labels saved"], rows, note)
     return Section(TITLE, " ".join(chosen_sentences(cells, metric, tests)), None, table)
