@@ -1,10 +1,10 @@
-"""Run studies of the demo's photographs on a machine that becomes three times slower half way, and compare with budgets.
+"""Run studies of the demo's photographs on a machine that becomes three times slower; compare with their budgets.
 
     lit-vision data patches --out data/patches
     python experiments/study_budgets.py --minutes 10 20 60
 
-Each study runs under experiments/throttle.py with the timetable 0:1.0,HALF:0.33. A finished one in runs/study-budgets is
-read again and not repeated. Writes experiments/results/study-budgets.json and .md.
+Each study runs under experiments/throttle.py with the timetable 0:1.0,HALF:0.33. A finished one in runs/study-budgets
+is read again and not repeated. Writes experiments/results/study-budgets.json and .md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SLOW = 0.33  # share of the speed in the second half
 NOTE = (
     "A study of the demo's 2,520 photographs whose processes get the whole of the wall time in the first half of the "
     f"budget and {SLOW:.0%} in the second (`python experiments/study_budgets.py`). Aim: at most {MOST:.0%} over the "
-    "budget, start-up apart. A study that has made all that it planned ends early. Slowest and fastest: the study's own "
-    "steps of one training, images a second; where other programs ran beside it, they differ by more than three."
+    "budget, start-up apart. A study that has made all that it planned ends early. Fastest to slowest: images a second "
+    "of one kind of training; where other programs ran beside it, they differ by more than three."
 )
 
 _STEP = r"^ *[\d:]+s?    (.+?)(?:, seed \d+)?: \d+%, loss .*?, ([\d.]+) images/s"  # a line of a training's progress
