@@ -53,13 +53,13 @@ def summarize(out: Path) -> dict[str, Any]:
     """Return what a finished study took, what it tried, and how its speed changed."""
     wall, result = (json.loads((out / name).read_text()) for name in ("wall.json", "run/results.json"))
     log = (out / "output.log").read_text()
-    minutes, seconds = re.findall(r"^ *(\d+):(\d\d)  With ", log, re.MULTILINE)[-1]
+    last = re.findall(r"^ *([\d:]+)  With ", log, re.MULTILINE)[-1]
     speeds: dict[str, list[float]] = {}
     for title, speed in re.findall(_STEP, log, re.MULTILINE):
         speeds.setdefault(title, []).append(float(speed))
     ratio = max((max(values) / max(min(values), 0.1) for values in speeds.values()), default=1.0)
     trained = sorted({f"{cell['init']} {cell['protocol']}" for cell in result["cells"] if cell["steps"]})
-    own = 60 * int(minutes) + int(seconds)
+    own = sum(int(part) * 60**place for place, part in enumerate(reversed(last.split(":"))))
     return {
         "minutes": wall["minutes"],
         "seconds": own,
