@@ -54,6 +54,8 @@ def from_library_error(error: Exception) -> UserError | None:
         return UsageError(_name_the_key(text))
     if isinstance(error, OSError) and error.errno in _REFUSED_BY_THE_SYSTEM and error.filename is not None:
         return UserError(f"{error.filename}: {error.strerror}; name another file or folder, or make this one usable")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write, which names no file
+        return UserError("no room left on the disk: make room, then repeat the command")
     if isinstance(error, RuntimeError | OSError):
         for pattern, line in _FAILURES.items():
             if re.search(pattern, text):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -85,6 +86,12 @@ COMMANDS = {
 # fit gains too little by it for the memory that it takes (make benchmark, section memory).
 KEEP_FREED_MEMORY = ("predict", "embed", "study", "choose")
 
+# They take as flags what recipes and fit call data.NAME, and their errors name the flag.
+WITH_LABEL_FLAGS = ("study", "choose", "doctor")
+_LABEL_SETTING = re.compile(
+    r"\bdata\.(label_file|path_column|label_column|label_columns|label_separator|split_column|group_by)\b"
+)
+
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
@@ -134,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, function, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), function)(rest) or 0
     except UserError as error:
-        return _report(error)
+        return _report(error, name)
     except KeyboardInterrupt:
         print("lit-vision: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -142,12 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = from_library_error(error)
         if known is None:
             raise  # a bug: with its traceback
-        return _report(known)
+        return _report(known, name)
 
 
-def _report(error: UserError) -> int:
+def _report(error: UserError, command: str) -> int:
     """Print an error in one line; return its exit code."""
-    print(f"lit-vision: error: {redact(str(error))}", file=sys.stderr)
+    text = str(error)
+    if command in WITH_LABEL_FLAGS:
+        text = _LABEL_SETTING.sub(r"--\1", text)
+    print(f"lit-vision: error: {redact(text)}", file=sys.stderr)
     return error.exit_code
 
 

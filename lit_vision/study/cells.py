@@ -235,6 +235,24 @@ def parse_labels(text: str, per_class: list[int], total: int | None = None) -> l
     return sorted({min(max(count, classes), total) for count in counts})
 
 
+def notes_on_labels(text: str, classes: int, total: int) -> list[str]:
+    """Return a sentence about the items of a list for `parse_labels` that became another number, or none.
+
+    Args:
+        text: the list, or "".
+        classes: number of classes, the fewest labels.
+        total: labeled training images, the most.
+    """
+    changed = []
+    for item in dict.fromkeys(item.strip() for item in text.split(",") if text):
+        count = _label_count(item, total, classes)
+        if count < classes:
+            changed.append(f"{item} became {classes} labels, as many as there are classes")
+        elif count > total:
+            changed.append(f"{item} became {total} labels, all that there are")
+    return [f"--labels: {'; '.join(changed)}."] if changed else []
+
+
 def check_label_syntax(text: str) -> None:
     """Refuse a list of labels that is wrong for any folder; an empty text is none.
 

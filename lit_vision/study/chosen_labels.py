@@ -39,6 +39,17 @@ def counts_to_choose(counts: Sequence[int], known: int) -> list[int]:
     return [count for count in counts if count <= MOST_CHOSEN * len(pool_of_seed(known, 0))]
 
 
+def note_on_left_out(counts: Sequence[int], known: int) -> str:
+    """Return a sentence about the numbers of labels that leave no choice, or ""."""
+    left_out = sorted({*counts} - {*counts_to_choose(counts, known)})
+    if not left_out:
+        return ""
+    return (
+        f"Choosing what to label was not measured with {', '.join(map(str, left_out))} labels: a seed chooses from "
+        f"{len(pool_of_seed(known, 0))} of the {known} labeled images, and more than half of them leave no choice."
+    )
+
+
 def choose_rounds(
     strategy: str, features: Rows, labels: np.ndarray, classes: Sequence[str], counts: Sequence[int], seed: int
 ) -> Iterator[np.ndarray]:

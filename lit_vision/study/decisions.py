@@ -51,16 +51,12 @@ class Decisions:
         self._before = 0.0  # seconds of the study's earlier runs
         self._started = clock()
         if replay is not None:
-            lines = _read(replay)
-            if not lines:
-                raise UserError(f"--plan {replay}: is no plan.jsonl of a study; name one")
+            lines = read_finished(replay)
             if lines[0].get("inputs") != inputs:
                 raise UserError(
                     f"--plan {replay}: was made for other images or settings; repeat those of its study, or leave "
                     "--plan away"
                 )
-            if lines[-1].get("decision") != END:
-                raise UserError(f"--plan {replay}: its study did not end; run that study again to its end first")
         else:
             lines = _read(path)
             header = {"schema": SCHEMA, "inputs": inputs, "budget": budget}
@@ -96,10 +92,13 @@ class Decisions:
         if self.replaying:
             raise UserError(f"--plan: holds no decision {name!r}; it is of another version or was changed")
         line = json.dumps({"decision": name, "value": value, "seconds": round(self.elapsed, 3)})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room, then repeat") from error
         self._values[name] = json.loads(line)["value"]
         return self._values[name]
 
@@ -120,6 +119,22 @@ class Decisions:
             self.add(END, True)
 
 
+def read_finished(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of the plan of a study that ran to its end.
+
+    Raises:
+        UserError: the file is missing or no plan, or its study did not end.
+    """
+    lines = _read(path)
+    if not lines:
+        raise UserError(
+            f"--plan {path}: {'is no plan.jsonl of a study' if path.exists() else 'no such file'}; name one"
+        )
+    if lines[-1].get("decision") != END:
+        raise UserError(f"--plan {path}: its study did not end; run that study again to its end first")
+    return lines
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a file; [] if there is none or it does not begin as a plan."""
     try:
@@ -134,6 +149,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
             break
         expected = {"decision", "value", "seconds"} if lines else {"schema", "inputs", "budget", "id"}
         if not line.endswith("\n") or not isinstance(record, dict) or set(record) != expected:
+            break
+        if lines and not (isinstance(record["decision"], str) and isinstance(record["seconds"], int | float)):
             break
         lines.append(record)
     return lines

@@ -5,6 +5,7 @@ N pool images, M test images, S side in pixels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ class StudyImages:
         test_labels: (M,) int64, or (M, K) float32.
         test_paths: relative path of each test image.
         classes: names.
-        fingerprint: of the folder.
+        fingerprint: of the folder, and of the test split where a table or groups choose it.
         size: side of the networks' input, pixels.
         notes: sentences about decisions and left-out images, for progress and report.
         large: `pool` at MARGIN times its size, from which training crops are cut; None: cut them from `pool`.
@@ -229,7 +230,7 @@ def read_images(
         test.labels[tests][test_good],
         [test_paths[i] for i in test_good],
         folder.classes,
-        folder.fingerprint(),
+        folder.fingerprint() if labels is None else _fingerprint_of_split(folder, test_paths),
         size,
         notes,
         pool[crops] if crops != size else None,
@@ -282,6 +283,12 @@ def _open(root: str | Path, labels: LabelOptions | None, seed: int) -> tuple[Fol
     folder = open_labeled(root, roles, replace(labels, fractions={"test": HELD_OUT}, seed=seed))
     count = len(folder.splits["test"])
     return folder, [f"There is no test split: {count} images in whole groups ({labels.group_by}) were held out as one."]
+
+
+def _fingerprint_of_split(folder: Folder, test_paths: Sequence[str]) -> str:
+    """Return the folder's fingerprint with the test split, which a table or groups choose: no path shows it."""
+    split = "\0".join([folder.fingerprint(), *sorted(test_paths)])
+    return hashlib.sha256(split.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _held_out(labels: np.ndarray, folder: Folder, seed: int) -> np.ndarray:

@@ -101,8 +101,8 @@ def run_study(
     for flag, pixels in (("--size", size), ("--frozen_size", frozen_size)):
         if pixels is not None and not 1 <= pixels <= LARGEST_SIZE:
             raise UsageError(f"{flag}: {pixels} pixels; give 1 to {LARGEST_SIZE}")
-    if not budget > 0:  # not a number is refused too
-        raise UsageError(f"--budget: {budget:g} minutes; give more than 0")
+    if not 0 < budget < float("inf"):  # not a number is refused too
+        raise UsageError(f"--budget: {budget:g} minutes; give a number above 0")
     if not 0 <= rotation <= 180:
         raise UsageError(f"--rotation: {rotation:g}; give 0 to 180 degrees")
     if not 0 <= cache_gb < float("inf"):
@@ -120,7 +120,8 @@ def run_study(
     import torch
 
     from lit_vision.data.labeled_folder import label_options
-    from lit_vision.study.cells import check_label_syntax, refuse_older_study
+    from lit_vision.study.cells import check_label_syntax, notes_on_labels, refuse_older_study
+    from lit_vision.study.image_checks import image_notes
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.pixel_cache import PixelCache
     from lit_vision.study.presets import preset_for
@@ -131,6 +132,7 @@ def run_study(
 
     on_labels, strategies = _protocols(_text(protocols)), _strategies(_text(choose))
     refuse_older_study(folder)
+    replay = _plan(plan)
     # what a list needs no image for is checked before the folder is read
     check_label_syntax(labels or "")
     counts, limits, fixed_epochs = _seed_counts(seeds), _max_seeds(max_seeds, names), _epochs(epochs, names)
@@ -167,6 +169,7 @@ def run_study(
             f"{len(images.test)} test images"
         )
         images.notes.insert(0, sizes.reason)
+        images.notes += [*notes_on_labels(labels or "", len(images.classes), labeled), *image_notes(images)]
         for note in images.notes:
             reporter.log(note)
         source = read_unlabeled(pretrain_on, images.size, cache, reporter.update) if pretrain_on else None
@@ -194,7 +197,7 @@ def run_study(
             optional,
             keep_weights,
             source,
-            Path(plan) if plan else None,
+            replay,
         )
         results = study.run()
         reporter.log("writing the report")
@@ -213,6 +216,16 @@ def _items(text: str) -> Iterator[str]:
 def _rename(values: dict[str, int], old: str, new: str) -> dict[str, int]:
     """Return values by init with the name of public weights replaced."""
     return {name.replace(old, new): value for name, value in values.items()}
+
+
+def _plan(path: str | Path | None) -> Path | None:
+    """Return the plan to repeat; that it was made for these images is known only once they are read."""
+    from lit_vision.study.decisions import read_finished
+
+    if not path:
+        return None
+    read_finished(Path(path))
+    return Path(path)
 
 
 def _protocols(text: str) -> list[str]:

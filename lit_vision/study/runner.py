@@ -26,7 +26,7 @@ from lit_vision.study.cells import (
     refuse_older_study,
     to_cells,
 )
-from lit_vision.study.chosen_labels import ChosenLabels
+from lit_vision.study.chosen_labels import ChosenLabels, note_on_left_out
 from lit_vision.study.costs import choose_frozen_side
 from lit_vision.study.decisions import Decisions
 from lit_vision.study.encoders import Encoder, EncoderStore
@@ -255,6 +255,9 @@ class Study:
         init = best["init"] if best else "pixels"
         encoder = self.encoders.get(init)
         pool, test = (encoder.pool, encoder.test) if encoder else self.images.flat_pixels()
+        if note := note_on_left_out(self.labels, self.images.labeled):
+            self.images.notes.append(note)
+            self.reporter.log(note)
         self.reporter.log(f"choosing what to label, by features of {init}: {', '.join(self.settings.choose)}")
         cells = ChosenLabels(
             init,

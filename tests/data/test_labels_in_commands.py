@@ -94,3 +94,15 @@ def test_a_study_reads_several_labels_of_a_cell(root) -> None:
     cats = [1 - int(path[:2]) % 2 for path in images.paths]
     assert (images.labels[:, 1] == 1 - images.labels[:, 0]).all()
     assert images.labels[:, 1].tolist() == cats
+
+
+def test_a_study_refuses_several_labels_an_image(root) -> None:
+    with pytest.raises(UserError, match="MultiLabelClassifier"):
+        read_images(root, labels=label_options(root.parent / "labels.csv", label_separator="|"))
+
+
+def test_errors_name_the_flags_of_the_command(root, tmp_path, capsys) -> None:
+    table = tmp_path / "german.csv"
+    table.write_text((root.parent / "labels.csv").read_text().replace("path", "Bild"))
+    assert main(["study", str(root), "--label_file", str(table), "--run_dir", str(tmp_path / "run")]) == 1
+    assert "name it with --path_column" in capsys.readouterr().err

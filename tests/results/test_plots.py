@@ -11,7 +11,7 @@ from lit_vision.results import plots
 from lit_vision.results.plots import Curve, Series
 from lit_vision.results.schema import make_cell
 
-NAMES = ["$x_1$ & <b>", "a very long class name that goes on", "_hidden", "\\frac", "not UTF-8: \udce9"]
+NAMES = ["$x_1$ & <b>", "a very long class name that goes on", "_hidden", "\\frac", "not UTF-8: \udce9", "日本"]
 RNG = np.random.default_rng(0)
 CELLS = [make_cell(s, p, n, [0.1, 0.3]) for s, p in (("mae", "linear"), ("pixels", "knn")) for n in (800, 80)]
 
@@ -29,7 +29,7 @@ def draw(path, name):
         y[500] = np.nan
         return plots.training_curves(path, [Series("$a$", range(1000), y), Series("b", [1, 2], [3, 4])], log=True)
     if name == "confusion":
-        return plots.confusion_heat_map(path, RNG.integers(0, 9, (5, 5)), NAMES)
+        return plots.confusion_heat_map(path, RNG.integers(0, 9, (6, 6)), NAMES)
     if name == "confusion-many":
         return plots.confusion_heat_map(path, np.zeros((50, 50)), [str(i) for i in range(50)])
     if name == "grid":

@@ -17,6 +17,7 @@ from lit_vision.study.chosen_labels import (
     ChosenLabels,
     choose_rounds,
     counts_to_choose,
+    note_on_left_out,
     pool_of_seed,
 )
 from lit_vision.study.chosen_report import chosen_section, chosen_sentences
@@ -88,6 +89,10 @@ def test_numbers_of_labels_that_leave_no_choice_are_left_out() -> None:
     assert counts_to_choose([10, 40, 41, 80], 100) == [10, 40]
     assert counts_to_choose([2501], 10**6) == []
     assert MOST_CHOSEN * len(pool_of_seed(10**6, 0)) == 2500
+    assert "not measured with 41, 80 labels: a seed chooses from 80 of the 100" in note_on_left_out(
+        [10, 40, 41, 80], 100
+    )
+    assert note_on_left_out([10, 40], 100) == ""
 
 
 def test_the_report_says_better_worse_or_how_little_with_students_interval() -> None:

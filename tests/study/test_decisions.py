@@ -1,11 +1,15 @@
 """Decisions of a study: stored before they are acted on, found again, replayed."""
 
+import errno
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from lit_vision.cli.library_errors import from_library_error
 from lit_vision.errors import UserError
-from lit_vision.study.decisions import Decisions
+from lit_vision.study.decisions import Decisions, read_finished
 
 
 class Clock:
@@ -68,8 +72,24 @@ def test_replay__takes_every_decision_and_never_makes_one(tmp_path) -> None:
     assert Decisions(tmp_path / "b.jsonl", "inputs", 60).get("steps") == 7  # the folder goes on without --plan
     with pytest.raises(UserError, match="other images or settings"):
         Decisions(tmp_path / "c.jsonl", "others", 60, tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        read_finished(tmp_path / "none.jsonl")
+    lines = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+    for changed in ('"seconds": "x"', '"seconds": null'):  # by hand
+        (tmp_path / "d.jsonl").write_text("".join([*lines[:-1], re.sub(r'"seconds": [\d.]+', changed, lines[-1])]))
+        with pytest.raises(UserError, match="did not end"):
+            read_finished(tmp_path / "d.jsonl")
     for content in ("", "{}\n", "no JSON\n"):
         (tmp_path / "d.jsonl").write_text(content)
         with pytest.raises(UserError, match=r"no plan\.jsonl"):
             Decisions(tmp_path / "c.jsonl", "inputs", 60, tmp_path / "d.jsonl")
     assert not (tmp_path / "c.jsonl").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path) -> None:
+    decisions = Decisions(tmp_path / "plan.jsonl", "inputs", 60)
+    decisions.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"/dev/full: .*make room"):
+        decisions.add("steps", 7)
+    assert from_library_error(OSError(errno.ENOSPC, "No space left on device")).exit_code == 1

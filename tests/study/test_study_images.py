@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.create import patch_side
 from lit_vision.data.folder import scan
+from lit_vision.data.labeled_folder import label_options
 from lit_vision.data.pack import write_pack
 from lit_vision.errors import UserError
 from lit_vision.study import costs, pixel_cache, training
@@ -199,3 +200,18 @@ def test_multiply_adds__of_a_step_are_three_times_those_of_its_forward_pass(grou
     first = 2 * 81 * 8 * 4 * 9  # the images need no gradient
     assert counter.get_total_flops() == 2 * (3 * forward - first)
     assert costs.forward_multiply_adds(network, 9, 4) == forward / 2
+
+
+def test_fingerprint__another_test_split_of_the_same_images_is_another_study(tmp_path) -> None:
+    root, table = _write(tmp_path / "set", 4, 20, splits=("",)), tmp_path / "labels.csv"
+
+    def read(*roles: str, group_by: str | None = None) -> StudyImages:
+        rows = [f"{c}/{i:03d}.png,{c},{roles[i] if roles else ''},{i % 2}" for c in ("cat", "dog") for i in range(4)]
+        table.write_text("\n".join([f"path,label,{'split' if roles else 'unused'},group", *rows]))
+        return read_images(root, labels=label_options(table, group_by=group_by))
+
+    splits = ("train", "train", "test", "test")
+    found = [read(*splits), read(*splits[::-1]), read(group_by="group"), read()]
+    assert len({tuple(images.test_paths) for images in found}) == 4
+    assert len({images.fingerprint for images in found}) == 4
+    assert read(*splits).fingerprint == found[0].fingerprint

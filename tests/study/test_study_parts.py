@@ -10,6 +10,7 @@ from lit_vision.study.cells import (
     CellStore,
     Measurement,
     measure_once,
+    notes_on_labels,
     parse_labels,
     refuse_older_study,
     to_cells,
@@ -23,6 +24,14 @@ from lit_vision.study.cells import (
 def test_labels__are_counts_never_below_one_a_class_or_above_all(text: str, counts: list[int]) -> None:
     assert parse_labels(text, [800] * 10) == counts
     assert parse_labels("1%,10%", [4] * 12) == [12]  # 1 % of 48 labels rounds to none
+
+
+def test_labels__that_became_another_number_are_named() -> None:
+    assert notes_on_labels("", 10, 8000) == notes_on_labels("10%,all,2-shot,80", 10, 8000) == []
+    assert notes_on_labels("1, 0.01%,9999,10", 10, 8000) == [
+        "--labels: 1 became 10 labels, as many as there are classes; 0.01% became 10 labels, as many as there are "
+        "classes; 9999 became 8000 labels, all that there are."
+    ]
 
 
 @pytest.mark.parametrize("text", ["ten", "0", "-3%", "1%,,", "2-shots"])

@@ -248,6 +248,7 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(folder, tmp_path, capsys, fla
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
+        ("--budget", "inf"),
         ("--labels", "foo"),
         ("--labels", "0%"),
         ("--labels", "inf%"),
@@ -264,6 +265,14 @@ def test_a_list_is_checked_before_the_folder_is_read(tmp_path, capsys, flag, val
     assert main(["study", str(tmp_path / "none"), "--run_dir", str(tmp_path / "run"), flag, value]) == 2
     output = capsys.readouterr()
     assert flag in output.err
+    assert output.out == ""
+
+
+def test_a_plan_is_looked_for_before_the_folder_is_read(tmp_path, capsys) -> None:
+    words = ["--run_dir", str(tmp_path / "run"), "--plan", str(tmp_path / "plan.jsonl")]
+    assert main(["study", str(tmp_path / "none"), *words]) == 1
+    output = capsys.readouterr()
+    assert f"--plan {tmp_path / 'plan.jsonl'}: no such file" in output.err
     assert output.out == ""
 
 

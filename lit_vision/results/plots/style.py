@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,19 @@ from lit_vision.io.text import printable
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"  # so that color is never the only difference
 INK, FAINT, GRID = "#222222", "#666666", "#E3E3E3"
+# names of classes may be in any script, and the first font has few of them: these are tried where they are installed
+FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Noto Sans",
+    "Arial Unicode MS",
+)
 DPI = 160  # 6.4 inches make 1024 pixels: sharp on a phone, fits a page
 
 
@@ -53,5 +68,19 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     """Write the figure as a PNG file without metadata, create its folder, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            text.set_fontfamily(_installed_fonts())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a figure; the report's text has it
+        figure.savefig(path, format="png", metadata={"Software": None})
     return path
+
+
+@functools.cache
+def _installed_fonts() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    return [FONTS[0], *(name for name in FONTS[1:] if name in fontManager.get_font_names())]
