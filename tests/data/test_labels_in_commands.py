@@ -96,11 +96,6 @@ def test_a_study_reads_several_labels_of_a_cell(root) -> None:
     assert images.labels[:, 1].tolist() == cats
 
 
-def test_a_study_refuses_several_labels_an_image(root) -> None:
-    with pytest.raises(UserError, match="MultiLabelClassifier"):
-        read_images(root, labels=label_options(root.parent / "labels.csv", label_separator="|"))
-
-
 def test_errors_name_the_flags_of_the_command(root, tmp_path, capsys) -> None:
     table = tmp_path / "german.csv"
     table.write_text((root.parent / "labels.csv").read_text().replace("path", "Bild"))
