@@ -17,18 +17,21 @@ from lit_vision.study.report_content import Section
 TITLE = "Choosing what to label"
 
 
-def chosen_sentences(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int) -> list[str]:
+def chosen_sentences(
+    cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int, images: int | None = None
+) -> list[str]:
     """Return for each strategy and number of labels one of two sentences: better by how much, or how little it differs.
 
     Args:
         cells: of `ChosenLabels.measure`.
         metric: of `metric_for`.
         tests: number of test images.
+        images: those that count alike, of `verdict.images_that_count`; None: all.
     """
     found = []
     for strategy in _strategies(cells):
         for cell, random in _pairs(cells, strategy):
-            gap = _interval(cell, random, metric, tests)
+            gap = _interval(cell, random, metric, images or tests)
             points = "points" if metric is ACCURACY else f"points of {metric.name}"
             over = f"{gap.n} seeds" if gap.n > 1 else f"over {tests} test images"
             if gap.excludes_zero:
@@ -46,14 +49,16 @@ def chosen_sentences(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: 
     return found
 
 
-def chosen_section(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int) -> Section:
+def chosen_section(
+    cells: Sequence[Mapping[str, Any]], metric: Metric, tests: int, images: int | None = None
+) -> Section:
     """Return the report's section about choosing; arguments as for `chosen_sentences`."""
     rows = []
     for strategy in _strategies(cells):
         pairs = _pairs(cells, strategy)
         saved = _saved(pairs, metric)
         for i, (cell, random) in enumerate(pairs):
-            gap = _interval(cell, random, metric, tests)
+            gap = _interval(cell, random, metric, images or tests)
             a, b = (np.mean(values_on_test(one, metric)) for one in (cell, random))
             rows.append(
                 [
@@ -72,7 +77,7 @@ def chosen_section(cells: Sequence[Mapping[str, Any]], metric: Metric, tests: in
         "the same, with a 95 % interval by the bootstrap over the seeds. Trainings of networks may gain less."
     )
     table = Table(["strategy", "labels", "at random", "chosen", "gain", "labels saved"], rows, note)
-    return Section(TITLE, " ".join(chosen_sentences(cells, metric, tests)), None, table)
+    return Section(TITLE, " ".join(chosen_sentences(cells, metric, tests, images)), None, table)
 
 
 def _strategies(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -86,12 +91,12 @@ def _pairs(cells: Sequence[Mapping[str, Any]], strategy: str) -> list[tuple[Mapp
     return [(cell, random[cell["labels"]]) for cell in own]
 
 
-def _interval(a: Mapping[str, Any], b: Mapping[str, Any], metric: Metric, tests: int) -> Interval:
+def _interval(a: Mapping[str, Any], b: Mapping[str, Any], metric: Metric, images: int) -> Interval:
     """Return the interval over the seeds or, where these do not differ, over the test images."""
     x, y = values_on_test(a, metric), values_on_test(b, metric)
     if len({round(p - q, 9) for p, q in zip(x, y)}) > 1:
         return interval_over_seeds(x, y)
-    return interval_over_images(float(np.mean(x)), float(np.mean(y)), tests)
+    return interval_over_images(float(np.mean(x)), float(np.mean(y)), images)
 
 
 def _saved(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: Metric) -> list[str]:

@@ -63,7 +63,7 @@ def measure_trainings(
     number = len(networks) + len(pretrained)
     costs: dict[str, tuple[float, float]] = {}
     if number:
-        log(f"measuring a few steps of {number} trainings")
+        log(f"measuring a few steps of {number} training{'s' * (number != 1)}")
     measured: dict[str, tuple[float, float]] = {}
     rows = evenly_spaced(images.labeled, min(labels, MEASURED_IMAGES))
     for init in on_labels:

@@ -147,9 +147,11 @@ class Planner:
     def _log_plan(self, plan: Plan) -> None:
         self.log(f"plan for {format_duration(self.pace.budget)} on {device_name()}, {cores()} cores:")
         labels, seeds = ", ".join(map(str, self.frozen_labels)), self.settings.seeds_at(0)
-        self.log(f"  frozen features: {labels} labels, {seeds} seeds")
+        self.log(f"  frozen features: {labels} labels, {seeds} seed{'s' * (seeds != 1)}")
         for unit in plan.units:
             steps = plan.steps[unit.name]
-            size = f"{steps} steps of {unit.batch} images" + (f", {unit.seeds} seeds" if unit.labels else "")
+            size = f"{steps} steps of {unit.batch} images" + (
+                f", {unit.seeds} seed{'s' * (unit.seeds != 1)}" if unit.labels else ""
+            )
             seconds = "" if unit.fixed else f", about {format_duration(unit.seconds(steps))}"
             self.log(f"  {unit.name}: {size}{seconds}")

@@ -35,7 +35,7 @@ from lit_vision.study.report_sections import (
     unless_it_fails,
 )
 from lit_vision.study.runner import Study
-from lit_vision.study.verdict import Verdict, contender, verdicts
+from lit_vision.study.verdict import Verdict, contender, images_that_count, verdicts
 from lit_vision.study.wandb_upload import log_study
 from lit_vision.weights.licenses import is_non_commercial
 
@@ -104,7 +104,9 @@ def _content(study: Study, cells: list[dict[str, Any]], result: dict[str, Any], 
     sections = collect_sections(study, cells, found, law)
     if study.chosen:
         metric = metric_for(cells, images.per_class)
-        sections.insert(0, chosen_section(study.chosen, metric, len(images.test_labels)))
+        tests = len(images.test_labels)
+        counted = images_that_count(metric, tests, tests_per_class)
+        sections.insert(0, chosen_section(study.chosen, metric, tests, counted))
     return Content(
         title="What should I do with these images?",
         advice=recommendation(found),
@@ -142,7 +144,10 @@ def _table(study: Study, results: Path) -> Table:
     images = study.images
     tests, chance = len(images.test_labels), images.kind.guess(images.test_labels, len(images.classes))
     metric = "Macro AP, the mean of the classes' average precision," if images.kind.several else "Top-1"
-    note = f"{metric} on {tests} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}."
+    note = f"{metric} on {tests} test images, mean ± sd over (n) seeds. Guessing gives {chance:.0%}"
+    largest = max(images.kind.count(images.test_labels, len(images.classes))) / tests
+    always = "" if images.kind.several or largest < chance + 0.01 else f", always the largest class {largest:.0%}"
+    note += f"{always}."
     table = grid_table(rows, lines, sorted({row["labels"] for row in rows}), note)
     return Table(table.columns, [[NOT_MEASURED if c == NOT_RUN else c for c in row] for row in table.rows], note)
 

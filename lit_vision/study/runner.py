@@ -311,5 +311,5 @@ class Study:
         for result in results:
             groups.setdefault((result.key.init, result.key.protocol, result.key.labels), []).append(result.value)
         for (init, protocol, labels), values in groups.items():
-            score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seeds)"
+            score = f"{100 * np.mean(values):5.1f} %  ({len(values)} seed{'s' * (len(values) != 1)})"
             self.reporter.log(f"  {init:<12} {protocol:<14} {labels:>6} labels: {score}")

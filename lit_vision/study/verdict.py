@@ -24,7 +24,7 @@ from math import ceil
 from lit_vision.evaluation.metrics import paired_difference
 from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
 from lit_vision.results.tables import BASELINES
-from lit_vision.study.metrics_of_cells import ACCURACY, Cell, Metric, metric_for, values_on_test
+from lit_vision.study.metrics_of_cells import ACCURACY, BALANCED, Cell, Metric, metric_for, values_on_test
 from lit_vision.study.presets import method_of
 
 FROZEN = ("logreg", "linear", "knn")  # protocols that train no network; a linear head answers with fewer multiply-adds
@@ -61,6 +61,7 @@ class Verdict:
         second: the contender that would be chosen inside the labels among those that cost no more than `recommended`
             (among all others if there is none); None if there is no other.
         tests: number of test images.
+        images: those that count alike, see `images_that_count`; 0: all.
     """
 
     labels: int
@@ -71,6 +72,7 @@ class Verdict:
     metric: Metric
     second: Cell | None
     tests: int
+    images: int = 0
 
     @property
     def winner(self) -> Cell | None:
@@ -86,11 +88,14 @@ class Verdict:
 
     @property
     def note(self) -> str:
-        """A sentence about a small test split, or ""."""
-        if self.tests >= FEWEST_TESTS:
+        """A sentence about a small test split, or a small class in it, or ""."""
+        images = self.images or self.tests
+        if (images if self.metric is BALANCED else self.tests) >= FEWEST_TESTS:
             return ""
         text = f"The test split has only {self.tests} images"
-        if self.metric is ACCURACY:
+        if self.metric is BALANCED:
+            text = f"One test image of the smallest class is {100 / images:.1f} points"
+        elif self.metric is ACCURACY:
             text += f", of which one is {100 / self.tests:.1f} points"
         others = "; that others might have stood there is not part of the interval" if self.interval.n > 1 else ""
         return f"{text}{others}."
@@ -124,14 +129,27 @@ def verdicts(
         others = [cell for cell in here if is_baseline(cell["init"]) != is_baseline(choice.cell["init"])]
         others = others or [cell for cell in here if cell is not choice.cell]
         other = max(others, key=lambda cell: _mean(values_on_test(cell, metric)))
-        images = tests
-        if metric is not ACCURACY and tests_per_class:
-            present = [count for count in tests_per_class if count]
-            images = len(present) * min(present)
+        images = images_that_count(metric, tests, tests_per_class)
         interval = _interval(choice.cell, other, metric, images)
-        verdict = Verdict(labels, choice.cell, choice.chosen_on, other, interval, metric, None, tests)
+        verdict = Verdict(labels, choice.cell, choice.chosen_on, other, interval, metric, None, tests, images)
         found.append(replace(verdict, second=_second(here, verdict.recommended, metric)))
     return found
+
+
+def images_that_count(metric: Metric, tests: int, tests_per_class: Sequence[int] | None) -> int:
+    """Return the test images, or for a mean over the classes the number of classes times the images of the smallest.
+
+    One image is then at most 1 / images of the metric.
+
+    Args:
+        metric: of `metric_for`.
+        tests: number of test images.
+        tests_per_class: of each class; those without any do not count. None: taken as equal.
+    """
+    if metric is ACCURACY or not tests_per_class:
+        return tests
+    present = [count for count in tests_per_class if count]
+    return len(present) * min(present)
 
 
 def choose(cells: Sequence[Cell], metric: Metric = ACCURACY) -> Choice:

@@ -1,5 +1,7 @@
 """Choosing what to label in a study: rows of a slow loop, pairs with random, found again, sentences of the report."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -21,7 +23,7 @@ from lit_vision.study.chosen_labels import (
     pool_of_seed,
 )
 from lit_vision.study.chosen_report import chosen_section, chosen_sentences
-from lit_vision.study.metrics_of_cells import ACCURACY
+from lit_vision.study.metrics_of_cells import ACCURACY, BALANCED
 
 COUNTS = [2, 5, 12]
 
@@ -108,6 +110,8 @@ def test_the_report_says_better_worse_or_how_little_with_students_interval() -> 
     assert "worse than drawn at random by 11.0 points" in worse
     assert f"less than {100 * t.ppf(0.975, 2) * 0.1 / 3**0.5 + 0.05:.1f} points" in little
     assert "over 200 test images" in same
+    few = [float(re.search(r"less than (\S+)", chosen_sentences(cells, BALANCED, 200, n)[3])[1]) for n in (None, 2)]
+    assert few[1] > 5 * few[0] > 0  # one image of the smaller class is half of it
     section = chosen_section(cells, ACCURACY, 200)
     assert section.table.rows[0][:4] == ["margin", "10", "52.3 %", "63.3 %"]
     assert section.table.rows[3][5] == "-"  # random has no curve above it

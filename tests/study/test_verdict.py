@@ -216,6 +216,17 @@ def test_verdict__few_test_images_are_noted_and_nothing_is_withheld() -> None:
     assert verdicts(_cells([0.51, 0.5, 0.5], [0.4] * 3), 100)[0].note == ""
 
 
+def test_verdict__a_small_class_in_the_test_split_is_noted_where_classes_count_alike() -> None:
+    cells = _cells([0.9, 0.88, 0.91], [0.4, 0.41, 0.4])
+    for cell in cells:
+        cell["balanced_values"] = cell["values"]
+    (small,) = verdicts(cells, 1000, [90, 10], [999, 1])
+    assert "balanced accuracy" in sentence(small)
+    assert small.note.startswith("One test image of the smallest class is 50.0 points")
+    assert verdicts(cells, 1000, [90, 10], [950, 50])[0].note == ""
+    assert verdicts(cells, 1000, [90, 10, 5], [900, 0, 1])[0].images == 2  # nothing is said of a class without images
+
+
 def test_verdict__of_one_seed_says_so_and_counts_test_images() -> None:
     (one,) = verdicts(_cells([0.9], [0.5]), 1000)
     assert re.search(r"is better than .* one seed, over 1000 test images\)", sentence(one))
