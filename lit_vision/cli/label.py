@@ -64,12 +64,13 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.evaluation.suggestions import AUTO
     from lit_vision.serve.access import Access
     from lit_vision.serve.labeling.app import LabelApp
+    from lit_vision.serve.labeling.events import LabelingError, check_class_name
     from lit_vision.serve.labeling.features import FeatureReader
     from lit_vision.serve.labeling.images import LabelImages
     from lit_vision.serve.labeling.learner import Learner
     from lit_vision.serve.labeling.outcome import write_outcome
     from lit_vision.serve.labeling.session import Labeling
-    from lit_vision.serve.labeling.store import LabelingError, LabelStore, check_class_name
+    from lit_vision.serve.labeling.store import LabelStore
     from lit_vision.study.frozen_encoder import open_frozen_encoder, parse_model
 
     if args.strategy not in (AUTO, *STRATEGIES):

@@ -16,12 +16,12 @@ from lit_vision.errors import UserError
 from lit_vision.serve.access import Access
 from lit_vision.serve.app import make_app
 from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse
+from lit_vision.serve.labeling.events import AnswerConflictError, LabelingError, as_json
 from lit_vision.serve.labeling.exports import EXPORTS
 from lit_vision.serve.labeling.learner import Learner
 from lit_vision.serve.labeling.outcome import write_outcome
 from lit_vision.serve.labeling.review import Review
-from lit_vision.serve.labeling.session import AnswerConflictError, Labeling, as_json
-from lit_vision.serve.labeling.store import LabelingError
+from lit_vision.serve.labeling.session import Labeling
 from lit_vision.serve.pictures import PREVIEW_SIDE, THUMBNAIL_SIDE
 
 PAGES = {"/": "label.html"}

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from lit_vision.data.views.decode import ImageDecodeError, read_size
 from lit_vision.io.atomic import atomic_write
+from lit_vision.serve.labeling.events import LabelAnswer
 from lit_vision.serve.labeling.session import Labeling
-from lit_vision.serve.labeling.store import LabelAnswer
 
 TABLE = "labels.csv"
 

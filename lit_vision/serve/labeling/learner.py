@@ -83,6 +83,7 @@ class Learner:
         self.more, self.now = "", "random"
         self._searched_at = 0  # labels at which the strength was searched
         self._learned: list[_Labeled] = []
+        self._fits = 0
         self._chosen_with: tuple[object, ...] = ()
         self._accuracies: dict[int, tuple[object, ProbeModel, Accuracy]] = {}  # by id of the model, which is kept alive
         self._lock = threading.Lock()  # of the kept accuracies
@@ -185,6 +186,7 @@ class Learner:
         self.model = self._fit_to(known, self.model.strengths if self.model and keep else None)
         self._searched_at = self._searched_at if keep else len(known)
         self._learned = known
+        self._fits += 1
 
     def _fit_to(self, known: list[_Labeled], strengths: Mapping[str, float] | None = None) -> ProbeModel | None:
         if not known or self.features.rows is None:
@@ -199,7 +201,7 @@ class Learner:
         self.now = strategy_now(strategy, len(known), len(model.classes) if model else None)
         asks_model = self.now in NEED_PROBABILITIES
         left = sum(not self.labeling.is_done(number) for number, _ in self.labeling.queue.chosen)
-        state = (self.now, id(model) if asks_model else None, len(there) // 1000)
+        state = (self.now, self._fits if asks_model else 0, len(there) // 1000)
         if state == self._chosen_with and left >= FEWEST_CHOSEN:
             return
         self._chosen_with = state
@@ -267,8 +269,8 @@ def more_labels_law(counts: Sequence[int], accuracies: Sequence[Accuracy]) -> La
     """Return the law of the error over the number of labels, measured on one random sample of images.
 
     The sample is the same at all numbers of labels, so that its error moves the whole curve up or down. Each law that
-    fits is therefore taken with seven levels of the error, quantiles of its distribution after the newest count
-    (Jeffreys: Beta(wrong + 1/2, right + 1/2)).
+    fits is therefore taken with seven levels of the error, quantiles of the distribution that a sample with the fitted
+    error leaves (Jeffreys: Beta(wrong + 1/2, right + 1/2)), relative to its mean.
 
     Args:
         counts: numbers of labels, at least three different ones.
@@ -278,8 +280,9 @@ def more_labels_law(counts: Sequence[int], accuracies: Sequence[Accuracy]) -> La
     images = accuracies[-1].images
     errors = (wrong + 0.5) / (images + 1)  # mean of the same distribution: never 0, which no sample shows
     law = fit_law(counts, errors[None])
-    places = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    levels = stats.beta.ppf(places, wrong[-1] + 0.5, images - wrong[-1] + 0.5) / errors[-1]
+    fitted = images * float(law.predict(counts[-1]).mean)  # images of the sample that are wrong
+    sample = stats.beta(fitted + 0.5, images - fitted + 0.5)
+    levels = sample.ppf((np.arange(_LEVELS) + 0.5) / _LEVELS) / sample.mean()
     a, b = (np.outer(levels, part).ravel() for part in (law.a, law.b))
     return replace(law, a=a, b=b, c=np.tile(law.c, _LEVELS), weights=np.tile(law.weights, _LEVELS) / _LEVELS)
 

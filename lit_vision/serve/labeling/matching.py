@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from lit_vision.io.processes import cores
+from lit_vision.serve.labeling.events import LabelAnswer
 from lit_vision.serve.labeling.images import ImageReadError, LabelImages
-from lit_vision.serve.labeling.store import LabelAnswer, LabelStore
+from lit_vision.serve.labeling.store import LabelStore
 
 
 @dataclass

@@ -13,9 +13,9 @@ import numpy as np
 
 from lit_vision.evaluation.label_errors import find_label_errors
 from lit_vision.io.text import printable
+from lit_vision.serve.labeling.events import LabelingError
 from lit_vision.serve.labeling.features import FeatureReader
 from lit_vision.serve.labeling.session import Labeling
-from lit_vision.serve.labeling.store import LabelingError
 
 KINDS = ("wrong", "duplicates", "thin", "answers")
 PAGE = 24  # items

@@ -8,23 +8,24 @@ import secrets
 import string
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from lit_vision.io.text import printable
-from lit_vision.serve.labeling.images import ImageReadError, LabelImages
-from lit_vision.serve.labeling.matching import MatchedAnswers, match_answers
-from lit_vision.serve.labeling.queue import ImageQueue, QueuedImage
-from lit_vision.serve.labeling.store import (
+from lit_vision.serve.labeling.events import (
     KINDS,
     LONGEST_ID,
+    AnswerConflictError,
     LabelAnswer,
     LabelingError,
-    LabelStore,
     check_class_name,
     now,
 )
+from lit_vision.serve.labeling.images import ImageReadError, LabelImages
+from lit_vision.serve.labeling.matching import MatchedAnswers, match_answers
+from lit_vision.serve.labeling.queue import ImageQueue, QueuedImage
+from lit_vision.serve.labeling.store import LabelStore
 
 LOOKAHEAD = 4  # images whose pictures are made before they are asked for
 CLASS_KEYS = "123456789" + string.ascii_lowercase  # keys of the page for the first classes
@@ -38,18 +39,6 @@ _WITHOUT_MODEL: dict[str, Any] = {
     "curve": [],
     "more": "",
 }
-
-
-class AnswerConflictError(LabelingError):
-    """An image got another answer than the one that the browser saw.
-
-    Attributes:
-        answer: the present one; None if it was taken back.
-    """
-
-    def __init__(self, answer: LabelAnswer | None) -> None:
-        super().__init__("the image was answered elsewhere meanwhile", 409)
-        self.answer = answer
 
 
 class LearnsAlong(Protocol):
@@ -360,8 +349,3 @@ def _midnight() -> str:
     """Return the beginning of this machine's day as the store writes times."""
     begin = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
     return begin.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def as_json(answer: LabelAnswer | None) -> Mapping[str, Any] | None:
-    """Return an answer as the page gets it."""
-    return answer.shown() if answer else None

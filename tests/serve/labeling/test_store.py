@@ -8,7 +8,8 @@ import pytest
 
 from lit_vision.data.label_table import read_label_table  # noqa: F401
 from lit_vision.errors import UserError
-from lit_vision.serve.labeling.store import FILE, LabelAnswer, LabelingError, LabelStore, check_class_name
+from lit_vision.serve.labeling.events import LabelAnswer, LabelingError, check_class_name
+from lit_vision.serve.labeling.store import FILE, LabelStore
 
 
 def made(i: int, *labels: str, path: str = "") -> LabelAnswer:
