@@ -40,7 +40,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         "--model",
         required=required,
         metavar="RUN_OR_FILE",
-        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; a name of timm (its weights), "
+        "or open_clip:MODEL/WEIGHTS",
     )
     add_loading_arguments(parser)
 

@@ -24,6 +24,7 @@ from lit_vision.errors import UsageError, UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.methods.pixels import channel_values
+from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
@@ -57,8 +58,9 @@ def resolve_model_file(source: str | os.PathLike[str]) -> Path:
 
 
 def find_model(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a run's or file's model, see `resolve_model_file`, or a name of timm as a path."""
-    return Path(source) if is_timm_name(source, MODEL_SUFFIXES) else resolve_model_file(source)
+    """Return the path of a run's or file's model (`resolve_model_file`), or a name of timm or open_clip as a path."""
+    named = is_open_clip_name(source) or is_timm_name(source, MODEL_SUFFIXES)
+    return Path(source) if named else resolve_model_file(source)
 
 
 def load_model(
@@ -72,7 +74,7 @@ def load_model(
     """Load a model from a run's folder, a checkpoint, an export or an adapter, or a timm model with timm's weights.
 
     Args:
-        source: a run's folder, a file, or a name of timm, with or without a weight tag.
+        source: a run's folder, a file, a name of timm, with or without a weight tag, or `open_clip:MODEL/WEIGHTS`.
         device: "cpu", "cuda" or "auto", for torch.
         base: the weights that an adapter was trained on; "timm" for timm's weights of that name.
         trust_pt2: load a .pt2, which can run code of whoever made it.
@@ -87,10 +89,10 @@ def load_model(
         model = load_model(source, device, base, trust_pt2, threads)
         model.metadata.value_range = low_and_high
         return model
-    from_timm = is_timm_name(source, MODEL_SUFFIXES)
+    from_timm, from_open_clip = is_timm_name(source, MODEL_SUFFIXES), is_open_clip_name(source)
     path = find_model(source)
-    suffix = path.suffix.lower()
-    if base and (from_timm or suffix in (".onnx", ".xml", ".pt2")):
+    suffix = "" if from_open_clip else path.suffix.lower()
+    if base and (from_timm or from_open_clip or suffix in (".onnx", ".xml", ".pt2")):
         raise UserError(f"--base: is for adapters, and {path} is a complete model; leave it out")
     if suffix == ".onnx":
         return open_onnx(path, threads)
@@ -103,6 +105,8 @@ def load_model(
     network: nn.Module
     if from_timm:
         network, metadata = load_timm_model(str(source))
+    elif from_open_clip:
+        network, metadata = load_open_clip(str(source))
     else:
         method, metadata = load_method(path, base)
         network = inference_network(method, metadata.task)

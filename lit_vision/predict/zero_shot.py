@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lit_vision.errors import UserError
 from lit_vision.methods import network_class
 from lit_vision.predict.models import build_metadata, resolve_model_file, torch_device
+from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.compatibility import METHODS
@@ -53,7 +54,7 @@ class ZeroShotInference(nn.Module):
     The logits are scale x cosine similarity. The bias of a sigmoid loss is left out: it is the same for all classes.
 
     Args:
-        network: of images and captions, from `load_image_text`.
+        network: of images and captions, from `load_image_text` or `load_open_clip`.
         vectors: of the classes, (K, E).
     """
 
@@ -111,21 +112,25 @@ def open_zero_shot(
     """Return a classifier of the named classes from a model of images and captions.
 
     Args:
-        source: a run's folder or a checkpoint of ImageText.
+        source: a run's folder or a checkpoint of ImageText, or `open_clip:MODEL/WEIGHTS` (see open_clip_models.py).
         classes: names, two or more, all different.
         templates: prompts with {} for the name; several make an ensemble, see `class_vectors`.
         device: as in `models.load_model`.
 
     Raises:
-        UserError: as `check_classes`, `check_templates` and `load_image_text`.
+        UserError: as `check_classes`, `check_templates`, `load_image_text` and `load_open_clip`.
     """
     classes, templates = check_classes(classes, "classes"), check_templates(templates, "templates")
     target = torch_device(device)
-    network, stored, path = load_image_text(source)
-    method = network.to(target)
-    vectors = class_vectors(method.encode_texts, classes, templates)
-    inference = ZeroShotInference(method, vectors).eval().to(target)
-    features = build_metadata(method, "features", stored)
+    if is_open_clip_name(source):
+        path = Path(source)
+        network, features = load_open_clip(os.fspath(source))
+    else:
+        network, stored, path = load_image_text(source)
+        features = build_metadata(network, "features", stored)
+    network = network.to(target)
+    vectors = class_vectors(network.encode_texts, classes, templates)
+    inference = ZeroShotInference(network, vectors).eval().to(target)
     prompts = json.dumps([classes, templates], ensure_ascii=False)
     metadata = replace(
         features,

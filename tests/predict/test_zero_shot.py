@@ -1,6 +1,7 @@
 """Zero-shot: prompt ensembles by hand, the command against the network, the same answers from Python, refused input."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import toy_models
 from PIL import Image
+from safetensors.torch import save_file
 
 import lit_vision
 from lit_vision.cli.main import main
@@ -97,3 +99,44 @@ def test_refused(place: Path, monkeypatch, capsys) -> None:
         assert says in capsys.readouterr().err
     with pytest.raises(UserError, match="classes"):
         lit_vision.load("run", "cpu").predict("set", classes="hat")
+
+
+@pytest.mark.slow
+def test_a_model_of_open_clip_has_open_clips_probabilities(place: Path, tmp_path, monkeypatch, capsys) -> None:
+    """Random weights in a file: zero-shot and embed against open_clip's own towers; what is refused."""
+    open_clip = pytest.importorskip("open_clip")
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "toy-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "toy-clip.json")
+    torch.manual_seed(0)
+    theirs = open_clip.create_model("toy-clip").eval()
+    save_file(theirs.state_dict(), tmp_path / "toy.safetensors")
+    monkeypatch.chdir(place)
+    name = f"open_clip:toy-clip/{tmp_path}/toy.safetensors"
+    model = lit_vision.load(name, "cpu")
+    pixels = [torch.from_numpy(np.array(Image.open(f"set/{i}.png"))).permute(2, 0, 1) / 255 for i in range(4)]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (theirs.visual.image_mean, theirs.visual.image_std))
+    tokenizer = open_clip.get_tokenizer("toy-clip")
+    with torch.no_grad():
+        images = theirs.encode_image((torch.stack(pixels) - mean) / std, normalize=True)
+        prompts = [theirs.encode_text(tokenizer([t.replace("{}", c) for t in TEMPLATES]), True) for c in CLASSES]
+        vectors = F.normalize(torch.stack([several.mean(0) for several in prompts]), dim=1)
+        expected = (theirs.logit_scale.exp() * images @ vectors.T).softmax(1)
+    found = model.predict("set", classes=CLASSES, templates=TEMPLATES, top_k=3)
+    for one, probabilities in zip(found, expected):
+        np.testing.assert_allclose(one.probabilities, probabilities[list(one.labels)], atol=1e-5)
+    np.testing.assert_allclose(model.embed("set").features, images, atol=1e-5)
+    call = ["predict", "set", "--classes", "classes.txt", "--out", "o.csv", "--overwrite", "--device", "cpu", "--model"]
+    assert main([*call, name]) == 0
+    (tmp_path / "broken.pt").write_bytes(b"broken")
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    for model_name, says in (
+        ("open_clip:ViT-B-33/openai", "ViT-B-32"),
+        ("open_clip:toy-clip/none", "neither a file nor weights"),
+        (f"open_clip:toy-clip/{tmp_path}/broken.pt", "broken.pt: its weights cannot be read"),
+        (f"open_clip:toy-clip/{tmp_path}/other.safetensors", "other.safetensors: its weights cannot be loaded"),
+    ):
+        assert main([*call, model_name]) == 1
+        assert says in capsys.readouterr().err

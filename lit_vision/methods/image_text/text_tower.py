@@ -155,6 +155,7 @@ def _transformers() -> Any:
 def _load(name: str) -> nn.Module:
     """Return a text model with its weights, which must be safetensors: nothing in its files is executed."""
     transformers = _transformers()
+    transformers.utils.logging.disable_progress_bar()
     try:
         model: nn.Module = transformers.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
