@@ -283,3 +283,45 @@ def test_the_keyboard_alone_is_enough(site, open_page) -> None:
     page.keyboard.press("Escape")
     assert page.locator("#keys").is_hidden()
     assert len(client.labeling.answers()) == 1
+
+
+def test_review_search_and_the_files_at_the_end(site, open_page) -> None:
+    address, client = site(classes=(*COLORS, "rare"))
+    paths = client.labeling.images.paths
+    rows = np.stack([np.eye(4)[list(COLORS).index(color_of(path))] for path in paths]).astype(np.float32)
+    client.learner.features.rows = 9 * rows + np.random.default_rng(0).normal(size=rows.shape).astype(np.float32)
+    for number in range(21):
+        name = color_of(paths[number])
+        client.labeling.answer(number, "label", ["blue" if number == 0 else name], f"a{number}", None)
+    client.labeling.answer(21, "label", ["rare"], "a21", None)
+    page = open_page(address, "/#review")
+    row = page.locator("#review-items > li", has=page.get_by_role("button", name="Open 00-red.png"))
+    row.get_by_role("button", name="Change to red").click()
+    row.get_by_text("Saved: Change to red").wait_for()
+    assert client.labeling.answer_of(0).labels == ("red",)
+    page.get_by_role("button", name="Few images").click()
+    page.get_by_role("button", name="Is rare").first.click()
+    page.get_by_text("Saved: Is rare").wait_for()
+    assert client.labeling.class_list()[-1]["images"] == 2
+
+    page.get_by_role("button", name="Label", exact=True).click()
+    color = color_of(wait_for_image(page))
+    page.keyboard.press(".")
+    tiles = page.locator('#like-images [aria-pressed="false"]')
+    tiles.first.wait_for()
+    alike = [title for title in tiles.evaluate_all("(all) => all.map((one) => one.title)") if color_of(title) == color][:2]
+    for path in alike:
+        page.locator(f'#like-images [title="{path}"]').click()
+    page.locator("#like-class").select_option(color)
+    page.get_by_role("button", name="Label 2 images").click()
+    wait_until_saved(page)
+    assert [client.labeling.answer_of(paths.index(path)).labels for path in alike] == [(color,)] * 2
+
+    page.get_by_role("button", name="Finish").click()
+    page.get_by_role("button", name="Write the files").click()
+    page.wait_for_selector("#finished:not([hidden])")
+    assert page.inner_text("#next").startswith("lit-vision study ")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    table = Path(download.value.path()).read_text().splitlines()
+    assert len(table) == 1 + client.labeling.state()["labeled"]
