@@ -154,7 +154,8 @@ def _reason(
     """
     if now in NEED_PROBABILITIES:
         unsure = " or ".join(f"{classes[k]} ({p:.0%})" for k, p in likely)
-        return f"the model is unsure: {unsure}{', and unlike the others of this list' if now == 'badge' else ''}"
+        apart = ", and unlike the others of this list" if now == "badge" else ""
+        return f"the model is least sure here: {unsure}{apart}"
     if now == "probcover":
         if not count:
             return "typical, though a similar one is labeled or in this list"

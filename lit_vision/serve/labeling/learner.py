@@ -295,5 +295,5 @@ def _least_sure(model: ProbeModel, x: np.ndarray, numbers: np.ndarray, done: np.
     found = []
     for row in np.argsort(least, kind="stable")[: int((~done).sum())].tolist():
         k = int(distance[row].argmin())
-        found.append((int(numbers[row]), f"the model is unsure: {model.classes[k]} ({p[row, k]:.0%})"))
+        found.append((int(numbers[row]), f"the model is least sure here: {model.classes[k]} ({p[row, k]:.0%})"))
     return found

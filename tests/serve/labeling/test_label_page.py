@@ -309,7 +309,8 @@ def test_review_search_and_the_files_at_the_end(site, open_page) -> None:
     page.keyboard.press(".")
     tiles = page.locator('#like-images [aria-pressed="false"]')
     tiles.first.wait_for()
-    alike = [title for title in tiles.evaluate_all("(all) => all.map((one) => one.title)") if color_of(title) == color][:2]
+    titles = tiles.evaluate_all("(all) => all.map((one) => one.title)")
+    alike = [title for title in titles if color_of(title) == color][:2]
     for path in alike:
         page.locator(f'#like-images [title="{path}"]').click()
     page.locator("#like-class").select_option(color)

@@ -110,7 +110,7 @@ def test_images_that_stand_for_others_come_first_then_those_that_the_model_is_un
         margins = margin(client.learner.model.probabilities(client.learner.features.rows[left]))
         chosen = [number for number, _ in queue.chosen]
         assert chosen == left[np.argsort(margins, kind="stable")][: len(chosen)].tolist()
-        assert queue.chosen[0][1].startswith("the model is unsure: ")
+        assert queue.chosen[0][1].startswith("the model is least sure here: ")
 
 
 def test_a_renamed_class_keeps_the_model_and_joined_ones_are_learned_anew(label, many) -> None:
