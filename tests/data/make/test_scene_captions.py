@@ -54,6 +54,7 @@ def test_a_made_folder_has_captions_of_its_masks(scenes: Path) -> None:
         assert {name.replace("-", " ") for name in listed} == seen
 
 
+@pytest.mark.slow
 def test_the_debug_recipe_trains_and_a_killed_run_goes_on_to_the_same_weights(
     scenes: Path, tmp_path: Path, monkeypatch
 ) -> None:
