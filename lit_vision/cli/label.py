@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from lit_vision.cli.parser import CommandParser, add_server_arguments
 from lit_vision.errors import UsageError, UserError
+
+SWITCH_SECONDS = 0.001  # that a request waits at most for Python code that learns in the background; usually 0.005
 
 if TYPE_CHECKING:
     from lit_vision.serve.labeling.session import Labeling
@@ -86,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     if folder.resolve().is_relative_to(images.root):
         raise UserError(f"--out {folder}: lies in {root}, which is never written to; name a folder elsewhere")
     annotator = args.annotator if args.annotator is not None else _user_name()
+    sys.setswitchinterval(SWITCH_SECONDS)
     init, pixel_format = parse_model(args.model), images.measure_pixels()
     with LabelStore(folder, images.root, args.multiple) as store, listen(args.host, args.port) as listener:
         labeling = Labeling(images, store, annotator, classes)

@@ -207,7 +207,7 @@ class Learner:
         self._chosen_with = state
         numbers = self._pool(there)
         codes = self._codes(numbers, dict(known))
-        done = np.array([self.labeling.is_done(number) for number in numbers.tolist()], bool)
+        done = self.labeling.done()[numbers]
         num = min(CHOSEN, -(-int((~done).sum()) // 2))  # all that are left would have no order
         if num == 0:
             self.labeling.queue.chosen = []
@@ -229,11 +229,12 @@ class Learner:
 
     def _pool(self, there: np.ndarray) -> np.ndarray:
         """Return the numbers of the images to choose among and of answered ones; none of the random sample."""
-        has = set(there.tolist())
-        others = [number for number in self.labeling.queue.random_order if number in has]
-        answered = [number for number in others if self.labeling.is_done(number)]
-        free = [number for number in others if not self.labeling.is_done(number)]
-        return np.array(answered + free[: max(CHOSEN, POOL - len(answered))], np.int64)
+        has, done = np.zeros(len(self.labeling.images), bool), self.labeling.done()
+        has[there] = True
+        others = np.array(self.labeling.queue.random_order, np.int64)
+        others = others[has[others]]
+        answered, free = others[done[others]], others[~done[others]]
+        return np.concatenate([answered, free[: max(CHOSEN, POOL - len(answered))]])
 
     def _codes(self, numbers: np.ndarray, labels: Mapping[int, Sequence[str]]) -> np.ndarray:
         """Return class numbers of the images, -1 without a label; with several labels an image 0 for any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def next_command(labeling: Labeling, table: Path) -> str:
     if not labeling.store.multiple:
         return f"lit-vision study {root} --label_file {file}"
     classes = list(labeling.store.classes)
-    columns = shlex.quote(f"[{', '.join(classes)}]")
+    columns = shlex.quote(json.dumps(classes, ensure_ascii=False))  # JSON is YAML, whatever the names hold
     return (
         "lit-vision fit --config experiments/classify/vits16_own_multilabel_30ep.yaml "
         f"--data.root {root} --data.label_file {file} --data.label_columns {columns} --model.num_labels {len(classes)}"

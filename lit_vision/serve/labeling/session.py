@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
+import numpy as np
+
 from lit_vision.io.text import printable
 from lit_vision.serve.labeling.events import (
     KINDS,
@@ -109,6 +111,14 @@ class Labeling:
     def is_done(self, number: int) -> bool:
         """True for an image that is answered or cannot be read."""
         return bool(self.histories.get(number)) or number in self.images.unreadable
+
+    def done(self) -> np.ndarray:
+        """Return `is_done` of all images, (N,) bool."""
+        found = np.zeros(len(self.images), bool)
+        with self.lock:
+            found[[number for number, ids in self.histories.items() if ids]] = True
+        found[list(self.images.unreadable)] = True
+        return found
 
     def learned_from(self) -> list[tuple[int, tuple[str, ...]]]:
         """Return number and labels of the images that a model may learn from, in the order of the answers."""
