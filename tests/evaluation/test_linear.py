@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from lit_vision.errors import UserError
-from lit_vision.evaluation.linear import cross_validated_probabilities, logistic_regression, stratified_folds
+from lit_vision.evaluation.folds import stratified_folds
+from lit_vision.evaluation.linear import cross_validated_probabilities, logistic_regression
 
 
 def blobs(n, d, classes, seed=0, spread=1.0):
@@ -147,3 +148,24 @@ def test_out_of_fold_probabilities_are_those_of_probes_without_the_fold(strength
     assert np.isnan(probabilities[30]).all()
     assert (probabilities[:30, 4] == 0).all()  # a class without a label
     assert np.isnan(cross_validated_probabilities(x[:2], [0, 1])).all()
+
+
+def test_logistic_regression__groups_are_held_out_together() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(60) // 6
+    labels = groups * 7 % 10 % 3
+    features = 0.1 * rng.normal(size=(60, 8)) + rng.normal(size=(10, 8))[groups]  # a group's images look alike
+    alike = logistic_regression(features, labels, features)
+    apart = logistic_regression(features, labels, features, groups=groups)
+    assert max(alike.scores.values()) > 0.95  # neighbors of the same group give the answer away
+    assert max(apart.scores.values()) < 0.8
+    fold = stratified_folds(labels, 5, 0, groups)
+    assert all(len(set(fold[groups == group])) == 1 for group in groups)
+
+
+def test_logistic_regression__a_class_of_one_group_is_an_error_when_it_is_held_out() -> None:
+    features, labels = np.eye(4)[np.arange(24) % 4], np.arange(24) % 4
+    groups = np.where(labels == 3, "only", (np.arange(24) // 4).astype(str))
+    probe = logistic_regression(features, labels, features, groups=groups)
+    assert probe.scores[0.01] == pytest.approx(0.75)
+    assert probe.balanced_scores[0.01] == pytest.approx(0.75)

@@ -6,9 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from lit_vision.evaluation.folds import grouped_folds, stratified_folds
+from lit_vision.evaluation.folds import grouped_folds
 from lit_vision.evaluation.knn import held_out_votes, weighted_knn
-from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.multilabel import label_regressions, macro_average_precision
 
 
@@ -87,38 +86,3 @@ def test_weighted_knn__several_labels_are_weighted_shares_of_the_known(samples) 
     held = held_out_votes(x, y, 4, groups=np.arange(60) // 6)
     assert not np.isnan(held).any()
     torch.testing.assert_close(torch.from_numpy(votes), weighted_knn(x, y, x[:3] + 0.1, k=7))
-
-
-def test_grouped_folds__hold_out_whole_groups_and_spread_each_class() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.array([f"patient {i}" for i in rng.integers(0, 30, 200)])
-    members = rng.random((200, 3)) < [0.5, 0.2, 0.03]
-    fold = grouped_folds(members, 4, 0, groups)
-    assert set(fold) == {0, 1, 2, 3}
-    assert all(len(set(fold[groups == group])) == 1 for group in groups)
-    assert np.ptp(np.bincount(fold)) < 40
-    counts = np.array([members[fold == f].sum(0) for f in range(4)])
-    assert (counts.max(0) - counts.min(0) <= [16, 12, 3]).all()
-    assert (grouped_folds(members, 4, 1, groups) != fold).any()
-    assert (grouped_folds(members[:3], 4, 0, ["a"] * 3) == -1).all()
-
-
-def test_logistic_regression__groups_are_held_out_together() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.arange(60) // 6
-    labels = groups * 7 % 10 % 3
-    features = 0.1 * rng.normal(size=(60, 8)) + rng.normal(size=(10, 8))[groups]  # a group's images look alike
-    alike = logistic_regression(features, labels, features)
-    apart = logistic_regression(features, labels, features, groups=groups)
-    assert max(alike.scores.values()) > 0.95  # neighbors of the same group give the answer away
-    assert max(apart.scores.values()) < 0.8
-    fold = stratified_folds(labels, 5, 0, groups)
-    assert all(len(set(fold[groups == group])) == 1 for group in groups)
-
-
-def test_logistic_regression__a_class_of_one_group_is_an_error_when_it_is_held_out() -> None:
-    features, labels = np.eye(4)[np.arange(24) % 4], np.arange(24) % 4
-    groups = np.where(labels == 3, "only", (np.arange(24) // 4).astype(str))
-    probe = logistic_regression(features, labels, features, groups=groups)
-    assert probe.scores[0.01] == pytest.approx(0.75)
-    assert probe.balanced_scores[0.01] == pytest.approx(0.75)
