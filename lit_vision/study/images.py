@@ -240,6 +240,8 @@ def read_images(
         cache,
         None if folder.groups is None else np.array([folder.groups.get(pool_paths[i], "") for i in good]),
     )
+    if not any(images.kind.count(images.test_labels, len(images.classes))):
+        raise UserError(f"{root}: no class applies to an image of the test split; add images or correct the labels")
     empty = [name for name, count in zip(images.classes, images.per_class) if not count]
     if empty:
         raise UserError(f"{root}: no training image is left for class {empty[0]!r}; add some or remove the class")

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from lit_vision.cli.main import main
 from lit_vision.data.labeled_folder import label_options
+from lit_vision.errors import UserError
 from lit_vision.results.schema import read_result
 from lit_vision.study.cells import CellKey
 from lit_vision.study.frozen import measure_frozen
@@ -76,6 +77,15 @@ def test_read_images__holds_out_its_share_of_each_label(table) -> None:
     assert (np.abs(test - everything / 4) <= 1).all()
     assert images.labeled + len(images.test_labels) == 56
     assert np.isnan(images.labels[images.labeled :]).all()  # what is not known can only be pre-trained on
+
+
+def test_read_images__refuses_a_test_split_that_no_label_applies_to(table) -> None:
+    lines = table.read_text().splitlines()
+    text = [f"{lines[0]},split", *(f"{line},train" for line in lines[1:41])]
+    text += [f"{line.split(',')[0]},0,0,0,,test" for line in lines[41:]]
+    (table.parent / "split.csv").write_text("\n".join(text))
+    with pytest.raises(UserError, match="no class applies"):
+        read_images(table.parent, labels=label_options(table.parent / "split.csv", label_columns=COLORS))
 
 
 def test_subset_of_several_labels__is_random_nested_and_has_each_label() -> None:

@@ -68,9 +68,12 @@ def write_outcome(labeling: Labeling, learner: Learner) -> Outcome:
 def next_command(labeling: Labeling, table: Path) -> str:
     """Return the command that trains on the labels."""
     root, file = shlex.quote(str(labeling.images.root)), shlex.quote(str(table))
+    study = f"lit-vision study {root} --label_file {file}"
     if not labeling.store.multiple:
-        return f"lit-vision study {root} --label_file {file}"
+        return study
     classes = list(labeling.store.classes)
+    if not any("," in name for name in classes):
+        return f"{study} --label_columns {shlex.quote(','.join(classes))}"
     columns = shlex.quote(json.dumps(classes, ensure_ascii=False))  # JSON is YAML, whatever the names hold
     return (
         "lit-vision fit --config experiments/classify/vits16_own_multilabel_30ep.yaml "
