@@ -17,6 +17,7 @@ import numpy as np
 
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.suggestions import suggest
+from lit_vision.predict.feature_cache import OnBatch
 from lit_vision.results.schema import make_cell
 from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, hash_inputs, measure_once
 from lit_vision.study.images import StudyImages
@@ -97,18 +98,23 @@ class ChosenLabels:
     folder: Path
     data_hash: str
 
-    def measure(self, strategies: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the cells of random and of strategies: those of results.json, with the key "strategy" besides."""
+    def measure(self, strategies: Sequence[str], on_seed: OnBatch | None = None) -> list[dict[str, Any]]:
+        """Return the cells of random and of strategies: those of results.json, with the key "strategy" besides.
+
+        Args:
+            strategies: of `acquisition.STRATEGIES`.
+            on_seed: called with (seeds done, all seeds) of all strategies.
+        """
         counts = counts_to_choose(self.counts, self.images.labeled)
-        cells = []
-        for strategy in dict.fromkeys((RANDOM, *strategies)):
-            results = [
-                result
-                for seed in range(max(map(self.seeds_at, counts), default=0))
-                for result in self._measure_seed(
-                    strategy, [count for count in counts if seed < self.seeds_at(count)], seed
-                )
-            ]
+        cells, names = [], list(dict.fromkeys((RANDOM, *strategies)))
+        seeds = max(map(self.seeds_at, counts), default=0)
+        for number, strategy in enumerate(names):
+            results: list[CellResult] = []
+            for seed in range(seeds):
+                here = [count for count in counts if seed < self.seeds_at(count)]
+                results += self._measure_seed(strategy, here, seed)
+                if on_seed:
+                    on_seed(number * seeds + seed + 1, len(names) * seeds)
             for count in counts:
                 group = [result for result in results if result.key.labels == count]
                 further = {

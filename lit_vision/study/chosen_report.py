@@ -34,7 +34,9 @@ def chosen_sentences(
             gap = _interval(cell, random, metric, images or tests)
             points = "points" if metric is ACCURACY else f"points of {metric.name}"
             over = f"{gap.n} seeds" if gap.n > 1 else f"over {tests} test images"
-            if gap.excludes_zero:
+            if cell["values"] == random["values"]:
+                found.append(f"With {cell['labels']} labels: {strategy} chooses no better and no worse than random.")
+            elif gap.excludes_zero:
                 word = "better" if gap.mean > 0 else "worse"
                 low, high = sorted((abs(gap.low), abs(gap.high)))
                 found.append(
@@ -109,5 +111,5 @@ def _saved(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric:
     words = []
     for count, (mean, low, high) in zip(counts, labels_saved(counts, random, own)):
         bound = "at least " if count + mean > counts[-1] - 0.5 else ""
-        words.append("-" if count == counts[-1] else f"{bound}{mean:.0f} ({low:.0f} to {high:.0f})")
+        words.append("-" if count == counts[-1] else f"{bound}{round(mean)} ({round(low)} to {round(high)})")
     return words

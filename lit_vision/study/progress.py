@@ -69,12 +69,12 @@ class Reporter:
         """Show that `step` of `steps` steps are done, and the loss of the last one, if it is a training."""
         now = time.perf_counter()
         rate = step / max(now - self._task_started, 1e-9)
-        note = f"{rate * self._images_per_step:,.0f} images/s"
-        if loss is not None:
-            note = f"loss {loss:.3f}, {note}"
+        parts = [] if loss is None else [f"loss {loss:.3f}"]
+        if self._images_per_step:
+            parts.append(f"{rate * self._images_per_step:,.0f} images/s")
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=step / steps, note=note)
+            self._bar.update(self._task, completed=step / steps, note=", ".join(parts))
         elif now - self._last_line > self.interval:
             self._last_line = now
             remaining = format_duration((steps - step) / rate)
-            self.log(f"  {self._title}: {step / steps:.0%}, {note}, {remaining} left")
+            self.log(f"  {self._title}: {', '.join([f'{step / steps:.0%}', *parts, f'{remaining} left'])}")

@@ -259,6 +259,7 @@ class Study:
             self.images.notes.append(note)
             self.reporter.log(note)
         self.reporter.log(f"choosing what to label, by features of {init}: {', '.join(self.settings.choose)}")
+        self.reporter.start_task("choosing what to label")
         cells = ChosenLabels(
             init,
             self._origin(init) if encoder else init,
@@ -269,7 +270,7 @@ class Study:
             self.settings.seeds_at,
             self.folder / "cells" / "chosen",
             self.data_hash,
-        ).measure(self.settings.choose)
+        ).measure(self.settings.choose, self.reporter.update)
         for cell in cells:
             self.reporter.log(f"  {cell['strategy']:<24} {cell['labels']:>6} labels: {100 * cell['mean']:5.1f} %")
         return cells
