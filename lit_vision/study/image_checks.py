@@ -1,22 +1,46 @@
-"""Notes on images whose results would mislead: classes without a test image, copies in the test, long images."""
+"""Images whose results would mislead: classes without a test image, copies in the test, long ones, own figures."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median_low
 
 import numpy as np
 
 from lit_vision.data.folder import Folder
+from lit_vision.data.layout import role_of
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.data.views.decode import ImageDecodeError, read_header
+from lit_vision.errors import UsageError
 from lit_vision.io.text import join_names
 from lit_vision.study.images import SAMPLE, StudyImages
 from lit_vision.study.pixel_cache import PixelRows
 
 SEEN = 0.6  # share of an image in its middle square; below it (longer than 5:3) a note says so
 _AT_ONCE = 1024  # images whose pixels are in memory at the same time
+
+
+def check_run_dir(folder: Path, *roots: str | Path) -> None:
+    """Refuse a run's folder whose figures would be images of a class when the study is continued.
+
+    That is so inside a folder of images, unless it has split folders: what lies beside these is left out.
+
+    Args:
+        folder: of the run.
+        roots: folders whose images are taken as they lie there.
+
+    Raises:
+        UsageError: `folder` lies in one of them.
+    """
+    for root in map(Path, roots):
+        splits = root.is_dir() and any(role_of(path.name) for path in root.iterdir() if path.is_dir())
+        if not splits and folder.resolve().is_relative_to(root.resolve()):
+            raise UsageError(
+                f"--run_dir {folder}: lies in {root}, where the figures of the report would be taken for images; name "
+                "a folder outside"
+            )
 
 
 def image_notes(images: StudyImages) -> list[str]:

@@ -121,7 +121,7 @@ def run_study(
 
     from lit_vision.data.labeled_folder import label_options
     from lit_vision.study.cells import check_label_syntax, notes_on_labels, refuse_older_study
-    from lit_vision.study.image_checks import image_notes
+    from lit_vision.study.image_checks import check_run_dir, image_notes
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.pixel_cache import PixelCache
     from lit_vision.study.presets import preset_for
@@ -131,6 +131,7 @@ def run_study(
     from lit_vision.study.settings import Settings
 
     on_labels, strategies = _protocols(_text(protocols)), _strategies(_text(choose))
+    check_run_dir(folder, *([] if label_file else [root]), *([pretrain_on] if pretrain_on else []))
     refuse_older_study(folder)
     replay = _plan(plan)
     # what a list needs no image for is checked before the folder is read

@@ -13,6 +13,7 @@ from lit_vision.cli.main import main
 from lit_vision.errors import UsageError
 from lit_vision.results.schema import read_result
 from lit_vision.study import chosen_labels, training
+from lit_vision.study.image_checks import check_run_dir
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import ON_LABELS, preset_for
 from lit_vision.study.run_study import _text, run_study
@@ -266,6 +267,18 @@ def test_a_list_is_checked_before_the_folder_is_read(tmp_path, capsys, flag, val
     output = capsys.readouterr()
     assert flag in output.err
     assert output.out == ""
+
+
+def test_a_run_folder_among_the_images_is_refused_before_its_figures_are_taken_for_a_class(
+    folder, tmp_path, capsys, monkeypatch
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "set")
+    for words in (["."], ["../set", "--run_dir", "run"], [str(folder), "--pretrain_on", "."]):
+        assert main(["study", *words]) == 2
+        assert "--run_dir" in capsys.readouterr().err
+    check_run_dir(folder / "runs", folder)  # beside train and test it is left out
 
 
 def test_a_plan_is_looked_for_before_the_folder_is_read(tmp_path, capsys) -> None:
