@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,23 @@ def _read(path: Path) -> list[dict[str, Any]]:
             break
         lines.append(record)
     return lines
+
+
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder during the block: two studies in it at a time would mix their decisions and files.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "study.log", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--run_dir {folder}: another study runs in it; wait for its end, or name another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield

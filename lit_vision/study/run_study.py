@@ -121,6 +121,7 @@ def run_study(
 
     from lit_vision.data.labeled_folder import label_options
     from lit_vision.study.cells import check_label_syntax, notes_on_labels, refuse_older_study
+    from lit_vision.study.decisions import only_run
     from lit_vision.study.image_checks import check_run_dir, image_notes
     from lit_vision.study.images import read_images, read_unlabeled
     from lit_vision.study.pixel_cache import PixelCache
@@ -200,9 +201,10 @@ def run_study(
             source,
             replay,
         )
-        results = study.run()
-        reporter.log("writing the report")
-        return write_report(study, results, wandb)
+        with only_run(folder):
+            results = study.run()
+            reporter.log("writing the report")
+            return write_report(study, results, wandb)
 
 
 def _text(values: str | int | Sequence[str | int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from lit_vision.cli.library_errors import from_library_error
 from lit_vision.errors import UserError
-from lit_vision.study.decisions import Decisions, read_finished
+from lit_vision.study.decisions import Decisions, only_run, read_finished
 
 
 class Clock:
@@ -84,6 +84,15 @@ def test_replay__takes_every_decision_and_never_makes_one(tmp_path) -> None:
         with pytest.raises(UserError, match=r"no plan\.jsonl"):
             Decisions(tmp_path / "c.jsonl", "inputs", 60, tmp_path / "d.jsonl")
     assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_two_studies_in_one_folder_at_a_time_are_refused(tmp_path) -> None:
+    for _ in range(2):  # it is free again behind the block
+        with only_run(tmp_path / "run"):
+            with pytest.raises(UserError, match="another study runs in it"), only_run(tmp_path / "run"):
+                pass
+            with only_run(tmp_path / "other"):
+                pass
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full")
