@@ -216,6 +216,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "study set --inits nothing",
         "study set --protocols nothing",
         "choose set --strategy nothing",
+        "study set --choose nothing",
     ],
 )
 def test_an_unknown_word(command: str, place, capsys) -> None:
