@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         measured = measure_folder_range(folder, args.train_split)
         value_range = require_range(measured, f"{args.root} (give --range)")
         if measured.images:
-            print(measured.describe())
+            print(measured.describe("--range"))
     written = write_pack(
         folder, args.out, None if args.lossless else side, quality, args.workers or cores(), True, value_range
     )

@@ -35,13 +35,18 @@ class MeasuredRange(NamedTuple):
     images: int = 0
     problem: str = ""
 
-    def describe(self) -> str:
-        """Return the line that says which range was taken; "" without a deep image in the sample."""
+    def describe(self, setting: str = "data.range") -> str:
+        """Return the line that says which range was taken; "" without a deep image in the sample.
+
+        Args:
+            setting: by which the user declares another one; "" if there is none.
+        """
         if self.value_range is None or not self.images:
             return ""
+        other = f"; {setting} declares another range" if setting else ""
         return (
             f"images deeper than 8 bits: [{self.value_range[0]:g}, {self.value_range[1]:g}] becomes 0 to 255 (values "
-            f"from {self.low:g} to {self.high:g} in a sample of {self.images}; data.range declares another range)"
+            f"from {self.low:g} to {self.high:g} in a sample of {self.images}{other})"
         )
 
 

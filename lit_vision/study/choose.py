@@ -125,7 +125,7 @@ def choose_images(
         pixel_format = PixelFormat(require_range(measured, str(root)))
         classes = f" of {len(pool.classes)} classes" if known and not pool.several else ""
         reporter.log(f"{root}: {len(pool.paths)} images, of which {known} have a label{classes}")
-        for note in [*pool.notes, *([measured.describe()] if measured.images else [])]:
+        for note in [*pool.notes, *([measured.describe("")] if measured.images else [])]:
             reporter.log(note)
         encoder = open_frozen_encoder(pool.folder, pool.paths, init, folder, frozen_size)
         if encoder.origin:

@@ -335,7 +335,7 @@ def _pixel_format(folder: Folder, notes: list[str]) -> PixelFormat:
     measured = measure_folder_range(folder, "train")
     value_range = require_range(measured, str(folder.root))
     if measured.images:
-        notes.append(measured.describe().capitalize() + ".")
+        notes.append(measured.describe("").capitalize() + ".")
     return PixelFormat(value_range)
 
 

@@ -97,7 +97,10 @@ def public_weights(init: str, path: Path) -> None:
         UserError: there is no such model, or no network and no such file in the cache or a package.
     """
     name = init.removeprefix(TIMM)
-    backbone, origin = create_backbone(name, pretrained=True)
+    try:
+        backbone, origin = create_backbone(name, pretrained=True)
+    except UserError as error:  # that is no setting of a study
+        raise type(error)(str(error).replace("use pretrained=false", "leave them out")) from error
     license = backbone.model.pretrained_cfg.get("license") or "not stated"
     data = backbone.data_config
     record: dict[str, Any] = {"license": license, **origin}

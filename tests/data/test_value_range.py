@@ -59,7 +59,9 @@ def test_batches__have_the_pixels_of_the_measured_range(tmp_path, in_memory, sca
     assert data.value_range == wanted
     assert np.array_equal(pixels_of(data)[..., 0], to_8bit(stored_values(root), wanted))
     assert read_images(root).value_range == wanted  # a study takes the same
-    assert any(f"[{wanted[0]:g}, {wanted[1]:g}] becomes 0 to 255" in note for note in read_images(root).notes)
+    notes = read_images(root).notes
+    assert any(f"[{wanted[0]:g}, {wanted[1]:g}] becomes 0 to 255" in note for note in notes)
+    assert "data.range" not in " ".join(notes)  # a study has no such setting
 
 
 def test_declared_range__wins_and_a_wrong_one_is_refused(tmp_path) -> None:

@@ -11,11 +11,13 @@ import torch
 from toy_models import make_classifier, write_run
 
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.create import WeightsUnavailableError
 from lit_vision.cli.main import main
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.predict.api import load
 from lit_vision.results.schema import read_result
+from lit_vision.study import weight_files
 from lit_vision.study.encoders import EncoderStore
 from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import parse_inits
@@ -100,6 +102,15 @@ def test_open__what_a_study_cannot_begin_with_is_named(store, tmp_path) -> None:
     (tmp_path / "text.ckpt").write_text("no weights")
     with pytest.raises(UserError, match=r"text.ckpt: "):
         open_inits(parse_inits(str(tmp_path / "text.ckpt")), store)
+
+
+def test_open__weights_that_cannot_be_had_are_said_in_words_of_a_study(store, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise WeightsUnavailableError("pretrained: no network; connect once, or use pretrained=false")
+
+    monkeypatch.setattr(weight_files, "create_backbone", fail)
+    with pytest.raises(UserError, match="connect once, or leave them out$"):
+        open_inits(parse_inits("timm:resnet18"), store)
 
 
 def test_open__what_starts_from_optional_weights_is_left_out_with_them(store, monkeypatch) -> None:
