@@ -109,7 +109,7 @@ def test_open__weights_that_cannot_be_had_are_said_in_words_of_a_study(store, mo
         raise WeightsUnavailableError("pretrained: no network; connect once, or use pretrained=false")
 
     monkeypatch.setattr(weight_files, "create_backbone", fail)
-    with pytest.raises(UserError, match="connect once, or leave them out$"):
+    with pytest.raises(UserError, match=r"connect once, or leave them out$"):
         open_inits(parse_inits("timm:resnet18"), store)
 
 
