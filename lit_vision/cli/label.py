@@ -86,8 +86,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--classes {args.classes}: {error}") from None
     images = LabelImages(root)
     folder = Path(args.out) if args.out else Path("runs/label") / _checked_name(args.name or images.root.name)
-    if folder.resolve().is_relative_to(images.root):
-        raise UserError(f"--out {folder}: lies in {root}, which is never written to; name a folder elsewhere")
+    _check_apart(folder, images.root)
     annotator = args.annotator if args.annotator is not None else _user_name()
     sys.setswitchinterval(SWITCH_SECONDS)
     init, pixel_format = parse_model(args.model), images.measure_pixels()
@@ -107,6 +106,13 @@ def main(argv: Sequence[str]) -> int:
             done = write_outcome(labeling, learner)
             print("\n".join([*done.lines, *([f"next: {done.next}"] if done.next else [])]), flush=True)
     return 0
+
+
+def _check_apart(folder: Path, root: Path) -> None:
+    """Refuse a folder of answers of which a part, links followed, lies in the folder of images."""
+    for name in ("", "labels.jsonl", "features", "weights", "weights.log"):
+        if (folder / name).resolve().is_relative_to(root):
+            raise UserError(f"--out {folder}: lies in {root}, which is never written to; name a folder elsewhere")
 
 
 def _lines(labeling: Labeling) -> list[str]:

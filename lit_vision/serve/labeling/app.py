@@ -83,20 +83,22 @@ class LabelApp:
         side = _number(request, "side", PREVIEW_SIDE, 1, PREVIEW_SIDE)
         if side not in SIDES:
             raise HTTPException(400, f"side: must be one of {', '.join(map(str, SIDES))}")
-        made = await _run(self.labeling.picture, request.path_params["number"], side)
-        return Response(made, media_type="image/jpeg")
+        made, blake2b = await _run(self.labeling.picture, request.path_params["number"], side)
+        return Response(made, media_type="image/jpeg", headers={"ETag": f'"{blake2b}"'})
 
     async def answer(self, request: Request) -> Response:
         """Store an answer; 409 with the present one if another browser was faster, 410 if the file has changed."""
         body = await _body(request, number=int, kind=str, id=str)
-        labels, replaces = body.get("labels") or [], body.get("replaces")
+        labels, replaces, seen = body.get("labels") or [], body.get("replaces"), body.get("seen")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise HTTPException(400, "labels: give a list of names")
-        if replaces is not None and not isinstance(replaces, str):
+        if not isinstance(replaces, (str, type(None))):
             raise HTTPException(400, "replaces: give the id of an answer, or null")
+        if not isinstance(seen, (str, type(None))):
+            raise HTTPException(400, "seen: give the ETag of the image without its quotes, or null")
         try:
             number = await _run(self.labeling.number_of, body["number"], body.get("path"))
-            answer = await _run(self.labeling.answer, number, body["kind"], labels, body["id"], replaces)
+            answer = await _run(self.labeling.answer, number, body["kind"], labels, body["id"], replaces, seen)
         except AnswerConflictError as error:
             return _conflict(error)
         return PlainJSONResponse({"answer": as_json(answer), "state": await run_in_threadpool(self.labeling.state)})

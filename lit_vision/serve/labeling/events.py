@@ -102,8 +102,8 @@ def check_class_name(name: object, multiple: bool = False) -> str:
         raise LabelingError(f"a class's name has at most {LONGEST_NAME} visible characters")
     if name.lower() == "nan" or (multiple and name.lower() in (*PATH_COLUMNS, *SPLIT_COLUMNS)):
         raise LabelingError(f"{name!r} has another meaning in a table of labels; choose another name")
-    if multiple and "," in name:
-        raise LabelingError("with several labels an image, a class's name has no comma")
+    if multiple and {",", ";"} & set(name):  # either may separate columns
+        raise LabelingError("with several labels an image, a class's name has no comma and no semicolon")
     return name
 
 

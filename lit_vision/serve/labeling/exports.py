@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lit_vision.data.table_rows import cell_text, listed_path
 from lit_vision.data.views.decode import ImageDecodeError, read_size
 from lit_vision.io.atomic import atomic_write
+from lit_vision.io.text import printable
 from lit_vision.serve.labeling.events import LabelAnswer
 from lit_vision.serve.labeling.session import Labeling
 
@@ -34,19 +36,38 @@ def labeled(labeling: Labeling) -> list[tuple[str, LabelAnswer]]:
 def as_csv(labeling: Labeling) -> bytes:
     """Return a table that `lit_vision.data.label_table` reads: path,label or, with several labels, a column each.
 
-    A column of a label has 1 where it applies and 0 elsewhere.
+    A column of a label has 1 where it applies and 0 elsewhere. Images whose names no table can hold are left out, see
+    `without_row`.
     """
+    answers = [(_cell(path), answer) for path, answer in labeled(labeling) if _is_cell(path)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     classes = list(labeling.store.classes)
     if labeling.store.multiple:
         writer.writerow(["path", *classes])
-        rows = ([path, *(int(name in answer.labels) for name in classes)] for path, answer in labeled(labeling))
+        rows = ([path, *(int(name in answer.labels) for name in classes)] for path, answer in answers)
     else:
         writer.writerow(["path", "label"])
-        rows = ([path, answer.labels[0]] for path, answer in labeled(labeling))
+        rows = ([path, answer.labels[0]] for path, answer in answers)
     writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return text.getvalue().encode()
+
+
+def without_row(labeling: Labeling) -> list[str]:
+    """Return the paths of labeled images that are not in the table, since it would be read as naming another file.
+
+    These are names that are not UTF-8, begin or end with a space, or have a backslash, which is a slash in a table.
+    """
+    return [path for path, _ in labeled(labeling) if not _is_cell(path)]
+
+
+def _is_cell(path: str) -> bool:
+    return printable(path) == path and listed_path(cell_text(path), "") == path
+
+
+def _cell(path: str) -> str:
+    """Return a path as the table has it: a spreadsheet would run one that begins like a formula."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@")) else path
 
 
 def as_label_studio(labeling: Labeling) -> bytes:

@@ -6,6 +6,7 @@ N images, D width of the features.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,9 +92,11 @@ class FeatureReader:
             self._read()
         except _StoppedError:
             pass
-        except UserError as error:
-            self.problem = str(error)
-            print(f"no features: {error}", flush=True)
+        except Exception as error:  # the labeling goes on without them
+            self.problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(f"no features: {self.problem}", flush=True)
             self.on_block()
 
     def _read(self) -> None:

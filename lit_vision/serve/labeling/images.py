@@ -48,7 +48,7 @@ class LabelImages:
         left_out: what the search passed over.
         links_out: number of images left out because a link to them leads out of the folder.
         unreadable: reason by number of images that could not be read since the server started.
-        shown: state of each file when its picture was last made, by number.
+        sent: blake2b of each file when its picture was last made, by number.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -67,9 +67,9 @@ class LabelImages:
         self.paths, self.left_out = Paths(kept), found.left_out
         self.links_out = len(found) - len(kept)
         self.unreadable: dict[int, str] = {}
-        self.shown: dict[int, FileState] = {}
+        self.sent: dict[int, str] = {}
         self.pixel_format = DEFAULT_FORMAT
-        self._previews: OrderedDict[int, bytes] = OrderedDict()
+        self._previews: OrderedDict[int, tuple[bytes, str]] = OrderedDict()
         self._preparing: set[int] = set()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_READERS, "preview")
@@ -108,8 +108,8 @@ class LabelImages:
             raise ImageReadError(getattr(error, "strerror", None) or str(error)) from None
         return data, FileState(len(data), mtime_ns, digest(data))
 
-    def preview(self, number: int, side: int = PREVIEW_SIDE) -> bytes:
-        """Return an image as a JPEG, upright, made smaller where a side is longer than `side`.
+    def preview(self, number: int, side: int = PREVIEW_SIDE) -> tuple[bytes, str]:
+        """Return an image as a JPEG, upright, made smaller where a side is longer than `side`; and the file's blake2b.
 
         Raises:
             ImageReadError: the file cannot be read, or is no image.
@@ -124,12 +124,15 @@ class LabelImages:
             header = read_header(data)
             if header.width * header.height > MOST_PIXELS:
                 raise ImageDecodeError(f"it has {header.width} x {header.height} pixels, which are too many")
-            made = jpeg(decode(data, self.pixel_format), side)
+            made = jpeg(decode(data, self.pixel_format), side), state.blake2b
         except (ImageDecodeError, ImageReadError) as error:
             self.unreadable[number] = str(error)
             raise ImageReadError(str(error)) from None
         with self._lock:
-            self.shown[number] = state
+            self.unreadable.pop(number, None)  # it was being written
+            if number in self._previews and self._previews[number][1] != state.blake2b:
+                del self._previews[number]
+            self.sent[number] = state.blake2b
             if side == PREVIEW_SIDE:
                 self._previews[number] = made
                 while len(self._previews) > KEPT_PREVIEWS:
@@ -157,7 +160,7 @@ class LabelImages:
         """Drop the picture of a file that has changed."""
         with self._lock:
             self._previews.pop(number, None)
-            self.shown.pop(number, None)
+            self.sent.pop(number, None)
 
 
 def digest(data: bytes) -> str:

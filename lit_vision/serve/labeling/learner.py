@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from lit_vision.errors import UserError
 from lit_vision.evaluation.acquisition import NEED_PROBABILITIES, strategy_now
 from lit_vision.evaluation.clinical import wilson_interval
 from lit_vision.evaluation.label_law import LabelLaw, fit_law
@@ -161,21 +162,29 @@ class Learner:
             self._news.clear()
             start = time.perf_counter()
             try:
-                write_table(self.labeling)
+                self._write_table()
                 self.learn()
             except Exception:  # the labeling goes on without it
                 traceback.print_exc()
             self._stopping.wait(min(5.0, time.perf_counter() - start))  # leaves half of a core to others
 
+    def _write_table(self) -> None:
+        """Write labels.csv; the answers are in the store, whether it can be written or not."""
+        try:
+            write_table(self.labeling)
+        except UserError as error:
+            print(error, flush=True)
+
     def learn(self) -> None:
         """Fit the model to the answers, choose what to ask next, and go on with the curve."""
         if self.features.rows is None:
             return
+        curve = self.curve  # before the answers: a class may be renamed from now on
         known = [(n, labels) for n, labels in self.labeling.learned_from() if self.features.of(n) is not None]
         if known != self._learned:
             self._fit(known)
         self._choose(known)
-        self._extend_curve(known)
+        self._extend_curve(known, curve)
         self.more = self._say_more()
 
     def _fit(self, known: list[_Labeled]) -> None:
@@ -246,12 +255,18 @@ class Learner:
                 codes[position] = names.index(known[0]) if known and not self.labeling.store.multiple else 0
         return codes
 
-    def _extend_curve(self, known: list[_Labeled]) -> None:
-        """Fit models to the first labels, for the numbers of labels that the curve does not have."""
-        have, count = {model.images for model in self.curve}, float(FIRST_COUNT)
+    def _extend_curve(self, known: list[_Labeled], curve: list[ProbeModel]) -> None:
+        """Fit models to the first labels, for the numbers of labels that the curve does not have.
+
+        When a class is renamed meanwhile, the curve is another list, which a model of the old names must not enter.
+        """
+        have, count = {model.images for model in curve}, float(FIRST_COUNT)
         while round(count) < len(known) and not self._stopping.is_set():
-            if round(count) not in have and (model := self._fit_to(known[: round(count)])):
-                self.curve = sorted([*self.curve, model], key=lambda one: one.images)
+            model = self._fit_to(known[: round(count)]) if round(count) not in have else None
+            if self.curve is not curve:
+                return
+            if model is not None:
+                self.curve = curve = sorted([*curve, model], key=lambda one: one.images)
             count *= COUNT_FACTOR
 
     def _say_more(self) -> str:

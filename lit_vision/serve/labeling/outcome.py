@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from lit_vision.convert.export import write_safetensors
+from lit_vision.data.label_table import TableColumns, read_label_table
+from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
+from lit_vision.io.text import join_names, printable
 from lit_vision.methods.classifier.network import ClassifierNetwork
 from lit_vision.methods.multilabel.network import MultiLabelClassifierNetwork
 from lit_vision.predict.models import build_metadata
-from lit_vision.serve.labeling.exports import labeled, write_table
+from lit_vision.serve.labeling.exports import labeled, without_row, write_table
 from lit_vision.serve.labeling.features import FeatureReader
 from lit_vision.serve.labeling.learner import Learner
 from lit_vision.serve.labeling.probe import ProbeModel, fit_probe_model
@@ -48,6 +51,13 @@ def write_outcome(labeling: Labeling, learner: Learner) -> Outcome:
     table = write_table(labeling)
     count = len(labeled(labeling))
     files, lines = [table], [f"{table}: {count} labels"]
+    if left := without_row(labeling):
+        lines[0] += (
+            f", without {len(left)} of files whose names a table cannot hold ({join_names(map(printable, left))}); "
+            "rename these files: their answers are found again by content"
+        )
+    fault = _fault(labeling, table) if count > len(left) else ""
+    lines += [fault] if fault else []
     features, encoder = learner.features, learner.features.encoder
     model = fit_to_all(labeling, features)
     if model is not None and encoder is not None:
@@ -62,7 +72,18 @@ def write_outcome(labeling: Labeling, learner: Learner) -> Outcome:
                 f"right (95 %: {shown['low']:.1%} to {shown['high']:.1%})"
             )
         lines.append(said)
-    return Outcome(files, lines, next_command(labeling, table) if count else "")
+    goes_on = count > len(left) and not fault
+    return Outcome(files, lines, next_command(labeling, table) if goes_on else "")
+
+
+def _fault(labeling: Labeling, table: Path) -> str:
+    """Return why the commands that train would refuse the table: names of classes may look like lists or numbers."""
+    columns = TableColumns(labels=tuple(labeling.store.classes)) if labeling.store.multiple else None
+    try:
+        read_label_table(table, columns)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def next_command(labeling: Labeling, table: Path) -> str:

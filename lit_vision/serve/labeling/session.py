@@ -207,8 +207,8 @@ class Labeling:
             "answer": answer.shown() if answer else None,
         }
 
-    def picture(self, number: int, side: int) -> bytes:
-        """Return an image as a JPEG.
+    def picture(self, number: int, side: int) -> tuple[bytes, str]:
+        """Return an image as a JPEG, and the blake2b of the file that it was made of.
 
         Raises:
             LabelingError: no such image, or it cannot be read.
@@ -220,16 +220,24 @@ class Labeling:
             raise LabelingError(f"the image cannot be read: {error}", 404) from None
 
     def answer(
-        self, number: int, kind: str, labels: Sequence[str], answer_id: str, replaces: str | None
+        self,
+        number: int,
+        kind: str,
+        labels: Sequence[str],
+        answer_id: str,
+        replaces: str | None,
+        seen: str | None = None,
     ) -> LabelAnswer:
         """Store an answer; when this returns it is on the disk.
 
         Args:
             number: of the image.
             kind: one of KINDS.
-            labels: names of classes; one for a "label", unless an image may have several; none for others.
+            labels: names of classes, also those of before a rename; one for a "label", unless an image may have
+                several; none for others.
             answer_id: made by the browser; the same id again changes nothing and gives the same answer.
             replaces: id of the answer that the browser saw; None if it saw none.
+            seen: blake2b of the file as the browser saw it; None: as it was last sent to any browser.
 
         Raises:
             AnswerConflictError: the image has another answer than `replaces`.
@@ -245,8 +253,8 @@ class Labeling:
             _, state = self.images.read(number)
         except ImageReadError as error:
             raise LabelingError(f"the file cannot be read any more: {error}", 410) from None
-        shown = self.images.shown.get(number)
-        if shown is not None and shown.blake2b != state.blake2b:
+        seen = seen or self.images.sent.get(number)
+        if seen is not None and seen != state.blake2b:
             self.images.forget(number)
             raise LabelingError("the file has changed since it was shown; look at it again", 410)
         with self.lock:
@@ -255,6 +263,7 @@ class Labeling:
             present = self.answer_of(number)
             if (present.id if present else None) != replaces:
                 raise AnswerConflictError(present)
+            labels = self._checked_labels(labels)
             audit = self.is_audit(number)
             predicted = self.learner.propose(number) if audit and self.learner else None
             answer = LabelAnswer(
@@ -349,10 +358,15 @@ class Labeling:
             raise LabelingError("labels: give one; lit-vision label --multiple takes several")
         if len(set(labels)) < len(labels):
             raise LabelingError("labels: one of them is given twice")
-        for label in labels:
-            if label not in self.store.classes:
-                check_class_name(label, self.store.multiple)
-                raise LabelingError(f"labels: there is no class {label!r}; add it first")
+
+    def _checked_labels(self, labels: Sequence[str]) -> list[str]:
+        """Return the present names of classes, which another browser may have renamed or joined."""
+        names = list(dict.fromkeys(self.store.present_name(label) for label in labels))
+        for name in names:
+            if name not in self.store.classes:
+                check_class_name(name, self.store.multiple)
+                raise LabelingError(f"labels: there is no class {name!r}; add it first")
+        return names
 
 
 def _midnight() -> str:

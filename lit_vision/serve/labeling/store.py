@@ -7,6 +7,7 @@ in the file: a rename is applied when it is read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -50,7 +51,9 @@ class LabelStore:
         self.classes: list[str] = []
         self._undone: set[str] = set()
         self._names: set[str] = set()  # of classes, those of the past too
+        self._renamed: dict[str, str] = {}  # present names by those of the past
         self._opened: dict[str, Any] = {}
+        self._failed_at: int | None = None  # where a line begins that is not complete, bytes
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,10 @@ class LabelStore:
     def has_answer(self, answer_id: str) -> bool:
         """True if an answer has this id; one that was taken back too."""
         return answer_id in self.answers
+
+    def present_name(self, name: str) -> str:
+        """Return the present name of a class; a browser may not know yet that another renamed it."""
+        return self._renamed.get(name, name)
 
     def is_undone(self, answer_id: str) -> bool:
         """True if this answer was taken back."""
@@ -196,15 +203,20 @@ class LabelStore:
     def _append(self, event: Mapping[str, Any]) -> None:
         """Write an event to the disk, then apply it."""
         line = json.dumps(event, allow_nan=False).encode() + b"\n"  # ASCII: what is not UTF-8 in a path is escaped
-        end = os.fstat(self._file).st_size
+        end = os.fstat(self._file).st_size if self._failed_at is None else self._failed_at
         try:
-            written = os.write(self._file, line)
-            if written < len(line):  # the disk is full
-                os.write(self._file, line[written:])
+            if self._failed_at is not None:
+                os.ftruncate(self._file, end)
+            self._failed_at, rest = end, line
+            while rest:
+                rest = rest[os.write(self._file, rest) :]  # all, unless the disk is full
             os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, end)
+            with contextlib.suppress(OSError):  # else before the next line
+                os.ftruncate(self._file, end)
+                self._failed_at = None
             raise LabelingError(f"{FILE}: cannot be written ({error.strerror}); make room", 507) from None
+        self._failed_at = None
         self._apply(parse_event(line))
 
     def _apply(self, event: Mapping[str, Any]) -> None:
@@ -214,20 +226,28 @@ class LabelStore:
             answer = LabelAnswer(**{**values, "labels": tuple(event["labels"])})
             if answer.id not in self.answers:
                 self.answers[answer.id] = answer
-                self.classes += [name for name in answer.labels if name not in self.classes]
-                self._names.update(answer.labels)
+                for name in answer.labels:
+                    self._take_name(name)
         elif kind == "undo":
             self._undone.add(self.answers[event["answer"]].id)
         elif kind == "add_class":
-            self._names.add(event["name"])
-            if event["name"] not in self.classes:
-                self.classes.append(event["name"])
+            self._take_name(event["name"])
         elif kind == "rename_class":
             name, to = event["name"], event["to"]
             self.classes = list(dict.fromkeys(to if other == name else other for other in self.classes))
+            self._names.add(to)
+            self._renamed = {old: to if new == name else new for old, new in self._renamed.items() if old != to}
+            self._renamed[name] = to
             for answer in self.answers.values():
                 if name in answer.labels:
                     labels = tuple(dict.fromkeys(to if label == name else label for label in answer.labels))
                     self.answers[answer.id] = replace(answer, labels=labels)
         else:
             self._opened = dict(event)
+
+    def _take_name(self, name: str) -> None:
+        """Add the name of a class, unless it is there."""
+        if name not in self.classes:
+            self.classes.append(name)
+        self._names.add(name)
+        self._renamed.pop(name, None)  # the name of another class before

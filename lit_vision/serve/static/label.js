@@ -182,7 +182,7 @@ function answer(kind, labels) {
 /** Send an answer to an image, which replaces the answer that it has here; return its id. Calls watch(error or null). */
 function give(image, kind, labels, watch = null) {
   const id = newId();
-  const body = { number: image.number, path: image.path, kind, labels, id, replaces: image.answer?.id ?? null };
+  const body = { number: image.number, path: image.path, kind, labels, id, replaces: image.answer?.id ?? null, seen: image.seen };
   image.answer = { id, kind, labels, annotator: state.annotator };
   if (watch) watchers.set(id, watch);
   ahead.drop(image.number);

@@ -10,12 +10,16 @@ export function itemOf(number) {
   return api(`/v1/label/item/${number}`);
 }
 
-/** Return an img element of an image that is decoded; throws an error with a status if the server has no such image. */
+/**
+ * Return an img element of an image that is decoded, and note which bytes of the file it shows (image.seen); throws an error
+ * with a status if the server has no such image.
+ */
 export async function loadPicture(image) {
   const answer = await fetch(`/v1/label/images/${image.number}`);
   if (!answer.ok) throw Object.assign(new Error(`${image.path}: cannot be read`), { status: answer.status });
   const picture = element("img", { alt: image.path, decoding: "sync", draggable: "false" });
   picture.src = URL.createObjectURL(await answer.blob());
+  image.seen = answer.headers.get("ETag")?.replaceAll('"', "");
   await picture.decode();
   return picture;
 }

@@ -91,6 +91,35 @@ def test_a_file_that_changes_while_it_is_shown_is_asked_again(label, answer, pho
         assert answer(client, number, "dog", replaces="any").status_code == 410
 
 
+def test_an_answer_counts_for_the_picture_that_its_browser_saw(label, answer, photos) -> None:
+    with label() as client:
+        path = photos / client.labeling.images.paths[3]
+        first = client.get("/v1/label/images/3")
+        before = path.read_bytes()
+        Image.new("RGB", (8, 8), "red").save(path)
+        client.get("/v1/label/images/3?side=256")  # another browser has the list of the last answers open
+        assert client.get("/v1/label/images/3").content != first.content
+        body = {"number": 3, "kind": "label", "labels": ["cat"], "id": "x", "replaces": None}
+        seen = {"seen": first.headers["etag"].strip('"')}
+        assert client.post("/v1/label/answers", json={**body, **seen}).status_code == 410
+        assert client.post("/v1/label/answers", json={**body, "seen": 3}).status_code == 400
+    with label() as client:  # an answer that waited for the server to start again
+        assert client.post("/v1/label/answers", json={**body, **seen}).status_code == 410
+        path.write_bytes(before)
+        assert client.post("/v1/label/answers", json={**body, **seen}).status_code == 200
+
+
+def test_a_file_that_was_being_written_is_readable_when_it_is_complete(label, photos) -> None:
+    with label() as client:
+        path = photos / client.labeling.images.paths[3]
+        content = path.read_bytes()
+        path.write_bytes(content[:30])
+        assert client.get("/v1/label/images/3").status_code == 404
+        path.write_bytes(content)
+        assert client.get("/v1/label/images/3").status_code == 200
+        assert client.get("/v1/label/state").json()["unreadable"] == 0
+
+
 def test_moved_files_keep_their_answers_and_changed_ones_are_asked_again(label, answer, photos) -> None:
     with label() as client:
         for number in range(6):
@@ -204,6 +233,8 @@ def test_classes_are_added_and_renamed(label, answer) -> None:
         assert classes(client, rename="hund", to="cat").status_code == 409
         assert classes(client, rename="hund", to="cat", merge=True).json()["classes"][0]["images"] == 1
         assert client.get("/v1/label/item/0").json()["answer"]["labels"] == ["cat"]
+        assert answer(client, 1, "dog").json()["answer"]["labels"] == ["cat"]  # of a browser that has the old names
+        assert client.get("/v1/label/state").json()["classes"][0]["images"] == 2
         for body in ({}, {"add": ""}, {"add": 3}, {"rename": "none", "to": "x"}, {"rename": "cat"}):
             assert classes(client, **body).status_code in (400, 404)
     with label() as client:

@@ -76,6 +76,24 @@ def test_links_that_lead_out_of_the_folder_are_no_images_of_it(label, photos, tm
         assert client.post("/v1/label/answers", json=body).status_code == 410
 
 
+@pytest.mark.parametrize("out", ["photos", "photos/day0/x", "linked", "around"])
+def test_the_folder_of_images_is_never_written_to(photos, tmp_path, out) -> None:
+    """Also when the answers' folder or a part of it is a link into it, or lies around it."""
+    from lit_vision.cli.label import main
+    from lit_vision.errors import UserError
+
+    root = photos
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/weights").symlink_to(photos / "day0")
+    if out == "around":
+        (tmp_path / "around").mkdir()
+        root = photos.rename(tmp_path / "around/features")
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UserError, match="never written to"):
+        main([str(root), "--out", str(tmp_path / out), "--port", "0"])
+    assert sorted(root.rglob("*")) == before
+
+
 def test_images_are_asked_for_by_number_and_sent_as_pixels(label, photos) -> None:
     (photos / "a.png").write_text("<script>alert(1)</script>")
     with label() as client:

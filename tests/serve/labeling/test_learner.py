@@ -222,3 +222,50 @@ def test_without_weights_images_are_asked_at_random(label, answer) -> None:
         assert client.get("/v1/label/state").json()["problem"] == "no weights; connect once"
         client.learner.stop()
         assert (client.labeling.store.folder / "labels.csv").exists()
+
+
+def test_an_error_that_nobody_thought_of_is_said_too(label) -> None:
+    def fail():
+        raise MemoryError("too large")
+
+    with label() as client:
+        client.learner.features._open_encoder = fail
+        client.learner.features.start()
+        client.learner.features.wait()
+        assert client.get("/v1/label/state").json()["problem"] == "MemoryError: too large"
+
+
+def test_a_class_renamed_while_the_curve_is_fitted_leaves_no_model_of_the_old_name(label, many, monkeypatch) -> None:
+    with label(NAMES, root=many) as client:
+        give(client, client.labeling.queue.random_order[:30], truth(client))
+        fit, calls = client.learner._fit_to, []
+
+        def fit_and_rename(*arguments):
+            model = fit(*arguments)
+            calls.append(model)
+            if len(calls) == 3:
+                client.post("/v1/label/classes", json={"rename": "dog", "to": "hund"})
+            return model
+
+        monkeypatch.setattr(client.learner, "_fit_to", fit_and_rename)
+        client.learner.learn()
+        assert client.learner.curve == []
+        client.learner.learn()
+        assert [model.images for model in client.learner.curve] == [8, 12, 18, 27]
+        assert not [model for model in client.learner.curve if "dog" in model.classes]
+
+
+def test_a_table_that_cannot_be_written_does_not_stop_the_learning(label, many, monkeypatch, capsys) -> None:
+    from lit_vision.errors import UserError
+    from lit_vision.serve.labeling import learner
+
+    def full(_):
+        raise UserError("labels.csv: cannot be written")
+
+    monkeypatch.setattr(learner, "write_table", full)
+    with label(NAMES, root=many) as client:
+        give(client, client.labeling.queue.random_order[:8], truth(client))
+        monkeypatch.setattr(client.learner, "learn", client.learner._stopping.set)
+        client.learner.notify()
+        client.learner._run()
+        assert capsys.readouterr() == ("labels.csv: cannot be written\n", "")

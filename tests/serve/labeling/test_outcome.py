@@ -1,6 +1,7 @@
 """Review and what a labeling leaves: tables, JSON of other tools, a model that predict runs."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -22,6 +23,33 @@ def test_the_table_is_read_as_labels(label, answer, tmp_path) -> None:
         (tmp_path / "x.csv").write_bytes(client.get("/v1/label/export/csv").content)
     read = read_label_table(tmp_path / "x.csv")
     assert (read.paths, read.labels) == (paths, [["a,b"], ['say "x"']])
+
+
+def test_names_of_files_that_a_table_would_misread(label, answer, tmp_path, photos) -> None:
+    """One name that is not UTF-8 made the whole table unreadable."""
+    bad = ["a\\b.png", " a.png", os.fsdecode(b"caf\xe9.png")]
+    good = ["=1+1.png", "a,\nb.png"]
+    for name in (*bad, *good):
+        shutil.copy(photos / "day0/00.png", photos / name)
+    with label() as client:
+        for number, path in enumerate(client.labeling.images.paths):
+            answer(client, number, "cat" if path in (*bad, *good) else "dog")
+        done = client.post("/v1/label/finish", json={}).json()
+        assert "without 3 of files" in done["lines"][0]
+        assert "caf\\xe9.png" in done["lines"][0]
+    table = tmp_path / "store/labels.csv"
+    assert b"\n=" not in table.read_bytes()  # a spreadsheet would run it
+    read = read_label_table(table)
+    assert sorted(p for p, names in zip(read.paths, read.labels) if names == ["cat"]) == sorted(good)
+
+
+def test_names_of_classes_that_a_study_would_refuse_are_said(label, answer) -> None:
+    with label(("cat", "dog", "cat+dog")) as client:
+        for number, name in enumerate(("cat", "dog", "cat+dog")):
+            answer(client, number, name)
+        done = client.post("/v1/label/finish", json={}).json()
+        assert "'cat+dog' lists the labels cat and dog" in done["lines"][1]
+        assert done["next"] == ""
 
 
 def test_several_labels_are_a_column_each(label, answer, tmp_path) -> None:

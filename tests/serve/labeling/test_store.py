@@ -102,15 +102,27 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch) -> None:
         store.add_answer(made(0, "cat"))
         before = store.path.read_bytes()
         write = os.write
-        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]) if len(data) > 7 else 1 / 0)
-        monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(LabelingError, match="No space") as raised:
-            store.add_answer(made(1, "cat"))
-        assert raised.value.status == 507
-        monkeypatch.undo()
-        assert store.path.read_bytes() == before
-        assert not store.has_answer("a1")
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        def write_some(file: int, data: bytes) -> int:
+            monkeypatch.setattr(os, "write", full)
+            return write(file, data[:7])
+
+        for truncates in (True, False):  # a disk may also fail when the rest of the line is to be removed
+            monkeypatch.setattr(os, "write", write_some)
+            if not truncates:
+                monkeypatch.setattr(os, "ftruncate", full)
+            with pytest.raises(LabelingError, match="No space") as raised:
+                store.add_answer(made(1, "cat"))
+            assert raised.value.status == 507
+            assert len(store.path.read_bytes()) == len(before) + 7 * (not truncates)
+            assert not store.has_answer("a1")
+            monkeypatch.undo()
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:50]))  # the rest in a second call
         store.add_answer(made(1, "cat"))
+        monkeypatch.undo()
     with LabelStore(tmp_path / "s", tmp_path) as store:
         assert list(store.answers) == ["a0", "a1"]
 
@@ -128,6 +140,21 @@ def test_a_store_has_one_server_one_folder_and_one_kind_of_labels(tmp_path) -> N
     with LabelStore(tmp_path / "s", tmp_path / "c"):
         pass
     assert json.loads((tmp_path / "s" / FILE).read_text().splitlines()[-1])["root"] == str(tmp_path / "c")
+
+
+def test_a_name_of_the_past_is_known_until_another_class_has_it(tmp_path) -> None:
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        store.begin_with(["a", "b"])
+        store.rename_class("a", "c")
+        store.rename_class("c", "d")
+        assert [store.present_name(name) for name in "abcd"] == ["d", "b", "d", "d"]
+        store.rename_class("b", "a")  # an answer "a" is one of the other class from now on
+        store.rename_class("d", "a", merge=True)
+        assert [store.present_name(name) for name in "abcd"] == ["a"] * 4
+        store.add_class("c")
+        assert [store.present_name(name) for name in "abcd"] == ["a", "a", "c", "a"]
+    with LabelStore(tmp_path / "s", tmp_path) as store:
+        assert [store.present_name(name) for name in "abcd"] == ["a", "a", "c", "a"]
 
 
 def test_classes_are_joined_only_when_asked(tmp_path) -> None:
@@ -150,6 +177,6 @@ def test_a_name_that_cannot_be_used(name) -> None:
 
 def test_names_with_several_labels_an_image() -> None:
     assert check_class_name(" a,b ") == "a,b"
-    for name in ("a,b", "Path", "split"):
+    for name in ("a,b", "a;b", "Path", "split"):
         with pytest.raises(LabelingError):
             check_class_name(name, multiple=True)
