@@ -44,7 +44,7 @@ test-pages: $(STAMP) ## the pages in a real browser, the system's Chromium (inst
 lint: $(STAMP) ## ruff, mypy, codespell and file checks (.pre-commit-config.yaml)
 	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
 
-house: $(STAMP) ## rooms, import circles, names, long lines, types: before the rooms were drawn, and now
+house: $(STAMP) ## structure of the package, before its modules moved into folders and now: imports, names, long lines, types
 	@$(BIN)/python experiments/house.py
 
 format: $(STAMP) ## fix and format what ruff can
@@ -90,7 +90,7 @@ verify-elpv: $(STAMP) ## train and measure some cells of that table again (ACCEP
 table-transfer: $(STAMP) ## pre-train on one domain, adapt to the other, both ways (SCALE=desk, DRY=1 prints what is trained)
 	@$(BIN)/python experiments/transfer.py --scale $(SCALE) $(if $(DRY),--dry)
 
-table-label-law: $(STAMP) ## the law of the number of labels against truth: the first half of the numbers predicts the second (SCALE=desk)
+table-label-law: $(STAMP) ## how well the curve over few labels predicts accuracy with up to five times as many (SCALE=desk)
 	@$(BIN)/python experiments/table_label_law.py --scale $(SCALE) $(if $(DRY),--dry)
 
 verify-label-law: $(STAMP) ## measure one seed of that table again

@@ -3,7 +3,7 @@
     python experiments/house.py [TREE ...] [--verbose] [--no_mypy]
 
 TREE is a commit (read with git archive) or a folder that holds lit_vision/ ("." is the working tree). Default: 37adabd,
-the commit before the rooms were drawn, and the working tree.
+the last commit before the modules moved into today's folders, and the working tree.
 
 Room: a folder of the package that holds Python files (data and data.views are two), or a single module at the package's
 top, __init__ and __main__ included. Arrow: some file of one room imports some file of another. Circle: rooms, or files,

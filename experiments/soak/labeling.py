@@ -29,7 +29,7 @@ _DELAY = 0.02  # seconds in which the instant of a kill is drawn, after an answe
 
 @dataclass
 class LabelCounts:
-    """What happened.
+    """Counts of answers and kills while a labeling server is killed and started again.
 
     Attributes:
         acknowledged: answers that a client got back, by id: path and label.

@@ -32,11 +32,11 @@ def _parser() -> CommandParser:
     )
     add(
         "--model",
-        metavar="INIT",
-        help="whose features compare the images: timm:NAME, a file of weights, or a run's folder (default: public "
-        "weights by image size and machine, as lit-vision study --pretrained auto takes)",
+        metavar="WEIGHTS",
+        help="weights whose features the images are compared by: timm:NAME, a file of weights, or a run's folder "
+        "(default: public weights by image size and machine, as lit-vision study --pretrained auto takes)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of all random draws (default: %(default)s)")
     add(
         "--out",
         metavar="FILE.csv",

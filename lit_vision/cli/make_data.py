@@ -27,7 +27,11 @@ CAPTIONED = {  # name: (function, command that fetches the archives, metavar of 
 
 def main(argv: Sequence[str]) -> int:
     """Run `lit-vision data fashion|patches|trees|scenes|medmnist|emoji|clipart|stamps --out DIR [options]`."""
-    parser = CommandParser(prog="lit-vision data", description="Make a data set in a folder.")
+    parser = CommandParser(
+        prog="lit-vision data",
+        description="Make a data set in a folder: images that this project or a package holds, or a downloaded file.",
+        epilog="example: lit-vision data fashion --out data/fashion",
+    )
     names = parser.add_subparsers(
         dest="name", metavar="NAME", required=True, help="the data set; lit-vision data NAME --help lists its options"
     )

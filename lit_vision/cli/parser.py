@@ -54,7 +54,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust_pt2", action="store_true", help="load a .pt2, which can run code of whoever made the file"
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of torch (default auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="device of torch (default auto: a GPU if there is one)",
+    )
     parser.add_argument(
         "--range",
         nargs=2,
@@ -69,7 +74,9 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but a loopback address asks for a token"
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default 8000)")
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes a free one (default 8000)"
+    )
     parser.add_argument(
         "--token",
         action="store_true",
@@ -77,7 +84,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "or that of the environment variable LIT_VISION_TOKEN)",
     )
     parser.add_argument(
-        "--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as of a proxy"
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="further host names that requests may name, such as that of a proxy in front of this server",
     )
 
 
