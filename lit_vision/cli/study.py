@@ -12,8 +12,8 @@ def parser() -> CommandParser:
     """Return the parser of the command's options."""
     parser = CommandParser(
         prog="lit-vision study",
-        description="Compare ways of using few labels on a folder of images: baselines, public weights, pre-training on "
-        "its images.\nWrites one report with its answer, a table and figures, and stores the best model.",
+        description="Compare ways of using few labels on a folder of images: baselines, public weights, pre-training "
+        "on its images.\nWrites one report with its answer, a table and figures, and stores the best model.",
         epilog="example: lit-vision study photos --budget 20\n"
         "Run the command again to continue after a stop: finished parts are reused.\n"
         "Two folders, each pre-trained on and adapted to, in one table:\n"

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -74,21 +75,19 @@ def cached_features(
     """
     if not len(paths):
         return np.empty((0, backbone.width), np.float32)
-    block = batch_size(size)
-    compute = partial(_features, folder, paths, backbone, mean, std, size, crop_pct, pixel_format, skip_unreadable)
+    job = _Job(folder, paths, backbone, mean, std, size, crop_pct, pixel_format, skip_unreadable)
     if cache_dir is None:
         found = np.empty((len(paths), backbone.width), np.float32)
-        for batch, rows in compute(0):
+        for batch, rows in job.features():
             found[batch.start : batch.stop] = rows
             if on_batch:
                 on_batch(batch.stop, len(paths))
         return found
-    digest = _digest(folder, paths, backbone, mean, std, size, crop_pct, pixel_format, skip_unreadable)
-    path = cache_dir / f"{digest}.npy"
+    path = cache_dir / f"{job.digest()}.npy"
     if not path.exists():
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            _write(path, (len(paths), backbone.width), block, compute, on_batch)
+            _write(path, job, on_batch)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room and go on") from error
     mapped: np.ndarray = np.load(path, mmap_mode="c")  # torch warns of arrays that it cannot write to
@@ -100,82 +99,107 @@ def batch_size(size: int) -> int:
     return min(_LARGEST_BATCH, max(_SMALLEST_BATCH, _BATCH_PIXELS // size**2))
 
 
-def read_batches(
-    folder: Folder,
-    paths: Sequence[str],
-    size: int,
-    crop_pct: float,
-    pixel_format: PixelFormat,
-    start: int = 0,
-    skip_unreadable: bool = False,
-) -> Iterator[InputBatch]:
-    """Yield the evaluation view of image files in batches of `batch_size(size)`, from row `start`.
+@dataclass(frozen=True)
+class _Job:
+    """Images, and the encoder and view that they are seen under; attributes as the arguments of `cached_features`."""
 
-    Raises:
-        UserError: an image cannot be read, unless it is skipped.
-    """
-    inputs = Inputs.of(folder, paths)
-    prepare = partial(resize_and_crop, size=size, crop_pct=crop_pct)
-    for batch in batches(inputs, prepare, batch_size(size), start, cores(), pixel_format):
-        if batch.unreadable and not skip_unreadable:
-            name, reason = batch.unreadable[0]
-            raise UserError(f"{folder.root / name}: {reason}")
-        yield batch
+    folder: Folder
+    paths: Sequence[str]
+    backbone: Backbone
+    mean: Tensor
+    std: Tensor
+    size: int
+    crop_pct: float
+    pixel_format: PixelFormat
+    skip_unreadable: bool
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D) of the features."""
+        return len(self.paths), self.backbone.width
 
-def _features(
-    folder: Folder,
-    paths: Sequence[str],
-    backbone: Backbone,
-    mean: Tensor,
-    std: Tensor,
-    size: int,
-    crop_pct: float,
-    pixel_format: PixelFormat,
-    skip_unreadable: bool,
-    start: int,
-) -> Iterator[tuple[InputBatch, np.ndarray]]:
-    """Yield batches from row `start` on with their (B, D) features, NaN for images that were skipped."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone.to(device)
-    mean, std = (torch.as_tensor(values, dtype=torch.float32, device=device).flatten() for values in (mean, std))
-    with evaluation_mode(backbone):
-        for batch in read_batches(folder, paths, size, crop_pct, pixel_format, start, skip_unreadable):
-            found = np.full((batch.stop - batch.start, backbone.width), np.nan, np.float32)
-            if batch.pixels is None:
+    def features(self, start: int = 0) -> Iterator[tuple[InputBatch, np.ndarray]]:
+        """Yield batches from row `start` on with their (B, D) features, NaN for images that were skipped.
+
+        Raises:
+            UserError: an image cannot be read, unless it is skipped; or a feature is not finite.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.backbone.to(device)
+        statistics = (self.mean, self.std)
+        mean, std = (torch.as_tensor(values, dtype=torch.float32, device=device).flatten() for values in statistics)
+        with evaluation_mode(self.backbone):
+            for batch in self._batches(start):
+                found = np.full((batch.stop - batch.start, self.backbone.width), np.nan, np.float32)
+                if batch.pixels is None:
+                    yield batch, found
+                    continue
+                with torch.inference_mode():
+                    pixels = torch.from_numpy(batch.pixels)[:, None].to(device)
+                    rows = self.backbone(normalize(pixels, mean, std)[:, 0]).float().cpu().numpy()
+                if not (finite := np.isfinite(rows).all(1)).all():
+                    name = batch.names[int(finite.argmin())]
+                    raise UserError(f"{self.folder.root / name}: its features are not finite; check the weights")
+                found[np.asarray(batch.positions) - batch.start] = rows
                 yield batch, found
-                continue
-            with torch.inference_mode():
-                pixels = torch.from_numpy(batch.pixels)[:, None].to(device)
-                rows = backbone(normalize(pixels, mean, std)[:, 0]).float().cpu().numpy()
-            if not (finite := np.isfinite(rows).all(1)).all():
-                name = batch.names[int(finite.argmin())]
-                raise UserError(f"{folder.root / name}: its features are not finite; check the weights")
-            found[np.asarray(batch.positions) - batch.start] = rows
-            yield batch, found
+
+    def _batches(self, start: int) -> Iterator[InputBatch]:
+        """Yield the evaluation view of the images in batches of `batch_size(size)`, from row `start`."""
+        inputs = Inputs.of(self.folder, self.paths)
+        prepare = partial(resize_and_crop, size=self.size, crop_pct=self.crop_pct)
+        for batch in batches(inputs, prepare, batch_size(self.size), start, cores(), self.pixel_format):
+            if batch.unreadable and not self.skip_unreadable:
+                name, reason = batch.unreadable[0]
+                raise UserError(f"{self.folder.root / name}: {reason}")
+            yield batch
+
+    def digest(self) -> str:
+        """Return 32 hexadecimal digits over images, weights and view.
+
+        Raises:
+            UserError: a file cannot be read, unless it is skipped.
+        """
+        settings = {
+            "weights": state_dict_sha256(self.backbone.state_dict()),
+            "network": self.backbone.config,
+            "statistics": [[round(float(v), 6) for v in values.flatten()] for values in (self.mean, self.std)],
+            "view": [self.size, self.crop_pct, *self.pixel_format],
+            "batch": batch_size(self.size),  # on which the last bit of a feature depends
+        }
+        if self.skip_unreadable:
+            settings["unreadable"] = "NaN"
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        with ThreadPoolExecutor(cores()) as threads:
+            for first in range(0, len(self.paths), 1024):
+                part = [self.paths[i] for i in range(first, min(first + 1024, len(self.paths)))]
+                for content in threads.map(self._digest_of_file, part):
+                    digest.update(content)
+        return digest.hexdigest()[:32]
+
+    def _digest_of_file(self, path: str) -> bytes:
+        try:
+            return hashlib.sha256(self.folder.read(path)).digest()
+        except OSError as error:
+            if self.skip_unreadable:
+                return b"unreadable"
+            raise UserError(f"{self.folder.root / path}: {error.strerror}; bring it back") from None
 
 
-def _write(
-    path: Path,
-    shape: tuple[int, int],
-    block: int,
-    compute: Callable[[int], Iterator[tuple[InputBatch, np.ndarray]]],
-    on_batch: OnBatch | None,
-) -> None:
+def _write(path: Path, job: _Job, on_batch: OnBatch | None) -> None:
     """Write an array of NumPy's format block by block; a part that a stopped call left is continued."""
-    part = path.with_suffix(".part")
+    part, block = path.with_suffix(".part"), batch_size(job.size)
     with open(part, "r+b" if part.exists() else "w+b") as file:
-        begin = _begin(file, shape)
-        row = 4 * shape[1]
+        begin = _begin(file, job.shape)
+        row = 4 * job.shape[1]
         done = (os.fstat(file.fileno()).st_size - begin) // (block * row) * block  # whole blocks
         file.truncate(begin + done * row)
         file.seek(0, os.SEEK_END)
-        for batch, rows in compute(done):
+        for batch, rows in job.features(done):
             file.write(rows.tobytes())
             file.flush()
             os.fsync(file.fileno())
             if on_batch:
-                on_batch(batch.stop, shape[0])
+                on_batch(batch.stop, job.shape[0])
     rename_into_place(part, path)
 
 
@@ -193,41 +217,3 @@ def _begin(file: BinaryIO, shape: tuple[int, int]) -> int:
     np.lib.format.write_array_header_1_0(file, header)
     file.flush()
     return file.tell()
-
-
-def _digest(
-    folder: Folder,
-    paths: Sequence[str],
-    backbone: Backbone,
-    mean: Tensor,
-    std: Tensor,
-    size: int,
-    crop_pct: float,
-    pixel_format: PixelFormat,
-    skip_unreadable: bool,
-) -> str:
-    """Return 32 hexadecimal digits over images, weights and view."""
-
-    def of_file(path: str) -> bytes:
-        try:
-            return hashlib.sha256(folder.read(path)).digest()
-        except OSError as error:
-            if skip_unreadable:
-                return b"unreadable"
-            raise UserError(f"{folder.root / path}: {error.strerror}; bring it back") from None
-
-    settings = {
-        "weights": state_dict_sha256(backbone.state_dict()),
-        "network": backbone.config,
-        "statistics": [[round(float(v), 6) for v in values.flatten()] for values in (mean, std)],
-        "view": [size, crop_pct, *pixel_format],
-        "batch": batch_size(size),  # of which the last bit of a feature depends
-    }
-    if skip_unreadable:
-        settings["unreadable"] = "NaN"
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    with ThreadPoolExecutor(cores()) as threads:
-        for first in range(0, len(paths), 1024):
-            for content in threads.map(of_file, [paths[i] for i in range(first, min(first + 1024, len(paths)))]):
-                digest.update(content)
-    return digest.hexdigest()[:32]

@@ -65,7 +65,7 @@ def test_a_table_of_labels_turns_to_the_margin_and_finds_the_features_again(plac
     (place / "labels.csv").write_text(table)
     run(place, "--num", "3", "--ignore_folders")
     monkeypatch.setattr(choose, "ON_PAGE", 4)
-    monkeypatch.setattr("lit_vision.predict.feature_cache._features", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("lit_vision.predict.feature_cache._Job.features", lambda *_: pytest.fail("computed again"))
     rows = run(place, "--num", "5", "--label_file", str(place / "labels.csv"))
     y = [names.index(color(paths[i])) for i in labeled]
     p = logistic_regression(x[labeled], y, x, 3).probabilities
