@@ -198,15 +198,10 @@ def print_commands() -> None:
     print(f"{SEEDS} seeds, {ROUNDS} rounds, every strategy; nothing is trained but ridge classifiers")
 
 
-def print_paper_scale() -> None:
-    """Print what there is of this table at another scale."""
-    print("active has no paper scale")
-
-
 def main() -> int:
     """Run the script; return its exit code."""
     os.chdir(ROOT)  # data/ and runs/ are the repository's
-    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
+    return run_table(str(__doc__), make, show, verify, print_commands)
 
 
 if __name__ == "__main__":

@@ -208,15 +208,10 @@ def print_commands() -> None:
     print(f"{SEEDS} seeds, {RATES} of the labels changed, {KINDS}, on {ENCODERS}; nothing is trained")
 
 
-def print_paper_scale() -> None:
-    """Print what there is of this table at another scale."""
-    print("label-errors has no paper scale")
-
-
 def main() -> int:
     """Run the script; return its exit code."""
     os.chdir(ROOT)  # data/ and runs/ are the repository's
-    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
+    return run_table(str(__doc__), make, show, verify, print_commands)
 
 
 if __name__ == "__main__":

@@ -196,15 +196,10 @@ def print_commands() -> None:
     print(f"{SEEDS} seeds, {COUNTS} numbers of labels, {PROTOCOLS} on {ENCODERS}; nothing is trained")
 
 
-def print_paper_scale() -> None:
-    """Print what there is of this table at another scale."""
-    print("label-law has no paper scale")
-
-
 def main() -> int:
     """Run the script; return its exit code."""
     os.chdir(ROOT)  # data/ and runs/ are the repository's
-    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
+    return run_table(str(__doc__), make, show, verify, print_commands)
 
 
 if __name__ == "__main__":

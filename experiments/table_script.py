@@ -24,7 +24,7 @@ def run_table(
     show: Callable[[], None],
     verify: Callable[[], int],
     print_commands: Callable[[], None],
-    print_paper_scale: Callable[[], None],
+    print_paper_scale: Callable[[], None] | None = None,
 ) -> int:
     """Read the command line of a table script and do what it asks for.
 
@@ -34,7 +34,7 @@ def run_table(
         show: prints the table from committed results.
         verify: measures committed weights again and returns an exit code.
         print_commands: prints what `make` would run.
-        print_paper_scale: prints what there is of this table at the paper's scale.
+        print_paper_scale: prints what there is of this table at the paper's scale; None: there is nothing.
 
     Returns:
         Exit code.
@@ -47,8 +47,10 @@ def run_table(
     options = parser.parse_args()
     if options.verify:
         return verify()
-    if options.scale == "paper":
+    if options.scale == "paper" and print_paper_scale:
         print_paper_scale()
+    elif options.scale == "paper":
+        print("this table has no paper scale")
     elif options.dry:
         print_commands()
     else:

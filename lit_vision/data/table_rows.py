@@ -83,7 +83,19 @@ def _read_json_lines(path: Path, text: str, second: str) -> list[tuple[int, dict
 def find_column(
     path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str], purpose: str, required: bool = True
 ) -> str | None:
-    """Return the column that was named, or the only one with a usual name."""
+    """Return the column that was named, or the only one with a usual name.
+
+    Args:
+        path: of the table, for the error.
+        names: all its columns.
+        wanted: name that the user gave; None: look for a usual one.
+        usual: usual names in lower case; the first one is taken before the others.
+        purpose: path, label, caption, split or group.
+        required: False returns None where there is none.
+
+    Raises:
+        UserError: there is no such column, or more than one could be meant.
+    """
     if wanted is not None:
         if wanted in names:
             return wanted

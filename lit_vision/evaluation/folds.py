@@ -17,7 +17,11 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0, groups: Any 
     sample, so folds differ by at most one sample, and every class has a sample in every training part. There are at
     most as many folds as the largest class has members.
 
-    With groups it is `grouped_folds`: a training part may then lack a class.
+    Args:
+        labels: (N,) class numbers.
+        folds: how many, if there are enough samples.
+        seed: of the shuffling.
+        groups: (N,) whole groups stand in one fold, as in `grouped_folds`: a training part may then lack a class.
     """
     if groups is not None:
         return grouped_folds(labels[:, None] == np.unique(labels), folds, seed, groups)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lit_vision.study.choice_pool import ChoicePool
     from lit_vision.study.frozen_encoder import FrozenEncoder
 
-NUM = 100
+DEFAULT_NUM = 100
 ON_PAGE = 300  # images of the page at most; the CSV has all
 COLUMNS = (
     "rank",
@@ -32,7 +32,7 @@ COLUMNS = (
     "second_label",
     "second_probability",
 )
-IN_WORDS = {
+LOOKED_FOR = {  # by strategy
     "random": "images drawn at random",
     "entropy": "images of which the model is least sure over all classes (entropy)",
     "margin": "images whose two most likely classes are nearest to each other (margin)",
@@ -46,7 +46,7 @@ IN_WORDS = {
 def choose_images(
     root: str | Path,
     *,
-    num: int = NUM,
+    num: int = DEFAULT_NUM,
     strategy: str = AUTO,
     model: str | None = None,
     run_dir: str | Path | None = None,
@@ -151,15 +151,15 @@ def choose_images(
             pool, features = pool.select(np.flatnonzero(readable)), features[readable]
             _check_enough(root, pool, num, strategy)
         chosen = suggest(strategy, features, pool.labels, pool.classes, num, seed=seed)
-        says = _describe(strategy, pool, encoder, seed)
-        reporter.log(says)
+        summary = _describe(strategy, pool, encoder, seed)
+        reporter.log(summary)
         lines = [_fields(rank, one, pool) for rank, one in enumerate(chosen, 1)]
         content = b"".join(map(csv_line, [COLUMNS, *lines]))
         atomic_write(csv, lambda file: file.write_bytes(content))
         more = [f"The first {ON_PAGE} of {num}; {csv.name} has all."] if num > ON_PAGE else []
         title = f"{num} images of {Path(root).resolve().name} to label next"
-        pictures = [SheetImage(line[1], _words(line)) for line in lines[:ON_PAGE]]
-        write_contact_sheet(page, title, [says, *more], pool.folder, pixel_format, pictures)
+        pictures = [SheetImage(line[1], _caption(line)) for line in lines[:ON_PAGE]]
+        write_contact_sheet(page, title, [summary, *more], pool.folder, pixel_format, pictures)
     return [csv, page]
 
 
@@ -193,10 +193,12 @@ def _describe(strategy: str, pool: ChoicePool, encoder: FrozenEncoder, seed: int
     labels = pool.labels[pool.labels >= 0]
     classes = len(pool.classes) if len(set(labels.tolist())) > 1 else None
     now = strategy_now(BEST if strategy == AUTO else strategy, len(labels), classes)
-    says = f"Chosen with {len(labels)} labels, by features of {encoder.name} at {encoder.size} pixels: {IN_WORDS[now]}."
+    text = (
+        f"Chosen with {len(labels)} labels, by features of {encoder.name} at {encoder.size} pixels: {LOOKED_FOR[now]}."
+    )
     if now in ("probcover", "typiclust") and len(pool.paths) > LARGEST:
-        says += f" Of {len(pool.paths)} images a sample of {LARGEST} (seed {seed}) was looked at."
-    return says
+        text += f" Of {len(pool.paths)} images a sample of {LARGEST} (seed {seed}) was looked at."
+    return text
 
 
 def _fields(rank: int, one: Suggestion, pool: ChoicePool) -> list[str]:
@@ -208,7 +210,7 @@ def _fields(rank: int, one: Suggestion, pool: ChoicePool) -> list[str]:
     return [str(rank), pool.paths[one.row], one.reason, *near, *likely, *[""] * (4 - len(likely))]
 
 
-def _words(fields: Sequence[str]) -> list[str]:
+def _caption(fields: Sequence[str]) -> list[str]:
     """Return the lines below an image of the page."""
     _, _, reason, _, label, similarity, *_ = fields
     return [reason, *([f"nearest label: {label} (similarity {float(similarity):.2f})"] if similarity else [])]

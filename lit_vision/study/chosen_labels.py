@@ -145,7 +145,16 @@ class ChosenLabels:
 
 
 def answer(pool: Rows, test: Rows, labels: np.ndarray, rows: np.ndarray, num_classes: int, seed: int) -> Measurement:
-    """Fit logistic regression on some rows and answer for the test split; labels of one class answer that class."""
+    """Fit logistic regression on some rows and answer for the test split; labels of one class answer that class.
+
+    Args:
+        pool: (n, D) features of the labeled pool.
+        test: (M, D) features of the test split.
+        labels: (n,) class numbers.
+        rows: of the pool, that have been labeled; at least one.
+        num_classes: K.
+        seed: of the folds in which the strength is chosen.
+    """
     seen = np.unique(labels[rows])
     if len(seen) < 2:
         return Measurement(np.eye(num_classes, dtype=np.float32)[np.full(len(test), seen[0])], chosen_on="one class")

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import re
 
-PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause")
 _NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?\s?commercial|research[- ]only", re.IGNORECASE)
-
-
-def is_permissive(license: str) -> bool:
-    """Return True if every license in a text such as "MIT (package), BSD-3-Clause (origin)" is one of PERMISSIVE."""
-    names = [re.sub(r"\s*\(.*?\)", "", part).strip().lower() for part in license.split(",")]
-    return all(name in PERMISSIVE for name in names)
 
 
 def is_non_commercial(license: str) -> bool:

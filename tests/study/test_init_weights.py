@@ -23,7 +23,7 @@ from lit_vision.study.init_weights import open_inits
 from lit_vision.study.inits import parse_inits
 from lit_vision.study.presets import preset_for
 from lit_vision.study.progress import Reporter
-from lit_vision.weights.licenses import is_non_commercial, is_permissive, with_note
+from lit_vision.weights.licenses import is_non_commercial, with_note
 from lit_vision.weights.load import load_backbone, save_backbone
 
 SMALL_VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -161,19 +161,19 @@ def test_study__of_a_file_measures_its_features_and_names_its_license(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("license", "permissive", "non_commercial"),
+    ("license", "non_commercial"),
     [
-        ("Apache-2.0", True, False),
-        ("MIT (package), BSD-3-Clause (torchvision)", True, False),
-        ("cc-by-nc-4.0", False, True),
-        ("CC-BY-NC-SA-4.0", False, True),
-        ("FAIR Noncommercial Research License", False, True),
-        ("GPL-3.0", False, False),
-        ("not stated", False, False),
-        ("", False, False),
-        ("MIT, GPL-3.0", False, False),
+        ("Apache-2.0", False),
+        ("MIT (package), BSD-3-Clause (torchvision)", False),
+        ("cc-by-nc-4.0", True),
+        ("CC-BY-NC-SA-4.0", True),
+        ("FAIR Noncommercial Research License", True),
+        ("GPL-3.0", False),
+        ("not stated", False),
+        ("", False),
+        ("MIT, GPL-3.0", False),
     ],
 )
-def test_licenses(license: str, permissive: bool, non_commercial: bool) -> None:
-    assert (is_permissive(license), is_non_commercial(license)) == (permissive, non_commercial)
+def test_licenses(license: str, non_commercial: bool) -> None:
+    assert is_non_commercial(license) == non_commercial
     assert ("non-commercial" in with_note(license)) == (non_commercial and "Noncommercial" not in license)
