@@ -1,6 +1,7 @@
 """CONTRIBUTING.md and AGENTS.md name rooms, files, targets and commands that exist."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_pages__name_every_method() -> None:
     (row,) = re.findall(r"^\| `methods/` \|.*$", contributing, re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / "lit_vision/methods").glob("*/network.py")}
     assert {name for name in folders if name not in row.lower()} == set()
+
+
+def test_readme__names_existing_targets_and_every_table() -> None:
+    readme, makefile = ((ROOT / page).read_text() for page in ("README.md", "Makefile"))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`|  )make ([a-z-]+)", readme, re.MULTILINE)) - {"verify-"}  # `make verify-...`
+    assert {"demo", "table-few-label"} <= named <= targets
+    assert [name for name in targets if name.startswith("table-") and name.removeprefix("table-") not in readme] == []
+
+
+def test_experiments__scripts_and_tests_are_listed_as_they_are() -> None:
+    patterns = re.findall(r"`([\w*]+(?:\.py|/))`", (ROOT / "experiments/README.md").read_text())
+    scripts = [path.name for path in (ROOT / "experiments").glob("*.py")]
+    assert [name for name in scripts if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "experiments/RELIABILITY.md").read_text()))
+    there = set(re.findall(r"^ *def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").rglob("*.py")), re.M))
+    assert named
+    assert named - there == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
