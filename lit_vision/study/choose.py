@@ -176,6 +176,8 @@ def _check(num: int, strategy: str, seed: int, frozen_size: int | None) -> None:
 
 def _check_enough(root: str | Path, pool: ChoicePool, num: int, strategy: str) -> None:
     """Raise an error if the images or labels do not do for what was asked for."""
+    if not len(pool.paths):
+        raise UserError(f"{root}: none of its images can be read; name another folder")
     left = int((pool.labels < 0).sum())
     if not left:
         raise UserError(

@@ -128,3 +128,11 @@ def test_what_cannot_be_chosen_is_said_in_one_line(place: Path, capsys, argument
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_of_which_no_image_can_be_read(place: Path, capsys) -> None:
+    (place / "unreadable").mkdir()
+    (place / "unreadable/a.png").write_bytes(b"\x89PNG nothing")
+    words = ["choose", str(place / "unreadable"), "--model", str(place / "run"), "--run_dir", str(place / "kept")]
+    assert main([*words, "--num", "1"]) == 1
+    assert "none of its images can be read" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,10 @@ def as_json(answer: LabelAnswer | None) -> Mapping[str, Any] | None:
     return answer.shown() if answer else None
 
 
+# they join or part letters of Persian and Indian scripts, and emoji, and would be invisible between others
+_JOINERS = re.compile("(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
+
+
 def check_class_name(name: object, multiple: bool = False) -> str:
     """Return a class's name without the spaces around it.
 
@@ -98,7 +103,7 @@ def check_class_name(name: object, multiple: bool = False) -> str:
     """
     if not isinstance(name, str) or not (name := name.strip()):
         raise LabelingError("a class needs a name")
-    if len(name) > LONGEST_NAME or not name.isprintable():
+    if len(name) > LONGEST_NAME or not _JOINERS.sub("", name).isprintable():
         raise LabelingError(f"a class's name has at most {LONGEST_NAME} visible characters")
     if name.lower() == "nan" or (multiple and name.lower() in (*PATH_COLUMNS, *SPLIT_COLUMNS)):
         raise LabelingError(f"{name!r} has another meaning in a table of labels; choose another name")

@@ -169,10 +169,15 @@ def test_classes_are_joined_only_when_asked(tmp_path) -> None:
             store.rename_class("dog", "x")
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101, "NaN", 3, None, "a\u202eb", "\ud800"])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101, "NaN", 3, None, "a\u202eb", "\ud800", "ca\u200dt"])
 def test_a_name_that_cannot_be_used(name) -> None:
     with pytest.raises(LabelingError):
         check_class_name(name)
+
+
+@pytest.mark.parametrize("name", ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u0634", "<b>, 'x'"])
+def test_a_name_that_can_be_used(name) -> None:
+    assert check_class_name(name) == name
 
 
 def test_names_with_several_labels_an_image() -> None:
