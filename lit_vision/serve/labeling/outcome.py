@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,17 +88,10 @@ def _fault(labeling: Labeling, table: Path) -> str:
 def next_command(labeling: Labeling, table: Path) -> str:
     """Return the command that trains on the labels."""
     root, file = shlex.quote(str(labeling.images.root)), shlex.quote(str(table))
-    study = f"lit-vision study {root} --label_file {file}"
-    if not labeling.store.multiple:
-        return study
-    classes = list(labeling.store.classes)
-    if not any("," in name for name in classes):
-        return f"{study} --label_columns {shlex.quote(','.join(classes))}"
-    columns = shlex.quote(json.dumps(classes, ensure_ascii=False))  # JSON is YAML, whatever the names hold
-    return (
-        "lit-vision fit --config experiments/classify/vits16_own_multilabel_30ep.yaml "
-        f"--data.root {root} --data.label_file {file} --data.label_columns {columns} --model.num_labels {len(classes)}"
-    )
+    command = f"lit-vision study {root} --label_file {file}"
+    if labeling.store.multiple:  # no name has a comma; one may begin with -
+        command += f" --label_columns={shlex.quote(','.join(labeling.store.classes))}"
+    return command
 
 
 def fit_to_all(labeling: Labeling, features: FeatureReader) -> ProbeModel | None:

@@ -57,7 +57,7 @@ def test_several_labels_are_a_column_each(label, answer, tmp_path) -> None:
         answer(client, 0, "sea", "sky")
         answer(client, 1)
         done = client.post("/v1/label/finish", json={}).json()
-        assert "--label_columns sky,sea" in done["next"]
+        assert "--label_columns=sky,sea" in done["next"]
     read = read_label_table(tmp_path / "store/labels.csv", TableColumns(labels=("sky", "sea")))
     assert (read.labels, read.unknown) == ([["sky", "sea"], []], [[], []])
 
