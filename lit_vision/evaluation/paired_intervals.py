@@ -30,6 +30,32 @@ class Interval:
         """The larger of the two ends without its sign: with 95 % confidence the accuracies differ by less."""
         return max(abs(self.low), abs(self.high))
 
+    @property
+    def bound_in_points(self) -> float:
+        """The bound in points, rounded up to one decimal so that "less than" holds; at least 0.1."""
+        return max(0.1, math.ceil(round(1000 * self.bound, 6)) / 10)
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], images: int) -> Interval:
+    """Return the interval of a - b over paired seeds, or over the test images where the seeds do not differ.
+
+    They do not differ where there is one seed, or every seed has all labels: an interval over them would have no width
+    and claim certainty.
+
+    Args:
+        a: one accuracy per seed, 0 to 1.
+        b: as many, of the same seeds in the same order.
+        images: see `interval_over_images`.
+
+    Raises:
+        ValueError: different lengths, no seed, or no image.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"{len(a)} and {len(b)} values: give one of each seed")
+    if len({round(x - y, 9) for x, y in zip(a, b)}) > 1:
+        return interval_over_seeds(a, b)
+    return interval_over_images(sum(a) / len(a), sum(b) / len(b), images)
+
 
 def interval_over_seeds(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Return Student's t interval of the mean of a - b over paired seeds.

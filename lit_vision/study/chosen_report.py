@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lit_vision.evaluation.labels_saved import labels_saved
-from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
+from lit_vision.evaluation.paired_intervals import Interval, paired_interval
 from lit_vision.results.tables import Table
 from lit_vision.study.chosen_labels import RANDOM
 from lit_vision.study.metrics_of_cells import ACCURACY, Metric, values_on_test
@@ -46,7 +46,7 @@ def chosen_sentences(
             else:
                 found.append(
                     f"With {cell['labels']} labels: chosen by {strategy} and drawn at random, they differ by less than "
-                    f"{100 * gap.bound + 0.05:.1f} {points} (95 %, {over})."
+                    f"{gap.bound_in_points:.1f} {points} (95 %, {over})."
                 )
     return found
 
@@ -94,11 +94,7 @@ def _pairs(cells: Sequence[Mapping[str, Any]], strategy: str) -> list[tuple[Mapp
 
 
 def _interval(a: Mapping[str, Any], b: Mapping[str, Any], metric: Metric, images: int) -> Interval:
-    """Return the interval over the seeds or, where these do not differ, over the test images."""
-    x, y = values_on_test(a, metric), values_on_test(b, metric)
-    if len({round(p - q, 9) for p, q in zip(x, y)}) > 1:
-        return interval_over_seeds(x, y)
-    return interval_over_images(float(np.mean(x)), float(np.mean(y)), images)
+    return paired_interval(values_on_test(a, metric), values_on_test(b, metric), images)
 
 
 def _saved(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: Metric) -> list[str]:

@@ -80,9 +80,8 @@ class LabelTrainer:
             return hash_inputs(self.data_hash, origin, steps, length, fields, *more)
 
         grouped = () if images.groups is None else ("whole groups",)
-
         if halves := images.kind.halve(images.labels[rows], key.seed, images.groups_of(rows)) if unit.judged else None:
-            fit, judge = (rows[half] for half in halves)
+            fit, judge = (rows[positions] for positions in halves)
             fewer = max(1, int(HALF * steps))
             measure = partial(self._train_classifier, unit, key, encoder, fewer, deadline, fit, judge)
             half = measure_once(self.halves, key, inputs(fewer, "half", *grouped), images.labels[judge], measure)

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 
 from lit_vision.evaluation.metrics import paired_difference
-from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds
+from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, paired_interval
 from lit_vision.results.tables import BASELINES
 from lit_vision.study.metrics_of_cells import ACCURACY, BALANCED, Cell, Metric, metric_for, values_on_test
 from lit_vision.study.presets import method_of
@@ -259,17 +258,15 @@ def _second(cells: Sequence[Cell], best: Cell, metric: Metric) -> Cell | None:
 def _interval(a: Cell, b: Cell, metric: Metric, images: int) -> Interval:
     """Return the interval of a - b over the seeds that both have, and over the test images where these do not differ.
 
-    That is so of one seed, and where every seed has all labels: an interval without a width would claim certainty.
     Balanced accuracy and macro AP are then taken as shares of as many images as the rarest class of the test split has,
     times the classes: for macro AP an approximation.
     """
     first = dict(zip(_seeds(a), values_on_test(a, metric)))
     second = dict(zip(_seeds(b), values_on_test(b, metric)))
     shared = [seed for seed in first if seed in second]
-    if len({round(first[seed] - second[seed], 9) for seed in shared}) > 1:
-        return interval_over_seeds([first[seed] for seed in shared], [second[seed] for seed in shared])
-    x, y = (_mean([values[seed] for seed in shared or values]) for values in (first, second))
-    return interval_over_images(x, y, images)
+    if shared:
+        return paired_interval([first[seed] for seed in shared], [second[seed] for seed in shared], images)
+    return interval_over_images(_mean(list(first.values())), _mean(list(second.values())), images)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -290,9 +287,8 @@ def sentence(verdict: Verdict) -> str:
         seeds = f"{'the same in all seeds' if several else 'one seed'}, over {verdict.tests} test images"
     winner = verdict.winner
     if winner is None:
-        bound = max(0.1, _ceil(100 * interval.bound))
         both = f"{contender(verdict.best)} and {contender(verdict.other)}"
-        return f"{head}{both} differ by less than {bound:.1f} {points} (95 %, {seeds})."
+        return f"{head}{both} differ by less than {interval.bound_in_points:.1f} {points} (95 %, {seeds})."
     loser = verdict.other if winner is verdict.best else verdict.best
     ends = sorted((abs(interval.low), abs(interval.high)))
     digits = 1 if 100 * ends[0] >= 0.05 else 2
@@ -300,11 +296,6 @@ def sentence(verdict: Verdict) -> str:
     gap = f"{100 * abs(interval.mean):.{digits}f} {points}"
     better = f"{contender(winner)} is better than {contender(loser)}"
     return f"{head}{better} by {gap} (95 % interval {low} to {high}, {seeds})."
-
-
-def _ceil(points: float) -> float:
-    """Round up to one decimal, so that "less than" holds."""
-    return ceil(round(10 * points, 6)) / 10
 
 
 def contender(cell: Cell) -> str:

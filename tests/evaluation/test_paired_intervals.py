@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from lit_vision.evaluation.paired_intervals import interval_over_images, interval_over_seeds
+from lit_vision.evaluation.paired_intervals import Interval, interval_over_images, interval_over_seeds, paired_interval
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -40,3 +40,15 @@ def test_interval_over_images__of_two_models_without_a_mistake_is_not_empty() ->
     assert interval_over_images(1.0, 1.0, 10).bound > 0.1
     with pytest.raises(ValueError, match="at least one"):
         interval_over_images(1.0, 1.0, 0)
+
+
+def test_paired_interval__is_over_the_images_where_the_seeds_do_not_differ() -> None:
+    assert paired_interval([0.9, 0.8], [0.5, 0.6], 10) == interval_over_seeds([0.9, 0.8], [0.5, 0.6])
+    assert paired_interval([0.75, 0.75], [0.5, 0.5], 10) == interval_over_images(0.75, 0.5, 10)
+    with pytest.raises(ValueError, match="seed"):
+        paired_interval([], [], 10)
+
+
+@pytest.mark.parametrize(("bound", "points"), [(0.0, 0.1), (0.01, 1.0), (0.0101, 1.1)])
+def test_bound_in_points__is_rounded_up(bound: float, points: float) -> None:
+    assert Interval(0.0, -bound, bound, 2).bound_in_points == points
