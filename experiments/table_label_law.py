@@ -100,8 +100,8 @@ def forecasts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         cells: of one encoder and protocol, in the order of their labels.
 
     Returns:
-        Rows {factor, error: (true, mean, lo, hi), gain: likewise}; in percentage points; factor is the number of labels
-        divided by the largest of the fit.
+        Rows {factor, error: (true, median, low, high), gain: likewise}; in percentage points; factor is the number of
+        labels divided by the largest of the fit.
     """
     from lit_vision.evaluation.label_law import fit_law
 
@@ -126,9 +126,9 @@ def forecasts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def summary(rows: Sequence[dict[str, Any]], kind: str) -> list[str]:
     """Return distance of the law from truth, coverage of its intervals, and their width, as texts."""
-    true, mean, low, high = np.array([row[kind] for row in rows]).T
+    true, median, low, high = np.array([row[kind] for row in rows]).T
     held = (low <= true) & (true <= high)
-    return [f"{np.abs(mean - true).mean():.1f}", f"{held.sum()} of {len(held)}", f"{(high - low).mean():.1f}"]
+    return [f"{np.abs(median - true).mean():.1f}", f"{held.sum()} of {len(held)}", f"{(high - low).mean():.1f}"]
 
 
 def show() -> None:

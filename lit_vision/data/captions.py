@@ -53,9 +53,7 @@ class CaptionTokenizer:
             tokenizer = _package().Tokenizer.from_str(json)
         except UserError:
             raise
-        except (
-            BaseException
-        ) as error:  # the package raises Exception itself, and panics of its Rust code are no Exception
+        except BaseException as error:  # the package raises Exception itself; panics of its Rust code are no Exception
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise
             raise UserError(f"tokenizer: is not the content of a tokenizer.json ({error}); give another") from None

@@ -34,9 +34,9 @@ _NODES = np.array([-1.4652, -0.7916, -0.3661, 0.0, 0.3661, 0.7916, 1.4652])  # n
 class Estimate(NamedTuple):
     """Median and ends of the 95 % interval, numbers or arrays."""
 
-    mean: Any
-    lo: Any
-    hi: Any
+    median: Any
+    low: Any
+    high: Any
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class LabelLaw:
 
     def sentence(self, labels: float, more: float) -> str:
         """Return `gain` as words: "about 300 more labels give 3 to 6 points"."""
-        _, lo, hi = self.gain(labels, more)
+        _, low, high = self.gain(labels, more)
         start = f"about {more:g} more labels give"
-        if hi < 1:
+        if high < 1:
             return f"{start} less than 1 point"
-        low, high = round(lo), round(hi)
+        low, high = round(low), round(high)
         if low < 1:
             return f"{start} up to {high} point{'s' * (high > 1)}"
         return f"{start} {low} to {high} points" if low < high else f"{start} {high} point{'s' * (high > 1)}"

@@ -51,7 +51,7 @@ def accuracy(
     if law is not None:
         x = np.geomspace(law.law.counts.min(), law.labels + law.more, 60)
         error = law.law.predict(x)
-        curve = plots.Curve(x.tolist(), 1 - error.mean, 1 - error.hi, 1 - error.lo)
+        curve = plots.Curve(x.tolist(), 1 - error.median, 1 - error.high, 1 - error.low)
         name = f"{law.cell['init']}, {law.cell['protocol']}"
         series = [replace(one, curve=curve) if one.name == name else one for one in series]
     title = "Mean ± sd over seeds" + ("; dotted: law, 95 % band" if law else "")

@@ -100,8 +100,8 @@ def _more_labels(law: MoreLabels) -> Section:
     rows = []
     for labels in (law.labels, law.labels + law.more, law.labels + 3 * law.more):
         error = law.law.predict(labels)
-        low, high = (f"{100 * (1 - end):.1f}" for end in (error.hi, error.lo))
-        rows.append([str(labels), f"{100 * (1 - error.mean):.1f} %", f"{low} to {high} %"])
+        low, high = (f"{100 * (1 - end):.1f}" for end in (error.high, error.low))
+        rows.append([str(labels), f"{100 * (1 - error.median):.1f} %", f"{low} to {high} %"])
     note = (
         "The law: error = a + b x labels^-c. The interval has the spread of the seeds and of the laws that fit, and "
         "takes for granted that further images are like these."

@@ -15,9 +15,9 @@ def exact(a: float, b: float, c: float) -> LabelLaw:
 
 def test_gain_and_sentence_of_a_known_law() -> None:
     law = exact(0.1, 2.0, 0.5)  # 0.3 at 100 labels, 0.2 at 400
-    assert law.predict(100).mean == pytest.approx(0.3)
-    assert law.gain(100, 300).mean == pytest.approx(10, abs=1e-6)
-    assert law.predict(np.array([[100, 400]])).mean == pytest.approx(np.array([[0.3, 0.2]]))
+    assert law.predict(100).median == pytest.approx(0.3)
+    assert law.gain(100, 300).median == pytest.approx(10, abs=1e-6)
+    assert law.predict(np.array([[100, 400]])).median == pytest.approx(np.array([[0.3, 0.2]]))
     assert law.sentence(100, 300) == "about 300 more labels give 9 to 11 points"  # the rate may drift
     assert exact(0.1, 0.0, 0.5).sentence(100, 300) == "about 300 more labels give less than 1 point"
     assert exact(0.1, 0.2, 0.5).sentence(100, 300) == "about 300 more labels give up to 2 points"
@@ -29,8 +29,8 @@ def test_errors_without_noise_are_continued(a: float, b: float, c: float) -> Non
     law = fit_law(COUNTS, [truth, truth])
     for labels, tolerance in ((320, 0.1), (1280, 0.3)):
         found, true = law.predict(labels), a + b * labels**-c
-        assert found.mean == pytest.approx(true, rel=tolerance)
-        assert found.lo < true < found.hi
+        assert found.median == pytest.approx(true, rel=tolerance)
+        assert found.low < true < found.high
     assert law.weights.sum() == pytest.approx(1)
     assert (law.a >= 0).all()
     assert (law.c > 0).all()
@@ -48,11 +48,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_more_seeds_narrow_the
         for seeds in widths:
             law = fit_law(COUNTS, np.array([measured[labels][:seeds] for labels in COUNTS]).T)
             found = law.predict(480)
-            widths[seeds].append(found.hi - found.lo)
+            widths[seeds].append(found.high - found.low)
         true = measured[480].mean()
-        held += found.lo <= true <= found.hi
+        held += found.low <= true <= found.high
         gain = law.gain(160, 320)
-        gained += gain.lo <= 100 * (measured[160].mean() - true) <= gain.hi
+        gained += gain.low <= 100 * (measured[160].mean() - true) <= gain.high
     assert held >= 23
     assert gained >= 22
     assert np.mean(widths[20]) < 0.9 * np.mean(widths[2])
@@ -63,7 +63,7 @@ def test_one_count_far_from_the_law_moves_it_little() -> None:
     truth = 2.0 * counts**-0.5
     wrong = truth.copy()
     wrong[2] *= 1.5
-    right, robust = (fit_law(counts, [x, x * 1.01]).predict(640).mean for x in (truth, wrong))
+    right, robust = (fit_law(counts, [x, x * 1.01]).predict(640).median for x in (truth, wrong))
     slope, level = np.polyfit(np.log(counts), np.log(wrong), 1)
     least_squares = np.exp(level + slope * np.log(640))
     assert abs(robust - right) < 0.6 * abs(least_squares - right)

@@ -30,7 +30,7 @@ def test_more_labels__finds_the_law_that_the_cells_were_made_from() -> None:
     found = more_labels(cells, cells[-1], ACCURACY)
     assert (found.labels, found.more) == (800, 800)
     error = found.law.predict(1600)
-    assert error.lo < 0.1 + 2 / 40 < error.hi
+    assert error.low < 0.1 + 2 / 40 < error.high
     gain = 100 * (2 * 800**-0.5 - 2 * 1600**-0.5)
     low, high = found.law.gain(800, 800)[1:]
     assert low < gain < high

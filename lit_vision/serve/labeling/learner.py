@@ -296,7 +296,7 @@ def more_labels_law(counts: Sequence[int], accuracies: Sequence[Accuracy]) -> La
     images = accuracies[-1].images
     errors = (wrong + 0.5) / (images + 1)  # mean of the same distribution: never 0, which no sample shows
     law = fit_law(counts, errors[None])
-    fitted = images * float(law.predict(counts[-1]).mean)  # images of the sample that are wrong
+    fitted = images * float(law.predict(counts[-1]).median)  # images of the sample that are wrong
     sample = stats.beta(fitted + 0.5, images - fitted + 0.5)
     levels = sample.ppf((np.arange(_LEVELS) + 0.5) / _LEVELS) / sample.mean()
     a, b = (np.outer(levels, part).ravel() for part in (law.a, law.b))

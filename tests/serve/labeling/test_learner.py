@@ -157,7 +157,7 @@ def test_the_law_has_the_error_of_the_sample_in_it() -> None:
         truly = 100 * 0.9 * (91**-0.5 - 191**-0.5)
         covered += low <= truly <= high
         plain = fit_law(counts, np.array([[(w + 0.5) / 61 for w in wrong]])).gain(91, more)
-        wider += high - low >= plain.hi - plain.lo
+        wider += high - low >= plain.high - plain.low
     assert covered >= 27
     assert wider == 30
 
