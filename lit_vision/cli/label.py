@@ -91,7 +91,10 @@ def main(argv: Sequence[str]) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     init, pixel_format = parse_model(args.model), images.measure_pixels()
     with LabelStore(folder, images.root, args.multiple) as store, listen(args.host, args.port) as listener:
-        labeling = Labeling(images, store, annotator, classes)
+        try:
+            labeling = Labeling(images, store, annotator, classes)
+        except LabelingError as error:  # the disk is full
+            raise UserError(f"{folder}: {error}") from None
         opening = partial(open_frozen_encoder, images.folder, images.paths, init, folder)
         features = FeatureReader(images, labeling.queue.order, opening, folder / "features", pixel_format)
         learner = Learner(labeling, features, args.strategy)

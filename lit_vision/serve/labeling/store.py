@@ -64,8 +64,10 @@ class LabelStore:
             self._lock_file()
             self._read()
             self._check_folder(root.resolve())
-        except BaseException:
+        except BaseException as error:
             os.close(self._file)
+            if isinstance(error, (LabelingError, OSError)):  # the disk is full or fails
+                raise UserError(f"{folder}: {error}; or name another folder by --out") from None
             raise
 
     def __enter__(self) -> LabelStore:

@@ -125,6 +125,9 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch) -> None:
         monkeypatch.undo()
     with LabelStore(tmp_path / "s", tmp_path) as store:
         assert list(store.answers) == ["a0", "a1"]
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match="new: labels.jsonl: cannot be written"):
+        LabelStore(tmp_path / "new", tmp_path)
 
 
 def test_a_store_has_one_server_one_folder_and_one_kind_of_labels(tmp_path) -> None:
