@@ -96,14 +96,14 @@ def to_text(row: dict[str, Any]) -> str:
     audit = row["audit"]
     return (
         "# From 600 photographs without a label to a model\n\n"
-        f"`python experiments/label_trial.py`: {row['labels']} of {row['images']} patches of 18 photographs, labeled by "
-        f"keyboard on the page in Chromium. A script looks {row['seconds_an_image']:g} seconds at each image and presses "
-        "the right key; a person may err and take longer.\n\n"
+        f"`python experiments/label_trial.py`: {row['labels']} of {row['images']} patches of 18 photographs, labeled "
+        f"by keyboard on the page in Chromium. A script looks {row['seconds_an_image']:g} seconds at each image and "
+        "presses the right key; a person may err and take longer.\n\n"
         f"- Command to page: {row['to_the_page']:.0f} s. Labeling: {row['labeling'] / 60:.1f} minutes. From the "
         f"command to the model: {row['whole'] / 60:.1f} minutes.\n"
         f"- Key to next image: {1000 * row['wait_median']:.0f} ms (median), {1000 * row['wait_p95']:.0f} ms (95 %).\n"
         f"- The page says: {100 * audit['accuracy']:.0f} % right ({100 * audit['low']:.0f} to "
-        f"{100 * audit['high']:.0f} %, from {audit['images']} images drawn at random). {row['more']}\n"
+        f"{100 * audit['high']:.0f} %, from {audit['images']} images drawn at random); {row['more']}.\n"
         f"- The model on {row['tests']} patches of other parts of the photographs: {100 * row['accuracy']:.1f} %.\n"
     )
 

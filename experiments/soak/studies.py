@@ -110,6 +110,7 @@ def keep_decisions(folder: Path, kills: int, draw: random.Random) -> int:
         SoakError: a decision changed, or the repeated study differs.
     """
     images = write_bars(folder / "images")
+    seconds = KilledStudy(images, folder / "whole").start() or 0.0
     study, before = KilledStudy(images, folder / "killed"), []
 
     def check() -> None:
@@ -119,7 +120,7 @@ def keep_decisions(folder: Path, kills: int, draw: random.Random) -> int:
             raise SoakError(f"a decision changed after a kill: {before} became {now}")
         before = now
 
-    _kill_and_finish(study, kills, 60 * float(BUDGET) / 2, draw, check)
+    _kill_and_finish(study, kills, seconds, draw, check)
     again = KilledStudy(images, folder / "repeated", "--plan", str(study.run / "plan.jsonl"))
     again.start()
     _compare(study.run, again.run)
@@ -129,10 +130,14 @@ def keep_decisions(folder: Path, kills: int, draw: random.Random) -> int:
 def _kill_and_finish(
     study: KilledStudy, kills: int, seconds: float, draw: random.Random, check: Callable[[], None]
 ) -> None:
-    """Kill a study so often, at instants of the share of `seconds` that each start may take, then let it end."""
+    """Kill a study so often, then let it end.
+
+    `seconds` are what it takes without a kill; a start is killed before its share of them, so that kills are spread over
+    the study and come before its end.
+    """
     while study.kills < kills:
-        if study.start(draw.uniform(0.1, max(2.0, 2 * seconds / kills))) is not None:
-            return  # it came to its end first
+        if study.start(draw.uniform(0.0, seconds / kills)) is not None:
+            raise SoakError(f"{study.run.name}: ended after {study.kills} kills instead of {kills}")
         check()
     study.start()
     check()
