@@ -132,8 +132,8 @@ def _kill_and_finish(
 ) -> None:
     """Kill a study so often, then let it end.
 
-    `seconds` are what it takes without a kill; a start is killed before its share of them, so that kills are spread over
-    the study and come before its end.
+    `seconds` are what it takes without a kill; a start is killed before its share of them, so that kills are spread
+    over the study and come before its end.
     """
     while study.kills < kills:
         if study.start(draw.uniform(0.0, seconds / kills)) is not None:
