@@ -199,7 +199,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     Accuracy, not balanced accuracy, decides, since that is what the paper reports. No contender is chosen: for a choice
     inside the labels every training would be made twice, once on half of them.
     """
-    from lit_vision.evaluation.paired_intervals import interval_over_images, interval_over_seeds
+    from lit_vision.evaluation.paired_intervals import paired_interval
     from lit_vision.study.metrics_of_cells import ACCURACY
     from lit_vision.study.verdict import Verdict, sentence
 
@@ -213,7 +213,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
                 continue
             own, others = (dict(zip(one["seeds"], one["values"])) for one in (reference, cell))
             a, b = ([values[seed] for seed in own if seed in others] for values in (own, others))
-            interval = interval_over_seeds(a, b) if len(a) > 1 else interval_over_images(a[0], b[0], tests)
+            interval = paired_interval(a, b, tests)
             found.append(sentence(Verdict(labels, reference, "", cell, interval, ACCURACY, None, tests)))
     return found
 
