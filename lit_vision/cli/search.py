@@ -1,4 +1,4 @@
-"""The embed and search commands: write features of images to an index, and find the images nearest to a query."""
+"""The embed and search commands: write features of images to an index, and find images by an image or by words."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lit_vision.io.atomic import atomic_write
 from lit_vision.predict.search import (
     Index,
     NearestNeighbors,
+    check_holds_texts_of,
     check_same_model,
     feature_settings,
     read_index,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lit_vision.predict.inputs import InputBatch
+    from lit_vision.predict.runtimes import Model
 
 _PAIRS_SHOWN = 20  # on standard output; --out gets all of them
 
@@ -47,6 +49,12 @@ def _embed_parser() -> CommandParser:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES_HELP)
     add_model_arguments(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
+    parser.add_argument(
+        "--backbone_features",
+        action="store_true",
+        help="of a model of images and captions (ImageText): features of its backbone alone, not those that "
+        "lit-vision search --text compares with words",
+    )
     add_batch_arguments(parser)
     return parser
 
@@ -57,16 +65,17 @@ def main_embed(argv: Sequence[str]) -> int:
     check_batch_arguments(args)
     if not args.out.lower().endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: an index is a safetensors file; end its name in .safetensors")
+    if args.backbone_features and args.model.startswith("open_clip:"):
+        raise UsageError("--backbone_features: models of open_clip end with their projection; leave it out")
     from lit_vision.predict.inference import check_has_features, run_inference
     from lit_vision.predict.inputs import find_images
-    from lit_vision.predict.models import load_model
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
     inputs = find_images(args.images)
     for line in inputs.lines():
         print(line, flush=True)
-    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+    model = _load(args, shared_space=not args.backbone_features)
     check_has_features(model)
     settings = feature_settings(model.metadata)
 
@@ -97,9 +106,10 @@ def main_embed(argv: Sequence[str]) -> int:
 def _search_parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision search",
-        description="Find the images of an index that are most similar to a query (exact search by cosine similarity), "
-        "or the near\nduplicates in it.",
+        description="Find the images of an index that are most similar to an image or to words (exact search by cosine "
+        "similarity), or\nthe near duplicates in it.",
         epilog="examples: lit-vision search --index photos.safetensors --model runs/mae/1 --query cat.jpg\n"
+        "          lit-vision search --index photos.safetensors --model runs/imagetext/1 --text 'a red shoe'\n"
         "          lit-vision search --index photos.safetensors --duplicates 0.98 --out pairs.csv",
     )
     parser.add_argument("--index", required=True, metavar="FILE", help="made by lit-vision embed")
@@ -109,6 +119,14 @@ def _search_parser() -> CommandParser:
         metavar="IMAGE",
         help="images to look for, or folders, patterns and lists of them; needs the model of the index",
     )
+    parser.add_argument(
+        "--text",
+        action="append",
+        metavar="WORDS",
+        help="words to look for; may be given several times; needs the model of the index, one of images and captions "
+        "(ImageText, open_clip)",
+    )
+    parser.add_argument("--text_file", metavar="FILE", help="texts to look for, one a line, as --text")
     parser.add_argument("--duplicates", type=float, metavar="COSINE", help="pairs of the index above this similarity")
     parser.add_argument("--top_k", type=int, default=10, metavar="K", help="images per query (default 10)")
     parser.add_argument("--out", metavar="FILE.csv", help="also write all results to this file")
@@ -118,18 +136,19 @@ def _search_parser() -> CommandParser:
 
 
 def main_search(argv: Sequence[str]) -> int:
-    """Run `lit-vision search --index FILE --query IMAGE | --duplicates COSINE`; returns 0."""
+    """Run `lit-vision search --index FILE --query IMAGE | --text WORDS | --duplicates COSINE`; returns 0."""
     args = _search_parser().parse_args(list(argv))
     _check_search_arguments(args)
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite) if args.out else None
+    texts = _texts(args)
     index = read_index(args.index)
     rows: list[tuple[str | int, ...]]
-    if args.query:
+    if args.query or texts:
         header = ["query", "rank", "path", "score"]
-        results = list(_run_queries(index, args))
-        several = sum(rank == 1 for _, rank, *_ in results) > 1  # --query may name a folder
+        results = list(_run_texts(index, args, texts) if texts else _run_queries(index, args))
+        several = sum(rank == 1 for _, rank, *_ in results) > 1  # also by a folder or file
         shown = [f"{score}  {path}" + (f"  ({query})" if several else "") for query, _, path, score in results]
         rows = [*results]
     else:
@@ -158,26 +177,60 @@ def main_search(argv: Sequence[str]) -> int:
 
 
 def _check_search_arguments(args: argparse.Namespace) -> None:
-    if bool(args.query) == (args.duplicates is not None):
-        raise UsageError("search: give either --query IMAGE or --duplicates COSINE")
-    if args.query and not args.model:
-        raise UsageError("search: --query needs --model, the model that made the index")
+    by_text = args.text is not None or args.text_file is not None
+    if bool(args.query) + by_text + (args.duplicates is not None) != 1:
+        raise UsageError("search: give one of --query IMAGE, --text WORDS (or --text_file) and --duplicates COSINE")
+    if not args.model and args.duplicates is None:
+        flag = "--query" if args.query else "--text"
+        raise UsageError(f"search: {flag} needs --model, the model that made the index")
     if args.duplicates is not None and not -1 <= args.duplicates < 1:
         raise UsageError(f"--duplicates {args.duplicates}: give a cosine from -1 to below 1; 0.95 to 0.99 is usual")
     if args.top_k < 1:
         raise UsageError(f"--top_k {args.top_k}: give at least 1")
 
 
+def _load(args: argparse.Namespace, shared_space: bool) -> Model:
+    """Load the model of --model; `shared_space` as in `load_model`."""
+    from lit_vision.predict.models import load_model
+
+    return load_model(
+        args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+    )
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    """Return the texts of --text and then those of --text_file; [] without both."""
+    from lit_vision.data.annotations.files import read_lines
+    from lit_vision.predict.shared_space import check_texts
+
+    texts = check_texts(args.text, "--text") if args.text is not None else []
+    if args.text_file is not None:
+        lines = read_lines(Path(args.text_file).expanduser(), "file of --text_file")
+        texts += check_texts(lines, f"--text_file {args.text_file}")
+    return texts
+
+
+def _run_texts(index: Index, args: argparse.Namespace, texts: list[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Yield (text, rank, path, score) of every text."""
+    from lit_vision.predict.shared_space import text_vectors
+
+    model = _load(args, shared_space=True)
+    vectors = text_vectors(model, texts)
+    check_holds_texts_of(index, model.metadata)
+    for text, found in zip(texts, NearestNeighbors(index.features).top(vectors, args.top_k)):
+        for rank, (row, score) in enumerate(found, 1):
+            yield text, rank, index.names[row], f"{score:.4f}"
+
+
 def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, int, str, str]]:
     """Yield (query, rank, path, score) of every query that can be read; the others are named on standard error."""
     from lit_vision.predict.inputs import batches, find_images
-    from lit_vision.predict.models import load_model
     from lit_vision.predict.tasks import preprocess_for
 
     queries = find_images(args.query)
     if left_out := queries.left_out.phrases():  # standard output is for what was found
         print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
-    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+    model = _load(args, shared_space=index.in_shared_space)
     check_same_model(index, feature_settings(model.metadata))
     neighbors = NearestNeighbors(index.features)
     readable = 0

@@ -92,7 +92,10 @@ def main(argv: Sequence[str]) -> int:
     index = read_index(args.index) if args.index else None
     if args.index_root and not Path(args.index_root).is_dir():
         raise UserError(f"--index_root {args.index_root}: no such folder; check the path")
-    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+    shared_space = index is None or index.in_shared_space
+    model = load_model(
+        args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+    )
     if index is not None:
         check_same_model(index, feature_settings(model.metadata))
     limits = Limits(

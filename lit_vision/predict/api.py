@@ -116,6 +116,8 @@ class LoadedModel:
     def embed(self, images: Any, *, batch_size: int = 32, workers: int = 0, errors: Errors = "raise") -> Embeddings:
         """Return the features of one or many images, N x D, not normalized.
 
+        A model trained on images with captions gives unit vectors, which those of `embed_texts` can be compared with.
+
         Args:
             images: see the class.
             batch_size: images at a time.
@@ -136,6 +138,18 @@ class LoadedModel:
         if features is None:
             raise UserError("images: none of them can be read; repair them or give others")
         return Embeddings(tuple(inputs.names), features)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors (N, D), float32, of texts in the space of the images' features.
+
+        The cosine similarities of images and texts are `embed(images).features @ embed_texts(texts).T`.
+
+        Raises:
+            UserError: an empty text, or a model that was not trained on images with captions.
+        """
+        from lit_vision.predict.shared_space import check_texts, text_vectors
+
+        return text_vectors(self._model, check_texts(texts, "texts"))
 
     def _run(
         self, inputs: Inputs | ImageList, batch_size: int, workers: int, errors: Errors
@@ -162,6 +176,7 @@ def load(
     trust_pt2: bool = False,
     threads: int | None = None,
     range: Sequence[float] | None = None,
+    backbone_features: bool = False,
 ) -> LoadedModel:
     """Load a model to use it: `load("runs/classifier/1").predict("cat.jpg")[0].classes[0]`.
 
@@ -176,9 +191,12 @@ def load(
         trust_pt2: load a .pt2, which can run code of whoever made it.
         threads: of ONNX Runtime and OpenVINO; None is their default.
         range: values of images deeper than 8 bits that become 0 and 255; None is that of the training images.
+        backbone_features: of a model trained on images with captions, embed with the backbone alone, not in the space
+            that images and texts share.
 
     Raises:
         UserError: one line: the file is missing, damaged, of another kind or without metadata, its runtime is not
             installed, or timm's weights cannot be fetched.
     """
-    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, threads, range))
+    options: dict[str, Any] = {"threads": threads, "value_range": range, "shared_space": not backbone_features}
+    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, **options))

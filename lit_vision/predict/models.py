@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.methods.pixels import channel_values
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
+from lit_vision.predict.shared_space import SHARED_SPACE, SharedSpaceInference, build_image_text, has_texts
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
@@ -70,6 +72,7 @@ def load_model(
     trust_pt2: bool = False,
     threads: int | None = None,
     value_range: Sequence[float] | None = None,
+    shared_space: bool = False,
 ) -> Model:
     """Load a model from a run's folder, a checkpoint, an export or an adapter, or a timm model with timm's weights.
 
@@ -80,13 +83,15 @@ def load_model(
         trust_pt2: load a .pt2, which can run code of whoever made it.
         threads: of ONNX Runtime and OpenVINO; their default if None.
         value_range: values of images deeper than 8 bits that become 0 and 255, in place of the metadata's.
+        shared_space: of a model trained on images with captions, take the features in the space that images and texts
+            share (unit vectors), not the backbone's; models of open_clip have no others.
 
     Raises:
         UserError: the file is missing, damaged, of another kind or without metadata, or its runtime is not installed.
     """
     if value_range is not None:
         low_and_high = list(check_range(value_range, "--range") or ())
-        model = load_model(source, device, base, trust_pt2, threads)
+        model = load_model(source, device, base, trust_pt2, threads, shared_space=shared_space)
         model.metadata.value_range = low_and_high
         return model
     from_timm, from_open_clip = is_timm_name(source, MODEL_SUFFIXES), is_open_clip_name(source)
@@ -108,16 +113,18 @@ def load_model(
     elif from_open_clip:
         network, metadata = load_open_clip(str(source))
     else:
-        method, metadata = load_method(path, base)
-        network = inference_network(method, metadata.task)
+        method, metadata = load_method(path, base, shared_space=shared_space)
+        has_both_towers = hasattr(method, "encode_texts")
+        network = SharedSpaceInference(method) if has_both_towers else inference_network(method, metadata.task)
     network = network.to(target)
+    encode_texts = getattr(network if method is None else method, "encode_texts", None)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             outputs = network(images.to(target))
         return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
 
-    return Model(metadata, path, run, "torch", method, target)
+    return Model(metadata, path, run, "torch", method, target, encode_texts)
 
 
 def torch_device(name: str) -> torch.device:
@@ -147,16 +154,20 @@ class FeatureModel(nn.Module):
         self.register_buffer("std", torch.tensor([float(v) for v in std]))
 
 
-def load_method(path: Path, base: str | None = None, merge: bool = True) -> tuple[nn.Module, ModelMetadata]:
+def load_method(
+    path: Path, base: str | None = None, merge: bool = True, shared_space: bool = False
+) -> tuple[nn.Module, ModelMetadata]:
     """Build the torch network of a checkpoint, a safetensors export or an adapter, on the CPU in evaluation mode.
 
     Args:
         path: from `resolve_model_file`.
         base: the weights that an adapter was trained on; "timm" for timm's weights of that name.
         merge: fold LoRA into the weights.
+        shared_space: as `load_model`.
 
     Returns:
-        The method's network (network.py of its folder) or a FeatureModel, and its metadata.
+        The method's network (network.py of its folder) or a FeatureModel, and its metadata. With `shared_space`, and of
+        a model trained on images with captions, the network of both towers.
 
     Raises:
         UserError: as `load_model`.
@@ -187,6 +198,11 @@ def load_method(path: Path, base: str | None = None, merge: bool = True) -> tupl
     if layout.startswith(UNKNOWN):  # with a known method's hyper-parameters it would be called damaged
         raise unknown_method_error(path, layout)
     stored = content.get("card") or {}  # metadata; see fine_tuning.py
+    if shared_space and has_texts(layout):
+        network = build_image_text(path, layout, hyper, content["state_dict"])
+        metadata = build_metadata(network, "features", stored)
+        space = {**metadata.options, "space": SHARED_SPACE}
+        return network, replace(metadata, features=metadata.weights, options=space)  # texts depend on all weights
     task = stored.get("task") or task_of_checkpoint(hyper)
     if task is not None:
         return _build_method(path, task, hyper, content["state_dict"], stored, merge)

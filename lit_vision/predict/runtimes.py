@@ -25,6 +25,7 @@ class Model:
         method: the method's network or a FeatureModel; None if the file has no torch network.
         runtime: "torch", "onnx", "openvino" or "pt2".
         device: where the pixels are normalized and the network runs; the CPU for all runtimes but torch.
+        encode_texts: N texts to unit vectors (N, E) in the space of the features; None if the model has no texts.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Model:
         runtime: str,
         method: nn.Module | None = None,
         device: torch.device | None = None,
+        encode_texts: Callable[[list[str]], Tensor] | None = None,
     ) -> None:
         self.metadata, self.path, self.runtime, self.method, self._run = metadata, path, runtime, method, run
         self.device = device or torch.device("cpu")
+        self.encode_texts = encode_texts
         self._mean = torch.tensor(metadata.mean, device=self.device)
         self._std = torch.tensor(metadata.std, device=self.device)
 

@@ -2,6 +2,7 @@
 
 An index is a safetensors file: `features` (N, D) float32 as the model returned them, `names` of the images joined by
 zero bytes, and in its metadata the settings of the features; features of another model, view or precision are refused.
+Features that texts can be compared with have the setting `space`: "images and texts".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path
+from lit_vision.predict.shared_space import SHARED_SPACE
 from lit_vision.weights.model_metadata import ModelMetadata
 
 _QUERIES_AT_ONCE = 1024
@@ -31,13 +33,18 @@ class Index:
         path: the file.
         names: of the N images.
         features: (N, D) float32.
-        feature_settings: model, view and precision that the features depend on.
+        feature_settings: model, space, view and precision that the features depend on.
     """
 
     path: Path
     names: list[str]
     features: np.ndarray
     feature_settings: dict[str, Any]
+
+    @property
+    def in_shared_space(self) -> bool:
+        """True if texts can be compared with the features (see shared_space.py)."""
+        return self.feature_settings.get("space") == SHARED_SPACE
 
 
 def feature_settings(metadata: ModelMetadata) -> dict[str, Any]:
@@ -50,6 +57,7 @@ def feature_settings(metadata: ModelMetadata) -> dict[str, Any]:
         "crop_pct": metadata.crop_pct,
         "precision": metadata.precision,
         **({"value_range": metadata.value_range} if metadata.value_range else {}),
+        **({"space": metadata.options["space"]} if "space" in metadata.options else {}),
     }
 
 
@@ -101,11 +109,29 @@ def check_same_model(index: Index, settings: dict[str, Any]) -> None:
     Raises:
         UserError: names the first setting that differs.
     """
-    differing = [key for key in settings if index.feature_settings.get(key) != settings[key]]
+    compared = [key for key in settings if key != "space"]  # `features` differs with it, and older files have none
+    differing = [key for key in compared if index.feature_settings.get(key) != settings[key]]
     if differing:
         what = "another model" if "features" in differing else f"another {differing[0]}"
         raise UserError(
             f"--index {index.path}: its features are of {what} than --model; embed the images with this model"
+        )
+
+
+def check_holds_texts_of(index: Index, metadata: ModelMetadata) -> None:
+    """Refuse to compare texts with features of another space than a model's; the images' view does not matter.
+
+    Args:
+        index: the index.
+        metadata: of the model that encodes the texts, loaded with `shared_space`.
+
+    Raises:
+        UserError: features of another model, or of this model's backbone alone.
+    """
+    if index.feature_settings.get("features") != metadata.features:
+        raise UserError(
+            f"--index {index.path}: its features are not in the space of --model's texts (they are of another model, or "
+            "of a backbone alone); embed the images with this model"
         )
 
 

@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_vision.errors import UserError
-from lit_vision.methods import network_class
-from lit_vision.predict.models import build_metadata, resolve_model_file, torch_device
+from lit_vision.predict.models import load_method, resolve_model_file, torch_device
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model
-from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
-from lit_vision.weights.compatibility import METHODS
+from lit_vision.predict.shared_space import no_texts_error
+from lit_vision.weights.model_metadata import ModelMetadata
 
 TEMPLATES = ("a photo of a {}.",)
 MOST_CLASSES = 100_000
@@ -72,38 +70,22 @@ class ZeroShotInference(nn.Module):
         return features @ self.classes.T, features
 
 
-def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, Mapping[str, Any], Path]:
+def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, ModelMetadata, Path]:
     """Return the network of images and captions of a run or checkpoint, on the CPU in evaluation mode.
 
     Returns:
-        The network, what its training stored of its data (the image size), and the file.
+        The network, its metadata, and the file.
 
     Raises:
         UserError: no such file, a damaged one, or a model that was not trained on captions.
     """
     path = resolve_model_file(source)
-    advice = "was not trained on images with captions, so it has no words; give a run of ImageText"
     if path.suffix.lower() not in (".ckpt", ".pt", ".pth"):
         raise UserError(f"{path}: is no checkpoint of a training; give a run of ImageText or its .ckpt")
-    state, header, content = read_file_and_content(path)
-    layout = to_common_keys(state, header)[1]
-    kind = network_class(layout) if layout in METHODS else None
-    hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if (
-        kind is None
-        or not hasattr(kind, "encode_texts")
-        or not isinstance(content, dict)
-        or not isinstance(hyper, Mapping)
-    ):
-        raise UserError(f"{path}: {advice}")
-    network = kind(hyper)
-    try:
-        network.load_state_dict(dict(content["state_dict"]))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
-        ) from error
-    return network.eval().requires_grad_(False), content.get("card") or {}, path
+    network, metadata = load_method(path, shared_space=True)
+    if not hasattr(network, "encode_texts"):
+        raise no_texts_error(path)
+    return network, metadata, path
 
 
 def open_zero_shot(
@@ -126,8 +108,7 @@ def open_zero_shot(
         path = Path(source)
         network, features = load_open_clip(os.fspath(source))
     else:
-        network, stored, path = load_image_text(source)
-        features = build_metadata(network, "features", stored)
+        network, features, path = load_image_text(source)
     network = network.to(target)
     vectors = class_vectors(network.encode_texts, classes, templates)
     inference = ZeroShotInference(network, vectors).eval().to(target)
