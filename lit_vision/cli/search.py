@@ -65,12 +65,13 @@ def main_embed(argv: Sequence[str]) -> int:
     check_batch_arguments(args)
     if not args.out.lower().endswith(".safetensors"):
         raise UsageError(f"--out {args.out}: an index is a safetensors file; end its name in .safetensors")
-    if args.backbone_features and args.model.startswith("open_clip:"):
-        raise UsageError("--backbone_features: models of open_clip end with their projection; leave it out")
     from lit_vision.predict.inference import check_has_features, run_inference
     from lit_vision.predict.inputs import find_images
+    from lit_vision.predict.open_clip_models import is_open_clip_name
     from lit_vision.predict.writers import check_output_path
 
+    if args.backbone_features and is_open_clip_name(args.model):
+        raise UsageError("--backbone_features: models of open_clip end with their projection; leave it out")
     out = check_output_path(args.out, args.overwrite)
     inputs = find_images(args.images)
     for line in inputs.lines():

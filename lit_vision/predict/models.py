@@ -27,14 +27,14 @@ from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.methods.pixels import channel_values
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
-from lit_vision.predict.shared_space import SHARED_SPACE, SharedSpaceInference, build_image_text, has_texts
+from lit_vision.predict.shared_space import SharedSpaceInference, build_image_text, has_texts
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.compatibility import UNKNOWN, unknown_method_error
 from lit_vision.weights.load import load_into
-from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata, current_keys
+from lit_vision.weights.model_metadata import METADATA_KEY, SHARED_SPACE, ModelMetadata, current_keys
 
 MODEL_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import state_dict_sha256
-from lit_vision.predict.shared_space import SHARED_SPACE
-from lit_vision.weights.model_metadata import ModelMetadata
+from lit_vision.weights.model_metadata import SHARED_SPACE, ModelMetadata
 
 PREFIX = "open_clip:"
 

@@ -19,8 +19,7 @@ import numpy as np
 
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path
-from lit_vision.predict.shared_space import SHARED_SPACE
-from lit_vision.weights.model_metadata import ModelMetadata
+from lit_vision.weights.model_metadata import SHARED_SPACE, ModelMetadata
 
 _QUERIES_AT_ONCE = 1024
 
@@ -130,8 +129,8 @@ def check_holds_texts_of(index: Index, metadata: ModelMetadata) -> None:
     """
     if index.feature_settings.get("features") != metadata.features:
         raise UserError(
-            f"--index {index.path}: its features are not in the space of --model's texts (they are of another model, or "
-            "of a backbone alone); embed the images with this model"
+            f"--index {index.path}: its features are not in the space of --model's texts (they are of another model, "
+            "or of a backbone alone); embed the images with this model"
         )
 
 

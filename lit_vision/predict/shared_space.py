@@ -19,8 +19,6 @@ from lit_vision.weights.compatibility import METHODS
 if TYPE_CHECKING:
     from lit_vision.predict.runtimes import Model
 
-SHARED_SPACE = "images and texts"  # `space` in the options of a model's metadata, and in an index
-
 
 class SharedSpaceInference(nn.Module):
     """Normalized images (B, C, S, S) -> unit vectors (B, E), by the image tower and its projection.
@@ -41,8 +39,8 @@ class SharedSpaceInference(nn.Module):
 
 
 def has_texts(layout: str) -> bool:
-    """Return True if a method of this name (of a checkpoint, see weights/compatibility.py) encodes texts."""
-    return layout in METHODS and hasattr(network_class(layout), "encode_texts")
+    """Return True if a checkpoint of this layout (see weights/compatibility.py) has a tower of texts."""
+    return layout in METHODS and "text_projection" in METHODS[layout].parts
 
 
 def build_image_text(path: Path, layout: str, hyper: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # key of ModelMetadata's JSON in a file's metadata; an older name, which existing files have
 METADATA_KEY = "lit_vision_card"
+SHARED_SPACE = "images and texts"  # options["space"] of a model whose features can be compared with texts
 RENAMED_KEYS = {"licence": "license"}  # old key: new key; files written before the rename still load
 
 
@@ -41,12 +42,13 @@ class ModelMetadata:
         category_ids: of the classes in the COCO JSON of the training data; empty without COCO JSON, and in older files.
         outputs: names of the outputs, in order.
         weights: sha256 of the weights' names, shapes and values, by which results and exports name a model.
-        features: the same of the backbone alone, by which an index of features names it.
+        features: the same of the weights that the features depend on (the backbone's, or all if texts can be compared
+            with them), by which an index of features names the model.
         license: of the weights, free text; "" if not stated.
         precision: "fp32", "fp16" or "int8".
         value_range: values of images deeper than 8 bits that become 0 and 255; None if the training images had none, or
             in an older file.
-        options: further plain values of the task (thresholds, anchors, ...).
+        options: further plain values of the task (thresholds, anchors, ...); `space`, see SHARED_SPACE.
     """
 
     task: str

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from toy_dense import make_detector, make_segmenter
-from toy_models import make_classifier, write_images, write_run
+from toy_models import make_classifier, write_image_text_run, write_images, write_run
 
 from lit_vision.methods import MAE, LeJEPA, MultiLabelClassifier
 
@@ -34,6 +34,7 @@ if found := {set(HEAVY)!r} & set(sys.modules):
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("imports")
     write_run(folder / "run", make_classifier())
+    write_image_text_run(folder / "words", ["a red hat"])
     write_run(folder / "detector", make_detector())
     write_run(folder / "segmenter", make_segmenter())
     mae = MAE("vit_tiny_patch16_224", VIT, decoder_width=16, decoder_depth=1, decoder_heads=2)
@@ -53,6 +54,7 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
     image, out = str(next((place / "data").rglob("*.png"))), place / "out"
     predict = ["predict", "--device", "cpu", "--workers", "1", image]
     search = ["search", "--device", "cpu", "--index", f"{out}/i.safetensors"]
+    embed_words, search_words = ([c, "--device", "cpu", "--model", str(place / "words")] for c in ("embed", "search"))
     fewshot = ["fewshot", "--device", "cpu", str(place / "data")]
     size = ["--backbone", "vit_tiny_patch16_224", "--backbone_args", json.dumps(VIT)]
     run_dir = ["--model", str(place / "run"), "--run_dir", f"{out}/choose"]
@@ -63,6 +65,8 @@ def test_no_command_on_a_model_or_on_data_imports_lightning(place: Path) -> None
         [*predict, "--model", str(place / "labels/last.ckpt"), "--out", f"{out}/l.csv"],
         ["embed", "--device", "cpu", "--model", str(place / "mae/last.ckpt"), image, "--out", f"{out}/i.safetensors"],
         [*search, "--model", str(place / "mae/last.ckpt"), "--query", image],
+        [*embed_words, image, "--out", f"{out}/w.safetensors"],
+        [*search_words, "--index", f"{out}/w.safetensors", "--text", "a red hat"],
         ["export", str(place / "run"), "--format", "safetensors", "--out", f"{out}/e.safetensors"],
         ["export", str(place / "lejepa/last.ckpt"), "--format", "safetensors", "--out", f"{out}/l.safetensors"],
         ["embed", "--device", "cpu", "--model", f"{out}/l.safetensors", image, "--out", f"{out}/j.safetensors"],

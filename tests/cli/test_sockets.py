@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_models import make_classifier, write_images, write_run
+from toy_models import make_classifier, write_image_text_run, write_images, write_run
 
 from lit_vision.cli.main import COMMANDS
 
@@ -51,6 +51,8 @@ CALLS = [
     "predict --model run set/test --out p.csv",
     "embed --model run set/test --out i.safetensors",
     "search --index i.safetensors --duplicates 0.9",
+    "embed --model words set/test --out w.safetensors",
+    "search --index w.safetensors --model words --text hat",
     "choose set --ignore_folders --num 3 --model run --run_dir choose",
     "fewshot set --model run --shots 1 --seeds 1",
     "import timm.pth --backbone resnet18 --backbone_args {} --backbone_only --out t.safetensors",
@@ -75,6 +77,7 @@ def place(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("sockets")
     write_run(folder / "run", make_classifier())
+    write_image_text_run(folder / "words", ["a red hat"])
     for seed, (split, n) in enumerate((("train", 12), ("val", 6), ("test", 6))):
         write_images(folder / "set" / split, n, seed)
     (folder / "toy.yaml").write_text(RECIPE)

@@ -1,4 +1,4 @@
-"""Zero-shot: prompt ensembles by hand, the command against the network, the same answers from Python, refused input."""
+"""Zero-shot and search by words against the network: by the commands and from Python, prompt ensembles, refused input."""
 
 import csv
 import json
@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 
 import lit_vision
 from lit_vision.cli.main import main
-from lit_vision.data.captions import train_tokenizer
 from lit_vision.errors import UserError
-from lit_vision.methods import ImageText
+from lit_vision.predict.search import read_index
 from lit_vision.predict.zero_shot import class_vectors, load_image_text
 
 CLASSES, TEMPLATES = ["red hat", "green shoe", "gray bag"], ["a photo of a {}.", "the {}"]
@@ -27,14 +26,7 @@ CLASSES, TEMPLATES = ["red hat", "green shoe", "gray bag"], ["a photo of a {}.",
 def place(tmp_path_factory) -> Path:
     """A run of ImageText with random weights, four images, the names of three classes and two templates."""
     place = tmp_path_factory.mktemp("zero-shot")
-    tokenizer = train_tokenizer([f"a photo of a {name}." for name in CLASSES], 300, 12)
-    torch.manual_seed(0)
-    method = ImageText(
-        "resnet18", toy_models.CNN, **toy_models.TEXT, tokenizer_json=tokenizer.json, mean=[0.4, 0.5, 0.6]
-    )
-    (place / "run/checkpoints").mkdir(parents=True)
-    stored = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams), "card": {"size": 16}}
-    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, place / "run/checkpoints/last.ckpt")
+    toy_models.write_image_text_run(place / "run", [f"a photo of a {name}." for name in CLASSES])
     toy_models.write_run(place / "classifier", toy_models.make_classifier())
     rng = np.random.default_rng(0)
     (place / "set").mkdir()
@@ -74,6 +66,77 @@ def test_the_command_gives_the_networks_probabilities_and_python_the_same(place:
     other = model.predict("set", classes=CLASSES[::-1])  # another order and template, not those kept
     assert set(other[0].classes) == set(CLASSES)
     assert other[0].probabilities[0] != found[0].probabilities[0]
+
+
+def test_search_by_words__is_the_sorted_list_of_all_cosines(place: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    monkeypatch.chdir(place)
+    assert main(["embed", "set", "--model", "run", "--out", "i.safetensors", "--device", "cpu"]) == 0
+    index = read_index("i.safetensors")
+    assert index.feature_settings["space"] == "images and texts"
+    network, _, _ = load_image_text("run")
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(f"set/{i}.png"))) for i in range(4)])
+    images = network(((pixels / 255 - network.mean) / network.std).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(index.features, images, atol=1e-6)  # unit vectors
+    texts = ["red hat", "gray bag", "a photo of a green shoe."]
+    Path("texts.txt").write_text("\ngray bag \na photo of a green shoe.\n")
+    call = ["search", "--index", "i.safetensors", "--model", "run", "--device", "cpu"]
+    asked = ["--text", "red hat", "--text_file", "texts.txt"]
+    assert main([*call, *asked, "--out", "o.csv", "--top_k", "3", "--overwrite"]) == 0
+    cosines = np.array([[float(text @ image) for image in images] for text in network.encode_texts(texts).numpy()])
+    rows = list(csv.DictReader(Path("o.csv").read_text().splitlines()))
+    expected = [(text, int(i)) for text, row in zip(texts, cosines) for i in np.argsort(-row)[:3]]
+    assert [(row["query"], row["path"]) for row in rows] == [(text, f"{i}.png") for text, i in expected]
+    wanted = [cosines[texts.index(text), i] for text, i in expected]
+    np.testing.assert_allclose([float(row["score"]) for row in rows], wanted, atol=1e-4)
+    assert "(gray bag)" in capsys.readouterr().out  # several texts: each answer names its own
+
+    model = lit_vision.load("run", "cpu")
+    np.testing.assert_array_equal(model.embed("set").features, index.features)
+    np.testing.assert_allclose(model.embed("set").features @ model.embed_texts(texts).T, cosines.T, atol=1e-6)
+    assert main([*call, "--query", "set/2.png", "--top_k", "1"]) == 0
+    assert capsys.readouterr().out == "1.0000  2.png\n"
+
+
+def test_search_by_words__refuses_other_spaces(place: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("faiss", reason="needs the search extra")
+    monkeypatch.chdir(place)
+    stored = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    stored["state_dict"]["text_projection.weight"] += 1  # the image tower stays, the texts move
+    Path("other/checkpoints").mkdir(parents=True)
+    torch.save(stored, "other/checkpoints/last.ckpt")
+    for name, model, more in (
+        ("space", "run", []),
+        ("backbone", "run", ["--backbone_features"]),
+        ("images", "classifier", []),
+    ):
+        command = ["embed", "set", "--model", model, "--out", f"{name}.safetensors", "--device", "cpu", *more]
+        assert main([*command, "--overwrite"]) == 0
+    assert "space" not in read_index("backbone.safetensors").feature_settings
+    backbone = lit_vision.load("run", "cpu", backbone_features=True)
+    np.testing.assert_array_equal(backbone.embed("set").features, read_index("backbone.safetensors").features)
+    with pytest.raises(UserError, match="has no words"):
+        backbone.embed_texts(["hat"])
+    with pytest.raises(UserError, match="none empty"):
+        lit_vision.load("run", "cpu").embed_texts(["hat", " "])
+    text = ["--text", "red hat"]
+    for code, says, index, arguments in (
+        (1, "not in the space of --model's texts", "space", ["--model", "other", *text]),
+        (1, "another model", "space", ["--model", "other", "--query", "set/0.png"]),
+        (1, "not in the space of --model's texts", "backbone", ["--model", "run", *text]),
+        (0, "", "backbone", ["--model", "run", "--query", "set/0.png"]),
+        (1, "not in the space of --model's texts", "images", ["--model", "run", *text]),
+        (1, "classifier/checkpoints/", "images", ["--model", "classifier", *text]),
+        (1, "--text: give one text or more", "space", ["--model", "run", "--text", " "]),
+        (2, "--text needs --model", "space", text),
+        (2, "give one of --query", "space", ["--model", "run", *text, "--query", "set/0.png"]),
+        (2, "give one of --query", "space", [*text, "--duplicates", "0.5"]),
+    ):
+        capsys.readouterr()
+        assert main(["search", "--index", f"{index}.safetensors", "--device", "cpu", *arguments]) == code
+        error = capsys.readouterr().err
+        assert says in error
+        assert len(error.splitlines()) == (code > 0)
 
 
 def test_refused(place: Path, monkeypatch, capsys) -> None:

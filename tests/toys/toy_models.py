@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lit_vision.data.captions import train_tokenizer
 from lit_vision.methods.classifier.classifier import Classifier
+from lit_vision.methods.image_text.image_text import ImageText
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"}
 CNN = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -47,4 +49,16 @@ def write_run(folder: Path, method: Classifier) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     torch.save(checkpoint, path)
+    return folder
+
+
+def write_image_text_run(folder: Path, captions: list[str]) -> Path:
+    """Write a run folder of ImageText with random weights and a tokenizer of these captions; return the folder."""
+    tokenizer = train_tokenizer(captions, TEXT["vocab_size"], TEXT["context_length"])
+    torch.manual_seed(0)
+    method = ImageText("resnet18", CNN, **TEXT, tokenizer_json=tokenizer.json, mean=[0.4, 0.5, 0.6])
+    stored = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams), "card": {"size": 16}}
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, path)
     return folder
