@@ -1,4 +1,4 @@
-"""Zero-shot and search by words against the network: by the commands and from Python, prompt ensembles, refused input."""
+"""Zero-shot and search by words against the network: commands and Python, prompt ensembles, refused input."""
 
 import csv
 import json
@@ -191,6 +191,13 @@ def test_a_model_of_open_clip_has_open_clips_probabilities(place: Path, tmp_path
     for one, probabilities in zip(found, expected):
         np.testing.assert_allclose(one.probabilities, probabilities[list(one.labels)], atol=1e-5)
     np.testing.assert_allclose(model.embed("set").features, images, atol=1e-5)
+    with torch.no_grad():
+        texts = theirs.encode_text(tokenizer(CLASSES), normalize=True)
+    np.testing.assert_allclose(model.embed_texts(CLASSES), texts, atol=1e-5)
+    embed = ["embed", "set", "--model", name, "--out", "clip.safetensors", "--device", "cpu"]
+    assert main([*embed, "--backbone_features"]) == 2
+    assert main(embed) == 0
+    assert main(["search", "--index", "clip.safetensors", "--model", name, "--text", "hat", "--device", "cpu"]) == 0
     call = ["predict", "set", "--classes", "classes.txt", "--out", "o.csv", "--overwrite", "--device", "cpu", "--model"]
     assert main([*call, name]) == 0
     (tmp_path / "broken.pt").write_bytes(b"broken")
