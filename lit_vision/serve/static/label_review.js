@@ -117,4 +117,3 @@ export function setUpReview({ give, open }) {
   by("review-more").addEventListener("click", () => load(true));
   return { load };
 }
-
