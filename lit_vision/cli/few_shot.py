@@ -1,4 +1,4 @@
-"""The fewshot command: accuracy with k labeled images per class, by class prototypes and logistic regression."""
+"""The fewshot command: accuracy with k labeled images per class, on frozen features and by the classes' names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from lit_vision.io.atomic import atomic_write
 if TYPE_CHECKING:
     from lit_vision.data.folder import Folder, Split
     from lit_vision.evaluation.features import Features
+    from lit_vision.evaluation.few_shot import Classifier
     from lit_vision.predict.runtimes import Model
 
 SUFFIXES = (".csv", ".md")
+TEXT_METHODS = ("zero-shot", "coop")  # of predict/zero_shot.py, in the table's order; the others in few_shot.py
+ALL_METHODS = (*TEXT_METHODS, "prototypes", "logreg")
 
 
 def _parser() -> CommandParser:
@@ -23,7 +26,8 @@ def _parser() -> CommandParser:
         prog="lit-vision fewshot",
         description="Accuracy on ROOT's test split (else its validation split) with k labeled images per class of its "
         "training split, by\nnearest class prototype and by logistic regression on frozen features; both use the same "
-        "images, in several draws.",
+        "images, in several draws.\nA model of images and captions is also measured with the names of the classes "
+        "alone (zero-shot), and with prompts\nthat are learned from these images (coop).",
         epilog="example: lit-vision fewshot data/fashion --model runs/mae/1 --shots 1,5,10 --out few.csv",
     )
     parser.add_argument(
@@ -35,6 +39,9 @@ def _parser() -> CommandParser:
     add_model_arguments(parser)
     parser.add_argument("--shots", default="1,5,10", metavar="LIST", help="labeled images per class (default 1,5,10)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="draws of these images (default 5)")
+    parser.add_argument(
+        "--methods", metavar="LIST", help=f"some of {','.join(ALL_METHODS)} (default: all that the model allows)"
+    )
     parser.add_argument("--metric", choices=["cosine", "euclidean"], default="cosine", help="of the prototypes")
     parser.add_argument("--out", metavar="FILE", help="every draw as .csv, or the table as .md")
     add_batch_arguments(parser)
@@ -49,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(list(argv))
     check_batch_arguments(args)
-    shots = _parse_shots(args.shots)
+    shots, methods = _parse_shots(args.shots), _parse_methods(args.methods)
     if args.seeds < 1:
         raise UsageError(f"--seeds {args.seeds}: give at least 1")
     if args.out and not args.out.lower().endswith(SUFFIXES):
@@ -75,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
     model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     check_has_features(model)
+    others, note = _text_methods(model, args.model, folder.classes, methods)
     sampled = {
         int(i)
         for seed in range(args.seeds)
@@ -87,11 +95,12 @@ def main(argv: Sequence[str]) -> int:
     if not labeled:
         raise UserError(f"{args.root}/{measured}: has no labeled image; add a folder per class")
     test_features = _features(model, folder, test, labeled, args.batch_size, args.workers).select(labeled)
-    episodes = few_shot(train_features, test_features, shots, range(args.seeds), metric=args.metric)
+    frozen = [name for name in methods or ALL_METHODS if name not in TEXT_METHODS]
+    episodes = few_shot(train_features, test_features, shots, range(args.seeds), frozen, args.metric, others)
     table = _table(
         summarize_episodes(episodes),
         shots,
-        f"Top-1 on {len(labeled)} images of {measured}, mean ± sd ({args.seeds} draws).",
+        f"Top-1 on {len(labeled)} images of {measured}, mean ± sd ({args.seeds} draws).{note}",
     )
     print(table, end="")
     if out:
@@ -110,6 +119,45 @@ def _parse_shots(text: str) -> list[int]:
     if shots[0] < 1:
         raise UsageError(f"--shots {text}: give at least 1 image per class")
     return shots
+
+
+def _parse_methods(text: str | None) -> list[str]:
+    """Return the methods of a list in the table's order; empty for None."""
+    if text is None:
+        return []
+    named = {part.strip() for part in text.split(",")}
+    if unknown := sorted(named - set(ALL_METHODS)):
+        raise UsageError(f"--methods {text}: {unknown[0]!r} is not one of {', '.join(ALL_METHODS)}")
+    return [name for name in ALL_METHODS if name in named]
+
+
+def _text_methods(
+    model: Model, source: str, classes: Sequence[str], methods: Sequence[str]
+) -> tuple[dict[str, Classifier], str]:
+    """Return the classifiers of TEXT_METHODS by name, none if the model has no text tower, and a note for the table.
+
+    Args:
+        methods: those that the user named; if none, a reason why these cannot work is printed, not raised.
+    """
+    named = [name for name in TEXT_METHODS if name in methods]
+    if methods and not named:
+        return {}, ""
+    from lit_vision.predict.zero_shot import text_classifiers, text_network
+
+    network = text_network(source, model.device) if model.metadata.task == "features" else None
+    if network is None:
+        if named:
+            raise UserError(f"--methods {named[0]}: {source} has no text tower; give a run of ImageText")
+        return {}, ""
+    try:
+        contexts, found = text_classifiers(network, classes)
+    except UserError as error:
+        if named:
+            raise
+        print(f"without {' and '.join(TEXT_METHODS)}: {error}", flush=True)
+        return {}, ""
+    found = {name: found[name] for name in named or TEXT_METHODS}
+    return found, f" coop: {contexts} context vectors shared by the classes." if "coop" in found else ""
 
 
 def _features(

@@ -1,11 +1,11 @@
-"""Few-shot classification on frozen features: class prototypes and logistic regression on the same labeled images.
+"""Few-shot classification on frozen features: class prototypes, logistic regression and others on the same images.
 
 Letters: N samples, D width of the features, K classes, k labeled images per class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from lit_vision.evaluation.metrics import mean_sd, top_k_accuracy
 
 FEW_SHOT_METHODS = ("prototypes", "logreg")
 METRICS = ("cosine", "euclidean")
+# (k labeled images of each class, test images, seed of the draw) -> scores (N, K) of the test images
+Classifier = Callable[[Features, Features, int], Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Episode:
     """Result of one draw of k images per class.
 
     Attributes:
-        method: one of FEW_SHOT_METHODS.
+        method: one of FEW_SHOT_METHODS, or the name of another classifier.
         shots: k.
         seed: of the draw.
         value: accuracy on all test samples, 0 to 1.
@@ -100,6 +102,7 @@ def few_shot(
     seeds: Iterable[int] = range(5),
     methods: Sequence[str] = FEW_SHOT_METHODS,
     metric: str = "cosine",
+    others: Mapping[str, Classifier] | None = None,
 ) -> list[Episode]:
     """Measure the accuracy with k labeled images per class, for every k, seed and method.
 
@@ -113,6 +116,7 @@ def few_shot(
         seeds: of the draws.
         methods: some of FEW_SHOT_METHODS.
         metric: of the prototypes.
+        others: further classifiers by name, measured before `methods` in each episode.
 
     Raises:
         UserError: a class has fewer than k images.
@@ -126,6 +130,8 @@ def few_shot(
     for seed in seeds:
         for k in shots:
             part = train.select(choose_shots(labels, k, seed))
+            for name, classifier in (others or {}).items():
+                found.append(Episode(name, k, seed, top_k_accuracy(classifier(part, test, seed), test.labels)))
             for method in methods:
                 if method == "prototypes":
                     prototypes = class_prototypes(part.features, part.labels, num_classes, metric)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,8 @@ class OpenClipTowers(nn.Module):
     """Normalized images (B, 3, S, S) -> unit vectors (B, E), and texts to vectors, by a model of open_clip.
 
     It has the parts that zero-shot classification takes of ImageText's network: `backbone`, `image_projection` (nothing
-    here, the image tower ends with its own), `similarity.scale` and `encode_texts`.
+    here, the image tower ends with its own), `similarity.scale` and `encode_texts`; and those of prompt learning:
+    `context_length`, `token_embedding`, `tokenize` and `encode_tokens`.
     """
 
     outputs = ("features",)
@@ -55,6 +57,43 @@ class OpenClipTowers(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Return the outputs (see the class)."""
         return (F.normalize(self.model.visual(images), dim=-1),)
+
+    @cached_property
+    def _empty(self) -> Tensor:
+        """The tokens of the empty text, (S,), of which the last is padding."""
+        tokens: Tensor = self._tokenizer([""])[0]
+        return tokens
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens of every text, padding counted."""
+        return len(self._empty)
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The module of the text tower that turns tokens into vectors, without positions.
+
+        Raises:
+            UserError: a text tower of transformers.
+        """
+        found = getattr(getattr(self.model, "text", self.model), "token_embedding", None)
+        if found is None:
+            raise UserError("prompt learning: not for text towers of transformers within open_clip; take another model")
+        embedding: nn.Module = found
+        return embedding
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return tokens (N, S) of texts, cut after the longest, and (N, S) bool, False for padding."""
+        tokens = self._tokenizer(list(texts))
+        mask = (tokens != self._empty[-1]).int().flip(1).cummax(1).values.flip(1).bool()  # padding stands at the end
+        longest = int(mask.sum(1).max())
+        return tokens[:, :longest], mask[:, :longest]
+
+    def encode_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return unit vectors (N, E) of tokens and mask, see `tokenize`."""
+        pad = int(self._empty[-1])
+        tokens = F.pad(tokens.masked_fill(~mask, pad), (0, self.context_length - tokens.shape[1]), value=pad)
+        return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -19,14 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_vision.errors import UserError
-from lit_vision.predict.models import load_method, resolve_model_file, torch_device
+from lit_vision.evaluation.features import Features
+from lit_vision.evaluation.few_shot import Classifier
+from lit_vision.methods.image_text.prompt_learning import (
+    CONTEXTS,
+    Prompts,
+    learn_contexts,
+    paper_epochs,
+    room_for_contexts,
+)
+from lit_vision.predict.models import MODEL_SUFFIXES, load_method, resolve_model_file, torch_device
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model
-from lit_vision.predict.shared_space import no_texts_error
+from lit_vision.predict.shared_space import has_texts, no_texts_error
+from lit_vision.predict.timm_models import is_timm_name
+from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.model_metadata import ModelMetadata
 
 TEMPLATES = ("a photo of a {}.",)
 MOST_CLASSES = 100_000
+CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth")
 
 
 def class_vectors(
@@ -80,7 +92,7 @@ def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, ModelMet
         UserError: no such file, a damaged one, or a model that was not trained on captions.
     """
     path = resolve_model_file(source)
-    if path.suffix.lower() not in (".ckpt", ".pt", ".pth"):
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise UserError(f"{path}: is no checkpoint of a training; give a run of ImageText or its .ckpt")
     network, metadata = load_method(path, shared_space=True)
     if not hasattr(network, "encode_texts"):
@@ -128,6 +140,69 @@ def open_zero_shot(
         return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
 
     return Model(metadata, path, run, "torch", None, target)
+
+
+def text_network(source: str | os.PathLike[str], device: torch.device) -> nn.Module | None:
+    """Return the network of images and captions of a model, in evaluation mode, or None if it has no text tower.
+
+    Args:
+        source: a run, a file or a name, from which `models.load_model` has loaded a model of features.
+        device: where the network is put.
+
+    Raises:
+        UserError: as `load_image_text` and `load_open_clip`, but for a model without a text tower.
+    """
+    if is_open_clip_name(source):
+        return load_open_clip(os.fspath(source))[0].to(device)
+    if is_timm_name(source, MODEL_SUFFIXES):
+        return None
+    path = resolve_model_file(source)
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        return None
+    state, header, _ = read_file_and_content(path)
+    if not has_texts(to_common_keys(state, header)[1]):
+        return None
+    return load_image_text(source)[0].to(device)
+
+
+def text_classifiers(network: nn.Module, classes: Sequence[str]) -> tuple[int, dict[str, Classifier]]:
+    """Return classifiers for `evaluation.few_shot` that use the names of the classes: "zero-shot" and "coop".
+
+    Both take features of the network's image tower before its projection. "zero-shot" is `class_vectors`; "coop" learns
+    contexts from the labeled images, see prompt_learning.py, with the paper's recipe.
+
+    Args:
+        network: from `text_network`.
+        classes: names of folders; their underscores are read as spaces.
+
+    Returns:
+        The number of context vectors: 16, or fewer if the text tower takes no more; and the classifiers, by name.
+
+    Raises:
+        UserError: as `check_classes`, `Prompts` and the network's tokenizer.
+    """
+    names = check_classes([name.replace("_", " ") for name in classes], "names of the classes")
+    contexts = min(CONTEXTS, room_for_contexts(network, names))
+    if contexts < 1:
+        raise UserError("names of the classes: the longest leaves no place for context vectors; shorten it")
+    Prompts(network, names, contexts)  # refuses what cannot work
+    vectors = class_vectors(network.encode_texts, names)
+
+    @torch.no_grad()
+    def image_vectors(features: Tensor) -> Tensor:
+        return F.normalize(network.image_projection(features.to(vectors.device)), dim=-1)
+
+    def zero_shot(labeled: Features, test: Features, seed: int) -> Tensor:
+        return (image_vectors(test.features) @ vectors.T).cpu()
+
+    def coop(labeled: Features, test: Features, seed: int) -> Tensor:
+        prompts = Prompts(network, names, contexts, seed=seed)
+        shots = int(torch.bincount(labeled.labels).max())
+        learn_contexts(prompts, image_vectors(labeled.features), labeled.labels, paper_epochs(shots), seed=seed)
+        with torch.no_grad():
+            return (image_vectors(test.features) @ prompts.class_vectors().T).cpu()
+
+    return contexts, {"zero-shot": zero_shot, "coop": coop}
 
 
 def check_classes(names: Sequence[str], where: str) -> list[str]:

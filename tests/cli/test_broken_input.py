@@ -214,6 +214,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "serve run --device tpu",
         "export run --format tflite",
         "fewshot set --model run --metric manhattan",
+        "fewshot set --model run --methods nothing",
         "data imagenet --out f",
         "fit --config toy.yaml --trainer.accelerator tpu",
         "study set --inits nothing",

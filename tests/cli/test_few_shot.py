@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 from toy_dense import make_detector
-from toy_models import make_classifier, write_images, write_run
+from toy_models import CNN, TEXT, make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
+from lit_vision.data.captions import train_tokenizer
 from lit_vision.data.splits import sample_per_class
 from lit_vision.data.views.decode import decode
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.evaluation.few_shot import class_prototypes, nearest_prototype
+from lit_vision.methods.image_text.network import ImageTextNetwork
+from lit_vision.methods.image_text.prompt_learning import Prompts, learn_contexts
+from lit_vision.predict.zero_shot import class_vectors, load_image_text
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,54 @@ def test_fewshot__takes_the_names_of_the_splits_and_the_quarantine_list_of_the_r
     assert "Top-1 on 9 images of test" in capsys.readouterr().out
 
 
+def test_fewshot__of_a_model_of_images_and_captions(place, tmp_path, capsys) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a photo of a blue, green, red."], 300, 12)
+    method = ImageTextNetwork({"backbone": "resnet18", "backbone_args": CNN, **TEXT, "tokenizer_json": tokenizer.json})
+    hyper = {**method.hparams}
+    stored = {"state_dict": method.state_dict(), "hyper_parameters": hyper, "card": {"size": 16}}
+    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, tmp_path / "text.ckpt")
+    out, model = str(tmp_path / "o.csv"), str(tmp_path / "text.ckpt")
+    assert _run(place, "--shots", "1", "--seeds", "2", "--out", out, model=model) == 0
+    printed = capsys.readouterr().out
+    named = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
+    assert named[-4:] == ["zero-shot", "coop", "prototypes", "logreg"]
+    network, _, _ = load_image_text(model)
+    names = ["blue", "green", "red"]
+    contexts = int(printed.split("coop: ")[1].split()[0])
+    assert contexts == 12 - int(tokenizer.encode([f"{name}." for name in names])[1].sum(1).max())
+
+    def vectors(split: str) -> tuple[torch.Tensor, np.ndarray]:
+        paths = sorted((place / "data" / split).rglob("*.png"))
+        pixels = np.stack([resize_and_crop(decode(p.read_bytes()), 16, 1.0) for p in paths])
+        images = (torch.from_numpy(pixels) / 255 - network.mean) / network.std
+        with torch.no_grad():
+            return network(images.permute(0, 3, 1, 2)), np.array([names.index(p.parent.name) for p in paths])
+
+    (train, labels), (test, truth) = vectors("train"), vectors("test")
+    rows = {(r["method"], r["shots"], r["seed"]): float(r["top1"]) for r in csv.DictReader(Path(out).open())}
+    assert len(rows) == 4 * 2
+    prompts = Prompts(network, names, contexts, seed=1)
+    chosen = sample_per_class(labels, 1, 1)
+    learn_contexts(prompts, train[chosen], torch.from_numpy(labels[chosen]), 50, seed=1)
+    for method, found in (
+        ("zero-shot", class_vectors(network.encode_texts, names)),
+        ("coop", prompts.class_vectors().detach()),
+    ):
+        accuracy = ((test @ found.T).argmax(1).numpy() == truth).mean()
+        assert rows[method, "1", "1"] == pytest.approx(accuracy, abs=1e-6)
+    assert _run(place, "--shots", "1", "--seeds", "1", "--methods", "logreg,zero-shot", model=model) == 0
+    table = capsys.readouterr().out
+    assert [name in table for name in ("zero-shot", "coop", "prototypes", "logreg")] == [True, False, False, True]
+    hyper["tokenizer_json"] = None  # trained on tokens of one's own
+    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, tmp_path / "text.ckpt")
+    assert _run(place, "--shots", "1", "--seeds", "1", model=model) == 0
+    table = capsys.readouterr().out
+    assert "without zero-shot and coop: the model has no tokenizer" in table
+    assert "| logreg " in table
+    assert _run(place, "--shots", "1", "--seeds", "1", "--methods", "coop", model=model) == 1
+
+
 BROKEN = {
     "no folder": (["--shots", "1"], {"root": "nowhere"}, 1, "nowhere"),
     "no model": ([], {"model": "nothing"}, 1, "/nothing"),
@@ -83,6 +135,8 @@ BROKEN = {
     "words as shots": (["--shots", "many"], {}, 2, "--shots many"),
     "no shot": (["--shots", "0,1"], {}, 2, "--shots 0,1"),
     "too many shots": (["--shots", "50"], {}, 1, "50"),
+    "an unknown method": (["--methods", "coop,svm"], {}, 2, "--methods coop,svm"),
+    "no text tower": (["--methods", "coop,logreg"], {}, 1, "--methods coop"),
     "no seed": (["--seeds", "0"], {}, 2, "--seeds 0"),
     "unknown ending": (["--out", "o.xlsx"], {}, 2, "--out o.xlsx"),
     "out is there": (["--out", "{place}/taken.csv"], {}, 1, "--overwrite"),

@@ -133,10 +133,11 @@ class ImageTextNetwork(nn.Module):
         return F.normalize(self.image_projection(features), dim=-1)
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return unit vectors (B, E) of captions: tokens (B, S) int64 and mask (B, S) bool, False for padding."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams["lock_text"]):
-            features = self.text(tokens, mask)
-        return F.normalize(self.text_projection(features), dim=-1)
+        """Return unit vectors (B, E) of captions: tokens (B, S) int64 and mask (B, S) bool, False for padding.
+
+        A locked text tower's weights require no gradients, so that none are computed unless its input's are (prompts).
+        """
+        return F.normalize(self.text_projection(self.text(tokens, mask)), dim=-1)
 
     @cached_property
     def tokenizer(self) -> CaptionTokenizer:
@@ -148,6 +149,24 @@ class ImageTextNetwork(nn.Module):
         if self.hparams["tokenizer_json"] is None:
             raise UserError("the model has no tokenizer: it was trained on tokens of the user's own data module")
         return CaptionTokenizer(self.hparams["tokenizer_json"], self.hparams["context_length"])
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text, start and end counted."""
+        return int(self.hparams["context_length"])
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The module of the text tower that turns tokens into vectors, without positions."""
+        return self.text.token_embedding
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return tokens and mask of texts, see `CaptionTokenizer.encode`.
+
+        Raises:
+            UserError: as `tokenizer`.
+        """
+        return self.tokenizer.encode(texts)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -81,6 +81,11 @@ class TextTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The module that turns tokens into vectors, without positions."""
+        return self.embedding
+
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return (B, D) of tokens (B, S) int64 and mask (B, S) bool, False for padding at the end of a row.
 
@@ -133,6 +138,12 @@ class HuggingFaceText(nn.Module):
         self.model = model
         self.width: int = model.config.hidden_size
         self.config: str = model.config.to_json_string(use_diff=False)
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The module that turns tokens into vectors, without positions."""
+        embedding: nn.Module = self.model.get_input_embeddings()
+        return embedding
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return (B, D) of tokens (B, S) int64 and mask (B, S) bool, False for padding at the end of a row."""
