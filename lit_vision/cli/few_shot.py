@@ -157,7 +157,10 @@ def _text_methods(
         print(f"without {' and '.join(TEXT_METHODS)}: {error}", flush=True)
         return {}, ""
     found = {name: found[name] for name in named or TEXT_METHODS}
-    return found, f" coop: {contexts} context vectors shared by the classes." if "coop" in found else ""
+    if "coop" not in found:
+        return found, ""
+    print("coop trains prompts in every draw, which takes a while on a CPU; --methods leaves it out", flush=True)
+    return found, f" coop: {contexts} context vectors shared by the classes."
 
 
 def _features(

@@ -23,7 +23,7 @@ from lit_vision.evaluation.features import Features
 from lit_vision.evaluation.few_shot import Classifier
 from lit_vision.methods.image_text.prompt_learning import (
     CONTEXTS,
-    Prompts,
+    LearnedPrompts,
     learn_contexts,
     paper_epochs,
     room_for_contexts,
@@ -179,13 +179,14 @@ def text_classifiers(network: nn.Module, classes: Sequence[str]) -> tuple[int, d
         The number of context vectors: 16, or fewer if the text tower takes no more; and the classifiers, by name.
 
     Raises:
-        UserError: as `check_classes`, `Prompts` and the network's tokenizer.
+        UserError: as `check_classes`, `LearnedPrompts` and the network's tokenizer.
     """
-    names = check_classes([name.replace("_", " ") for name in classes], "names of the classes")
+    readable = [name.encode("utf-8", "replace").decode().replace("_", " ") for name in classes]  # tokenizers' UTF-8
+    names = check_classes(readable, "names of the classes")
     contexts = min(CONTEXTS, room_for_contexts(network, names))
     if contexts < 1:
         raise UserError("names of the classes: the longest leaves no place for context vectors; shorten it")
-    Prompts(network, names, contexts)  # refuses what cannot work
+    LearnedPrompts(network, names, contexts)  # refuses what cannot work
     vectors = class_vectors(network.encode_texts, names)
 
     @torch.no_grad()
@@ -196,7 +197,7 @@ def text_classifiers(network: nn.Module, classes: Sequence[str]) -> tuple[int, d
         return (image_vectors(test.features) @ vectors.T).cpu()
 
     def coop(labeled: Features, test: Features, seed: int) -> Tensor:
-        prompts = Prompts(network, names, contexts, seed=seed)
+        prompts = LearnedPrompts(network, names, contexts, seed=seed)
         shots = int(torch.bincount(labeled.labels).max())
         learn_contexts(prompts, image_vectors(labeled.features), labeled.labels, paper_epochs(shots), seed=seed)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from lit_vision.data.views.decode import decode
 from lit_vision.data.views.views import resize_and_crop
 from lit_vision.evaluation.few_shot import class_prototypes, nearest_prototype
 from lit_vision.methods.image_text.network import ImageTextNetwork
-from lit_vision.methods.image_text.prompt_learning import Prompts, learn_contexts
+from lit_vision.methods.image_text.prompt_learning import LearnedPrompts, learn_contexts
 from lit_vision.predict.zero_shot import class_vectors, load_image_text
 
 
@@ -104,9 +104,10 @@ def test_fewshot__of_a_model_of_images_and_captions(place, tmp_path, capsys) -> 
             return network(images.permute(0, 3, 1, 2)), np.array([names.index(p.parent.name) for p in paths])
 
     (train, labels), (test, truth) = vectors("train"), vectors("test")
-    rows = {(r["method"], r["shots"], r["seed"]): float(r["top1"]) for r in csv.DictReader(Path(out).open())}
+    table = csv.DictReader(Path(out).read_text().splitlines())
+    rows = {(r["method"], r["shots"], r["seed"]): float(r["top1"]) for r in table}
     assert len(rows) == 4 * 2
-    prompts = Prompts(network, names, contexts, seed=1)
+    prompts = LearnedPrompts(network, names, contexts, seed=1)
     chosen = sample_per_class(labels, 1, 1)
     learn_contexts(prompts, train[chosen], torch.from_numpy(labels[chosen]), 50, seed=1)
     for method, found in (

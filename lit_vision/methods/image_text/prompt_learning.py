@@ -23,7 +23,7 @@ BATCH_SIZE = 32
 _DOMAIN = 0x7072_6F6D_7074  # separates these random numbers from those of others with the same seed
 
 
-class Prompts:
+class LearnedPrompts:
     """Prompts `[V]_1 ... [V]_M name.` of classes, of which the contexts [V] are learned and all else is frozen.
 
     The contexts stand between the start token, if the tokenizer adds one, and the name.
@@ -108,7 +108,7 @@ def paper_epochs(shots: int) -> int:
 
 
 def learn_contexts(
-    prompts: Prompts,
+    prompts: LearnedPrompts,
     images: Tensor,
     labels: Tensor,
     epochs: int,

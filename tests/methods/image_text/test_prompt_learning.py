@@ -11,7 +11,12 @@ from torch import nn
 from lit_vision.data.captions import train_tokenizer
 from lit_vision.errors import UserError
 from lit_vision.methods.image_text.network import ImageTextNetwork
-from lit_vision.methods.image_text.prompt_learning import Prompts, learn_contexts, paper_epochs, room_for_contexts
+from lit_vision.methods.image_text.prompt_learning import (
+    LearnedPrompts,
+    learn_contexts,
+    paper_epochs,
+    room_for_contexts,
+)
 from lit_vision.predict.open_clip_models import OpenClipTowers
 
 CLASSES = ["red hat", "green", "gray bag"]  # different numbers of tokens
@@ -69,10 +74,10 @@ def test_contexts_of_words_give_the_vectors_of_the_prompt(name: str) -> None:
     for words, template in (("", "{}."), (TEMPLATE, TEMPLATE + " {}.")):
         expected = network.encode_texts([template.replace("{}", name) for name in CLASSES])
         for per_class in (False, True):
-            prompts = Prompts(network, CLASSES, words, per_class)
+            prompts = LearnedPrompts(network, CLASSES, words, per_class)
             assert prompts.contexts.dim() == (3 if per_class else 2)
             torch.testing.assert_close(prompts.class_vectors().detach(), expected, rtol=1e-5, atol=1e-6)
-    other = Prompts(network, CLASSES, "of a photo").class_vectors()
+    other = LearnedPrompts(network, CLASSES, "of a photo").class_vectors()
     assert not torch.allclose(other, expected, atol=1e-4)
 
 
@@ -80,7 +85,7 @@ def test_contexts_of_words_give_the_vectors_of_the_prompt(name: str) -> None:
 def test_gradients_reach_the_contexts_only_and_each_class_its_own(name: str) -> None:
     network = NETWORKS[name]()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    prompts = Prompts(network, CLASSES, 3, per_class=True)
+    prompts = LearnedPrompts(network, CLASSES, 3, per_class=True)
     (grad,) = torch.autograd.grad(prompts.class_vectors()[1].sum(), [prompts.contexts])
     assert (grad[1].abs().sum(1) > 0).all()
     assert not grad[[0, 2]].any()
@@ -106,7 +111,7 @@ def test_learns_where_zero_shot_is_wrong() -> None:
         return float(((test @ vectors.T).argmax(1) == truth).float().mean())
 
     assert accuracy(network.encode_texts([f"{TEMPLATE} {name}." for name in CLASSES])) < 0.5
-    prompts = Prompts(network, CLASSES, per_class=True)
+    prompts = LearnedPrompts(network, CLASSES, per_class=True)
     assert accuracy(prompts.class_vectors()) < 0.7
     losses = learn_contexts(prompts, *images_of(12, 0), epochs=paper_epochs(1))
     assert losses[-1] < losses[0] / 2
@@ -115,7 +120,7 @@ def test_learns_where_zero_shot_is_wrong() -> None:
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     def learn(first: int, order: int) -> torch.Tensor:
-        prompts = Prompts(our_network(), CLASSES, 2, seed=first)
+        prompts = LearnedPrompts(our_network(), CLASSES, 2, seed=first)
         learn_contexts(prompts, *images_of(12, 0), epochs=2, batch_size=5, seed=order)
         return prompts.contexts
 
@@ -130,10 +135,10 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 def test_one_step_is_the_papers_gradient_by_hand() -> None:
     """The first epoch has a rate of 1e-5; the second of a cosine, half of `lr` at epoch 1 of 2, with momentum."""
     network = our_network()
-    prompts = Prompts(network, CLASSES, 2)
+    prompts = LearnedPrompts(network, CLASSES, 2)
     images, labels = images_of(6, 0)
     contexts, speed, losses = prompts.contexts.detach().clone(), torch.tensor(0.0), []
-    reference = Prompts(network, CLASSES, 2)
+    reference = LearnedPrompts(network, CLASSES, 2)
     for rate in (1e-5, 0.001):
         reference.contexts = contexts.clone().requires_grad_()
         vectors = reference.class_vectors()
@@ -158,9 +163,9 @@ class HuggingFaceOnly(nn.Module):
 def test_what_cannot_work_is_refused() -> None:
     network = our_network()
     room = room_for_contexts(network, CLASSES)
-    Prompts(network, CLASSES, room)
+    LearnedPrompts(network, CLASSES, room)
     with pytest.raises(UserError, match=f"give {room} or fewer"):
-        Prompts(network, CLASSES, room + 1)
+        LearnedPrompts(network, CLASSES, room + 1)
     transformers_text = OpenClipTowers(HuggingFaceOnly(), None)  # of open_clip
     with pytest.raises(UserError, match="prompt learning"):
-        Prompts(transformers_text, CLASSES)
+        LearnedPrompts(transformers_text, CLASSES)
