@@ -9,7 +9,7 @@ import pytest
 from toy_models import write_images
 
 import lit_vision
-from lit_vision.cli import choose, doctor, export, predict, study
+from lit_vision.cli import choose, doctor, export, predict, search, study
 from lit_vision.predict.api import LoadedModel
 
 SOURCE = Path(lit_vision.__file__).parent
@@ -52,9 +52,11 @@ def test_a_function_has_the_options_of_its_command(function, parser) -> None:
 
 
 def test_a_model_has_the_options_of_predict() -> None:
-    found = options(predict._parser())
+    found = options(predict._parser()) | options(search._embed_parser())
     for function in (lit_vision.load, LoadedModel.predict, LoadedModel.embed):
-        here = {name: value for name, value in defaults(function).items() if name not in ("threads", "errors")}
+        here = {
+            name: value for name, value in defaults(function).items() if name not in ("threads", "errors", "templates")
+        }
         assert here == {name: found[name] for name in here}
 
 

@@ -323,4 +323,5 @@ def test_interrupted_by_ctrl_c(command: str, name: str, opening, capsys) -> None
 
 def test_every_command_is_in_the_tables() -> None:
     assert {command.split()[0] for command, *_ in FILES} == set(COMMANDS)
-    assert {command.split()[0] for command, *_ in OPENED} == set(COMMANDS)
+    # label opens its store by a descriptor, and weights in the background: tests/serve/labeling has both
+    assert {command.split()[0] for command, *_ in OPENED} | {"label"} == set(COMMANDS)

@@ -20,7 +20,7 @@ from lit_vision.cli.main import main
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import sha256_of_file
 from lit_vision.methods import Classifier, SimCLR
-from lit_vision.study import encoders, runner
+from lit_vision.study import runner, weight_files
 from lit_vision.study.images import read_images
 from lit_vision.study.presets import PACKAGED, PUBLIC, TIMM, preset_for
 from lit_vision.study.progress import Reporter
@@ -209,7 +209,7 @@ def test_import__by_name_writes_the_classes_of_imagenet_and_the_origin(
 @pytest.fixture
 def begin_study(tmp_path, monkeypatch):
     """Return a function that begins a study, up to its public weights; a second call continues it."""
-    monkeypatch.setattr(encoders, "PACKAGED", NAME)
+    monkeypatch.setattr(weight_files, "PACKAGED", NAME)
     for split in ("train", "test"):
         for label in "ab":
             (tmp_path / split / label).mkdir(parents=True)
