@@ -183,6 +183,7 @@ class Runner:
         weighted = np.repeat(rows, rule.copies[rows])
         fitted = logistic_regression(pool[weighted], rule.labels[weighted], test, 2, strengths=[probe.strength])
         fitted.scores.update(probe.scores)
+        fitted.balanced_scores.update(probe.balanced_scores)
         return fitted
 
     def _trained(self, protocol: str, key: CellKey, place: int) -> CellResult:
