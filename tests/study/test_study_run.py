@@ -93,6 +93,7 @@ def _the_model_answers_as_its_cell(folder, run, text) -> None:
     assert [rows[i]["label"] for i in sure] == [images.classes[kept[i].argmax()] for i in sure]
 
 
+@pytest.mark.slow
 def test_study__stopped_and_continued_gives_the_same_bits(folder, tmp_path, monkeypatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     _study(folder, whole)
@@ -115,6 +116,7 @@ def test_study__stopped_and_continued_gives_the_same_bits(folder, tmp_path, monk
     assert len(json.loads((cut / "weights" / "simclr.json").read_text())["losses"]) == 1
 
 
+@pytest.mark.slow
 def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verified(folder, tmp_path) -> None:
     asked = ["lora", "bias", "last-1", "prompt-shallow", "head+norm"]
     arguments = ["--inits", "mae,simclr", "--epochs", "mae=1,simclr=1,4=1", "--labels", "4", "--seeds", "1"]
@@ -138,6 +140,7 @@ def test_protocols__adapters_train_where_the_network_can_take_them_and_are_verif
     assert all(check.holds for check in checks)
 
 
+@pytest.mark.slow
 def test_pretrain_on__another_folder_gives_the_encoders_and_nothing_else(folder, tmp_path) -> None:
     other, rng = tmp_path / "other", np.random.default_rng(1)
     other.mkdir()
