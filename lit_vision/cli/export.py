@@ -14,12 +14,17 @@ def _parser() -> CommandParser:
         prog="lit-vision export",
         description="Write a run as one file with mean, std, size, class names and license inside; the batch size "
         f"stays free. An\nexport whose outputs differ from torch's by more than {EXPORT_TOLERANCE:g} is refused.",
-        epilog="example: lit-vision export runs/classifier/1 --format openvino --int8 data/photos\n\n"
+        epilog="examples: lit-vision export runs/classifier/1 --format openvino --int8 data/photos\n"
+        "          lit-vision export runs/imagetext/1 --format onnx --classes classes.txt\n\n"
         "TensorRT (not run here) takes the ONNX file; for 224 pixels:\n"
         "  trtexec --onnx=model.onnx --minShapes=images:1x3x224x224 --optShapes=images:8x3x224x224 \\\n"
         "          --maxShapes=images:64x3x224x224 --noTF32 --saveEngine=model.engine",
     )
-    parser.add_argument("model", metavar="RUN_OR_FILE", help="a run's folder, a .ckpt or a .safetensors")
+    parser.add_argument(
+        "model",
+        metavar="RUN_OR_FILE",
+        help="a run's folder, a .ckpt or a .safetensors; with --classes also open_clip:MODEL/WEIGHTS",
+    )
     parser.add_argument(
         "--format",
         required=True,
@@ -30,6 +35,18 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", metavar="FILE", help="default RUN/export/model.<suffix of the format>")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, written into the file")
     parser.add_argument("--base", metavar="FILE", help="the weights that an adapter (RUN_OR_FILE) was trained on")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="onnx, openvino, pt2, of a model of images and captions (ImageText): a classifier into the classes that "
+        "this text file names, one a line: the image tower and the vectors of the names, without the text tower",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        help="with --classes: prompts, one a line, with {} for the name; several are averaged (default: 'a photo of a "
+        "{}.')",
+    )
     parser.add_argument(
         "--int8",
         metavar="ROOT",

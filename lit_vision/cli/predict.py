@@ -159,21 +159,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _zero_shot_model(args: argparse.Namespace) -> Model:
     """Return the classifier of the classes that --classes names."""
-    from lit_vision.data.annotations.files import read_lines
-    from lit_vision.predict.zero_shot import TEMPLATES, check_classes, check_templates, open_zero_shot
+    from lit_vision.predict.zero_shot import open_zero_shot, read_prompts
 
     for name in ("base", "range"):
         if getattr(args, name):
             raise UsageError(f"--{name}: does not apply with --classes; leave it out")
-    classes = check_classes(
-        read_lines(Path(args.classes).expanduser(), "file of --classes"), f"--classes {args.classes}"
-    )
-    templates: Sequence[str] = TEMPLATES
-    if args.template:
-        templates = check_templates(
-            read_lines(Path(args.template).expanduser(), "file of --template"), f"--template {args.template}"
-        )
-    return open_zero_shot(args.model, classes, templates, args.device)
+    return open_zero_shot(args.model, *read_prompts(args.classes, args.template), args.device)
 
 
 def _settings(file_format: str, options: Mapping[str, Any], ids: CocoIds | None) -> dict[str, Any]:

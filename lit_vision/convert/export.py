@@ -45,7 +45,7 @@ def export(
     """Write one file (OpenVINO: .xml and .bin); it appears under its name only if its outputs agree with torch's.
 
     Args:
-        method: from `models.load_method`.
+        method: from `models.load_method`, or a classifier from `zero_shot.zero_shot_network` (not for safetensors).
         metadata: likewise; stored in the file.
         file_format: "safetensors", "onnx", "openvino" or "pt2".
         out: the file.
@@ -62,8 +62,9 @@ def export(
     """
     from lit_vision.predict.models import load_model
     from lit_vision.predict.tasks import inference_network
+    from lit_vision.predict.zero_shot import ZeroShotInference
 
-    network = inference_network(method, metadata.task)
+    network = method if isinstance(method, ZeroShotInference) else inference_network(method, metadata.task)
     if metadata.task == "detection" and "strides" not in metadata.options and file_format != "safetensors":
         raise UserError(
             f"--format {file_format}: {metadata.options['head']} has two stages and so no raw outputs to export; "

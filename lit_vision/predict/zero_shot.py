@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_vision.data.annotations.files import read_lines
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import Features
 from lit_vision.evaluation.few_shot import Classifier
@@ -100,16 +101,19 @@ def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, ModelMet
     return network, metadata, path
 
 
-def open_zero_shot(
+def zero_shot_network(
     source: str | os.PathLike[str], classes: Sequence[str], templates: Sequence[str] = TEMPLATES, device: str = "auto"
-) -> Model:
-    """Return a classifier of the named classes from a model of images and captions.
+) -> tuple[ZeroShotInference, nn.Module, ModelMetadata, Path]:
+    """Return a network that classifies into named classes, in evaluation mode, without the text tower.
 
     Args:
         source: a run's folder or a checkpoint of ImageText, or `open_clip:MODEL/WEIGHTS` (see open_clip_models.py).
         classes: names, two or more, all different.
         templates: prompts with {} for the name; several make an ensemble, see `class_vectors`.
         device: as in `models.load_model`.
+
+    Returns:
+        The classifier, the network of both towers that it was made from, its metadata, and the file.
 
     Raises:
         UserError: as `check_classes`, `check_templates`, `load_image_text` and `load_open_clip`.
@@ -123,7 +127,6 @@ def open_zero_shot(
         network, features, path = load_image_text(source)
     network = network.to(target)
     vectors = class_vectors(network.encode_texts, classes, templates)
-    inference = ZeroShotInference(network, vectors).eval().to(target)
     prompts = json.dumps([classes, templates], ensure_ascii=False)
     metadata = replace(
         features,
@@ -133,13 +136,42 @@ def open_zero_shot(
         weights=hashlib.sha256(f"{features.weights} {prompts}".encode("utf-8", "surrogateescape")).hexdigest(),
         options={**features.options, "templates": templates},
     )
+    return ZeroShotInference(network, vectors).eval().to(target), network, metadata, path
+
+
+def open_zero_shot(
+    source: str | os.PathLike[str], classes: Sequence[str], templates: Sequence[str] = TEMPLATES, device: str = "auto"
+) -> Model:
+    """Return a classifier of the named classes from a model of images and captions; see `zero_shot_network`."""
+    inference, network, metadata, path = zero_shot_network(source, classes, templates, device)
+    target = torch_device(device)
 
     def run(images: Tensor) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             outputs = inference(images.to(target))
         return {name: value.float().cpu().numpy() for name, value in zip(metadata.outputs, outputs)}
 
-    return Model(metadata, path, run, "torch", None, target)
+    return Model(metadata, path, run, "torch", None, target, network.encode_texts)
+
+
+def read_prompts(
+    classes: str | os.PathLike[str], template: str | os.PathLike[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return the names of classes and the templates that two text files list, one a line.
+
+    Args:
+        classes: file of --classes.
+        template: file of --template; None: `TEMPLATES`.
+
+    Raises:
+        UserError: as `check_classes` and `check_templates`, or a file that cannot be read.
+    """
+    lines = read_lines(Path(classes).expanduser(), "file of --classes")
+    names = check_classes(lines, f"--classes {os.fspath(classes)}")
+    if template is None:
+        return names, list(TEMPLATES)
+    lines = read_lines(Path(template).expanduser(), "file of --template")
+    return names, check_templates(lines, f"--template {os.fspath(template)}")
 
 
 def text_network(source: str | os.PathLike[str], device: torch.device) -> nn.Module | None:

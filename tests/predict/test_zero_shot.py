@@ -200,6 +200,12 @@ def test_a_model_of_open_clip_has_open_clips_probabilities(place: Path, tmp_path
     assert main(["search", "--index", "clip.safetensors", "--model", name, "--text", "hat", "--device", "cpu"]) == 0
     call = ["predict", "set", "--classes", "classes.txt", "--out", "o.csv", "--overwrite", "--device", "cpu", "--model"]
     assert main([*call, name]) == 0
+    export = ["export", name, "--classes", "classes.txt", "--template", "templates.txt", "--format", "onnx"]
+    assert main(export) == 2  # there is no run's folder to write to
+    assert main([*export, "--out", "toy.onnx"]) == 0
+    for exported, one in zip(lit_vision.load("toy.onnx").predict("set", top_k=3), found):
+        assert exported.classes == one.classes
+        np.testing.assert_allclose(exported.probabilities, one.probabilities, atol=1e-4)
     (tmp_path / "broken.pt").write_bytes(b"broken")
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
     for model_name, says in (
