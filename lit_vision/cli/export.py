@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_vision.cli.parser import CommandParser, add_overwrite_argument
+from lit_vision.cli.parser import CommandParser, add_classes_arguments, add_overwrite_argument
 from lit_vision.convert.export import EXPORT_TOLERANCE, FORMATS
 from lit_vision.convert.export_model import OTHER_PROJECTS, export_model
 
@@ -35,18 +35,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", metavar="FILE", help="default RUN/export/model.<suffix of the format>")
     parser.add_argument("--license", metavar="TEXT", help="of the weights, written into the file")
     parser.add_argument("--base", metavar="FILE", help="the weights that an adapter (RUN_OR_FILE) was trained on")
-    parser.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="onnx, openvino, pt2, of a model of images and captions (ImageText): a classifier into the classes that "
-        "this text file names, one a line: the image tower and the vectors of the names, without the text tower",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="FILE",
-        help="with --classes: prompts, one a line, with {} for the name; several are averaged (default: 'a photo of a "
-        "{}.')",
-    )
+    add_classes_arguments(parser)
     parser.add_argument(
         "--int8",
         metavar="ROOT",

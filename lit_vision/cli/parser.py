@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_vision.errors import UsageError
 from lit_vision.predict.inference import check_ranges
+
+if TYPE_CHECKING:
+    from lit_vision.predict.runtimes import Model
 
 IMAGES_HELP = (
     "folders (with their subfolders), files, patterns in quotes ('photos/**/*.jpg'), .txt lists with a path a line, or "
@@ -67,6 +70,46 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="values of 16-bit, integer or float images that become 0 and 255 (default: as in training)",
     )
+
+
+def add_classes_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --classes and --template, which make a classifier of a model of images and captions."""
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="a model of images and captions (ImageText, open_clip): classify into the classes that this text file "
+        "names, one a line, without any training on them",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        help="with --classes: prompts, one a line, with {} for the name; several are averaged (default: 'a photo of a "
+        "{}.')",
+    )
+
+
+def zero_shot_model(args: argparse.Namespace) -> Model:
+    """Return the classifier of the classes that --classes names, from --model.
+
+    Raises:
+        UserError: as `zero_shot.read_prompts` and `zero_shot.open_zero_shot`.
+    """
+    from lit_vision.predict.zero_shot import open_zero_shot, read_prompts
+
+    for name in ("base", "range"):
+        if getattr(args, name):
+            raise UsageError(f"--{name}: does not apply with --classes; leave it out")
+    return open_zero_shot(args.model, *read_prompts(args.classes, args.template), args.device)
+
+
+def check_classes_arguments(args: argparse.Namespace) -> None:
+    """Refuse --template without --classes.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if args.template and not args.classes:
+        raise UsageError("--template: is for the classes of --classes; name their file, or leave it out")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_vision.cli.parser import IMAGES_HELP, CommandParser, add_batch_arguments, add_model_arguments
+from lit_vision.cli.parser import (
+    IMAGES_HELP,
+    CommandParser,
+    add_batch_arguments,
+    add_classes_arguments,
+    add_model_arguments,
+    check_classes_arguments,
+    zero_shot_model,
+)
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.inference import check_ranges
 
 if TYPE_CHECKING:
     from lit_vision.predict.coco_ids import CocoIds
-    from lit_vision.predict.runtimes import Model
 
 TASK_OPTIONS = (
     "top_k",
@@ -50,18 +56,7 @@ def _parser() -> CommandParser:
         help="COCO file whose image and category ids .json and .results.json get, matched by name (default: category "
         "ids of the training data; image ids are the numbers in the file names, as in COCO, else 1 to N)",
     )
-    parser.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="a model of images and captions (ImageText): classify into the classes that this text file names, one a "
-        "line, without any training on them",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="FILE",
-        help="with --classes: prompts, one a line, with {} for the name; several are averaged (default: 'a photo of a "
-        "{}.')",
-    )
+    add_classes_arguments(parser)
     parser.add_argument("--top_k", type=int, metavar="K", help="classification: classes per image (default 5)")
     parser.add_argument(
         "--min_score", type=float, metavar="S", help="detection: leave out detections with a lower score (0 to 1)"
@@ -100,8 +95,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(list(argv))
     check_ranges(vars(args))
-    if args.template and not args.classes:
-        raise UsageError("--template: is for the classes of --classes; name their file, or leave it out")
+    check_classes_arguments(args)
     from lit_vision.predict.coco_ids import coco_ids
     from lit_vision.predict.detection import limit_detections
     from lit_vision.predict.image_writer import ImageWriter
@@ -118,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         print(line, flush=True)
     file_format = format_from_suffix(args.out, result_formats())
     if args.classes:
-        model = _zero_shot_model(args)
+        model = zero_shot_model(args)
     else:
         model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     results_of_task, options = results_with_options(model, {name: getattr(args, name) for name in TASK_OPTIONS})
@@ -155,16 +149,6 @@ def main(argv: Sequence[str]) -> int:
     notes = [ids.note if ids is not None else "", results.note]
     print("".join(f"{note}\n" for note in notes if note), end="")
     return 0
-
-
-def _zero_shot_model(args: argparse.Namespace) -> Model:
-    """Return the classifier of the classes that --classes names."""
-    from lit_vision.predict.zero_shot import open_zero_shot, read_prompts
-
-    for name in ("base", "range"):
-        if getattr(args, name):
-            raise UsageError(f"--{name}: does not apply with --classes; leave it out")
-    return open_zero_shot(args.model, *read_prompts(args.classes, args.template), args.device)
 
 
 def _settings(file_format: str, options: Mapping[str, Any], ids: CocoIds | None) -> dict[str, Any]:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_vision.cli.parser import CommandParser, add_loading_arguments, add_server_arguments
+from lit_vision.cli.parser import (
+    CommandParser,
+    add_classes_arguments,
+    add_loading_arguments,
+    add_server_arguments,
+    check_classes_arguments,
+    zero_shot_model,
+)
 from lit_vision.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from lit_vision.serve.predictor import Predictor
+    from lit_vision.serve.text_search import TextSearch
 
 _RANGES = {
     "port": (0, 65535),
@@ -23,22 +36,26 @@ _RANGES = {
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision serve",
-        description="Open a page in the browser on which images can be dropped to try a model, and an API behind it: "
-        "POST /v1/predict\nand /v1/embed, /healthz, /metrics, /api. Answers are those of lit-vision predict. Ctrl-C or "
-        "SIGTERM stops it.",
-        epilog="example: lit-vision serve runs/classifier/20260101-120000",
+        description="Open a page in the browser on which images can be dropped to try a model, and an API behind it:\n"
+        "POST /v1/predict and /v1/embed, GET /v1/search, /healthz, /metrics, /api. Answers are those of lit-vision "
+        "predict\nand search. Ctrl-C or SIGTERM stops it.",
+        epilog="examples: lit-vision serve runs/classifier/20260101-120000\n"
+        "          lit-vision serve runs/imagetext/1 --index photos.safetensors --index_root photos/",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights)",
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights), or "
+        "open_clip:MODEL/WEIGHTS",
     )
+    add_classes_arguments(parser)
     add_loading_arguments(parser)
     add_server_arguments(parser)
     parser.add_argument(
         "--index",
         metavar="FILE",
-        help="made by lit-vision embed with this model: answers name the nearest images in it",
+        help="made by lit-vision embed with this model: answers name the nearest images in it, and a model of images "
+        "and captions (ImageText, open_clip) finds them by words",
     )
     parser.add_argument(
         "--index_root", metavar="DIR", help="the folder that was embedded: the page shows the nearest images"
@@ -75,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--{name} {getattr(args, name)}: give a number from {low} to {high}")
     if args.queue < args.max_images:
         raise UsageError(f"--queue {args.queue}: a request may have --max_images {args.max_images}; give at least that")
+    check_classes_arguments(args)
     if args.index_root and not args.index:
         raise UsageError("--index_root: is the folder of --index; give both")
     try:
@@ -92,10 +110,13 @@ def main(argv: Sequence[str]) -> int:
     index = read_index(args.index) if args.index else None
     if args.index_root and not Path(args.index_root).is_dir():
         raise UserError(f"--index_root {args.index_root}: no such folder; check the path")
-    shared_space = index is None or index.in_shared_space
-    model = load_model(
-        args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
-    )
+    if args.classes:
+        model = zero_shot_model(args)
+    else:
+        shared_space = index is None or index.in_shared_space
+        model = load_model(
+            args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+        )
     if index is not None:
         check_same_model(index, feature_settings(model.metadata))
     limits = Limits(
@@ -112,9 +133,23 @@ def main(argv: Sequence[str]) -> int:
         max_wait=args.batch_wait / 1000,
         readers=args.workers,
     )
-    app = ModelApp(predictor, limits, Path(args.index_root) if args.index_root else None)
-    with predictor, listen(args.host, args.port) as listener:
+    text_search = _text_search(predictor)
+    app = ModelApp(predictor, limits, Path(args.index_root) if args.index_root else None, text_search)
+    with predictor, text_search or contextlib.nullcontext(), listen(args.host, args.port) as listener:
         classes = f", {len(model.metadata.class_names)} classes" if model.metadata.class_names else ""
         print(f"{model.path}: {model.metadata.task}{classes}, {model.runtime}; Ctrl-C stops it. Open", flush=True)
         run_server(app.app(access), access, listener, args.host)
     return 0
+
+
+def _text_search(predictor: Predictor) -> TextSearch | None:
+    """Return the search of the predictor's index by words; None if its model has none, or cannot encode any."""
+    from lit_vision.serve.text_search import TextSearch
+
+    if predictor.model.encode_texts is None or predictor.index is None or predictor.neighbors is None:
+        return None
+    try:
+        return TextSearch(predictor.model, predictor.index.names, predictor.neighbors)
+    except UserError as error:  # images are still compared with images
+        print(f"no search by words: {error}", flush=True)
+        return None

@@ -1,12 +1,12 @@
-"""The routes of lit-vision serve: predictions and features of uploaded images, and what the page asks for."""
+"""The routes of lit-vision serve: predictions and features of uploaded images, search, and what the page asks for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from lit_vision.errors import UserError
 from lit_vision.predict.inference import check_ranges
+from lit_vision.predict.shared_space import check_texts
 from lit_vision.predict.tasks import results_with_options
 from lit_vision.results.overlays import color_of_class
 from lit_vision.serve.access import Access
@@ -24,11 +25,13 @@ from lit_vision.serve.guard import Guard, Limits, PlainJSONResponse, busy_error
 from lit_vision.serve.metrics import Metrics
 from lit_vision.serve.pictures import thumbnail
 from lit_vision.serve.predictor import INCLUDES, Predictor, Wanted
+from lit_vision.serve.text_search import DEFAULT_RESULTS, LONGEST_TEXT, MOST_RESULTS, TextSearch
 from lit_vision.serve.uploads import Upload, read_uploads
 
 PAGES = {"/": "try.html", "/api": "api.html", "/openapi.json": "openapi.json"}
 OPTIONS = {"top_k": int, "min_score": float}  # of the predict command that a request may give
-_PATHS = (*PAGES, "/v1/predict", "/v1/embed", "/v1/model", "/healthz", "/metrics", "/session")
+_PATHS = (*PAGES, "/v1/predict", "/v1/embed", "/v1/search", "/v1/model", "/healthz", "/metrics", "/session")
+_Found = TypeVar("_Found")
 
 
 class ModelApp:
@@ -39,11 +42,18 @@ class ModelApp:
         limits: bounds of requests.
         index_root: the folder that the names of the predictor's index are relative to; None if its images are not
             shown.
+        text_search: of the predictor's index; None if it cannot be searched by words.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits, index_root: Path | None = None) -> None:
-        self.predictor, self.limits, self.index_root = predictor, limits, index_root
-        self.waiting = 0  # images that were let in and are not answered
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits,
+        index_root: Path | None = None,
+        text_search: TextSearch | None = None,
+    ) -> None:
+        self.predictor, self.limits, self.index_root, self.text_search = predictor, limits, index_root, text_search
+        self.waiting = 0  # images and texts that were let in and are not answered
         self.metrics = Metrics(_PATHS, lambda: self.waiting)
         predictor.observe_batch = self.metrics.observe_batch
 
@@ -53,6 +63,7 @@ class ModelApp:
             Route("/v1/model", self.model),
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/v1/embed", self.embed, methods=["POST"]),
+            Route("/v1/search", self.search),
             Route("/v1/index/{number:int}", self.index_image),
             Route("/metrics", self.show_metrics),
         ]
@@ -77,7 +88,9 @@ class ModelApp:
                 "embeds": self.predictor.embeds,
                 "include": self.predictor.includes,
                 "options": self._options(),
+                "indexed": len(self.predictor.index.names) if self.predictor.index is not None else 0,
                 "index_images": self.index_root is not None,
+                "searches": self.text_search is not None,
                 "limits": {
                     "images": self.limits.images,
                     "bytes": self.limits.body_bytes,
@@ -145,6 +158,22 @@ class ModelApp:
         except UserError as error:  # of the model: its outputs are not finite
             raise HTTPException(500, str(error)) from None
 
+    async def search(self, request: Request) -> Response:
+        """Answer with the images of the index that are nearest to the words of the query."""
+        if self.text_search is None:
+            raise HTTPException(
+                404, "this server has no search by words; it takes --index and a model of images and captions"
+            )
+        text, top_k = _question_of(request.query_params)
+        if self.waiting >= self.limits.queued_images:
+            raise busy_error()
+        self.waiting += 1
+        try:
+            found = await asyncio.wrap_future(self.text_search.submit(text, top_k))
+        finally:
+            self.waiting -= 1
+        return PlainJSONResponse({"results": found})
+
     async def index_image(self, request: Request) -> Response:
         """Answer with a small picture of an image of the index, by its number."""
         number, index = request.path_params["number"], self.predictor.index
@@ -177,9 +206,25 @@ def _options_of(query: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _checked(check: Any) -> None:
-    """Turn the UserError of a wrong option, whose flag is that of the command line, into an answer."""
+def _question_of(query: Mapping[str, str]) -> tuple[str, int]:
+    """Return the words of a query and the number of images that it asks for.
+
+    Raises:
+        HTTPException: 400 for no words, too many, or a number out of range.
+    """
+    (text,) = _checked(lambda: check_texts([query.get("text", "")], "text"))
+    if len(text) > LONGEST_TEXT:
+        raise HTTPException(400, f"text: has {len(text)} characters; give at most {LONGEST_TEXT}")
+    given = {"top_k": query["top_k"]} if "top_k" in query else {}
+    top_k: int = _options_of(given).get("top_k", DEFAULT_RESULTS)
+    if top_k > MOST_RESULTS:
+        raise HTTPException(400, f"top_k: give at most {MOST_RESULTS}")
+    return text, top_k
+
+
+def _checked(check: Callable[[], _Found]) -> _Found:
+    """Return what `check` returns; turn its UserError, whose flag is that of the command line, into an answer."""
     try:
-        check()
+        return check()
     except UserError as error:
         raise HTTPException(400, str(error).removeprefix("--")) from None

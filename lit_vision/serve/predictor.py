@@ -91,6 +91,7 @@ class Predictor:
 
     Attributes:
         includes: the names of INCLUDES that this model's answers may have.
+        neighbors: finds the nearest images of the index; None without an index.
         observe_batch: called with the number of images of each batch.
 
     Raises:
@@ -108,7 +109,7 @@ class Predictor:
         readers: int = 0,
     ) -> None:
         self.model, self.index, self.max_pixels = model, index, max_pixels
-        self._neighbors = NearestNeighbors(index.features) if index is not None else None
+        self.neighbors = NearestNeighbors(index.features) if index is not None else None
         self._prepare = preprocess_for(model.metadata)
         self._readers = ThreadPoolExecutor(readers or cores(), "reader")
         self._writer = ThreadPoolExecutor(1, "writer")
@@ -224,8 +225,8 @@ class Predictor:
             lines = results_of_task(self.model.metadata, "jsonl", **{**options, **writers}).lines(batch, outputs)
             answer = json.loads(lines["rows"] if isinstance(lines, dict) else lines)
             answer |= {name: collector.png for name, collector in pictures.items()}
-        if "neighbors" in wanted.include and self._neighbors is not None and self.index is not None:
-            rows = self._neighbors.top(outputs["features"], NEIGHBORS)[0]
+        if "neighbors" in wanted.include and self.neighbors is not None and self.index is not None:
+            rows = self.neighbors.top(outputs["features"], NEIGHBORS)[0]
             answer["neighbors"] = [
                 {"number": row, "path": self.index.names[row], "score": round(score, 6)} for row, score in rows
             ]

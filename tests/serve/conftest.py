@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from toy_dense import make_detector, make_segmenter, write_pictures
-from toy_models import make_classifier, write_images, write_run
+from toy_models import make_classifier, write_image_text_run, write_images, write_run
 
 pytest.importorskip("starlette", reason="pip install 'lit-vision[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install 'lit-vision[serve]'")
@@ -23,6 +23,7 @@ def place(tmp_path_factory) -> Path:
     made = {"vit": make_classifier(), "cnn": make_classifier("cnn"), "fcos": make_detector()}
     for name, method in (made | {"masks": make_detector("mask_rcnn"), "segmenter": make_segmenter()}).items():
         write_run(folder / name, method)
+    write_image_text_run(folder / "words", ["a red hat", "a green hat"])
     write_images(folder / "images", 6)
     write_pictures(folder / "pictures", 4)
     return folder
@@ -32,22 +33,30 @@ def place(tmp_path_factory) -> Path:
 def serve(place) -> Callable[..., contextlib.AbstractContextManager]:
     """Return a context manager that starts the app of a model and yields a client of it.
 
-    Arguments: the model's name in `place`, or a path; `limits` and `access` as the classes take them; others of
-    Predictor; `index_root`.
+    Arguments: the model's name in `place`, a path, or a Model; `limits` and `access` as the classes take them; others
+    of Predictor; `index_root`.
     """
     from starlette.testclient import TestClient
 
     from lit_vision.predict.models import load_model
+    from lit_vision.predict.runtimes import Model
     from lit_vision.serve.access import Access
     from lit_vision.serve.guard import Limits
     from lit_vision.serve.model_app import ModelApp
     from lit_vision.serve.predictor import Predictor
+    from lit_vision.serve.text_search import TextSearch
 
     @contextlib.contextmanager
-    def start(model: str | Path, limits=None, access=None, index_root=None, **more) -> Iterator[TestClient]:
-        bounds = Limits(**(limits or {}))
-        with Predictor(load_model(place / model, "cpu"), max_pixels=bounds.pixels, readers=1, **more) as predictor:
-            app = ModelApp(predictor, bounds, index_root)
+    def start(model: str | Path | Model, limits=None, access=None, index_root=None, **more) -> Iterator[TestClient]:
+        bounds, index = Limits(**(limits or {})), more.get("index")
+        if not isinstance(model, Model):
+            model = load_model(place / model, "cpu", shared_space=index is not None and index.in_shared_space)
+        with contextlib.ExitStack() as stack:
+            predictor = stack.enter_context(Predictor(model, max_pixels=bounds.pixels, readers=1, **more))
+            words = None
+            if index is not None and model.encode_texts is not None:
+                words = stack.enter_context(TextSearch(model, index.names, predictor.neighbors))
+            app = ModelApp(predictor, bounds, index_root, words)
             granted = Access(**(access or {}))
             with TestClient(app.app(granted), base_url=ADDRESS) as client:
                 client.model_app, client.access = app, granted

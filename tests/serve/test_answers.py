@@ -9,6 +9,7 @@ import pytest
 
 from lit_vision.cli.main import main
 from lit_vision.predict.search import read_index
+from lit_vision.predict.zero_shot import open_zero_shot, read_prompts
 
 MODELS = {"vit": "images", "cnn": "images", "fcos": "pictures", "masks": "pictures", "segmenter": "pictures"}
 # what an answer includes: the flag of predict that writes it to a folder
@@ -110,6 +111,73 @@ def test_features_and_neighbors_are_those_of_embed_and_search(serve, place, tmp_
             answer = client.post("/v1/predict", params={"include": "neighbors"}, files=files).json()["results"][0]
             assert answer["neighbors"][0] == {"number": row, "path": name, "score": 1.0}
             assert client.get(f"/v1/index/{row}").headers["content-type"] == "image/jpeg"
+
+
+@pytest.fixture(scope="module")
+def words_index(place, tmp_path_factory) -> Path:
+    """Return the index of the images by the model of images and captions."""
+    pytest.importorskip("faiss", reason="needs the search extra")
+    out = tmp_path_factory.mktemp("words") / "index.safetensors"
+    embed = ["embed", "--model", str(place / "words"), str(place / "images"), "--out", str(out), "--device", "cpu"]
+    assert main(embed) == 0
+    return out
+
+
+def test_words_find_what_the_search_command_finds(serve, place, words_index, tmp_path) -> None:
+    call = ["search", "--index", str(words_index), "--model", str(place / "words"), "--device", "cpu"]
+    assert main([*call, "--text", "a red hat", "--out", str(tmp_path / "o.csv")]) == 0
+    rows = [line.split(",") for line in (tmp_path / "o.csv").read_text().splitlines()[1:]]
+    with serve("words", index=read_index(words_index), index_root=place / "images") as client:
+        described = client.get("/v1/model").json()
+        assert (described["searches"], described["indexed"], described["predicts"]) == (True, 6, False)
+        found = client.get("/v1/search", params={"text": " a  red hat "}).json()["results"]
+        assert [[one["path"], f"{one['score']:.4f}"] for one in found] == [row[2:] for row in rows]
+        assert client.get(f"/v1/index/{found[0]['number']}").headers["content-type"] == "image/jpeg"
+        two = client.get("/v1/search", params={"text": "a red hat", "top_k": 2}).json()["results"]
+        assert two == found[:2]
+        assert client.get("/v1/search", params={"text": "\0<b>\u202e\U0001f600" * 99}).status_code == 200  # any text
+        for query, key in (
+            ({}, "text"),
+            ({"text": " "}, "text"),
+            ({"text": "x" * 1001}, "text"),
+            ({"text": "x", "top_k": 0}, "top_k"),
+            ({"text": "x", "top_k": 10**30}, "top_k"),
+            ({"text": "x", "top_k": "x"}, "top_k"),
+        ):
+            answer = client.get("/v1/search", params=query)
+            assert answer.status_code == 400
+            assert answer.json()["error"].startswith(key)
+        assert client.get("/v1/search?text=%ff%fe").status_code == 200  # not UTF-8
+        client.model_app.waiting = 128
+        assert client.get("/v1/search", params={"text": "x"}).status_code == 503
+
+
+def test_served_classes_are_those_of_predict_and_other_spaces_are_refused(
+    serve, place, words_index, tmp_path, capsys, upload
+) -> None:
+    (tmp_path / "classes.txt").write_text("red hat\ngreen hat\n")
+    model, classes = str(place / "words"), ["--classes", str(tmp_path / "classes.txt")]
+    predict = ["predict", "--model", model, str(place / "images/red/000.png"), "--device", "cpu", *classes]
+    assert main([*predict, "--out", str(tmp_path / "p.jsonl")]) == 0
+    served = open_zero_shot(model, *read_prompts(tmp_path / "classes.txt"), device="cpu")
+    with serve(served, index=read_index(words_index)) as client:
+        (answer,) = client.post("/v1/predict", files=upload).json()["results"]
+        assert answer["predictions"] == json.loads((tmp_path / "p.jsonl").read_text())["predictions"]
+        assert len(client.get("/v1/search", params={"text": "hat"}).json()["results"]) == 6
+    with serve("vit") as client:
+        assert client.get("/v1/search", params={"text": "hat"}).status_code == 404
+    other = tmp_path / "other.safetensors"
+    embed = ["embed", str(place / "images"), "--out", str(other), "--device", "cpu", "--overwrite", "--model"]
+    for maker, arguments in (
+        ([str(place / "cnn")], [model]),
+        ([str(place / "cnn")], [model, *classes]),
+        ([model, "--backbone_features"], [model, *classes]),
+        ([model], [str(place / "cnn")]),
+    ):
+        assert main([*embed, *maker]) == 0
+        capsys.readouterr()
+        assert main(["serve", *arguments, "--index", str(other), "--device", "cpu"]) == 1
+        assert f"--index {other}: its features are of another model" in capsys.readouterr().err
 
 
 def test_a_model_of_features_embeds_and_does_not_predict(serve, upload) -> None:

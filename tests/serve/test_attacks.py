@@ -19,7 +19,7 @@ from lit_vision.serve.app import static_files
 from lit_vision.serve.guard import HEADERS
 
 OPEN = {"/", "/api", "/openapi.json", "/static/style.css", "/healthz"}  # without a token
-CLOSED = {"/v1/model", "/metrics", "/v1/index/0", "/v1/predict", "/v1/embed", "/nothing"}
+CLOSED = {"/v1/model", "/metrics", "/v1/index/0", "/v1/predict", "/v1/embed", "/v1/search", "/nothing"}
 STATIC = Path(__file__).parents[2] / "lit_vision/serve/static"
 
 

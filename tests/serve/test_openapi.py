@@ -7,12 +7,16 @@ from typing import Any
 from urllib.parse import quote
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lit_vision.predict.search import Index
 from lit_vision.serve.model_app import OPTIONS
 from lit_vision.serve.predictor import INCLUDES
+from lit_vision.serve.text_search import LONGEST_TEXT, MOST_RESULTS
+from lit_vision.weights.model_metadata import SHARED_SPACE
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "lit_vision/serve/static/openapi.json").read_text())
 CALLS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
@@ -98,13 +102,18 @@ def check(call: dict[str, Any], answer: Any) -> None:
             jsonschema.Draft202012Validator(schema).validate(answer.json())
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("masks", "segmenter", "features")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("masks", "segmenter", "features", "words")]
 
 
 @pytest.fixture(scope="module", params=["vit", *SLOW])
 def served(request, serve):
     models = {"features": Path(__file__).parents[1] / "compatibility/files/exports/simclr.onnx"}
-    with serve(models.get(request.param, request.param)) as client:
+    model = models.get(request.param, request.param)
+    more = {}
+    if request.param == "words":
+        settings = {"space": SHARED_SPACE}
+        more["index"] = Index(Path("i"), list("abc"), np.eye(3, 8, dtype=np.float32), settings)
+    with serve(model, **more) as client:
         yield client
 
 
@@ -146,6 +155,8 @@ def test_the_document_is_complete(client) -> None:
     )
     routes = {route.path.replace(":int", "") for route in client.app.app.routes}
     assert set(DOCUMENT["paths"]) == routes - {"/", "/api", "/openapi.json", "/static/{name}", "/session"}
+    search = {p["name"]: p["schema"] for p in DOCUMENT["paths"]["/v1/search"]["get"]["parameters"]}
+    assert (search["text"]["maxLength"], search["top_k"]["maximum"]) == (LONGEST_TEXT, MOST_RESULTS)
     named = {p["name"] for p in DOCUMENT["paths"]["/v1/predict"]["post"]["parameters"]}
     assert named == {*OPTIONS, "include"}
     texts = json.dumps(DOCUMENT)

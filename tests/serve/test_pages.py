@@ -15,6 +15,7 @@ pytest.importorskip("playwright.sync_api", reason="make test-pages installs Play
 
 from lit_vision.predict.search import Index  # noqa: E402
 from lit_vision.results.overlays import color_of_class  # noqa: E402
+from lit_vision.weights.model_metadata import SHARED_SPACE  # noqa: E402
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 SETTLED = "[aria-busy]"
@@ -127,7 +128,7 @@ def test_a_phone_needs_no_sideways_scrolling(classifier, open_page, upload) -> N
         page = open_page(classifier[0], **PHONE, color_scheme=scheme)
         give(page, [file("a_very_long_name_of_a_file_without_any_space_" * 4 + ".png", upload["image"])])
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-        for button in page.locator("button, .drop").all():
+        for button in page.locator("button:visible, .drop").all():
             assert button.bounding_box()["height"] >= 44  # a finger's width
         page.goto(classifier[0] + "/api")
         page.wait_for_selector("body[data-ready]", state="attached")
@@ -294,3 +295,26 @@ def test_the_page_of_the_api_lists_every_call(classifier, open_page) -> None:
     calls = [f"{m.upper()} {path}" for path, ms in client.get("/openapi.json").json()["paths"].items() for m in ms]
     assert [" ".join(text.split()) for text in page.locator("h2").all_inner_texts()] == calls
     assert f"curl {address}/v1/model" in page.content()
+
+
+def test_words_find_pictures(site, open_page, place) -> None:
+    names = sorted(path.relative_to(place / "images").as_posix() for path in (place / "images").rglob("*.png"))
+    features = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
+    index = Index(place, names, features, {"space": SHARED_SPACE})
+    address, client = site("words", index=index, index_root=place / "images")
+    for context in ({}, PHONE):
+        page = open_page(address, **context)
+        assert page.locator("#words-label").inner_text() == "Find among 6 images by words"
+        for text in ("a red hat", "<img src=x onerror=alert(1)>"):
+            page.fill("#words", text)
+            page.keyboard.press("Enter")
+            page.wait_for_function(
+                "(text) => document.querySelector('#found h4')?.textContent.includes(text)", arg=text
+            )
+            wanted = client.get("/v1/search", params={"text": text}).json()["results"]
+            shown = [line.split() for line in page.locator("#found li").all_inner_texts()]
+            assert shown == [[one["path"], f"{one['score']:.2f}"] for one in wanted]
+        page.wait_for_function("() => [...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        for control in page.locator("#search input, #search button").all():
+            assert control.bounding_box()["height"] >= 44

@@ -1,5 +1,6 @@
 // The page to try a model: images in, answers as bars, boxes, masks, pictures and neighbors.
 import { api, element } from "/static/session.js";
+import { offerSearch, pictures } from "/static/search.js";
 import { drawBoxes, drawClasses, overlayFor } from "/static/overlay.js";
 
 const by = (id) => document.getElementById(id);
@@ -25,6 +26,7 @@ async function start() {
     by("top_k").max = model.classes.length;
     by("top_k").value = Math.min(model.options.top_k, model.classes.length);
   }
+  if (model.searches) offerSearch(model);
   if (!model.predicts && !model.include.includes("neighbors")) {
     say("This model has features and no predictions. Start it with --index to see the nearest images here.", true);
   }
@@ -167,7 +169,7 @@ async function show(card, image, answer) {
     extra.append(element("h4", {}, "Why: what the model looked at (yellow most)"), picture);
     card.append(extra);
   }
-  if (answer.neighbors) card.append(nearest(answer.neighbors));
+  if (answer.neighbors) card.append(pictures("Nearest images (cosine of the features)", answer.neighbors, model.index_images));
 }
 
 function scoreRow(name, score, kind = "", color = null) {
@@ -233,21 +235,4 @@ async function showMask(card, image, mask) {
     if (!canvas.hidden) drawClasses(canvas, picture, model.colors, model.background);
   };
   card.draw();
-}
-
-function nearest(neighbors) {
-  const extra = element("div", { class: "extra" });
-  const list = element("ul", { class: "nearest" });
-  for (const { number: row, path, score } of neighbors) {
-    const entry = element("li");
-    if (model.index_images) {
-      const picture = element("img", { alt: "", loading: "lazy" });
-      picture.src = `/v1/index/${row}`;
-      entry.append(picture);
-    }
-    entry.append(element("span", {}, `${path} `), element("span", { class: "faint" }, score.toFixed(2)));
-    list.append(entry);
-  }
-  extra.append(element("h4", {}, "Nearest images (cosine of the features)"), list);
-  return extra;
 }
