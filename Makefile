@@ -115,7 +115,7 @@ verify-words: $(STAMP) ## measure one split of that table again
 	@$(BIN)/python experiments/table_words.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
-.PHONY: $(PAPER_TABLES)
+.PHONY: $(PAPER_TABLES) table-coop
 table-mae-finetune: ## MAE's table 3: SCALE=paper DRY=1 prints each row's commands and the data they need
 table-mae-linear: ## MAE's linear probes, likewise
 table-mae-ablation: ## MAE's table 1: decoder, target, augmentation, likewise
@@ -124,6 +124,9 @@ table-simclr-semi: ## SimCLR with 1 % and 10 % of the labels, likewise
 table-simclr-transfer: ## SimCLR on eleven other data sets, likewise
 $(PAPER_TABLES): $(STAMP)
 	@$(BIN)/python experiments/paper_tables.py $(@:table-%=%) --scale $(SCALE) $(if $(DRY),--dry)
+
+table-coop: $(STAMP) ## prompt learning on CoOp's eleven sets, zero-shot and logistic regression beside it, likewise
+	@$(BIN)/python experiments/table_coop.py --scale $(SCALE) $(if $(DRY),--dry)
 
 benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 	@$(BIN)/python -c 'import lightly' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -219,3 +219,26 @@ def test_transfer_by_a_linear_classifier(tmp_path: Path, capsys) -> None:
     assert "validation split of 12" in json.dumps(result)
     assert script.main([str(tmp_path / "none"), *arguments[1:]]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_table_of_prompt_learning(tmp_path: Path, monkeypatch, capsys) -> None:
+    from lit_vision.cli.few_shot import _parse_methods, _parse_shots, _parser
+
+    coop = importlib.import_module("table_coop")
+    assert len(coop.SETS) == len({one.folder for one in coop.SETS}) == 11
+    for one in coop.SETS:  # every command parses
+        arguments = _parser().parse_args(one.command.split()[2:])
+        assert (_parse_shots(arguments.shots), arguments.seeds) == (list(coop.SHOTS), 3)
+        assert _parse_methods(arguments.methods) == list(coop.METHODS)
+    monkeypatch.setattr(sys, "argv", ["table_coop.py", "--scale", "paper", "--dry"])
+    assert coop.main() == 0
+    assert all(one.command in capsys.readouterr().out for one in coop.SETS[:1])
+    monkeypatch.setattr(coop, "RESULTS", tmp_path)
+    assert coop.table().count("not run yet") == 11 * 11
+    rows = ["zero-shot,16,0,0.5", "coop,16,0,0.6", "coop,16,1,0.7"]
+    (tmp_path / "dtd.csv").write_text("\n".join(["method,shots,seed,top1", *rows]))
+    (line,) = [line for line in coop.table().splitlines() if line.startswith("| DTD")]
+    assert [line.count(value) for value in ("50.0", "65.0", "41.5", "not run yet")] == [1, 1, 1, 9]
+    monkeypatch.setattr(sys, "argv", ["table_coop.py", "--scale", "paper"])
+    assert coop.main() == 1
+    assert "data/coop/imagenet" in capsys.readouterr().err

@@ -179,6 +179,42 @@ def test_values_are_the_papers(recipe: str, source: str, values: dict) -> None:
         assert got == (pytest.approx(value) if isinstance(value, float) else value), f"{key} ({source})"
 
 
+# recipe: pairs of an epoch, steps of the warm-up and of the run, and values of ImageText and its data
+PAIRS = {
+    "vitb16_laion400m_32ep": (  # Radford et al. 2021, section 2.5 and its tables of hyper-parameters
+        (400e6, 2000, 32 * 400e6 / 32768),
+        {"loss": "softmax", "vocab_size": 49408, "context_length": 77, "text_width": 512, "text_depth": 12}
+        | {"text_heads": 8, "embed_width": 512, "betas": [0.9, 0.98], "lr": 5e-4, "weight_decay": 0.2, "flip": 0.0},
+    ),
+    "vitb16_laion400m_32ep_siglip": (  # Zhai et al. 2023; what is not checked stands in the recipe's header
+        (400e6, 0.03 * 32 * 400e6 / 32768, 32 * 400e6 / 32768),
+        {"loss": "sigmoid", "text_causal": False, "embed_width": 768, "mean": [0.5, 0.5, 0.5]},
+    ),
+    "vitb16_coco_247ep_lit": (  # big_vision, lit_coco.py
+        (82783, 150, 5000),
+        {"loss": "softmax", "lock_image": True, "context_length": 16, "lr": 1e-3, "weight_decay": 0.01, "flip": 0.5}
+        | {"embed_width": 768},
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", [p.stem for p in sorted((ROOT / "image_text").glob("*.yaml"))])
+def test_values_of_images_and_captions_are_the_sources(recipe: str) -> None:
+    (pairs, warmup, steps), values = PAIRS[recipe]
+    settings = read(f"image_text/{recipe}")
+    trainer, model, data = settings["trainer"], with_defaults(settings["model"]), with_defaults(settings["data"])
+    assert values == {key: {**data, **model}[key] for key in values}
+    assert data["context_length"] == model["context_length"]
+    images = data["batch_size"] * trainer["devices"] * trainer["num_nodes"]
+    epoch = pairs / images
+    assert trainer["max_epochs"] * epoch == pytest.approx(steps, rel=0.02)
+    assert model["warmup_epochs"] * epoch == pytest.approx(warmup, rel=0.02)
+    cost = re.search(r"# cost:.*= ([\de.]+);", (ROOT / f"image_text/{recipe}.yaml").read_text())
+    giga = {"vitb16_laion400m_32ep": 41.09e9 / 2 * 3, "vitb16_laion400m_32ep_siglip": 46.44e9 / 2 * 3}
+    exact = giga.get(recipe, 17.6e9 + 16 * 86e6 * 3) * pairs * trainer["max_epochs"]
+    assert float(cost[1]) == pytest.approx(exact, rel=0.02)
+
+
 # 10^9 multiply-adds of one image, forward; of MAE encoder and decoder (tests/methods/test_published_facts.py: formulas)
 GIGAS = {
     "vit_base_patch16_224": (17.563, 9.781),

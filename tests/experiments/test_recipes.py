@@ -79,7 +79,7 @@ def images_a_step(settings) -> int:
     return batch * int(trainer.devices) * trainer.num_nodes * (trainer.accumulate_grad_batches or 1)
 
 
-PAPER = [r for r in RECIPES if re.match(r"(mae|simclr|classify)/.*(in1k|cifar|transfer)", r)]
+PAPER = [r for r in RECIPES if re.match(r"(mae|simclr|classify)/.*(in1k|cifar|transfer)|image_text/", r)]
 
 
 @pytest.mark.parametrize("recipe", PAPER)
