@@ -108,10 +108,10 @@ table-active: $(STAMP) ## which images to label: accuracy against labels for eac
 verify-active: $(STAMP) ## measure one seed of that table again
 	@$(BIN)/python experiments/table_active.py --verify
 
-table-words: $(STAMP) ## pictures and their words: recall of baselines on emoji and clipart, concepts held out (SCALE=desk)
+table-words: $(STAMP) ## pictures and their words: recall on emoji and clipart, concepts held out; photographs without labels (SCALE=desk)
 	@$(BIN)/python experiments/table_words.py --scale $(SCALE) $(if $(DRY),--dry)
 
-verify-words: $(STAMP) ## measure one split of that table again
+verify-words: $(STAMP) ## measure and train one split of that table again
 	@$(BIN)/python experiments/table_words.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_vision import distributed
 
+SHORTEST = 1e-12  # length below which a vector is not made longer, as in F.normalize
 MAX_EXP_SCALE = 40.0  # up to it exp(s c) and its sums, products and inverses stay within float32 for every cosine c
 
 Tile = tuple[slice, slice, Tensor]  # rows, columns, values of the pairs of both
@@ -81,10 +82,37 @@ def _in_float32(
         raise ValueError("scale and bias must be scalars")
     dtype = torch.float64 if torch.float64 in (images.dtype, texts.dtype) else torch.float32
     with torch.autocast(images.device.type, enabled=False):
-        vectors = [F.normalize(x.to(dtype), dim=-1) for x in (images, texts)]
+        vectors = [_UnitRows.apply(x.to(dtype)) for x in (images, texts)]
         ranks = _Ranks(distributed.rank(), distributed.world_size()) if across_processes else _Ranks(0, 1)
         value: Tensor = loss.apply(ranks, *vectors, *(scalar.to(dtype).reshape(()) for scalar in scalars))
     return value
+
+
+class _UnitRows(torch.autograd.Function):
+    """Rows scaled to length 1, as `F.normalize` does; their gradient takes the memory of the one that it is made from.
+
+    autograd's own would hold several more arrays of the vectors' size, and they decided the peak at 8,192 pairs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (B, 1)
+        units = x / lengths.clamp_min(SHORTEST)
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        units, lengths = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            along = _row_products(grad, units)[:, None] * (lengths >= SHORTEST)  # others were divided by a constant
+            return grad.addcmul_(units, along, value=-1).div_(lengths.clamp_min(SHORTEST))
+
+
+def _row_products(x: Tensor, y: Tensor) -> Tensor:
+    """Return the dot product of each row of two (B, D), without the (B, D) of their products: (B,)."""
+    return torch.bmm(x[:, None], y[:, :, None]).flatten()
 
 
 class _Ranks(NamedTuple):
@@ -123,7 +151,7 @@ class _SoftmaxLoss(torch.autograd.Function):
             text_sums = ranks.gather(_log_sums(texts, all_images, scale, ctx.small)[0])
         ctx.save_for_backward(all_images, all_texts, scale, image_sums, text_sums)
         ctx.ranks, ctx.rows = ranks, len(images)
-        positives = torch.linalg.vecdot(all_images, all_texts).mean() * scale
+        positives = _row_products(all_images, all_texts).mean() * scale
         return (image_sums.mean() + text_sums.mean()) / 2 - positives
 
     @staticmethod
@@ -154,10 +182,10 @@ class _SoftmaxLoss(torch.autograd.Function):
                 from_images = _weighted_sums(images[local], texts, scale, rows)[0]
                 from_texts = _weighted_sums(texts[local], images, scale, columns)[0]
             pull = 2 * weights[local, None]
-            from_images -= pull * texts[local]
-            from_texts -= pull * images[local]
+            from_images.addcmul_(texts[local], pull, value=-1)
+            from_texts.addcmul_(images[local], pull, value=-1)
             # sum of gradient x similarity over the pairs of this process's images with all texts
-            of_scale = torch.linalg.vecdot(images[local], from_images).sum()
+            of_scale = _row_products(images[local], from_images).sum()
         return None, from_images.mul_(scale), from_texts.mul_(scale), of_scale
 
 
@@ -206,7 +234,7 @@ class _SigmoidLoss(torch.autograd.Function):
                 from_texts = _weighted_sums(
                     texts[local], images, scale, lambda i, j, logits: gradient(i, j, logits).mul_(weights[j])
                 )[0]
-            of_scale = torch.linalg.vecdot(images[local], from_images).sum()
+            of_scale = _row_products(images[local], from_images).sum()
         return None, from_images.mul_(scale), from_texts.mul_(scale), of_scale, of_bias
 
 
