@@ -16,6 +16,22 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data that recipes can name
 
+# Files of more than about ten seconds, the longest first. Parallel runs start with them: a long file that came last
+# would be run by one process while the others have nothing to do. A name that is not here costs time, nothing else.
+LONG_FILES = ()
+
+
+def pytest_configure(config):
+    """Keep pytest-xdist (3.7 and later) from sorting files by their number of tests; see LONG_FILES."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of LONG_FILES first."""
+    here, last = Path(__file__).parent, len(LONG_FILES)
+    place = {here / name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, last))
+
 
 @pytest.fixture(autouse=True)
 def no_public_weights(monkeypatch):

@@ -1,8 +1,9 @@
-"""Every network stands without Lightning, under the state keys and with the defaults of its LightningModule."""
+"""Every network has the state keys and the defaults of its LightningModule.
+
+That none imports Lightning is seen in tests/cli/test_sockets.py.
+"""
 
 import inspect
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -55,10 +56,3 @@ def test_defaults_are_those_of_the_constructor(name: str) -> None:
     assert (network.method_name, network.parts, network.train_view) == (name, declared.PARTS, declared.TRAIN_VIEW)
     given = {key: arguments[key].default for key in declared.DEFAULTS}
     assert given == dict(declared.DEFAULTS)
-
-
-def test_no_network_imports_lightning() -> None:
-    code = "import sys; from lit_vision import methods; [methods.network_class(name) for name in methods.__all__]; "
-    code += "sys.exit(' '.join(sorted({'lightning', 'torchmetrics', 'jsonargparse'} & set(sys.modules))) or 0)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
