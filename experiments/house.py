@@ -152,6 +152,7 @@ class _Imports:
                         yield string_in(key), home
 
 
+@functools.cache
 def import_graph(package: Path) -> Graph:
     """Return {module: modules of the package that it imports}; the rules are at the top of this file."""
     modules = modules_in(package)

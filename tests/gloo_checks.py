@@ -122,7 +122,7 @@ def faster_rcnn() -> nn.Module:
 
 
 def mask_rcnn() -> nn.Module:
-    return detector("mask_rcnn", [2, 4, 8], rois=2000)  # all proposals, whose number differs from image to image
+    return detector("mask_rcnn", [4, 8], rois=2000)  # all proposals, whose number differs from image to image
 
 
 SIDE = 32  # of a detector's images

@@ -187,3 +187,10 @@ def test_only_lightning_internals_reads_private_state_of_lightning() -> None:
         if file.stem != "lightning_internals" and (names := sorted(private_of_lightning(house.parse(file))))
     }
     assert found == {}
+
+
+def test_the_table_of_the_working_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert house.main([".", "--no_mypy", "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert "rooms in import circles" in out
+    assert "working tree: arrows between rooms" in out

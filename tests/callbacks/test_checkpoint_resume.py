@@ -134,8 +134,8 @@ class Case:
 
 def test_killed_runs_end_with_the_bits_of_the_whole_run(tmp_path: Path) -> None:
     case = Case(tmp_path)  # 6 batches an epoch, 4 of validation
-    case.check("one", "SIGKILL:saved:3")
-    case.check("ends", "SIGKILL:saved:6", "SIGKILL:val:2", "SIGKILL:saved:4")
+    # at an epoch's end, within its validation, within the next epoch
+    case.check("killed", "SIGKILL:saved:6", "SIGKILL:val:2", "SIGKILL:saved:4")
     case.check("term", "SIGTERM:batch:2", "SIGTERM:val:3", "SIGINT:batch:3")
     log = (tmp_path / "term.log").read_text()
     assert "stopped by SIGTERM" in log

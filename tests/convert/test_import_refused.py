@@ -145,8 +145,17 @@ def test_every_layout_has_its_keys() -> None:
         assert set(keys) <= set(states()[layout]), layout
 
 
+def marks_of(layout: str, key: str) -> list[pytest.MarkDecorator]:
+    """Of layouts whose networks have millions of weights, which takes a second a key, all but two keys are slow."""
+    large = not arguments_of(layout) or "DenseNet" in layout
+    return [pytest.mark.slow] if large and key not in (KEYS[layout][0], KEYS[layout][-1]) else []
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated.*")
-@pytest.mark.parametrize(("layout", "key"), [(layout, key) for layout, keys in KEYS.items() for key in keys])
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [pytest.param(layout, key, marks=marks_of(layout, key)) for layout, keys in KEYS.items() for key in keys],
+)
 def test_one_key(layout: str, key: str, tmp_path: Path, capsys) -> None:
     whole, arguments = states()[layout], arguments_of(layout)
     missing = {k: v for k, v in whole.items() if k != key}

@@ -1,4 +1,4 @@
-"""experiments/house.py on a small package: what counts as an import, a room, a circle; the table of `make house`."""
+"""experiments/house.py on a small package: what counts as an import, a room, a circle."""
 
 import sys
 from pathlib import Path
@@ -71,13 +71,6 @@ def test_circles_of_a_graph() -> None:
 def test_names_and_docstrings(package: Path) -> None:
     assert house.names_defined_twice(package) == {"leaf": ["small.high.inner.leaf", "small.low.other"]}
     assert house.docstrings_that_ask(package) == ["small/low/other.py:1 How it is.", "small/top.py:1 Which command."]
-
-
-def test_the_table_of_the_working_tree(capsys: pytest.CaptureFixture[str]) -> None:
-    assert house.main([".", "--no_mypy", "--verbose"]) == 0
-    out = capsys.readouterr().out
-    assert "rooms in import circles" in out
-    assert "working tree: arrows between rooms" in out
 
 
 def test_without_the_commit_the_others_are_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,11 +126,16 @@ def test_resume_anyway_needs_something_to_resume(here: Path, capsys) -> None:
     assert "--resume_anyway" in errors(capsys)[0]
 
 
-@pytest.mark.parametrize("limits", [["4", "2"], pytest.param(["0.7", "0.5"], marks=pytest.mark.slow)])
-def test_limited_epochs_go_on_exactly(here: Path, limits: list[str]) -> None:
+STOPS = ("SIGKILL:val:2", "SIGKILL:saved:6", "SIGKILL:saved:3")  # in validation, in the second epoch, in the first
+
+
+@pytest.mark.parametrize(
+    ("limits", "stops"), [(["4", "2"], STOPS[:2]), pytest.param(["0.7", "0.5"], STOPS, marks=pytest.mark.slow)]
+)
+def test_limited_epochs_go_on_exactly(here: Path, limits: list[str], stops: tuple[str, ...]) -> None:
     arguments = ["--trainer.limit_train_batches", limits[0], "--trainer.limit_val_batches", limits[1]]
     assert fit("--run_dir", "whole", *arguments) == 0
-    for stop in ("SIGKILL:saved:3", "SIGKILL:val:2", "SIGKILL:saved:6"):
+    for stop in stops:
         name = stop.replace(":", "-")
         assert fit("--run_dir", name, *arguments, stop=stop) == -9
         assert fit("--run_dir", name, "--resume", "auto", *arguments) == 0
