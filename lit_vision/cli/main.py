@@ -38,6 +38,11 @@ COMMANDS = {
         "main",
         "run a model on images: lit-vision predict --model RUN_OR_FILE IMAGES --out FILE.csv",
     ),
+    "stylize": (
+        "lit_vision.cli.stylize",
+        "main",
+        "the content of an image in the style of another: lit-vision stylize CONTENT --style STYLE --out FILE.png",
+    ),
     "serve": (
         "lit_vision.cli.serve",
         "main",

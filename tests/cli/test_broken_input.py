@@ -57,6 +57,9 @@ FILES = [
     ("predict --model run set/test --out p.csv --classes {}", ".txt", ""),
     ("predict --model run set/test --out p.csv --classes toy.yaml --template {}", ".txt", ""),
     ("predict --model {} set/test --out p.csv --classes toy.yaml", ".ckpt", ""),
+    ("stylize {} --style set/test/red/000.png --out s.png", ".png", ""),
+    ("stylize set/test/red/000.png --style {} --out s.png", ".png", ""),
+    ("stylize set/test/red/000.png --style set/test/red/000.png --out {}", ".png", "missing"),
     ("serve {}", ".ckpt", ""),
     ("serve run --classes {}", ".txt", ""),
     ("serve run --classes toy.yaml --template {}", ".txt", ""),
@@ -177,6 +180,10 @@ NUMBERS = [  # command, its flag, what is refused
     ("predict --model run set/test --out p.csv", "--workers", (f"-{HUGE}", "nan")),
     ("predict --model run set/test --out p.csv", "--top_k", (f"-{HUGE}", "nan")),
     ("predict --model run set/test --out p.csv", "--min_score", (HUGE, f"-{HUGE}", "nan")),
+    *(
+        ("stylize x.png --style y.png --out s.png", flag, (HUGE, f"-{HUGE}", "nan"))
+        for flag in ("--size", "--steps", "--style_weight", "--smoothness", "--noise", "--seed")
+    ),
     ("serve run", "--port", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_size", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_wait", (HUGE, f"-{HUGE}", "nan")),
@@ -218,6 +225,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
     "command",
     [
         "predict --model run set/test --out p.csv --device tpu",
+        "stylize x.png --style y.png --out s.png --device tpu",
         "serve run --device tpu",
         "export run --format tflite",
         "fewshot set --model run --metric manhattan",
@@ -242,6 +250,7 @@ COMPLETE = {  # each command with what it requires
     "study": "set",
     "choose": "set",
     "predict": "--model run set/test --out p.csv",
+    "stylize": "x.png --style y.png --out s.png",
     "serve": "run",
     "label": "set",
     "import": "w.pth --out w.safetensors",
@@ -278,6 +287,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("study {}", "locked.pack"),
     ("choose {}", "locked.pack"),
     ("predict --model {} set/test --out p.csv", "locked.ckpt"),
+    ("stylize {} --style set/test/red/000.png --out s.png", "locked.png"),
     ("serve {}", "locked.ckpt"),
     ("import {} --out w.safetensors", "locked.pth"),
     ("export {} --format safetensors --out e.safetensors", "locked.ckpt"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from toy_dense import make_detector, make_segmenter
 from toy_models import make_classifier, write_image_text_run, write_images, write_run
 
@@ -75,6 +76,7 @@ CALLS = [
     "predict --model detector one.png --out d.csv",
     "predict --model segmenter one.png --out s.csv",
     "predict --model labels/last.ckpt one.png --out l.csv",
+    "stylize larger.png --style larger.png --out stylized.png --steps 2",
     "embed --model run set/test --out i.safetensors",
     "search --index i.safetensors --duplicates 0.9",
     "embed --model mae/last.ckpt one.png --out m.safetensors",
@@ -121,6 +123,7 @@ def place(tmp_path_factory) -> Path:
     for seed, (split, n) in enumerate((("train", 12), ("val", 6), ("test", 6))):
         write_images(folder / "set" / split, n, seed)
     shutil.copy(next((folder / "set" / "test").rglob("*.png")), folder / "one.png")
+    Image.open(folder / "one.png").resize((40, 32)).save(folder / "larger.png")
     (folder / "toy.yaml").write_text(RECIPE)
     (folder / "hook").mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)

@@ -73,7 +73,14 @@ CHEAP = [
     ("vit", "onnx"),
 ]
 # OpenVINO by default: tests/predict/test_dense_predict.py
-DEAR = [("cnn", "openvino"), ("vit", "pt2"), ("cnn", "onnx"), ("vit", "openvino"), ("lora", "onnx"), ("prompt-deep", "onnx")]
+DEAR = [
+    ("cnn", "openvino"),
+    ("vit", "pt2"),
+    ("cnn", "onnx"),
+    ("vit", "openvino"),
+    ("lora", "onnx"),
+    ("prompt-deep", "onnx"),
+]
 
 
 @pytest.mark.parametrize(("run", "form"), [*CHEAP, *(pytest.param(*p, marks=pytest.mark.slow) for p in DEAR)])

@@ -36,7 +36,7 @@ def _separate_process_group() -> None:
 def kills():
     """One folder and one process with everything imported for all tests here; in memory, where fsync costs nothing."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        yield soak.Soak(Path(folder))
+        yield soak.Soak(Path(folder), preload=("MAE",))
 
 
 def test_killed_before_and_after_saves(kills: soak.Soak) -> None:
