@@ -168,12 +168,14 @@ def optimize_pixels(
     image = (1 - noise) * content + noise * start
     half = min(content.shape[-2:]) >= 2 * MIN_SIDE and min(style.shape[-2:]) >= 2 * MIN_SIDE
     for scale, count in ((0.5, steps // 2), (1.0, steps - steps // 2)) if half else ((1.0, steps),):
-        small = [F.interpolate(x, scale_factor=scale, mode="area") if scale < 1 else x for x in (content, style)]
-        loss = StyleLoss(backbone, *small, style_weight, smoothness)
-        mode = {"mode": "area"} if scale < 1 else {"mode": "bicubic", "align_corners": False}
-        if image.shape != small[0].shape:
-            image = F.interpolate(image, size=small[0].shape[-2:], **mode).clamp(0, 1)
+        wanted, taught = (
+            F.interpolate(x, scale_factor=scale, mode="area") if scale < 1 else x for x in (content, style)
+        )
+        loss = StyleLoss(backbone, wanted, taught, style_weight, smoothness)
+        if image.shape != wanted.shape:
+            image = F.interpolate(image, wanted.shape[-2:], mode="area" if scale < 1 else "bicubic").clamp(0, 1)
         image = image.clone().requires_grad_()
+        image.register_hook(_without_highest_frequency)
         optimizer = torch.optim.Adam([image], lr=LEARNING_RATE, betas=(0.9, 0.99))
         for step in range(count):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (0.05 + 0.5 * (1 + math.cos(math.pi * step / count)))
@@ -185,6 +187,16 @@ def optimize_pixels(
             advance()
         image = image.detach()
     return image
+
+
+def _without_highest_frequency(gradient: Tensor) -> Tensor:
+    """Blur a gradient by 1 2 1 in both directions, which removes the alternation from pixel to pixel.
+
+    Networks whose first convolution has stride 2 hardly see it, so that it would grow into a net of colored dots.
+    """
+    line = gradient.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(gradient.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(gradient, (1, 1, 1, 1), mode="replicate"), kernel, groups=gradient.shape[1])
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -306,7 +318,8 @@ def open_backbone(name: str) -> Backbone:
         backbone, _ = create_backbone(name, pretrained=True)
     if len(backbone.strides) < 2:
         raise UserError(f"--backbone {name}: has no feature maps of several sizes; choose a CNN, such as {BACKBONE}")
-    return backbone.eval().requires_grad_(False)
+    backbone.eval().requires_grad_(False)
+    return backbone
 
 
 def _check(size: int, steps: int, seed: int, numbers: Mapping[str, float]) -> None:
@@ -316,9 +329,9 @@ def _check(size: int, steps: int, seed: int, numbers: Mapping[str, float]) -> No
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: give a whole number from 0 to {2**63 - 1}")
     for name, number in numbers.items():
-        high = 1.0 if name == "noise" else 1e6
-        if not 0 <= number <= high:  # also for NaN
-            raise UsageError(f"--{name} {number}: give a number from 0 to {high:g}")
+        most = 1.0 if name == "noise" else 1e6
+        if not 0 <= number <= most:  # also for NaN
+            raise UsageError(f"--{name} {number}: give a number from 0 to {most:g}")
 
 
 def _read(path: str | os.PathLike[str], flag: str) -> np.ndarray:
@@ -334,7 +347,7 @@ def _read(path: str | os.PathLike[str], flag: str) -> np.ndarray:
         raise UserError(f"{flag} {path}: {error}") from None
     image = Image.open(io.BytesIO(data))
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    if has_alpha and image.convert("RGBA").getextrema()[3] != (255, 255):
+    if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise UserError(f"{flag} {path}: has transparent pixels, which have no style; save it without an alpha channel")
     return pixels
 
