@@ -18,7 +18,23 @@ sys.path.insert(0, str(Path(__file__).parent / "toys"))  # small models and data
 
 # Files of more than about ten seconds, the longest first. Parallel runs start with them: a long file that came last
 # would be run by one process while the others have nothing to do. A name that is not here costs time, nothing else.
-LONG_FILES = ()
+LONG_FILES = (
+    "experiments/test_soak.py",
+    "test_distributed.py",
+    "predict/test_dense_predict.py",
+    "compatibility/test_runs.py",
+    "study/test_study_report.py",
+    "callbacks/test_checkpoint_resume.py",
+    "runs/test_resume.py",
+    "study/test_study_run.py",
+    "notebooks/test_notebooks.py",
+    "convert/test_import_refused.py",
+    "experiments/test_dense_tables.py",
+    "runs/test_fsdp.py",
+    "convert/test_import_weights.py",
+    "methods/detection/test_detector.py",
+    "convert/test_export.py",
+)
 
 
 def pytest_configure(config):
