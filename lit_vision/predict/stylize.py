@@ -291,7 +291,7 @@ def stylize(
     pictures = [_read(*file) for file in files]
     pictures = [_shrunk(pixels, size, *file) for pixels, file in zip(pictures, files)]
     place = torch_device(device)
-    network = (backbone if isinstance(backbone, Backbone) else open_backbone(backbone)).to(place)
+    network = (backbone if isinstance(backbone, Backbone) else pretrained_cnn(backbone)).to(place)
     wanted, model = (torch.from_numpy(x).to(place).permute(2, 0, 1)[None].float() / 255 for x in pictures)
     given, taught = luminance_like(model, wanted) if keep_color else (wanted, model)
     weights = {"style_weight": style_weight, "smoothness": smoothness}
@@ -303,7 +303,7 @@ def stylize(
     return Stylized(path, *pixels.shape[:2])
 
 
-def open_backbone(name: str) -> Backbone:
+def pretrained_cnn(name: str) -> Backbone:
     """Return a CNN of timm with its weights, in evaluation mode and without gradients for them.
 
     Weights of an installed package are taken first, without a look at the network.

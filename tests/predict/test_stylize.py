@@ -107,7 +107,7 @@ def test_keep_color__the_chroma_is_the_contents_and_the_luminance_the_images() -
 def files(tmp_path, monkeypatch, backbone):
     """Write photographs of 40 x 48 pixels and others, and let the command use the small backbone."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stylizing, "open_backbone", lambda name: backbone)
+    monkeypatch.setattr(stylizing, "pretrained_cnn", lambda name: backbone)
     pixels = (picture(0, 40, 48)[0].permute(1, 2, 0) * 255).byte().numpy()
     Image.fromarray(pixels).save("photo.png")
     turned = Image.Exif()
@@ -155,8 +155,8 @@ def test_command__what_it_cannot_take_is_one_line(files, capsys, content, style,
     assert not (files / out).exists()
 
 
-def test_open_backbone__needs_maps_of_several_sizes(monkeypatch) -> None:
+def test_pretrained_cnn__needs_maps_of_several_sizes(monkeypatch) -> None:
     vit = Backbone("vit_tiny_patch16_224", img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2)
     monkeypatch.setattr(stylizing, "create_backbone", lambda name, pretrained: (vit, {}))
     with pytest.raises(UserError, match=r"--backbone vit_tiny_patch16_224: has no feature maps of several sizes"):
-        stylizing.open_backbone("vit_tiny_patch16_224")
+        stylizing.pretrained_cnn("vit_tiny_patch16_224")
