@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
-  table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words
+  table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -113,6 +113,12 @@ table-words: $(STAMP) ## pictures and their words: recall on emoji and clipart, 
 
 verify-words: $(STAMP) ## measure and train one split of that table again
 	@$(BIN)/python experiments/table_words.py --verify
+
+table-watermark: $(STAMP) ## a mark in the weights: bits read wrongly, accuracy, and what removes it (SCALE=desk)
+	@$(BIN)/python experiments/table_watermark.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-watermark: $(STAMP) ## train and measure one seed of that table again
+	@$(BIN)/python experiments/table_watermark.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES) table-coop

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_vision.cli.parser import CommandParser, add_batch_arguments, add_model_arguments, check_batch_arguments
+from lit_vision.cli.parser import (
+    CommandParser,
+    add_batch_arguments,
+    add_model_arguments,
+    check_batch_arguments,
+    opened_models,
+)
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write
 
@@ -80,9 +86,10 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.evaluation.few_shot import few_shot, summarize_episodes
     from lit_vision.predict.inference import check_has_features
 
-    model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
-    check_has_features(model)
-    others, note = _text_methods(model, args.model, folder.classes, methods)
+    with opened_models(args):
+        model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+        check_has_features(model)
+        others, note = _text_methods(model, args.model, folder.classes, methods)
     sampled = {
         int(i)
         for seed in range(args.seeds)

@@ -63,6 +63,11 @@ COMMANDS = {
         "main",
         "write a run as safetensors, ONNX, OpenVINO, pt2, adapter, int8, or for timm and the Hub",
     ),
+    "protect": (
+        "lit_vision.cli.protect",
+        "main",
+        "seal, sign and verify a model's file, make keys, read a watermark",
+    ),
     "embed": (
         "lit_vision.cli.search",
         "main_embed",

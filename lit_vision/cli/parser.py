@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_vision.errors import UsageError
@@ -38,19 +40,19 @@ class ScriptParser(CommandParser):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the arguments of commands that run a model: --model, --base, --trust_pt2, --device, --range."""
+    """Add the arguments of commands that run a model: --model, and those of `add_loading_arguments`."""
     parser.add_argument(
         "--model",
         required=required,
         metavar="RUN_OR_FILE",
-        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; a name of timm (its weights), "
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2, .sealed; a name of timm (its weights), "
         "or open_clip:MODEL/WEIGHTS",
     )
     add_loading_arguments(parser)
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say how a model is loaded: --base, --trust_pt2, --device, --range."""
+    """Add the arguments that say how a model is loaded: --base, --trust_pt2, --device, --range, keys and signatures."""
     parser.add_argument(
         "--base", metavar="FILE", help="the weights that an adapter (a model X.safetensors) was trained on"
     )
@@ -70,6 +72,45 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="values of 16-bit, integer or float images that become 0 and 255 (default: as in training)",
     )
+    add_key_arguments(parser, "opens a model of lit-vision protect seal")
+    parser.add_argument(
+        "--require_signature",
+        metavar="PUBLIC_KEY",
+        help="refuse, before anything in it is parsed, a model file without a valid signature of this key beside it "
+        "(lit-vision protect sign)",
+    )
+
+
+def add_key_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add --key and --passphrase_file; `io.sealed.read_key` reads them."""
+    parser.add_argument("--key", metavar="FILE", help=f"key file that {purpose}")
+    parser.add_argument(
+        "--passphrase_file",
+        metavar="FILE",
+        help=f"file whose first line is the passphrase that {purpose} (without it, it is asked for on the terminal)",
+    )
+
+
+def opened_models(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return the block in which models are loaded: with --key or --passphrase_file, and --require_signature.
+
+    A passphrase that is needed and not given is asked for on the terminal, if there is one.
+
+    Raises:
+        UserError: as `io.sealed.read_key`.
+    """
+    from lit_vision.io.sealed import read_key
+    from lit_vision.weights.protected_files import model_protection
+
+    key = read_key(args.key, args.passphrase_file)
+    return model_protection(key, args.require_signature, ask_passphrase if sys.stdin.isatty() else None)
+
+
+def ask_passphrase(path: str) -> str:
+    """Return a passphrase that was typed on the terminal, where it is not shown."""
+    from getpass import getpass
+
+    return getpass(f"passphrase of {path}: ")
 
 
 def add_classes_arguments(parser: argparse.ArgumentParser) -> None:

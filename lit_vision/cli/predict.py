@@ -14,6 +14,7 @@ from lit_vision.cli.parser import (
     add_classes_arguments,
     add_model_arguments,
     check_classes_arguments,
+    opened_models,
     zero_shot_model,
 )
 from lit_vision.errors import UsageError, UserError
@@ -111,10 +112,11 @@ def main(argv: Sequence[str]) -> int:
     for line in inputs.lines():
         print(line, flush=True)
     file_format = format_from_suffix(args.out, result_formats())
-    if args.classes:
-        model = zero_shot_model(args)
-    else:
-        model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
+    with opened_models(args):
+        if args.classes:
+            model = zero_shot_model(args)
+        else:
+            model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     results_of_task, options = results_with_options(model, {name: getattr(args, name) for name in TASK_OPTIONS})
     if file_format not in results_of_task.formats:
         raise UsageError(f"--out {args.out}: {model.metadata.task} writes {', '.join(results_of_task.formats)}")

@@ -17,6 +17,7 @@ from lit_vision.cli.parser import (
     add_model_arguments,
     add_overwrite_argument,
     check_batch_arguments,
+    opened_models,
 )
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write
@@ -194,9 +195,10 @@ def _load(args: argparse.Namespace, shared_space: bool) -> Model:
     """Load the model of --model; `shared_space` as in `load_model`."""
     from lit_vision.predict.models import load_model
 
-    return load_model(
-        args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
-    )
+    with opened_models(args):
+        return load_model(
+            args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+        )
 
 
 def _texts(args: argparse.Namespace) -> list[str]:

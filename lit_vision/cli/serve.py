@@ -13,6 +13,7 @@ from lit_vision.cli.parser import (
     add_loading_arguments,
     add_server_arguments,
     check_classes_arguments,
+    opened_models,
     zero_shot_model,
 )
 from lit_vision.errors import UsageError, UserError
@@ -45,7 +46,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2; or a name of timm (its weights), or "
+        help="a run's folder, or .ckpt, .safetensors, .onnx, .xml, .pt2, .sealed; or a name of timm (its weights), or "
         "open_clip:MODEL/WEIGHTS",
     )
     add_classes_arguments(parser)
@@ -110,13 +111,14 @@ def main(argv: Sequence[str]) -> int:
     index = read_index(args.index) if args.index else None
     if args.index_root and not Path(args.index_root).is_dir():
         raise UserError(f"--index_root {args.index_root}: no such folder; check the path")
-    if args.classes:
-        model = zero_shot_model(args)
-    else:
-        shared_space = index is None or index.in_shared_space
-        model = load_model(
-            args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
-        )
+    shared_space = index is None or index.in_shared_space
+    with opened_models(args):
+        if args.classes:
+            model = zero_shot_model(args)
+        else:
+            model = load_model(
+                args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+            )
     if index is not None:
         check_same_model(index, feature_settings(model.metadata))
     limits = Limits(

@@ -11,6 +11,7 @@ from lit_vision.convert.export import FORMATS, export, export_adapter
 from lit_vision.convert.quantize import artifact_files
 from lit_vision.data.views.image_size import height_and_width, size_text
 from lit_vision.errors import UsageError, UserError
+from lit_vision.io.sealed import SEALED_SUFFIX
 from lit_vision.predict.writers import check_not_existing, check_output_path
 from lit_vision.runs.run_dir import data_settings, run_dir_of
 
@@ -139,6 +140,8 @@ def _source(model: str | Path, classes: str | Path | None, out: str | Path | Non
                 raise UsageError(f"--{flag}: is needed to export a model of open_clip; give it")
         return Path(model)
     source = resolve_model_file(model)
+    if source.suffix.lower() == SEALED_SUFFIX:
+        raise UserError(f"{source}: is sealed; write it in plain with lit-vision protect unseal first")
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"{source}: is an export already; give the run, its .ckpt or a .safetensors")
     return source

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from lit_vision.errors import UsageError, UserError
 from lit_vision.evaluation.detection import MAX_DETECTIONS
 from lit_vision.io.processes import cores
+from lit_vision.io.sealed import read_key
 from lit_vision.predict.detection import limit_detections
 from lit_vision.predict.image_list import ImageList, list_images
 from lit_vision.predict.inference import check_has_features, check_ranges
@@ -21,6 +23,7 @@ from lit_vision.predict.predictions import Embeddings
 from lit_vision.predict.runtimes import Model
 from lit_vision.predict.tasks import preprocess_for, results_with_options
 from lit_vision.weights.model_metadata import ModelMetadata
+from lit_vision.weights.protected_files import model_protection
 
 Errors = Literal["raise", "skip"]
 
@@ -41,8 +44,8 @@ class LoadedModel:
         path: the file, or timm's name.
     """
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, protection: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._model, self._protection = model, protection  # the latter opens the file again for `classes`
         self._max_detections: int = model.metadata.options.get("max_detections", MAX_DETECTIONS)
         self.classes: tuple[str, ...] = tuple(model.metadata.class_names)
         self.metadata: ModelMetadata = model.metadata
@@ -110,7 +113,8 @@ class LoadedModel:
 
         wanted = check_classes(classes, "classes"), check_templates(templates, "templates")
         if self._classifier is None or self._classifier[0] != wanted:
-            self._classifier = wanted, LoadedModel(open_zero_shot(self.path, *wanted, str(self._model.device)))
+            with self._protection():
+                self._classifier = wanted, LoadedModel(open_zero_shot(self.path, *wanted, str(self._model.device)))
         return self._classifier[1]
 
     def embed(self, images: Any, *, batch_size: int = 32, workers: int = 0, errors: Errors = "raise") -> Embeddings:
@@ -177,15 +181,18 @@ def load(
     threads: int | None = None,
     range: Sequence[float] | None = None,
     backbone_features: bool = False,
+    key: str | Path | None = None,
+    passphrase_file: str | Path | None = None,
+    require_signature: str | Path | None = None,
 ) -> LoadedModel:
     """Load a model to use it: `load("runs/classifier/1").predict("cat.jpg")[0].classes[0]`.
 
     Nothing in a file is executed, except for `.pt2`, which is loaded only if it is trusted.
 
     Args:
-        model: a run's folder, a .ckpt, .safetensors, .onnx, .xml (OpenVINO) or .pt2 file, or a name of timm with or
-            without a weight tag ("resnet18", "vit_small_patch16_224.augreg_in1k"), which gets timm's weights, or
-            without a network those of an installed package of lit-vision[public], and the class names of ImageNet.
+        model: a run's folder, a .ckpt, .safetensors, .onnx, .xml (OpenVINO), .pt2 or .sealed file, or a name of timm
+            with or without a weight tag ("resnet18", "vit_small_patch16_224.augreg_in1k"), which gets timm's weights,
+            or without a network those of an installed package of lit-vision[public], and the class names of ImageNet.
         device: of torch, "auto" (CUDA if there is one), "cpu" or "cuda"; the other runtimes use the CPU.
         base: the weights that an adapter (`model`) was trained on; "timm" for timm's.
         trust_pt2: load a .pt2, which can run code of whoever made it.
@@ -193,10 +200,20 @@ def load(
         range: values of images deeper than 8 bits that become 0 and 255; None is that of the training images.
         backbone_features: of a model trained on images with captions, embed with the backbone alone, not in the space
             that images and texts share.
+        key: key file that opens a model of `lit-vision protect seal`, in memory only.
+        passphrase_file: file whose first line is the passphrase that opens it.
+        require_signature: a public key's file; a model without a valid signature of it beside the file (`lit-vision
+            protect sign`) is refused before anything in it is parsed.
 
     Raises:
         UserError: one line: the file is missing, damaged, of another kind or without metadata, its runtime is not
             installed, or timm's weights cannot be fetched.
     """
     options: dict[str, Any] = {"threads": threads, "value_range": range, "shared_space": not backbone_features}
-    return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, **options))
+    master = read_key(key, passphrase_file)
+
+    def protection() -> AbstractContextManager[None]:
+        return model_protection(master, require_signature)
+
+    with protection():
+        return LoadedModel(load_model(os.fspath(model), device, base, trust_pt2, **options), protection)

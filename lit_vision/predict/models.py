@@ -24,6 +24,7 @@ from lit_vision.data.views.pixel_values import check_range
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.hashing import state_dict_sha256
+from lit_vision.io.sealed import SEALED_SUFFIX
 from lit_vision.methods.pixels import channel_values
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model, open_onnx, open_openvino, open_pt2
@@ -35,8 +36,9 @@ from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_comm
 from lit_vision.weights.compatibility import UNKNOWN, unknown_method_error
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, SHARED_SPACE, ModelMetadata, current_keys
+from lit_vision.weights.protected_files import format_suffix
 
-MODEL_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2")
+MODEL_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".xml", ".pt2", SEALED_SUFFIX)
 
 
 def resolve_model_file(source: str | os.PathLike[str]) -> Path:
@@ -96,7 +98,7 @@ def load_model(
         return model
     from_timm, from_open_clip = is_timm_name(source, MODEL_SUFFIXES), is_open_clip_name(source)
     path = find_model(source)
-    suffix = "" if from_open_clip else path.suffix.lower()
+    suffix = "" if from_timm or from_open_clip else format_suffix(path)
     if base and (from_timm or from_open_clip or suffix in (".onnx", ".xml", ".pt2")):
         raise UserError(f"--base: is for adapters, and {path} is a complete model; leave it out")
     if suffix == ".onnx":
@@ -177,7 +179,7 @@ def load_method(
         return _load_with_adapter(path, base)
     if base:
         raise UserError(f"--base: is for adapters, and {path} is a complete model; leave it out")
-    if path.suffix.lower() == ".safetensors":
+    if format_suffix(path) == ".safetensors":
         if METADATA_KEY in header and "hyper_parameters" in header:
             metadata = ModelMetadata.from_json(header[METADATA_KEY], str(path))
             return _build_method(path, metadata.task, json.loads(header["hyper_parameters"]), state, vars(metadata))

@@ -20,6 +20,7 @@ from lit_vision.data.views.image_size import plain_size
 from lit_vision.errors import UserError
 from lit_vision.io.hashing import state_dict_sha256
 from lit_vision.weights.model_metadata import SHARED_SPACE, ModelMetadata
+from lit_vision.weights.protected_files import refuse_unsigned
 
 PREFIX = "open_clip:"
 
@@ -117,6 +118,7 @@ def load_open_clip(source: str) -> tuple[OpenClipTowers, ModelMetadata]:
         UserError: open_clip is not installed, no such model or weights, weights that cannot be fetched, or a file that
             does not fit.
     """
+    refuse_unsigned(source)
     name, _, weights = source.removeprefix(PREFIX).partition("/")
     try:
         import open_clip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
+from lit_vision.weights.protected_files import held_file
 
 
 class Model:
@@ -84,8 +86,10 @@ def open_onnx(path: Path, threads: int | None) -> Model:
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
+    held = held_file(path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(path) if held is None else held.parts[0]
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has many exception classes and exports none of them
         raise UserError(f"{path}: is not a valid ONNX model ({_first_line(error)}); export it again") from error
     metadata = ModelMetadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), str(path))
@@ -108,14 +112,15 @@ def open_openvino(path: Path, threads: int | None) -> Model:
         import openvino
     except ImportError as error:
         raise UserError(f"{path}: OpenVINO is not installed; pip install 'lit-vision[export]'") from error
-    if not path.with_suffix(".bin").is_file():
+    held = held_file(path)
+    if held is None and not path.with_suffix(".bin").is_file():
         raise UserError(
             f"{path}: its weights {path.with_suffix('.bin').name} are not in the same folder; copy both files"
         )
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # replacing a mapped file kills the process
     try:
-        model = core.read_model(path)
+        model = core.read_model(path) if held is None else core.read_model(*map(io.BytesIO, held.parts))
         text = model.get_rt_info([METADATA_KEY]).astype(str) if model.has_rt_info([METADATA_KEY]) else None
         # OpenVINO would compute in bf16 where the CPU has it; results must be those of torch
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -145,11 +150,14 @@ def open_pt2(path: Path, trusted: bool) -> Model:
             f"{path}: loading a .pt2 can run code that is in it; give --trust_pt2 if you trust where it is from, "
             "or use safetensors, onnx or openvino"
         )
-    if not zipfile.is_zipfile(path):  # torch.export.load would log a traceback first
+    held = held_file(path)
+    if not zipfile.is_zipfile(
+        path if held is None else io.BytesIO(held.parts[0])
+    ):  # torch.export.load would log a traceback first
         raise UserError(f"{path}: is not a valid torch.export archive (no zip file); export it again")
     extra = {f"{METADATA_KEY}.json": ""}
     try:
-        program = torch.export.load(path, extra_files=extra)
+        program = torch.export.load(path if held is None else io.BytesIO(held.parts[0]), extra_files=extra)
     except Exception as error:  # torch.export.load documents no exceptions
         raise UserError(
             f"{path}: is not a valid torch.export archive ({_first_line(error)}); export it again"

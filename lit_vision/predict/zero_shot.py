@@ -36,6 +36,7 @@ from lit_vision.predict.shared_space import has_texts, no_texts_error
 from lit_vision.predict.timm_models import is_timm_name
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.model_metadata import ModelMetadata
+from lit_vision.weights.protected_files import format_suffix
 
 TEMPLATES = ("a photo of a {}.",)
 MOST_CLASSES = 100_000
@@ -93,7 +94,7 @@ def load_image_text(source: str | os.PathLike[str]) -> tuple[nn.Module, ModelMet
         UserError: no such file, a damaged one, or a model that was not trained on captions.
     """
     path = resolve_model_file(source)
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+    if format_suffix(path) not in CHECKPOINT_SUFFIXES:
         raise UserError(f"{path}: is no checkpoint of a training; give a run of ImageText or its .ckpt")
     network, metadata = load_method(path, shared_space=True)
     if not hasattr(network, "encode_texts"):
@@ -189,7 +190,7 @@ def text_network(source: str | os.PathLike[str], device: torch.device) -> nn.Mod
     if is_timm_name(source, MODEL_SUFFIXES):
         return None
     path = resolve_model_file(source)
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+    if format_suffix(path) not in CHECKPOINT_SUFFIXES:
         return None
     state, header, _ = read_file_and_content(path)
     if not has_texts(to_common_keys(state, header)[1]):

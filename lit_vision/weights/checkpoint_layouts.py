@@ -7,6 +7,7 @@ dicts, facebookresearch/mae's files (encoder, full, fine-tuned), and those of ke
 """
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from lit_vision.errors import UserError
@@ -25,6 +27,7 @@ from lit_vision.weights.checkpoint_states import PREFIXES, choose_state, strip_k
 from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
 from lit_vision.weights.key_maps import IMAGENET_PIXELS, PIXELS, convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
+from lit_vision.weights.protected_files import HeldFile, held_file
 from lit_vision.weights.vit_key_maps import is_dinov2
 
 OUTSIDE = "outside."  # begins the key, in the common form, of a tensor beside the module that holds the network
@@ -63,18 +66,18 @@ def read_file_and_content(
         raise UserError(f"{path}: is a folder; name a file, such as {path / 'checkpoints' / 'last.ckpt'} of a run")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path of the checkpoint")
-    if Path(f"{path}.sha256").is_file():
+    held = held_file(path)
+    if held is None and Path(f"{path}.sha256").is_file():
         from lit_vision.io.checkpoint_digest import is_valid
 
         if not is_valid(path):
             raise UserError(f"{path}: the file has changed since it was written (see {path}.sha256); take another copy")
-    if path.suffix == ".safetensors":
+    if (path.suffix if held is None else held.suffix) == ".safetensors":
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                if state is not None:
-                    tensors = choose_state(tensors, state, path)[1]
-                return tensors, current_keys(file.metadata()), None
+            tensors, stored = _read_safetensors(path, held)
+            if state is not None:
+                tensors = choose_state(tensors, state, path)[1]
+            return tensors, current_keys(stored), None
         except SafetensorError as error:
             raise UserError(f"{path}: is not a complete safetensors file ({error}); take another copy") from error
     content = load_content(path)
@@ -93,17 +96,30 @@ def read_file_and_content(
     return strip_key_wrappers(tensors), metadata, content
 
 
+def _read_safetensors(path: Path, held: HeldFile | None) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Return the tensors and the metadata of a safetensors file."""
+    if held is None:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    content = held.parts[0]
+    tensors = load_safetensors(content)  # checks the header
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__")
+
+
 def load_content(path: Path) -> object:
     """Return the content of a torch.save file, or of a sharded checkpoint, that holds only tensors and plain data.
 
     Raises:
         UserError: the file is no checkpoint, is damaged, or holds more than tensors and plain data.
     """
+    held = held_file(path)
     if path.is_dir():
         return load_consolidated(path)
+    file = path if held is None else io.BytesIO(held.parts[0])
     try:
         with torch.serialization.safe_globals(plain_data()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = refused_class(error)
         if found or "Unsupported" in str(error):

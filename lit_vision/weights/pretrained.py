@@ -14,6 +14,7 @@ from lit_vision.errors import UserError
 from lit_vision.weights import public_packages
 from lit_vision.weights.checkpoint_layouts import read_common
 from lit_vision.weights.load import load_into
+from lit_vision.weights.protected_files import refuse_unsigned
 
 
 def create_backbone(name: str, **arguments: Any) -> tuple[Backbone, dict[str, str]]:
@@ -24,6 +25,8 @@ def create_backbone(name: str, **arguments: Any) -> tuple[Backbone, dict[str, st
     Raises:
         UserError: as Backbone; weights that cannot be fetched and stand in no installed package; or a damaged package.
     """
+    if arguments.get("pretrained"):
+        refuse_unsigned(name)
     try:
         return Backbone(name, **arguments), {}
     except WeightsUnavailableError as error:
@@ -46,6 +49,7 @@ def create_pretrained_classifier(name: str) -> tuple[nn.Module, dict[str, str]]:
         UserError: as `create_timm_model`; weights that cannot be fetched and stand in no installed package; or a
             damaged package.
     """
+    refuse_unsigned(name)
     try:
         return create_timm_model(name, True, None, {}), {}
     except WeightsUnavailableError as error:

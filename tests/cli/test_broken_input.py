@@ -76,6 +76,23 @@ FILES = [
     ("export {} --format onnx --out e.onnx --classes toy.yaml", ".ckpt", ""),
     ("export run --format onnx --out e.onnx --classes {}", ".txt", ""),
     ("export run --format onnx --out e.onnx --classes toy.yaml --template {}", ".txt", ""),
+    ("protect keygen {}", ".key", "missing"),
+    ("protect seal {} --key k.key", ".ckpt", "empty garbage utf16 latin1"),  # of a model nothing is parsed
+    ("protect seal run --key {}", ".key", ""),
+    ("protect seal run --passphrase_file {}", ".txt", "garbage utf16 latin1"),
+    ("protect seal run --key k.key --out {}/o.sealed", ".txt", "missing folder"),
+    ("protect unseal {} --key k.key", ".sealed", ""),
+    ("protect unseal run.sealed --key {}", ".key", ""),
+    ("protect sign {} --key s.key", ".ckpt", "empty garbage utf16 latin1"),
+    ("protect sign run --key {}", ".key", ""),
+    ("protect verify {} --key s.key.pub", ".ckpt", ""),
+    ("protect verify run --key {}", ".pub", ""),
+    ("protect check {} --key k.key", ".ckpt", ""),
+    ("protect check run --key {}", ".key", ""),
+    ("predict --model {} set/test --out p.csv --key k.key", ".sealed", ""),
+    ("predict --model run set/test --out p.csv --key {}", ".key", ""),
+    ("predict --model run set/test --out p.csv --passphrase_file {}", ".txt", "garbage utf16 latin1"),
+    ("predict --model run set/test --out p.csv --require_signature {}", ".pub", ""),
     ("embed --model {} set/test --out i.safetensors", ".ckpt", ""),
     ("embed --model run {} --out i.safetensors", ".png", ""),
     ("search --index {} --query set/test/red/000.png --model run", ".safetensors", ""),
@@ -111,6 +128,10 @@ def made(tmp_path_factory) -> Path:
     for seed, (split, n) in enumerate((("train", 18), ("val", 6), ("test", 6))):
         write_images(place / "set" / split, n, seed)
     (place / "toy.yaml").write_text(RECIPE)
+    for words in (["k.key"], ["s.key", "--signing"]):
+        assert main(["protect", "keygen", str(place / words[0]), *words[1:]]) == 0
+    sealed = str(place / "run.sealed")
+    assert main(["protect", "seal", str(place / "run"), "--key", str(place / "k.key"), "--out", sealed]) == 0
     index = str(place / "index.safetensors")
     assert main(["embed", "--model", str(place / "run"), str(place / "set/test"), "--out", index]) == 0
     return place

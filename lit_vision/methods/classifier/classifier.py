@@ -15,10 +15,12 @@ from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.data.views.keyed_rng import derive_seed, temporary_seed
 from lit_vision.errors import UserError
 from lit_vision.evaluation.mean_recall import MeanClassRecall
+from lit_vision.io.sealed import read_key_file
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.classifier.network import ClassifierNetwork, classification_loss, soft_targets
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.pixels import check_channels
+from lit_vision.methods.watermark import STRENGTH, watermark_layer, watermark_loss, watermark_secret
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 
@@ -76,6 +78,8 @@ class Classifier(ClassifierNetwork, LightningModule):
         lora_layers: first and last block that is adapted, from 0; None is all.
         lora_dropout: on the update's input.
         prompt_length: tokens of tune=prompt-shallow, or per block of prompt-deep.
+        watermark: key file (`lit-vision protect keygen`) whose mark is embedded in the weights of a convolution while
+            training (methods/watermark.py); `lit-vision protect check` reads it. Checkpoints do not name the file.
 
     Raises:
         UserError: a value that cannot work; the message names it and says what to do. PartialMatchError (a UserError):
@@ -118,11 +122,12 @@ class Classifier(ClassifierNetwork, LightningModule):
         lora_layers: list[int] | None = None,
         lora_dropout: float = 0.0,
         prompt_length: int = 50,
+        watermark: str | None = None,
     ) -> None:
         super(ClassifierNetwork, self).__init__()  # LightningModule's: the network needs the hyper-parameters first
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup, cutmix: {mixup}, {cutmix} must not be negative; 0 is off")
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["watermark"])
         keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         names = ("loss", "top1", "top5") if num_classes >= 5 else ("loss", "top1")
@@ -130,10 +135,25 @@ class Classifier(ClassifierNetwork, LightningModule):
         self.metrics["test_mean_per_class"] = MeanClassRecall(num_classes)
         self.metadata: dict[str, Any] | None = None
         self.mix = None
+        self.mark_layer: str | None = None
+        if watermark is not None:
+            self._prepare_watermark(watermark)
         if mixup > 0 or cutmix > 0:
             from timm.data import Mixup
 
             self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+
+    def _prepare_watermark(self, key_file: str) -> None:
+        """Choose the convolution that holds the mark, and keep what the loss needs of the key beside it."""
+        secret = read_key_file(key_file).secret
+        self.mark_layer, weight = watermark_layer(self.backbone)
+        if not weight.requires_grad:
+            raise UserError(
+                f"watermark: {self.mark_layer} does not train with tune {self.hparams.tune}; set tune to full"
+            )
+        matrix, bits = watermark_secret(secret, weight[0].numel())
+        self.register_buffer("mark_matrix", matrix, persistent=False)
+        self.register_buffer("mark_bits", bits, persistent=False)
 
     def setup(self, stage: str) -> None:
         """Refuse data with other classes or channels, and a batch-norm converter that would break the model."""
@@ -182,10 +202,15 @@ class Classifier(ClassifierNetwork, LightningModule):
         return mixed
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch; logs train/loss."""
+        """Return the loss of one batch, with that of the watermark; logs train/loss without it."""
         images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
         loss = self.loss(images, targets)
         self.log("train/loss", loss, prog_bar=True)
+        if self.mark_layer is not None:
+            weight = self.backbone.get_submodule(self.mark_layer).weight
+            mark_loss = watermark_loss(weight, self.mark_matrix, self.mark_bits)
+            self.log("train/watermark_loss", mark_loss)
+            loss = loss + STRENGTH * mark_loss
         return loss
 
     def _evaluate(self, batch: Batch, split: str) -> None:
@@ -220,6 +245,8 @@ class Classifier(ClassifierNetwork, LightningModule):
 
     def on_train_start(self) -> None:
         """Print how many parameters train, and a note if batch norm sees one process's images only."""
+        if self.mark_layer is not None and hasattr(self.backbone.get_submodule(self.mark_layer).weight, "full_tensor"):
+            raise UserError("model.watermark: is not for weights that FSDP shards; train with trainer.strategy ddp")
         if self.trainer.is_global_zero and self.hparams.tune != "full":
             print(f"Classifier: {adapters.describe_trainable(self)}", flush=True)
         if (
