@@ -33,7 +33,8 @@ SIZES = {"train": 2000, "other": 2000, "test": 2000}
 EPOCHS, BATCH_SIZE, LR = 8, 50, 3e-3
 TEMPERATURE = 4.0  # of distillation
 SHARES = (30, 60, 90)  # percent of the weights pruned
-NETWORK = {"in_chans": 1, "stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
+STEM = {"stem": "small", "stem_type": "deep", "stem_width": 4}
+NETWORK = {"in_chans": 1, **STEM, "layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
 PROTOCOLS = {  # in the order of the table
     "plain": "trained without a mark",
     "marked": "trained with the mark",
@@ -245,9 +246,9 @@ def show() -> None:
     wrong = 100 * float(np.mean(cells["marked"]["wrong_keys"])) / BITS
     note = (
         f"{SEEDS} seeds (± sd), test accuracy on {SIZES['test']} images. {BITS} bits in the {result['weights']} "
-        f"weights of the mean filter of {result['layer']}, lambda {STRENGTH}. p: the probability of so few wrong bits with an "
-        f"unrelated key, largest over seeds. {WRONG_KEYS} wrong keys a seed read {wrong:.1f} % of the bits of marked "
-        f"networks wrongly. Accuracy with less without the mark, paired: {difference.mean():+.2f} ± {error:.2f} points "
+        f"weights of the mean filter of {result['layer']}, lambda {STRENGTH}. p: the probability of so few wrong bits "
+        f"with an unrelated key, largest over seeds. {WRONG_KEYS} wrong keys a seed read {wrong:.1f} % of the bits of "
+        f"marked networks wrongly. Accuracy with the mark less that without, paired: {difference.mean():+.2f} ± {error:.2f} points "
         "(standard error). Pruning and rounding are not followed by training. Distillation copies what the network "
         "answers and none of its weights, so the mark is gone: it shows copies of weights only."
     )
