@@ -244,15 +244,18 @@ def show() -> None:
     difference = 100 * (np.array(cells["marked"]["values"]) - np.array(cells["plain"]["values"]))
     error = difference.std(ddof=1) / np.sqrt(len(difference))
     wrong = 100 * float(np.mean(cells["marked"]["wrong_keys"])) / BITS
-    note = (
-        f"{SEEDS} seeds (± sd), test accuracy on {SIZES['test']} images. {BITS} bits in the {result['weights']} "
-        f"weights of the mean filter of {result['layer']}, lambda {STRENGTH}. p: the probability of so few wrong bits "
-        f"with an unrelated key, largest over seeds. {WRONG_KEYS} wrong keys a seed read {wrong:.1f} % of the bits of "
-        f"marked networks wrongly. Accuracy with the mark less that without, paired: {difference.mean():+.2f} ± {error:.2f} points "
-        "(standard error). Pruning and rounding are not followed by training. Distillation copies what the network "
-        "answers and none of its weights, so the mark is gone: it shows copies of weights only."
+    sentences = [
+        f"{SEEDS} seeds (± sd), test accuracy on {SIZES['test']} images.",
+        f"{BITS} bits in the {result['weights']} weights of the mean filter of {result['layer']}, lambda {STRENGTH}.",
+        "p: the probability of so few wrong bits with an unrelated key, largest over seeds.",
+        f"{WRONG_KEYS} wrong keys a seed read {wrong:.1f} % of the bits of marked networks wrongly.",
+        f"Accuracy with the mark less that without, paired: {difference.mean():+.2f} ± {error:.2f} points (se).",
+        "Pruning and rounding are not followed by training.",
+        "Distillation copies what the network answers and none of its weights, so the mark is gone.",
+    ]
+    table = to_markdown(
+        Table(["network", "top-1, %", "wrong bits, %", f"of {BITS}", "p at most"], lines, " ".join(sentences))
     )
-    table = to_markdown(Table(["network", "top-1, %", "wrong bits, %", f"of {BITS}", "p at most"], lines, note))
     print(table)
     RESULT.with_suffix(".md").write_text(table, encoding="utf-8")
 
