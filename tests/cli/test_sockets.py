@@ -88,11 +88,9 @@ CALLS = [
     f"import timm.pth {SIZE} --out t.safetensors",
     f"import timm.pth {SIZE} --backbone_only --out b.safetensors",
     "export run --format safetensors --out e.safetensors",
-<<<<<<< HEAD
     "predict --model e.safetensors one.png --out e.csv",
     "export lejepa/last.ckpt --format safetensors --out l.safetensors",
     "embed --model l.safetensors one.png --out j.safetensors",
-=======
     "protect keygen k.key",
     "protect keygen s.key --signing",
     "protect seal run --key k.key --out m.sealed",
@@ -100,7 +98,6 @@ CALLS = [
     "protect verify m.sealed --key s.key.pub",
     "protect unseal m.sealed --key k.key --out m.ckpt",
     "predict --model m.sealed set/test --out q.csv --key k.key --require_signature s.key.pub",
->>>>>>> 7187f7e (Models can be sealed, signed and marked: AES-256-GCM files opened in memory, signatures checked before parsing, Uchida's watermark)
     "data scenes --out scenes --train 1 --val 0 --test 0",
     "doctor set --workers 1 --out doctor",
     "pack set --out o.pack --workers 1",
