@@ -1,8 +1,8 @@
 """lit_vision: pre-train on unlabeled images, fine-tune with few labels, reproduce the tables, deploy.
 
-load: a model to predict and embed with. run_study, choose_images, export_model, check_folder, stylize: as the commands
-study, choose, export, doctor and stylize, with their options. Each is imported when it is first used, so that
-`import lit_vision` is light.
+load: a model to predict and embed with. run_study, choose_images, export_model, check_folder, restore_images, stylize: as
+the commands study, choose, export, doctor, restore and stylize, with their options. Each is imported when it is first
+used, so that `import lit_vision` is light.
 """
 
 from __future__ import annotations
@@ -14,18 +14,29 @@ if TYPE_CHECKING:
     from lit_vision.convert.export_model import export_model
     from lit_vision.data.check.check_folder import check_folder
     from lit_vision.predict.api import load
+    from lit_vision.predict.restore import restore_images
     from lit_vision.predict.stylize import stylize
     from lit_vision.study.choose import choose_images
     from lit_vision.study.run_study import run_study
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check_folder", "choose_images", "export_model", "load", "run_study", "stylize"]
+__all__ = [
+    "__version__",
+    "check_folder",
+    "choose_images",
+    "export_model",
+    "load",
+    "restore_images",
+    "run_study",
+    "stylize",
+]
 
 _HOMES = {
     "check_folder": "lit_vision.data.check.check_folder",
     "choose_images": "lit_vision.study.choose",
     "export_model": "lit_vision.convert.export_model",
     "load": "lit_vision.predict.api",
+    "restore_images": "lit_vision.predict.restore",
     "run_study": "lit_vision.study.run_study",
     "stylize": "lit_vision.predict.stylize",
 }

@@ -28,6 +28,7 @@ from lit_vision.methods.image_text.losses import clip_loss, siglip_loss
 from lit_vision.methods.lejepa.lejepa import LeJEPA
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
+from lit_vision.methods.restoration.restorer import Restorer
 from lit_vision.methods.segmentation.segmenter import Segmenter
 from lit_vision.methods.simclr.network import nt_xent
 from lit_vision.methods.simclr.simclr import SimCLR
@@ -83,6 +84,10 @@ def lejepa() -> nn.Module:
     return LeJEPA("vit_tiny_patch16_224", VIT, projection_width=8, projection_hidden=16, num_directions=32)
 
 
+def restorer() -> nn.Module:
+    return Restorer(["gaussian_noise 25", "rectangle_holes 0.2"], backbone_args={"depth": 3, "width": 4}, loss="mse")
+
+
 def classifier_vit() -> nn.Module:
     return Classifier("vit_tiny_patch16_224", 5, VIT, label_smoothing=0.1, head_init_std=0.1)
 
@@ -128,7 +133,7 @@ def mask_rcnn() -> nn.Module:
 SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
-    for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, classifier_vit, classifier_resnet, multilabel)
+    for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, restorer, classifier_vit, classifier_resnet, multilabel)
 }
 METHODS["image_text"] = image_text
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.

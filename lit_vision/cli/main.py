@@ -43,6 +43,11 @@ COMMANDS = {
         "main",
         "the content of an image in the style of another: lit-vision stylize CONTENT --style STYLE --out FILE.png",
     ),
+    "restore": (
+        "lit_vision.cli.restore",
+        "main",
+        "denoise, enlarge or fill images of any size: lit-vision restore --model RUN IMAGES --out DIR",
+    ),
     "serve": (
         "lit_vision.cli.serve",
         "main",

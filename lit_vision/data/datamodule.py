@@ -22,6 +22,7 @@ from lit_vision.data.sampler import keys_in_batches
 from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
 from lit_vision.data.value_range import MeasuredRange, measure_folder_range
 from lit_vision.data.views.batch_views import make_batch_views
+from lit_vision.data.views.degraded import DegradedViews
 from lit_vision.data.views.image_size import height_and_width, plain_size
 from lit_vision.data.views.keyed_rng import derive_seed
 from lit_vision.data.views.pixel_values import FULL_16_BIT, check_range
@@ -29,8 +30,9 @@ from lit_vision.data.views.views import make_views
 from lit_vision.errors import UsageError, UserError
 
 BAD_IMAGES_FILE = "bad_images.csv"  # in the run's folder
-LOCAL_STREAM = 1  # of the seed: local views are drawn apart from the global ones
-_SELF_SUPERVISED = ("simclr", "mae", "lejepa")  # views that need no label
+# of the seed: local views are drawn apart from the global ones, degradations of evaluation apart from training's
+LOCAL_STREAM, EVALUATION_STREAM = 1, 2
+_SELF_SUPERVISED = ("simclr", "mae", "lejepa", "crop")  # views that need no label
 
 
 class ImageFolderDataModule(KeyedDataModule):
@@ -43,7 +45,7 @@ class ImageFolderDataModule(KeyedDataModule):
         root: the folder, or a pack file written by `lit-vision pack` (*.pack).
         img_size: of the views, pixels: side of a square, or [height, width].
         batch_size: samples per device and batch.
-        train_view: `simclr`, `mae`, `lejepa`, `train`, `eval` or `albumentations:<name>`.
+        train_view: `simclr`, `mae`, `lejepa`, `train`, `crop`, `eval` or `albumentations:<name>`.
         eval_view: as train_view.
         crop_scale, crop_aspect, flip, rotation, scale, strength, brightness, contrast, saturation, hue, grayscale,
             blur, exact, quick, rand_augment, random_erasing: options of the training view (`params.ViewSpec`). None is
@@ -52,6 +54,9 @@ class ImageFolderDataModule(KeyedDataModule):
         local_views: further, smaller views of each training image (`local_images` of the batch), for train_view lejepa.
         local_size: their side, pixels.
         local_scale: their crop area; None is 0.05 to 0.3.
+        degraded: what makes worse versions of all views (`degraded` of the batch) for restoration, in this order:
+            "downsample F" by 2, 3 or 4, "jpeg Q" of a quality from 1 to 100, or "jpeg LOW HIGH"
+            (data/views/degraded.py).
         train_split, val_split, test_split: names of the splits' folders.
         label_file: CSV or JSON lines file with the images' labels, instead of folders' names (see label_table.py).
         path_column, label_column, split_column: its columns, if they have unusual names.
@@ -67,7 +72,7 @@ class ImageFolderDataModule(KeyedDataModule):
         split_file: file with the subset's paths: read if it exists (then `labels` and `shots` must be unset or agree
             with its length), else written.
         use_unlabeled: train on unlabeled images too, those of `unlabeled/` and those whose label `labels` or `shots`
-            hides; "auto": true for `simclr` and `mae`, else false.
+            hides; "auto": true for `simclr`, `mae`, `lejepa` and `crop`, else false.
         copies: repeated augmentation, see `TrainBatches`.
         seed: of the order and the views, in [0, 2**64).
         num_workers: worker processes per training process and loader; "auto": 0 for images in memory, else the cores
@@ -115,6 +120,7 @@ class ImageFolderDataModule(KeyedDataModule):
         local_views: int = 0,
         local_size: int = 96,
         local_scale: list[float] | None = None,
+        degraded: list[str] | None = None,
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
@@ -174,6 +180,8 @@ class ImageFolderDataModule(KeyedDataModule):
         }
         if local_views < 0 or (local_views and train_view != "lejepa"):
             raise UsageError(f"data.local_views: {local_views}; give 0 or more, with train_view lejepa only")
+        self.degraded = list(degraded or [])
+        self.factor = DegradedViews(self.degraded, seed).factor_of(img_size)
         self.eval_options: dict[str, Any] = {"crop_pct": crop_pct} if crop_pct is not None else {}
         self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.label_options = label_options(
@@ -389,17 +397,20 @@ class ImageFolderDataModule(KeyedDataModule):
         if (role, on_bad) not in self._datasets:
             self._datasets[role, on_bad] = self._read_split(role, on_bad, train)
         files, in_memory = self._datasets[role, on_bad]
+        worse = None
+        if self.degraded:
+            worse = DegradedViews(self.degraded, self.seed if train else derive_seed(self.seed, EVALUATION_STREAM))
         local_seed = derive_seed(self.seed, LOCAL_STREAM) if train and self.local_views else None
         if in_memory is None:
             local = None
             if local_seed is not None:
                 local = make_views(view, self.local_size, local_seed, files.pixel_format, **self.local_options)
             views = make_views(view, self.img_size, self.seed, files.pixel_format, **options)
-            return ImageFileDataset(files, self._numbered_labels(role), views, local, self.channels)
+            return ImageFileDataset(files, self._numbered_labels(role), views, local, self.channels, worse)
         pixels, source = in_memory
         more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
         of_batch = make_batch_views(view, self.img_size, self.seed, **options)
-        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more, self.channels)
+        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more, self.channels, worse)
 
     def _read_split(
         self, role: str, on_bad: str, train: bool

@@ -23,6 +23,7 @@ from lit_vision.data.batch import Batch
 from lit_vision.data.folder import Folder
 from lit_vision.data.views.batch_views import BatchViewsFunction
 from lit_vision.data.views.decode import ImageDecodeError, decode
+from lit_vision.data.views.degraded import DegradedViews
 from lit_vision.data.views.image_size import ImageSize, height_and_width
 from lit_vision.data.views.keyed_rng import Key, derive_seed
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
@@ -160,6 +161,7 @@ class ImageFileDataset(Dataset):
         views: from `make_views`.
         local_views: likewise, of another size; None without local views.
         channels: 3, or 1 to keep the first of three equal ones.
+        degraded: makes worse versions of the views, or None.
     """
 
     def __init__(
@@ -169,25 +171,32 @@ class ImageFileDataset(Dataset):
         views: ImageViewsFunction,
         local_views: ImageViewsFunction | None = None,
         channels: int = 3,
+        degraded: DegradedViews | None = None,
     ):
         self.files, self.labels, self.views, self.local_views = files, labels, views, local_views
-        self.channels = channels
+        self.channels, self.degraded = channels, degraded
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
-        images, local_images, rows = [], [], []
+        images, local_images, degraded, rows = [], [], [], []
         for key in keys:
             (views, local), used = self.files.read(key[1], key[0], partial(self._views_of, key))
             images.append(torch.from_numpy(views)[..., : self.channels])
             if local is not None:
                 local_images.append(torch.from_numpy(local)[..., : self.channels])
+            if self.degraded is not None:
+                degraded.append(torch.from_numpy(self.degraded(views, *key))[..., : self.channels])
             rows.append(used)
         # default_collate lets a worker stack straight into shared memory, which saves a copy
         batch = _batch(default_collate(images), self.labels[rows], keys)
-        return {**batch, "local_images": default_collate(local_images)} if local_images else batch
+        if local_images:
+            batch["local_images"] = default_collate(local_images)
+        if degraded:
+            batch["degraded"] = default_collate(degraded)
+        return batch
 
     def _views_of(self, key: Key, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         return self.views(data, *key), None if self.local_views is None else self.local_views(data, *key)
@@ -215,6 +224,7 @@ class InMemoryDataset(Dataset):
         views: from `make_batch_views`.
         local_views: likewise, of another size; None without local views.
         channels: 3, or 1 to keep the first of three equal ones.
+        degraded: makes worse versions of the views, or None.
     """
 
     def __init__(
@@ -224,9 +234,10 @@ class InMemoryDataset(Dataset):
         views: BatchViewsFunction,
         local_views: BatchViewsFunction | None = None,
         channels: int = 3,
+        degraded: DegradedViews | None = None,
     ):
         self.pixels, self.labels, self.views, self.local_views = pixels, labels, views, local_views
-        self.channels = channels
+        self.channels, self.degraded = channels, degraded
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -234,10 +245,13 @@ class InMemoryDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
         index = [key[1] for key in keys]
-        images = self.views(self.pixels[index], keys)[..., : self.channels]
-        batch = _batch(images, self.labels[index], keys)
+        images = self.views(self.pixels[index], keys)
+        batch = _batch(images[..., : self.channels], self.labels[index], keys)
         if self.local_views is not None:
             batch["local_images"] = self.local_views(self.pixels[index], keys)[..., : self.channels]
+        if self.degraded is not None:
+            worse = [self.degraded(views, *key) for views, key in zip(images.numpy(), keys)]
+            batch["degraded"] = torch.from_numpy(np.stack(worse))[..., : self.channels]
         return batch
 
     def __getitem__(self, key: Key) -> Batch:

@@ -22,6 +22,7 @@ _HOMES = {
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
     "ImageText": "lit_vision.methods.image_text.image_text",
+    "Restorer": "lit_vision.methods.restoration.restorer",
 }
 __all__ = list(_HOMES)
 

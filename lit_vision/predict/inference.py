@@ -80,7 +80,7 @@ def run_inference(
         writer.notes["skipped"] = 0
         writer.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
-        with _exit_on_sigterm(), _progress_bar(len(inputs), writer.done) as advance:
+        with exit_on_sigterm(), progress_bar(len(inputs), writer.done) as advance:
             prepare = preprocess_for(model.metadata)
             for batch in batches(
                 inputs, prepare, batch_size, writer.done, workers or cores(), model.metadata.pixel_format
@@ -165,7 +165,7 @@ def draw_explanations(
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Make SIGTERM raise SystemExit(143), which stops a run as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -182,7 +182,7 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal, and nothing elsewhere; yield the function that advances it."""
     if not sys.stderr.isatty():
         yield lambda n: None

@@ -274,19 +274,20 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
     network_size = method.hparams.get("img_size") if TASKS[task].pads else 0
     size = plain_size(stored.get("size") or network_size or config["input_size"][-2:])
     names = list(stored.get("class_names") or [])
-    if not names and task != "features":
+    if not names and task not in ("features", "restoration"):
         names = [str(i) for i in range(method.hparams.get("num_classes") or method.hparams["num_labels"])]
+    inference = inference_network(method, task)
     return ModelMetadata(
         task=task,
         size=size,
-        mean=[round(float(v), 6) for v in method.mean],
-        std=[round(float(v), 6) for v in method.std],
+        mean=[round(float(v), 6) for v in getattr(inference, "mean", method.mean)],
+        std=[round(float(v), 6) for v in getattr(inference, "std", method.std)],
         crop_pct=float(
             stored.get("crop_pct") or (0.875 if min(height_and_width(size)) > 64 and not TASKS[task].pads else 1.0)
         ),
         class_names=names,
         category_ids=[int(i) for i in stored.get("category_ids") or []],
-        outputs=list(inference_network(method, task).outputs),
+        outputs=list(inference.outputs),
         weights=state_dict_sha256(method.state_dict()),
         features=state_dict_sha256({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
         license=str(stored.get("license") or ""),

@@ -22,6 +22,7 @@ from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, Dete
 from lit_vision.predict.classification import ClassificationLines, ClassifierInference, FeatureInference, softmax
 from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_inference
 from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
+from lit_vision.predict.restoration import RestorerInference, restorer_options
 from lit_vision.predict.segmentation import SegmentationLines, SegmenterInference
 from lit_vision.weights.compatibility import method_of_hyper_parameters
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -89,6 +90,7 @@ TASKS: dict[str, Task] = {
         pads=True,
         decoding=lambda network: {"background": network.hparams["background"]},
     ),
+    "restoration": Task(RestorerInference, "Restorer", decoding=restorer_options),
 }
 
 
@@ -106,6 +108,8 @@ def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Result
     """
     task = model.metadata.task
     results = TASKS[task].results
+    if task == "restoration":
+        raise UserError(f"{model.path}: restores images; use lit-vision restore")
     if results is None:
         raise UserError(
             f"{model.path}: returns {task} and no predictions; use lit-vision embed, or fine-tune a classifier"

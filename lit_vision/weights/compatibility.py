@@ -57,6 +57,7 @@ METHODS = {
     "Segmenter": _own("Segmenter", "backbone pyramid head auxiliary", "aux_weight background"),
     "Classifier": _own("Classifier", "backbone head head_norm", "num_classes tune"),
     "MultiLabelClassifier": _own("MultiLabelClassifier", "backbone head", "num_labels tune"),
+    "Restorer": _own("Restorer", "backbone pixels", "degradations scale"),
     "ImageText": _own(
         "ImageText", "backbone image_projection text text_projection similarity", "lock_image embed_width"
     ),

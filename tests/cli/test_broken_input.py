@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from toy_models import make_classifier, write_images, write_run
+from toy_restorer import write_restorer_run
 
 from lit_vision.cli.main import COMMANDS, main
 
@@ -60,6 +61,10 @@ FILES = [
     ("stylize {} --style set/test/red/000.png --out s.png", ".png", ""),
     ("stylize set/test/red/000.png --style {} --out s.png", ".png", ""),
     ("stylize set/test/red/000.png --style set/test/red/000.png --out {}", ".png", "missing"),
+    ("restore --model {} set/test --out r", ".ckpt", ""),
+    ("restore --model restorer {} --out r", ".png", ""),
+    ("restore --model restorer set/test --out {}", ".txt", "missing folder"),
+    ("restore --model holes set/test/red/000.png --out r --mask {}", ".png", "folder"),
     ("serve {}", ".ckpt", ""),
     ("serve run --classes {}", ".txt", ""),
     ("serve run --classes toy.yaml --template {}", ".txt", ""),
@@ -125,6 +130,8 @@ FILES = [
 def made(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("broken")
     write_run(place / "run", make_classifier())
+    write_restorer_run(place / "restorer")
+    write_restorer_run(place / "holes", degradations=["stroke_holes 0.2"])
     for seed, (split, n) in enumerate((("train", 18), ("val", 6), ("test", 6))):
         write_images(place / "set" / split, n, seed)
     (place / "toy.yaml").write_text(RECIPE)
@@ -205,6 +212,7 @@ NUMBERS = [  # command, its flag, what is refused
         ("stylize x.png --style y.png --out s.png", flag, (HUGE, f"-{HUGE}", "nan"))
         for flag in ("--size", "--steps", "--style_weight", "--smoothness", "--noise", "--seed")
     ),
+    ("restore --model restorer set/test --out r", "--tile", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--port", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_size", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_wait", (HUGE, f"-{HUGE}", "nan")),
@@ -247,6 +255,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
     [
         "predict --model run set/test --out p.csv --device tpu",
         "stylize x.png --style y.png --out s.png --device tpu",
+        "restore --model restorer set/test --out r --device tpu",
         "serve run --device tpu",
         "export run --format tflite",
         "fewshot set --model run --metric manhattan",
@@ -272,6 +281,7 @@ COMPLETE = {  # each command with what it requires
     "choose": "set",
     "predict": "--model run set/test --out p.csv",
     "stylize": "x.png --style y.png --out s.png",
+    "restore": "--model restorer set/test --out r",
     "serve": "run",
     "label": "set",
     "import": "w.pth --out w.safetensors",
@@ -310,6 +320,8 @@ OPENED = [  # command, and the file that it opens with Python
     ("choose {}", "locked.pack"),
     ("predict --model {} set/test --out p.csv", "locked.ckpt"),
     ("stylize {} --style set/test/red/000.png --out s.png", "locked.png"),
+    ("restore --model {} set/test --out r", "locked.ckpt"),
+    ("restore --model holes set/test --out r --mask {}", "locked.png"),
     ("serve {}", "locked.ckpt"),
     ("protect seal {} --key k.key", "locked.ckpt"),
     ("protect seal run --key {}", "locked.key"),

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from toy_dense import make_detector, make_segmenter
 from toy_models import make_classifier, write_image_text_run, write_images, write_run
+from toy_restorer import write_restorer_run
 
 from lit_vision.cli.main import COMMANDS
 from lit_vision.methods import MAE, LeJEPA, MultiLabelClassifier
@@ -77,6 +78,7 @@ CALLS = [
     "predict --model segmenter one.png --out s.csv",
     "predict --model labels/last.ckpt one.png --out l.csv",
     "stylize larger.png --style larger.png --out stylized.png --steps 2",
+    "restore --model restorer set/test --out r",
     "embed --model run set/test --out i.safetensors",
     "search --index i.safetensors --duplicates 0.9",
     "embed --model mae/last.ckpt one.png --out m.safetensors",
@@ -116,6 +118,7 @@ WITH_A_PORT = {"serve", "label"}  # their one port: test_server_process.py, test
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sockets")
     write_run(folder / "run", make_classifier())
+    write_restorer_run(folder / "restorer")
     write_image_text_run(folder / "words", ["a red hat"])
     write_run(folder / "detector", make_detector())
     write_run(folder / "segmenter", make_segmenter())

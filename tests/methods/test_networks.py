@@ -10,6 +10,7 @@ import pytest
 import torch
 import toy_dense
 import toy_models
+import toy_restorer
 
 from lit_vision import methods
 
@@ -27,6 +28,7 @@ def modules():
     yield from (toy_dense.make_detector(head) for head in ("fcos", "mask_rcnn"))
     yield toy_dense.make_segmenter()
     yield methods.MultiLabelClassifier(name, 5, VIT)
+    yield toy_restorer.make_restorer("resnet")
     yield methods.ImageText(name, VIT, **toy_models.TEXT, loss="sigmoid", lock_image=True)
 
 

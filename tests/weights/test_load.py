@@ -19,7 +19,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.cli.main import main
 from lit_vision.errors import UserError
-from lit_vision.methods import Detector, ImageText, LeJEPA, Segmenter
+from lit_vision.methods import Detector, ImageText, LeJEPA, Restorer, Segmenter
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
@@ -61,6 +61,8 @@ def make(kind: str, **body):
         return Detector(NAME, 3, img_size=32, pyramid_width=32, head_convs=1, strides=[8, 16], backbone_args=options)
     if kind == "ImageText":
         return ImageText(NAME, options, **toy_models.TEXT)
+    if kind == "Restorer":
+        return Restorer(["gaussian_noise 25"], NAME, options, decoder_width=4)
     if kind == "MultiLabelClassifier":
         return MultiLabelClassifier(NAME, 5, options)
     return Classifier(NAME, 5, options)

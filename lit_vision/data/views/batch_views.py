@@ -83,7 +83,7 @@ class BatchViews(ParametricViews):
             pixels = pixels.repeat_interleave(views, dim=0)
         if self.spec.rotation or self.spec.scale is not None:
             pixels = _sample(pixels, params, size)
-        elif self.spec.crop_scale is not None or (height, width) != size:
+        elif self.spec.crop_scale is not None or self.spec.native or (height, width) != size:
             pixels = _resize_crops(pixels, params, size)
         else:
             flip = torch.tensor([p.flip for p in params])[:, None, None, None]

@@ -54,6 +54,8 @@ class ViewSpec:
             that keeps 37 dB (views.py). False decodes at full size and resizes with Pillow's antialiased bicubic
             filter, as the papers' code does.
         crop_pct: share of the resized short side that the evaluation view keeps; 1 for sizes up to 64.
+        native: crops have the result's size in pixels of the file, so that nothing is resized; an image that is smaller
+            is enlarged.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ViewSpec:
     exact: bool = False
     quick: bool = True
     crop_pct: float = 1.0
+    native: bool = False
 
     @property
     def short_side(self) -> int:
@@ -129,6 +132,7 @@ OPTIONS_OF_VIEW = {  # any other option is refused, never ignored
         "rand_augment",
         "random_erasing",
     ),
+    "crop": ("flip", "quick"),
     "eval": ("crop_pct", "quick"),  # evaluation decodes at full size in any case; `quick: false` is accepted
 }
 
@@ -144,6 +148,7 @@ def make_view_spec(name: str, size: ImageSize, **options: Any) -> ViewSpec:
       crops: Balestriero and LeCun 2025, arXiv:2511.08544; the distortions are SimCLR's.
     - `mae`: crop area (0.2, 1), flip 0.5. Source: He et al. 2022, arXiv:2111.06377, App. A.1.
     - `train`: crop area (0.08, 1), flip 0.5, everything else by option.
+    - `crop`: a crop in the pixels of the file, which are not resized, flip 0.5.
     - `eval`: nothing random; resized to just cover size / `crop_pct` (of a square: by the short side), then the center;
       an image of the right size is not changed.
 
@@ -177,6 +182,7 @@ def make_view_spec(name: str, size: ImageSize, **options: Any) -> ViewSpec:
         "lejepa": ViewSpec(name, height, width, 2, (0.3, 1.0), flip=0.5, grayscale=0.2, blur=blur, jitter=0.8),
         "mae": ViewSpec(name, height, width, 1, (0.2, 1.0), flip=0.5),
         "train": ViewSpec(name, height, width, 1, (0.08, 1.0), flip=0.5),
+        "crop": ViewSpec(name, height, width, 1, flip=0.5, native=True),
         "eval": ViewSpec(name, height, width, 1, crop_pct=0.875 if short > 64 else 1.0),
     }[name]
     if name in ("simclr", "lejepa"):
@@ -239,8 +245,12 @@ class ViewParamSampler:
         spec, u = self.spec, self.streams.uniforms(epoch, index, copy, view, NUM_FIRST)
         flip, jitter, hue_range, grayscale, blur, b_low, b_span, c_low, c_span, s_low, s_span = self._numbers
         left, top, w, h = 0, 0, width, height
-        if spec.crop_scale is not None:
+        if spec.native:
+            shrink = min(1.0, width / spec.width, height / spec.height)
+            w, h = max(1, int(spec.width * shrink)), max(1, int(spec.height * shrink))
+        elif spec.crop_scale is not None:
             w, h = self._crop_sides(spec.crop_scale, u, height, width)
+        if spec.native or spec.crop_scale is not None:
             left, top = int(u[0] * (width - w + 1)), int(u[1] * (height - h + 1))
         angle = (2 * u[3] - 1) * spec.rotation if spec.rotation else 0.0
         zoom = 1.0

@@ -40,7 +40,7 @@ def make_views(
     """Return the function that computes the named views of one image.
 
     Args:
-        name: `simclr`, `lejepa` (V = 2 views), `mae`, `train`, `eval` (V = 1; see `params.make_view_spec`), or
+        name: `simclr`, `lejepa` (V = 2 views), `mae`, `train`, `crop`, `eval` (V = 1; see `params.make_view_spec`), or
             `albumentations:<name>` (V = 1) with the name of a pipeline of albumentations_views.py.
         size: of the result in pixels: side of a square, or (height, width).
         seed: in [0, 2**64).

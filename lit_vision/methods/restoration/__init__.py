@@ -1,0 +1,1 @@
+"""Restoration of images: denoising, JPEG artifacts, super-resolution, in-painting, colors."""
