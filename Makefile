@@ -120,6 +120,13 @@ table-watermark: $(STAMP) ## a mark in the weights: bits read wrongly, accuracy,
 verify-watermark: $(STAMP) ## train and measure one seed of that table again
 	@$(BIN)/python experiments/table_watermark.py --verify
 
+.PHONY: table-restoration verify-restoration
+table-restoration: $(STAMP) ## photographs with noise, JPEG artifacts, half the size, holes: networks against classical filters (about an hour)
+	@$(BIN)/python experiments/table_restoration.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-restoration: $(STAMP) ## measure quick baselines of that table again and train its shortest network again
+	@$(BIN)/python experiments/table_restoration.py --verify
+
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES) table-coop
 table-mae-finetune: ## MAE's table 3: SCALE=paper DRY=1 prints each row's commands and the data they need

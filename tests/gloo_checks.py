@@ -133,7 +133,17 @@ def mask_rcnn() -> nn.Module:
 SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
-    for f in (simclr_resnet, simclr_vit, simclr_densenet, mae, lejepa, restorer, classifier_vit, classifier_resnet, multilabel)
+    for f in (
+        simclr_resnet,
+        simclr_vit,
+        simclr_densenet,
+        mae,
+        lejepa,
+        restorer,
+        classifier_vit,
+        classifier_resnet,
+        multilabel,
+    )
 }
 METHODS["image_text"] = image_text
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.

@@ -110,7 +110,9 @@ class ModelApp:
         """Answer with the predictions of the images in the body."""
         model = self.predictor.model
         include = self._include(request)
-        if not self.predictor.predicts and "neighbors" not in include:
+        if not self.predictor.predicts and not include & {"neighbors", "restored"}:
+            if "restored" in self.predictor.includes:
+                raise HTTPException(404, "this model restores images; use /v1/predict?include=restored")
             raise HTTPException(404, f"this model returns {model.metadata.task} and no predictions; use /v1/embed")
         options = _options_of(request.query_params)
         if self.predictor.predicts:

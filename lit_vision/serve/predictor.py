@@ -23,14 +23,17 @@ from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
 from lit_vision.predict.inference import draw_explanations
 from lit_vision.predict.inputs import InputBatch
+from lit_vision.predict.restoration import tiled_restorer
 from lit_vision.predict.runtimes import Model
 from lit_vision.predict.search import Index, NearestNeighbors
 from lit_vision.predict.tasks import TASKS, preprocess_for, results_with_options
+from lit_vision.predict.tiles import TiledNetwork, run_tiled
 from lit_vision.serve.batching import Batcher
 from lit_vision.serve.pictures import PREVIEW_SIDE, jpeg, png, to_base64
 from lit_vision.serve.uploads import Upload
 
 NEIGHBORS = 8
+RESTORED_PIXELS = 4_000_000  # of an image that is restored here: more would hold up all other requests
 
 
 class Wanted(NamedTuple):
@@ -53,6 +56,7 @@ INCLUDES = {
     "mask": "PNG of class numbers in the size of the image (predict --masks)",
     "drawing": "PNG of the image with boxes or class colors (predict --draw)",
     "neighbors": "the nearest images of --index",
+    "restored": "PNG of the restored image (lit-vision restore), of at most 4 megapixels",
     "preview": "JPEG of the image as it was decoded, at most 1024 pixels a side",
 }
 
@@ -95,7 +99,8 @@ class Predictor:
         observe_batch: called with the number of images of each batch.
 
     Raises:
-        UserError: the model does not run, or faiss is needed for the index and not installed.
+        UserError: the model does not run, fills missing pixels, which takes a mask, or faiss is needed for the index
+            and not installed.
     """
 
     def __init__(
@@ -110,7 +115,8 @@ class Predictor:
     ) -> None:
         self.model, self.index, self.max_pixels = model, index, max_pixels
         self.neighbors = NearestNeighbors(index.features) if index is not None else None
-        self._prepare = preprocess_for(model.metadata)
+        self._tiles = _tiled(model) if model.metadata.task == "restoration" else None
+        self._prepare = preprocess_for(model.metadata) if self._tiles is None else _check_size
         self._readers = ThreadPoolExecutor(readers or cores(), "reader")
         self._writer = ThreadPoolExecutor(1, "writer")
         self._reading = 0
@@ -183,6 +189,10 @@ class Predictor:
     def _run_batch(self, jobs: list[_Job]) -> None:
         """Run the model; on its thread."""
         self.observe_batch(len(jobs))
+        if self._tiles is not None:
+            for job in jobs:
+                self._restore(self._tiles, job)
+            return
         try:
             pixels = np.stack([job.pixels for job in jobs if job.pixels is not None])
             outputs = self.model(pixels)
@@ -199,6 +209,17 @@ class Predictor:
             if "why" in job.wanted.include:
                 self._explain(job, batch, own)
             self._writer.submit(self._answer, job, batch, own)
+
+    def _restore(self, tiles: TiledNetwork, job: _Job) -> None:
+        """Answer with the restored image; on the model's thread."""
+        assert job.pixels is not None
+        try:
+            answer = {"path": job.upload.name, "height": job.size[0], "width": job.size[1]}
+            if "restored" in job.wanted.include:
+                job.extra["restored"] = to_base64(png(run_tiled(tiles, job.pixels)))
+            job.done.set_result(answer | job.extra)
+        except BaseException as error:
+            job.done.set_exception(error)
 
     def _explain(self, job: _Job, batch: InputBatch, outputs: dict[str, np.ndarray]) -> None:
         """Add the picture of what the model looked at; on the model's thread, since the model runs again."""
@@ -238,6 +259,9 @@ class Predictor:
         Raises:
             UserError: the model does not run.
         """
+        if self._tiles is not None:
+            run_tiled(self._tiles, np.full((64, 64, 3), 128, np.uint8))
+            return ["restored", "preview"]
         metadata = self.model.metadata
         results = TASKS[metadata.task].results
         flags: Collection[str] = results.options if results is not None else ()
@@ -252,6 +276,24 @@ class Predictor:
             except UserError:  # a model without plain attention or maps
                 pass
         return [*found, *(["neighbors"] if self.index is not None else []), "preview"]
+
+
+def _tiled(model: Model) -> TiledNetwork:
+    """Return a model of restoration as a network of tiles; UserError if it needs a mask, which no request has."""
+    tiles = tiled_restorer(model)
+    if model.metadata.options["holes"]:
+        raise UserError(f"{model.path}: fills missing pixels, which takes a mask; use lit-vision restore --mask")
+    return tiles
+
+
+def _check_size(pixels: np.ndarray) -> np.ndarray:
+    """Return the pixels of an image that may be restored here; ImageDecodeError if it is too large."""
+    if pixels.shape[0] * pixels.shape[1] > RESTORED_PIXELS:
+        raise ImageDecodeError(
+            f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, more than the 4 megapixels that are restored here; "
+            "use lit-vision restore"
+        )
+    return pixels
 
 
 def _formats() -> frozenset[str]:

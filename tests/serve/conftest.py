@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from toy_dense import make_detector, make_segmenter, write_pictures
 from toy_models import make_classifier, write_image_text_run, write_images, write_run
+from toy_models import make_classifier, write_images, write_run
+from toy_restorer import write_restorer_run
 
 pytest.importorskip("starlette", reason="pip install 'lit-vision[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install 'lit-vision[serve]'")
@@ -24,6 +26,7 @@ def place(tmp_path_factory) -> Path:
     for name, method in (made | {"masks": make_detector("mask_rcnn"), "segmenter": make_segmenter()}).items():
         write_run(folder / name, method)
     write_image_text_run(folder / "words", ["a red hat", "a green hat"])
+    write_restorer_run(folder / "restorer")
     write_images(folder / "images", 6)
     write_pictures(folder / "pictures", 4)
     return folder

@@ -1,11 +1,13 @@
 """Answers of the API are what predict and embed write, for every task and every kind of upload."""
 
 import base64
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lit_vision.cli.main import main
 from lit_vision.predict.search import read_index
@@ -43,6 +45,22 @@ def test_answers_are_the_lines_of_predict(serve, place, tmp_path, model) -> None
         for kind in include:
             assert base64.b64decode(answer.pop(kind)) == (tmp_path / kind / name).with_suffix(".png").read_bytes()
         assert answer == {**line, "path": Path(name).name} == other
+
+
+def test_restored_images_are_those_of_restore(serve, place, tmp_path) -> None:
+    path, more = place / "images/red/000.png", {"include": "restored,preview"}
+    with serve("restorer") as client:
+        assert client.get("/v1/model").json()["include"] == ["restored", "preview"]
+        (answer,) = client.post("/v1/predict", params=more, files=form([path])).json()["results"]
+        assert "include=restored" in client.post("/v1/predict", files=form([path])).json()["error"]
+        large = np.zeros((2001, 2001), np.uint8)
+        Image.fromarray(large).save(tmp_path / "large.png")
+        refused = client.post("/v1/predict", params=more, files=form([tmp_path / "large.png"]))
+        assert "4 megapixels" in refused.json()["results"][0]["error"]
+    assert main(["restore", "--model", str(place / "restorer"), str(path), "--out", str(tmp_path / "out")]) == 0
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["restored"]))))
+    assert np.array_equal(found, np.asarray(Image.open(tmp_path / "out/000.png")))
+    assert (answer["path"], answer["height"], answer["width"]) == ("000.png", *found.shape[:2])
 
 
 @pytest.mark.slow

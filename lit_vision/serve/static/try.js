@@ -27,7 +27,7 @@ async function start() {
     by("top_k").value = Math.min(model.options.top_k, model.classes.length);
   }
   if (model.searches) offerSearch(model);
-  if (!model.predicts && !model.include.includes("neighbors")) {
+  if (!model.predicts && !offers("neighbors") && !offers("restored")) {
     say("This model has features and no predictions. Start it with --index to see the nearest images here.", true);
   }
   by("files").addEventListener("change", () => { add(by("files").files); by("files").value = ""; });
@@ -123,6 +123,7 @@ async function run(file, card) {
   const shown = await image.decode().then(() => true, () => false);
   if (shown) card.querySelector(".picture").append(image);
   const include = ["why", "neighbors", "mask"].filter((name) => offers(name) && by(name).checked);
+  if (offers("restored")) include.push("restored");
   if (!shown) include.push("preview"); // a format that browsers do not show
   const query = new URLSearchParams({ include: include.join(",") });
   if ("top_k" in model.options && by("top_k").value) query.set("top_k", by("top_k").value);
@@ -138,7 +139,7 @@ async function run(file, card) {
   }
   image.alt = `the image ${answer.path}`;
   image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < 128);
-  const { why, neighbors, mask, preview, ...plain } = answer;
+  const { why, neighbors, mask, preview, restored, ...plain } = answer;
   answers.push(plain);
   by("save").hidden = false;
   await show(card, image, answer);
@@ -169,7 +170,23 @@ async function show(card, image, answer) {
     extra.append(element("h4", {}, "Why: what the model looked at (yellow most)"), picture);
     card.append(extra);
   }
+  if (answer.restored) card.append(besideOriginal(image, answer.restored));
   if (answer.neighbors) card.append(pictures("Nearest images (cosine of the features)", answer.neighbors, model.index_images));
+}
+
+/** The restored image beside the one that came, both at one size, and a link to keep it. */
+function besideOriginal(image, png) {
+  const extra = element("div", { class: "extra" });
+  const pair = element("div", { class: "pair" });
+  const before = element("img", { alt: "the image as it came" });
+  before.src = image.src;
+  const after = element("img", { alt: "the restored image" });
+  after.src = `data:image/png;base64,${png}`;
+  const link = element("a", { download: "restored.png" }, "Save the restored image");
+  link.href = after.src;
+  pair.append(before, after);
+  extra.append(element("h4", {}, "As it came, and restored"), pair, link);
+  return extra;
 }
 
 function scoreRow(name, score, kind = "", color = null) {
