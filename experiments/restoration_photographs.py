@@ -19,7 +19,7 @@ from table_script import ROOT
 PACKAGES = ("plasma-workspace-wallpapers", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 DATA = ROOT / "data" / "photographs"
 PIXELS, TILE = 1_000_000, 96  # of a reduced photograph; side of the pieces that training crops are drawn from
-CENTER = (448, 640)  # rows and columns of a held-out photograph that are measured
+CENTER = (320, 448)  # rows and columns of a held-out photograph that are measured
 _PLASMA = "Autumn BytheWater ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite OneStandsOut Path"
 _MATE = "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower"
 _LOMIRI = (

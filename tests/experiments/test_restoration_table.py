@@ -17,7 +17,7 @@ def test_restoration_table__no_photograph_on_two_sides() -> None:
     assert {splits[name] for name in photographs.SHOWN} == {"test"}
     pieces = photographs._tiles(np.arange(200 * 300 * 3).reshape(200, 300, 3))
     assert len(pieces) == 6
-    assert photographs._center(np.zeros((500, 700, 3))).shape == (448, 640, 3)
+    assert photographs._center(np.zeros((500, 700, 3))).shape == (320, 448, 3)
 
 
 @pytest.mark.parametrize("task", table.TASKS)
