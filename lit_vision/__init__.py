@@ -1,8 +1,8 @@
 """lit_vision: pre-train on unlabeled images, fine-tune with few labels, reproduce the tables, deploy.
 
-load: a model to predict and embed with. run_study, choose_images, export_model, check_folder, restore_images, stylize: as
-the commands study, choose, export, doctor, restore and stylize, with their options. Each is imported when it is first
-used, so that `import lit_vision` is light.
+load: a model to predict and embed with. run_study, choose_images, export_model, check_folder, restore_images, stylize:
+as the commands study, choose, export, doctor, restore and stylize, with their options. Each is imported when it is
+first used, so that `import lit_vision` is light.
 """
 
 from __future__ import annotations

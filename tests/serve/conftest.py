@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from toy_dense import make_detector, make_segmenter, write_pictures
 from toy_models import make_classifier, write_image_text_run, write_images, write_run
-from toy_models import make_classifier, write_images, write_run
 from toy_restorer import write_restorer_run
 
 pytest.importorskip("starlette", reason="pip install 'lit-vision[serve]'")
