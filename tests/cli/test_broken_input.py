@@ -68,6 +68,7 @@ FILES = [
     ("serve {}", ".ckpt", ""),
     ("serve run --classes {}", ".txt", ""),
     ("serve run --classes toy.yaml --template {}", ".txt", ""),
+    ("serve {} --key k.key", ".sealed", ""),
     ("serve run --index {}", ".safetensors", ""),
     ("serve run --index index.safetensors --index_root {}", "", "folder"),
     ("label {}", "", ""),
