@@ -114,8 +114,7 @@ def write_safetensors(method: nn.Module, metadata: ModelMetadata, path: Path, ha
         path: the file.
         half: store floats as float16; not for features.
     """
-    from safetensors.torch import save_file
-
+    from lit_vision.io.safetensors_file import save_tensors
     from lit_vision.weights.model_metadata import METADATA_KEY
 
     header = {
@@ -137,7 +136,7 @@ def write_safetensors(method: nn.Module, metadata: ModelMetadata, path: Path, ha
             hyper["tune"] = "full"
         hyper["backbone_args"] = {**(hyper.get("backbone_args") or {}), "pretrained": False}
         header["hyper_parameters"] = json.dumps(hyper)
-    save_file(state, path, metadata=header)
+    save_tensors(state, path, header)
 
 
 def write_onnx(

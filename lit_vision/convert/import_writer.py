@@ -98,11 +98,10 @@ def write_imported(
         classes: names of a Classifier's classes.
         crop_pct: from `eval_crop_pct`.
     """
-    from safetensors.torch import save_file
-
     from lit_vision.backbones.backbone import Backbone
     from lit_vision.data.views.image_size import plain_size
     from lit_vision.io.hashing import state_dict_sha256
+    from lit_vision.io.safetensors_file import save_tensors
     from lit_vision.weights.load import save_backbone
     from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -127,4 +126,4 @@ def write_imported(
             features=state_dict_sha256({k: v for k, v in method.state_dict().items() if k.startswith("backbone.")}),
             license=origin["license"],
         ).to_json()
-    atomic_write(out, lambda file: save_file(state, file, metadata=header))
+    atomic_write(out, lambda file: save_tensors(state, file, header))

@@ -29,8 +29,7 @@ def write_hub(method: nn.Module, metadata: ModelMetadata, out: Path, run: Path) 
     Returns:
         The difference to timm's model, and the call that loads the folder.
     """
-    from safetensors.torch import save_file
-
+    from lit_vision.io.safetensors_file import save_tensors
     from lit_vision.results.schema import read_results
 
     name, arguments, state = convert_to_timm(method, metadata)
@@ -39,7 +38,7 @@ def write_hub(method: nn.Module, metadata: ModelMetadata, out: Path, run: Path) 
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        save_file(state, folder / "model.safetensors", metadata=timm_metadata(metadata, name, arguments))
+        save_tensors(state, folder / "model.safetensors", timm_metadata(metadata, name, arguments))
         (folder / "config.json").write_text(json.dumps(hub_config(method, metadata, name, arguments), indent=2) + "\n")
         (folder / "README.md").write_text(printable(model_card(metadata, name, results, out.name)), encoding="utf-8")
 

@@ -118,11 +118,11 @@ def write_timm(method: nn.Module, metadata: ModelMetadata, out: Path) -> str:
     Returns:
         The difference to timm's model, and the call that loads the file.
     """
-    from safetensors.torch import save_file
+    from lit_vision.io.safetensors_file import save_tensors
 
     name, arguments, state = convert_to_timm(method, metadata)
     gap = check_timm(method, metadata, name, arguments, state)
-    atomic_write(out, lambda file: save_file(state, file, metadata=timm_metadata(metadata, name, arguments)))
+    atomic_write(out, lambda file: save_tensors(state, file, timm_metadata(metadata, name, arguments)))
     more = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return (
         f"largest difference to timm's model: {gap:.1e}\n"

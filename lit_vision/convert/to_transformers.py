@@ -125,8 +125,8 @@ def write_transformers(mae: MAENetwork, out: Path, license: str = "", source: st
         UserError: a ViT that transformers' ViT-MAE cannot represent.
     """
     import torch
-    from safetensors.torch import save_file
 
+    from lit_vision.io.safetensors_file import save_tensors
     from lit_vision.weights.key_maps import convert_third_party_keys
 
     vit = mae.backbone.model
@@ -167,7 +167,7 @@ def write_transformers(mae: MAENetwork, out: Path, license: str = "", source: st
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt", **stated})
+        save_tensors(state, folder / "model.safetensors", {"format": "pt", **stated})
         (folder / "README.md").write_text("\n".join(readme) + "\n", encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

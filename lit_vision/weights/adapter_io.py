@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_vision.backbones.adapters import adapter_config, adapter_state_dict, add_lora, add_prompts, base_weights_sha256
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
+from lit_vision.io.safetensors_file import save_tensors
 from lit_vision.weights.checkpoint_layouts import read_file
 
 
@@ -67,7 +67,7 @@ def save_adapter(path: str | os.PathLike[str], method: nn.Module, name: str = "d
         "notes": notes,
     }
     header = {"format": "pt", "lit_vision": "Adapter", "adapter": json.dumps(description)}
-    atomic_write(path, lambda file: save_file(state, file, metadata=header))
+    atomic_write(path, lambda file: save_tensors(state, file, header))
     return path
 
 

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
+from lit_vision.io.safetensors_file import save_tensors
 from lit_vision.weights import public_packages
 from lit_vision.weights.checkpoint_layouts import common_key, read_common, read_file, restore_module
 from lit_vision.weights.compatibility import (
@@ -272,7 +272,7 @@ def save_backbone(
     notes = {"format": "pt", "lit_vision": "Backbone", "backbone": json.dumps(backbone.config)}
     notes.update(mean=json.dumps(_rounded(mean)), std=json.dumps(_rounded(std)))
     notes.update({key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
-    atomic_write(path, lambda file: save_file(state, file, metadata=notes))
+    atomic_write(path, lambda file: save_tensors(state, file, notes))
     return path
 
 

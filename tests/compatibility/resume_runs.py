@@ -27,7 +27,7 @@ def prepare(folder: Path) -> None:
     with zipfile.ZipFile(FILES / "images.zip") as archive:
         archive.extractall(folder)
     shutil.copytree(FILES / "recipes", folder / "recipes")
-    for name in ("garments.pack", "half.txt"):
+    for name in ("garments.pack", "half.txt", "captions.csv"):
         shutil.copy(FILES / name, folder)
 
 

@@ -35,7 +35,7 @@ PACKAGES = (
     "albumentations",
     "torchmetrics",
 )
-DATA_STATES = ("ImageFolderDataModule", "AnnotatedDataModule")
+DATA_STATES = ("ImageFolderDataModule", "AnnotatedDataModule", "PairsDataModule")
 
 
 def versions() -> dict[str, str]:

@@ -47,6 +47,16 @@ def assert_same_answers(found: list[dict[str, str]], wanted: list[dict[str, str]
         assert scores(row) == pytest.approx(scores(other), abs=1e-4)
 
 
+def test_a_model_of_images_and_captions_answers_as_before(here, files, tmp_path) -> None:
+    """Of its first release; its tokenizer lies in the checkpoint."""
+    pytest.importorskip("tokenizers")
+    classes = tmp_path / "classes.txt"
+    classes.write_text("t-shirt\ntrouser\nsneaker\nbag\n")
+    last = str(files / "fits" / "image_text" / "checkpoints" / "last.ckpt")
+    out, then = predict(here, tmp_path, last, GARMENTS, "image_text.csv", "--classes", str(classes))
+    assert_same_answers(rows(out), rows(then))
+
+
 def test_a_detector_answers_as_before(here, tmp_path) -> None:
     out, then = predict(here, tmp_path, "exports/detector.safetensors", SHAPES, "detector.json", "--min_score", "0.06")
     found, wanted = (json.loads(path.read_text()) for path in (out, then))

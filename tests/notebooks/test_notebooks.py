@@ -15,6 +15,13 @@ SAFETY_NET = 1800  # seconds a cell; no test is judged by it
 SLOW = {"reading_embeddings"}  # runs a one-minute study
 
 
+@pytest.fixture(autouse=True)
+def toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what words_and_pictures reads: one epoch on a few scenes."""
+    monkeypatch.setenv("EPOCHS", "1")
+    monkeypatch.setenv("SCENES", "12")
+
+
 def test_notebooks__exist() -> None:
     assert len(NOTEBOOKS) >= 2
 
