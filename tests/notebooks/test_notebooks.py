@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SAFETY_NET = 1800  # seconds a cell; no test is judged by it
-SLOW = {"reading_embeddings"}  # runs a one-minute study
+SLOW = {"reading_embeddings", "words_and_pictures"}  # a one-minute study; a training
 
 
 @pytest.fixture(autouse=True)
