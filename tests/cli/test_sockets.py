@@ -85,6 +85,8 @@ CALLS = [
     "search --index m.safetensors --model mae/last.ckpt --query one.png",
     "embed --model words set/test --out w.safetensors",
     "search --index w.safetensors --model words --text hat",
+    "predict --model words set/test --out z.csv --classes toy.yaml",
+    "export words --format pt2 --out z.pt2 --classes toy.yaml",
     "choose set --ignore_folders --num 3 --model run --run_dir choose",
     "fewshot set --model run --shots 1 --seeds 1",
     f"import timm.pth {SIZE} --out t.safetensors",
