@@ -19,7 +19,8 @@ from lit_vision.evaluation.typical_images import probcover, typiclust
 
 # those that change over to the margin: the strategy that they begin with
 THEN_MARGIN = {"typical-then-margin": "typiclust", "probcover-then-margin": "probcover"}
-STRATEGIES = ("random", "entropy", "margin", "badge", "k-center", "typiclust", "probcover", *THEN_MARGIN)
+RANDOM = "random"  # what the others are compared with
+STRATEGIES = (RANDOM, "entropy", "margin", "badge", "k-center", "typiclust", "probcover", *THEN_MARGIN)
 NEED_PROBABILITIES = ("entropy", "margin", "badge")  # choose at random while there are none
 LABELS_PER_CLASS = 4  # from which those of THEN_MARGIN change over; fixed on the garments, see table_active.py
 BLOCK = 1 << 22  # numbers of the features that are checked at the same time

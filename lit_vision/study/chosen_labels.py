@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.evaluation.acquisition import RANDOM
 from lit_vision.evaluation.linear import logistic_regression
 from lit_vision.evaluation.suggestions import suggest
 from lit_vision.predict.feature_cache import OnBatch
@@ -23,7 +24,6 @@ from lit_vision.study.cells import CellKey, CellResult, CellStore, Measurement, 
 from lit_vision.study.images import StudyImages
 from lit_vision.study.pixel_cache import Rows
 
-RANDOM = "random"
 PROTOCOL = "linear"
 POOL_SHARE, LARGEST_POOL = 0.8, 5000  # of the labeled images, for one seed to choose from
 MOST_CHOSEN = 0.5  # of these: where most are chosen, no choice is left

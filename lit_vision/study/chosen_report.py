@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from lit_vision.evaluation.acquisition import RANDOM
 from lit_vision.evaluation.labels_saved import labels_saved
 from lit_vision.evaluation.paired_intervals import Interval, paired_interval
 from lit_vision.results.tables import Table
-from lit_vision.study.chosen_labels import RANDOM
 from lit_vision.study.metrics_of_cells import ACCURACY, Metric, values_on_test
 from lit_vision.study.report_content import Section
 

@@ -24,7 +24,7 @@ from lit_vision.study.presets import (
 
 BASELINES = ("pixels", *SCRATCH)  # of every study; they may be named, which changes nothing
 PUBLIC_BASE = "public"  # in METHOD@public: the weights of --pretrained
-AUTO = f"{TIMM}auto"  # stands for the public weights of --pretrained auto until the images' size is known
+AUTO_PUBLIC = f"{TIMM}auto"  # stands for the public weights of --pretrained auto until the images' size is known
 LONGEST_NAME = 32  # characters of a file's name in tables
 KINDS = f"{', '.join(PRETRAINED)}, {TIMM}NAME, a file of weights, a run's folder or METHOD@INIT"
 

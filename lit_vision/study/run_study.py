@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_vision.errors import UsageError
-from lit_vision.evaluation.acquisition import STRATEGIES
-from lit_vision.evaluation.suggestions import AUTO as AUTO_STRATEGY
-from lit_vision.evaluation.suggestions import BEST
-from lit_vision.study.inits import AUTO, PUBLIC_BASE, choose_public, parse_inits
+from lit_vision.evaluation.acquisition import RANDOM, STRATEGIES
+from lit_vision.evaluation.suggestions import AUTO, BEST
+from lit_vision.study.inits import AUTO_PUBLIC, PUBLIC_BASE, choose_public, parse_inits
 from lit_vision.study.presets import ON_LABELS, SCRATCH, TIMM, method_of
 from lit_vision.study.sizes import choose_sizes
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 LARGEST_SIZE = 4096  # pixels
 INITS = "mae,simclr"
 CACHE_GB = 8.0
-RANDOM = "random"  # what --choose compares strategies with
 
 
 def run_study(
@@ -110,7 +108,7 @@ def run_study(
     if keep_weights < 0:
         raise UsageError(f"--keep_weights: {keep_weights}; give 0 (none) or more seeds")
     labels, seeds = None if labels is None else _text(labels), _text(seeds)
-    public = {"auto": AUTO, "off": ""}.get(pretrained, TIMM + pretrained.removeprefix(TIMM))
+    public = {"auto": AUTO_PUBLIC, "off": ""}.get(pretrained, TIMM + pretrained.removeprefix(TIMM))
     inits = INITS if inits is None else inits
     listed = [*([inits] if isinstance(inits, str) else inits), *filter(None, [public])]
     names = [init.name for init in parse_inits(listed, public)]
@@ -160,10 +158,10 @@ def run_study(
         reporter.start_task("reading images", 1)
         images = read_images(root, training_side, labels=label_table, cache=cache, on_image=reporter.update)
         sizes = choose_sizes(sides[0], names, gpu, size, frozen_size)
-        if public == AUTO:
+        if public == AUTO_PUBLIC:
             public = choose_public(sides[0], gpu)
             listed[-1] = public
-            limits, fixed_epochs = _rename(limits, AUTO, public), _rename(fixed_epochs, AUTO, public)
+            limits, fixed_epochs = _rename(limits, AUTO_PUBLIC, public), _rename(fixed_epochs, AUTO_PUBLIC, public)
         tried = parse_inits(listed, public)
         labeled, unlabeled = images.labeled, len(images.pool) - images.labeled
         reporter.log(
@@ -242,11 +240,11 @@ def _protocols(text: str) -> list[str]:
 
 def _strategies(text: str) -> list[str]:
     """Return the strategies of --choose, each once; "auto" is the best one."""
-    names = [BEST if name == AUTO_STRATEGY else name for name in _items(text)]
+    names = [BEST if name == AUTO else name for name in _items(text)]
     for name in names:
         if name not in STRATEGIES or name == RANDOM:
             others = ", ".join(name for name in STRATEGIES if name != RANDOM)
-            raise UsageError(f"--choose: {name!r} is not one of {AUTO_STRATEGY}, {others}; separate them by commas")
+            raise UsageError(f"--choose: {name!r} is not one of {AUTO}, {others}; separate them by commas")
     return list(dict.fromkeys(names))
 
 
@@ -280,7 +278,7 @@ def _epochs(text: str, inits: list[str]) -> dict[str, int]:
 
 def _values(text: str, flag: str, form: str, inits: list[str], numbers: bool = False) -> dict[str, int]:
     """Return the values of a list such as mae=3,simclr@public=2, by init or (`numbers`) number of labels."""
-    values, names = {}, {init.replace(AUTO, PUBLIC_BASE): init for init in inits}
+    values, names = {}, {init.replace(AUTO_PUBLIC, PUBLIC_BASE): init for init in inits}
     for item in _items(text):
         name, _, value = item.rpartition("=")
         known = name in names or name in inits or (numbers and name.isdecimal())

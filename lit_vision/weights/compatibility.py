@@ -7,7 +7,7 @@ parts of the target keep their initial values. Every further key that differs is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from lit_vision.errors import UserError
@@ -117,13 +117,6 @@ def known_targets(layout: str) -> list[str]:
     """Return the names of this project's methods, and "Backbone", that weights of a layout can be loaded into."""
     targets = {**{name: method.parts for name, method in METHODS.items()}, BACKBONE: LAYOUTS[BACKBONE].parts}
     return [name for name, parts in targets.items() if allowed_mismatch(layout, name, parts) is not None]
-
-
-def loadable_pairs() -> Iterator[tuple[str, str]]:
-    """Yield every (layout, target) that can be loaded."""
-    for layout in LAYOUTS:
-        for target in known_targets(layout):
-            yield layout, target
 
 
 def identify_method(keys: Iterable[str], declared: str, hyper_parameters: Iterable[str]) -> str:
