@@ -35,7 +35,7 @@ def _parser() -> CommandParser:
         "--style_weight", type=float, default=10.0, metavar="W", help="of the style against the content (default 10)"
     )
     parser.add_argument(
-        "--smoothness", type=float, default=1.0, metavar="W", help="weight of the total variation (default 1)"
+        "--smoothness", type=float, default=3.0, metavar="W", help="weight of the total variation (default 3)"
     )
     parser.add_argument(
         "--keep_color", action="store_true", help="take the style's luminance only, and keep the content's colors"

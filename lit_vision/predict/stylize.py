@@ -254,7 +254,7 @@ def stylize(
     size: int = 384,
     steps: int = 200,
     style_weight: float = 10.0,
-    smoothness: float = 1.0,
+    smoothness: float = 3.0,
     keep_color: bool = False,
     noise: float = 0.0,
     seed: int = 0,
