@@ -118,6 +118,14 @@ def batch_norm_plugin(strategy: Strategy) -> LayerSync | None:
     return getattr(strategy, "_layer_sync", None)
 
 
+def ddp_finds_unused_parameters(strategy: Strategy) -> bool:
+    """Return True if DDP looks, at each backward pass, for the parameters that the loss does not reach.
+
+    Relies on `DDPStrategy._ddp_kwargs`.
+    """
+    return bool(getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters"))
+
+
 def shard_data_only(strategy: ModelParallelStrategy) -> None:
     """Set the device mesh, which `setup_environment` makes, to all processes for data and one for tensors.
 

@@ -16,26 +16,6 @@ from PIL import Image
 from lit_vision.lightning_internals import finished_steps
 
 
-def tile_images(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
-    """Tile images row by row on white.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-        columns: images in a row, at least 1.
-        pad: pixels between them.
-
-    Returns:
-        One uint8 (H', W', 3) picture.
-    """
-    n, h, w, c = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
-        sheet[top : top + h, left : left + w] = image
-    return sheet
-
-
 def _series_name(name: str) -> str:
     return "samples/" + re.sub(r"-e\d+$", "", name)
 

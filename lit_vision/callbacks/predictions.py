@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_vision.callbacks.intervals import epoch_is_due
-from lit_vision.callbacks.log_samples import log_picture, tile_images
+from lit_vision.callbacks.log_samples import log_picture
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import evaluation_mode
-from lit_vision.results.overlays import draw_boxes, draw_mask
+from lit_vision.results.overlays import draw_boxes, draw_mask, tile_images
 
 
 class Predictions(Callback):

@@ -8,12 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_vision.callbacks.intervals import epoch_is_due
-from lit_vision.callbacks.log_samples import log_picture, tile_images
+from lit_vision.callbacks.log_samples import log_picture
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import evaluation_mode
 from lit_vision.methods.keyed_noise import PICTURES, keyed_noise
 from lit_vision.methods.mae.network import MAENetwork, patch_statistics, patchify, unpatchify
+from lit_vision.results.overlays import tile_images
 
 
 @torch.no_grad()

@@ -42,6 +42,10 @@ COMMANDS = {
         "lit_vision.cli.stylize",
         "main",
         "the content of an image in the style of another: lit-vision stylize CONTENT --style STYLE --out FILE.png",
+    "generate": (
+        "lit_vision.cli.generate",
+        "main",
+        "make images with a generator: lit-vision generate --model RUN --num 64 --out DIR",
     ),
     "restore": (
         "lit_vision.cli.restore",

@@ -1,7 +1,8 @@
 """Training methods: a folder each, imported when first used.
 
 In a folder, network.py has the network without Lightning, and what it declares: PARTS (the modules in a checkpoint),
-TRAIN_VIEW, and DEFAULTS of the hyper-parameters that the network reads. The file beside it trains the network.
+TRAIN_VIEW, and DEFAULTS of the hyper-parameters that the network reads. The file beside it trains the network. In
+generation/, which holds two methods, these are flow_matching_network.py and gan_network.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ _HOMES = {
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
     "ImageText": "lit_vision.methods.image_text.image_text",
     "Restorer": "lit_vision.methods.restoration.restorer",
+    "FlowMatching": "lit_vision.methods.generation.flow_matching",
+    "GAN": "lit_vision.methods.generation.gan",
+}
+# where a folder holds several methods; else network.py beside the method
+_NETWORKS = {
+    "FlowMatching": "lit_vision.methods.generation.flow_matching_network",
+    "GAN": "lit_vision.methods.generation.gan_network",
 }
 __all__ = list(_HOMES)
 
@@ -35,7 +43,7 @@ def __getattr__(name: str) -> object:
 
 def network_class(method: str) -> type[nn.Module]:
     """Return the network of a method, `<method>Network` of network.py in its folder; imports no Lightning."""
-    module = import_module(f"{_HOMES[method].rpartition('.')[0]}.network")
+    module = import_module(_NETWORKS.get(method, f"{_HOMES[method].rpartition('.')[0]}.network"))
     network: type[nn.Module] = getattr(module, f"{method}Network")
     return network
 

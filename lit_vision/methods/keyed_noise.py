@@ -1,9 +1,12 @@
-"""Noise for masks and sampled regions, a pure function of a sample's key on any device."""
+"""Random numbers for the device (masks, regions, noise images), a pure function of a sample's key."""
+
+import math
 
 import torch
 from torch import Tensor
 
 TRAIN, VALIDATION, PICTURES, ANCHORS, PROPOSALS = range(5)  # streams with different noise
+LATENTS, TIMES, AUGMENTATION = range(5, 8)  # of methods/generation
 
 
 def _signed(x: int) -> int:
@@ -34,7 +37,7 @@ def keyed_noise(keys: Tensor, length: int, seed: int, stream: int = TRAIN) -> Te
         keys: (B, any) int64, the batch's `key`.
         length: L, numbers per sample.
         seed: any integer.
-        stream: 0 training, 1 validation, 2 pictures, 3 anchors, 4 proposals.
+        stream: a constant of this file.
 
     Returns:
         (B, L) float32 in [0, 1), multiples of 2^-24, on the device of the keys.
@@ -44,3 +47,23 @@ def keyed_noise(keys: Tensor, length: int, seed: int, stream: int = TRAIN) -> Te
         state = _mix((state ^ part) + _GOLDEN)
     steps = torch.arange(1, length + 1, device=keys.device) * _GOLDEN
     return _shift(_mix(state[:, None] + steps), 40).float() * 2**-24
+
+
+def keyed_normal(keys: Tensor, length: int, seed: int, stream: int) -> Tensor:
+    """Return standard normal noise for each sample, which depends on (seed, stream, key) alone, as `keyed_noise`.
+
+    Box and Muller's transform of the uniform noise, computed in float64, so that the last bit of a logarithm, which
+    depends on where in memory a number lies, does not reach the result.
+
+    Args:
+        keys, seed, stream: as `keyed_noise`.
+        length: L, numbers per sample.
+
+    Returns:
+        (B, L) float32, at most 5.8 in size, on the device of the keys.
+    """
+    uniform = keyed_noise(keys, length + length % 2, seed, stream).double()
+    radius = (-2 * torch.log1p(-uniform[:, 0::2])).sqrt()
+    angle = 2 * math.pi * uniform[:, 1::2]
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=2)  # (B, L / 2, 2)
+    return pairs.flatten(1)[:, :length].float()

@@ -33,7 +33,7 @@ from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoin
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
-from lit_vision.weights.compatibility import UNKNOWN, unknown_method_error
+from lit_vision.weights.compatibility import UNKNOWN, check_has_backbone, unknown_method_error
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, SHARED_SPACE, ModelMetadata, current_keys
 from lit_vision.weights.protected_files import format_suffix
@@ -192,6 +192,8 @@ def load_method(
         stored["license"] = header.get("license", "")
         return _build_features(backbone, report.mean, report.std, path, stored)
     hyper = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if isinstance(hyper, Mapping):
+        check_has_backbone("", hyper, f"{path}: ")
     if not isinstance(content, dict) or not isinstance(hyper, Mapping) or "backbone" not in hyper:
         raise UserError(
             f"{path}: has weights but no hyper_parameters; give a run's checkpoint or a file of lit-vision export"

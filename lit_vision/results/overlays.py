@@ -1,4 +1,4 @@
-"""Draw boxes and masks on images."""
+"""Draw boxes and masks on images, and tile images to one picture."""
 
 from __future__ import annotations
 
@@ -67,3 +67,23 @@ def draw_mask(image: np.ndarray, mask: Any, background: int | None) -> np.ndarra
     tinted = (0.45 * image + 0.55 * table[mask.clip(0, IGNORE)]).astype(np.uint8)
     plain = (mask == IGNORE) | (mask == background if background is not None else False)
     return np.where(plain[..., None], image, tinted)
+
+
+def tile_images(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+    """Tile images row by row on white.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        columns: images in a row, at least 1.
+        pad: pixels between them.
+
+    Returns:
+        One uint8 (H', W', 3) picture.
+    """
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        sheet[top : top + h, left : left + w] = image
+    return sheet

@@ -24,7 +24,7 @@ from lit_vision.io.checkpoint_digest import MANIFEST
 from lit_vision.io.safe_load import plain_data, refused_class
 from lit_vision.io.sharded_checkpoint import load_consolidated
 from lit_vision.weights.checkpoint_states import PREFIXES, choose_state, strip_key_wrappers, strip_prefix
-from lit_vision.weights.compatibility import FACEBOOK_MAE, identify_method
+from lit_vision.weights.compatibility import FACEBOOK_MAE, check_has_backbone, identify_method
 from lit_vision.weights.key_maps import IMAGENET_PIXELS, PIXELS, convert_third_party_keys
 from lit_vision.weights.model_metadata import current_keys
 from lit_vision.weights.protected_files import HeldFile, held_file
@@ -171,8 +171,9 @@ def to_common_keys(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     holds the network, such as a loss's, begin with OUTSIDE; no module takes them.
 
     Raises:
-        UserError: a layout that is known and not supported yet.
+        UserError: a layout that is known and not supported yet, or a generator's, which has no backbone.
     """
+    check_has_backbone(metadata.get("lit_vision", ""), stored_hyper_parameters(metadata))
     if any(key.startswith("backbone.model.") for key in state):
         common = {common_key(key, "backbone."): value for key, value in state.items()}
         return common, identify_method(common, metadata.get("lit_vision", ""), stored_hyper_parameters(metadata))

@@ -61,6 +61,9 @@ METHODS = {
     "ImageText": _own(
         "ImageText", "backbone image_projection text text_projection similarity", "lock_image embed_width"
     ),
+    # generators have no backbone, so nothing else takes their weights, and they take no other
+    "FlowMatching": _own("FlowMatching", "unet", "class_dropout patch_size"),
+    "GAN": _own("GAN", "generator discriminator", "noise_width r1_gamma"),
 }
 # "Dense": Detector and Segmenter, whose heads nothing else takes
 DENSE = Layout(METHODS["Detector"].parts | METHODS["Segmenter"].parts)
@@ -105,6 +108,8 @@ def allowed_mismatch(
         The patterns, in which CLASSIFIER stands for the names of timm's classifier; None if the pair is refused.
     """
     source = LAYOUTS[layout]
+    if "backbone" not in source.parts & target_parts:
+        return None
     refused = any((a, b) in _REFUSED for a in source.parts for b in target_parts)
     if refused and source.method != target and (layout, target) not in _ALLOWED:
         return None
@@ -169,3 +174,22 @@ def unknown_method_error(path: object, layout: str) -> UserError:
         f"{path}: is a checkpoint of {layout}; its backbone alone can be used: lit-vision import {path} "
         "--backbone_only --out backbone.safetensors"
     )
+
+
+def check_has_backbone(declared: str, hyper_parameters: Iterable[str], where: str = "") -> None:
+    """Refuse a file of a method without a backbone, where a backbone is asked for.
+
+    Args:
+        declared: the method that the file names; "" if none.
+        hyper_parameters: names of those in the file.
+        where: begins the message, with a colon.
+
+    Raises:
+        UserError: the file holds a generator.
+    """
+    method = declared or method_of_hyper_parameters(hyper_parameters)
+    if method in METHODS and "backbone" not in METHODS[method].parts:
+        raise UserError(
+            f"{where}is a checkpoint of {method}, which makes images and has no backbone; "
+            "lit-vision generate --model takes it"
+        )

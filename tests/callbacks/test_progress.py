@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lit_vision.callbacks.log_samples import tile_images
 from lit_vision.callbacks.progress import Throughput
 from lit_vision.io.text import format_duration
+from lit_vision.results.overlays import tile_images
 
 
 @pytest.mark.parametrize(
