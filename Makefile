@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
-  table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark
+  table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark \
+  table-generation verify-generation
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -126,6 +127,12 @@ table-restoration: $(STAMP) ## photographs with noise, JPEG artifacts, half the 
 
 verify-restoration: $(STAMP) ## measure quick baselines of that table again and train its shortest network again
 	@$(BIN)/python experiments/table_restoration.py --verify
+
+table-generation: $(STAMP) ## images from noise: flow matching and a GAN at equal multiply-adds, against real ones (SCALE=desk)
+	@$(BIN)/python experiments/table_generation.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-generation: $(STAMP) ## make the images of the committed weights again and measure them
+	@$(BIN)/python experiments/table_generation.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES) table-coop

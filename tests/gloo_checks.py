@@ -23,6 +23,8 @@ from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
+from lit_vision.methods.generation.flow_matching import FlowMatching
+from lit_vision.methods.generation.gan import GAN
 from lit_vision.methods.image_text.image_text import ImageText
 from lit_vision.methods.image_text.losses import clip_loss, siglip_loss
 from lit_vision.methods.lejepa.lejepa import LeJEPA
@@ -130,6 +132,36 @@ def mask_rcnn() -> nn.Module:
     return detector("mask_rcnn", [4, 8], rois=2000)  # all proposals, whose number differs from image to image
 
 
+SMALL = {"img_size": 16, "num_classes": 5, "width": 8, "multipliers": (1, 2)}
+
+
+def flow_matching() -> nn.Module:
+    return FlowMatching(**SMALL, blocks=1)
+
+
+class OneNetwork(GAN):
+    """The step of one network of a GAN, the other one fixed, as its two optimizers take them in turn."""
+
+    def __init__(self, trains: str) -> None:
+        super().__init__(**SMALL, noise_width=4, discriminator_width=8, augmentation=("translation",))
+        self.trains = trains
+        (self.generator if trains == "discriminator" else self.discriminator).requires_grad_(False)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images, labels, keys = batch["images"][:, 0], batch["label"], batch["key"]
+        if self.trains == "discriminator":
+            return sum(self.discriminator_loss(images, labels, keys, 0.5))
+        return self.generator_loss(labels, keys)
+
+
+def gan_discriminator() -> nn.Module:
+    return OneNetwork("discriminator")
+
+
+def gan_generator() -> nn.Module:
+    return OneNetwork("generator")
+
+
 SIDE = 32  # of a detector's images
 METHODS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
@@ -145,7 +177,7 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
         multilabel,
     )
 }
-METHODS["image_text"] = image_text
+METHODS |= {f.__name__: f for f in (image_text, flow_matching, gan_discriminator, gan_generator)}
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
 DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}
 OBJECTS = (3, 2, 3, 2, 0, 1, 0, 0)  # of each image: what the losses divide by is far from equal on two processes

@@ -23,6 +23,9 @@ METHODS = (
     "classifier_resnet",
     "multilabel",
     "image_text",
+    "flow_matching",
+    "gan_discriminator",
+    "gan_generator",
 )
 DENSE = ("segmenter", "segmenter_upernet", "fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 ONE_SIDED = ("fcos one-sided", "mask_rcnn one-sided")  # no object at all on the second process

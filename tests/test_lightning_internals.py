@@ -209,6 +209,13 @@ def test_batch_norm_plugin_is_that_of_the_trainer() -> None:
     assert lightning_internals.batch_norm_plugin(SingleDeviceStrategy("cpu")) is None
 
 
+def test_ddp_says_whether_it_finds_unused_parameters() -> None:
+    assert hasattr(DDPStrategy(), "_ddp_kwargs"), f"Lightning {__version__}: strategies have no _ddp_kwargs"
+    assert lightning_internals.ddp_finds_unused_parameters(DDPStrategy(find_unused_parameters=True))
+    assert not lightning_internals.ddp_finds_unused_parameters(DDPStrategy())
+    assert not lightning_internals.ddp_finds_unused_parameters(SingleDeviceStrategy("cpu"))
+
+
 def test_the_sizes_of_the_mesh_are_those_that_setup_environment_reads() -> None:
     strategy = ModelParallelStrategy()
     assert strategy._data_parallel_size == strategy._tensor_parallel_size == "auto"

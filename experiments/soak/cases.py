@@ -27,6 +27,10 @@ METHODS = {
     "projection_width: 8, projection_hidden: 16, num_directions: 32, lr: 0.001, warmup_epochs: 0.5}",
     "Classifier": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ', drop_path_rate: 0.2'}, num_classes: 2, "
     "mixup: 0.4, base_lr: 0.01, warmup_epochs: 0.5, label_smoothing: 0.1}",
+    "FlowMatching": "{img_size: 16, num_classes: 2, width: 8, multipliers: [1, 2], blocks: 1, lr: 0.001, "
+    "warmup_epochs: 0.5}",
+    "GAN": "{img_size: 16, num_classes: 2, width: 8, discriminator_width: 8, multipliers: [1, 2], noise_width: 8, "
+    "r1_every: 3}",
     # without random numbers in the model, which differ by process: for runs that change the number of processes
     "Plain": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ''}, num_classes: 2, optimizer: sgd, lr: 0.01, "
     "warmup_epochs: 0}",

@@ -154,10 +154,8 @@ def train_classifier(folder: Path, root: Path, seed: int) -> Path:
     """Train the classifier on the train split of a folder; return its last checkpoint."""
     last = folder / "checkpoints" / "last.ckpt"
     if not (folder / "results.json").exists():
-        run(
-            ["fit", "--config", CLASSIFIER, "--seed_everything", str(seed), "--data.root", str(root)]
-            + ["--run_dir", str(folder), "--resume", "auto"]
-        )
+        fit = ["fit", "--config", CLASSIFIER, "--seed_everything", str(seed), "--data.root", str(root)]
+        run([*fit, "--run_dir", str(folder), "--resume", "auto"])
     return last
 
 
@@ -172,14 +170,21 @@ def accuracy_after_training_on(images: Tensor, labels: Tensor, folder: Path, see
     return Features(train_classifier(folder / "run", root, seed)).accuracy(*read_halves()["test"])
 
 
-def judge(made: Tensor, features: nn.Module) -> dict[str, Any]:
-    """Return the distances of images (N, 28, 28) to the real test half, and how near they are to training images."""
+def judge(made: Tensor | None, features: nn.Module) -> dict[str, float]:
+    """Return the distances of images to the real test half, and how near images are to the training images.
+
+    Args:
+        made: (5000, 28, 28) uint8. None is the floor: the distances of the real training half, and how near the real
+            test images are to it.
+        features: the judge.
+    """
     from lit_vision.evaluation.generation import generation_distances, nearest_images
 
-    halves = read_halves()
-    distances = generation_distances(halves["test"][0], made, features, FEATURE_WIDTH)
-    nearest = nearest_images(made, halves["train"][0])[1]
-    return {**distances, "nearest_train": float(nearest.median()), "nearest_train_5_percent": float(nearest.quantile(0.05))}
+    train, test = (images for images, _ in read_halves().values())
+    distances = generation_distances(test, train if made is None else made, features, FEATURE_WIDTH)
+    nearest = nearest_images(test if made is None else made, train)[1]
+    quantiles = {"nearest_train": float(nearest.median()), "nearest_train_5_percent": float(nearest.quantile(0.05))}
+    return {**distances, **quantiles}
 
 
 def grid_with_nearest(made: Tensor, train: Tensor, rows: int = 4, columns: int = 10, factor: int = 2) -> np.ndarray:

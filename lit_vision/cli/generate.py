@@ -12,12 +12,14 @@ from lit_vision.errors import UserError
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision generate",
-        description="Make images with a generator (FlowMatching, GAN). Image i depends on the model, --seed and i alone. A "
-        "command that\nwas stopped continues where it was when it is run again, also with a larger --num.",
-        epilog="example: lit-vision generate --model runs/flow_matching/20260101-120000 --num 64 --out made --grid made.png",
+        description="Make images with a generator (FlowMatching, GAN). Image i depends on the model, --seed and i alone. "
+        "A command\nthat was stopped continues where it was when it is run again, also with a larger --num.",
+        epilog="example: lit-vision generate --model runs/gan/20260101-120000 --num 64 --out made --grid made.png",
     )
     parser.add_argument("--model", required=True, metavar="RUN_OR_FILE", help="a run's folder, or its .ckpt")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the PNG files; new, empty, or of this call")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the PNG files; new, empty, or of this call"
+    )
     parser.add_argument("--num", type=int, default=64, metavar="N", help="images (default 64)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
     parser.add_argument(

@@ -42,6 +42,7 @@ COMMANDS = {
         "lit_vision.cli.stylize",
         "main",
         "the content of an image in the style of another: lit-vision stylize CONTENT --style STYLE --out FILE.png",
+    ),
     "generate": (
         "lit_vision.cli.generate",
         "main",

@@ -42,6 +42,7 @@ def generation_distances(
     *,
     batch_size: int = 500,
     least: int = LEAST_IMAGES,
+    subsets: int = SUBSETS,
 ) -> dict[str, float]:
     """Return the Frechet and the kernel distance of two sets of images in the features of a network.
 
@@ -57,6 +58,7 @@ def generation_distances(
         seed: of the subsets.
         batch_size: images that the network sees at once.
         least: images a side that are asked for.
+        subsets: number of the kernel distance's subsets.
 
     Returns:
         {frechet, kernel, kernel_std: standard deviation over the subsets}.
@@ -74,7 +76,7 @@ def generation_distances(
     subset = min(SUBSET_SIZE, len(real), len(made))
     feature = _Float64(network, width)
     frechet = FrechetInceptionDistance(feature=feature).set_dtype(torch.float64)
-    kernel = KernelInceptionDistance(feature=feature, subsets=SUBSETS, subset_size=subset)
+    kernel = KernelInceptionDistance(feature=feature, subsets=subsets, subset_size=subset)
     for images, is_real in ((real, True), (made, False)):
         for part in images.split(batch_size):
             features = feature(part)  # once for both
@@ -107,7 +109,9 @@ def inception_network(weights: str | os.PathLike[str]) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             name = str(INCEPTION_WIDTH)
-            self.extractor = FeatureExtractorInceptionV3("inception", [name], feature_extractor_weights_path=str(weights))
+            self.extractor = FeatureExtractorInceptionV3(
+                "inception", [name], feature_extractor_weights_path=str(weights)
+            )
 
         def forward(self, images: Tensor) -> Tensor:
             features: Tensor = self.extractor(images)[0]

@@ -55,9 +55,7 @@ def load_generator(source: str | os.PathLike[str], device: str = "auto") -> tupl
         hyper, card = (_json(header.get(name)) for name in ("hyper_parameters", "card"))
     name = method_of_hyper_parameters(hyper) if isinstance(hyper, Mapping) else None
     if name not in GENERATORS:
-        raise UserError(
-            f"{path}: is no generator{f' but {name}' if name else ''}; give a run of FlowMatching or GAN"
-        )
+        raise UserError(f"{path}: is no generator{f' but {name}' if name else ''}; give a run of FlowMatching or GAN")
     network: Any = methods.network_class(name)(hyper)
     try:
         network.load_state_dict(state)
@@ -135,7 +133,11 @@ def generate_images(
     Raises:
         UserError: in one line, the file or argument and what to do.
     """
-    for name, value, low, high in (("num", num, 1, LARGEST_NUM), ("seed", seed, 0, LARGEST_SEED), ("batch_size", micro_batch, 1, 65536)):
+    for name, value, low, high in (
+        ("num", num, 1, LARGEST_NUM),
+        ("seed", seed, 0, LARGEST_SEED),
+        ("batch_size", micro_batch, 1, 65536),
+    ):
         if not low <= value <= high:
             raise UsageError(f"--{name} {value}: give a whole number from {low} to {high}")
     network, names, path = load_generator(source, device)

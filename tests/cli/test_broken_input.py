@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_models import make_classifier, write_images, write_run
+from toy_models import make_classifier, write_generator_run, write_images, write_run
 from toy_restorer import write_restorer_run
 
 from lit_vision.cli.main import COMMANDS, main
@@ -65,6 +65,9 @@ FILES = [
     ("restore --model restorer {} --out r", ".png", ""),
     ("restore --model restorer set/test --out {}", ".txt", "missing folder"),
     ("restore --model holes set/test/red/000.png --out r --mask {}", ".png", "folder"),
+    ("generate --model {} --out g", ".ckpt", ""),
+    ("generate --model gan --classes {} --out g", ".txt", ""),
+    ("generate --model gan --out {}", ".png", "missing folder"),
     ("serve {}", ".ckpt", ""),
     ("serve run --classes {}", ".txt", ""),
     ("serve run --classes toy.yaml --template {}", ".txt", ""),
@@ -133,6 +136,7 @@ def made(tmp_path_factory) -> Path:
     write_run(place / "run", make_classifier())
     write_restorer_run(place / "restorer")
     write_restorer_run(place / "holes", degradations=["stroke_holes 0.2"])
+    write_generator_run(place / "gan")
     for seed, (split, n) in enumerate((("train", 18), ("val", 6), ("test", 6))):
         write_images(place / "set" / split, n, seed)
     (place / "toy.yaml").write_text(RECIPE)
@@ -214,6 +218,11 @@ NUMBERS = [  # command, its flag, what is refused
         for flag in ("--size", "--steps", "--style_weight", "--smoothness", "--noise", "--seed")
     ),
     ("restore --model restorer set/test --out r", "--tile", (HUGE, f"-{HUGE}", "nan")),
+    ("generate --model gan --out g", "--num", (HUGE, f"-{HUGE}", "nan")),
+    ("generate --model gan --out g", "--seed", (HUGE, f"-{HUGE}", "nan")),
+    ("generate --model gan --out g", "--batch_size", (HUGE, f"-{HUGE}", "nan")),
+    ("generate --model gan --out g", "--steps", (HUGE, "nan")),
+    ("generate --model gan --out g", "--guidance", (f"-{HUGE}",)),
     ("serve run", "--port", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_size", (HUGE, f"-{HUGE}", "nan")),
     ("serve run", "--batch_wait", (HUGE, f"-{HUGE}", "nan")),
@@ -258,6 +267,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "stylize x.png --style y.png --out s.png --device tpu",
         "restore --model restorer set/test --out r --device tpu",
         "serve run --device tpu",
+        "generate --model gan --out g --sampler nothing",
         "export run --format tflite",
         "fewshot set --model run --metric manhattan",
         "fewshot set --model run --methods nothing",
@@ -283,6 +293,7 @@ COMPLETE = {  # each command with what it requires
     "predict": "--model run set/test --out p.csv",
     "stylize": "x.png --style y.png --out s.png",
     "restore": "--model restorer set/test --out r",
+    "generate": "--model gan --out g",
     "serve": "run",
     "label": "set",
     "import": "w.pth --out w.safetensors",
@@ -323,6 +334,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("stylize {} --style set/test/red/000.png --out s.png", "locked.png"),
     ("restore --model {} set/test --out r", "locked.ckpt"),
     ("restore --model holes set/test --out r --mask {}", "locked.png"),
+    ("generate --model {} --out g", "locked.ckpt"),
     ("serve {}", "locked.ckpt"),
     ("protect seal {} --key k.key", "locked.ckpt"),
     ("protect seal run --key {}", "locked.key"),

@@ -17,7 +17,7 @@ import timm
 import torch
 from PIL import Image
 from toy_dense import make_detector, make_segmenter
-from toy_models import make_classifier, write_image_text_run, write_images, write_run
+from toy_models import make_classifier, write_generator_run, write_image_text_run, write_images, write_run
 from toy_restorer import write_restorer_run
 
 from lit_vision.cli.main import COMMANDS
@@ -89,6 +89,7 @@ CALLS = [
     "export words --format pt2 --out z.pt2 --classes toy.yaml",
     "choose set --ignore_folders --num 3 --model run --run_dir choose",
     "fewshot set --model run --shots 1 --seeds 1",
+    "generate --model gan --num 2 --out made --grid made.png",
     f"import timm.pth {SIZE} --out t.safetensors",
     f"import timm.pth {SIZE} --backbone_only --out b.safetensors",
     "export run --format safetensors --out e.safetensors",
@@ -121,6 +122,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sockets")
     write_run(folder / "run", make_classifier())
     write_restorer_run(folder / "restorer")
+    write_generator_run(folder / "gan")
     write_image_text_run(folder / "words", ["a red hat"])
     write_run(folder / "detector", make_detector())
     write_run(folder / "segmenter", make_segmenter())

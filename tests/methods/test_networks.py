@@ -29,6 +29,9 @@ def modules():
     yield toy_dense.make_segmenter()
     yield methods.MultiLabelClassifier(name, 5, VIT)
     yield toy_restorer.make_restorer("resnet")
+    sizes = {"img_size": toy_dense.SIZE, "num_classes": 3, "width": 8, "multipliers": (1, 2)}
+    yield methods.FlowMatching(**sizes, blocks=1)
+    yield methods.GAN(**sizes, noise_width=4, discriminator_width=8)
     yield methods.ImageText(name, VIT, **toy_models.TEXT, loss="sigmoid", lock_image=True)
 
 

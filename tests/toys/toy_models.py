@@ -8,6 +8,7 @@ from PIL import Image
 
 from lit_vision.data.captions import train_tokenizer
 from lit_vision.methods.classifier.classifier import Classifier
+from lit_vision.methods.generation.gan import GAN
 from lit_vision.methods.image_text.image_text import ImageText
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"}
@@ -61,4 +62,15 @@ def write_image_text_run(folder: Path, captions: list[str]) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, path)
+    return folder
+
+
+def write_generator_run(folder: Path) -> Path:
+    """Write a run folder of a GAN with random weights and the classes red and green; return the folder."""
+    torch.manual_seed(0)
+    method = GAN(8, 1, 2, noise_width=4, width=8, discriminator_width=8, multipliers=(1, 2))
+    stored = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
+    path = folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save({**stored, "card": {"size": 8, "class_names": ["red", "green"]}}, path)
     return folder

@@ -95,8 +95,8 @@ class GAN(GANNetwork, LightningModule):
             self.trainer.limit_val_batches = 0  # nothing is measured on validation images
         if stage == "fit" and self.trainer.world_size > 1 and not ddp_finds_unused_parameters(self.trainer.strategy):
             raise UserError(
-                "trainer.strategy: a GAN on several processes needs ddp_find_unused_parameters_true, since each backward "
-                "pass reaches one of its two networks; set that"
+                "trainer.strategy: a GAN on several processes needs ddp_find_unused_parameters_true, since each "
+                "backward pass reaches one of its two networks; set that"
             )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

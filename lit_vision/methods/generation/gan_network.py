@@ -81,7 +81,9 @@ class GANNetwork(nn.Module):
     def build(self, h: Mapping[str, Any]) -> None:
         """Make the parts."""
         if unknown := [kind for kind in h["augmentation"] if kind not in KINDS]:
-            raise UserError(f"model.augmentation: {unknown[0]!r} is not one of {', '.join(KINDS)}; choose some of these")
+            raise UserError(
+                f"model.augmentation: {unknown[0]!r} is not one of {', '.join(KINDS)}; choose some of these"
+            )
         for name, least in (("num_classes", 0), ("noise_width", 1), ("r1_gamma", 0)):
             if h[name] < least:
                 raise UserError(f"model.{name}: {h[name]} is less than {least}")

@@ -58,7 +58,9 @@ def one_view(batch: Batch, use: int) -> tuple[torch.Tensor, torch.Tensor, torch.
     """
     images, labels, keys = batch["images"], batch["label"], batch["key"]
     if images.shape[1] != 1:
-        raise UserError(f"data.train_view: a generator needs one view of each image, got {images.shape[1]}; set it to train")
+        raise UserError(
+            f"data.train_view: a generator needs one view of each image, got {images.shape[1]}; set it to train"
+        )
     if labels.ndim != 1:
         raise UserError("data.label_columns: a generator takes one class an image; leave it out, or use label_column")
     return images[:, 0], labels, torch.cat((keys, torch.full_like(keys[:, :1], use)), dim=1)

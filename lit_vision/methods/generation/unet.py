@@ -6,6 +6,7 @@ shift by the embedding). B images, C channels, H W pixels, D width of a level, E
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class UNet(nn.Module):
         before = width
         for i, d in enumerate(widths):
             sizes = [before, *[d] * blocks]
-            self.down.append(nn.ModuleList(ResidualBlock(a, b, embedding) for a, b in zip(sizes, sizes[1:])))
+            self.down.append(nn.ModuleList(ResidualBlock(a, b, embedding) for a, b in pairwise(sizes)))
             if i + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(d, d, 3, stride=2, padding=1))
             before = d
@@ -117,7 +118,10 @@ class UNet(nn.Module):
             if i:
                 self.grow.append(nn.Conv2d(d, widths[i - 1], 3, padding=1))
             before = widths[i - 1] if i else d
-        self.norm, self.out = nn.GroupNorm(GROUPS, width * multipliers[0]), _zero_conv(width * multipliers[0], channels, patch_size)
+        self.norm, self.out = (
+            nn.GroupNorm(GROUPS, width * multipliers[0]),
+            _zero_conv(width * multipliers[0], channels, patch_size),
+        )
 
     def forward(self, x: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return (B, C, H, W).
@@ -130,7 +134,9 @@ class UNet(nn.Module):
         embedding = self.time(time_features(times.to(x.dtype), self.width))
         if self.classes is not None:
             any_class = self.classes.num_embeddings - 1
-            embedding = embedding + self.classes(times.new_full((len(x),), any_class).long() if labels is None else labels)
+            embedding = embedding + self.classes(
+                times.new_full((len(x),), any_class).long() if labels is None else labels
+            )
         embedding = F.silu(embedding)
         h, skips = self.stem(F.pixel_unshuffle(x, self.patch_size)), []
         for i, level in enumerate(self.down):

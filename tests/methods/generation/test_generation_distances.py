@@ -20,8 +20,8 @@ def exact_normal(n: int, mean: list[float], scale: float, seed: int) -> Tensor:
     ("mean", "scale", "value"), [([1.0, 2.0], 1.0, 5.0), ([0.0, 0.0], 2.0, 2.0), ([0.0, 0.0], 1.0, 0.0)]
 )
 def test_generation_frechet__closed_form(mean: list[float], scale: float, value: float) -> None:
-    real, made = exact_normal(600, [0.0, 0.0], 1.0, 0), exact_normal(700, mean, scale, 1)
-    found = generation_distances(real, made, nn.Identity(), 2, least=100)
+    real, made = exact_normal(120, [0.0, 0.0], 1.0, 0), exact_normal(150, mean, scale, 1)
+    found = generation_distances(real, made, nn.Identity(), 2, least=100, subsets=2)
     assert found["frechet"] == pytest.approx(value, abs=1e-9)
 
 
@@ -29,7 +29,7 @@ def test_generation_kernel__slow_loop_without_the_diagonal() -> None:
     """With subsets as large as the sets every subset is the whole, and the value is the U-statistic."""
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(12, 4, dtype=torch.float64, generator=g) + shift for shift in (0.0, 0.5))
-    found = generation_distances(x, y, nn.Identity(), 4, least=1)
+    found = generation_distances(x, y, nn.Identity(), 4, least=1, subsets=3)
 
     def kernel(a: Tensor, b: Tensor) -> float:
         return (float(a @ b) / 4 + 1) ** 3
@@ -43,10 +43,10 @@ def test_generation_kernel__slow_loop_without_the_diagonal() -> None:
 def test_generation_distances__follow_from_the_seed_and_refuse_too_little() -> None:
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(1200, 3, dtype=torch.float64, generator=g) for _ in range(2))
-    first = generation_distances(x, y, nn.Identity(), 3, seed=1, least=1000)
+    first = generation_distances(x, y, nn.Identity(), 3, seed=1, least=1000, subsets=3)
     torch.rand(3)  # another state of the global generator
-    assert generation_distances(x, y, nn.Identity(), 3, seed=1, least=1000) == first
-    other = generation_distances(x, y, nn.Identity(), 3, seed=2, least=1000)
+    assert generation_distances(x, y, nn.Identity(), 3, seed=1, least=1000, subsets=3) == first
+    other = generation_distances(x, y, nn.Identity(), 3, seed=2, least=1000, subsets=3)
     assert other["frechet"] == first["frechet"]
     assert other["kernel"] != first["kernel"]
     with pytest.raises(ValueError, match="1200 and 1200 images; at least 5000"):
