@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # seconds to import
     import torch
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.plugins import LayerSync
     from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -166,6 +167,15 @@ def setup_model_parallel(strategy: ModelParallelStrategy, trainer: Trainer, shar
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """Return the torch optimizer inside Lightning's wrapper, or the optimizer itself."""
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def leave_uncounted(optimizer: LightningOptimizer) -> None:
+    """Leave an optimizer's steps in the current batch out of `trainer.global_step`, which adds those of all optimizers.
+
+    For manual optimization with several optimizers: steps are then batches, as everywhere else.
+    Relies on `LightningOptimizer._on_before_step` and `_on_after_step`, which Lightning sets again in every batch.
+    """
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None
 
 
 # ---- checkpoint["loops"], Lightning's counters

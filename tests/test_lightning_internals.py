@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, __version__
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -214,6 +215,16 @@ def test_ddp_says_whether_it_finds_unused_parameters() -> None:
     assert lightning_internals.ddp_finds_unused_parameters(DDPStrategy(find_unused_parameters=True))
     assert not lightning_internals.ddp_finds_unused_parameters(DDPStrategy())
     assert not lightning_internals.ddp_finds_unused_parameters(SingleDeviceStrategy("cpu"))
+
+
+def test_the_steps_of_an_optimizer_are_counted_where_they_can_be_left_out() -> None:
+    text = inspect.getsource(_ManualOptimization.on_run_start)
+    optimizer = LightningOptimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1))
+    for name in ("_on_before_step", "_on_after_step"):
+        assert f"lightning_optimizer.{name} = " in text
+        assert callable(getattr(optimizer, name))
+    lightning_internals.leave_uncounted(optimizer)
+    assert optimizer._on_before_step() is optimizer._on_after_step() is None
 
 
 def test_the_sizes_of_the_mesh_are_those_that_setup_environment_reads() -> None:

@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 RUNS, DATA = Path("runs") / "table-generation", Path("data") / "garments-halves"
-CLASSIFIER = "experiments/generation/classifier_garments_8ep.yaml"
+CLASSIFIER = "experiments/generation/classifier_garments_5ep.yaml"
 RECIPES = {
-    "flow matching": "experiments/generation/flow_garments_8ep.yaml",
-    "GAN": "experiments/generation/gan_garments_7ep.yaml",
+    "flow matching": "experiments/generation/flow_garments_10ep.yaml",
+    "GAN": "experiments/generation/gan_garments_10ep.yaml",
 }
-SAMPLING = {"flow matching": {"sampler": "heun", "steps": 6}, "GAN": {}}
+SAMPLING = {"flow matching": {"sampler": "heun", "steps": 5}, "GAN": {}}
 HALF = 5000  # images a side
 FEATURE_WIDTH = 64
 

@@ -134,7 +134,6 @@ class RunRecord(SampleCounter):
         name = next((name for name, _ in monitors_of(pl_module) if name in measured), "train/loss")
         if name not in measured:
             return  # no step was taken, for example in a resume of a complete run, which has its results
-        steps = trainer.global_step // max(1, len(trainer.optimizers))  # Lightning adds those of all optimizers
         knn = next((c.samples for c in trainer.callbacks if hasattr(c, "samples")), 0)
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
         weights = checkpoint.path if checkpoint else None
@@ -149,11 +148,11 @@ class RunRecord(SampleCounter):
             best=checkpoint.best if checkpoint else None,
             samples=knn if name == "val/knn_top1" else validated,
             seconds=self._earlier + time.perf_counter() - self._started,
-            images_seen=steps * getattr(trainer.datamodule, "global_batch_size", 0) or None,
+            images_seen=trainer.global_step * getattr(trainer.datamodule, "global_batch_size", 0) or None,
             data_fingerprint=getattr(trainer.datamodule, "fingerprint", None),
             weights_sha256=checkpoint_digest.checkpoint_sha256(weights) if weights else None,
             epochs=trainer.current_epoch,
-            steps=steps,
+            steps=trainer.global_step,
         )
         if self.upload_weights and checkpoint:
             self._upload(trainer, checkpoint)

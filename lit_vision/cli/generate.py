@@ -12,8 +12,8 @@ from lit_vision.errors import UserError
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision generate",
-        description="Make images with a generator (FlowMatching, GAN). Image i depends on the model, --seed and i alone. "
-        "A command\nthat was stopped continues where it was when it is run again, also with a larger --num.",
+        description="Make images with a generator (FlowMatching, GAN). Image i depends on the model, --seed and i\n"
+        "alone. A command that was stopped continues where it was when it is run again, also with a larger --num.",
         epilog="example: lit-vision generate --model runs/gan/20260101-120000 --num 64 --out made --grid made.png",
     )
     parser.add_argument("--model", required=True, metavar="RUN_OR_FILE", help="a run's folder, or its .ckpt")

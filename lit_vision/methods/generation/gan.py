@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_vision import optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
-from lit_vision.lightning_internals import ddp_finds_unused_parameters
+from lit_vision.lightning_internals import ddp_finds_unused_parameters, leave_uncounted
 from lit_vision.methods.generation.augment import KINDS
 from lit_vision.methods.generation.gan_network import GANNetwork
 from lit_vision.methods.generation.training import check_data_fits, one_view, store_class_names
@@ -21,8 +21,7 @@ class GAN(GANNetwork, LightningModule):
 
     Every batch is one step of the discriminator (hinge loss, every `r1_every`-th time the R1 penalty) and then one of
     the generator, each with its own optimizer. There is no number that says which weights are best, so a run has no
-    best.ckpt, and `lit-vision generate` takes the last weights. Lightning counts the steps of both optimizers:
-    `trainer.max_steps` and the steps of checkpoints are two a batch. On several processes `trainer.strategy` is
+    best.ckpt, and `lit-vision generate` takes the last weights. On several processes `trainer.strategy` is
     `ddp_find_unused_parameters_true`, because each backward pass reaches one of the two networks.
 
     Args:
@@ -107,8 +106,9 @@ class GAN(GANNetwork, LightningModule):
         """Take a step of the discriminator and one of the generator; logs both losses and the penalty."""
         images, labels, keys = one_view(batch, TRAIN)
         of_discriminator, of_generator = self.optimizers()
-        h, number = self.hparams, self.global_step // 2  # of the batch, also after a resume
-        weight = h.r1_gamma * h.r1_every if number % h.r1_every == 0 else 0.0
+        leave_uncounted(of_discriminator)
+        h = self.hparams
+        weight = h.r1_gamma * h.r1_every if self.global_step % h.r1_every == 0 else 0.0
 
         self.toggle_optimizer(of_discriminator)
         hinge, penalty = self.discriminator_loss(images, labels, keys, weight)

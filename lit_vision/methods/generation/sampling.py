@@ -40,4 +40,5 @@ def sample_pixels(network: AnyGenerator, index: Tensor, labels: Tensor | None, s
     images = network.sample(keys, labels, seed, **options).float()
     pixels = images * network.std[:, None, None] + network.mean[:, None, None]
     pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    found: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return found
