@@ -103,7 +103,7 @@ class GAN(GANNetwork, LightningModule):
         return normalize_batch(batch, self.mean, self.std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a step of the discriminator and one of the generator; logs both losses and the penalty."""
+        """Take a step of the discriminator and one of the generator; logs both losses and the penalty (0 without)."""
         images, labels, keys = one_view(batch, TRAIN)
         of_discriminator, of_generator = self.optimizers()
         leave_uncounted(of_discriminator)
@@ -122,8 +122,8 @@ class GAN(GANNetwork, LightningModule):
             schedule.step()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/discriminator_loss", hinge, prog_bar=True)
-        if weight:
-            self.log("train/r1", penalty / h.r1_every)
+        # in every step, as Lightning writes a value that was logged before into the rows after it too
+        self.log("train/r1", penalty / h.r1_every)
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
