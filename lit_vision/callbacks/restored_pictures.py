@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lit_vision.callbacks.intervals import epoch_is_due
-from lit_vision.callbacks.log_samples import log_picture, tile_images
+from lit_vision.callbacks.log_samples import log_picture
 from lit_vision.data.batch import Batch
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import evaluation_mode
 from lit_vision.methods.keyed_noise import VALIDATION
 from lit_vision.methods.restoration.restorer import Restorer
+from lit_vision.results.overlays import tile_images
 
 
 @torch.no_grad()
