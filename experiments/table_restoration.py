@@ -260,6 +260,43 @@ def make() -> None:
     facts = {"data": json.loads((DATA / "fingerprint.json").read_text()), "environment": environment, "runs": runs}
     VALUES.parent.mkdir(parents=True, exist_ok=True)
     write_json(VALUES, {**facts, "cells": cells})
+    draw_examples(cells)
+
+
+# task: photograph of scikit-image, top and left of its crop, and the classical method beside the network
+EXAMPLES = {
+    "noise 25": ("chelsea", 90, 190, "wavelet (scikit-image)"),
+    "JPEG 10": ("astronaut", 0, 130, "median (OpenCV)"),
+    "x2": ("coffee", 120, 170, "bicubic (a = -0.5, as Pillow)"),
+    "holes 25 %": ("rocket", 100, 150, "Telea (OpenCV)"),
+}
+EXAMPLE_SIDE = 128
+
+
+def draw_examples(cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write examples.png: a row a task with degraded, classically restored, restored and clean pixels of scikit-image.
+
+    Crops were fixed before any result was seen.
+    """
+    import cv2
+
+    from lit_vision.io.atomic import atomic_path
+
+    held_out, rows = photographs("held-out"), []
+    for task, (name, top, left, method) in EXAMPLES.items():
+        clean, number = held_out[name], list(held_out).index(name)
+        picture, holes = degraded(task, clean, number)
+        shown = _resized(picture, None, "NEAREST") if task == "x2" else picture
+        classical = METHODS[task][method][0](picture, holes, _as_strength(cells[task][method]["strength"]))
+        panels = [shown, classical, _network(picture, holes, TASKS[task]), clean]
+        crops = [panel[top : top + EXAMPLE_SIDE, left : left + EXAMPLE_SIDE] for panel in panels]
+        rows.append(np.hstack([np.pad(crop, ((2, 2), (2, 2), (0, 0)), constant_values=255) for crop in crops]))
+    with atomic_path(VALUES.with_name("examples.png"), fsync=False) as temporary:
+        cv2.imwrite(str(temporary), np.vstack(rows)[..., ::-1])
+
+
+def _as_strength(stored: Any) -> Any:
+    return tuple(stored) if isinstance(stored, list) else stored
 
 
 def train(recipe: str, run: Path) -> None:
@@ -331,6 +368,12 @@ def show() -> None:
         for name, run in stored["runs"].items()
     ]
     text += ["## Training\n", *lines, ""]
+    text += ["## Examples\n", "![examples](examples.png)\n"]
+    text.append(
+        "Degraded, classical, network, clean; a row a task: "
+        + "; ".join(f"{task} ({name} of scikit-image, {method})" for task, (name, _, _, method) in EXAMPLES.items())
+        + ". The crops were fixed before any result was seen.\n"
+    )
     print("\n".join(text))
     VALUES.with_name("README.md").write_text("\n".join(text), encoding="utf-8")
 

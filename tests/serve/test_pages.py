@@ -231,6 +231,19 @@ def test_boxes_are_drawn_where_they_are(site, open_page, place) -> None:
     assert page.locator(".scores li").count() == 1
 
 
+def test_a_restored_image_stands_beside_the_one_that_came(site, open_page, place) -> None:
+    address, _ = site("restorer")
+    page = open_page(address)
+    give(page, [file("001.png", (place / "pictures/001.png").read_bytes())])
+    before, after = page.locator(".pair img").all()
+    boxes = [image.bounding_box() for image in (before, after)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+    sizes = [image.evaluate("(image) => [image.naturalWidth, image.naturalHeight]") for image in (before, after)]
+    assert sizes[0] == sizes[1] == list(Image.open(place / "pictures/001.png").size)
+    assert page.get_by_text("Save the restored image").get_attribute("href").startswith("data:image/png")
+
+
 def test_classes_are_drawn_on_the_pixels(site, open_page, place) -> None:
     address, client = site("segmenter")
     data = (place / "pictures/002.png").read_bytes()
