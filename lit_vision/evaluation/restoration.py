@@ -5,11 +5,22 @@ B images, C channels, H W pixels. All values are of 8-bit pixels from 0 to 255, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from lit_vision.errors import UserError
+
 SSIM_SIGMA, SSIM_REACH = 1.5, 5  # Gaussian window of 11 x 11 pixels
+# torchvision's weights that LPIPS compares features of; torchmetrics has its own small weights on top of them
+LPIPS_WEIGHTS: Mapping[str, str] = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
 MOST_DECIBELS = 100.0  # of an image without an error, so that a mean over images stays finite
 
 
@@ -102,3 +113,23 @@ def restoration_values(restored: Tensor, clean: Tensor, border: int = 0) -> dict
         if min(a.shape[-2:]) > 2 * SSIM_REACH:
             values[f"ssim_{name}"] = ssim(a, b)
     return values
+
+
+def open_lpips(network: str) -> nn.Module:
+    """Return torchmetrics' LPIPS (Zhang et al. 2018, arXiv:1801.03924) of images in [0, 1]; nothing is downloaded.
+
+    Args:
+        network: one of LPIPS_WEIGHTS.
+
+    Raises:
+        UserError: another name, or the network's weights are not in torch's cache.
+    """
+    if network not in LPIPS_WEIGHTS:
+        raise UserError(f"model.lpips: {network!r} is not one of {', '.join(LPIPS_WEIGHTS)}; choose one of these")
+    file = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS[network]
+    if not file.is_file():
+        raise UserError(f"model.lpips: {network} needs {file}, which is not there; put torchvision's file there")
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    metric: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True)
+    return metric.eval()

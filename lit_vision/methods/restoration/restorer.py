@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
-from lit_vision.evaluation.restoration import restoration_values
+from lit_vision.evaluation.restoration import open_lpips, restoration_values
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION
@@ -36,6 +36,8 @@ class Restorer(RestorerNetwork, LightningModule):
         scale: 1, or 2, 3, 4 with `data.degraded: [downsample ...]` by that factor.
         decoder_width: channels of the decoder of a timm backbone.
         loss: l1, charbonnier or mse; of pixels in [0, 1], averaged.
+        lpips: alex, vgg or squeeze also logs test/lpips by torchmetrics, where torchvision's weights of that network
+            are in torch's cache.
         seed: of the degradations; with a sample's key it determines them, on any number of processes.
         mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights, 0 for dncnn.
         std: of the pixels, per channel; None is that of the loaded weights, 1 for dncnn.
@@ -64,6 +66,7 @@ class Restorer(RestorerNetwork, LightningModule):
         scale: int = 1,
         decoder_width: int = 32,
         loss: str = "charbonnier",
+        lpips: str | None = None,
         seed: int = 0,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -83,6 +86,7 @@ class Restorer(RestorerNetwork, LightningModule):
         keep_plain_hyper_parameters(self)
         self.build(self.hparams)
         self.metadata: dict[str, Any] | None = None
+        self._lpips: list[nn.Module] = []  # in a list: its weights are no part of the model's
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the model, before any step."""
@@ -96,6 +100,8 @@ class Restorer(RestorerNetwork, LightningModule):
                 f"model.scale: {self.scale}, the data is down-sampled by {factor}; set it to {factor}, or "
                 f"data.degraded to [downsample {self.scale}]"
             )
+        if self.hparams.lpips:
+            self._lpips = [open_lpips(self.hparams.lpips)]
         if not self.degradations and not getattr(data, "degraded", ()):
             raise UserError("model.degradations: empty, and so is data.degraded; name what is to be undone")
 
@@ -135,6 +141,9 @@ class Restorer(RestorerNetwork, LightningModule):
         restored = self.to_pixels(self(inputs, holes))
         values = {name: v.mean() for name, v in restoration_values(restored, clean, self._border).items()}
         values["loss"] = pixel_loss(restored, clean, self.hparams.loss)
+        if self._lpips and split == "test":
+            rgb = [x.float().clamp(0, 1).expand(-1, 3, -1, -1) for x in (restored, clean)]
+            values["lpips"] = self._lpips[0].to(self.device)(*rgb)
         for name, value in values.items():
             self.log(
                 f"{split}/{name}",
@@ -154,7 +163,7 @@ class Restorer(RestorerNetwork, LightningModule):
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Do as `validation_step`, under test/."""
+        """Do as `validation_step`, under test/, with test/lpips if it was asked for."""
         self._evaluate(batch, "test")
 
     def on_fit_start(self) -> None:

@@ -230,7 +230,11 @@ def test_restorer__overfits_a_batch_and_a_resumed_run_has_the_same_bits(tmp_path
     assert resumed.metadata["task"] == "restoration"
 
 
-def test_restorer__data_of_another_factor_is_refused(tmp_path) -> None:
+def test_restorer__lpips_without_its_weights_and_data_of_another_factor_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for network, wanted in (("alex", "alexnet-owt"), ("resnet", "squeeze")):
+        with pytest.raises(UserError, match=rf"model\.lpips: .*{wanted}"):
+            trainer(tmp_path, 1).fit(make_restorer(lpips=network), Crops())
     with pytest.raises(UserError, match=r"model\.scale: 1.*2"):
         trainer(tmp_path, 1).fit(make_restorer(), Crops(2))
     module = make_restorer(scale=2, degradations=[])

@@ -208,7 +208,10 @@ def test_export__onnx_gives_the_same_files(runs, tmp_path) -> None:
         assert np.abs(found[0] - found[1]).max() <= 1
 
 
-def test_predict_names_the_command(runs, tmp_path) -> None:
+def test_predict_names_the_command_and_export_the_formats(runs, tmp_path) -> None:
+    for other in ("timm", "hub"):
+        with pytest.raises(UserError, match="safetensors"):
+            export_model(runs / "noise", other, out=tmp_path / f"{other}.safetensors")
     Image.fromarray(picture(20, 20)).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="lit-vision restore"):
         lit_vision.load(runs / "noise", "cpu").predict(tmp_path / "x.png")
