@@ -35,6 +35,8 @@ FILES = {
     **{n: f"usr/share/backgrounds/mate/nature/{n}.jpg" for n in _MATE.split()},
     **{n: f"usr/share/backgrounds/{n}.jpg" for n in _LOMIRI.split()},
 }
+# photographs of the training part, on whose middle the strengths of classical filters are chosen
+TUNING = ("FallenLeaf", "Garden", "friends_by_Aitzol_Berasategi", "OneStandsOut")
 SHOWN = ("astronaut", "chelsea", "coffee", "rocket")  # of scikit-image; measured too
 
 
@@ -73,6 +75,7 @@ def make_photographs() -> Path:
             pieces = _tiles(picture) if split != "test" else {name: _center(picture)}
             if split == "val":
                 pieces = dict(list(pieces.items())[::8])
+            if name in TUNING:
                 _write(folder / "tuning" / f"{name}.png", _center(picture), cv2)
             for piece, pixels in pieces.items():
                 file = f"{name}-{piece}" if split != "test" else piece

@@ -2,8 +2,8 @@
 
 Each network is trained from a recipe of experiments/restoration on crops of Debian's wallpapers (CC-BY, CC-BY-SA and
 others: numbers only, no picture and no weights are committed); 13 other wallpapers and 4 photographs of scikit-image
-are measured, their middle of at most 448 x 320 pixels at about a megapixel. A filter's strength is chosen on three
-photographs that are in neither part. Prints from experiments/results/restoration/values.json only.
+are measured, their middle of at most 448 x 320 pixels at about a megapixel. A filter's strength is chosen on four of
+the training photographs. Prints from experiments/results/restoration/values.json only.
 Run: make table-restoration        Measure baselines again and train the shortest network again: make verify-restoration
 """
 
@@ -149,9 +149,9 @@ def open_run(recipe: str) -> Any:
 DENOISERS: Mapping[str, tuple[Filter, tuple[Any, ...]]] = {
     "nothing": (_nothing, (None,)),
     "median (OpenCV)": (_median, (3, 5)),
-    "non-local means (OpenCV)": (_non_local_means, (5, 10, 15)),
-    "wavelet (scikit-image)": (_wavelet, (5, 12, 25)),
-    "total variation (scikit-image)": (_total_variation, (0.03, 0.07, 0.12)),
+    "non-local means (OpenCV)": (_non_local_means, (4, 8, 12, 16, 22)),
+    "wavelet (scikit-image)": (_wavelet, (5, 12, 25, 35)),
+    "total variation (scikit-image)": (_total_variation, (0.03, 0.06, 0.1, 0.15)),
 }
 # task: {method: (filter, strengths to choose from)}
 METHODS: Mapping[str, Mapping[str, tuple[Filter, tuple[Any, ...]]]] = {
