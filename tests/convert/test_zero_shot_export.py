@@ -8,6 +8,7 @@ import toy_models
 
 import lit_vision
 from lit_vision.cli.main import main
+from lit_vision.convert.export import FORMATS
 from lit_vision.predict.models import load_model
 from lit_vision.predict.zero_shot import load_image_text, open_zero_shot
 
@@ -26,18 +27,23 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+NEEDS = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["onnx", "onnxscript", "openvino"], "pt2": []}
+
+
+@pytest.mark.parametrize(
+    "form", ["pt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))]
+)
 def test_the_file_classifies_as_the_two_towers_do_and_holds_no_text_tower(
     form: str, place: Path, monkeypatch, capsys
 ) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime" if form == "onnx" else "openvino", "faiss"):
+    for package in (*NEEDS[form], "faiss"):
         pytest.importorskip(package, reason="needs the export and search extras")
     monkeypatch.chdir(place)
     call = ["export", "run", "--format", form, "--classes", "classes.txt", "--template", "templates.txt"]
     assert main(call) == 0
     assert "largest difference to torch: " in capsys.readouterr().out
-    file = next(Path("run/export").glob("zero-shot.*[lx]"))
-    model, wanted = load_model(file), open_zero_shot("run", CLASSES, TEMPLATES, "cpu")
+    file = Path(f"run/export/zero-shot{FORMATS[form]}")
+    model, wanted = load_model(file, trust_pt2=True), open_zero_shot("run", CLASSES, TEMPLATES, "cpu")
     assert model.metadata == wanted.metadata
     assert (model.metadata.class_names, model.metadata.options["templates"]) == (CLASSES, TEMPLATES)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
@@ -52,13 +58,14 @@ def test_the_file_classifies_as_the_two_towers_do_and_holds_no_text_tower(
         tower = sum(value.numel() for value in network.backbone.state_dict().values())
         assert sizes < tower + network.image_projection.weight.numel() + len(CLASSES) * 8 + 200
     rows = [
-        lit_vision.load(source).predict("set", top_k=3, **more)
+        lit_vision.load(source, "cpu", trust_pt2=True).predict("set", top_k=3, **more)
         for source, more in ((file, {}), ("run", {"classes": CLASSES, "templates": TEMPLATES}))
     ]
     for found, one in zip(*rows):
         np.testing.assert_allclose(found.probabilities, one.probabilities, atol=1e-4)
     # its features are in the space of the run's texts: an index that it made can be searched by words
-    assert main(["embed", "set", "--model", str(file), "--out", "i.safetensors", "--overwrite"]) == 0
+    embed = ["embed", "set", "--model", str(file), "--trust_pt2", "--out", "i.safetensors", "--overwrite"]
+    assert main(embed) == 0
     assert main(["search", "--index", "i.safetensors", "--model", "run", "--text", "red hat", "--device", "cpu"]) == 0
 
 
