@@ -24,13 +24,12 @@ METHODS = (
     "multilabel",
     "image_text",
     "flow_matching",
-    "gan_discriminator",
-    "gan_generator",
 )
 DENSE = ("segmenter", "segmenter_upernet", "fcos", "retinanet", "faster_rcnn", "mask_rcnn")
+GANS = ("gan_discriminator", "gan_generator")
 ONE_SIDED = ("fcos one-sided", "mask_rcnn one-sided")  # no object at all on the second process
 OWN_OPTIMIZER = ("simclr_resnet lars", "mae adamw")  # through optim.build_optimizer; the others by SGD with momentum
-IN_FLOAT64 = (*DENSE, *ONE_SIDED, *OWN_OPTIMIZER)  # alone
+IN_FLOAT64 = (*DENSE, *GANS, *ONE_SIDED, *OWN_OPTIMIZER)  # alone
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 
