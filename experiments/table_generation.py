@@ -125,7 +125,8 @@ def write_grid(method: str, seed: int, images: Any) -> None:
     import cv2
 
     picture = grid_with_nearest(images, read_halves()["train"][0])
-    cv2.imwrite(str(RESULTS / f"generation-{name_of(method, seed)}.png"), picture[:, :, ::-1])
+    file = RESULTS / f"generation-{name_of(method, seed)}.png"
+    cv2.imwrite(str(file), picture[:, :, 0], [cv2.IMWRITE_PNG_COMPRESSION, 9])  # gray
 
 
 def publish(method: str, seed: int, facts: dict[str, Any], seconds: float) -> None:
