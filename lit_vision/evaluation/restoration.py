@@ -103,16 +103,24 @@ def restoration_values(restored: Tensor, clean: Tensor, border: int = 0) -> dict
         {psnr_rgb, psnr_y (dB, at most 100), ssim_rgb, ssim_y}, (B,) float64 each; without SSIM if what counts is
         smaller than its window.
     """
-    inside = slice(border, -border or None)
-    pixels = [
-        (x.double() * 255).round().clamp(0, 255)[..., inside, inside] for x in (restored.detach(), clean.detach())
-    ]
+    pixels = [_levels(x, border) for x in (restored, clean)]
     values: dict[str, Tensor] = {}
     for name, (a, b) in {"rgb": pixels, "y": [luma(x) for x in pixels]}.items():
         values[f"psnr_{name}"] = psnr(a, b).clamp(max=MOST_DECIBELS)
         if min(a.shape[-2:]) > 2 * SSIM_REACH:
             values[f"ssim_{name}"] = ssim(a, b)
     return values
+
+
+def psnr_of(restored: Tensor, clean: Tensor, border: int = 0) -> Tensor:
+    """Return psnr_rgb of `restoration_values` alone, (B,) float64; arguments as there."""
+    return psnr(_levels(restored, border), _levels(clean, border)).clamp(max=MOST_DECIBELS)
+
+
+def _levels(images: Tensor, border: int) -> Tensor:
+    """Return pixels as files of 8 bits have them, 0 to 255 in float64, without the border."""
+    inside = slice(border, -border or None)
+    return (images.detach().double() * 255).round().clamp(0, 255)[..., inside, inside]
 
 
 def open_lpips(network: str) -> nn.Module:

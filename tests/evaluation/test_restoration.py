@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from lit_vision.evaluation.restoration import luma, psnr, restoration_values, ssim
+from lit_vision.evaluation.restoration import luma, psnr, psnr_of, restoration_values, ssim
 
 
 def pair(channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,4 +49,5 @@ def test_values__rgb_and_y_apart_without_the_border() -> None:
     inner = [x[:, :, 2:-2, 2:-2] for x in (noisy, truth)]
     torch.testing.assert_close(values["psnr_rgb"], psnr(*inner))
     torch.testing.assert_close(values["ssim_y"], ssim(luma(inner[0]), luma(inner[1])))
+    assert torch.equal(psnr_of(noisy / 255, truth / 255, 2), values["psnr_rgb"])
     assert restoration_values(truth / 255, truth / 255)["psnr_y"].tolist() == [100, 100]

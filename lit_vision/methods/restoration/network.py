@@ -95,7 +95,7 @@ class DnCNN(nn.Module):
                     nn.init.zeros_(module.bias)
         self.config: dict[str, Any] = {"name": "dncnn", "in_chans": in_chans}
         self.strides, self.width, self.weights_from = [1], width, ""
-        self.data_config = {"mean": [0.0] * 3, "std": [1.0] * 3, "input_size": (in_chans, TILE, TILE)}
+        self.data_config = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": (in_chans, TILE, TILE)}
 
     @property
     def model(self) -> nn.Module:
@@ -203,7 +203,8 @@ class RestorerNetwork(nn.Module):
         self.channels = channels
         arguments["in_chans"] = channels + self.has_holes
         self.backbone: Any  # Backbone or DnCNN
-        mean, std = [0.0] * channels, [1.0] * channels
+        # of dncnn: with inputs that were all positive (mean 0) the last ReLUs died in two of three trainings
+        mean, std = [0.5] * channels, [0.25] * channels
         if h["backbone"] == "dncnn":
             if h["backbone_checkpoint"]:
                 raise UserError("model.backbone_checkpoint: dncnn starts without weights; leave it out")
@@ -258,8 +259,7 @@ class RestorerNetwork(nn.Module):
         Returns:
             (B, C, h * scale, w * scale), at least float32.
         """
-        if self.scale > 1:
-            images = F.interpolate(images, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
+        images = self.enlarged(images)
         height, width = images.shape[-2:]
         x = images
         if self.has_holes:
@@ -272,6 +272,12 @@ class RestorerNetwork(nn.Module):
         residual = self.pixels(self.backbone.forward_maps(x), x)[..., :height, :width]
         restored = images + tuning_modes.at_least_float32(residual)
         return torch.where(holes > 0, restored, images) if self.keeps_known and holes is not None else restored
+
+    def enlarged(self, images: Tensor) -> Tensor:
+        """Return images at the size of the clean ones, (B, C, h, w) to (B, C, h * scale, w * scale), by bicubic."""
+        if self.scale == 1:
+            return images
+        return F.interpolate(images, scale_factor=float(self.scale), mode="bicubic", align_corners=False)
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Undo the normalization: (B, C, H, W) to values in [0, 1], where they are pixels."""

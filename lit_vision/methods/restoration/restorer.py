@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_vision import distributed, optim
 from lit_vision.data.batch import Batch, normalize_batch
 from lit_vision.errors import UserError
-from lit_vision.evaluation.restoration import open_lpips, restoration_values
+from lit_vision.evaluation.restoration import open_lpips, psnr_of, restoration_values
 from lit_vision.methods import fine_tuning
 from lit_vision.methods.hyper_parameters import keep_plain_hyper_parameters
 from lit_vision.methods.keyed_noise import TRAIN, VALIDATION
@@ -39,8 +39,8 @@ class Restorer(RestorerNetwork, LightningModule):
         lpips: alex, vgg or squeeze also logs test/lpips by torchmetrics, where torchvision's weights of that network
             are in torch's cache.
         seed: of the degradations; with a sample's key it determines them, on any number of processes.
-        mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights, 0 for dncnn.
-        std: of the pixels, per channel; None is that of the loaded weights, 1 for dncnn.
+        mean: of the pixels, per channel, in [0, 1]; None is that of the loaded weights, 0.5 for dncnn.
+        std: of the pixels, per channel; None is that of the loaded weights, 0.25 for dncnn.
         optimizer: adamw, adam, sgd, lars or lamb.
         betas: of adam, adamw and lamb.
         momentum: of sgd and lars.
@@ -140,6 +140,8 @@ class Restorer(RestorerNetwork, LightningModule):
         inputs, holes, clean = self.degraded(batch, VALIDATION)
         restored = self.to_pixels(self(inputs, holes))
         values = {name: v.mean() for name, v in restoration_values(restored, clean, self._border).items()}
+        before = psnr_of(self.to_pixels(self.enlarged(inputs)), clean, self._border)
+        values["gain_rgb"] = (psnr_of(restored, clean, self._border) - before).mean()
         values["loss"] = pixel_loss(restored, clean, self.hparams.loss)
         if self._lpips and split == "test":
             rgb = [x.float().clamp(0, 1).expand(-1, 3, -1, -1) for x in (restored, clean)]
@@ -159,7 +161,11 @@ class Restorer(RestorerNetwork, LightningModule):
         return self.scale if self.scale > 1 else 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log val/psnr_rgb, val/psnr_y (dB), val/ssim_rgb, val/ssim_y and val/loss, with the same degradations each."""
+        """Log val/psnr_rgb, val/psnr_y (dB), val/ssim_rgb, val/ssim_y, val/loss and val/gain_rgb.
+
+        The last is PSNR above that of the input (enlarged by bicubic interpolation), dB; 0 of a network whose units
+        died. The degradations of an image are the same each time.
+        """
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
