@@ -149,7 +149,7 @@ def open_run(recipe: str) -> Any:
 DENOISERS: Mapping[str, tuple[Filter, tuple[Any, ...]]] = {
     "nothing": (_nothing, (None,)),
     "median (OpenCV)": (_median, (3, 5)),
-    "non-local means (OpenCV)": (_non_local_means, (4, 8, 12, 16, 22)),
+    "non-local means (OpenCV)": (_non_local_means, (4, 8, 12, 16, 22, 30)),
     "wavelet (scikit-image)": (_wavelet, (5, 12, 25, 35)),
     "total variation (scikit-image)": (_total_variation, (0.03, 0.06, 0.1, 0.15)),
 }
@@ -165,8 +165,8 @@ METHODS: Mapping[str, Mapping[str, tuple[Filter, tuple[Any, ...]]]] = {
     },
     "holes 25 %": {
         "nothing": (_nothing, (None,)),
-        "Telea (OpenCV)": (_inpainted, tuple(("INPAINT_TELEA", radius) for radius in (3, 6))),
-        "Navier-Stokes (OpenCV)": (_inpainted, tuple(("INPAINT_NS", radius) for radius in (3, 6))),
+        "Telea (OpenCV)": (_inpainted, tuple(("INPAINT_TELEA", radius) for radius in (3, 6, 12))),
+        "Navier-Stokes (OpenCV)": (_inpainted, tuple(("INPAINT_NS", radius) for radius in (3, 6, 12))),
     },
 }
 LEARNED = {task: {"network": (_network, (recipe,))} for task, recipe in TASKS.items()}
@@ -240,27 +240,38 @@ def make() -> None:
     import cv2
     import torch
 
-    from lit_vision.io.atomic import write_json
-    from lit_vision.results.environment import collect_environment
-
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     make_photographs()
     print_commands()
     for recipe in (*TASKS.values(), MAE_RECIPE):
         train(recipe, FOLDER / recipe)
-    cells = {task: {m: _stored_cell(task, m) for m in (*METHODS[task], *LEARNED[task])} for task in TASKS}
+    for task in TASKS:
+        for method in (*METHODS[task], *LEARNED[task]):
+            _stored_cell(task, method)
+    write_values()
+    draw_examples(json.loads(VALUES.read_text())["cells"])
+
+
+def write_values() -> None:
+    """Write the committed values from what is measured in runs/."""
+    from lit_vision.io.atomic import write_json
+    from lit_vision.results.environment import collect_environment
+
+    cells: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
+    for task in TASKS:
+        for method in (*METHODS[task], *LEARNED[task]):
+            if _cell_file(task, method).exists():
+                cells[task][method] = _stored_cell(task, method)
     runs = {}
     for recipe in (*TASKS.values(), MAE_RECIPE):
-        result = json.loads((FOLDER / recipe / "results.json").read_text())
-        runs[recipe] = {
-            key: result[key] for key in ("seconds", "images_seen", "weights_sha256", "recipe_sha256", "commit")
-        }
-    environment = collect_environment(0)
-    facts = {"data": json.loads((DATA / "fingerprint.json").read_text()), "environment": environment, "runs": runs}
+        if (FOLDER / recipe / "results.json").exists():
+            result = json.loads((FOLDER / recipe / "results.json").read_text())
+            keys = ("seconds", "images_seen", "weights_sha256", "recipe_sha256", "commit")
+            runs[recipe] = {key: result[key] for key in keys}
+    facts = {"data": json.loads((DATA / "fingerprint.json").read_text()), "environment": collect_environment(0)}
     VALUES.parent.mkdir(parents=True, exist_ok=True)
-    write_json(VALUES, {**facts, "cells": cells})
-    draw_examples(cells)
+    write_json(VALUES, {**facts, "runs": runs, "cells": cells})
 
 
 # task: photograph of scikit-image, top and left of its crop, and the classical method beside the network
@@ -314,14 +325,18 @@ def _stored_cell(task: str, method: str) -> dict[str, Any]:
     """Return what `measure` found, from runs/ if it was measured before."""
     from lit_vision.io.atomic import write_json
 
-    name = "".join(c if c.isalnum() else "-" for c in f"{task} {method}")
-    file = FOLDER / "cells" / f"{name}.json"
+    file = _cell_file(task, method)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, measure(task, method))
         print(f"{task}, {method}: done", flush=True)
     found: dict[str, Any] = json.loads(file.read_text())
     return found
+
+
+def _cell_file(task: str, method: str) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in f"{task} {method}")
+    return FOLDER / "cells" / f"{name}.json"
 
 
 def paired(cells: Mapping[str, Any], metric: str, ours: str, other: str) -> tuple[float, float]:
@@ -356,26 +371,35 @@ def show() -> None:
                 for v, d in zip(values, METRICS.values())
             ]
             gain = (
-                "" if method == "network" else "{:+.2f} ± {:.2f}".format(*paired(cells, "psnr_rgb", "network", method))
+                ""
+                if method == "network" or "network" not in cells
+                else "{:+.2f} ± {:.2f}".format(*paired(cells, "psnr_rgb", "network", method))
             )
-            strength = "" if cell["strength"] is None or method in LEARNED[task] else str(cell["strength"])
+            strength = "" if cell["strength"] is None or method in LEARNED[task] else _strength_text(cell["strength"])
             rows.append([method, strength, *numbers, gain, f"{cell['seconds_per_megapixel']:.2f}"])
         columns = ["method", "strength", "PSNR RGB, dB", "PSNR Y, dB", "SSIM RGB", "SSIM Y", "gain, dB", "s / MP"]
-        text += [f"## {task}\n", to_markdown(Table(columns, rows, verdict(task, cells)))]
+        rows += [[m, "", "not run yet", *[""] * 5] for m in LEARNED[task] if m not in cells]
+        note = verdict(task, cells) if "network" in cells else "The network was not trained yet."
+        text += [f"## {task}\n", to_markdown(Table(columns, rows, note))]
     lines = [
         f"- `{name}`: {run['seconds'] / 60:.0f} minutes on a machine with {os.cpu_count()} busy cores, "
         f"{run['images_seen']:,} crops"
         for name, run in stored["runs"].items()
     ]
     text += ["## Training\n", *lines, ""]
-    text += ["## Examples\n", "![examples](examples.png)\n"]
-    text.append(
-        "Degraded, classical, network, clean; a row a task: "
-        + "; ".join(f"{task} ({name} of scikit-image, {method})" for task, (name, _, _, method) in EXAMPLES.items())
-        + ". The crops were fixed before any result was seen.\n"
-    )
+    if VALUES.with_name("examples.png").exists():
+        text += ["## Examples\n", "![examples](examples.png)\n"]
+        text.append(
+            "Degraded, classical, network, clean; a row a task: "
+            + "; ".join(f"{task} ({name} of scikit-image, {method})" for task, (name, _, _, method) in EXAMPLES.items())
+            + ". The crops were fixed before any result was seen.\n"
+        )
     print("\n".join(text))
     VALUES.with_name("README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def _strength_text(strength: Any) -> str:
+    return f"radius {strength[1]}" if isinstance(strength, list) else str(strength)
 
 
 def verdict(task: str, cells: Mapping[str, Any]) -> str:

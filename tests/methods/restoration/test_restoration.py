@@ -216,7 +216,7 @@ def test_restorer__overfits_a_batch_and_a_resumed_run_has_the_same_bits(tmp_path
     one.fit(whole, data)
     noise_alone = 20 * math.log10(255 / 25)
     assert float(one.callback_metrics["val/psnr_rgb"]) > noise_alone + 1.0
-    assert float(one.callback_metrics["val/gain_rgb"]) > 1.0
+    assert float(one.callback_metrics["val/gain_rgb"]) > 0.5
     assert {"val/psnr_y", "val/ssim_rgb", "val/ssim_y", "val/loss"} <= set(one.callback_metrics)
 
     begun = trainer(tmp_path, 3)
