@@ -89,7 +89,7 @@ def test_sample__guidance_goes_on_from_any_class_to_the_class() -> None:
 
 def test_unet__learns_classes_and_is_told_the_time() -> None:
     torch.manual_seed(0)
-    network = FlowMatchingNetwork({**TINY, "class_dropout": 0.0})
+    network = FlowMatchingNetwork({**TINY, "multipliers": (1,), "class_dropout": 0.0})
     labels = torch.arange(6) % 3
     images = ((labels - 1.0)[:, None, None, None]).expand(6, 1, 8, 8)  # the class is the brightness
     assert not network(images).any()  # zeros before training
