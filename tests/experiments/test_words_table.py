@@ -1,5 +1,6 @@
 """The table of pictures and words: splits, baselines and trainings on a set where the answer is known, and verdicts."""
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_vision.results.schema import read_result
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+import table_words
 from studies import words_baselines, words_photographs, words_rows, words_runs, words_sets, words_tables
 
 
@@ -71,29 +75,59 @@ def test_joined_sets_keep_captions_with_their_pictures_and_concepts_apart() -> N
     assert both.captions[121] == one.captions[1]
 
 
-def test_a_trained_row_learns_is_stored_and_is_found_again(tmp_path, monkeypatch) -> None:
+class Reporter:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def log(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_cells_are_stored_published_shown_and_verified(tmp_path, monkeypatch) -> None:
     words = toy_set(width=1280, text_width=384)
     words = replace(words, features=np.repeat(words.features[:20], 6, axis=0))  # a picture of each concept, six times
     words = replace(words, texts=np.repeat(words.texts[:40:2], 12, axis=0), concepts=[f"c{i // 6}" for i in range(120)])
-    monkeypatch.setattr(words_runs, "read_set", lambda name, encoder: words)
-    row = words_rows.Row("lite0", "frozen", "frozen", (1, 20), 84, 3e-3, {"emoji": 1})
+    row = words_rows.Row("lite0", "frozen", "frozen", (1, 20), 84, 3e-3, {"emoji": 1}, by_picture=True)
+    for module in (words_runs, table_words):
+        monkeypatch.setattr(module, "read_set", lambda name, encoder: words)
     monkeypatch.setattr(words_rows, "ROWS", (row,))
-    said: list[str] = []
+    monkeypatch.setattr(words_runs, "ENCODERS", ("lite0",))
+    monkeypatch.setattr(words_runs, "SPLITS", {"picture": ""})
+    monkeypatch.setattr(table_words, "SETS", ("emoji",))
+    monkeypatch.setattr(table_words, "results_file", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr(words_photographs, "verify", lambda tally: 0)
 
-    class Reporter:
-        def log(self, text: str) -> None:
-            said.append(text)
-
-    runner = words_runs.Runner("emoji", tmp_path, Reporter())  # type: ignore[arg-type]
-    (cell,) = (cell for cell in runner.cells() if cell.row)
-    assert runner.stored(cell) is None
-    found = runner._trained(row, "picture", 0)
+    reporter = Reporter()
+    runner = words_runs.Runner("emoji", tmp_path, reporter)  # type: ignore[arg-type]
+    cells = list(runner.cells(splits=2))
+    assert [cell.row for cell in cells] == [None] * 4 + [row]
+    assert runner.stored(cells[4]) is None
+    found = cells[4].make()
     # each concept's pictures are equal and stand on both sides, so that what was learned is right there
     assert found["recalls"]["picture of words R@10"] > 0.7  # by chance 0.4 of 24
     assert found["chosen"] in row.steps
-    assert len(said) == 1
-    monkeypatch.setattr(words_runs, "fit", partial(pytest.fail, "trained again"))
-    assert runner._trained(row, "picture", 0) == found
+    for cell in cells[:4]:
+        cell.make()
+    with monkeypatch.context() as patch:
+        patch.setattr(words_runs, "fit", partial(pytest.fail, "trained again"))
+        assert cells[4].make() == found
+    assert len(reporter.said) == 5
+
+    table_words.publish(runner)
+    result = read_result(tmp_path / "emoji.json")
+    assert {cell["protocol"] for cell in result["cells"]} == {"ridge", "neighbors", "frozen"}
+    recalls, gains, _ = words_tables.set_tables(result)
+    assert f"| frozen    | 1      | {100 * found['recalls']['words of a picture R@1']:.1f}" in recalls
+    assert gains.count("missed") == 1  # one split shows nothing
+    assert table_words.verify() == 0
+    for cell in result["cells"]:
+        if cell["protocol"] == "frozen":
+            cell["values"] = [1 - cell["values"][0]]
+            cell["mean"] = cell["values"][0]
+    (tmp_path / "emoji.json").write_text(json.dumps(result))
+    assert table_words.verify() == 1
 
 
 def test_a_gain_counts_above_two_standard_errors_of_the_paired_splits() -> None:
