@@ -19,6 +19,15 @@ TITLES = {
     "simclr": "small CNN of SimCLR, 96 px",
 }
 TO_BEAT = ("lite0", "ridge")
+TRAINED = (  # rows of words_rows.ROWS, which are not imported to print
+    ("lite0", "frozen"),
+    ("lite0-96", "frozen"),
+    ("lite0", "locked, own text tower"),
+    ("lite0", "locked, MiniLM trained"),
+    ("lite0-96", "trained"),
+    ("scratch-cnn", "trained"),
+    ("simclr", "trained"),
+)
 NOTES = """\
 Pictures: raw pixels at 32 x 32; the public EfficientNet-Lite0 (ImageNet-1k, 75.1 %), frozen unless its row says
 trained; a small residual network from scratch, or pre-trained by SimCLR on the training pictures of each split. Words:
@@ -85,8 +94,14 @@ def set_tables(result: dict[str, Any]) -> list[str]:
     )
     gain_columns = ["split", "pictures", "method", *metrics, "target"]
     tables = [to_markdown(Table(columns, body, note)), to_markdown(Table(gain_columns, gains, gain_note))]
-    met = [f"{line[1]}, {line[2]} ({line[0]})" for line in gains if line[-1].startswith("met")]
-    return [*tables, f"Of {len(gains)} rows, {len(met)} met the target{': ' if met else ''}{'; '.join(met)}.\n"]
+    found = []
+    for answer in ("met", "missed", "too few splits"):
+        named = [f"{line[1]}, {line[2]} ({line[0]})" for line in gains if line[-1].startswith(answer)]
+        found.append(f"- Target {answer}: {'; '.join(named) or 'no row'}.\n")
+    without = [f"{TITLES[init]}, {protocol}" for init, protocol in TRAINED if ("concept", init, protocol) not in lines]
+    if without:
+        found.append(f"- Not run yet: {'; '.join(without)}.\n")
+    return [*tables, "".join(found)]
 
 
 def _costs(cell: dict[str, Any]) -> list[str]:
@@ -119,12 +134,14 @@ def paired(cell: dict[str, Any], against: dict[str, Any]) -> tuple[list[float], 
 
 
 def verdict(cells: dict[str, dict[str, Any]], against: dict[str, dict[str, Any]]) -> str:
-    """Return "met" or "missed" with the gain of R@1, the mean of both directions, and its standard error."""
+    """Return "met", "missed" or "too few splits" with the gain of R@1, the mean of both directions."""
     from lit_vision.evaluation.metrics import paired_difference
 
     pairs = [paired(cell, against[metric]) for metric, cell in cells.items() if metric.endswith("R@1")]
     own, others = ([sum(values) / len(values) for values in zip(*side)] for side in zip(*pairs))
     found = paired_difference(own, others)
+    if found.n < 3:
+        return f"too few splits: {_points(found.mean)}"
     met = "met" if found.supports == "a is better" else "missed"
     return f"{met}: {_points(found.mean)}, standard error {100 * (found.se or 0):.1f}"
 

@@ -120,7 +120,7 @@ def test_cells_are_stored_published_shown_and_verified(tmp_path, monkeypatch) ->
     assert {cell["protocol"] for cell in result["cells"]} == {"ridge", "neighbors", "frozen"}
     recalls, gains, _ = words_tables.set_tables(result)
     assert f"| frozen    | 1      | {100 * found['recalls']['words of a picture R@1']:.1f}" in recalls
-    assert gains.count("missed") == 1  # one split shows nothing
+    assert gains.count("too few splits") == 1
     assert table_words.verify() == 0
     for cell in result["cells"]:
         if cell["protocol"] == "frozen":
@@ -141,7 +141,11 @@ def test_a_gain_counts_above_two_standard_errors_of_the_paired_splits() -> None:
     assert words_tables.verdict(cells([0.12, 0.22, 0.33], [0.22, 0.32, 0.43]), against).startswith("met: +2.3")
     assert words_tables.verdict(cells([0.12, 0.18, 0.3], [0.2, 0.3, 0.4]), against).startswith("missed: +0.0")
     fewer = {name: {"seeds": [0, 1], "values": cell["values"][:2]} for name, cell in against.items()}
-    assert words_tables.verdict(fewer, against).startswith("missed")  # two pairs show nothing
+    assert words_tables.verdict(fewer, against).startswith("too few splits")
+
+
+def test_rows_without_a_result_are_known() -> None:
+    assert tuple((row.init, row.protocol) for row in words_rows.ROWS) == words_tables.TRAINED
 
 
 def test_draws_are_nested_and_leave_the_test_alone() -> None:
