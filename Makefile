@@ -12,7 +12,8 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
   table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark \
-  table-generation verify-generation
+  table-generation verify-generation \
+  table-captions verify-captions
 
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -133,6 +134,12 @@ table-generation: $(STAMP) ## images from noise: flow matching and a GAN at equa
 
 verify-generation: $(STAMP) ## make the images of the committed weights again and measure them
 	@$(BIN)/python experiments/table_generation.py --verify
+
+table-captions: $(STAMP) ## captions of emoji and clipart: a decoder against the nearest picture's caption, concepts held out (SCALE=desk)
+	@$(BIN)/python experiments/table_captions.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-captions: $(STAMP) ## measure the titles of one split of that table again
+	@$(BIN)/python experiments/table_captions.py --verify
 
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES) table-coop

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lit_vision import distributed, optim
 from lit_vision.evaluation.mean_recall import MeanClassRecall
+from lit_vision.methods.captioner.captioner import Captioner
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.detection.detector import Detector
 from lit_vision.methods.generation.flow_matching import FlowMatching
@@ -76,6 +77,11 @@ def simclr_densenet() -> nn.Module:
 def image_text() -> nn.Module:
     sizes = {"vocab_size": 20, "context_length": 6, "text_width": 16, "text_depth": 1, "text_heads": 2}
     return ImageText("vit_tiny_patch16_224", VIT, embed_width=8, **sizes)
+
+
+def captioner() -> nn.Module:
+    sizes = {"vocab_size": 20, "context_length": 6, "decoder_width": 16, "decoder_heads": 2}
+    return Captioner("vit_tiny_patch16_224", VIT, prefix_grid=2, dropout=0.3, **sizes)  # dropout has the samples' keys
 
 
 def mae() -> nn.Module:
@@ -177,7 +183,7 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
         multilabel,
     )
 }
-METHODS |= {f.__name__: f for f in (image_text, flow_matching)}
+METHODS |= {f.__name__: f for f in (image_text, captioner, flow_matching)}
 # In float64 alone, where no kink of their ReLUs is crossed (see RESNET) and no choice of regions is turned by rounding.
 GANS = {f.__name__: f for f in (gan_discriminator, gan_generator)}  # at the hinge, biases have gradients near zero
 DENSE = {f.__name__: f for f in (segmenter, segmenter_upernet, fcos, retinanet, faster_rcnn, mask_rcnn)}

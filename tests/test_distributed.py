@@ -24,6 +24,7 @@ METHODS = (
     "multilabel",
     "image_text",
     "flow_matching",
+    "captioner",
 )
 DENSE = ("segmenter", "segmenter_upernet", "fcos", "retinanet", "faster_rcnn", "mask_rcnn")
 GANS = ("gan_discriminator", "gan_generator")
@@ -131,7 +132,7 @@ def test_mean_per_class__counts_are_added_up(runs: dict) -> None:
 
 
 GLOBAL_LOSS = ["simclr_resnet", "simclr_vit", "simclr_densenet", "segmenter", "fcos", "mask_rcnn", "fcos one-sided"]
-GLOBAL_LOSS += ["image_text"]
+GLOBAL_LOSS += ["image_text", "captioner"]
 
 
 @pytest.mark.parametrize("method", GLOBAL_LOSS)

@@ -30,6 +30,7 @@ TASK_OPTIONS = (
     "masks",
     "draw",
     "explain",
+    "captions",
 )  # flags that apply to some tasks only
 COCO_FORMATS = ("json", "results.json")  # file formats with ids of images and categories
 IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which images are written to
@@ -83,6 +84,12 @@ def _parser() -> CommandParser:
         "--explain",
         metavar="DIR",
         help="classification: write a PNG per image that shows what the model looked at (torch models)",
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("auto", "decoder"),
+        help="captioning: auto (default) refuses a decoder whose CIDEr-D in validation was no better than that of the "
+        "nearest training image's caption; decoder uses it all the same",
     )
     add_batch_arguments(parser)
     return parser

@@ -61,6 +61,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--index_root", metavar="DIR", help="the folder that was embedded: the page shows the nearest images"
     )
+    parser.add_argument(
+        "--captions",
+        choices=("auto", "decoder"),
+        help="captioning: as in lit-vision predict; decoder uses a decoder that did not beat its baseline",
+    )
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images a batch at most (default 32)")
     parser.add_argument(
         "--batch_wait", type=float, default=4.0, metavar="MS", help="milliseconds that an image waits (default 4)"
@@ -131,6 +136,7 @@ def main(argv: Sequence[str]) -> int:
         model,
         max_pixels=limits.pixels,
         index=index,
+        captions=args.captions,
         max_batch=args.batch_size,
         max_wait=args.batch_wait / 1000,
         readers=args.workers,

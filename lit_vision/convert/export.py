@@ -61,7 +61,7 @@ def export(
         UserError: the outputs differ from torch's, a package is missing, or the disk is full.
     """
     from lit_vision.predict.models import load_model
-    from lit_vision.predict.tasks import inference_network
+    from lit_vision.predict.tasks import TASKS, inference_network
     from lit_vision.predict.zero_shot import ZeroShotInference
 
     network = method if isinstance(method, ZeroShotInference) else inference_network(method, metadata.task)
@@ -69,6 +69,11 @@ def export(
         raise UserError(
             f"--format {file_format}: {metadata.options['head']} has two stages and so no raw outputs to export; "
             "use safetensors, or train with model.head fcos or retinanet"
+        )
+    if file_format != "safetensors" and not TASKS[metadata.task].traced:
+        raise UserError(
+            f"--format {file_format}: a model for {metadata.task} makes its result in a loop and cannot be exported as "
+            "a graph; use safetensors"
         )
     lines: list[str] = []
     if half:

@@ -31,6 +31,7 @@ _HOMES = {
 _NETWORKS = {
     "FlowMatching": "lit_vision.methods.generation.flow_matching_network",
     "GAN": "lit_vision.methods.generation.gan_network",
+    "Captioner": "lit_vision.methods.captioner.captioner",
 }
 __all__ = list(_HOMES)
 

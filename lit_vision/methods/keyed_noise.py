@@ -7,6 +7,7 @@ from torch import Tensor
 
 TRAIN, VALIDATION, PICTURES, ANCHORS, PROPOSALS = range(5)  # streams with different noise
 LATENTS, TIMES, AUGMENTATION = range(5, 8)  # of methods/generation
+DROPOUT = 8  # of methods/captioner
 
 
 def _signed(x: int) -> int:

@@ -63,6 +63,7 @@ class LoadedModel:
         top_k: int | None = None,
         min_score: float | None = None,
         max_detections: int | None = None,
+        captions: str | None = None,
         classes: Sequence[str] | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
         batch_size: int = 32,
@@ -76,6 +77,8 @@ class LoadedModel:
             top_k: classes per image, classification only; None is 5.
             min_score: leave out detections with a lower score, 0 to 1, detection only; None is 0.
             max_detections: keep the best of an image, detection only; None is the model's number, usually 100.
+            captions: "decoder" uses a Captioner's decoder even if the nearest training image's caption was better in
+                validation, captioning only; None refuses it.
             classes: names to classify into, for a model of images and captions (ImageText); no training on them.
             templates: prompts for `classes`, with {} for the name; several are averaged.
             batch_size: images at a time.
@@ -83,8 +86,8 @@ class LoadedModel:
             errors: "raise" for an image that cannot be read, or "skip", which returns None for it.
 
         Returns:
-            A list of `Classification`, `MultiLabel`, `Detections` or `Segmentation` (lit_vision.predict.predictions),
-            one for each image in order; of one element for a single image.
+            A list of `Classification`, `MultiLabel`, `Detections`, `Segmentation` or `Caption`
+            (lit_vision.predict.predictions), one for each image in order; of one element for a single image.
 
         Raises:
             UserError: an image cannot be read, another kind of image, or a model of features alone. UsageError (a
@@ -92,10 +95,11 @@ class LoadedModel:
         """
         if classes is not None:
             options: dict[str, Any] = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
-            options |= {"batch_size": batch_size, "workers": workers, "errors": errors}
+            options |= {"captions": captions, "batch_size": batch_size, "workers": workers, "errors": errors}
             return self._zero_shot(classes, templates).predict(images, **options)
-        given = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
+        given: dict[str, Any] = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
         check_ranges(given)
+        given["captions"] = captions
         results_of_task, options = results_with_options(self._model, given)
         if self.metadata.task == "detection":
             limit_detections(self._model, max_detections or self._max_detections)

@@ -276,7 +276,7 @@ def build_metadata(method: nn.Module, task: str, stored: Mapping[str, Any]) -> M
     network_size = method.hparams.get("img_size") if TASKS[task].pads else 0
     size = plain_size(stored.get("size") or network_size or config["input_size"][-2:])
     names = list(stored.get("class_names") or [])
-    if not names and task not in ("features", "restoration"):
+    if not names and task not in ("features", "restoration", "captioning"):
         names = [str(i) for i in range(method.hparams.get("num_classes") or method.hparams["num_labels"])]
     inference = inference_network(method, task)
     return ModelMetadata(

@@ -100,6 +100,21 @@ class Segmentation:
 
 
 @dataclass(frozen=True, eq=False)
+class Caption:
+    """Description of an image in words.
+
+    Attributes:
+        path: of the image, relative to the folder that was given; "" for pixels.
+        text: the caption.
+        log_probability: mean over its tokens, in nats, at most 0; comparable between images of one model only.
+    """
+
+    path: str
+    text: str
+    log_probability: float
+
+
+@dataclass(frozen=True, eq=False)
 class Embeddings:
     """Features of N images.
 

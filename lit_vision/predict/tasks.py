@@ -19,6 +19,7 @@ from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UsageError, UserError
 from lit_vision.methods.detection.decoding import decoder_options
 from lit_vision.predict.accuracy import AccuracyCheck, ClassificationCheck, DetectionCheck, SegmentationCheck
+from lit_vision.predict.captioning import CaptionInference, CaptionLines
 from lit_vision.predict.classification import ClassificationLines, ClassifierInference, FeatureInference, softmax
 from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_inference
 from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
@@ -30,7 +31,13 @@ from lit_vision.weights.model_metadata import ModelMetadata
 if TYPE_CHECKING:
     from lit_vision.predict.runtimes import Model
 
-Results = type[ClassificationLines] | type[MultiLabelLines] | type[DetectionLines] | type[SegmentationLines]
+Results = (
+    type[ClassificationLines]
+    | type[MultiLabelLines]
+    | type[DetectionLines]
+    | type[SegmentationLines]
+    | type[CaptionLines]
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Task:
         accuracy: measures an exported model on a folder; None if that is impossible.
         pads: True if its view scales the longer side and pads, False if it scales the shorter one and crops.
         decoding: takes a method's network, returns the plain values that decoding the outputs takes.
+        traced: True if the inference network can be exported as a graph of operations.
     """
 
     inference: Callable[[nn.Module], nn.Module]
@@ -54,6 +62,7 @@ class Task:
     accuracy: Callable[..., AccuracyCheck] | None = None
     pads: bool = False
     decoding: Callable[[nn.Module], dict[str, Any]] = lambda network: {}
+    traced: bool = True
 
     @property
     def monitor(self) -> tuple[str, bool] | None:
@@ -91,6 +100,13 @@ TASKS: dict[str, Task] = {
         decoding=lambda network: {"background": network.hparams["background"]},
     ),
     "restoration": Task(RestorerInference, "Restorer", decoding=restorer_options),
+    "captioning": Task(
+        CaptionInference,
+        "Captioner",
+        CaptionLines,
+        decoding=lambda network: {name: network.hparams[name] for name in ("tokenizer_json", "context_length")},
+        traced=False,  # its beam search loops
+    ),
 }
 
 

@@ -25,6 +25,7 @@ from lit_vision.results.environment import collect_environment, peak_memory_mb
 
 SCHEMA = 2
 RENAMED_KEYS = {"start": "init", "licence": "license"}  # schema 1, whose files have no key `schema`: schema 2
+NO_FRACTIONS = ("loss", "cider")  # ends of the names of metrics with any value
 _TEXT, _NUMBER, _COUNT = (str,), (int, float), (int,)
 _NONE = (type(None),)
 # key: the types that JSON may hold there. Missing keys are an error, so that "unknown" is always written down as null.
@@ -141,7 +142,7 @@ def validate_result(result: Mapping[str, Any], where: str = "result") -> None:
         if not isinstance(name, str) or "value" not in result["metric"]:
             raise ResultError(f"{where}: 'metric' is {result['metric']!r}; expected {{name: text, value: fraction}}")
         value = result["metric"]["value"]
-        if name.endswith("loss"):  # not a fraction; a run without labels has no other metric
+        if name.endswith(NO_FRACTIONS):  # a run without labels has only a loss
             _check_keys({name: value}, {name: _NUMBER}, where)
         else:
             _check_fraction(value, f"{where}: metric '{name}'")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.evaluation.metrics import format_percent, mean_sd, paired_difference
-from lit_vision.results.schema import read_results, summarize
+from lit_vision.results.schema import NO_FRACTIONS, read_results, summarize
 
 NOT_RUN = "not run yet"
 BASELINES = ("pixels", "scratch-")  # beginnings of the names of inits that use no pre-trained weights
@@ -69,12 +69,12 @@ def rows_from(locations: Iterable[str | os.PathLike[str]]) -> list[Row]:
 def score(row: Row | None) -> str:
     """Format mean ± sd of a row's values with the number of seeds, "61.2 ± 1.4 % (5)"; "not run yet" without values.
 
-    A loss is not a fraction: it is printed with its metric's name, "val/loss 0.512 (1)".
+    A loss, or CIDEr-D, is not a fraction: it is printed with its metric's name, "val/loss 0.512 (1)".
     """
     summary = summarize(row["values"]) if row else None
     if row is None or summary is None:
         return NOT_RUN
-    if row["metric"].endswith("loss"):
+    if row["metric"].endswith(NO_FRACTIONS):
         spread = "" if summary.sd is None else f" ± {summary.sd:.3f}"
         return f"{row['metric']} {summary.mean:.3f}{spread} ({summary.n})"
     return f"{format_percent(summary.mean, summary.sd)} ({summary.n})"

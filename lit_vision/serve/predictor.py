@@ -90,6 +90,7 @@ class Predictor:
         model: from `load_model`.
         max_pixels: of an image, by its header; more are refused before any is decoded.
         index: features of images that answers may name as neighbors, made with the same model.
+        captions: of a model for captioning, see `predict.captioning.check_captions`; None is "auto".
         max_batch, max_wait: see `Batcher`.
         readers: threads that decode; 0: the number of cores.
 
@@ -99,8 +100,8 @@ class Predictor:
         observe_batch: called with the number of images of each batch.
 
     Raises:
-        UserError: the model does not run, fills missing pixels, which takes a mask, or faiss is needed for the index
-            and not installed.
+        UserError: the model does not run, fills missing pixels, which takes a mask, a decoder of captions is refused,
+            or faiss is needed for the index and not installed. UsageError: `captions` for another task.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Predictor:
         *,
         max_pixels: int,
         index: Index | None = None,
+        captions: str | None = None,
         max_batch: int = 32,
         max_wait: float = 0.004,
         readers: int = 0,
@@ -117,6 +119,10 @@ class Predictor:
         self.neighbors = NearestNeighbors(index.features) if index is not None else None
         self._tiles = _tiled(model) if model.metadata.task == "restoration" else None
         self._prepare = preprocess_for(model.metadata) if self._tiles is None else _check_size
+        self._fixed: dict[str, Any] = {}  # options of the predict command that requests do not give
+        if captions is not None or model.metadata.task == "captioning":
+            results_of_task, self._fixed = results_with_options(model, {"captions": captions})
+            results_of_task(model.metadata, "jsonl", **self._fixed)  # may refuse the model
         self._readers = ThreadPoolExecutor(readers or cores(), "reader")
         self._writer = ThreadPoolExecutor(1, "writer")
         self._reading = 0
@@ -241,7 +247,7 @@ class Predictor:
                 answer["features"] = outputs["features"][0].astype(np.float32, copy=False).tolist()
         else:
             pictures = {name: _PngCollector() for name in ("mask", "drawing") if name in wanted.include}
-            results_of_task, options = results_with_options(self.model, wanted.options)
+            results_of_task, options = results_with_options(self.model, {**self._fixed, **wanted.options})
             writers = {"masks": pictures.get("mask"), "draw": pictures.get("drawing")}
             lines = results_of_task(self.model.metadata, "jsonl", **{**options, **writers}).lines(batch, outputs)
             answer = json.loads(lines["rows"] if isinstance(lines, dict) else lines)

@@ -61,6 +61,7 @@ METHODS = {
     "ImageText": _own(
         "ImageText", "backbone image_projection text text_projection similarity", "lock_image embed_width"
     ),
+    "Captioner": _own("Captioner", "backbone image_prefix caption_decoder", "prefix_grid beams"),
     # generators have no backbone, so nothing else takes their weights, and they take no other
     "FlowMatching": _own("FlowMatching", "unet", "class_dropout patch_size"),
     "GAN": _own("GAN", "generator discriminator", "noise_width r1_gamma"),

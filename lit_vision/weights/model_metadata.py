@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # key of ModelMetadata's JSON in a file's metadata; an older name, which existing files have
 METADATA_KEY = "lit_vision_card"
 SHARED_SPACE = "images and texts"  # options["space"] of a model whose features can be compared with texts
+CAPTION_SCORES = "caption_scores"  # option of a model of captions: its scores and those of the baseline
 RENAMED_KEYS = {"licence": "license"}  # old key: new key; files written before the rename still load
 
 
@@ -34,8 +35,8 @@ class ModelMetadata:
     """Metadata of a model: what is needed to run it and to read its outputs.
 
     Attributes:
-        task: "classification", "multilabel", "features", "detection", "segmentation" or
-            "restoration".
+        task: "classification", "multilabel", "features", "detection", "segmentation", "restoration" or
+            "captioning".
         size: of the input, pixels: side of a square, else [height, width].
         mean, std: of the pixels, per channel, in [0, 1].
         crop_pct: fraction of the resized image's short side that the evaluation view keeps.
@@ -115,17 +116,20 @@ class ModelMetadata:
         return metadata
 
 
-def metadata_from_datamodule(task: str, datamodule: LightningDataModule) -> dict[str, Any] | None:
+def metadata_from_datamodule(
+    task: str, datamodule: LightningDataModule, needs_classes: bool = True
+) -> dict[str, Any] | None:
     """Return what later use of a model needs to know of its data; None if the data has no class names or image size.
 
-    A method calls this when training starts and stores the result in its checkpoint under "card".
+    A method calls this when training starts and stores the result in its checkpoint under "card". With `needs_classes`
+    False the names may be missing.
 
     Returns:
         {task, class_names, size, crop_pct}, with category_ids for COCO JSON, value_range for images deeper than 8 bits,
         and options for an evaluation view that is not the standard one.
     """
-    names, size = getattr(datamodule, "class_names", None), getattr(datamodule, "img_size", None)
-    if not names or not size:
+    names, size = getattr(datamodule, "class_names", None) or [], getattr(datamodule, "img_size", None)
+    if not size or (needs_classes and not names):
         return None
     from lit_vision.data.views.params import make_view_spec
 

@@ -266,6 +266,8 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "predict --model run set/test --out p.csv --device tpu",
         "stylize x.png --style y.png --out s.png --device tpu",
         "restore --model restorer set/test --out r --device tpu",
+        "predict --model run set/test --out p.csv --captions nothing",
+        "serve run --captions nothing",
         "serve run --device tpu",
         "generate --model gan --out g --sampler nothing",
         "export run --format tflite",

@@ -17,7 +17,14 @@ import timm
 import torch
 from PIL import Image
 from toy_dense import make_detector, make_segmenter
-from toy_models import make_classifier, write_generator_run, write_image_text_run, write_images, write_run
+from toy_models import (
+    make_classifier,
+    write_captioner_run,
+    write_generator_run,
+    write_image_text_run,
+    write_images,
+    write_run,
+)
 from toy_restorer import write_restorer_run
 
 from lit_vision.cli.main import COMMANDS
@@ -79,6 +86,7 @@ CALLS = [
     "predict --model labels/last.ckpt one.png --out l.csv",
     "stylize larger.png --style larger.png --out stylized.png --steps 2",
     "restore --model restorer set/test --out r",
+    "predict --model captions set/test --out c.csv",
     "embed --model run set/test --out i.safetensors",
     "search --index i.safetensors --duplicates 0.9",
     "embed --model mae/last.ckpt one.png --out m.safetensors",
@@ -134,6 +142,7 @@ def place(tmp_path_factory) -> Path:
         content = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
         torch.save(content, folder / name / "last.ckpt")
     torch.save(timm.create_model("vit_tiny_patch16_224", **VIT).state_dict(), folder / "timm.pth")
+    write_captioner_run(folder / "captions", 0.75)
     for seed, (split, n) in enumerate((("train", 12), ("val", 6), ("test", 6))):
         write_images(folder / "set" / split, n, seed)
     shutil.copy(next((folder / "set" / "test").rglob("*.png")), folder / "one.png")

@@ -33,6 +33,7 @@ def modules():
     yield methods.FlowMatching(**sizes, blocks=1)
     yield methods.GAN(**sizes, noise_width=4, discriminator_width=8)
     yield methods.ImageText(name, VIT, **toy_models.TEXT, loss="sigmoid", lock_image=True)
+    yield methods.Captioner(name, VIT, **toy_models.CAPTIONER)
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: type(module).__name__)

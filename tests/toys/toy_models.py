@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lit_vision.data.captions import train_tokenizer
+from lit_vision.methods.captioner.captioner import Captioner
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.generation.gan import GAN
 from lit_vision.methods.image_text.image_text import ImageText
@@ -43,7 +44,7 @@ def make_classifier(kind: str = "vit", **more) -> Classifier:
     return method
 
 
-def write_run(folder: Path, method: Classifier) -> Path:
+def write_run(folder: Path, method: Classifier | Captioner) -> Path:
     """Write a run folder with the method's checkpoint, as after training; return the folder."""
     checkpoint = {"state_dict": method.state_dict(), "hyper_parameters": dict(method.hparams)}
     method.on_save_checkpoint(checkpoint)
@@ -74,3 +75,22 @@ def write_generator_run(folder: Path) -> Path:
     path.parent.mkdir(parents=True)
     torch.save({**stored, "card": {"size": 8, "class_names": ["red", "green"]}}, path)
     return folder
+
+
+CAPTIONER = {"prefix_grid": 2, "vocab_size": 300, "context_length": 8, "decoder_width": 16, "decoder_heads": 2}
+
+
+def write_captioner_run(folder: Path, decoder: float | None, neighbor: float = 0.5) -> Path:
+    """Write a run folder of Captioner with random weights and these values of CIDEr-D; return the folder.
+
+    Without the decoder's value no validation has measured it.
+    """
+    tokenizer = train_tokenizer(["a red hat", "a blue shoe"], CAPTIONER["vocab_size"], CAPTIONER["context_length"])
+    torch.manual_seed(0)
+    small = {**CNN, "img_size": 16}
+    method = Captioner("resnet18", small, **CAPTIONER, tokenizer_json=tokenizer.json, beams=2)
+    method.metadata = {"task": "captioning", "size": 16, "crop_pct": 1.0}
+    if decoder is not None:
+        scores = {"images": 40, "decoder": {"cider": decoder}, "neighbor": {"cider": neighbor}}
+        method.metadata["options"] = {"caption_scores": scores}
+    return write_run(folder, method)

@@ -19,7 +19,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.pos_embed import resize_pos_embed
 from lit_vision.cli.main import main
 from lit_vision.errors import UserError
-from lit_vision.methods import Detector, ImageText, LeJEPA, Restorer, Segmenter
+from lit_vision.methods import Captioner, Detector, ImageText, LeJEPA, Restorer, Segmenter
 from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
@@ -63,6 +63,8 @@ def make(kind: str, **body):
         return ImageText(NAME, options, **toy_models.TEXT)
     if kind == "Restorer":
         return Restorer(["gaussian_noise 25"], NAME, options, decoder_width=4)
+    if kind == "Captioner":
+        return Captioner(NAME, options, **toy_models.CAPTIONER)
     if kind == "MultiLabelClassifier":
         return MultiLabelClassifier(NAME, 5, options)
     return Classifier(NAME, 5, options)
@@ -82,7 +84,7 @@ def mae_layout(module: MAE) -> dict[str, torch.Tensor]:
 
 def write(path, layout: str):
     """A file in this layout; returns the module whose body is in it."""
-    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier", "ImageText"):
+    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier", "ImageText", "Captioner"):
         module = make(layout)
         torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": __version__}, path)
     elif layout == "Backbone":
@@ -108,6 +110,7 @@ HERE = (
     "LeJEPA",
     "Classifier",
     "ImageText",
+    "Captioner",
     "Backbone",
     "timm",
     f"{FACEBOOK_MAE} (encoder)",

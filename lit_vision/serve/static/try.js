@@ -17,8 +17,8 @@ start().catch((error) => say(error.message, true));
 async function start() {
   model = await api("/v1/model");
   by("title").textContent = model.name;
-  const classes = model.classes.length ? `${model.classes.length} classes` : "no classes";
-  by("about").textContent = `${model.task}, ${classes}, ${model.runtime}${model.license ? `, license: ${model.license}` : ""}`;
+  const classes = model.classes.length ? `${model.classes.length} classes, ` : model.task === "captioning" ? "" : "no classes, ";
+  by("about").textContent = `${model.task}, ${classes}${model.runtime}${model.license ? `, license: ${model.license}` : ""}`;
   document.title = `Try ${model.name}`;
   for (const name of ["top_k", "min_score"]) by(`${name}-label`).hidden = !(name in model.options);
   for (const name of ["why", "neighbors", "mask"]) by(`${name}-label`).hidden = !offers(name);
@@ -151,6 +151,12 @@ async function show(card, image, answer) {
   panel.replaceChildren(panel.firstChild, list);
   if (answer.predictions) {
     answer.predictions.forEach((p, i) => list.append(scoreRow(p.label, p.score, i ? "" : "first")));
+  } else if ("caption" in answer) {
+    const share = Math.exp(answer.log_probability);
+    list.replaceWith(
+      element("p", { class: "caption" }, answer.caption || "(no words)"),
+      element("p", { class: "faint" }, `${(100 * share).toFixed(1)} % a token (geometric mean)`),
+    );
   } else if (answer.labels) {
     const note = answer.labels.length ? `Labels: ${answer.labels.join(", ")}` : "No label reaches its threshold.";
     panel.insertBefore(element("p", {}, note), list);

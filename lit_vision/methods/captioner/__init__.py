@@ -1,0 +1,1 @@
+"""Image captioning: a small transformer decoder on image features."""
