@@ -276,7 +276,8 @@ def show() -> None:
     text.append(
         "decoder: two layers of width 96 on the pooled features of EfficientNet-Lite0 (ImageNet-1k, 224 pixels, "
         "frozen); of 5, 10 and 20 epochs those with the best CIDEr-D on the validation pictures; 5 beams. "
-        "neighbor: the caption of the training picture with the most similar features (cosine). One reference a picture; the documents of "
+        "neighbor: the caption of the training picture with the most similar features (cosine). One reference a "
+        "picture; the documents of "
         "CIDEr-D are the test pictures' references. Twenty pictures with their captions: captions.html.\n"
     )
     print("\n".join(text))
