@@ -71,6 +71,11 @@ def check_captions(metadata: ModelMetadata, captions: str = AUTO) -> None:
         )
 
 
+def _one_line(text: str) -> str:
+    """Return text in one line and without control characters, which any bytes of a byte-level tokenizer may be."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 @lru_cache(maxsize=4)
 def _tokenizer(text: str, context_length: int) -> CaptionTokenizer:
     from lit_vision.data.captions import CaptionTokenizer
@@ -112,7 +117,7 @@ class CaptionLines:
         """Return the predictions of one batch, in its order."""
         texts = self.tokenizer.decode(outputs["tokens"].astype(np.int64).tolist())
         return [
-            Caption(name, " ".join(text.split()), float(log_p))
+            Caption(name, _one_line(text), float(log_p))
             for name, text, log_p in zip(batch.names, texts, outputs["log_probability"])
         ]
 

@@ -217,13 +217,19 @@ def load_method(
 
 
 class _WithoutRandomValues(TorchFunctionMode):
-    """While it is active, tensors are not filled with random values, since a strict load replaces all of them."""
+    """While it is active, tensors are not filled with random values, since a strict load replaces all of them.
+
+    Where values of a normal distribution would stand there are zeros: torch's `trunc_normal_` draws again until all are
+    in range, which what the memory held before may never be.
+    """
 
     _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is Tensor.normal_:
+            return args[0].zero_()
         return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import lit_vision
 from lit_vision.cli.main import main
 from lit_vision.errors import UsageError, UserError
-from lit_vision.predict.models import load_method, load_model
+from lit_vision.predict.models import _WithoutRandomValues, load_method, load_model
 from lit_vision.predict.runtimes import Model
 
 
@@ -39,9 +39,10 @@ def test_the_command_python_the_api_and_an_export_give_the_networks_captions(pla
     network, _ = load_method(Path("won/checkpoints/last.ckpt"))
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(f"set/{i}.png"))) for i in range(3)])
     tokens, log_p = network.caption(((pixels / 255 - network.mean) / network.std).permute(0, 3, 1, 2))
-    texts = [" ".join(text.split()) for text in network.tokenizer.decode(tokens)]
+    texts = network.tokenizer.decode(tokens)  # of random weights: control characters too
+    texts = [" ".join("".join(c if c.isprintable() else " " for c in text).split()) for text in texts]
     assert [row["caption"] for row in rows] == texts
-    assert all(texts)
+    assert len(set(texts)) > 1
     assert [float(row["log_probability"]) for row in rows] == pytest.approx(log_p.tolist(), abs=2e-6)
 
     found = lit_vision.load("won", "cpu").predict("set")
@@ -53,6 +54,12 @@ def test_the_command_python_the_api_and_an_export_give_the_networks_captions(pla
     assert main([*command, "--model", "won", "--out", "p.jsonl"]) == 0
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert [(line["path"], line["caption"]) for line in lines] == [(row["path"], row["caption"]) for row in rows]
+
+
+def test_a_network_is_built_whatever_the_memory_held_before() -> None:
+    with _WithoutRandomValues():  # once without an end: torch draws again until all values are in range
+        weight = torch.nn.init.trunc_normal_(torch.full((3, 4), 1e9))
+    assert float(weight.abs().max()) <= 2
 
 
 def one_error(command: list[str], capsys) -> str:

@@ -87,8 +87,11 @@ def write_captioner_run(folder: Path, decoder: float | None, neighbor: float = 0
     """
     tokenizer = train_tokenizer(["a red hat", "a blue shoe"], CAPTIONER["vocab_size"], CAPTIONER["context_length"])
     torch.manual_seed(0)
-    small = {**CNN, "img_size": 16}
-    method = Captioner("resnet18", small, **CAPTIONER, tokenizer_json=tokenizer.json, beams=2)
+    method = Captioner("vit_tiny_patch16_224", VIT, **CAPTIONER, tokenizer_json=tokenizer.json, beams=2)
+    with torch.no_grad():
+        for parameter in (*method.image_prefix.parameters(), *method.caption_decoder.parameters()):
+            parameter.normal_(0, 0.7)  # captions that differ
+        method.caption_decoder.embedding.weight[3:36] = 0  # the tokenizer's first bytes: no letters
     method.metadata = {"task": "captioning", "size": 16, "crop_pct": 1.0}
     if decoder is not None:
         scores = {"images": 40, "decoder": {"cider": decoder}, "neighbor": {"cider": neighbor}}
