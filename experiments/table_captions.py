@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from frozen_sets import image_features
+from studies.words_sets import SETS, draw_split, make_set, stored
 from table_script import RESULTS, ROOT, Tally, run_table
-from table_words import SETS, _make_set, _stored, draw_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def read_set(name: str) -> CaptionSet | None:
     """Return one of SETS with its features, computed once; None without its archives."""
     from lit_vision.data.pairs.caption_files import CaptionOptions, read_caption_table
 
-    root = _make_set(name)
+    root = make_set(name)
     if root is None:
         return None
     listed, captions = read_caption_table(root / "captions.csv", CaptionOptions(group_by="concept"))
@@ -92,7 +92,7 @@ def read_set(name: str) -> CaptionSet | None:
     for path, texts in zip(listed.paths, captions):
         digest.update("\0".join([path, *texts, ""]).encode() + (root / path).read_bytes())
     fingerprint = digest.hexdigest()
-    features = _stored(f"{name}-{ENCODER}", fingerprint, lambda: image_features(paths, ENCODER))
+    features = stored(f"{name}-{ENCODER}", fingerprint, lambda: image_features(paths, ENCODER))
     return CaptionSet(paths, features, captions, listed.groups, fingerprint)
 
 
