@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_vision.callbacks.intervals import epoch_is_due
-from lit_vision.callbacks.log_samples import log_picture, log_table, tile_images
+from lit_vision.callbacks.log_samples import log_picture, log_table
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import evaluation_mode
 from lit_vision.io.text import printable
+from lit_vision.results.overlays import tile_images
 
 WIDTH, LINE, LINES, COLUMNS = 192, 14, 6, 30  # pixels of a picture and of a line; lines below it, letters in a line
 

@@ -23,6 +23,7 @@ _HOMES = {
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
     "ImageText": "lit_vision.methods.image_text.image_text",
+    "Captioner": "lit_vision.methods.captioner.captioner",
     "Restorer": "lit_vision.methods.restoration.restorer",
     "FlowMatching": "lit_vision.methods.generation.flow_matching",
     "GAN": "lit_vision.methods.generation.gan",
@@ -31,7 +32,6 @@ _HOMES = {
 _NETWORKS = {
     "FlowMatching": "lit_vision.methods.generation.flow_matching_network",
     "GAN": "lit_vision.methods.generation.gan_network",
-    "Captioner": "lit_vision.methods.captioner.captioner",
 }
 __all__ = list(_HOMES)
 
