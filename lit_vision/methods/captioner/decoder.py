@@ -32,7 +32,7 @@ def keyed_dropout(x: Tensor, keys: Tensor, rate: float, seed: int) -> Tensor:
     return torch.where(noise < rate, 0, x / (1 - rate))
 
 
-class DecoderBlock(nn.Module):
+class CaptionBlock(nn.Module):
     """Attention and MLP, each after a layer norm and added to its input; can go on from cached keys and values.
 
     Args:
@@ -95,7 +95,7 @@ class CaptionDecoder(nn.Module):
         self.dropout, self.seed, self.context_length = dropout, seed, context_length
         self.embedding = nn.Embedding(vocab_size, width)
         self.pos_embed = nn.Parameter(torch.empty(context_length, width))
-        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(CaptionBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.pos_embed, std=0.01)
         for module in self.modules():
