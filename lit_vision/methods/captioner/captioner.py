@@ -124,7 +124,7 @@ class Captioner(CaptionerNetwork, LightningModule):
             data = getattr(self.trainer, "datamodule", None)
         except RuntimeError:  # not in a Trainer: the checkpoint is only loaded
             return
-        if not hasattr(data, "captions"):
+        if data is None or not hasattr(data, "captions"):
             raise UserError("data: the images have no captions; use lit_vision.data.PairsDataModule")
         if data.context_length != h.context_length:
             raise UserError(f"model.context_length: {h.context_length}, the data has {data.context_length}; make equal")

@@ -148,7 +148,10 @@ class CaptionerNetwork(nn.Module):
         """
         numbers = self.tokenizer
         beams, prefix = self.hparams["beams"], self(images)
-        return beam_search(self.caption_decoder, prefix, beams, numbers.start, numbers.end, numbers.pad)
+        found: tuple[Tensor, Tensor] = beam_search(
+            self.caption_decoder, prefix, beams, numbers.start, numbers.end, numbers.pad
+        )
+        return found
 
     @cached_property
     def tokenizer(self) -> CaptionTokenizer:
