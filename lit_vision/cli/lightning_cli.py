@@ -38,6 +38,7 @@ from lit_vision.io.processes import die_with_parent
 from lit_vision.results import schema
 from lit_vision.runs import loggers, run_dir
 from lit_vision.runs.lightning_switches import check_settings
+from lit_vision.sweep.report_trial import trial_callbacks
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 
@@ -207,7 +208,7 @@ class RunCLI(LightningCLI):
             callbacks.append(Progress())
         if self.subcommand != "fit":
             return callbacks
-        callbacks.append(CheckMonitoredMetrics())
+        callbacks += [CheckMonitoredMetrics(), *trial_callbacks()]
         if not any(isinstance(c, StopOnNonFinite) for c in given):
             callbacks.append(StopOnNonFinite())
         if settings.enable_checkpointing is not False and not settings.fast_dev_run:

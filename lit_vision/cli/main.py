@@ -28,6 +28,11 @@ COMMANDS = {
         "main",
         "compare baselines, pre-training and few labels on a folder of images, in one report",
     ),
+    "sweep": (
+        "lit_vision.cli.sweep",
+        "main",
+        "search settings of a recipe: lit-vision sweep --config RECIPE.yaml --space SPACE.yaml --trials 20",
+    ),
     "choose": (
         "lit_vision.cli.choose",
         "main",
