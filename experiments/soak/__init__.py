@@ -9,6 +9,8 @@ Scenarios:
   studies         10 SIGKILLs of a study that repeats a plan, and 10 of one that plans for itself: no decision changes,
                   and the table, the answers and the weights are those of the study that is repeated
   labeling        20 SIGKILLs of the server of lit-vision label while 200 answers are sent: none lost, none doubled
+  sweep         20 SIGKILLs of the two processes of lit-vision sweep on a grid of 12 points: each point once, and the
+                table and the weights are those of a sweep that nobody killed
 Compared with atol=0: weights, optimizer, scheduler, loop counters, RNG states after the last batch, the samples of each
 step, metrics.csv (2 to 1 to 2: samples equal, weights within 1e-5). A restart may repeat at most one save interval.
 Writes experiments/results/soak.json.

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from lit_vision.cli.parser import ScriptParser
-from soak import Soak, labeling, studies
+from soak import Soak, labeling, studies, sweeps
 from soak import __doc__ as description
 from soak.cases import VIEWS
 
 RESULT = Path(__file__).parents[1] / "results" / "soak.json"
-SCENARIOS = ("every", "random", "saving", "gloo", "study", "labeling")
+SCENARIOS = ("every", "random", "saving", "gloo", "study", "labeling", "sweep")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gloo_kills", type=int, default=20, help="the same for two processes (default 20)")
     parser.add_argument("--study_kills", type=int, default=10, help="of a study, and of one repeated (default 10)")
     parser.add_argument("--label_kills", type=int, default=20, help="of the server of a labeling (default 20)")
+    parser.add_argument("--sweep_kills", type=int, default=20, help="of the processes of a sweep (default 20)")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs in parallel (default: number of cores)"
     )
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             lambda s: s.run_part("a study that plans", studies.keep_decisions, args.study_kills),
         ],
         "labeling": [lambda s: s.run_part("labeling", labeling.kill_the_server, args.label_kills)],
+        "sweep": [lambda s: s.run_part("sweep", sweeps.kill_the_processes, args.sweep_kills)],
     }
     jobs = [job for name, group in scenarios.items() if args.only in ("", name) for job in group]
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             json.dumps({"made_by": "make soak", "failures": 0, "parts": {}, "environment": environment})
         )
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        trained = () if args.only == "labeling" else ("SimCLR", "MAE", "Classifier", "Plain")
+        trained = {"labeling": (), "sweep": ("Plain",)}.get(args.only, ("SimCLR", "MAE", "Classifier", "Plain"))
         soak = Soak(Path(folder), preload=trained, out=args.out)
         running, failed_jobs = 0, 0
         for number, job in enumerate(jobs):

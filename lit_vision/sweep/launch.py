@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -33,7 +34,8 @@ def run_in_child(command: Command, arguments: Sequence[str], log: Path, environm
     Raises:
         KeyboardInterrupt, SystemExit: Ctrl-C, or a signal of STOP_SIGNALS; raised when the child has ended.
     """
-    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    linux = sys.platform.startswith("linux")
+    context = multiprocessing.get_context("fork") if linux else multiprocessing.get_context("spawn")
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -46,10 +48,13 @@ def run_in_child(command: Command, arguments: Sequence[str], log: Path, environm
     try:
         child.start()
         child.join()
-    except BaseException as error:  # the child saves a checkpoint and ends
-        if child.is_alive() and child.pid is not None:
-            os.kill(child.pid, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
-        child.join()
+    except BaseException as error:  # the child saves a checkpoint and ends; at a second Ctrl-C it ends at once
+        for _ in range(2):
+            if child.pid is not None and child.is_alive():
+                os.kill(child.pid, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            with contextlib.suppress(KeyboardInterrupt):
+                child.join()
+                break
         raise
     finally:
         for number, handler in before.items():
@@ -60,6 +65,7 @@ def run_in_child(command: Command, arguments: Sequence[str], log: Path, environm
 def _run(command: Command, arguments: list[str], log: Path, environment: dict[str, str], parent: int) -> None:
     if sys.platform.startswith("linux"):
         die_with_parent(parent)
+    os.setpgid(0, 0)  # Ctrl-C on a terminal reaches the parent alone, which passes it on
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(environment)

@@ -12,7 +12,7 @@ from lit_vision.sweep.journal import Journal
 from lit_vision.sweep.report import conclusions, facts_of, lead, write_report
 from lit_vision.sweep.settings import Settings, begin, open_journal, read, recipe_of
 from lit_vision.sweep.summary import best_of, summarize_settings, write_recipe, write_table
-from lit_vision.sweep.worker import Run, work
+from lit_vision.sweep.worker import Run, log_line, work
 
 TABLE, RECIPE = "trials.csv", "best.yaml"
 
@@ -24,7 +24,7 @@ def run_sweep(
     settings: Settings,
     run: Run,
     finish_seeds: int = 0,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = log_line,
 ) -> list[Path]:
     """Begin the sweep of a folder, or join it, and work until nothing is left; return the files that it wrote.
 

@@ -27,6 +27,11 @@ INTERRUPTED = (130, 138, 143)  # exit codes of a run that was told to stop and c
 Run = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
+def log_line(text: str) -> None:
+    """Print a line at once, also into a file or pipe."""
+    print(text, flush=True)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Outcome of a run: its state, the metric's value and, of a failed one, the reason."""
@@ -36,7 +41,9 @@ class Outcome:
     reason: str = ""
 
 
-def work(folder: Path, journal: Journal, run: Run, finish_seeds: int = 0, log: Callable[[str], None] = print) -> None:
+def work(
+    folder: Path, journal: Journal, run: Run, finish_seeds: int = 0, log: Callable[[str], None] = log_line
+) -> None:
     """Run trials until none is left; other processes may do the same.
 
     Args:
