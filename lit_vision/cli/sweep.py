@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
     config = resolve_config(["fit", "--config", args.config, *overrides])
     if not (folder / "sweep.json").exists():
         _check_space(space_file, space, ["fit", "--config", args.config, *overrides])
+    with contextlib.suppress(ImportError):  # now and once: the runs are forks of this process and log to it
+        import torch.utils.tensorboard  # noqa: F401
     from lit_vision.cli.main import main as command
     from lit_vision.sweep.launch import run_in_child
     from lit_vision.sweep.run_sweep import run_sweep

@@ -43,6 +43,9 @@ FILES = [
     ("test --ckpt_path {}", ".ckpt", ""),
     ("study {}", "", ""),
     ("study {}", ".pack", ""),
+    ("sweep --config {} --space space.yaml", ".yaml", ""),
+    ("sweep --config toy.yaml --space {}", ".yaml", ""),
+    ("sweep --config toy.yaml --space space.yaml --run_dir {}", ".txt", "missing folder"),
     ("choose {} --model run", "", ""),
     ("choose {} --model run", ".pack", ""),
     ("choose set --ignore_folders --num 3 --model {}", ".ckpt", ""),
@@ -144,6 +147,7 @@ def made(tmp_path_factory) -> Path:
         assert main(["protect", "keygen", str(place / words[0]), *words[1:]]) == 0
     sealed = str(place / "run.sealed")
     assert main(["protect", "seal", str(place / "run"), "--key", str(place / "k.key"), "--out", sealed]) == 0
+    (place / "space.yaml").write_text("model.lr: {values: [0.1, 0.01]}\n")
     index = str(place / "index.safetensors")
     assert main(["embed", "--model", str(place / "run"), str(place / "set/test"), "--out", index]) == 0
     return place
@@ -169,7 +173,7 @@ def one_line(words: list[str], capsys) -> str:
 def cases() -> list:
     found = []
     for command, ending, right in FILES:
-        text = (command.split()[0] in ("fit", "validate") and ending == ".yaml") or "--recipe" in command
+        text = (command.split()[0] in ("fit", "validate", "sweep") and ending == ".yaml") or "--recipe" in command
         for kind in KINDS:
             if kind in right.split():
                 continue
@@ -206,6 +210,10 @@ NUMBERS = [  # command, its flag, what is refused
     ("study set", "--seeds", (f"-{HUGE}", "nan")),
     ("study set", "--labels", (f"-{HUGE}", "nan")),
     ("study set", "--epochs", (HUGE, "nan")),
+    ("sweep --config toy.yaml --space space.yaml", "--trials", (HUGE, f"-{HUGE}", "nan")),
+    ("sweep --config toy.yaml --space space.yaml", "--seeds", (HUGE, f"-{HUGE}", "nan")),
+    ("sweep --config toy.yaml --space space.yaml", "--seed", (HUGE, f"-{HUGE}", "nan")),
+    ("sweep --config toy.yaml --space space.yaml --finish", "--finish_seeds", (HUGE, "1", "nan")),
     ("choose set --ignore_folders --model run", "--num", (HUGE, f"-{HUGE}", "nan")),
     ("choose set --ignore_folders --model run", "--seed", (f"-{HUGE}", "nan")),
     ("choose set --ignore_folders --model run", "--frozen_size", (HUGE, f"-{HUGE}", "nan")),
@@ -279,6 +287,8 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "study set --protocols nothing",
         "choose set --strategy nothing",
         "study set --choose nothing",
+        "sweep --config toy.yaml --space space.yaml --sampler nothing",
+        "sweep --config toy.yaml --space space.yaml --pruner nothing",
     ],
 )
 def test_an_unknown_word(command: str, place, capsys) -> None:
@@ -291,6 +301,7 @@ COMPLETE = {  # each command with what it requires
     "validate": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
     "test": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
     "study": "set",
+    "sweep": "--config toy.yaml --space space.yaml",
     "choose": "set",
     "predict": "--model run set/test --out p.csv",
     "stylize": "x.png --style y.png --out s.png",
@@ -331,6 +342,8 @@ OPENED = [  # command, and the file that it opens with Python
     ("validate --config toy.yaml --ckpt_path {}", "locked.ckpt"),
     ("test --config toy.yaml --ckpt_path {}", "locked.ckpt"),
     ("study {}", "locked.pack"),
+    ("sweep --config {} --space space.yaml", "locked.yaml"),
+    ("sweep --config toy.yaml --space {}", "locked.yaml"),
     ("choose {}", "locked.pack"),
     ("predict --model {} set/test --out p.csv", "locked.ckpt"),
     ("stylize {} --style set/test/red/000.png --out s.png", "locked.png"),

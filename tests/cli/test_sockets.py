@@ -121,6 +121,7 @@ SLOW_CALLS = [  # Lightning alone takes seconds
     "test --config toy.yaml --ckpt_path fit/checkpoints/last.ckpt",
     # by default a study asks timm's hub for public weights (--pretrained auto), as its help says
     "study set --pretrained off --inits scratch-cnn --epochs 6=1 --labels 6 --seeds 1 --run_dir study",
+    "sweep --config toy.yaml --space space.yaml --sampler grid --metric val/loss --run_dir sweep",
 ]
 WITH_A_PORT = {"serve", "label"}  # their one port: test_server_process.py, test_label_process.py in tests/serve
 
@@ -148,6 +149,8 @@ def place(tmp_path_factory) -> Path:
     shutil.copy(next((folder / "set" / "test").rglob("*.png")), folder / "one.png")
     Image.open(folder / "one.png").resize((40, 32)).save(folder / "larger.png")
     (folder / "toy.yaml").write_text(RECIPE)
+    (folder / "space.yaml").write_text("model.lr: {values: [0.1, 0.01]}\n")
+    torch.save(timm.create_model("resnet18").state_dict(), folder / "timm.pth")
     (folder / "hook").mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)
     return folder
