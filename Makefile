@@ -9,7 +9,7 @@ CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.
 SCALE ?= desk
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
+.PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak sweep-garments audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
   table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark \
   table-generation verify-generation \
@@ -167,6 +167,12 @@ gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and tran
 
 soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)
 	@OMP_NUM_THREADS=1 PYTHONPATH=experiments $(BIN)/python -m soak
+
+sweep-garments: $(STAMP) ## search settings on 800 labeled garments, 20 trials x 3 seeds, and test the best on new seeds (minutes)
+	@test -d data/fashion || $(BIN)/lit-vision data fashion --out data/fashion
+	@OMP_NUM_THREADS=1 $(BIN)/lit-vision sweep --config experiments/sweeps/vit_garments800_10ep.yaml --space experiments/sweeps/spaces/garments800.yaml \
+	  --trials 20 --seeds 3 --finish --run_dir runs/sweep/garments800
+	@mkdir -p experiments/results/sweep-garments && cp runs/sweep/garments800/trials.csv runs/sweep/garments800/finish.json experiments/results/sweep-garments/
 
 audit: $(STAMP) ## known vulnerabilities of what is installed (pip-audit asks PyPI)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'

@@ -150,7 +150,6 @@ def place(tmp_path_factory) -> Path:
     Image.open(folder / "one.png").resize((40, 32)).save(folder / "larger.png")
     (folder / "toy.yaml").write_text(RECIPE)
     (folder / "space.yaml").write_text("model.lr: {values: [0.1, 0.01]}\n")
-    torch.save(timm.create_model("resnet18").state_dict(), folder / "timm.pth")
     (folder / "hook").mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)
     return folder
