@@ -37,8 +37,8 @@ class SweepProcess:
         self.log = folder.with_name(f"{folder.name}-{number}.log")
         space = folder.with_name("space.yaml")
         space.write_text(SPACE)
-        arguments = ["sweep", "--config", str(recipe), "--space", str(space), "--sampler", "grid"]
-        self.arguments = [*arguments, "--run_dir", str(folder)]
+        arguments = ["sweep", "--config", str(recipe), "--space", str(space)]
+        self.arguments = [*arguments, "--sampler", "grid", "--metric", "val/loss", "--run_dir", str(folder)]
         self.pid = 0
 
     def start(self) -> None:

@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_vision.sweep.launch import run_in_child
     from lit_vision.sweep.run_sweep import run_sweep
 
+    max_epochs = (config.get("trainer") or {}).get("max_epochs") or 0
     settings = Settings(
         metric=args.metric or _declared_metric(config),
         trials=args.trials or size or 20,
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         pruner=args.pruner or "",
         seed=args.seed,
         first_seed=config["seed_everything"],
-        max_epochs=(config.get("trainer") or {}).get("max_epochs"),
+        max_epochs=max_epochs if max_epochs > 0 else None,
         overrides=tuple(overrides),
         wandb=args.wandb,
     )

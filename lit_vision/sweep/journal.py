@@ -217,7 +217,7 @@ class Journal:
             if step not in reported:  # a resumed run reports some steps again
                 trial.report(value, step)
                 reported.add(step)
-            return trial.should_prune()
+            return bool(trial.should_prune())
 
         return report
 
