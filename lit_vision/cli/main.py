@@ -8,15 +8,12 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 
 from lit_vision import __version__
-from lit_vision.cli.library_errors import from_library_error
-from lit_vision.errors import UserError
+from lit_vision.cli.run_reported import run_reported
 from lit_vision.io.malloc import keep_freed_memory
-from lit_vision.io.redact import redact
 
 # name: (module, function that takes the arguments after the name, one line of help)
 COMMANDS = {
@@ -111,12 +108,6 @@ COMMANDS = {
 # fit gains too little by it for the memory that it takes (make benchmark, section memory).
 KEEP_FREED_MEMORY = ("predict", "embed", "study", "choose")
 
-# They take as flags what recipes and fit call data.NAME, and their errors name the flag.
-WITH_LABEL_FLAGS = ("study", "choose", "doctor")
-_LABEL_SETTING = re.compile(
-    r"\bdata\.(label_file|path_column|label_column|label_columns|label_separator|split_column|group_by)\b"
-)
-
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
@@ -161,29 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lit-vision: error: no command {name!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server at import otherwise
-    try:
-        keep_freed_memory(by_default=name in KEEP_FREED_MEMORY)
-        module, function, _ = COMMANDS[name]
-        return getattr(importlib.import_module(module), function)(rest) or 0
-    except UserError as error:
-        return _report(error, name)
-    except KeyboardInterrupt:
-        print("lit-vision: stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    except Exception as error:
-        known = from_library_error(error)
-        if known is None:
-            raise  # a bug: with its traceback
-        return _report(known, name)
+    return run_reported(name, lambda: _run(name, rest))
 
 
-def _report(error: UserError, command: str) -> int:
-    """Print an error in one line; return its exit code."""
-    text = str(error)
-    if command in WITH_LABEL_FLAGS:
-        text = _LABEL_SETTING.sub(r"--\1", text)
-    print(f"lit-vision: error: {redact(text)}", file=sys.stderr)
-    return error.exit_code
+def _run(name: str, arguments: Sequence[str]) -> int | None:
+    keep_freed_memory(by_default=name in KEEP_FREED_MEMORY)
+    module, function, _ = COMMANDS[name]
+    code: int | None = getattr(importlib.import_module(module), function)(arguments)
+    return code
 
 
 if __name__ == "__main__":

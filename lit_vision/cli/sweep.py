@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_vision.cli.parser import CommandParser
+from lit_vision.cli.run_reported import run_reported
 from lit_vision.errors import UsageError, UserError
-from lit_vision.sweep.settings import PRUNERS, SAMPLERS, Settings
+from lit_vision.sweep.settings import PRUNERS, SAMPLERS, SweepSettings
 
 LARGEST = 100_000
 
 
-def parser() -> CommandParser:
+def _parser() -> CommandParser:
     """Return the parser of the command's options."""
     parser = CommandParser(
         prog="lit-vision sweep",
@@ -59,7 +60,7 @@ def parser() -> CommandParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run a sweep, or join one. Returns 0."""
-    args, rest = parser().parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
     overrides = _overrides(rest)
     _check_numbers(args)
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
@@ -80,17 +81,20 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(args.run_dir) if args.run_dir else Path("runs") / "sweep" / recipe.stem
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--run_dir {folder}: is a file; name a folder")
-    config = resolve_config(["fit", "--config", args.config, *overrides])
+    try:
+        config = resolve_config(["fit", "--config", args.config, *overrides])
+    except UsageError as error:
+        text = str(error)
+        raise UsageError(text if text.startswith("--") else f"{args.config}: {text}") from error
     if not (folder / "sweep.json").exists():
         _check_space(space_file, space, ["fit", "--config", args.config, *overrides])
     with contextlib.suppress(ImportError):  # now and once: the runs are forks of this process and log to it
         import torch.utils.tensorboard  # noqa: F401
-    from lit_vision.cli.main import main as command
     from lit_vision.sweep.launch import run_in_child
     from lit_vision.sweep.run_sweep import run_sweep
 
     max_epochs = (config.get("trainer") or {}).get("max_epochs") or 0
-    settings = Settings(
+    settings = SweepSettings(
         metric=args.metric or _declared_metric(config),
         trials=args.trials or size or 20,
         seeds=args.seeds,
@@ -104,11 +108,18 @@ def main(argv: Sequence[str]) -> int:
     )
 
     def run(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-        return run_in_child(command, arguments, log, environment)
+        return run_in_child(_command, arguments, log, environment)
 
     for path in run_sweep(folder, recipe, space_file, settings, run, args.finish_seeds if args.finish else 0):
         print(path)
     return 0
+
+
+def _command(arguments: Sequence[str]) -> int:
+    """Run fit or test, and report its errors, as `lit-vision fit` and `lit-vision test` do."""
+    from lit_vision.cli.fit import run_command
+
+    return run_reported(arguments[0], lambda: run_command(arguments[0], arguments[1:]))
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -16,13 +16,13 @@ from lit_vision.io.atomic import write_json
 from lit_vision.io.file_lock import locked
 from lit_vision.sweep.journal import COMPLETE, RECIPE_ALONE, Journal, Trial
 from lit_vision.sweep.luck import Luck, best_by_luck, spread_over_seeds
-from lit_vision.sweep.settings import Settings, read, write
+from lit_vision.sweep.settings import SweepSettings, read, write
 from lit_vision.sweep.summary import GIVEN_UP, Row, best_of, summarize_settings
 
 RESULT = "finish.json"
 
 
-def add_runs(folder: Path, journal: Journal, settings: Settings, new_seeds: int) -> None:
+def add_runs(folder: Path, journal: Journal, settings: SweepSettings, new_seeds: int) -> None:
     """Add the runs of best setting and recipe alone on new seeds, once the search is over; the caller holds the lock.
 
     From then on the sweep is decided and cannot grow.
@@ -81,7 +81,7 @@ def compare_on_test(
 
 
 def _measure(
-    run_dir: Path, settings: Settings, run: Callable[[Sequence[str], Path, Mapping[str, str]], int]
+    run_dir: Path, settings: SweepSettings, run: Callable[[Sequence[str], Path, Mapping[str, str]], int]
 ) -> tuple[float, int]:
     """Return the metric on the test split, and the images of the split; reads the split if it was not read before."""
     path = run_dir / "results-test.json"
@@ -98,7 +98,7 @@ def _compare(
     runs: Sequence[Trial],
     measured: Mapping[tuple[int, int], tuple[float, int]],
     rows: Sequence[Row],
-    settings: Settings,
+    settings: SweepSettings,
 ) -> dict[str, Any]:
     assert settings.finish is not None
     best, seeds = settings.finish["setting"], settings.finish["seeds"]

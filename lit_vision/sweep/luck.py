@@ -1,4 +1,4 @@
-"""How much better the best of several equal settings would seem by luck, from the measured spread over seeds."""
+"""The lead of the best of several equal settings that luck alone gives, from the measured spread over seeds."""
 
 from __future__ import annotations
 

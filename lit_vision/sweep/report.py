@@ -15,17 +15,17 @@ from lit_vision.results.tables import Table
 from lit_vision.sweep.finish import luck_of
 from lit_vision.sweep.journal import RUNNING, WAITING
 from lit_vision.sweep.pairs import ERRORS, false_stop_rate
-from lit_vision.sweep.settings import Settings
+from lit_vision.sweep.settings import SweepSettings
 from lit_vision.sweep.space import Range, Space, as_text
 from lit_vision.sweep.summary import GIVEN_UP, Row, best_of
 
 MOST_ROWS = 50
 
 
-def write_report(
+def write_sweep_report(
     folder: Path,
     rows: Sequence[Row],
-    settings: Settings,
+    settings: SweepSettings,
     space: Space,
     facts: Sequence[str],
     finished: Mapping[str, Any] | None = None,
@@ -60,7 +60,7 @@ def write_report(
     return path
 
 
-def lead(rows: Sequence[Row], settings: Settings, best: Row | None) -> str:
+def lead(rows: Sequence[Row], settings: SweepSettings, best: Row | None) -> str:
     """Return the sentence that names the best setting."""
     left = sum(row.state in (WAITING, RUNNING) for row in rows)
     still = f" {left} of {len(rows)} settings are still to be run." if left else ""
@@ -72,7 +72,7 @@ def lead(rows: Sequence[Row], settings: Settings, best: Row | None) -> str:
     return f"Best of {len(rows)} settings: {values}, with {score}.{still}"
 
 
-def conclusions(rows: Sequence[Row], settings: Settings, finished: Mapping[str, Any] | None) -> list[str]:
+def conclusions(rows: Sequence[Row], settings: SweepSettings, finished: Mapping[str, Any] | None) -> list[str]:
     """Return what the sweep shows: the gain on new seeds if it is finished, and what luck alone would show."""
     lines = []
     if finished:
@@ -100,7 +100,7 @@ def conclusions(rows: Sequence[Row], settings: Settings, finished: Mapping[str, 
     return lines
 
 
-def facts_of(rows: Sequence[Row], settings: Settings) -> list[str]:
+def facts_of(rows: Sequence[Row], settings: SweepSettings) -> list[str]:
     """Return how the sweep was made, with the measured rate of wrong decisions of the rule of pairs."""
     facts = [
         f"Points: {settings.sampler}, seed {settings.seed}; {len(rows)} of {settings.trials} settings so far. "
@@ -119,7 +119,7 @@ def facts_of(rows: Sequence[Row], settings: Settings) -> list[str]:
     return facts
 
 
-def to_table(rows: Sequence[Row], settings: Settings) -> Table:
+def to_table(rows: Sequence[Row], settings: SweepSettings) -> Table:
     """Return the settings as a table of texts."""
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     short = [key.removeprefix("model.").removeprefix("init_args.") for key in keys]
@@ -134,14 +134,14 @@ def to_table(rows: Sequence[Row], settings: Settings) -> Table:
     return table
 
 
-def number(value: float, settings: Settings, sd: float | None = None) -> str:
+def number(value: float, settings: SweepSettings, sd: float | None = None) -> str:
     """Return a value of the metric: percent, or as it is for a loss."""
     if settings.minimize:
         return f"{value:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
     return f"{100 * value:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + " %"
 
 
-def difference(value: float, settings: Settings, sign: bool = True) -> str:
+def difference(value: float, settings: SweepSettings, sign: bool = True) -> str:
     """Return a difference of two values: in points of percent, or as it is for losses."""
     plus = "+" if sign else ""
     return f"{value:{plus}.4f}" if settings.minimize else f"{100 * value:{plus}.1f} points"

@@ -9,9 +9,9 @@ from lit_vision.errors import UserError
 from lit_vision.io.file_lock import locked
 from lit_vision.sweep import finish
 from lit_vision.sweep.journal import Journal
-from lit_vision.sweep.report import conclusions, facts_of, lead, write_report
-from lit_vision.sweep.settings import Settings, begin, open_journal, read, recipe_of
-from lit_vision.sweep.summary import best_of, summarize_settings, write_recipe, write_table
+from lit_vision.sweep.report import conclusions, facts_of, lead, write_sweep_report
+from lit_vision.sweep.settings import SweepSettings, begin, open_journal, read, recipe_of
+from lit_vision.sweep.summary import best_of, summarize_settings, write_recipe, write_trials_table
 from lit_vision.sweep.worker import Run, log_line, work
 
 TABLE, RECIPE = "trials.csv", "best.yaml"
@@ -21,7 +21,7 @@ def run_sweep(
     folder: Path,
     recipe: Path,
     space_file: Path,
-    settings: Settings,
+    settings: SweepSettings,
     run: Run,
     finish_seeds: int = 0,
     log: Callable[[str], None] = log_line,
@@ -50,7 +50,7 @@ def run_sweep(
         work(folder, journal, run, finish_seeds, log)
     finally:
         rows = summarize_settings(journal.trials(), settings)
-        write_table(folder / TABLE, rows, settings.metric)
+        write_trials_table(folder / TABLE, rows, settings.metric)
     return write_results(folder, journal, run, bool(finish_seeds), log)
 
 
@@ -64,14 +64,14 @@ def write_results(
     """
     settings = read(folder)
     rows = summarize_settings(journal.trials(), settings)
-    write_table(folder / TABLE, rows, settings.metric)
+    write_trials_table(folder / TABLE, rows, settings.metric)
     best = best_of(rows)
     if best is None:
         raise UserError(f"{folder}: no trial has ended well; trials/*/seed-*/log.txt say why")
     finished = finish.compare_on_test(folder, journal, run) if with_finish else None
     write_recipe(folder / RECIPE, recipe_of(folder), best, settings)
     facts = facts_of(rows, settings)
-    report = write_report(folder, rows, settings, journal.space, facts, finished)
+    report = write_sweep_report(folder, rows, settings, journal.space, facts, finished)
     for line in (lead(rows, settings, best), *conclusions(rows, settings, finished), *facts):
         log(line)
     return [folder / TABLE, folder / RECIPE, report]

@@ -1,4 +1,4 @@
-"""What a sweep is: its settings and its copies of recipe and space, which every process of the sweep reads."""
+"""Settings of a sweep and its copies of recipe and space, which every process of the sweep reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class SweepSettings:
     """Settings of a sweep.
 
     Attributes:
@@ -67,7 +67,7 @@ def space_of(folder: Path) -> Path:
     return folder / "space.yaml"
 
 
-def begin(folder: Path, recipe: Path, space_file: Path, settings: Settings) -> Settings:
+def begin(folder: Path, recipe: Path, space_file: Path, settings: SweepSettings) -> SweepSettings:
     """Write the settings of a new sweep, or let the sweep of this folder go on, perhaps with more trials or seeds.
 
     The caller holds the lock of the sweep.
@@ -110,13 +110,13 @@ def begin(folder: Path, recipe: Path, space_file: Path, settings: Settings) -> S
     return write(folder, grown)
 
 
-def write(folder: Path, settings: Settings) -> Settings:
+def write(folder: Path, settings: SweepSettings) -> SweepSettings:
     """Write sweep.json and return the settings."""
     write_json(folder / "sweep.json", {"schema": SCHEMA, **asdict(settings)})
     return settings
 
 
-def read(folder: Path) -> Settings:
+def read(folder: Path) -> SweepSettings:
     """Read sweep.json.
 
     Raises:
@@ -126,7 +126,7 @@ def read(folder: Path) -> Settings:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         schema = content.pop("schema")
-        found = Settings(**content)
+        found = SweepSettings(**content)
         found = replace(found, overrides=tuple(found.overrides))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: is missing or damaged ({type(error).__name__}); name the folder of a sweep") from None
@@ -135,7 +135,7 @@ def read(folder: Path) -> Settings:
     return found
 
 
-def open_journal(folder: Path, settings: Settings, space: Space | None = None) -> Journal:
+def open_journal(folder: Path, settings: SweepSettings, space: Space | None = None) -> Journal:
     """Return the journal of a sweep's folder; `space` is read from the folder if it is None."""
     return Journal(
         folder,

@@ -16,7 +16,7 @@ from lit_vision.evaluation.metrics import mean_sd
 from lit_vision.io.atomic import atomic_write
 from lit_vision.sweep.journal import COMPLETE, Trial, values_of
 from lit_vision.sweep.pairs import next_runs
-from lit_vision.sweep.settings import Settings
+from lit_vision.sweep.settings import SweepSettings
 from lit_vision.sweep.space import Point, as_text
 
 GIVEN_UP = "given up"
@@ -42,7 +42,7 @@ class Row:
         return mean_sd(self.values)[1]
 
 
-def summarize_settings(trials: Sequence[Trial], settings: Settings) -> list[Row]:
+def summarize_settings(trials: Sequence[Trial], settings: SweepSettings) -> list[Row]:
     """Return a row for each setting, the best first: by the number of seeds, then by the mean; runs without value last.
 
     More seeds come first because the rule of pairs has given up the others.
@@ -68,7 +68,7 @@ def best_of(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row.values and row.state == COMPLETE), None)
 
 
-def write_table(path: Path, rows: Sequence[Row], metric: str) -> None:
+def write_trials_table(path: Path, rows: Sequence[Row], metric: str) -> None:
     """Write a CSV with a row for each setting; it holds no times, so the same sweep gives the same bytes."""
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     out = io.StringIO()
@@ -83,7 +83,7 @@ def write_table(path: Path, rows: Sequence[Row], metric: str) -> None:
     atomic_write(path, lambda file: file.write_text(out.getvalue(), encoding="utf-8"), fsync=False)
 
 
-def write_recipe(path: Path, recipe: Path, row: Row, settings: Settings) -> None:
+def write_recipe(path: Path, recipe: Path, row: Row, settings: SweepSettings) -> None:
     """Write the recipe with the values of a setting, complete and ready for `lit-vision fit`."""
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     for key, value in [*_overrides(settings.overrides), *row.point.items()]:

@@ -16,7 +16,7 @@ from lit_vision.sweep import finish
 from lit_vision.sweep.journal import COMPLETE, FAILED, PRUNED, WAITING, Journal, Trial, values_of
 from lit_vision.sweep.pairs import next_runs
 from lit_vision.sweep.report_trial import PRUNED_FILE, VARIABLE
-from lit_vision.sweep.settings import Settings, read, recipe_of
+from lit_vision.sweep.settings import SweepSettings, read, recipe_of
 from lit_vision.sweep.space import as_text, grid_point, random_point, to_arguments
 
 FAILURES = 3  # so many first trials that all fail end the sweep: it is not the settings then
@@ -33,8 +33,8 @@ def log_line(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Outcome of a run: its state, the metric's value and, of a failed one, the reason."""
+class RunOutcome:
+    """RunOutcome of a run: its state, the metric's value and, of a failed one, the reason."""
 
     state: str
     value: float | None = None
@@ -73,7 +73,7 @@ def work(
             return
 
 
-def add_next(journal: Journal, settings: Settings) -> None:
+def add_next(journal: Journal, settings: SweepSettings) -> None:
     """Add the trials that are to be run next, if they are known already; the caller holds the lock."""
     trials = journal.trials()
     first = [trial for trial in trials if not trial.finish and trial.seed == settings.first_seed]
@@ -96,7 +96,7 @@ def add_next(journal: Journal, settings: Settings) -> None:
 
 
 def _run_trial(
-    journal: Journal, settings: Settings, trial: Trial, held: IO[str], run: Run, log: Callable[[str], None]
+    journal: Journal, settings: SweepSettings, trial: Trial, held: IO[str], run: Run, log: Callable[[str], None]
 ) -> None:
     run_dir, start = journal.trial_folder(trial), time.perf_counter()
     name = f"{run_dir.parent.name} {run_dir.name}"
@@ -122,7 +122,7 @@ def _run_trial(
         raise UserError(f"{run_dir / 'log.txt'}: all {len(states)} trials so far failed; this one: {outcome.reason}")
 
 
-def fit_arguments(journal: Journal, settings: Settings, trial: Trial) -> list[str]:
+def fit_arguments(journal: Journal, settings: SweepSettings, trial: Trial) -> list[str]:
     """Return the command of a trial's run, after `lit-vision`."""
     run_dir = journal.trial_folder(trial)
     arguments = ["fit", "--config", str(recipe_of(journal.folder)), "--run_dir", str(run_dir), "--resume", "auto"]
@@ -130,7 +130,7 @@ def fit_arguments(journal: Journal, settings: Settings, trial: Trial) -> list[st
     return arguments + (["--wandb", settings.wandb] if settings.wandb else [])
 
 
-def _environment(journal: Journal, settings: Settings, trial: Trial) -> dict[str, str]:
+def _environment(journal: Journal, settings: SweepSettings, trial: Trial) -> dict[str, str]:
     """Return the variables of a trial's run: W&B's group, and what lets it report to a pruner.
 
     Repeats are not pruned: the rule of pairs decides about them.
@@ -140,31 +140,31 @@ def _environment(journal: Journal, settings: Settings, trial: Trial) -> dict[str
     return group | ({VARIABLE: f"{journal.folder.resolve()}:{trial.number}"} if prunes else {})
 
 
-def read_outcome(run_dir: Path, metric: str) -> Outcome | None:
+def read_outcome(run_dir: Path, metric: str) -> RunOutcome | None:
     """Return the outcome that a run's folder holds, or None if the run has not ended."""
     if (run_dir / PRUNED_FILE).exists():
-        return Outcome(PRUNED)
+        return RunOutcome(PRUNED)
     if failed := _read(run_dir / "failed.json"):
-        return Outcome(FAILED, reason=str(failed.get("reason", "")))
+        return RunOutcome(FAILED, reason=str(failed.get("reason", "")))
     results = _read(run_dir / "results.json")
     if results is None:
         return None
     measured = results.get("metrics") or {}
     if metric not in measured:
-        return Outcome(
+        return RunOutcome(
             FAILED, reason=f"did not measure {metric}; it measured {', '.join(sorted(measured)) or 'nothing'}"
         )
-    return Outcome(COMPLETE, float(measured[metric]))
+    return RunOutcome(COMPLETE, float(measured[metric]))
 
 
-def _record_failure(run_dir: Path, code: int) -> Outcome:
+def _record_failure(run_dir: Path, code: int) -> RunOutcome:
     """Write failed.json, so that no other process tries the run again."""
     lines = (run_dir / "log.txt").read_text(errors="replace").splitlines() if (run_dir / "log.txt").exists() else []
     last = next((line for line in reversed(lines) if line.strip()), "no output")
     by = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     reason = f"{by}: {last.removeprefix('lit-vision: error: ')[:300]}"
     write_json(run_dir / "failed.json", {"exit_code": code, "reason": reason})
-    return Outcome(FAILED, reason=reason)
+    return RunOutcome(FAILED, reason=reason)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pytest
 
 from lit_vision.errors import UserError
 from lit_vision.sweep.report_trial import VARIABLE, ReportTrial, trial_callbacks
-from lit_vision.sweep.settings import Settings, write
+from lit_vision.sweep.settings import SweepSettings, write
 
 
 class Broadcast:
@@ -38,7 +38,7 @@ def trainer_of(folder: Path, rank: int, line: queue.Queue, **measured: float) ->
 
 
 def test_both_processes_stop_at_the_epoch_that_the_first_decides(tmp_path):
-    write(tmp_path, Settings("val/top1", 3))
+    write(tmp_path, SweepSettings("val/top1", 3))
     line: queue.Queue = queue.Queue()
     stopped, reported = {}, []
 
@@ -65,7 +65,7 @@ def test_both_processes_stop_at_the_epoch_that_the_first_decides(tmp_path):
 
 
 def test_a_metric_that_is_not_measured_is_named_and_nan_decides_nothing(tmp_path):
-    write(tmp_path, Settings("val/top1", 3))
+    write(tmp_path, SweepSettings("val/top1", 3))
     callback = ReportTrial(tmp_path, 0, lambda: pytest.fail("asked the journal"))
     callback.on_validation_end(trainer_of(tmp_path, 0, queue.Queue(), val_top1=float("nan")), None)
     with pytest.raises(UserError, match=r"--metric val/top1.*val/loss"):
@@ -74,7 +74,7 @@ def test_a_metric_that_is_not_measured_is_named_and_nan_decides_nothing(tmp_path
 
 def test_the_environment_says_which_trial_a_process_trains(tmp_path, monkeypatch):
     assert trial_callbacks() == []
-    write(tmp_path, Settings("val/top1", 3))
+    write(tmp_path, SweepSettings("val/top1", 3))
     monkeypatch.setenv(VARIABLE, f"{tmp_path}:4")
     (callback,) = trial_callbacks()
     assert callback.metric == "val/top1"

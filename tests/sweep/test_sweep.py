@@ -14,7 +14,7 @@ from toy_sweep import RECIPE, StandIn, score, sweep_of
 from lit_vision.errors import UserError
 from lit_vision.sweep.finish import compare_on_test
 from lit_vision.sweep.journal import COMPLETE, FAILED, PRUNED, RECIPE_ALONE, RUNNING, Journal, Trial
-from lit_vision.sweep.settings import Settings, begin, open_journal, read
+from lit_vision.sweep.settings import SweepSettings, begin, open_journal, read
 from lit_vision.sweep.space import Range, Values, random_point
 from lit_vision.sweep.summary import set_key
 
@@ -173,7 +173,7 @@ def test_failures_are_recorded_and_end_a_sweep_in_which_all_fail(tmp_path):
 
 
 def test_pruner_stops_what_lags_behind_and_only_first_runs_report(tmp_path):
-    settings = Settings("val/loss", 8, pruner="median", seeds=2)
+    settings = SweepSettings("val/loss", 8, pruner="median", seeds=2)
     recipe, space = tmp_path / "r.yaml", tmp_path / "s.yaml"
     recipe.write_text(RECIPE)
     space.write_text("model.lr: {values: [1, 2, 3, 4, 5, 6, 7, 8]}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lit_vision.sweep.run_sweep import run_sweep
-from lit_vision.sweep.settings import Settings
+from lit_vision.sweep.settings import SweepSettings
 
 SPACE = "model.lr: {values: [0.1, 0.2, 0.3, 0.4]}\nmodel.depth: {low: 2, high: 4, step: 1}\n"
 RECIPE = "# a recipe\nseed_everything: 5\nmodel: {class_path: a.B, init_args: {lr: 0.5}}\ndata: {class_path: a.C}\n"
@@ -60,4 +60,4 @@ def sweep_of(folder: Path, run: StandIn, finish_seeds: int = 0, **settings: obje
     recipe.write_text(RECIPE)
     space.write_text(SPACE)
     given = {"metric": "val/top1", "trials": 12, "sampler": "grid", "first_seed": 5} | settings
-    return run_sweep(folder / "sweep", recipe, space, Settings(**given), run, finish_seeds, lambda line: None)
+    return run_sweep(folder / "sweep", recipe, space, SweepSettings(**given), run, finish_seeds, lambda line: None)
