@@ -72,5 +72,7 @@ def _run(command: Command, arguments: list[str], log: Path, environment: dict[st
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # a fork has the parent's objects, which may hold text or write elsewhere
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.argv[1:] = arguments  # Lightning starts further processes of a run by this command line
     sys.exit(command(arguments))
