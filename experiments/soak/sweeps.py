@@ -44,7 +44,8 @@ class SweepProcess:
     def start(self) -> None:
         """Start or continue the sweep."""
         sys.stdout.flush()
-        self._size = self.log.stat().st_size if self.log.exists() else 0
+        self.log.touch()
+        self._size = self.log.stat().st_size
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
