@@ -40,7 +40,7 @@ def write_sweep_report(
         facts: of `facts_of`.
         finished: content of finish.json, if the sweep has been finished.
     """
-    title = f"Sweep of {folder.resolve().name}"
+    title = f"Sweep: {folder.resolve().name}"
     best = best_of(rows)
     body = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{html_text(lead(rows, settings, best))}</p>']
     lines = conclusions(rows, settings, finished)
@@ -155,6 +155,8 @@ def _draw(path: Path, key: str, space: Space, rows: Sequence[Row], metric: str) 
         places = {row.setting: float(row.point[key]) for row in shown}
         if entry.log:
             axes.set_xscale("log")
+        elif entry.whole:
+            axes.locator_params(axis="x", integer=True)
     else:
         names = [as_text(value) for value in entry.values]
         places = {row.setting: float(names.index(as_text(row.point[key]))) for row in shown}
