@@ -46,5 +46,6 @@ def _report(error: UserError, command: str) -> int:
     text = str(error)
     if command in WITH_LABEL_FLAGS:
         text = _LABEL_SETTING.sub(r"--\1", text)
-    print(f"lit-vision: error: {redact(text)}", file=sys.stderr)
+    text = redact(text).replace("\n", "\\n").replace("\r", "\\r")  # names of files may have line ends
+    print(f"lit-vision: error: {text}", file=sys.stderr)
     return error.exit_code

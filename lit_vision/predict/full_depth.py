@@ -1,25 +1,32 @@
 """Images for restoration: read at their own depth with alpha, color profile and EXIF data, and written as PNG.
 
 8-bit gray, RGB, palette, CMYK and their alpha; 16-bit gray and RGB. Other depths, and 16-bit images with alpha, are
-refused: nothing is quietly cut to 8 bits.
+refused: nothing is quietly cut to 8 bits. A color profile of another color space than the result's is left out, as that
+of CMYK is.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import putchunk
 
 from lit_vision.data.views.decode import ImageDecodeError, decode, decode_values, read_header
 from lit_vision.data.views.pixel_values import is_inverted
 from lit_vision.io.atomic import atomic_path
 
 _ORIENTATION = 0x0112  # EXIF tag
+# Of the tags of a TIFF, those that do not describe how its pixels are stored: description, camera, resolution,
+# software, date, artist, copyright, and where the EXIF and GPS tags stand.
+_TIFF_EXIF = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825}
+_PNG_HEADER_END = 33  # bytes of the signature and the chunk IHDR, behind which a color profile stands
 
 
 @dataclass
@@ -45,26 +52,21 @@ def read_full(data: bytes) -> FullImage:
     Raises:
         ImageDecodeError: the bytes are no complete image, or one of a depth that is not kept.
     """
-    header = read_header(data)  # refuses forged sizes before anything is decoded
+    read_header(data)  # refuses forged sizes before anything is decoded
     values = decode_values(data)
+    image = Image.open(io.BytesIO(data))
     if values is not None:
-        return FullImage(_deep_pixels(values, data))
-    pixels = decode(data)
-    if header.scalable:  # a JPEG
-        image = Image.open(io.BytesIO(data))
-        gray = image.mode == "L"
-        profile, exif = _extras(image)
-        return FullImage(pixels[..., :1].copy() if gray else pixels, None, profile, exif)
-    image = Image.open(io.BytesIO(data))
-    profile, exif = _extras(image)
-    alpha = _alpha(image, pixels.shape[:2])
-    gray = image.mode in ("1", "L", "LA", "La")
-    return FullImage(pixels[..., :1].copy() if gray else pixels, alpha, profile if image.mode != "CMYK" else b"", exif)
+        pixels, alpha = _deep_pixels(values, image), None
+    else:
+        pixels = decode(data)
+        if image.mode in ("1", "L", "LA", "La"):
+            pixels = pixels[..., :1].copy()
+        alpha = _alpha(image, pixels.shape[:2])
+    return FullImage(pixels, alpha, *_extras(data, is_gray=pixels.shape[2] == 1))
 
 
-def _deep_pixels(values: np.ndarray, data: bytes) -> np.ndarray:
+def _deep_pixels(values: np.ndarray, image: Image.Image) -> np.ndarray:
     """Return (H, W, 1 or 3) uint16 of an image of more than 8 bits."""
-    image = Image.open(io.BytesIO(data))
     if values.dtype not in (np.uint16, np.dtype(">u2")):
         raise ImageDecodeError(
             f"has {values.dtype} values; 8-bit and 16-bit images are restored: save it as one of them"
@@ -92,13 +94,20 @@ def _alpha(image: Image.Image, size: tuple[int, ...]) -> np.ndarray | None:
     return None if alpha.shape != size or bool((alpha == 255).all()) else np.ascontiguousarray(alpha)
 
 
-def _extras(image: Image.Image) -> tuple[bytes, bytes]:
-    """Return color profile and EXIF data without orientation; what is damaged is left out."""
-    profile = image.info.get("icc_profile") or b""
+def _extras(data: bytes, is_gray: bool) -> tuple[bytes, bytes]:
+    """Return color profile and EXIF data without orientation; what is damaged or does not fit is left out."""
+    image = Image.open(io.BytesIO(data))  # another one than the pixels': the EXIF data of this one is changed
+    profile: bytes = image.info.get("icc_profile") or b""
+    if profile[16:20] != (b"GRAY" if is_gray else b"RGB "):  # the color space that it is for
+        profile = b""
     try:
-        exif = image.getexif()
-        exif.pop(_ORIENTATION, None)
-        return profile, exif.tobytes() if len(exif) else b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif = image.getexif()
+            for tag in list(exif):
+                if tag == _ORIENTATION or (image.format == "TIFF" and tag not in _TIFF_EXIF):
+                    del exif[tag]
+            return profile, exif.tobytes() if len(exif) else b""
     except Exception:  # of damaged EXIF data, which does not make an image unreadable
         return profile, b""
 
@@ -113,7 +122,7 @@ def write_full(path: Path, image: FullImage) -> None:
         pixels = image.pixels
         if pixels.dtype == np.uint16:
             encoded = cv2.imencode(".png", pixels[..., ::-1] if pixels.shape[2] == 3 else pixels)[1]
-            temporary.write_bytes(encoded.tobytes())
+            temporary.write_bytes(_with_extras(encoded.tobytes(), image))
             return
         if image.alpha is None:
             picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
@@ -121,6 +130,16 @@ def write_full(path: Path, image: FullImage) -> None:
             picture = Image.fromarray(np.dstack([pixels, image.alpha]), "RGBA" if pixels.shape[2] == 3 else "LA")
         extras = {"icc_profile": image.profile} if image.profile else {}
         picture.save(temporary, "PNG", compress_level=3, exif=image.exif or None, **extras)
+
+
+def _with_extras(png: bytes, image: FullImage) -> bytes:
+    """Return a PNG file with an image's color profile and EXIF data, which older releases of OpenCV do not write."""
+    chunks = io.BytesIO()
+    if image.profile:
+        putchunk(chunks, b"iCCP", b"ICC Profile\0\0", zlib.compress(image.profile))
+    if image.exif:
+        putchunk(chunks, b"eXIf", image.exif.removeprefix(b"Exif\0\0"))
+    return png[:_PNG_HEADER_END] + chunks.getvalue() + png[_PNG_HEADER_END:]
 
 
 def enlarged(alpha: np.ndarray, scale: int) -> np.ndarray:

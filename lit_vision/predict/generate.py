@@ -20,9 +20,10 @@ from lit_vision import methods
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write, write_json
 from lit_vision.io.hashing import state_dict_sha256
-from lit_vision.methods.generation.sampling import AnyGenerator, class_of_index, sample_pixels
+from lit_vision.methods.generation.flow_matching_network import check_sampling
+from lit_vision.methods.generation.sampling import AnyGenerator, class_of_index, sample_images, to_levels
 from lit_vision.predict.models import resolve_model_file, torch_device
-from lit_vision.predict.writers import csv_line
+from lit_vision.predict.writers import check_output_path, csv_line
 from lit_vision.results.overlays import tile_images
 from lit_vision.weights.checkpoint_layouts import read_file_and_content
 from lit_vision.weights.compatibility import method_of_hyper_parameters
@@ -141,14 +142,11 @@ def generate_images(
         if not low <= value <= high:
             raise UsageError(f"--{name} {value}: give a whole number from {low} to {high}")
     network, names, path = load_generator(source, device)
-    used = dict(network.sampling_options)
-    for name, value in options.items():
-        if value is not None and name not in used:
-            raise UsageError(f"--{name}: is for flow matching, and {path} is a {network.method_name}; leave it out")
-        if value is not None:
-            used[name] = value
+    used = _sampling_options(network, options, path)
     numbers = None if classes is None else class_numbers(names, classes, classes_from)
     folder = Path(out)
+    if grid is not None:
+        _check_grid(Path(grid), folder)
     identity = {
         "method": network.method_name,
         "weights": state_dict_sha256(network.state_dict()),
@@ -160,11 +158,14 @@ def generate_images(
     made = 0
     for first in range(0, num, micro_batch):
         index = torch.arange(first, first + micro_batch)
-        wanted = [i for i in index.tolist() if i < num and not _image(folder, i).exists()]
+        wanted = [i for i in index.tolist() if i < num and not _is_made(_image(folder, i))]
         if not wanted:
             continue
         labels = class_of_index(network, index) if numbers is None else torch.tensor(numbers)[index % len(numbers)]
-        pixels = sample_pixels(network, index, labels, seed, **used)
+        images = sample_images(network, index, labels, seed, **used)
+        if not bool(images.isfinite().all()):
+            raise UserError(f"{path}: its pixels are not finite; check its training, or give a smaller --guidance")
+        pixels = to_levels(images)
         for i in wanted:
             _write_png(_image(folder, i), pixels[i - first], gray=network.shape[0] == 1)
         made += len(wanted)
@@ -178,8 +179,38 @@ def generate_images(
     return made
 
 
+def _sampling_options(network: AnyGenerator, options: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the network's options of sampling with those given, None for its own, before any file is written."""
+    used = dict(network.sampling_options)
+    for name, value in options.items():
+        if value is not None and name not in used:
+            raise UsageError(f"--{name}: is for flow matching, and {path} is a {network.method_name}; leave it out")
+        if value is not None:
+            used[name] = value
+    if used:
+        try:
+            check_sampling(**used)
+        except UserError as error:
+            raise UsageError(f"--{error}") from None
+    return used
+
+
+def _check_grid(grid: Path, folder: Path) -> None:
+    """Refuse a grid that would replace an image, or a file that no call for this folder has written."""
+    if grid.resolve().parent == folder.resolve() and grid.stem.isdecimal():
+        raise UsageError(f"--grid {grid}: has the name of an image of --out; give another name")
+    if grid.exists() and not grid.is_dir() and not (folder / RECORD).exists():
+        raise UserError(f"--grid {grid}: exists already; choose another name")
+    check_output_path(grid, overwrite=True, flag="--grid")
+
+
 def _image(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
+
+
+def _is_made(path: Path) -> bool:
+    """True if the file is there; one without a byte, as after a power failure, is made again."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _begin(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -226,5 +257,10 @@ def _write_grid(path: Path, folder: Path, count: int) -> None:
     """Write the first images of a folder as one PNG."""
     import cv2
 
-    images = np.stack([cv2.imread(str(_image(folder, i)))[:, :, ::-1] for i in range(count)])
-    _write_png(path, tile_images(images, min(GRID_COLUMNS, count)), gray=False)
+    images = []
+    for file in (_image(folder, i) for i in range(count)):
+        pixels = cv2.imread(str(file))
+        if pixels is None:  # a power failure, or somebody's editor
+            raise UserError(f"{file}: is damaged; remove it and run the same command again")
+        images.append(pixels[:, :, ::-1])
+    _write_png(path, tile_images(np.stack(images), min(GRID_COLUMNS, count)), gray=False)

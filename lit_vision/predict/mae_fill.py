@@ -62,16 +62,20 @@ def tiled_mae(mae: MAENetwork, device: torch.device | str = "cpu") -> TiledNetwo
     if mae.grid[0] != mae.grid[1]:
         raise UserError(f"model.backbone_args.img_size: an MAE of {mae.grid} patches; in-painting needs a square one")
     mean, std = mae.mean[:, None, None], mae.std[:, None, None]
+    channels = len(mae.mean)
 
     @torch.inference_mode()
     def run(pixels: np.ndarray, missing: np.ndarray) -> np.ndarray:
         given = pixels.shape[2]
-        rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if given == 1 and len(mae.mean) == 3 else pixels
-        images = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].to(device)
-        filled = fill(mae, (images - mean) / std, torch.from_numpy(missing)[None].to(device)) * std + mean
-        predicted = filled[0].permute(1, 2, 0).cpu().numpy()
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).to(device)  # (C, h, w)
+        each = images[:, None].expand(-1, channels, -1, -1) if 1 in (channels, given) else images[None]
+        holes = torch.from_numpy(missing).to(device).expand(len(each), -1, -1)
+        filled = fill(mae, (each - mean) / std, holes) * std + mean
+        if not bool(filled.isfinite().all()):
+            raise UserError("--model: the pixels that this MAE predicts are not finite; check its training")
         if given == 1:
-            predicted = predicted.mean(2, keepdims=True)
+            filled = filled.mean(1, keepdim=True)
+        predicted = filled.reshape(images.shape).permute(1, 2, 0).cpu().numpy()
         hidden = _touched(missing, patch)
         near = 1 - cv2.distanceTransform((~missing).astype(np.uint8), cv2.DIST_L2, 3) / FEATHER
         share = np.where(hidden, near.clip(0, 1), 0.0)[..., None].astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_vision.errors import UsageError, UserError
+from lit_vision.predict.image_writer import ImageWriter
 from lit_vision.predict.inference import exit_on_sigterm, progress_bar
+from lit_vision.predict.writers import check_not_existing, check_output_path, csv_line
 
 if TYPE_CHECKING:
     from lit_vision.predict.full_depth import FullImage
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from lit_vision.predict.tiles import TiledNetwork
 
 RECORD = "restored.csv"  # in the output folder: which file was made from which image
+COMPARE = "compare"  # folder in it of the images before and after
 COMPARE_SIDE = 1024  # most pixels a side of each half of a comparison
 
 
@@ -65,7 +69,6 @@ def restore_images(
     Raises:
         UserError: one line that names the file or flag and what to do. UsageError (a UserError): a value is wrong.
     """
-    from lit_vision.predict.image_writer import ImageWriter
     from lit_vision.predict.inputs import find_images
 
     if tile is not None and not 16 <= tile <= 4096:
@@ -76,10 +79,35 @@ def restore_images(
     )
     for line in inputs.lines():
         print(line, flush=True)
-    network, identity = open_network(model, mask is not None, tile, device, trust_pt2)
     writer = ImageWriter("--out", folder, inputs)
+    comparisons = ImageWriter("--out", folder / COMPARE, inputs) if compare else None
+    _refuse_existing(writer, comparisons, inputs, overwrite)
+    network, identity = open_network(model, mask is not None, tile, device, trust_pt2)
     masks = Masks(mask, writer) if mask is not None else None
-    return _restore_all(network, identity, inputs, writer, masks, compare, overwrite)
+    return _restore_all(network, identity, inputs, writer, masks, comparisons, overwrite)
+
+
+def _refuse_existing(writer: ImageWriter, comparisons: ImageWriter | None, inputs: Inputs, overwrite: bool) -> None:
+    """Refuse files of two kinds under one name, and files that no stopped run of this folder has written.
+
+    Raises:
+        UserError: an image would be written where a comparison goes, or replace what is there.
+    """
+    if comparisons is not None:
+        pictures = {writer.path(name): name for name in inputs.names}
+        for name in inputs.names:
+            if (other := pictures.get(comparisons.path(name))) is not None:
+                raise UserError(
+                    f"--compare: {comparisons.path(name)} would be both {other}, restored, and the comparison of "
+                    f"{name}; leave it out, or restore them into two folders"
+                )
+    if overwrite or (writer.folder / (RECORD + ".part.json")).exists():
+        return
+    check_not_existing(writer.folder / RECORD, False)
+    for name in inputs.names:
+        for kind in (writer, comparisons):
+            if kind is not None:
+                check_not_existing(kind.path(name), False)
 
 
 def open_network(
@@ -98,7 +126,10 @@ def open_network(
     path = resolve_model_file(model)
     mae = open_mae(path) if with_mask else None
     if mae is not None:
-        return tiled_mae(mae, torch_device(device)), {"model": state_dict_sha256(mae.state_dict()), "runtime": "torch"}
+        filling = tiled_mae(mae, torch_device(device))
+        if tile not in (None, filling.tile):
+            raise UserError(f"--tile {tile}: {path} takes tiles of {filling.tile} pixels; leave it out")
+        return filling, {"model": state_dict_sha256(mae.state_dict()), "runtime": "torch"}
     loaded = load_model(path, device, trust_pt2=trust_pt2)
     network = tiled_restorer(loaded, tile)
     has_holes = bool(loaded.metadata.options["holes"])
@@ -110,12 +141,15 @@ def open_network(
 
 
 def below_one_folder(inputs: Inputs) -> Inputs:
-    """Return files that were named one by one as those of the folder that holds them all, so that OUT has no more."""
+    """Return files that were named one by one, each once, as those of the folder that holds them all.
+
+    So OUT has no more folders than they differ by.
+    """
     from lit_vision.predict.inputs import Inputs
 
     if inputs.folder or inputs.source is not None:
         return inputs
-    paths = [os.path.abspath(path) for path in inputs.names]
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in inputs.names))
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return Inputs([os.path.relpath(path, folder) for path in paths], folder, left_out=inputs.left_out)
 
@@ -187,16 +221,20 @@ def _restore_all(
     inputs: Inputs,
     writer: Any,
     masks: Masks | None,
-    compare: bool,
+    comparisons: ImageWriter | None,
     overwrite: bool,
 ) -> Restored:
     """Restore each image, and record it before the next one begins."""
     from lit_vision.predict.full_depth import read_full
     from lit_vision.predict.resumable_writer import ResumableWriter
-    from lit_vision.predict.writers import check_output_path, csv_line
 
     record = check_output_path(writer.folder / RECORD, overwrite)
-    settings = {**identity, "images": inputs.digest(), "compare": compare, "mask": masks.digest() if masks else ""}
+    settings = {
+        **identity,
+        "images": inputs.digest(),
+        "compare": comparisons is not None,
+        "mask": masks.digest() if masks else "",
+    }
     lines = ResumableWriter(record, ["rows", "skipped"], settings, overwrite)
     if lines.resumed:
         print(f"continuing after {lines.done} of {len(inputs)} images", flush=True)
@@ -216,7 +254,8 @@ def _restore_all(
                     lines.notes["skipped"] += 1
                     lines.append({"skipped": csv_line([name, " ".join(str(reason).split())])}, number + 1)
                 else:
-                    _restore_one(network, image, holes, writer.path(name), compare and writer.folder)
+                    comparison = None if comparisons is None else comparisons.path(name)
+                    _restore_one(network, image, holes, writer.path(name), comparison)
                     file = writer.path(name).relative_to(writer.folder)
                     size = [side * network.scale for side in image.pixels.shape[:2]]
                     lines.append({"rows": csv_line([name, str(file), *size])}, number + 1)
@@ -233,18 +272,23 @@ def _restore_all(
     if skipped == len(inputs):
         lines.finish({"skipped": skipped_file}, main=False)
         raise UserError(
-            f"{skipped_file}: lists all {skipped} images, none could be restored ({inputs.names[0]} is the first); "
-            "repair them or name others"
+            f"{skipped_file}: lists all {skipped} images, none could be restored; the first, {inputs.names[0]}: "
+            f"{_first_reason(skipped_file)}"
         )
     skipped_file.unlink(missing_ok=True)
     lines.finish({"skipped": skipped_file} if skipped else {})
     return Restored(writer.folder, len(inputs) - skipped, skipped)
 
 
+def _first_reason(skipped_file: Path) -> str:
+    with open(skipped_file, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return next(csv.DictReader(file))["reason"]
+
+
 def _restore_one(
-    network: TiledNetwork, image: FullImage, holes: np.ndarray | None, path: Path, compare_in: Path | bool
+    network: TiledNetwork, image: FullImage, holes: np.ndarray | None, path: Path, comparison: Path | None
 ) -> None:
-    """Write the restored image, and its comparison below the folder `compare_in`, False for none."""
+    """Write the restored image, and its comparison with the given one; None for no comparison."""
     from lit_vision.predict.full_depth import FullImage, enlarged, write_full
     from lit_vision.predict.tiles import run_tiled
 
@@ -252,9 +296,8 @@ def _restore_one(
     alpha = None if image.alpha is None else enlarged(image.alpha, network.scale)
     try:
         write_full(path, FullImage(pixels, alpha, image.profile, image.exif))
-        if isinstance(compare_in, Path):
-            relative = path.relative_to(compare_in)
-            write_full(compare_in / "compare" / relative, FullImage(side_by_side(image.pixels, pixels)))
+        if comparison is not None:
+            write_full(comparison, FullImage(side_by_side(image.pixels, pixels)))
     except OSError as error:
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror}); make room and run the same command again"

@@ -315,7 +315,15 @@ def pretrained_cnn(name: str) -> Backbone:
         backbone = Backbone(name)
         print(f"{name}: weights of {load_into(backbone, name).origin}", flush=True)
     else:
-        backbone, _ = create_backbone(name, pretrained=True)
+        try:
+            backbone, _ = create_backbone(name, pretrained=True)
+        except UserError as error:
+            if not str(error).startswith("pretrained:"):
+                raise
+            raise UserError(
+                f"--backbone {name}: its weights are not on this machine and cannot be fetched (no network?); connect "
+                f"once, or take {BACKBONE}, which the extra `public` brings"
+            ) from error
     if len(backbone.strides) < 2:
         raise UserError(f"--backbone {name}: has no feature maps of several sizes; choose a CNN, such as {BACKBONE}")
     backbone.eval().requires_grad_(False)

@@ -19,7 +19,7 @@ def class_of_index(network: AnyGenerator, index: Tensor) -> Tensor | None:
     return index % network.num_classes if network.num_classes else None
 
 
-def sample_pixels(network: AnyGenerator, index: Tensor, labels: Tensor | None, seed: int, **options: Any) -> np.ndarray:
+def sample_images(network: AnyGenerator, index: Tensor, labels: Tensor | None, seed: int, **options: Any) -> Tensor:
     """Return the images with these numbers.
 
     Args:
@@ -30,7 +30,7 @@ def sample_pixels(network: AnyGenerator, index: Tensor, labels: Tensor | None, s
         options: of the network's `sample`: some of its `sampling_options`.
 
     Returns:
-        (B, H, W, 3) uint8; gray images have three equal channels.
+        (B, C, H, W) float32, from 0 to 1, not clipped.
 
     Raises:
         UserError: an option that cannot work.
@@ -38,7 +38,16 @@ def sample_pixels(network: AnyGenerator, index: Tensor, labels: Tensor | None, s
     device = network.mean.device
     keys, labels = index[:, None].to(device), None if labels is None else labels.to(device)
     images = network.sample(keys, labels, seed, **options).float()
-    pixels = images * network.std[:, None, None] + network.mean[:, None, None]
-    pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return images * network.std[:, None, None] + network.mean[:, None, None]
+
+
+def to_levels(images: Tensor) -> np.ndarray:
+    """Return (B, H, W, 3) uint8 of images (B, C, H, W) from 0 to 1; gray images have three equal channels."""
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
     found: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return found
+
+
+def sample_pixels(network: AnyGenerator, index: Tensor, labels: Tensor | None, seed: int, **options: Any) -> np.ndarray:
+    """Return the images with these numbers as (B, H, W, 3) uint8; arguments and errors as `sample_images`."""
+    return to_levels(sample_images(network, index, labels, seed, **options))

@@ -94,6 +94,38 @@ def test_generation__of_named_classes_with_the_command(runs: Path, tmp_path: Pat
         assert error.count("\n") == 1
 
 
+def test_generation__a_wrong_option_or_a_damaged_file_costs_nothing_else(runs: Path, tmp_path: Path, capsys) -> None:
+    start = f"generate --device cpu --num 2 --out {tmp_path}/out --grid"
+    (tmp_path / "mine.png").write_bytes(b"a photograph")
+    for words, flag in (
+        *(
+            (f"{tmp_path}/g.png --model {runs}/FlowMatching --guidance {value}", "--guidance")
+            for value in ("inf", "nan", -3)
+        ),
+        (f"{tmp_path}/g.png --model {runs}/FlowMatching --steps 0", "--steps"),
+        (f"{tmp_path}/mine.png --model {runs}/GAN", "--grid"),
+        (f"{tmp_path}/out/000001.png --model {runs}/GAN", "--grid"),
+    ):
+        assert main(f"{start} {words}".split()) in (1, 2), words
+        error = capsys.readouterr().err
+        assert flag in error
+        assert error.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]  # the corrected command needs no other folder
+    assert main(f"{start} {tmp_path}/g.png --model {runs}/GAN".split()) == 0
+    grid = (tmp_path / "g.png").read_bytes()
+    (tmp_path / "out/000000.png").write_bytes(b"")  # after a power failure
+    assert main(f"{start} {tmp_path}/g.png --model {runs}/GAN".split()) == 0
+    assert (tmp_path / "g.png").read_bytes() == grid
+    (tmp_path / "out/000000.png").write_bytes(b"no image")
+    assert main(f"{start} {tmp_path}/g.png --model {runs}/GAN".split()) == 1
+    assert "000000.png: is damaged" in capsys.readouterr().err
+    content = torch.load(runs / "GAN/checkpoints/last.ckpt")
+    content["state_dict"] = {name: value * torch.nan for name, value in content["state_dict"].items()}
+    torch.save(content, tmp_path / "nan.ckpt")
+    with pytest.raises(UserError, match="not finite"):
+        generate_images(tmp_path / "nan.ckpt", tmp_path / "nan", 1, device="cpu")
+
+
 def test_generation__other_commands_name_it(runs: Path, tmp_path: Path, capsys) -> None:
     run = runs / "GAN/checkpoints/last.ckpt"
     for words in (

@@ -1,6 +1,8 @@
 """lit-vision restore: tiles, what files keep, masks, in-painting by MAE, kill and resume, export."""
 
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -36,10 +38,13 @@ def runs(tmp_path_factory):
     write_restorer_run(place / "larger", degradations=[], scale=2)
     write_restorer_run(place / "holes", kind="resnet", degradations=["rectangle_holes 0.2"])
     write_restorer_run(place / "gray", backbone_args={"in_chans": 1, "depth": 2, "width": 3}, mean=[0.5], std=[0.2])
-    for name, normalized in (("mae", False), ("mae-normalized", True)):
+    gray = {"mean": [0.5], "std": [0.2]}
+    for name, normalized, more in (("mae", False, {}), ("mae-normalized", True, {}), ("mae-gray", False, gray)):
         torch.manual_seed(0)
         sizes = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
-        mae = MAE("vit_tiny_patch16_224", VIT, **sizes, norm_pix_loss=normalized)
+        mae = MAE(
+            "vit_tiny_patch16_224", {**VIT, "in_chans": 1 if more else 3}, **sizes, **more, norm_pix_loss=normalized
+        )
         (place / name / "checkpoints").mkdir(parents=True)
         stored = {"state_dict": mae.state_dict(), "hyper_parameters": dict(mae.hparams)}
         torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, place / name / "checkpoints/last.ckpt")
@@ -72,27 +77,35 @@ def test_tiles__blended_where_a_network_sees_everything_and_16_bits_stay() -> No
 
 
 def test_files__orientation_alpha_profile_and_depth_are_kept_or_refused_by_name(runs, tmp_path, capsys) -> None:
-    source, profile = tmp_path / "in", b"a color profile"
+    source, profile = tmp_path / "in", b"sixteen bytes..." + b"RGB " + b"a profile's rest"
     source.mkdir()
     turned = Image.fromarray(picture(20, 30))
     exif = turned.getexif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
     turned.save(source / "turned.jpg", exif=exif.tobytes(), icc_profile=profile, quality=95)
     Image.fromarray(picture(18, 22, 4), "RGBA").save(source / "alpha.png")
-    Image.fromarray(picture(18, 22, 1)[..., 0]).save(source / "gray.png")
-    Image.fromarray(picture(18, 22, 1, np.uint16)[..., 0]).save(source / "deep.png")
+    Image.fromarray(picture(18, 22, 4), "RGBA").save(source / "turned-alpha.png", exif=exif.tobytes())
+    Image.fromarray(picture(18, 22, 1)[..., 0]).save(source / "gray.png", icc_profile=profile)
+    gray_profile = profile.replace(b"RGB ", b"GRAY")
+    Image.fromarray(picture(18, 22, 1, np.uint16)[..., 0]).save(source / "deep.png", icc_profile=gray_profile)
+    Image.fromarray(picture(18, 22)).save(source / "b.tif", exif=exif.tobytes(), icc_profile=profile)
     Image.fromarray(picture(18, 22, 1)[..., 0].astype(np.float32)).save(source / "float.tif")
     (source / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out"
     assert main(["restore", "--model", str(runs / "larger"), str(source), "--out", str(out), "--compare"]) == 0
-    assert "4 images, 2 skipped" in capsys.readouterr().out
+    assert "6 images, 2 skipped" in capsys.readouterr().out
     upright = Image.open(out / "turned.png")
     assert (upright.size, upright.info["icc_profile"]) == ((40, 60), profile)
     assert (upright.getexif().get(0x0112), upright.getexif()[0x010F]) == (None, "a camera")
     alpha = Image.open(out / "alpha.png")
     assert (alpha.mode, alpha.size) == ("RGBA", (44, 36))
-    assert Image.open(out / "gray.png").mode == "L"
+    turned_alpha = np.asarray(Image.open(out / "turned-alpha.png"))[..., 3]
+    assert np.array_equal(turned_alpha, np.rot90(np.asarray(alpha)[..., 3], -1))
+    assert (Image.open(out / "gray.png").mode, Image.open(out / "gray.png").info.get("icc_profile")) == ("L", None)
     assert read_full((out / "deep.png").read_bytes()).pixels.dtype == np.uint16
+    assert Image.open(out / "deep.png").info["icc_profile"] == gray_profile
+    tiff = Image.open(out / "b.png")
+    assert (tiff.size, tiff.info["icc_profile"], dict(tiff.getexif())) == ((36, 44), profile, {0x010F: "a camera"})
     assert Image.open(out / "compare/alpha.png").size == (2 * 44 + 8, 36)
     skipped = {row["path"]: row["reason"] for row in csv.DictReader(open(out / "restored.csv.skipped.csv"))}  # noqa: SIM115
     assert set(skipped) == {"broken.png", "float.tif"}
@@ -136,13 +149,36 @@ def test_killed_and_resumed__the_same_files(runs, tmp_path, monkeypatch, capsys)
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_nothing_is_overwritten_that_the_run_did_not_write(runs, tmp_path, capsys) -> None:
+    """Neither a file of the output folder, nor an image by a comparison, nor a result by a comparison."""
+    folder = tmp_path / "photos"
+    for name in ("x.png", "compare/x.png", "other/x.png"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(picture(9, 8)).save(folder / name)
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    start = ["restore", "--model", str(runs / "noise"), "--device", "cpu"]
+    for words, wanted in (
+        ([f"{folder}/x.png", "--out", f"{folder}/other"], "exists already"),
+        ([f"{folder}/compare/x.png", "--out", str(folder), "--compare", "--overwrite"], "one of the images"),
+        ([str(folder), "--out", str(tmp_path / "out"), "--compare"], "the comparison of x.png"),
+        ([str(folder / "no\nname.png"), "--out", str(tmp_path / "out")], "no such file"),
+    ):
+        assert main([*start, *words]) == 1
+        error = capsys.readouterr().err
+        assert wanted in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+    assert main([*start, *[f"{folder}/x.png"] * 2, "--out", f"{folder}/other", "--overwrite"]) == 0
+    assert "other: 1 images" in capsys.readouterr().out
+
+
 def mask_of(size: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(size, np.uint8)
     mask[5:14, 8:20] = 255
     return mask
 
 
-@pytest.mark.parametrize("run", ["holes", "mae"])
+@pytest.mark.parametrize("run", ["holes", "mae", "mae-gray"])
 def test_masks__known_pixels_stay_and_missing_ones_change_nothing(runs, tmp_path, run: str) -> None:
     pixels, mask = picture(37, 45), mask_of((37, 45))
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -172,6 +208,7 @@ def test_masks__wrong_ones_are_refused(runs, tmp_path, capsys) -> None:
         ("holes", ["--mask", str(tmp_path / "small.png")], "none could be restored"),
         ("mae-normalized", ["--mask", str(tmp_path / "small.png")], "norm_pix_loss"),
         ("mae", [], "not for restoration"),
+        ("mae", ["--mask", str(tmp_path / "small.png"), "--tile", "64"], "--tile 64"),
     ):
         assert main([*start, "--model", str(runs / model), *mask]) == 1
         assert wanted in capsys.readouterr().err
@@ -206,6 +243,20 @@ def test_export__onnx_gives_the_same_files(runs, tmp_path) -> None:
             lit_vision.restore_images(source, str(tmp_path / "x.png"), out, device="cpu", **options)
             found.append(np.asarray(Image.open(out / "x.png")).astype(int))
         assert np.abs(found[0] - found[1]).max() <= 1
+
+
+@pytest.mark.slow
+def test_24_megapixels_take_less_than_3_gb(runs, tmp_path) -> None:
+    Image.fromarray(np.tile(picture(400, 600), (10, 10, 1))).save(tmp_path / "x.jpg")
+    write_restorer_run(tmp_path / "run", backbone_args={"depth": 3, "width": 48})  # more layers are not more memory
+    words = ["restore", "--model", str(tmp_path / "run"), str(tmp_path / "x.jpg"), "--out", str(tmp_path / "out")]
+    program = (
+        "import resource, sys\nfrom lit_vision.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert int(found.stdout.split()[-1]) < 3 * 1024**2  # KiB
+    assert Image.open(tmp_path / "out/x.png").size == (6000, 4000)
 
 
 def test_predict_names_the_command_and_export_the_formats(runs, tmp_path) -> None:
