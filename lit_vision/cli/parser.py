@@ -137,8 +137,8 @@ def zero_shot_model(args: argparse.Namespace) -> Model:
     """
     from lit_vision.predict.zero_shot import open_zero_shot, read_prompts
 
-    for name in ("base", "range"):
-        if getattr(args, name):
+    for name in ("base", "range", "explain"):
+        if getattr(args, name, None):
             raise UsageError(f"--{name}: does not apply with --classes; leave it out")
     return open_zero_shot(args.model, *read_prompts(args.classes, args.template), args.device)
 

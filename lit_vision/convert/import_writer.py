@@ -27,7 +27,7 @@ def class_names(file: str | None, config: Mapping[str, Any], method: nn.Module) 
     names = list(config.get("label_names") or [])
     if file is not None:
         try:
-            names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
         except OSError as error:
             raise UserError(f"--class_names {file}: {error.strerror}; give a text file") from error
         if len(names) != count:

@@ -69,8 +69,15 @@ class CaptionTokenizer:
         self._tokenizer = tokenizer
 
     def encode_rows(self, captions: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each caption, without padding."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
+        """Return the tokens of each caption, without padding.
+
+        Raises:
+            UserError: the tokenizer has no token for a character, not even an unknown one.
+        """
+        try:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
+        except Exception as error:  # the package raises Exception itself
+            raise UserError(f"tokenizer: cannot encode these captions ({error}); give another") from None
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the tokens of N captions, (N, S) int64, and (N, S) bool, False for padding at the end of a row.

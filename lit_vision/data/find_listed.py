@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
@@ -35,6 +36,11 @@ def file_sizes(root: Path, paths: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def _composed(name: str) -> str:
+    """Return a name in the Unicode form that most keyboards give; macOS's files have accents of their own."""
+    return unicodedata.normalize("NFC", name)
+
+
 def find_listed(root: Path, images: LabeledImages, file: str | Path, sizes: Mapping[str, int]) -> list[str]:
     """Return the path below the root of each image of a table.
 
@@ -56,6 +62,8 @@ def find_listed(root: Path, images: LabeledImages, file: str | Path, sizes: Mapp
         name = first.rsplit("/", 1)[-1]
         near = next((path for path in sorted(sizes) if name in (Path(path).name, Path(path).stem)), "")
         advice = f"{near} is there, so write it like that" if near else "correct the path column or data.root"
+        if not near and any(_composed(name) == _composed(Path(path).name) for path in sizes):  # they look the same
+            advice = "its name is there with accents in another Unicode form (NFC, NFD); write it as the file's is"
         raise UserError(
             f"{file}, line {images.lines[missing[0]]}: there is no {first} below {root} ({len(missing)} of "
             f"{len(paths)} images are missing); {advice}"

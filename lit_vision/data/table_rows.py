@@ -14,6 +14,7 @@ from typing import Any
 from lit_vision.data.image_files import has_image_extension
 from lit_vision.data.layout import role_of
 from lit_vision.errors import UserError
+from lit_vision.io.text import is_text
 
 # names of columns that are taken without being named, compared in lower case
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
@@ -41,7 +42,7 @@ def read_rows(path: Path, key: str = "data.label_file") -> list[tuple[int, dict[
         return _read_json_lines(path, text, '"caption": "a cat"' if "caption" in key else '"label": "cat"')
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
         raise UserError(f"{key}: {path}: name a .csv, .tsv or .jsonl file")
-    header = text.split("\n", 1)[0]
+    header = text.lstrip("\n").split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -67,7 +68,7 @@ def read_rows(path: Path, key: str = "data.label_file") -> list[tuple[int, dict[
 
 def _read_json_lines(path: Path, text: str, second: str) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):  # splitlines() also splits at U+2028, which JSON texts hold
         if not content.strip():
             continue
         try:
@@ -76,6 +77,10 @@ def _read_json_lines(path: Path, text: str, second: str) -> list[tuple[int, dict
             row = None
         if not isinstance(row, dict):
             raise UserError(f'{path}, line {line}: is not a JSON object such as {{"path": "a.jpg", {second}}}')
+        if "\\u" in content and not is_text(json.dumps(row, ensure_ascii=False), allow_bytes=True):
+            raise UserError(
+                f"{path}, line {line}: holds half a character (\\ud83d without its second half); correct it"
+            )
         rows.append((line, row))
     return rows
 

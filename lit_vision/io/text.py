@@ -43,6 +43,23 @@ def printable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", escape, text)
 
 
+def is_text(text: str, allow_bytes: bool = False) -> bool:
+    """Return False for text with a lone surrogate, which no file or tokenizer takes.
+
+    It comes from JSON whose escape of a character was cut in half, or from a byte that is not UTF-8 (of a command line
+    or a file's name).
+
+    Args:
+        text: the text.
+        allow_bytes: such bytes are no fault.
+    """
+    try:
+        text.encode("utf-8", "surrogateescape" if allow_bytes else "strict")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_text_file(flag: str, path: Path) -> None:
     """Refuse a file that cannot be read as UTF-8 text.
 

@@ -91,11 +91,16 @@ def read_index(path: str | os.PathLike[str]) -> Index:
     state, metadata = read_file(path)
     if metadata.get("lit_vision") != "Index":
         raise UserError(f"--index {path}: is not an index; make one with lit-vision embed")
-    names = state["names"].numpy().tobytes().split(b"\0")[:-1]
-    features = state["features"].numpy()
+    try:
+        names = state["names"].numpy().tobytes().split(b"\0")[:-1]
+        features, settings = state["features"].numpy(), json.loads(metadata["made_with"])
+        if features.ndim != 2 or features.dtype != np.float32 or not isinstance(settings, dict):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"--index {path}: is damaged: it lacks what every index has; embed again") from None
     if len(names) != len(features):
         raise UserError(f"--index {path}: is damaged: {len(features)} features for {len(names)} names; embed again")
-    return Index(Path(path), [os.fsdecode(n) for n in names], features, json.loads(metadata["made_with"]))
+    return Index(Path(path), [os.fsdecode(n) for n in names], features, settings)
 
 
 def check_same_model(index: Index, settings: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lit_vision.errors import UserError
+from lit_vision.io.text import is_text
 from lit_vision.methods import network_class
 from lit_vision.weights.compatibility import METHODS
 
@@ -67,11 +68,13 @@ def check_texts(texts: Sequence[str], where: str) -> list[str]:
         where: the flag or file, for the error.
 
     Raises:
-        UserError: none, or an empty one.
+        UserError: none, or one that is empty or no Unicode text.
     """
     found = [] if isinstance(texts, str) else [" ".join(str(text).split()) for text in texts]
     if not found or not all(found):
         raise UserError(f"{where}: give one text or more, none empty")
+    if not all(map(is_text, found)):
+        raise UserError(f"{where}: is not Unicode text; give it as UTF-8")
     return found
 
 

@@ -128,7 +128,8 @@ def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Result
         raise UserError(f"{model.path}: restores images; use lit-vision restore")
     if results is None:
         raise UserError(
-            f"{model.path}: returns {task} and no predictions; use lit-vision embed, or fine-tune a classifier"
+            f"{model.path}: returns {task} and no predictions; use lit-vision embed, fine-tune a classifier, or name "
+            "classes (--classes) if it was trained on images with captions"
         )
     for name, value in given.items():
         if value is not None and name not in results.options:

@@ -32,7 +32,7 @@ from lit_vision.methods.image_text.prompt_learning import (
 from lit_vision.predict.models import MODEL_SUFFIXES, load_method, resolve_model_file, torch_device
 from lit_vision.predict.open_clip_models import is_open_clip_name, load_open_clip
 from lit_vision.predict.runtimes import Model
-from lit_vision.predict.shared_space import has_texts, no_texts_error
+from lit_vision.predict.shared_space import check_texts, has_texts, no_texts_error
 from lit_vision.predict.timm_models import is_timm_name
 from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
 from lit_vision.weights.model_metadata import ModelMetadata
@@ -247,11 +247,12 @@ def check_classes(names: Sequence[str], where: str) -> list[str]:
         where: the flag and file, for the error.
 
     Raises:
-        UserError: fewer than two or too many, an empty one, or one that occurs twice.
+        UserError: fewer than two or too many, one that is empty or no Unicode text, or one that occurs twice.
     """
     found = [" ".join(str(name).split()) for name in names]
     if isinstance(names, str) or not 2 <= len(found) <= MOST_CLASSES or not all(found):
         raise UserError(f"{where}: {len(found)} names of classes; give 2 to {MOST_CLASSES:,}, none empty")
+    check_texts(found, where)
     name, count = Counter(found).most_common(1)[0]
     if count > 1:
         raise UserError(f"{where}: {name!r} stands there {count} times; give each class once")
@@ -262,11 +263,12 @@ def check_templates(templates: Sequence[str], where: str) -> list[str]:
     """Return templates of prompts; arguments as `check_classes`.
 
     Raises:
-        UserError: none, or one without {}.
+        UserError: none, or one without {} or that is no Unicode text.
     """
     if isinstance(templates, str) or not templates:
         raise UserError(f"{where}: give one template or more, such as 'a photo of a {{}}.'")
     for template in templates:
         if "{}" not in template:
             raise UserError(f"{where}: {template[:80]!r} has no {{}} for the name of the class; add it")
+    check_texts(templates, where)
     return [str(template) for template in templates]

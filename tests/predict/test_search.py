@@ -123,6 +123,16 @@ def test_duplicates__are_all_pairs_above_the_threshold(root, tmp_path, capsys) -
     assert f"{len(want)} pairs above 0.99999" in capsys.readouterr().out
 
 
+def write_odd_index(path: Path, name: str) -> None:
+    parts = {"features": torch.zeros(2, 32), "names": torch.tensor([97, 0, 98, 0], dtype=torch.uint8)}
+    notes = {"lit_vision": "Index", "made_with": "[" if name == "index without settings" else "{}"}
+    if name == "index without names":
+        del parts["names"]
+    elif name == "index of halves":
+        parts["features"] = parts["features"].half()
+    save_file(parts, path, notes)
+
+
 def wrong_command(root: Path, name: str) -> list[str]:
     """Return the arguments of a command with one thing wrong."""
     index, query = str(root / "index.safetensors"), str(root / "images/red/000.png")
@@ -135,11 +145,12 @@ def wrong_command(root: Path, name: str) -> list[str]:
     if name == "another backbone":
         (work / "cnn").exists() or write_run(work / "cnn", make_classifier("cnn"))
         return ["search", "--index", index, "--model", str(work / "cnn"), "--query", query]
-    if name == "no such index":
-        return ["search", "--index", str(work / "none.safetensors"), "--duplicates", "0.9"]
     if name == "not an index":
         save_file({"x": torch.zeros(1)}, work / "x.safetensors")
         return ["search", "--index", str(work / "x.safetensors"), "--duplicates", "0.9"]
+    if name in ("index without names", "index without settings", "index of halves"):
+        write_odd_index(work / "odd.safetensors", name)
+        return ["search", "--index", str(work / "odd.safetensors"), "--duplicates", "0.9"]
     if name == "torn index":
         (work / "torn.safetensors").write_bytes(Path(index).read_bytes()[:300])
         return ["search", "--index", str(work / "torn.safetensors"), "--duplicates", "0.9"]
@@ -155,6 +166,7 @@ def wrong_command(root: Path, name: str) -> list[str]:
     run, new, torn = str(root / "run"), str(work / "a.safetensors"), str(root / "images/torn.png")
     embed_one = ["embed", query, "--model", run, "--out", new]
     return {
+        "no such index": ["search", "--index", str(work / "none.safetensors"), "--duplicates", "0.9"],
         "neither": base,
         "both": [*base, "--query", query, "--duplicates", "0.9"],
         "query without model": ["search", "--index", index, "--query", query],
@@ -179,6 +191,9 @@ BROKEN = {
     "another backbone": (1, "another model"),
     "no such index": (1, "none.safetensors"),
     "not an index": (1, "x.safetensors"),
+    "index without names": (1, "is damaged"),
+    "index without settings": (1, "is damaged"),
+    "index of halves": (1, "is damaged"),
     "torn index": (1, "torn.safetensors"),
     "images as index": (1, "--index"),
     "broken query": (1, "torn.png"),

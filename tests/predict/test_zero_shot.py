@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,7 @@ def test_search_by_words__refuses_other_spaces(place: Path, monkeypatch, capsys)
         (1, "not in the space of --model's texts", "images", ["--model", "run", *text]),
         (1, "classifier/checkpoints/", "images", ["--model", "classifier", *text]),
         (1, "--text: give one text or more", "space", ["--model", "run", "--text", " "]),
+        (1, "--text: is not Unicode text", "space", ["--model", "run", "--text", os.fsdecode(b"hat \xff")]),
         (2, "--text needs --model", "space", text),
         (2, "give one of --query", "space", ["--model", "run", *text, "--query", "set/0.png"]),
         (2, "give one of --query", "space", [*text, "--duplicates", "0.5"]),
@@ -151,6 +153,7 @@ def test_refused(place: Path, monkeypatch, capsys) -> None:
         (1, "--template plain.txt", ["--model", "run", "--classes", "classes.txt", "--template", "plain.txt"]),
         (2, "--template", ["--model", "run", "--template", "templates.txt"]),
         (2, "--base", ["--model", "run", "--classes", "classes.txt", "--base", "x"]),
+        (2, "--explain", ["--model", "run", "--classes", "classes.txt", "--explain", "maps"]),
         (
             1,
             "last.ckpt: was not trained on images with captions",
@@ -162,6 +165,8 @@ def test_refused(place: Path, monkeypatch, capsys) -> None:
         assert says in capsys.readouterr().err
     with pytest.raises(UserError, match="classes"):
         lit_vision.load("run", "cpu").predict("set", classes="hat")
+    with pytest.raises(UserError, match="classes: is not Unicode text"):
+        lit_vision.load("run", "cpu").predict("set", classes=["hat", "\ud83d"])
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def read_text(path: Path, description: str) -> str:
 
 def read_lines(path: Path, description: str) -> list[str]:
     """Return the lines of a text file that are not blank, stripped; raises like `read_text`."""
-    return [line.strip() for line in read_text(path, description).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path, description).split("\n") if line.strip()]
 
 
 def read_split_list(root: Path, file: str) -> list[str]:

@@ -24,11 +24,13 @@ from lit_vision.data.make.archives import Package
 from lit_vision.data.make.fashion import DATASET_NOTE
 from lit_vision.errors import UserError
 from lit_vision.io.completion_marker import is_complete, mark_complete, mark_started, report_write_errors
+from lit_vision.io.text import is_text
 
 TABLE = "captions.csv"
 COLUMNS = ("path", "caption", "split", "concept", "class")
 SHARES = {"test": 0.2, "val": 0.1}  # of the pictures, in whole concepts
 SIDE = 256  # pixels
+LONGEST_CAPTION = 10_000  # characters
 SMALLEST = 48  # pixels: pictures whose longer side is shorter are left out
 MOST_PIXELS = 25_000_000  # of a picture in an archive
 _BLANK = 8  # gray levels: a picture that has no larger difference anywhere shows nothing on white
@@ -119,8 +121,13 @@ def _write_pictures(pictures: Iterable[Picture], out: Path, side: int, left_out:
 
     kept: list[Picture] = []
     seen: set[bytes] = set()
+    paths: set[str] = set()
     for picture in track(pictures, f"writing {out.name}", total=None, transient=True):
         try:
+            if not is_text(picture.path):
+                raise LeftOutError("its name is not UTF-8")
+            if picture.path in paths:
+                raise LeftOutError("the same name as another picture")
             square = on_white(picture.data, side)
             digest = hashlib.sha256(square.tobytes()).digest()
             if digest in seen:
@@ -129,6 +136,7 @@ def _write_pictures(pictures: Iterable[Picture], out: Path, side: int, left_out:
             left_out[str(reason)] += 1
             continue
         seen.add(digest)
+        paths.add(picture.path)
         path = out / check_within_root(picture.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(square).save(path, "PNG", compress_level=3)
@@ -206,9 +214,9 @@ def _write_table(path: Path, pictures: Iterable[Picture], split_of: dict[str, st
 
 
 def plain_captions(texts: Iterable[object]) -> list[str]:
-    """Return texts that can stand as captions: each in one line, none empty, none twice."""
-    lines = (" ".join(text.split()) for text in texts if isinstance(text, str) and "\0" not in text)
-    return list(dict.fromkeys(line for line in lines if line))
+    """Return texts that can stand as captions: each in one line, none empty, none twice, none longer than a page."""
+    lines = (" ".join(text.split()) for text in texts if isinstance(text, str) and "\0" not in text and is_text(text))
+    return list(dict.fromkeys(line for line in lines if 0 < len(line) <= LONGEST_CAPTION))
 
 
 def file_named(package: Package, name: str) -> bytes:

@@ -85,7 +85,7 @@ def _read_metadata(svg: bytes) -> tuple[str, str] | None:
     """Return title and keywords of a drawing; None unless it says that it is in the public domain."""
     try:
         work = next((node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}Work")), None)
-    except (ElementTree.ParseError, ValueError, RecursionError):
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError):  # of an encoding
         return None
     if work is None:
         return None

@@ -61,6 +61,6 @@ def _read_captions(package: Package) -> dict[str, list[str]]:
     """Return {path without its ending: [the English caption]}; other languages follow as lines like `de.utf8=...`."""
     found = {}
     for name, data in package.files(lambda name: name.startswith(_STAMPS) and name.endswith(".txt")):
-        first = data.decode("utf-8", "replace").split("\n", 1)[0]
+        first = data.decode("utf-8-sig", "replace").split("\n", 1)[0]
         found[posixpath.splitext(name.removeprefix(_STAMPS))[0]] = plain_captions([first])
     return found

@@ -30,6 +30,7 @@ from lit_vision.data.table_rows import (
     split_role,
 )
 from lit_vision.errors import UserError
+from lit_vision.io.text import is_text
 
 # names of columns and of tables below the root that are taken without being named; metadata is Hugging Face's
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "title", "description")
@@ -167,6 +168,8 @@ def _captions_of(value: Any, where: str, column: str) -> list[str]:
     captions = [_plain(cell_text(item)) for item in values]
     if not captions or not all(captions):
         raise UserError(f"{where}: has an empty {column}; fill it in or remove it")
+    if not all(map(is_text, captions)):
+        raise UserError(f"{where}: its {column} holds half a character (a lone surrogate); correct it")
     return captions
 
 
@@ -208,7 +211,7 @@ def _read_lines(file: Path) -> list[str]:
         raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; make it readable") from None
-    lines = list(dict.fromkeys(_plain(line) for line in text.splitlines() if line.strip()))
+    lines = list(dict.fromkeys(_plain(line) for line in text.split("\n") if line.strip()))
     if not lines or any("\0" in line for line in lines):
         raise UserError(f"{file}: has no caption; write one a line, as UTF-8 text")
     return lines

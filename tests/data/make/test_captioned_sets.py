@@ -14,7 +14,8 @@ from toy_packages import deb, npm, picture, tar
 
 from lit_vision.cli.main import main
 from lit_vision.data import ImageFolderDataModule, PairsDataModule
-from lit_vision.data.make.captioned import LeftOutError, draw_concepts, on_white
+from lit_vision.data.make.captioned import LeftOutError, draw_concepts, on_white, plain_captions
+from lit_vision.data.make.clipart import _read_metadata
 
 GROUPS = {"groups": {"0": "food-drink", "9": "flags"}, "subgroups": {str(i): f"kind{i}" for i in range(12)}}
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -221,3 +222,24 @@ def test_lists_of_emoji_in_another_form_are_refused(tmp_path: Path, capsys) -> N
     files = {"en/data.json": json.dumps(entries).encode(), "meta/groups.json": json.dumps(GROUPS).encode()}
     archives[0].write_bytes(npm("emojibase-data", files))
     assert main(["data", "emoji", "--archive", *map(str, archives), "--out", str(tmp_path / "out")]) == 1
+
+
+def test_names_and_words_that_no_table_holds_are_left_out(tmp_path: Path) -> None:
+    stem = "./usr/share/tuxpaint/stamps/town/"
+    files = {"./usr/share/doc/tuxpaint-stamps-default/copyright": b"GPL-2"}
+    for i, name in enumerate(("a", "b", "c", "d", "\udcff", "e", "./e")):  # the last two are one file
+        files[f"{stem}{name}.png"] = picture(i)
+        files[f"{stem}{name}.txt"] = b"\xef\xbb\xbf" + f"Thing {i}.".encode()
+    files[f"{stem}d.txt"] = b"x" * 20_000
+    (tmp_path / "stamps").write_bytes(deb("tuxpaint-stamps-default", tar(files)))
+    out = tmp_path / "out"
+    assert main(["data", "stamps", "--archive", str(tmp_path / "stamps"), "--out", str(out), "--side", "32"]) == 0
+    rows = rows_of(out)
+    assert [row["path"] for row in rows] == ["town/a.png", "town/b.png", "town/c.png", "town/e.png"]
+    assert rows[0]["caption"] == "Thing 0."
+    left_out = json.loads((out / "lit_vision_data.json").read_text())["left_out"]
+    assert left_out == {"no caption": 1, "its name is not UTF-8": 1, "the same name as another picture": 1}
+    svg = SVG.format(title="cut", words="", license=PUBLIC)
+    assert _read_metadata(svg.encode()) == ("cut", "")
+    assert _read_metadata(f'<?xml version="1.0" encoding="none"?>{svg}'.encode()) is None
+    assert plain_captions(["a \ud83d", " b\u2028c ", "b c"]) == ["b c"]

@@ -179,6 +179,7 @@ BROKEN = {
     "no split": (TABLE.replace("two,train", "two,"), {}, "line 3: has no split"),
     "no group": (TABLE, {"group_by": "place"}, "no column 'place'"),
     "ragged": (TABLE + "a.png\n", {}, "line 4: has 1 values"),
+    "looks the same": (TABLE.replace("b.png", "e\u0301.png"), {}, r"line 3: .*another Unicode form \(NFC, NFD\)"),
 }
 
 
@@ -186,7 +187,7 @@ BROKEN = {
 def test_what_is_wrong_in_a_table_is_named_with_its_line(case: str, tmp_path: Path, monkeypatch) -> None:
     content, options, message = BROKEN[case]
     monkeypatch.chdir(tmp_path)
-    for i, name in enumerate(("a.png", "b.png")):
+    for i, name in enumerate(("a.png", "b.png", "\u00e9.png")):
         write_image(tmp_path / name, i)
     if content is not None:
         (tmp_path / "captions.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -203,6 +204,8 @@ def test_what_is_wrong_in_a_table_is_named_with_its_line(case: str, tmp_path: Pa
         ('{"path": "a.png", "caption": ["x", " "]}', "line 1: has an empty caption"),
         ('{"path": "a.png", "caption": {"en": "x"}}', "line 1: its caption must be"),
         ('{"path": "a.png", "caption": null}', "line 1: has an empty caption"),
+        ('{"path": "a.png", "caption": "a smile \\ud83d"}', "line 1: holds half a character"),
+        ('{"path": "a.png", "caption": "a smile \\udc80"}', "line 1: its caption holds half a character"),
     ],
 )
 def test_what_is_wrong_in_json_lines_is_named(row: str, message: str, tmp_path: Path) -> None:
@@ -210,6 +213,32 @@ def test_what_is_wrong_in_json_lines_is_named(row: str, message: str, tmp_path: 
     (tmp_path / "captions.jsonl").write_text(row + "\n")
     with pytest.raises(UserError, match=message):
         pairs(tmp_path).setup()
+
+
+def test_captions_may_hold_any_text(tmp_path: Path) -> None:
+    """What other programs write: line separators within JSON and text files, empty lines before a header, emoji."""
+    texts = ["one\u2028two", "x\u0085y", "\u05e9\u05dc\u05d5\u05dd \U0001f44d\U0001f3fd", "word " * 2000]
+    for i in range(4):
+        write_image(tmp_path / f"{i}.png", i)
+    rows = [{"path": f"{i}.png", "caption": text} for i, text in enumerate(texts)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    (tmp_path / "table.csv").write_bytes(
+        "\ufeff\r\n\r\npath;caption\r\n".encode()
+        + "".join(f'{i}.png;"{text}"\r\n' for i, text in enumerate(texts)).encode()
+    )
+    plain = [[" ".join(text.split())] for text in texts]
+    for table in ("captions.jsonl", "table.csv"):
+        data = pairs(tmp_path, captions=str(tmp_path / table), batch_size=4)
+        assert next(iter(data.train_dataloader()))["tokens"].shape[0] == 4
+        assert data.captions("train") == plain
+
+
+def test_a_tokenizer_without_a_token_for_what_it_does_not_know_is_named(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "csv")
+    model = {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(UserError, match="tokenizer: cannot encode"):
+        pairs(tmp_path, tokenizer=str(tmp_path / "tokenizer.json")).train_dataloader()
 
 
 def test_what_is_wrong_with_text_files_is_named(tmp_path: Path) -> None:
