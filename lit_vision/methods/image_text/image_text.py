@@ -183,7 +183,7 @@ class ImageText(ImageTextNetwork, LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, and recall at 1, 5 and 10 in both directions among all images and captions of the split.
+        """Log val/loss, recall at 1, 5 and 10 and median rank, both ways, among all images and captions of the split.
 
         val/loss is that of the split as one batch with each image's first caption. val/recall1 is the mean of
         val/image_to_text_recall1 and val/text_to_image_recall1, see `evaluation.retrieval`.
@@ -210,6 +210,7 @@ class ImageText(ImageTextNetwork, LightningModule):
         values["recall1"] = (to_texts.recall[1] + to_images.recall[1]) / 2
         for name, found in (("image_to_text", to_texts), ("text_to_image", to_images)):
             values |= {f"{name}_recall{k}": value for k, value in found.recall.items()}
+            values[f"{name}_median_rank"] = found.median_rank
         for name, value in values.items():  # the same on every process
             self.log(f"{split}/{name}", value, prog_bar=name == "recall1", sync_dist=self.trainer.world_size > 1)
 

@@ -76,8 +76,9 @@ def test_overfits_one_batch_and_finds_every_pair(tmp_path, capsys) -> None:
         "val/loss",
         "val/recall1",
         *(f"val/{way}_recall{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
+        *(f"val/{way}_median_rank" for way in ("image_to_text", "text_to_image")),
     }
-    assert found["val/recall1"] == found["val/text_to_image_recall10"] == 1
+    assert found["val/recall1"] == found["val/text_to_image_recall10"] == found["val/text_to_image_median_rank"] == 1
     assert found["val/loss"] < 0.3
     run.save_checkpoint(tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
