@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,8 @@ def _parser() -> CommandParser:
         prog="lit-vision serve",
         description="Open a page in the browser on which images can be dropped to try a model, and an API behind it:\n"
         "POST /v1/predict and /v1/embed, GET /v1/search, /healthz, /metrics, /api. Answers are those of lit-vision "
-        "predict\nand search. Ctrl-C or SIGTERM stops it.",
+        "predict\nand search. Of a generator (FlowMatching, GAN) the page shows images that it makes, and the API is\n"
+        "GET /v1/generate. Ctrl-C or SIGTERM stops it.",
         epilog="examples: lit-vision serve runs/classifier/20260101-120000\n"
         "          lit-vision serve runs/imagetext/1 --index photos.safetensors --index_root photos/",
     )
@@ -105,33 +107,52 @@ def main(argv: Sequence[str]) -> int:
         from lit_vision.serve.run_server import listen, run_server
     except ImportError as error:
         raise UserError(f"serve: {error.name} is not installed; pip install 'lit-vision[serve]'") from error
+    from lit_vision.predict.generate import load_generator
     from lit_vision.predict.models import load_model
     from lit_vision.predict.search import check_same_model, feature_settings, read_index
     from lit_vision.serve.access import Access
+    from lit_vision.serve.generator_app import GeneratorApp
     from lit_vision.serve.guard import Limits
     from lit_vision.serve.model_app import ModelApp
     from lit_vision.serve.predictor import Predictor
+    from lit_vision.weights.compatibility import GeneratorFileError
 
     access = Access(args.host, args.allowed_hosts, args.token)
     index = read_index(args.index) if args.index else None
     if args.index_root and not Path(args.index_root).is_dir():
         raise UserError(f"--index_root {args.index_root}: no such folder; check the path")
     shared_space = index is None or index.in_shared_space
-    with opened_models(args):
-        if args.classes:
-            model = zero_shot_model(args)
-        else:
-            model = load_model(
-                args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
-            )
-    if index is not None:
-        check_same_model(index, feature_settings(model.metadata))
     limits = Limits(
         body_bytes=int(args.max_mb * 1e6),
         images=args.max_images,
         queued_images=args.queue,
         pixels=int(args.max_megapixels * 1e6),
     )
+    with opened_models(args):
+        try:
+            if args.classes:
+                model = zero_shot_model(args)
+            else:
+                model = load_model(
+                    args.model,
+                    args.device,
+                    args.base,
+                    args.trust_pt2,
+                    value_range=args.range,
+                    shared_space=shared_space,
+                )
+        except GeneratorFileError:
+            _check_generator_arguments(args)
+            network, names, path = load_generator(args.model, args.device)
+            model = None
+    if model is None:
+        with GeneratorApp(network, names, path, limits) as made, listen(args.host, args.port) as listener:
+            classes = f", {len(made.names)} classes" if made.names else ""
+            print(f"{path}: {network.method_name}{classes}; Ctrl-C stops it. Open", flush=True)
+            run_server(made.app(access), access, listener, args.host)
+        return 0
+    if index is not None:
+        check_same_model(index, feature_settings(model.metadata))
     predictor = Predictor(
         model,
         max_pixels=limits.pixels,
@@ -148,6 +169,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"{model.path}: {model.metadata.task}{classes}, {model.runtime}; Ctrl-C stops it. Open", flush=True)
         run_server(app.app(access), access, listener, args.host)
     return 0
+
+
+def _check_generator_arguments(args: argparse.Namespace) -> None:
+    """Raise UsageError for a flag that says how images are read."""
+    for name in ("classes", "index", "captions", "base", "range"):
+        if getattr(args, name):
+            raise UsageError(f"--{name}: is for models that read images, and {args.model} makes them; leave it out")
 
 
 def _text_search(predictor: Predictor) -> TextSearch | None:

@@ -157,15 +157,10 @@ def generate_images(
     _begin(folder, identity)
     made = 0
     for first in range(0, num, micro_batch):
-        index = torch.arange(first, first + micro_batch)
-        wanted = [i for i in index.tolist() if i < num and not _is_made(_image(folder, i))]
+        wanted = [i for i in range(first, min(first + micro_batch, num)) if not _is_made(_image(folder, i))]
         if not wanted:
             continue
-        labels = class_of_index(network, index) if numbers is None else torch.tensor(numbers)[index % len(numbers)]
-        images = sample_images(network, index, labels, seed, **used)
-        if not bool(images.isfinite().all()):
-            raise UserError(f"{path}: its pixels are not finite; check its training, or give a smaller --guidance")
-        pixels = to_levels(images)
+        pixels = make_micro_batch(network, path, first, numbers, seed, micro_batch, **used)
         for i in wanted:
             _write_png(_image(folder, i), pixels[i - first], gray=network.shape[0] == 1)
         made += len(wanted)
@@ -177,6 +172,44 @@ def generate_images(
     if grid is not None:
         _write_grid(Path(grid), folder, min(num, GRID_IMAGES))
     return made
+
+
+def make_micro_batch(
+    network: AnyGenerator,
+    path: Path,
+    first: int,
+    numbers: Sequence[int] | None,
+    seed: int,
+    micro_batch: int = MICRO_BATCH,
+    **options: Any,
+) -> np.ndarray:
+    """Return the images from number `first`, as many as a micro-batch has.
+
+    Args:
+        network, path: from `load_generator`.
+        first: a multiple of `micro_batch`, for the bits of `generate_images`.
+        numbers: of the classes, for the images in turn; None is all of them in turn.
+        seed: of the noise.
+        micro_batch: images that the network sees at once.
+        options: some of the network's `sampling_options`.
+
+    Returns:
+        (micro_batch, H, W, 3) uint8; gray images have three equal channels.
+
+    Raises:
+        UserError: an option that cannot work, or pixels that are not finite.
+    """
+    index = torch.arange(first, first + micro_batch)
+    labels = class_of_index(network, index) if numbers is None else torch.tensor(numbers)[index % len(numbers)]
+    images = sample_images(network, index, labels, seed, **options)
+    if not bool(images.isfinite().all()):
+        raise UserError(f"{path}: its pixels are not finite; check its training, or give a smaller --guidance")
+    return to_levels(images)
+
+
+def grid_of_images(images: np.ndarray) -> np.ndarray:
+    """Return one picture, (H', W', 3) uint8, of images (N, H, W, 3), ten a row: what --grid writes."""
+    return tile_images(images, min(GRID_COLUMNS, len(images)))
 
 
 def _sampling_options(network: AnyGenerator, options: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -263,4 +296,4 @@ def _write_grid(path: Path, folder: Path, count: int) -> None:
         if pixels is None:  # a power failure, or somebody's editor
             raise UserError(f"{file}: is damaged; remove it and run the same command again")
         images.append(pixels[:, :, ::-1])
-    _write_png(path, tile_images(np.stack(images), min(GRID_COLUMNS, count)), gray=False)
+    _write_png(path, grid_of_images(np.stack(images)), gray=False)

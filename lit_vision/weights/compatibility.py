@@ -23,6 +23,10 @@ DINOV2, CLIP = "DINOv2", "CLIP (image tower)"
 UNKNOWN = "an unknown method"  # beginning of the layout of a checkpoint in our form whose method is not known
 
 
+class GeneratorFileError(UserError):
+    """A generator's file, where a model with a backbone is asked for."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Content of a file.
@@ -186,11 +190,11 @@ def check_has_backbone(declared: str, hyper_parameters: Iterable[str], where: st
         where: begins the message, with a colon.
 
     Raises:
-        UserError: the file holds a generator.
+        GeneratorFileError: the file holds a generator.
     """
     method = declared or method_of_hyper_parameters(hyper_parameters)
     if method in METHODS and "backbone" not in METHODS[method].parts:
-        raise UserError(
+        raise GeneratorFileError(
             f"{where}is a checkpoint of {method}, which makes images and has no backbone; "
             "lit-vision generate --model takes it"
         )

@@ -51,7 +51,7 @@ export function element(name, attributes = {}, text = "") {
 }
 
 /**
- * Send a request; return the answer's JSON. Signs in where it must, and tries again when the server is busy.
+ * Send a request; return the answer's JSON, or its image as a Blob. Signs in where it must, and tries again when the server is busy.
  * An answer that is an error is thrown with its `status` and `content`; without a status, no answer came.
  */
 export async function api(path, options = {}, tries = 20) {
@@ -66,6 +66,7 @@ export async function api(path, options = {}, tries = 20) {
     await new Promise((done) => setTimeout(done, 1000 * seconds * (0.5 + Math.random())));
     return api(path, options, tries - 1);
   }
+  if (answer.ok && answer.headers.get("Content-Type") === "image/png") return answer.blob();
   const content = await answer.json();
   if (content.error) throw Object.assign(new Error(content.error), { status: answer.status, content });
   return content;
