@@ -66,7 +66,7 @@ def lead(rows: Sequence[Row], settings: SweepSettings, best: Row | None) -> str:
     still = f" {left} of {len(rows)} settings are still to be run." if left else ""
     if best is None:
         return f"No run has ended well yet.{still}"
-    values = ", ".join(f"{key} {as_text(value)}" for key, value in best.point.items())
+    values = ", ".join(f"{key.replace('init_args.', '')} {_short(value)}" for key, value in best.point.items())
     seeds = f"mean of {len(best.values)} seeds" if len(best.values) > 1 else "one seed"
     score = f"{settings.metric} {number(best.mean, settings)} ({seeds})"
     return f"Best of {len(rows)} settings: {values}, with {score}.{still}"
@@ -122,16 +122,21 @@ def facts_of(rows: Sequence[Row], settings: SweepSettings) -> list[str]:
 def to_table(rows: Sequence[Row], settings: SweepSettings) -> Table:
     """Return the settings as a table of texts."""
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
-    short = [key.removeprefix("model.").removeprefix("init_args.") for key in keys]
+    short = [key.replace("init_args.", "").removeprefix("model.") for key in keys]
     table = Table(
-        ["setting", *short, settings.metric, "seeds", "state"],
+        ["setting", settings.metric, "seeds", "state", *short],
         note="± is the sd over seeds" + ("; the other settings are in trials.csv" if len(rows) > MOST_ROWS else ""),
     )
     for row in rows[:MOST_ROWS]:
         score = number(row.mean, settings, row.sd) if row.values else "not measured"
-        given = [as_text(row.point.get(key)) for key in keys]
-        table.rows.append([str(row.setting), *given, score, str(len(row.values)), row.state])
+        given = [_short(row.point.get(key)) for key in keys]
+        table.rows.append([str(row.setting), score, str(len(row.values)), row.state, *given])
     return table
+
+
+def _short(value: Any) -> str:
+    """Return a value with 4 significant digits; trials.csv and best.yaml have all of them."""
+    return f"{value:.4g}" if isinstance(value, float) else as_text(value)
 
 
 def number(value: float, settings: SweepSettings, sd: float | None = None) -> str:
