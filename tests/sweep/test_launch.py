@@ -39,8 +39,10 @@ def test_exit_code_output_and_environment_of_a_child(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_reaches_the_child_once_and_ends_both(tmp_path, sent, raised):
+def test_a_signal_reaches_the_child_once_and_ends_both(tmp_path, request, sent, raised):
     ready, log, before = tmp_path / "ready", tmp_path / "log.txt", signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job that a shell runs with &
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupt))
 
     def send():
         while not ready.exists():
