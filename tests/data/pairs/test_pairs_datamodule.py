@@ -216,7 +216,7 @@ def test_what_is_wrong_in_json_lines_is_named(row: str, message: str, tmp_path: 
 
 
 def test_captions_may_hold_any_text(tmp_path: Path) -> None:
-    """What other programs write: line separators within JSON and text files, empty lines before a header, emoji."""
+    """Captions as other programs write them: odd line separators, empty lines before a header, emoji."""
     texts = ["one\u2028two", "x\u0085y", "\u05e9\u05dc\u05d5\u05dd \U0001f44d\U0001f3fd", "word " * 2000]
     for i in range(4):
         write_image(tmp_path / f"{i}.png", i)
