@@ -13,7 +13,6 @@ openclipart-png openclipart-svg.
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import io
 import os
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from frozen_sets import image_features
-from studies.words_sets import SETS, draw_split, make_set, stored
+from studies.words_sets import SETS, draw_split, make_set, read_captions, stored
 from table_script import RESULTS, ROOT, Tally, run_table
 
 if TYPE_CHECKING:
@@ -80,20 +79,12 @@ def results_file(name: str) -> Path:
 
 def read_set(name: str) -> CaptionSet | None:
     """Return one of SETS with its features, computed once; None without its archives."""
-    from lit_vision.data.pairs.caption_files import CaptionOptions, read_caption_table
-
     root = make_set(name)
     if root is None:
         return None
-    listed, captions = read_caption_table(root / "captions.csv", CaptionOptions(group_by="concept"))
-    assert listed.groups is not None
-    paths = [root / path for path in listed.paths]
-    digest = hashlib.sha256()
-    for path, texts in zip(listed.paths, captions):
-        digest.update("\0".join([path, *texts, ""]).encode() + (root / path).read_bytes())
-    fingerprint = digest.hexdigest()
+    paths, captions, concepts, fingerprint = read_captions(root)
     features = stored(f"{name}-{ENCODER}", fingerprint, lambda: image_features(paths, ENCODER))
-    return CaptionSet(paths, features, captions, listed.groups, fingerprint)
+    return CaptionSet(paths, features, captions, concepts, fingerprint)
 
 
 def train_decoder(features: Tensor, captions: list[str], val: tuple[Tensor, list[str]], seed: int) -> Any:

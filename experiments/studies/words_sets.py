@@ -93,25 +93,29 @@ def draw_split(concepts: Sequence[str], by: str, seed: int) -> dict[str, np.ndar
     return {split: np.flatnonzero(splits == split) for split in ("train", "val", "test")}
 
 
-@cache
-def _read(name: str) -> tuple[WordSet, list[Path]] | None:
+def read_captions(root: Path) -> tuple[list[Path], list[list[str]], list[str], str]:
+    """Return the pictures of a set, the captions and the concept of each, and the sha256 of all."""
     from lit_vision.data.pairs.caption_files import CaptionOptions, read_caption_table
 
-    root = make_set(name)
-    if root is None or not _text_wheel():
-        return None
     listed, captions = read_caption_table(root / "captions.csv", CaptionOptions(group_by="concept"))
     assert listed.groups is not None
-    paths = [root / path for path in listed.paths]
     digest = hashlib.sha256()
     for path, texts in zip(listed.paths, captions):
         digest.update("\0".join([path, *texts, ""]).encode() + (root / path).read_bytes())
-    fingerprint = digest.hexdigest()
+    return [root / path for path in listed.paths], captions, listed.groups, digest.hexdigest()
+
+
+@cache
+def _read(name: str) -> tuple[WordSet, list[Path]] | None:
+    root = make_set(name)
+    if root is None or not _text_wheel():
+        return None
+    paths, captions, concepts, fingerprint = read_captions(root)
     everything = [text for texts in captions for text in texts]
     texts = stored(f"{name}-words", fingerprint, lambda: text_vectors(everything))
     pixels = stored(f"{name}-pixels-{SIDE}", fingerprint, lambda: _read_pixels(paths))
     owner = np.repeat(np.arange(len(paths)), [len(texts) for texts in captions])
-    words = WordSet(np.empty((len(paths), 0)), texts, owner, listed.groups, fingerprint, captions, pixels)
+    words = WordSet(np.empty((len(paths), 0)), texts, owner, concepts, fingerprint, captions, pixels)
     return words, paths
 
 

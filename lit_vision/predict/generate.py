@@ -25,7 +25,7 @@ from lit_vision.methods.generation.sampling import AnyGenerator, class_of_index,
 from lit_vision.predict.models import resolve_model_file, torch_device
 from lit_vision.predict.writers import check_output_path, csv_line
 from lit_vision.results.overlays import tile_images
-from lit_vision.weights.checkpoint_layouts import read_file_and_content
+from lit_vision.weights.checkpoint_layouts import load_own_weights, read_file_and_content
 from lit_vision.weights.compatibility import method_of_hyper_parameters
 
 GENERATORS = ("FlowMatching", "GAN")
@@ -58,12 +58,7 @@ def load_generator(source: str | os.PathLike[str], device: str = "auto") -> tupl
     if name not in GENERATORS:
         raise UserError(f"{path}: is no generator{f' but {name}' if name else ''}; give a run of FlowMatching or GAN")
     network: Any = methods.network_class(name)(hyper)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
-        ) from error
+    load_own_weights(network, state, path)
     names = list((card if isinstance(card, Mapping) else {}).get("class_names") or [])
     names = [str(n) for n in names] or [str(i) for i in range(network.num_classes)]
     return network.to(torch_device(device)).eval(), names, path

@@ -182,7 +182,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, done: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal, and nothing elsewhere; yield the function that advances it."""
     if not sys.stderr.isatty():
         yield lambda n: None
@@ -190,7 +190,7 @@ def progress_bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total, completed=done)
         yield lambda n: progress.advance(task, n)

@@ -32,7 +32,7 @@ from lit_vision.predict.shared_space import SharedSpaceInference, build_image_te
 from lit_vision.predict.tasks import TASKS, inference_network, task_of_checkpoint
 from lit_vision.predict.timm_models import is_timm_name, load_timm_model
 from lit_vision.weights.adapter_io import load_adapter, read_adapter
-from lit_vision.weights.checkpoint_layouts import read_file_and_content, to_common_keys
+from lit_vision.weights.checkpoint_layouts import load_own_weights, read_file_and_content, to_common_keys
 from lit_vision.weights.compatibility import UNKNOWN, check_has_backbone, unknown_method_error
 from lit_vision.weights.load import load_into
 from lit_vision.weights.model_metadata import METADATA_KEY, SHARED_SPACE, ModelMetadata, current_keys
@@ -250,12 +250,7 @@ def _build_method(
         )
     with _WithoutRandomValues():
         method = TASKS[task].network(hyper)
-    try:
-        method.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
-        ) from error
+    load_own_weights(method, state, path)
     if merge:
         adapters.merge(method.backbone)
     return method.eval(), build_metadata(method, task, stored)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_vision.errors import UserError
 from lit_vision.io.text import is_text
 from lit_vision.methods import network_class
+from lit_vision.weights.checkpoint_layouts import load_own_weights
 from lit_vision.weights.compatibility import METHODS
 
 if TYPE_CHECKING:
@@ -51,12 +52,7 @@ def build_image_text(path: Path, layout: str, hyper: Mapping[str, Any], state: M
         UserError: the weights do not fit the hyper-parameters.
     """
     network = network_class(layout)(hyper)
-    try:
-        network.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
-        ) from error
+    load_own_weights(network, state, path)
     return network.eval().requires_grad_(False)
 
 

@@ -17,12 +17,10 @@ Letters: B images (one), C channels, H W pixels or positions of a map.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +32,12 @@ from PIL import Image
 from torch import Tensor
 
 from lit_vision.backbones.backbone import Backbone
+from lit_vision.data.views.color import LUMA
 from lit_vision.data.views.decode import ImageDecodeError, decode, decode_values
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.methods.tuning_modes import feature_maps
+from lit_vision.predict.inference import progress_bar
 from lit_vision.predict.writers import check_output_path
 from lit_vision.weights import public_packages
 from lit_vision.weights.load import load_into
@@ -48,7 +48,6 @@ MAX_STRIDE = 16  # maps of more pixels a position have too few positions for a s
 CONTENT_STRIDE = 8  # of the map that holds the content, as relu4_2 of VGG-19 has it
 MIN_SIDE = 32  # pixels
 LEARNING_RATE = 0.03  # of pixels from 0 to 1
-LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, which JPEG has too
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ def _without_highest_frequency(gradient: Tensor) -> Tensor:
 
 def luminance(images: Tensor) -> Tensor:
     """Return Y of RGB images: (B, 3, H, W) to (B, 1, H, W), in their unit."""
-    return (images.new_tensor(LUMINANCE)[:, None, None] * images).sum(1, keepdim=True)
+    return (images.new_tensor(LUMA.tolist())[:, None, None] * images).sum(1, keepdim=True)
 
 
 def luminance_like(style: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,8 +294,10 @@ def stylize(
     wanted, model = (torch.from_numpy(x).to(place).permute(2, 0, 1)[None].float() / 255 for x in pictures)
     given, taught = luminance_like(model, wanted) if keep_color else (wanted, model)
     weights = {"style_weight": style_weight, "smoothness": smoothness}
-    with _progress_bar(steps) as advance:
-        image = optimize_pixels(network, given, taught, steps=steps, **weights, noise=noise, seed=seed, advance=advance)
+    with progress_bar(steps, 0, "steps") as advance:
+        image = optimize_pixels(
+            network, given, taught, steps=steps, **weights, noise=noise, seed=seed, advance=lambda: advance(1)
+        )
     image = with_color_of(image, wanted) if keep_color else image
     pixels = (image[0].permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
     atomic_write(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))
@@ -367,18 +368,3 @@ def _shrunk(pixels: np.ndarray, size: int, path: str | os.PathLike[str], flag: s
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{flag} {path}: is {width} x {height} pixels at --size {size}; give {MIN_SIDE} a side or more")
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA) if shrink < 1 else pixels
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[], object]]:
-    """Show a progress bar on a terminal, and nothing elsewhere; yield the function that advances it."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)

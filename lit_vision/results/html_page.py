@@ -51,8 +51,8 @@ footer { margin-top: 3em; border-top: 1px solid var(--rule); padding-top: 1em; }
 """
 
 
-def html_page(title: str, body: str) -> str:
-    """Return a page with this title around the HTML of its body."""
+def html_page(title: str, body: str, style: str = _STYLE) -> str:
+    """Return a page with this title and style sheet around the HTML of its body."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -60,7 +60,7 @@ def html_page(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{style}</style>
 </head>
 <body><main>
 {body}

@@ -18,6 +18,7 @@ from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.io.processes import cores
 from lit_vision.io.text import printable
+from lit_vision.results.html_page import html_page
 
 SIDE = 192  # pixels of the longer side of an image on the page
 
@@ -75,24 +76,7 @@ def write_contact_sheet(
     with ThreadPoolExecutor(cores()) as threads:
         items = "\n".join(threads.map(item, range(1, len(images) + 1), images))
     text = "\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body><main>
-<h1>{escape(title)}</h1>
-{text}
-<ol>
-{items}
-</ol>
-</main></body>
-</html>
-"""
+    page = html_page(title, f"<h1>{escape(title)}</h1>\n{text}\n<ol>\n{items}\n</ol>", _STYLE)
     atomic_write(out, lambda file: file.write_text(printable(page), encoding="utf-8"))
 
 

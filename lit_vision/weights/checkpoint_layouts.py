@@ -53,6 +53,20 @@ def read_file(path: str | os.PathLike[str], state: str | None = None) -> tuple[d
     return tensors, metadata
 
 
+def load_own_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load all weights of a network that was built from the hyper-parameters of the same file.
+
+    Raises:
+        UserError: the weights do not fit; the message names the file.
+    """
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: is damaged: its weights do not fit its hyper_parameters; take another copy"
+        ) from error
+
+
 def read_file_and_content(
     path: str | os.PathLike[str], state: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str], object]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_vision.data.views.color import LUMA
 from lit_vision.data.views.degraded import Degradation, parse_degradations
 from lit_vision.methods.keyed_noise import TRAIN, keyed_noise
 
@@ -143,7 +144,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, most: float) -> Tensor:
 
 def gray(images: Tensor) -> Tensor:
     """Return the luma (0.299, 0.587, 0.114) of RGB images in three equal channels."""
-    weights = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    weights = images.new_tensor(LUMA.tolist())[:, None, None]
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 
