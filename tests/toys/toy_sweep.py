@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lit_vision.io.atomic import atomic_write
 from lit_vision.sweep.run_sweep import run_sweep
 from lit_vision.sweep.settings import SweepSettings
 
@@ -57,7 +58,7 @@ class StandIn:
 def sweep_of(folder: Path, run: StandIn, finish_seeds: int = 0, **settings: object) -> list[Path]:
     """Run a sweep in folder/sweep with the stand-in, quietly."""
     recipe, space = folder / "toy.yaml", folder / "space.yaml"
-    recipe.write_text(RECIPE)
-    space.write_text(SPACE)
+    for path, text in ((recipe, RECIPE), (space, SPACE)):  # two workers of a test never see a half-written file
+        atomic_write(path, lambda file, text=text: file.write_text(text), fsync=False)
     given = {"metric": "val/top1", "trials": 12, "sampler": "grid", "first_seed": 5} | settings
     return run_sweep(folder / "sweep", recipe, space, SweepSettings(**given), run, finish_seeds, lambda line: None)
