@@ -7,6 +7,7 @@ _HOMES = {
     "DatasetDataModule": "lit_vision.data.dataset_datamodule",
     "ImageFolderDataModule": "lit_vision.data.datamodule",
     "PairsDataModule": "lit_vision.data.pairs.datamodule",
+    "VideoFolderDataModule": "lit_vision.data.video.datamodule",
     "make_views": "lit_vision.data.views.views",
 }
 __all__ = list(_HOMES)

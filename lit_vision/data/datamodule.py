@@ -25,8 +25,8 @@ from lit_vision.data.views.batch_views import make_batch_views
 from lit_vision.data.views.degraded import DegradedViews
 from lit_vision.data.views.image_size import height_and_width, plain_size
 from lit_vision.data.views.keyed_rng import derive_seed
-from lit_vision.data.views.pixel_values import FULL_16_BIT, check_range
-from lit_vision.data.views.views import make_views
+from lit_vision.data.views.pixel_values import FULL_16_BIT, PixelFormat, check_range
+from lit_vision.data.views.views import ImageViewsFunction, make_views
 from lit_vision.errors import UsageError, UserError
 
 BAD_IMAGES_FILE = "bad_images.csv"  # in the run's folder
@@ -405,12 +405,21 @@ class ImageFolderDataModule(KeyedDataModule):
             local = None
             if local_seed is not None:
                 local = make_views(view, self.local_size, local_seed, files.pixel_format, **self.local_options)
-            views = make_views(view, self.img_size, self.seed, files.pixel_format, **options)
+            views = self._views(train, files.pixel_format)
             return ImageFileDataset(files, self._numbered_labels(role), views, local, self.channels, worse)
         pixels, source = in_memory
         more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
         of_batch = make_batch_views(view, self.img_size, self.seed, **options)
         return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more, self.channels, worse)
+
+    def _views(self, train: bool, pixel_format: PixelFormat) -> ImageViewsFunction:
+        """Return the views of what the reader of a split gives: the bytes of an image file."""
+        view, options = (self.train_view, self.train_options) if train else (self.eval_view, self.eval_options)
+        return make_views(view, self.img_size, self.seed, pixel_format, **options)
+
+    def _reader(self, *arguments: Any) -> ImageReader:
+        """Return the reader of a split; arguments as `ImageReader`."""
+        return ImageReader(*arguments)
 
     def _read_split(
         self, role: str, on_bad: str, train: bool
@@ -418,7 +427,7 @@ class ImageFolderDataModule(KeyedDataModule):
         """Return the reader of a split, and its images from `load_into_memory`; None if they stay on disk."""
         run_folder = getattr(self.trainer, "default_root_dir", None) if train else None
         bad_images_file = Path(run_folder) / BAD_IMAGES_FILE if run_folder else None
-        files = ImageReader(
+        files = self._reader(
             self._scanned_folder(),
             self._paths[role],
             on_bad,
