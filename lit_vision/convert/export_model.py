@@ -210,8 +210,8 @@ def _to_project(
         note = write_transformers(mae, path, **origin)
     else:
         method, metadata = load_method(source)
-        if metadata.task == "restoration":
-            raise UserError(f"--format {project}: is not for restoration; use safetensors, onnx or openvino")
+        if metadata.task in ("restoration", "video"):
+            raise UserError(f"--format {project}: is not for {metadata.task}; use safetensors, onnx or openvino")
         metadata.license = license_text if license_text is not None else metadata.license
         if project == "timm":
             from lit_vision.convert.to_timm import write_timm

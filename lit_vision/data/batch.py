@@ -12,6 +12,8 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
+from lit_vision.errors import UserError
+
 PIXEL_FIELDS = ("images", "local_images", "degraded")
 _INT64, _FLOAT, _BOOL, _BYTE = torch.int64, torch.float32, torch.bool, torch.uint8
 # field: allowed (dtype, dimensions)
@@ -113,13 +115,22 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return channels_first.mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
-def normalize_batch(batch: Batch, mean: Tensor, std: Tensor) -> Batch:
+def normalize_batch(batch: Batch, mean: Tensor, std: Tensor, clips: bool = False) -> Batch:
     """Return the batch with its pixels (`PIXEL_FIELDS`) normalized, in the dtype of `mean`; arguments as `normalize`.
 
+    Args:
+        batch: as the data gives it.
+        mean, std: see `normalize`.
+        clips: the method takes clips of frames, not images.
+
     Raises:
+        UserError: clips for a method of images, or images for one of clips.
         ValueError: the batch has another layout than `Batch` says, or other channels than the mean.
     """
     check_batch(batch)
+    if (batch["images"].dim() == 6) != clips:
+        given, advice = ("images", "data.class_path VideoFolderDataModule") if clips else ("clips", "a VideoClassifier")
+        raise UserError(f"data: gives {given}, this method takes {'clips' if clips else 'images'}; use {advice}")
     fields: dict[str, Any] = dict(batch)
     pixels = {name: normalize(fields[name], mean, std).to(mean.dtype) for name in PIXEL_FIELDS if name in fields}
     return cast(Batch, {**fields, **pixels})

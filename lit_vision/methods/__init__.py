@@ -20,6 +20,7 @@ _HOMES = {
     "SimCLR": "lit_vision.methods.simclr.simclr",
     "Classifier": "lit_vision.methods.classifier.classifier",
     "MultiLabelClassifier": "lit_vision.methods.multilabel.multilabel",
+    "VideoClassifier": "lit_vision.methods.video_classifier.video_classifier",
     "Detector": "lit_vision.methods.detection.detector",
     "Segmenter": "lit_vision.methods.segmentation.segmenter",
     "ImageText": "lit_vision.methods.image_text.image_text",

@@ -13,6 +13,7 @@ from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule
+    from torch import Tensor
 
 # The next three are hooks of Lightning: a method has them as `on_save_checkpoint`, `on_load_checkpoint` and
 # `configure_optimizers`.
@@ -100,6 +101,41 @@ def match_classes(module: LightningModule, new_training: bool = False) -> None:
             raise UserError(f"{note}, which {type(data).__name__} cannot do: give it a method number_classes_as")
     if note and module.trainer.is_global_zero:
         print(note, flush=True)
+
+
+def check_number_of_classes(module: LightningModule) -> None:
+    """Refuse data without classes, or with another number of them than the head of a classifier has.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    ours = module.hparams.num_classes
+    theirs = getattr(getattr(module.trainer, "datamodule", None), "num_classes", ours)
+    if not theirs:
+        raise UserError(
+            "data.root: a classifier needs labels and this folder has no classes; use one with a folder per class"
+        )
+    if theirs != ours:
+        raise UserError(f"model.num_classes: the head has {ours} classes, the data has {theirs}; set it to {theirs}")
+
+
+def check_labels(labels: Tensor, classes: int, sample: str) -> None:
+    """Refuse labels outside [0, classes).
+
+    Args:
+        labels: (B,) int64, on the CPU.
+        classes: of the head.
+        sample: "image" or "video", for the error.
+
+    Raises:
+        UserError: names the labels and the classes.
+    """
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        low, high = int(labels.min()), int(labels.max())
+        raise UserError(
+            f"data: a batch has labels {low} to {high}, the head has classes 0 to {classes - 1}; "
+            f"-1 is a{'n' * (sample[0] in 'aeiou')} {sample} without a label: leave such {sample}s out"
+        )
 
 
 def check_data(module: LightningModule, needs: Literal["targets", "mask"], stage: str) -> None:

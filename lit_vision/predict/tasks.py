@@ -25,6 +25,7 @@ from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_i
 from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
 from lit_vision.predict.restoration import RestorerInference, restorer_options
 from lit_vision.predict.segmentation import SegmentationLines, SegmenterInference
+from lit_vision.predict.video import DEFAULT_FRAMES, VideoInference
 from lit_vision.weights.compatibility import method_of_hyper_parameters
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -99,6 +100,7 @@ TASKS: dict[str, Task] = {
         pads=True,
         decoding=lambda network: {"background": network.hparams["background"]},
     ),
+    "video": Task(VideoInference, "VideoClassifier"),
     "restoration": Task(RestorerInference, "Restorer", decoding=restorer_options),
     "captioning": Task(
         CaptionInference,
@@ -126,6 +128,8 @@ def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Result
     results = TASKS[task].results
     if task == "restoration":
         raise UserError(f"{model.path}: restores images; use lit-vision restore")
+    if task == "video":
+        raise UserError(f"{model.path}: classifies clips of frames and takes no single images")
     if results is None:
         raise UserError(
             f"{model.path}: returns {task} and no predictions; use lit-vision embed, fine-tune a classifier, or name "
@@ -207,8 +211,12 @@ def inference_network(method: nn.Module, task: str) -> nn.Module:
 
 
 def example_input(metadata: ModelMetadata, n: int, seed: int = 0) -> Tensor:
-    """Return (n, C, *size) float: noise with the spread of normalized pixels, the same for the same arguments."""
-    shape = n, len(metadata.mean), *height_and_width(metadata.size)
+    """Return (n, C, *size) float: noise with the spread of normalized pixels, the same for the same arguments.
+
+    For a model of videos it is (n, T, C, *size) with the T frames of its clips.
+    """
+    frames = [metadata.options.get("frames_per_clip", DEFAULT_FRAMES)] if metadata.task == "video" else []
+    shape = n, *frames, len(metadata.mean), *height_and_width(metadata.size)
     pixels = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]
 

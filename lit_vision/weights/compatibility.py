@@ -59,6 +59,8 @@ METHODS = {
     "LeJEPA": _own("LeJEPA", "backbone projection", "sigreg_weight projection_width"),
     "Detector": _own("Detector", "backbone pyramid head", "pyramid_width head_convs"),
     "Segmenter": _own("Segmenter", "backbone pyramid head auxiliary", "aux_weight background"),
+    # before Classifier, whose marks it has too
+    "VideoClassifier": _own("VideoClassifier", "backbone temporal head", "num_classes temporal"),
     "Classifier": _own("Classifier", "backbone head head_norm", "num_classes tune"),
     "MultiLabelClassifier": _own("MultiLabelClassifier", "backbone head", "num_labels tune"),
     "Restorer": _own("Restorer", "backbone pixels", "degradations scale"),

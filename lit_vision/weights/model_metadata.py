@@ -35,8 +35,8 @@ class ModelMetadata:
     """Metadata of a model: what is needed to run it and to read its outputs.
 
     Attributes:
-        task: "classification", "multilabel", "features", "detection", "segmentation", "restoration" or
-            "captioning".
+        task: "classification", "multilabel", "features", "detection", "segmentation", "video",
+            "restoration" or "captioning".
         size: of the input, pixels: side of a square, else [height, width].
         mean, std: of the pixels, per channel, in [0, 1].
         crop_pct: fraction of the resized image's short side that the evaluation view keeps.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lit_vision.data.batch import Batch, check_batch, normalize, normalize_batch
+from lit_vision.errors import UserError
 from lit_vision.methods import MAE, Classifier, LeJEPA, SimCLR
 from lit_vision.methods.keyed_noise import TRAIN
 
@@ -59,7 +60,11 @@ def test_clips_and_several_labels_an_image_are_batches(name: str) -> None:
     given = batch()
     if name == "clip":
         given["images"] = pixels(3, 1, 5, 4, 4, 3)
-        assert normalize_batch(given, MEAN, STD)["images"].shape == (3, 1, 5, 3, 4, 4)
+        assert normalize_batch(given, MEAN, STD, clips=True)["images"].shape == (3, 1, 5, 3, 4, 4)
+        with pytest.raises(UserError, match="VideoClassifier"):
+            normalize_batch(given, MEAN, STD)
+        with pytest.raises(UserError, match="VideoFolderDataModule"):
+            normalize_batch(batch(), MEAN, STD, clips=True)
     else:
         given["label"] = torch.tensor([[0.0, 1.0], [1.0, torch.nan], [0.0, 0.0]])
         assert normalize_batch(given, MEAN, STD)["label"] is given["label"]

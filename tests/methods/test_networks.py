@@ -34,6 +34,8 @@ def modules():
     yield methods.GAN(**sizes, noise_width=4, discriminator_width=8)
     yield methods.ImageText(name, VIT, **toy_models.TEXT, loss="sigmoid", lock_image=True)
     yield methods.Captioner(name, VIT, **toy_models.CAPTIONER)
+    yield methods.VideoClassifier(name, 3, "attention", temporal_width=8, backbone_args=VIT)
+    yield methods.VideoClassifier("resnet18", 3, "tsm", backbone_args=toy_models.CNN)
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda module: type(module).__name__)
@@ -47,6 +49,8 @@ def test_a_network_has_the_keys_and_outputs_of_its_module(module) -> None:
     assert {key.split(".")[0] for key in network.state_dict()} - {"mean", "std"} <= network.parts
     size = toy_dense.SIZE if "img_size" in module.hparams else 16
     images = torch.rand(2, 3, size, size)
+    if isinstance(module, methods.VideoClassifier):
+        images = torch.rand(2, 4, 3, size, size)
     with torch.no_grad():
         torch.manual_seed(0)
         ours = network.eval()(images)

@@ -24,6 +24,7 @@ from lit_vision.methods.classifier.classifier import Classifier
 from lit_vision.methods.mae.mae import MAE
 from lit_vision.methods.multilabel.multilabel import MultiLabelClassifier
 from lit_vision.methods.simclr.simclr import SimCLR
+from lit_vision.methods.video_classifier.video_classifier import VideoClassifier
 from lit_vision.predict.models import load_model
 from lit_vision.weights.checkpoint_layouts import read_common
 from lit_vision.weights.compatibility import FACEBOOK_MAE, METHODS, known_targets
@@ -65,6 +66,8 @@ def make(kind: str, **body):
         return Restorer(["gaussian_noise 25"], NAME, options, decoder_width=4)
     if kind == "Captioner":
         return Captioner(NAME, options, **toy_models.CAPTIONER)
+    if kind == "VideoClassifier":
+        return VideoClassifier(NAME, 5, "attention", temporal_width=8, backbone_args=options)
     if kind == "MultiLabelClassifier":
         return MultiLabelClassifier(NAME, 5, options)
     return Classifier(NAME, 5, options)
@@ -84,7 +87,7 @@ def mae_layout(module: MAE) -> dict[str, torch.Tensor]:
 
 def write(path, layout: str):
     """A file in this layout; returns the module whose body is in it."""
-    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier", "ImageText", "Captioner"):
+    if layout in ("MAE", "SimCLR", "LeJEPA", "Classifier", "ImageText", "Captioner", "VideoClassifier"):
         module = make(layout)
         torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": __version__}, path)
     elif layout == "Backbone":
@@ -111,6 +114,7 @@ HERE = (
     "Classifier",
     "ImageText",
     "Captioner",
+    "VideoClassifier",
     "Backbone",
     "timm",
     f"{FACEBOOK_MAE} (encoder)",

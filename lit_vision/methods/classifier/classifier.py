@@ -160,28 +160,13 @@ class Classifier(ClassifierNetwork, LightningModule):
         fine_tuning.check_batch_norm(self)
         check_channels(self)
         fine_tuning.match_classes(self, new_training=stage == "fit")
-        head_classes = self.hparams.num_classes
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", head_classes)
-        if not classes:
-            raise UserError(
-                "data.root: a classifier needs labels and this folder has no classes; use one with a folder per class"
-            )
-        if classes != head_classes:
-            raise UserError(
-                f"model.num_classes: the head has {head_classes} classes, the data has {classes}; set it to {classes}"
-            )
+        fine_tuning.check_number_of_classes(self)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Refuse labels outside [0, K), while the batch is still on the CPU."""
-        labels, classes = batch["label"], self.hparams.num_classes
-        if labels.dim() != 1:
+        if batch["label"].dim() != 1:
             raise UserError("data: an image has several labels, a Classifier takes one; train a MultiLabelClassifier")
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-            low, high = int(labels.min()), int(labels.max())
-            raise UserError(
-                f"data: a batch has labels {low} to {high}, the head has classes 0 to {classes - 1}; "
-                "-1 is an image without a label: leave such images out"
-            )
+        fine_tuning.check_labels(batch["label"], self.hparams.num_classes, "image")
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
