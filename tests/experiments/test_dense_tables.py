@@ -164,6 +164,7 @@ def test_scenes__tiles_cover_every_image_once(scenes, tmp_path) -> None:
     assert not (out / "000000-032-064.png").exists()
 
 
+@pytest.mark.slow
 def test_transfer__both_directions_stopped_and_resumed(images, monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script = importlib.import_module("transfer")

@@ -39,6 +39,7 @@ def kills():
         yield soak.Soak(Path(folder), preload=("MAE",))
 
 
+@pytest.mark.slow
 def test_killed_before_and_after_saves(kills: soak.Soak) -> None:
     kills.every_step(["Classifier", "LeJEPA"], [2], [2], steps=1)  # LeJEPA with local views
     kills.every_step(["MAE"], [0], [1], steps=1)
@@ -46,6 +47,7 @@ def test_killed_before_and_after_saves(kills: soak.Soak) -> None:
     assert kills.counts["every step"] == {"runs": 3, "kills": 6, "steps_repeated_at_most": 1}
 
 
+@pytest.mark.slow
 def test_killed_while_saving(kills: soak.Soak) -> None:
     kills.during_saving(2)
     assert kills.failures == []
@@ -163,6 +165,7 @@ def test_sigterm_does_not_requeue(kills: soak.Soak, tmp_path: Path, monkeypatch)
     assert "SLURM" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_to_one_to_two(kills: soak.Soak) -> None:
     kills.random_steps(1, 2, "two")
     kills.elastic()

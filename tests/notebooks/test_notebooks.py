@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SAFETY_NET = 1800  # seconds a cell; no test is judged by it
-SLOW = {"reading_embeddings", "words_and_pictures"}  # a one-minute study; a training
+SLOW = {"reading_embeddings", "using_a_model", "words_and_pictures"}  # a one-minute study; exports; a training
 
 
 @pytest.fixture(autouse=True)

@@ -174,7 +174,7 @@ _SOUND = [
 _VIEWS = make_views("simclr", 16, 0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(_SOUND),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),

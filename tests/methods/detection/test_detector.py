@@ -51,8 +51,8 @@ def _batch(empty: bool = True):
 @pytest.mark.parametrize(
     ("head", "backbone"),
     [
-        ("fcos", "cnn"),
-        ("retinanet", "cnn"),
+        pytest.param("fcos", "cnn", marks=pytest.mark.slow),
+        pytest.param("retinanet", "cnn", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "cnn", marks=pytest.mark.slow),
         ("mask_rcnn", "cnn"),
         ("fcos", "vit"),
