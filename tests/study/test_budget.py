@@ -110,7 +110,9 @@ def study(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("minutes", [10, 20, 60])
+@pytest.mark.parametrize(
+    "minutes", [10, pytest.param(20, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("speeds", [(1, 1), (1, 1 / 3), (1 / 3, 1), (0.2, 0.2)])
 def test_study__keeps_its_budget_where_the_machine_changes_its_speed(study, minutes, speeds) -> None:
     budget = 60.0 * minutes
