@@ -7,6 +7,7 @@ Small backbones for 32-pixel images, cheap enough for two CPU cores (lists from 
     Backbone("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)  # 0.68 M parameters
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_vision.backbones.create import check_patches, create_timm_model, feature_strides, lists_to_tuples
 from lit_vision.backbones.layer_groups import group_layers
+from lit_vision.backbones.pruned import keep_channels
 from lit_vision.backbones.stems import make_stem_small, make_stem_wide
 from lit_vision.data.views.image_size import ImageSize, height_and_width, plain_size
 from lit_vision.errors import UserError
@@ -41,6 +43,7 @@ class Backbone(nn.Module):
             max-pool after it goes (SimCLR's CIFAR variant, Chen et al. 2020, arXiv:2002.05709, B.9). "wide" is for wide
             ResNets (`channels` in timm_args): the stem gets the first stage's width, as SimCLR's 2x and 4x have it.
         drop_path_rate: stochastic depth, 0 to 1.
+        pruned: the channels and heads that `lit-vision prune` kept (pruned.py); the others are removed.
         timm_args: what else timm's constructor of this family takes.
 
     Attributes:
@@ -67,6 +70,7 @@ class Backbone(nn.Module):
         pool: Literal["avg", "token"] | None = None,
         stem: Literal["imagenet", "small", "wide"] = "imagenet",
         drop_path_rate: float = 0.0,
+        pruned: Mapping[str, Mapping[str, str]] | None = None,
         **timm_args: Any,
     ) -> None:
         super().__init__()
@@ -81,12 +85,7 @@ class Backbone(nn.Module):
             "drop_path_rate": drop_path_rate,
             **timm_args,
         }
-        if pool not in (None, "avg", "token"):
-            raise UserError(f"pool: {pool!r} is not None, 'avg' or 'token'; choose one of these")
-        if stem not in ("imagenet", "small", "wide"):
-            raise UserError(f"stem: {stem!r} is not 'imagenet', 'small' or 'wide'; choose one of these")
-        if stem != "imagenet" and pretrained:
-            raise UserError(f"stem: {stem!r} has no pre-trained weights; use stem='imagenet' or pretrained=False")
+        _check_choices(pool, stem, pretrained)
         arguments = {key: lists_to_tuples(value) for key, value in timm_args.items()}
         arguments.update(in_chans=in_chans, num_classes=0)
         arguments.update({"global_pool": pool} if pool else {}, **({"patch_size": patch_size} if patch_size else {}))
@@ -106,12 +105,15 @@ class Backbone(nn.Module):
         elif stem == "small":
             reductions = make_stem_small(name, self.model, reductions)
         self.strides = reductions[-1:] if is_vit(self.model) else reductions
-        if not is_vit(self.model):
-            self.model.to(memory_format=torch.channels_last)
-        self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.data_config = resolve_model_data_config(self.model)
         if img_size is not None:
             self.data_config["input_size"] = (in_chans, *height_and_width(img_size))
+        if pruned is not None:
+            self.config["pruned"] = pruned  # other models' files stay as they were
+            keep_channels(self.model, pruned, (in_chans, *self.data_config["input_size"][-2:]))
+        if not is_vit(self.model):
+            self.model.to(memory_format=torch.channels_last)
+        self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
 
     def _to_channels_last(self, images: Tensor) -> Tensor:
         """Return a CNN's images channels last in memory.
@@ -222,6 +224,20 @@ class Backbone(nn.Module):
                 f"img_size: images are {images.shape[-2]}x{images.shape[-1]} pixels and {self.config['name']} is built "
                 f"for {size[0]}x{size[1]}; set img_size in backbone_args or of the data"
             )
+
+
+def _check_choices(pool: str | None, stem: str, pretrained: bool) -> None:
+    """Refuse a pooling or stem that there is not, or one without weights.
+
+    Raises:
+        UserError: names the argument.
+    """
+    if pool not in (None, "avg", "token"):
+        raise UserError(f"pool: {pool!r} is not None, 'avg' or 'token'; choose one of these")
+    if stem not in ("imagenet", "small", "wide"):
+        raise UserError(f"stem: {stem!r} is not 'imagenet', 'small' or 'wide'; choose one of these")
+    if stem != "imagenet" and pretrained:
+        raise UserError(f"stem: {stem!r} has no pre-trained weights; use stem='imagenet' or pretrained=False")
 
 
 def _embed_patches(embed: nn.Module, images: Tensor, ids: Tensor) -> Tensor:

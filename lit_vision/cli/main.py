@@ -75,6 +75,11 @@ COMMANDS = {
         "main",
         "write a run as safetensors, ONNX, OpenVINO, pt2, adapter, int8, or for timm and the Hub",
     ),
+    "prune": (
+        "lit_vision.cli.prune",
+        "main",
+        "write a smaller model with a share of the channels: lit-vision prune MODEL --keep 0.5 --out FILE.safetensors",
+    ),
     "protect": (
         "lit_vision.cli.protect",
         "main",

@@ -7,8 +7,12 @@ says what each does not protect from.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lit_vision.backbones.backbone import Backbone
+from lit_vision.backbones.pruned import places_before_pruning
 from lit_vision.errors import UserError
 from lit_vision.io import sealed, signatures
 from lit_vision.io.atomic import atomic_path, atomic_write
@@ -17,6 +21,9 @@ from lit_vision.methods.watermark import WatermarkReading, read_watermark, water
 from lit_vision.predict.models import load_method, resolve_model_file
 from lit_vision.predict.writers import check_not_existing, check_output_path
 from lit_vision.weights.protected_files import held_file, model_protection, read_model_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def make_keys(path: Path, signing: bool = False) -> list[Path]:
@@ -144,6 +151,9 @@ def verify_model(model: str | Path, public_key: Path) -> Path:
 def check_watermark(model: str | Path, key: MasterKey) -> WatermarkReading:
     """Return how many bits of the watermark of a key a model's convolution gives wrongly, and the p-value.
 
+    Of a pruned model the mark may be older or younger than the pruning. Both are read: with the channels in their
+    places of before, and as the model is. The better reading is returned, its p-value doubled.
+
     Args:
         model: a run's folder, a checkpoint or a .safetensors; a torch network is needed.
         key: of the file that `Classifier(watermark=...)` was given.
@@ -155,5 +165,25 @@ def check_watermark(model: str | Path, key: MasterKey) -> WatermarkReading:
     if source.suffix.lower() not in (".ckpt", ".pt", ".pth", ".safetensors"):
         raise UserError(f"{source}: a mark is read from torch's weights; give a run, its .ckpt or a .safetensors")
     method, _ = load_method(source)
-    name, weight = watermark_layer(method.backbone)
-    return read_watermark(weight, key.secret, name)
+    readings = [read_watermark(weight, key.secret, name) for name, weight in _marked_weights(method.backbone)]
+    best = min(readings, key=lambda reading: reading.p_value)
+    return replace(best, p_value=min(1.0, len(readings) * best.p_value))
+
+
+def _marked_weights(backbone: Backbone) -> list[tuple[str, Tensor]]:
+    """Return name and weight of the convolutions that may hold the mark: one, or two of a pruned model.
+
+    Raises:
+        UserError: no convolution can.
+    """
+    pruned = backbone.config.get("pruned")
+    if pruned is None:
+        return [watermark_layer(backbone)]
+    before = Backbone(**{name: value for name, value in backbone.config.items() if name != "pruned"})
+    name, weight = watermark_layer(before)
+    now = backbone.get_submodule(name).weight.detach()
+    found = [(name, places_before_pruning(now, pruned.get(name.removeprefix("model."), {}), weight.shape))]
+    try:
+        return [*found, watermark_layer(backbone)]
+    except UserError:  # too small by now, so the mark cannot be younger
+        return found

@@ -38,6 +38,8 @@ def convert_to_timm(method: nn.Module, metadata: ModelMetadata) -> tuple[str, di
         )
     if getattr(backbone, "adapters", None):
         raise UserError("--format timm: this model has prompts, which timm does not have; use safetensors or adapter")
+    if "pruned" in config:
+        raise UserError(f"--format timm: this {name} is pruned, which timm cannot build; use safetensors or onnx")
     config.pop("drop_path_rate")
     pool, size = config.pop("pool"), config.pop("img_size")
     arguments = {key: value for key, value in config.items() if value is not None and (key, value) != ("in_chans", 3)}

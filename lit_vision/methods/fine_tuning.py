@@ -28,6 +28,8 @@ def make_checkpoint_self_contained(module: LightningModule, checkpoint: dict[str
         args = dict(parameters["backbone_args"] or {})
         if args.get("pretrained"):
             args["pretrained"] = False
+        if pruned := module.backbone.config.get("pruned"):  # by the file that the run started from
+            args["pruned"] = pruned
         checkpoint["started_from"] = module.backbone.weights_from or parameters["backbone_checkpoint"]
         checkpoint["hyper_parameters"] = {**parameters, "backbone_args": args, "backbone_checkpoint": None}
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from lit_vision.backbones import adapters
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.errors import UserError
-from lit_vision.weights import load
-from lit_vision.weights.pretrained import create_backbone
+from lit_vision.weights.pretrained import backbone_with_weights
 
 TUNING_MODES = ("full", "linear", "head+norm", "bias", "last-<k>", "lora", "prompt-shallow", "prompt-deep")
 ADAPTERS = ("lora", "prompt-shallow", "prompt-deep")  # the backbone is frozen; parameters added to it train
@@ -125,14 +124,10 @@ def build_backbone(hparams: Mapping[str, Any]) -> tuple[Backbone, list[float], l
         UserError: as Backbone and `apply_tuning_mode`. PartialMatchError: the checkpoint does not fit.
     """
     args = {"img_size": hparams["img_size"]} if "img_size" in hparams else {}
-    backbone, _ = create_backbone(hparams["backbone"], **{**args, **(hparams["backbone_args"] or {})})
-    mean, std = backbone.data_config["mean"], backbone.data_config["std"]
-    if hparams["backbone_checkpoint"] is not None:
-        report = load.load_into(backbone, hparams["backbone_checkpoint"])
-        print(report, flush=True)
-        mean, std = report.mean or mean, report.std or std
+    arguments = {**args, **(hparams["backbone_args"] or {})}
+    backbone, mean, std = backbone_with_weights(hparams["backbone"], arguments, hparams["backbone_checkpoint"])
     apply_tuning_mode(backbone, hparams)
-    return backbone, list(mean), list(std)
+    return backbone, mean, std
 
 
 def square_side(img_size: int) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +17,7 @@ from lit_vision.backbones.create import WeightsUnavailableError, create_timm_mod
 from lit_vision.errors import UserError
 from lit_vision.weights import public_packages
 from lit_vision.weights.checkpoint_layouts import read_common
-from lit_vision.weights.load import load_into
+from lit_vision.weights.load import load_common, load_into
 from lit_vision.weights.protected_files import refuse_unsigned
 
 
@@ -38,6 +42,47 @@ def create_backbone(name: str, **arguments: Any) -> tuple[Backbone, dict[str, st
     backbone.weights_from = report.origin = public_packages.origin_text(origin)
     print(report, flush=True)
     return backbone, origin
+
+
+def backbone_with_weights(
+    name: str, arguments: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None
+) -> tuple[Backbone, list[float], list[float]]:
+    """Return a backbone with the weights that training starts from, and the mean and std that these expect.
+
+    Args:
+        name: of the backbone.
+        arguments: further ones of Backbone. Without `pruned` among them, a pruned file's is taken.
+        checkpoint: a file, or a name of public_packages.py, whose report is printed; None: as `create_backbone`.
+
+    Raises:
+        UserError: as `create_backbone`. PartialMatchError (a UserError): the checkpoint does not fit.
+    """
+    if checkpoint is None:
+        backbone, _ = create_backbone(name, **arguments)
+        return backbone, list(backbone.data_config["mean"]), list(backbone.data_config["std"])
+    if not Path(checkpoint).exists() and os.fspath(checkpoint) in public_packages.PACKAGES:
+        backbone, _ = create_backbone(name, **arguments)
+        report = load_into(backbone, checkpoint)
+    else:
+        state, layout, metadata = read_common(checkpoint)
+        pruned = stored_pruning(metadata)
+        backbone, _ = create_backbone(name, **{**({"pruned": pruned} if pruned else {}), **arguments})
+        report = load_common(backbone, state, layout, metadata, checkpoint)
+    print(report, flush=True)
+    return backbone, list(report.mean or backbone.data_config["mean"]), list(report.std or backbone.data_config["std"])
+
+
+def stored_pruning(metadata: Mapping[str, str]) -> Any:
+    """Return what a file's metadata hold under `backbone_args.pruned` (backbones/pruned.py), unchecked, or None."""
+    for key in ("hyper_parameters", "backbone"):
+        try:
+            found = json.loads(metadata.get(key, "{}"))
+        except ValueError:  # the metadata of a safetensors file may hold any text under this key
+            continue
+        found = found.get("backbone_args") if key == "hyper_parameters" and isinstance(found, dict) else found
+        if isinstance(found, dict) and found.get("pruned"):
+            return found["pruned"]
+    return None
 
 
 def create_pretrained_classifier(name: str) -> tuple[nn.Module, dict[str, str]]:

@@ -104,6 +104,8 @@ CALLS = [
     "predict --model e.safetensors one.png --out e.csv",
     "export lejepa/last.ckpt --format safetensors --out l.safetensors",
     "embed --model l.safetensors one.png --out j.safetensors",
+    "prune run --keep 0.5 --out p.safetensors",
+    "predict --model p.safetensors set/test --out t.csv",
     "protect keygen k.key",
     "protect keygen s.key --signing",
     "protect seal run --key k.key --out m.sealed",

@@ -21,8 +21,7 @@ from lit_vision.data.views.image_size import height_and_width
 from lit_vision.errors import UserError
 from lit_vision.methods.captioner.decoder import CaptionDecoder, beam_search
 from lit_vision.methods.pixels import channel_values
-from lit_vision.weights import load
-from lit_vision.weights.pretrained import create_backbone
+from lit_vision.weights.pretrained import backbone_with_weights
 
 # the modules in a checkpoint of this method
 PARTS = frozenset({"backbone", "image_prefix", "caption_decoder"})
@@ -91,12 +90,8 @@ class CaptionerNetwork(nn.Module):
             raise UserError(f"model.prefix_grid: {grid}; give the side of a grid of tokens, or 0 for pooled features")
         if h["beams"] < 1:
             raise UserError(f"model.beams: {h['beams']}; give 1 (greedy) or more")
-        self.backbone, _ = create_backbone(h["backbone"], **(h["backbone_args"] or {}))
-        mean, std = self.backbone.data_config["mean"], self.backbone.data_config["std"]
-        if h["backbone_checkpoint"] is not None:
-            report = load.load_into(self.backbone, h["backbone_checkpoint"])
-            print(report, flush=True)
-            mean, std = report.mean or mean, report.std or std
+        start = h["backbone_checkpoint"]
+        self.backbone, mean, std = backbone_with_weights(h["backbone"], h["backbone_args"] or {}, start)
         self.backbone.requires_grad_(not h["lock_image"])
         width = h["decoder_width"]
         self.image_prefix = ImagePrefix(_prefix_width(self.backbone, grid), width, grid)

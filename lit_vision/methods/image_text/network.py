@@ -19,8 +19,7 @@ from lit_vision.errors import UserError
 from lit_vision.methods.image_text.losses import clip_loss, siglip_loss
 from lit_vision.methods.image_text.text_tower import POOLS, HuggingFaceText, TextTransformer
 from lit_vision.methods.pixels import channel_values
-from lit_vision.weights import load
-from lit_vision.weights.pretrained import create_backbone
+from lit_vision.weights.pretrained import backbone_with_weights
 
 # the modules in a checkpoint of this method
 PARTS = frozenset({"backbone", "image_projection", "text", "text_projection", "similarity"})
@@ -98,12 +97,8 @@ class ImageTextNetwork(nn.Module):
             )
         if h["lock_text"] and h["text_model"] is None:
             raise UserError("model.lock_text: a text tower of our own has no weights to keep; name a text_model")
-        self.backbone, _ = create_backbone(h["backbone"], **(h["backbone_args"] or {}))
-        mean, std = self.backbone.data_config["mean"], self.backbone.data_config["std"]
-        if h["backbone_checkpoint"] is not None:
-            report = load.load_into(self.backbone, h["backbone_checkpoint"])
-            print(report, flush=True)
-            mean, std = report.mean or mean, report.std or std
+        start = h["backbone_checkpoint"]
+        self.backbone, mean, std = backbone_with_weights(h["backbone"], h["backbone_args"] or {}, start)
         if h["text_model"] is None:
             width, depth, heads = h["text_width"], h["text_depth"], h["text_heads"]
             causal, pool = h["text_causal"], h["text_pool"] or "end"
