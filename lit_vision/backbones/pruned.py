@@ -63,7 +63,7 @@ def damaged(reason: str) -> UserError:
 
 
 def layer_size(layer: nn.Module, axis: str) -> int:
-    """Return the number of channels or heads of a layer along "out", "in" or "heads"; 0 if nothing can be pruned there."""
+    """Return the number of channels or heads of a layer along "out", "in" or "heads"; 0 if it has none."""
     sizes: dict[str, int] = {}
     if isinstance(layer, Attention):
         sizes = {"heads": layer.num_heads}

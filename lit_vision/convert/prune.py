@@ -61,9 +61,7 @@ class Pruned:
             lines.append(f"{name}: {before / 1e6:.4g} M before, {after / 1e6:.4g} M after ({after / before:.0%})")
         lines[-1] += f" at {size_text(self.size)} pixels"
         lines.append(f"largest difference to torch-pruning's network: {self.difference:.1e}")
-        lines.append(
-            f"{self.path}: pruned; fit --model.backbone_checkpoint {self.path} trains it further, with a new head"
-        )
+        lines.append(f"{self.path}: written; to train it further: fit --model.backbone_checkpoint FILE (a new head)")
         return "\n".join(lines)
 
 
