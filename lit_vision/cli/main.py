@@ -25,6 +25,11 @@ COMMANDS = {
         "main",
         "compare baselines, pre-training and few labels on a folder of images, in one report",
     ),
+    "plan": (
+        "lit_vision.cli.plan",
+        "main",
+        "what a recipe will cost: steps, multiply-adds, memory: lit-vision plan RECIPE.yaml --nodes 8",
+    ),
     "sweep": (
         "lit_vision.cli.sweep",
         "main",

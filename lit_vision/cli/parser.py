@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,6 +38,27 @@ class ScriptParser(CommandParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help lists the options\n")
+
+
+def split_overrides(rest: Sequence[str], command: str) -> list[str]:
+    """Return a command's further arguments, which change its recipe, as --KEY=VALUE.
+
+    Args:
+        rest: arguments that the command's parser does not know.
+        command: its name, for the error.
+
+    Raises:
+        UsageError: one is no key of a recipe.
+    """
+    found, left = [], list(rest)
+    while left:
+        head, sign, value = left.pop(0).partition("=")
+        if not head.startswith("--") or ("." not in head and head != "--seed_everything"):
+            raise UsageError(f"{head}: no such option; lit-vision {command} --help lists them")
+        if not sign and not left:
+            raise UsageError(f"{head}: has no value; write the value after the flag")
+        found.append(f"{head}={value if sign else left.pop(0)}")
+    return found
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

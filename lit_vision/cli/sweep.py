@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_vision.cli.parser import CommandParser
+from lit_vision.cli.parser import CommandParser, split_overrides
 from lit_vision.cli.run_reported import run_reported
 from lit_vision.errors import UsageError, UserError
 from lit_vision.sweep.settings import PRUNERS, SAMPLERS, SweepSettings
@@ -61,7 +61,7 @@ def _parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Run a sweep, or join one. Returns 0."""
     args, rest = _parser().parse_known_args(argv)
-    overrides = _overrides(rest)
+    overrides = split_overrides(rest, "sweep")
     _check_numbers(args)
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise UsageError(
@@ -128,23 +128,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise UsageError(f"--{name} {value}: give {low} to {high}")
-
-
-def _overrides(rest: Sequence[str]) -> list[str]:
-    """Return further arguments, which change the recipe for all trials, as --KEY=VALUE.
-
-    Raises:
-        UsageError: one is no key of a recipe.
-    """
-    found, left = [], list(rest)
-    while left:
-        head, sign, value = left.pop(0).partition("=")
-        if not head.startswith("--") or ("." not in head and head != "--seed_everything"):
-            raise UsageError(f"{head}: no such option; lit-vision sweep --help lists them")
-        if not sign and not left:
-            raise UsageError(f"{head}: has no value; write the value after the flag")
-        found.append(f"{head}={value if sign else left.pop(0)}")
-    return found
 
 
 def _check_space(space_file: Path, space: Mapping[str, Any], arguments: Sequence[str]) -> None:

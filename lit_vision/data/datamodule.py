@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lit_vision.data.batch import Batch
 from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datasets import ImageFileDataset, ImageReader, InMemoryDataset, load_into_memory
 from lit_vision.data.fitness import require_training_images
@@ -391,26 +394,51 @@ class ImageFolderDataModule(KeyedDataModule):
             rows = rows[evenly_spaced(len(rows), limit)]
         return self._loader(self._dataset(split, train=False), keys_in_batches(rows, self.batch_size), persistent=False)
 
+    def example_batch(self, num_labels: int = 1) -> Batch:
+        """Return a training batch of one black image, with the fields and shapes of a real one; no data are read.
+
+        Args:
+            num_labels: of an image, for data with several labels an image.
+        """
+        several = bool(self.label_options.columns.labels or self.label_options.columns.separator)
+        labels = np.zeros((1, num_labels), np.float32) if several else np.zeros(1, np.int64)
+        with tempfile.TemporaryDirectory() as folder:
+            cv2.imwrite(f"{folder}/black.png", np.zeros((*height_and_width(self.img_size), 3), np.uint8))
+            return self._of_files(ImageReader(Path(folder), ["black.png"], "error", self.seed), labels, train=True)[
+                0, 0, 0
+            ]
+
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
         view, options = (self.train_view, self.train_options) if train else (self.eval_view, self.eval_options)
         if (role, on_bad) not in self._datasets:
             self._datasets[role, on_bad] = self._read_split(role, on_bad, train)
         files, in_memory = self._datasets[role, on_bad]
-        worse = None
-        if self.degraded:
-            worse = DegradedViews(self.degraded, self.seed if train else derive_seed(self.seed, EVALUATION_STREAM))
-        local_seed = derive_seed(self.seed, LOCAL_STREAM) if train and self.local_views else None
         if in_memory is None:
-            local = None
-            if local_seed is not None:
-                local = make_views(view, self.local_size, local_seed, files.pixel_format, **self.local_options)
-            views = self._views(train, files.pixel_format)
-            return ImageFileDataset(files, self._numbered_labels(role), views, local, self.channels, worse)
+            return self._of_files(files, self._numbered_labels(role), train)
         pixels, source = in_memory
+        local_seed = self._local_seed(train)
         more = None if local_seed is None else make_batch_views(view, self.local_size, local_seed, **self.local_options)
         of_batch = make_batch_views(view, self.img_size, self.seed, **options)
-        return InMemoryDataset(pixels, self._numbered_labels(role)[source], of_batch, more, self.channels, worse)
+        labels = self._numbered_labels(role)[source]
+        return InMemoryDataset(pixels, labels, of_batch, more, self.channels, self._degraded_views(train))
+
+    def _of_files(self, files: ImageReader, labels: np.ndarray, train: bool) -> ImageFileDataset:
+        """Return the data set of some files under the training or the evaluation view."""
+        local_seed, local = self._local_seed(train), None
+        if local_seed is not None:
+            local = make_views(self.train_view, self.local_size, local_seed, files.pixel_format, **self.local_options)
+        views = self._views(train, files.pixel_format)
+        return ImageFileDataset(files, labels, views, local, self.channels, self._degraded_views(train))
+
+    def _local_seed(self, train: bool) -> int | None:
+        """Return the seed of the local views; None without them."""
+        return derive_seed(self.seed, LOCAL_STREAM) if train and self.local_views else None
+
+    def _degraded_views(self, train: bool) -> DegradedViews | None:
+        if not self.degraded:
+            return None
+        return DegradedViews(self.degraded, self.seed if train else derive_seed(self.seed, EVALUATION_STREAM))
 
     def _views(self, train: bool, pixel_format: PixelFormat) -> ImageViewsFunction:
         """Return the views of what the reader of a split gives: the bytes of an image file."""

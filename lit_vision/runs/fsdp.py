@@ -49,6 +49,14 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return [block for found in lists if isinstance(found, nn.ModuleList | nn.Sequential) for block in found]
 
 
+def recompute_activations(module: LightningModule) -> None:
+    """Let each block of encoder and decoder store its input alone and compute its activations again in backward."""
+    parts: Any = module
+    parts.backbone.model.set_grad_checkpointing(True)
+    if hasattr(parts, "decoder"):
+        parts.decoder.checkpointing = True
+
+
 def shard(module: LightningModule, mesh: Any) -> None:
     """Shard a method's parameters over the mesh: each block by itself, then the rest of the backbone, then all others.
 
@@ -88,9 +96,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         if self.activation_checkpointing:
-            self.model.backbone.model.set_grad_checkpointing(True)
-            if hasattr(self.model, "decoder"):
-                self.model.decoder.checkpointing = True
+            recompute_activations(self.model)
         lightning_internals.setup_model_parallel(
             self, trainer, lambda: shard(self.model, self.device_mesh["data_parallel"])
         )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_vision.backbones.backbone import Backbone
 from lit_vision.data.splits import evenly_spaced
 from lit_vision.evaluation.features import evaluation_mode
+from lit_vision.runs.multiply_adds import CONVOLUTION_BACKWARD
 from lit_vision.study import training
 from lit_vision.study.images import StudyImages
 from lit_vision.study.plan import pretraining_name
@@ -145,31 +144,6 @@ def count_multiply_adds(
     return counted
 
 
-def _convolution_backward(
-    grad: Sequence[int],
-    images: Sequence[int],
-    weight: Sequence[int],
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: Sequence[bool],
-    **_: Any,
-) -> int:
-    """Return the operations of a convolution's gradients from shapes: for images and weights as many as forward.
-
-    Torch's own formula ignores groups; of EfficientNet-Lite0's depthwise convolutions it counts 14 times too many.
-    """
-    positions = math.prod(images[2:] if transposed else grad[2:])
-    return 2 * grad[0] * positions * math.prod(weight) * (int(output_mask[0]) + int(output_mask[1]))
-
-
-_CONVOLUTION_BACKWARD = {torch.ops.aten.convolution_backward: _convolution_backward}
-
-
 def training_multiply_adds(module: LightningModule, data: StudyData) -> float:
     """Return the multiply-adds of one training step, forward and backward, per image of the batch.
 
@@ -180,7 +154,7 @@ def training_multiply_adds(module: LightningModule, data: StudyData) -> float:
         module: the method; it is trained by a step.
         data: its data, best of COUNTED_IMAGES images.
     """
-    with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION_BACKWARD) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CONVOLUTION_BACKWARD) as counter:
         training.train(module, data, seed=0, steps=1)
     return float(counter.get_total_flops()) / 2 / data.batch_size
 

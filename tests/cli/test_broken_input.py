@@ -43,6 +43,7 @@ FILES = [
     ("test --ckpt_path {}", ".ckpt", ""),
     ("study {}", "", ""),
     ("study {}", ".pack", ""),
+    ("plan {} --images 32", ".yaml", ""),
     ("sweep --config {} --space space.yaml", ".yaml", ""),
     ("sweep --config toy.yaml --space {}", ".yaml", ""),
     ("sweep --config toy.yaml --space space.yaml --run_dir {}", ".txt", "missing folder"),
@@ -176,7 +177,9 @@ def one_line(words: list[str], capsys) -> str:
 def cases() -> list:
     found = []
     for command, ending, right in FILES:
-        text = (command.split()[0] in ("fit", "validate", "sweep") and ending == ".yaml") or "--recipe" in command
+        text = (
+            command.split()[0] in ("fit", "validate", "plan", "sweep") and ending == ".yaml"
+        ) or "--recipe" in command
         for kind in KINDS:
             if kind in right.split():
                 continue
@@ -213,6 +216,8 @@ NUMBERS = [  # command, its flag, what is refused
     ("study set", "--seeds", (f"-{HUGE}", "nan")),
     ("study set", "--labels", (f"-{HUGE}", "nan")),
     ("study set", "--epochs", (HUGE, "nan")),
+    ("plan toy.yaml --images 32", "--nodes", (HUGE, f"-{HUGE}", "nan")),
+    ("plan toy.yaml", "--images", (HUGE, f"-{HUGE}", "nan")),
     ("sweep --config toy.yaml --space space.yaml", "--trials", (HUGE, f"-{HUGE}", "nan")),
     ("sweep --config toy.yaml --space space.yaml", "--seeds", (HUGE, f"-{HUGE}", "nan")),
     ("sweep --config toy.yaml --space space.yaml", "--seed", (HUGE, f"-{HUGE}", "nan")),
@@ -304,6 +309,7 @@ COMPLETE = {  # each command with what it requires
     "validate": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
     "test": "--config toy.yaml --ckpt_path run/checkpoints/last.ckpt",
     "study": "set",
+    "plan": "toy.yaml",
     "sweep": "--config toy.yaml --space space.yaml",
     "choose": "set",
     "predict": "--model run set/test --out p.csv",
@@ -346,6 +352,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("validate --config toy.yaml --ckpt_path {}", "locked.ckpt"),
     ("test --config toy.yaml --ckpt_path {}", "locked.ckpt"),
     ("study {}", "locked.pack"),
+    ("plan {}", "locked.yaml"),
     ("sweep --config {} --space space.yaml", "locked.yaml"),
     ("sweep --config toy.yaml --space {}", "locked.yaml"),
     ("choose {}", "locked.pack"),

@@ -123,6 +123,7 @@ SLOW_CALLS = [  # Lightning alone takes seconds
     "test --config toy.yaml --ckpt_path fit/checkpoints/last.ckpt",
     # by default a study asks timm's hub for public weights (--pretrained auto), as its help says
     "study set --pretrained off --inits scratch-cnn --epochs 6=1 --labels 6 --seeds 1 --run_dir study",
+    "plan toy.yaml",
     "sweep --config toy.yaml --space space.yaml --sampler grid --metric val/loss --run_dir sweep",
 ]
 WITH_A_PORT = {"serve", "label"}  # their one port: test_server_process.py, test_label_process.py in tests/serve

@@ -194,7 +194,7 @@ def test_multiply_adds__of_a_step_are_three_times_those_of_its_forward_pass(grou
     layers = [torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, groups=groups), torch.nn.Flatten()]
     network, images = torch.nn.Sequential(*layers), torch.rand(2, 4, 9, 9)
     forward = 2 * (81 * 8 * 4 * 9 + 49 * 8 * (8 // groups) * 9)
-    counter = FlopCounterMode(display=False, custom_mapping=costs._CONVOLUTION_BACKWARD)
+    counter = FlopCounterMode(display=False, custom_mapping=costs.CONVOLUTION_BACKWARD)
     with counter:
         network(images).sum().backward()
     first = 2 * 81 * 8 * 4 * 9  # the images need no gradient

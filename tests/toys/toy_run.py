@@ -62,6 +62,14 @@ class ToyData(LightningDataModule):
     def batches_per_epoch(self) -> int:
         return self.n // self.global_batch_size * self.trainer.accumulate_grad_batches
 
+    @property
+    def num_train(self) -> int:
+        return self.n
+
+    def example_batch(self, num_labels: int = 1):
+        item = Pictures(1, self.seed)[0, 0, 0]
+        return {"images": item["images"][None], "label": torch.zeros(1, dtype=torch.int64), "key": item["key"][None]}
+
     def train_dataloader(self):
         t = self.trainer
         order = TrainBatches(self.n, self.batch_size, t.global_rank, t.world_size, t.accumulate_grad_batches, self.seed)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.annotations import usable
@@ -27,6 +28,7 @@ from lit_vision.data.annotations.locations import OTHER_NAMES, explain_missing, 
 from lit_vision.data.annotations.masks import IGNORE, MaskValues, mask_values
 from lit_vision.data.annotations.table import AnnotationTable
 from lit_vision.data.annotations.views import AnnotatedViews, AugmentationOptions
+from lit_vision.data.batch import Batch
 from lit_vision.data.class_names import match_class_names
 from lit_vision.data.datamodule import BAD_IMAGES_FILE, ImageFolderDataModule
 from lit_vision.data.datasets import MEMORY_BYTES, ImageReader
@@ -370,6 +372,25 @@ class AnnotatedDataModule(ImageFolderDataModule):
         return hashlib.sha256(text.encode()).hexdigest()
 
     # ------------------------------------------------------------------ loaders
+
+    def example_batch(self, num_labels: int = 1) -> Batch:
+        """Return a training batch of one black image with a box in its middle, or a mask of class 0; no data are read.
+
+        Unlike in real batches, all images have one object.
+        """
+        side, labels = self._side, torch.zeros(1, dtype=torch.int64)
+        batch: Batch = {
+            "images": torch.zeros(1, 1, side, side, 3, dtype=torch.uint8),
+            "label": torch.full((1,), -1),
+            "key": torch.zeros(1, 3, dtype=torch.int64),
+        }
+        if FORMATS[self.format].semantic:
+            return {**batch, "mask": torch.zeros(1, side, side, dtype=torch.uint8)}
+        box = torch.tensor([[side / 4, side / 4, 3 * side / 4, 3 * side / 4]])
+        target = {"boxes": box, "labels": labels, "iscrowd": labels.bool()}
+        if self.with_masks:
+            target["masks"] = torch.zeros(1, side, side, dtype=torch.uint8)
+        return {**batch, "targets": [target]}
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of the test split, each image once."""

@@ -246,6 +246,12 @@ class PairsDataModule(ImageFolderDataModule):
         """Return the index of each image in place of its label: a batch then says whose captions it needs."""
         return np.arange(len(self._paths[role]))
 
+    def example_batch(self, num_labels: int = 1) -> Batch:
+        """Return a training batch of one black image with the longest caption; no data are read."""
+        batch, length = super().example_batch(), (1, self.context_length)
+        batch["label"] = torch.full((1,), -1)
+        return {**batch, "tokens": torch.zeros(length, dtype=torch.int64), "token_mask": torch.ones(length).bool()}
+
     def _dataset(self, role: str, train: bool) -> Dataset:
         images = super()._dataset(role, train)
         assert isinstance(images, (ImageFileDataset, InMemoryDataset))

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
+from lit_vision.data.batch import Batch
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.data.datasets import ImageReader
 from lit_vision.data.folder import Folder
@@ -17,6 +19,7 @@ from lit_vision.data.video.clip_frames import ClipFrames
 from lit_vision.data.video.frame_folder import FRAME_TIMES, VideoFolder, VideoFrames, scan_videos
 from lit_vision.data.video.segment_table import open_segments
 from lit_vision.data.views.decode import ImageDecodeError, read_header
+from lit_vision.data.views.image_size import height_and_width
 from lit_vision.data.views.keyed_rng import PhiloxStreams
 from lit_vision.data.views.pixel_values import PixelFormat
 from lit_vision.data.views.views import ImageViewsFunction
@@ -192,6 +195,15 @@ class VideoFolderDataModule(ImageFolderDataModule):
         if self.fps is not None:
             _require_times(folder)
         return folder
+
+    def example_batch(self, num_labels: int = 1) -> Batch:
+        """Return a training batch of one black clip; no data are read."""
+        shape = (1, 1, self.frames_per_clip, *height_and_width(self.img_size), self.channels)
+        return {
+            "images": torch.zeros(shape, dtype=torch.uint8),
+            "label": torch.zeros(1, dtype=torch.int64),
+            "key": torch.zeros(1, 3, dtype=torch.int64),
+        }
 
     def _reader(self, *arguments: Any) -> ImageReader:
         return ClipReader(*arguments)
