@@ -404,9 +404,8 @@ class ImageFolderDataModule(KeyedDataModule):
         labels = np.zeros((1, num_labels), np.float32) if several else np.zeros(1, np.int64)
         with tempfile.TemporaryDirectory() as folder:
             cv2.imwrite(f"{folder}/black.png", np.zeros((*height_and_width(self.img_size), 3), np.uint8))
-            return self._of_files(ImageReader(Path(folder), ["black.png"], "error", self.seed), labels, train=True)[
-                0, 0, 0
-            ]
+            files = ImageReader(Path(folder), ["black.png"], "error", self.seed)
+            return self._of_files(files, labels, train=True)[0, 0, 0]
 
     def _dataset(self, role: str, train: bool) -> Dataset:
         on_bad = self.on_bad_image if self.on_bad_image != "auto" else ("skip" if train else "error")
