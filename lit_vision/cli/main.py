@@ -91,13 +91,13 @@ COMMANDS = {
         "seal, sign and verify a model's file, make keys, read a watermark",
     ),
     "embed": (
-        "lit_vision.cli.search",
-        "main_embed",
+        "lit_vision.cli.embed",
+        "main",
         "write features of images to an index: lit-vision embed --model M IMAGES --out FILE",
     ),
     "search": (
         "lit_vision.cli.search",
-        "main_search",
+        "main",
         "find similar images or near duplicates: lit-vision search --index FILE --query IMAGE",
     ),
     "fewshot": (

@@ -135,6 +135,16 @@ def ask_passphrase(path: str) -> str:
     return getpass(f"passphrase of {path}: ")
 
 
+def load_features_model(args: argparse.Namespace, shared_space: bool) -> Model:
+    """Load the model of --model for its features; `shared_space` as in `load_model`."""
+    from lit_vision.predict.models import load_model
+
+    with opened_models(args):
+        return load_model(
+            args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
+        )
+
+
 def add_classes_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --classes and --template, which make a classifier of a model of images and captions."""
     parser.add_argument(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
+import functools
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +21,16 @@ from lit_vision.cli.parser import (
     opened_models,
     zero_shot_model,
 )
+from lit_vision.cli.shard_arguments import add_shard_arguments, check_shard_arguments, run_engine
 from lit_vision.errors import UsageError, UserError
 from lit_vision.predict.inference import check_ranges
 
 if TYPE_CHECKING:
     from lit_vision.predict.coco_ids import CocoIds
+    from lit_vision.predict.inputs import Inputs
+    from lit_vision.predict.runtimes import Model
+    from lit_vision.predict.shards import Shard
+    from lit_vision.predict.tasks import Results
 
 TASK_OPTIONS = (
     "top_k",
@@ -43,13 +52,13 @@ def _parser() -> CommandParser:
         "A command that\nwas stopped continues where it was when it is run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES_HELP)
-    add_model_arguments(parser)
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help=IMAGES_HELP)
+    add_model_arguments(parser, required=False)
     parser.add_argument(
         "--out",
         required=True,
         metavar="FILE",
-        help=".csv or .jsonl; detection and segmentation also .json (COCO's), detection also .results.json (the list "
+        help=".csv, .jsonl or .parquet; detection and segmentation also .json (COCO's), detection also .results.json (the list "
         "that pycocotools' loadRes takes)",
     )
     parser.add_argument(
@@ -92,6 +101,7 @@ def _parser() -> CommandParser:
         "nearest training image's caption; decoder uses it all the same",
     )
     add_batch_arguments(parser)
+    add_shard_arguments(parser)
     return parser
 
 
@@ -104,29 +114,54 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(list(argv))
     check_ranges(vars(args))
     check_classes_arguments(args)
-    from lit_vision.predict.coco_ids import coco_ids
-    from lit_vision.predict.detection import limit_detections
-    from lit_vision.predict.image_writer import ImageWriter
-    from lit_vision.predict.inference import run_inference
+    check_shard_arguments("predict", args)
     from lit_vision.predict.inputs import find_images
-    from lit_vision.predict.models import load_model
-    from lit_vision.predict.tasks import format_from_suffix, result_formats, results_with_options
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
-    folders = {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
-    inputs = find_images(args.images, {f"--{name}": folder for name, folder in folders.items()})
+    if args.merge:
+        return _merge(out)
+    inputs = find_images(args.images, {f"--{name}": folder for name, folder in _folders(args).items()})
     for line in inputs.lines():
         print(line, flush=True)
-    file_format = format_from_suffix(args.out, result_formats())
+    opened = _open(args)
+    if args.engine == "ray":
+        run_engine(args, len(inputs), functools.partial(_run_in_worker, json.dumps(vars(args)), inputs))
+        return _merge(out)
+    notes = _run(args, inputs, opened, out, args.shard)
+    print("".join(f"{note}\n" for note in notes if note), end="")
+    return 0
+
+
+def _folders(args: argparse.Namespace) -> dict[str, str]:
+    """Return the folders that images are written to, by flag."""
+    return {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
+
+
+_Opened = tuple["Model", "Results", dict[str, Any], str]  # options of the results, and their file format
+
+
+def _open(args: argparse.Namespace) -> _Opened:
+    """Load the model, and check the flags that depend on its task."""
+    from lit_vision.predict.detection import limit_detections
+    from lit_vision.predict.models import load_model
+    from lit_vision.predict.tasks import format_from_suffix, result_formats, results_with_options
+
+    file_format = format_from_suffix(args.out, [*result_formats(), "parquet"])
+    if file_format == "parquet":
+        from lit_vision.predict.parquet_files import import_pyarrow
+
+        import_pyarrow()
     with opened_models(args):
         if args.classes:
             model = zero_shot_model(args)
         else:
             model = load_model(args.model, args.device, args.base, args.trust_pt2, value_range=args.range)
     results_of_task, options = results_with_options(model, {name: getattr(args, name) for name in TASK_OPTIONS})
-    if file_format not in results_of_task.formats:
-        raise UsageError(f"--out {args.out}: {model.metadata.task} writes {', '.join(results_of_task.formats)}")
+    if file_format not in (*results_of_task.formats, "parquet"):
+        raise UsageError(
+            f"--out {args.out}: {model.metadata.task} writes {', '.join(results_of_task.formats)}, parquet"
+        )
     if args.masks and args.draw and os.path.realpath(args.masks) == os.path.realpath(args.draw):
         raise UsageError(f"--draw {args.draw}: is also the folder of --masks; name another one")
     if args.explain and model.method is None:
@@ -135,28 +170,94 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.max_detections is not None:
         limit_detections(model, args.max_detections)
-    writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in folders.items()}
     if args.truth and file_format not in COCO_FORMATS:
         raise UsageError(f"--truth: is for --out {' or '.join('.' + name for name in COCO_FORMATS)}; leave it out")
+    return model, results_of_task, options, file_format
+
+
+@functools.lru_cache(maxsize=1)
+def _open_once(arguments: str) -> _Opened:
+    """Return what `_open` returns for flags as JSON; a worker of an engine does many shards with one model."""
+    return _open(argparse.Namespace(**json.loads(arguments)))
+
+
+def _run_in_worker(arguments: str, inputs: Inputs, shard: Shard) -> None:
+    """Do one shard of a command, in a worker of an engine."""
+    args = argparse.Namespace(**json.loads(arguments))
+    _run(args, inputs, _open_once(arguments), Path(args.out), shard)
+
+
+def _run(args: argparse.Namespace, inputs: Inputs, opened: _Opened, out: Path, shard: Shard | None) -> list[str]:
+    """Run the model on all images or those of a shard, print the file that was written, and return further notes."""
+    from lit_vision.predict.coco_ids import coco_ids
+    from lit_vision.predict.image_writer import ImageWriter
+    from lit_vision.predict.inference import run_identity, run_inference
+    from lit_vision.predict.shards import run_shard
+    from lit_vision.predict.writers import atomic_write_streams
+
+    model, results_of_task, options, file_format = opened
+    writers = {name: ImageWriter(f"--{name}", folder, inputs) for name, folder in _folders(args).items()}
     ids = coco_ids(inputs.names, model.metadata, args.truth) if file_format in COCO_FORMATS else None
-    results = results_of_task(model.metadata, file_format, **{**options, **writers, "ids": ids})
-    done, skipped = run_inference(
+    text_format = "csv" if file_format == "parquet" else file_format
+    results = results_of_task(model.metadata, text_format, **{**options, **writers, "ids": ids})
+    header, settings = results.header(), _settings(file_format, options, ids)
+
+    write: Callable[[Path, dict[str, Path]], None] | None = None
+    finish = results.finish and functools.partial(results.finish, out)
+    if file_format == "parquet":
+        write = functools.partial(_write_parquet, next(csv.reader([header.decode()])))
+        finish = functools.partial(atomic_write_streams, out, write)
+    run = functools.partial(
+        run_inference,
         model,
         inputs,
-        out,
-        results.lines,
-        _settings(file_format, options, ids),
-        header=results.header(),
+        lines=results.lines,
+        settings=settings,
+        header=header,
         batch_size=args.batch_size,
         workers=args.workers,
         overwrite=args.overwrite,
         explanations=writers.get("explain"),
         streams=results.streams,
-        finish=results.finish and (lambda paths: results.finish(out, paths)),
     )
+    if shard is None:
+        done, skipped = run(out=out, finish=finish)
+    else:
+        identity = run_identity(model, inputs, args.batch_size, settings)
+        done, skipped = run_shard(
+            shard,
+            out,
+            identity,
+            inputs,
+            lambda part, images, finish: run(out=part, images=images, finish=finish),
+            header=b"" if write else header,
+            write=write,
+            overwrite=args.overwrite,
+        )
+        out = shard.part(out)
     print(f"{out}: {done} images{_skipped_note(out, skipped)}")
-    notes = [ids.note if ids is not None else "", results.note]
-    print("".join(f"{note}\n" for note in notes if note), end="")
+    return [ids.note if ids is not None else "", results.note]
+
+
+def _write_parquet(columns: list[str], path: Path, paths: dict[str, Path]) -> None:
+    """Write the lines of a CSV file, which lie in the stream "rows", as Parquet."""
+    from lit_vision.predict.parquet_files import write_result_table
+
+    write_result_table(path, paths["rows"], columns)
+
+
+def _merge(out: Path) -> int:
+    """Join the parts beside OUT; returns 0."""
+    from lit_vision.predict.shards import merge_parts
+
+    join = None
+    if out.suffix.lower() == ".parquet":
+        from lit_vision.predict.parquet_files import import_pyarrow, join_files
+
+        import_pyarrow()
+        join = join_files
+    done, skipped, parts = merge_parts(out, join)
+    print(f"{out}: {done} images of {parts} shards{_skipped_note(out, skipped)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The embed and search commands: write features of images to an index, and find images by an image or by words."""
+"""The search command: find images of an index by an image or by words, or its near duplicates."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lit_vision.cli.parser import (
-    IMAGES_HELP,
     CommandParser,
-    add_batch_arguments,
     add_model_arguments,
     add_overwrite_argument,
-    check_batch_arguments,
-    opened_models,
+    load_features_model,
 )
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.atomic import atomic_write
+from lit_vision.predict.ann_index import open_neighbors
 from lit_vision.predict.search import (
     Index,
     NearestNeighbors,
@@ -28,88 +25,16 @@ from lit_vision.predict.search import (
     check_same_model,
     feature_settings,
     read_index,
-    write_index,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from lit_vision.predict.inputs import InputBatch
-    from lit_vision.predict.runtimes import Model
-
 _PAIRS_SHOWN = 20  # on standard output; --out gets all of them
-
-
-def _embed_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="lit-vision embed",
-        description="Write the features of images to one file for lit-vision search. Images that cannot be read are "
-        "listed in\nOUT.skipped.csv. A command that was stopped continues where it was when it is run again.",
-        epilog="example: lit-vision embed --model runs/mae/1 photos/ --out photos.safetensors",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES_HELP)
-    add_model_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the index, .safetensors")
-    parser.add_argument(
-        "--backbone_features",
-        action="store_true",
-        help="of a model of images and captions (ImageText): features of its backbone alone, not those that "
-        "lit-vision search --text compares with words",
-    )
-    add_batch_arguments(parser)
-    return parser
-
-
-def main_embed(argv: Sequence[str]) -> int:
-    """Run `lit-vision embed --model RUN_OR_FILE IMAGES --out FILE`; returns 0."""
-    args = _embed_parser().parse_args(list(argv))
-    check_batch_arguments(args)
-    if not args.out.lower().endswith(".safetensors"):
-        raise UsageError(f"--out {args.out}: an index is a safetensors file; end its name in .safetensors")
-    from lit_vision.predict.inference import check_has_features, run_inference
-    from lit_vision.predict.inputs import find_images
-    from lit_vision.predict.open_clip_models import is_open_clip_name
-    from lit_vision.predict.writers import check_output_path
-
-    if args.backbone_features and is_open_clip_name(args.model):
-        raise UsageError("--backbone_features: models of open_clip end with their projection; leave it out")
-    out = check_output_path(args.out, args.overwrite)
-    inputs = find_images(args.images)
-    for line in inputs.lines():
-        print(line, flush=True)
-    model = _load(args, shared_space=not args.backbone_features)
-    check_has_features(model)
-    settings = feature_settings(model.metadata)
-
-    def lines(batch: InputBatch, outputs: dict[str, np.ndarray]) -> dict[str, bytes]:
-        rows = outputs["features"].astype("<f4").tobytes()
-        return {"rows": rows, "names": b"".join(os.fsencode(name) + b"\0" for name in batch.names)}
-
-    def finish(paths: dict[str, Path]) -> None:
-        count = paths["names"].read_bytes().count(b"\0")
-        write_index(out, paths["rows"], paths["names"], paths["rows"].stat().st_size // 4 // count, settings)
-
-    done, skipped = run_inference(
-        model,
-        inputs,
-        out,
-        lines,
-        {"embed": True},
-        batch_size=args.batch_size,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        streams=("names",),
-        finish=finish,
-    )
-    print(f"{out}: features of {done} images{f', {skipped} skipped (see {out.name}.skipped.csv)' if skipped else ''}")
-    return 0
 
 
 def _search_parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision search",
-        description="Find the images of an index that are most similar to an image or to words (exact search by cosine "
-        "similarity), or\nthe near duplicates in it.",
+        description="Find the images of an index that are most similar to an image or to words (by cosine similarity; exact, or "
+        "by\nthe approximate index that embed --index_type put in it), or the near duplicates in it (exact).",
         epilog="examples: lit-vision search --index photos.safetensors --model runs/mae/1 --query cat.jpg\n"
         "          lit-vision search --index photos.safetensors --model runs/imagetext/1 --text 'a red shoe'\n"
         "          lit-vision search --index photos.safetensors --duplicates 0.98 --out pairs.csv",
@@ -137,7 +62,7 @@ def _search_parser() -> CommandParser:
     return parser
 
 
-def main_search(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run `lit-vision search --index FILE --query IMAGE | --text WORDS | --duplicates COSINE`; returns 0."""
     args = _search_parser().parse_args(list(argv))
     _check_search_arguments(args)
@@ -191,16 +116,6 @@ def _check_search_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f"--top_k {args.top_k}: give at least 1")
 
 
-def _load(args: argparse.Namespace, shared_space: bool) -> Model:
-    """Load the model of --model; `shared_space` as in `load_model`."""
-    from lit_vision.predict.models import load_model
-
-    with opened_models(args):
-        return load_model(
-            args.model, args.device, args.base, args.trust_pt2, value_range=args.range, shared_space=shared_space
-        )
-
-
 def _texts(args: argparse.Namespace) -> list[str]:
     """Return the texts of --text and then those of --text_file; [] without both."""
     from lit_vision.data.annotations.files import read_lines
@@ -217,10 +132,10 @@ def _run_texts(index: Index, args: argparse.Namespace, texts: list[str]) -> Iter
     """Yield (text, rank, path, score) of every text."""
     from lit_vision.predict.shared_space import text_vectors
 
-    model = _load(args, shared_space=True)
+    model = load_features_model(args, shared_space=True)
     vectors = text_vectors(model, texts)
     check_holds_texts_of(index, model.metadata)
-    for text, found in zip(texts, NearestNeighbors(index.features).top(vectors, args.top_k)):
+    for text, found in zip(texts, open_neighbors(index).top(vectors, args.top_k)):
         for rank, (row, score) in enumerate(found, 1):
             yield text, rank, index.names[row], f"{score:.4f}"
 
@@ -233,9 +148,9 @@ def _run_queries(index: Index, args: argparse.Namespace) -> Iterator[tuple[str, 
     queries = find_images(args.query)
     if left_out := queries.left_out.phrases():  # standard output is for what was found
         print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
-    model = _load(args, shared_space=index.in_shared_space)
+    model = load_features_model(args, shared_space=index.in_shared_space)
     check_same_model(index, feature_settings(model.metadata))
-    neighbors = NearestNeighbors(index.features)
+    neighbors = open_neighbors(index)
     readable = 0
     for batch in batches(queries, preprocess_for(model.metadata), 32, pixel_format=model.metadata.pixel_format):
         for name, reason in batch.unreadable:

@@ -35,6 +35,7 @@ def run_inference(
     explanations: ImageWriter | None = None,
     streams: tuple[str, ...] = (),
     finish: Callable[[dict[str, Path]], None] | None = None,
+    images: range | None = None,
 ) -> tuple[int, int]:
     """Run all images through a model into OUT; images that cannot be read are listed in OUT.skipped.csv.
 
@@ -51,6 +52,8 @@ def run_inference(
         explanations: writes an image per input that shows what the model looked at, or None.
         streams: names of further streams that `lines` fills.
         finish: writes OUT from {stream: path} at the end; None: OUT is the main stream.
+        images: positions of the images of a shard, from a multiple of `batch_size`, none of which needs to be readable;
+            None: all.
 
     Returns:
         (number of images done, number of images skipped).
@@ -64,26 +67,25 @@ def run_inference(
     from lit_vision.predict.tasks import preprocess_for
     from lit_vision.predict.writers import csv_line
 
-    identity = {
-        "model": model.metadata.weights,
-        "precision": model.metadata.precision,
-        "runtime": model.runtime,
-        "images": inputs.digest(),
-        "batch_size": batch_size,
-        **({"value_range": model.metadata.value_range} if model.metadata.value_range else {}),
-        **settings,
-    }
+    identity = run_identity(model, inputs, batch_size, settings)
+    part = range(len(inputs)) if images is None else images
     writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, overwrite)
     if writer.resumed:
-        print(f"continuing after {writer.done} of {len(inputs)} images", flush=True)
+        print(f"continuing after {writer.done} of {len(part)} images", flush=True)
     else:
         writer.notes["skipped"] = 0
         writer.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
-        with exit_on_sigterm(), progress_bar(len(inputs), writer.done) as advance:
+        with exit_on_sigterm(), progress_bar(len(part), writer.done) as advance:
             prepare = preprocess_for(model.metadata)
             for batch in batches(
-                inputs, prepare, batch_size, writer.done, workers or cores(), model.metadata.pixel_format
+                inputs,
+                prepare,
+                batch_size,
+                part.start + writer.done,
+                workers or cores(),
+                model.metadata.pixel_format,
+                part.stop,
             ):
                 texts: dict[str, bytes] = {}
                 if batch.pixels is not None:
@@ -94,19 +96,19 @@ def run_inference(
                         draw_explanations(model, batch, outputs, explanations)
                 unreadable = (csv_line([name, " ".join(reason.split())]) for name, reason in batch.unreadable)
                 writer.notes["skipped"] += len(batch.unreadable)
-                writer.append({**texts, "skipped": b"".join(unreadable)}, batch.stop)
+                writer.append({**texts, "skipped": b"".join(unreadable)}, batch.stop - part.start)
                 advance(batch.stop - batch.start)
     except BaseException as error:
         writer.close()
         if isinstance(error, KeyboardInterrupt | SystemExit):
             print(
-                f"stopped after {writer.done} of {len(inputs)} images; run the same command again to continue",
+                f"stopped after {writer.done} of {len(part)} images; run the same command again to continue",
                 file=sys.stderr,
             )
         raise
     skipped_file = out.with_name(out.name + ".skipped.csv")
     skipped: int = writer.notes["skipped"]
-    if skipped == len(inputs):
+    if images is None and skipped == len(inputs):
         writer.finish({"skipped": skipped_file}, main=False)
         first = inputs.names[0]
         raise UserError(
@@ -117,7 +119,20 @@ def run_inference(
     if finish is not None:
         finish(writer.paths)
     writer.finish({"skipped": skipped_file} if skipped else {}, main=finish is None)
-    return len(inputs) - skipped, skipped
+    return len(part) - skipped, skipped
+
+
+def run_identity(model: Model, inputs: Inputs, batch_size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain values that the rows depend on: model, images (their names), batch size and settings."""
+    return {
+        "model": model.metadata.weights,
+        "precision": model.metadata.precision,
+        "runtime": model.runtime,
+        "images": inputs.digest(),
+        "batch_size": batch_size,
+        **({"value_range": model.metadata.value_range} if model.metadata.value_range else {}),
+        **settings,
+    }
 
 
 def check_ranges(options: Mapping[str, Any]) -> None:

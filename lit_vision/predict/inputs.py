@@ -204,6 +204,7 @@ def batches(
     start: int = 0,
     workers: int = 2,
     pixel_format: PixelFormat = DEFAULT_FORMAT,
+    stop: int | None = None,
 ) -> Iterator[InputBatch]:
     """Yield the images in order; batches begin at multiples of batch_size, so that a resumed run sees the same ones.
 
@@ -214,20 +215,22 @@ def batches(
         start: a multiple of batch_size.
         workers: threads that read and decode, one batch ahead.
         pixel_format: of the model's metadata: conversion of the files' values to 8 bits.
+        stop: position after the last image; None: all.
     """
+    end = len(inputs) if stop is None else stop
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[tuple[int, int, list[Future[_ReadImage]]]] = deque()
-        starts = iter(range(start, len(inputs), batch_size))
+        starts = iter(range(start, end, batch_size))
         while True:
             while len(waiting) < 2 and (first := next(starts, None)) is not None:
-                stop = min(first + batch_size, len(inputs))
-                jobs = [pool.submit(_read, inputs, i, prepare, pixel_format) for i in range(first, stop)]
-                waiting.append((first, stop, jobs))
+                last = min(first + batch_size, end)
+                jobs = [pool.submit(_read, inputs, i, prepare, pixel_format) for i in range(first, last)]
+                waiting.append((first, last, jobs))
             if not waiting:
                 return
-            first, stop, jobs = waiting.popleft()
-            batch, images = InputBatch(first, stop), []
-            for i, job in zip(range(first, stop), jobs):
+            first, last, jobs = waiting.popleft()
+            batch, images = InputBatch(first, last), []
+            for i, job in zip(range(first, last), jobs):
                 image, size, reason = job.result()
                 if image is None:
                     batch.unreadable.append((inputs.names[i], reason))

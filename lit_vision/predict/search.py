@@ -2,7 +2,9 @@
 
 An index is a safetensors file: `features` (N, D) float32 as the model returned them, `names` of the images joined by
 zero bytes, and in its metadata the settings of the features; features of another model, view or precision are refused.
-Features that texts can be compared with have the setting `space`: "images and texts".
+Features that texts can be compared with have the setting `space`: "images and texts". An approximate index
+(ann_index.py) lies in the same file, as bytes `ann`, with its record in the metadata. Files are mapped, not read: N may
+exceed memory.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,14 +33,18 @@ class Index:
     Attributes:
         path: the file.
         names: of the N images.
-        features: (N, D) float32.
+        features: (N, D) float32, mapped from the file; not to be written to.
         feature_settings: model, space, view and precision that the features depend on.
+        ann: bytes of an approximate index, uint8, mapped from the file; None for exact search.
+        ann_record: what is known of these bytes (`ann_index.AnnRecord`).
     """
 
     path: Path
     names: list[str]
     features: np.ndarray
     feature_settings: dict[str, Any]
+    ann: np.ndarray | None = None
+    ann_record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def in_shared_space(self) -> bool:
@@ -60,47 +66,139 @@ def feature_settings(metadata: ModelMetadata) -> dict[str, Any]:
     }
 
 
-def write_index(path: Path, rows: Path, names: Path, width: int, settings: dict[str, Any]) -> None:
-    """Write an index from files of raw float32 rows and of zero-terminated names, in pieces: N may exceed memory."""
-    rows_size, names_size = rows.stat().st_size, names.stat().st_size
-    header = {
-        "__metadata__": {"format": "pt", "lit_vision": "Index", "made_with": json.dumps(settings)},
-        "features": {"dtype": "F32", "shape": [rows_size // (4 * width), width], "data_offsets": [0, rows_size]},
-        "names": {"dtype": "U8", "shape": [names_size], "data_offsets": [rows_size, rows_size + names_size]},
-    }
+@dataclass(frozen=True)
+class FilePiece:
+    """`size` bytes of a file from `start`; attributes: the file's path, and these numbers."""
+
+    path: Path
+    start: int
+    size: int
+
+    @classmethod
+    def all_of(cls, path: Path) -> FilePiece:
+        """Return all bytes of a file."""
+        return cls(path, 0, path.stat().st_size)
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Write the bytes to a file, in pieces."""
+        with open(self.path, "rb") as source:
+            source.seek(self.start)
+            left = self.size
+            while piece := source.read(min(left, 1 << 22)):
+                file.write(piece)
+                left -= len(piece)
+
+
+def write_index(
+    path: Path,
+    rows: Sequence[FilePiece],
+    names: Sequence[FilePiece],
+    width: int,
+    settings: dict[str, Any],
+    ann: Path | None = None,
+    ann_record: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an index, in pieces: N may exceed memory.
+
+    Args:
+        path: the file.
+        rows: raw float32 rows.
+        names: of the images, each ended by a zero byte.
+        width: D.
+        settings: from `feature_settings`.
+        ann: file of an approximate index; None for exact search.
+        ann_record: of it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    parts = {"features": list(rows), "names": list(names), **({"ann": [FilePiece.all_of(ann)]} if ann else {})}
+    metadata = {"format": "pt", "lit_vision": "Index", "made_with": json.dumps(settings)}
+    if ann:
+        metadata["ann"] = json.dumps(ann_record)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, pieces in parts.items():
+        size = sum(piece.size for piece in pieces)
+        kind, shape = ("F32", [size // (4 * width), width]) if name == "features" else ("U8", [size])
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)  # safetensors aligns the data to 8 bytes
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
-        for source in (rows, names):
-            with open(source, "rb") as part:
-                while piece := part.read(1 << 22):
-                    file.write(piece)
+        for pieces in parts.values():
+            for piece in pieces:
+                piece.copy_to(file)
+
+
+def join_indices(path: Path, parts: Sequence[Path]) -> None:
+    """Write the features and names of several indices, in their order, as one index for exact search."""
+    first = read_index(parts[0])
+    rows, names = zip(*(index_pieces(part) for part in parts))
+    write_index(path, rows, names, first.features.shape[1], first.feature_settings)
+
+
+def index_pieces(path: Path) -> tuple[FilePiece, FilePiece]:
+    """Return where the features and the names of an index lie in its file."""
+    with open(path, "rb") as file:
+        begin, header = _header(file)
+    offsets = [header[name]["data_offsets"] for name in ("features", "names")]
+    rows, names = (FilePiece(path, begin + first, last - first) for first, last in offsets)
+    return rows, names
+
+
+def _header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """Return where the data of a safetensors file begin, and its header."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    return 8 + length, json.loads(file.read(length))
 
 
 def read_index(path: str | os.PathLike[str]) -> Index:
-    """Read an index.
+    """Map an index.
 
     Raises:
         UserError: no such file, or no index.
     """
-    from lit_vision.weights.checkpoint_layouts import read_file
+    from safetensors import SafetensorError, safe_open
 
-    if Path(path).suffix.lower() != ".safetensors":
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
         raise UserError(f"--index {path}: an index is a .safetensors file of lit-vision embed; name one")
-    state, metadata = read_file(path)
+    if not path.is_file():
+        raise UserError(f"--index {path}: no such file; check the path of the index")
+    try:
+        with safe_open(path, "np") as checked:  # compares all offsets with the size of the file
+            metadata = checked.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"--index {path}: is not a complete safetensors file ({error}); take another copy") from None
     if metadata.get("lit_vision") != "Index":
         raise UserError(f"--index {path}: is not an index; make one with lit-vision embed")
     try:
-        names = state["names"].numpy().tobytes().split(b"\0")[:-1]
-        features, settings = state["features"].numpy(), json.loads(metadata["made_with"])
-        if features.ndim != 2 or features.dtype != np.float32 or not isinstance(settings, dict):
+        with open(path, "rb") as file:
+            begin, header = _header(file)
+        features = _mapped(path, begin, header["features"], "F32")
+        names = _mapped(path, begin, header["names"], "U8").tobytes().split(b"\0")[:-1]
+        ann = _mapped(path, begin, header["ann"], "U8") if "ann" in metadata else None
+        settings, ann_record = json.loads(metadata["made_with"]), json.loads(metadata.get("ann", "{}"))
+        if features.ndim != 2 or not isinstance(settings, dict) or not isinstance(ann_record, dict):
             raise ValueError
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"--index {path}: is damaged: it lacks what every index has; embed again") from None
     if len(names) != len(features):
         raise UserError(f"--index {path}: is damaged: {len(features)} features for {len(names)} names; embed again")
-    return Index(Path(path), [os.fsdecode(n) for n in names], features, settings)
+    return Index(path, [os.fsdecode(n) for n in names], features, settings, ann, ann_record)
+
+
+def _mapped(path: Path, begin: int, entry: Mapping[str, Any], kind: str) -> np.ndarray:
+    """Return a tensor of a safetensors file as an array that is mapped from it; ValueError for another type."""
+    if entry["dtype"] != kind:
+        raise ValueError(entry["dtype"])
+    shape, offset = tuple(entry["shape"]), begin + entry["data_offsets"][0]
+    dtype = np.dtype("<f4" if kind == "F32" else "u1")
+    if 0 in shape:  # an empty part of a file cannot be mapped
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape)
 
 
 def check_same_model(index: Index, settings: dict[str, Any]) -> None:
@@ -139,6 +237,19 @@ def check_holds_texts_of(index: Index, metadata: ModelMetadata) -> None:
         )
 
 
+def import_faiss() -> Any:
+    """Return the package faiss.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("search: faiss is not installed; pip install 'lit-vision[search]'") from error
+    return faiss
+
+
 class NearestNeighbors:
     """Exact search by cosine similarity (faiss, inner product of vectors of length 1).
 
@@ -150,10 +261,7 @@ class NearestNeighbors:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise UserError("search: faiss is not installed; pip install 'lit-vision[search]'") from error
+        faiss = import_faiss()
         self.features = np.array(features, dtype=np.float32, order="C")
         faiss.normalize_L2(self.features)
         self.index = faiss.IndexFlatIP(self.features.shape[1])

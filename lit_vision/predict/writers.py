@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_vision.errors import UserError
-from lit_vision.io.atomic import atomic_path
+from lit_vision.io.atomic import atomic_path, atomic_write
 
 # COCO ids of an image's annotations follow from the image's id, so that a resumed run gives the same ids
 PER_IMAGE = 1000
@@ -63,6 +63,17 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 def coco_image(image_id: int | float | str, name: str, size: tuple[int, int]) -> bytes:
     """Return an entry of COCO's `images`; `size` is (height, width)."""
     return json_line({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
+
+
+def atomic_write_streams(
+    out: Path, write: Callable[[Path, dict[str, Path]], None], paths: dict[str, Path]
+) -> None:
+    """Write OUT with `write`, a function of a path and {stream: path}; it appears only when it is complete.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    atomic_write(out, lambda path: write(path, paths))
 
 
 def coco_file(out: Path, paths: Mapping[str, Path], class_names: Sequence[str], ids: Sequence[Any]) -> None:

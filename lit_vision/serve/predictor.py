@@ -25,7 +25,8 @@ from lit_vision.predict.inference import draw_explanations
 from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.restoration import tiled_restorer
 from lit_vision.predict.runtimes import Model
-from lit_vision.predict.search import Index, NearestNeighbors
+from lit_vision.predict.ann_index import open_neighbors
+from lit_vision.predict.search import Index
 from lit_vision.predict.tasks import TASKS, preprocess_for, results_with_options
 from lit_vision.predict.tiles import TiledNetwork, run_tiled
 from lit_vision.serve.batching import Batcher
@@ -116,7 +117,7 @@ class Predictor:
         readers: int = 0,
     ) -> None:
         self.model, self.index, self.max_pixels = model, index, max_pixels
-        self.neighbors = NearestNeighbors(index.features) if index is not None else None
+        self.neighbors = open_neighbors(index) if index is not None else None
         self._tiles = _tiled(model) if model.metadata.task == "restoration" else None
         self._prepare = preprocess_for(model.metadata) if self._tiles is None else _check_size
         self._fixed: dict[str, Any] = {}  # options of the predict command that requests do not give

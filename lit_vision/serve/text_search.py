@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from lit_vision.predict.runtimes import Model
+from lit_vision.predict.ann_index import ApproximateNeighbors
 from lit_vision.predict.search import NearestNeighbors
 from lit_vision.predict.shared_space import text_vectors
 
@@ -21,13 +22,13 @@ class TextSearch:
     Args:
         model: of images and captions, loaded with `shared_space`; the index was made with it.
         names: of the images of the index.
-        neighbors: of the features of the index.
+        neighbors: of the features of the index, from `open_neighbors`.
 
     Raises:
         UserError: the model cannot encode texts, or its tokenizer is missing.
     """
 
-    def __init__(self, model: Model, names: list[str], neighbors: NearestNeighbors) -> None:
+    def __init__(self, model: Model, names: list[str], neighbors: NearestNeighbors | ApproximateNeighbors) -> None:
         self._model, self._names, self._neighbors = model, names, neighbors
         text_vectors(model, ["a"])  # what fails, fails at the start
         self._thread = ThreadPoolExecutor(1, "texts")
