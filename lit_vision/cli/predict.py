@@ -58,8 +58,8 @@ def _parser() -> CommandParser:
         "--out",
         required=True,
         metavar="FILE",
-        help=".csv, .jsonl or .parquet; detection and segmentation also .json (COCO's), detection also .results.json (the list "
-        "that pycocotools' loadRes takes)",
+        help=".csv, .jsonl or .parquet; detection and segmentation also .json (COCO's), detection also .results.json "
+        "(the list that pycocotools' loadRes takes)",
     )
     parser.add_argument(
         "--truth",

@@ -33,8 +33,8 @@ _PAIRS_SHOWN = 20  # on standard output; --out gets all of them
 def _search_parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision search",
-        description="Find the images of an index that are most similar to an image or to words (by cosine similarity; exact, or "
-        "by\nthe approximate index that embed --index_type put in it), or the near duplicates in it (exact).",
+        description="Find the images of an index that are most similar to an image or to words (by cosine similarity; "
+        "exact, or by\nthe approximate index that embed --index_type put in it), or the near duplicates in it (exact).",
         epilog="examples: lit-vision search --index photos.safetensors --model runs/mae/1 --query cat.jpg\n"
         "          lit-vision search --index photos.safetensors --model runs/imagetext/1 --text 'a red shoe'\n"
         "          lit-vision search --index photos.safetensors --duplicates 0.98 --out pairs.csv",

@@ -55,7 +55,8 @@ def check_shard_arguments(command: str, args: argparse.Namespace) -> None:
         missing = [name for name, value in (("IMAGES", args.images), ("--model", args.model)) if not value]
         if missing:
             raise UsageError(
-                f"{command}: the following arguments are required: {', '.join(missing)}; see lit-vision {command} --help"
+                f"{command}: the following arguments are required: {', '.join(missing)}; "
+                f"see lit-vision {command} --help"
             )
     for name in ("address", "shards"):
         if getattr(args, name) is not None and args.engine != "ray":

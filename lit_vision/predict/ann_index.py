@@ -1,8 +1,8 @@
 """Approximate nearest neighbors (faiss): built in pieces beside the features of an index, ranked again exactly.
 
-`hnsw` is a graph over 8-bit copies of the vectors (Malkov & Yashunin, arXiv:1603.09320), `ivfpq` are lists of short codes
-(Jegou et al. 2011, IEEE TPAMI 33(1)). Both propose candidates by the cosine; the float vectors of the candidates, read
-from the mapped file, give the cosines that are returned. N vectors, D wide.
+`hnsw` is a graph over 8-bit copies of the vectors (Malkov & Yashunin, arXiv:1603.09320), `ivfpq` are lists of short
+codes (Jegou et al. 2011, IEEE TPAMI 33(1)). Both propose candidates; the float vectors of the candidates, read from the
+mapped file, give the cosines that are returned. N vectors, D wide.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class AnnRecord:
     def line(self, seconds: float) -> str:
         """Return a line for a command to print; `seconds` is how long building took."""
         return (
-            f"{self.type}: recall@{MEASURED_AT} {self.recall_at_10:.4f} against exact search on {self.queries} queries, "
-            f"{self.bytes_per_vector:.1f} bytes a vector, {seconds:.0f} s"
+            f"{self.type}: recall@{MEASURED_AT} {self.recall_at_10:.4f} against exact search on {self.queries} "
+            f"queries, {self.bytes_per_vector:.1f} bytes a vector, {seconds:.0f} s"
         )
 
 

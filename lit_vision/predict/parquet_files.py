@@ -1,4 +1,4 @@
-"""Results and features as Parquet files (pyarrow), from streamed parts: one piece of about 16 MB is in memory at a time.
+"""Results and features as Parquet files (pyarrow), from streamed parts: one piece of 16 MB in memory at a time.
 
 Of results, the columns are those of the CSV file: texts, and numbers as float64. Of features, they are `path` and
 `features`, lists of D float32.

@@ -65,9 +65,7 @@ def coco_image(image_id: int | float | str, name: str, size: tuple[int, int]) ->
     return json_line({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
 
 
-def atomic_write_streams(
-    out: Path, write: Callable[[Path, dict[str, Path]], None], paths: dict[str, Path]
-) -> None:
+def atomic_write_streams(out: Path, write: Callable[[Path, dict[str, Path]], None], paths: dict[str, Path]) -> None:
     """Write OUT with `write`, a function of a path and {stream: path}; it appears only when it is complete.
 
     Raises:

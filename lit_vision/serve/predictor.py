@@ -21,11 +21,11 @@ from lit_vision.data.image_files import image_extensions
 from lit_vision.data.views.decode import ImageDecodeError, decode, read_header
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores
+from lit_vision.predict.ann_index import open_neighbors
 from lit_vision.predict.inference import draw_explanations
 from lit_vision.predict.inputs import InputBatch
 from lit_vision.predict.restoration import tiled_restorer
 from lit_vision.predict.runtimes import Model
-from lit_vision.predict.ann_index import open_neighbors
 from lit_vision.predict.search import Index
 from lit_vision.predict.tasks import TASKS, preprocess_for, results_with_options
 from lit_vision.predict.tiles import TiledNetwork, run_tiled

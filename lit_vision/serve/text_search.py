@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from lit_vision.predict.runtimes import Model
 from lit_vision.predict.ann_index import ApproximateNeighbors
+from lit_vision.predict.runtimes import Model
 from lit_vision.predict.search import NearestNeighbors
 from lit_vision.predict.shared_space import text_vectors
 
