@@ -168,6 +168,10 @@ gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and tran
 soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)
 	@OMP_NUM_THREADS=1 PYTHONPATH=experiments $(BIN)/python -m soak
 
+.PHONY: scale-inference
+scale-inference: $(STAMP) ## 200,000 made-up images through predict --shard and through Ray with a killed worker (minutes; 1 GB of disk)
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/scale_inference.py
+
 sweep-garments: $(STAMP) ## search settings on 800 labeled garments, 20 trials x 3 seeds, and test the best on new seeds (minutes)
 	@test -d data/fashion || $(BIN)/lit-vision data fashion --out data/fashion
 	@OMP_NUM_THREADS=1 $(BIN)/lit-vision sweep --config experiments/sweeps/vit_garments800_10ep.yaml --space experiments/sweeps/spaces/garments800.yaml \

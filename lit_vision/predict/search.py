@@ -23,7 +23,7 @@ from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path
 from lit_vision.weights.model_metadata import SHARED_SPACE, ModelMetadata
 
-_QUERIES_AT_ONCE = 1024
+_QUERIES_AT_ONCE, _ROWS_AT_ONCE = 1024, 1 << 16
 
 
 @dataclass
@@ -261,24 +261,25 @@ class NearestNeighbors:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        faiss = import_faiss()
-        self.features = np.array(features, dtype=np.float32, order="C")
-        faiss.normalize_L2(self.features)
-        self.index = faiss.IndexFlatIP(self.features.shape[1])
-        self.index.add(self.features)
-        self.faiss = faiss
+        self.faiss = import_faiss()
+        self.index = self.faiss.IndexFlatIP(features.shape[1])
+        for first in range(0, len(features), _ROWS_AT_ONCE):  # one copy of them in memory
+            rows = np.array(features[first : first + _ROWS_AT_ONCE], dtype=np.float32, order="C")
+            self.faiss.normalize_L2(rows)
+            self.index.add(rows)
 
     def top(self, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
         """Return the k nearest rows of each query (M, D), best first, as (row, cosine)."""
         queries = np.array(queries, dtype=np.float32, order="C")
         self.faiss.normalize_L2(queries)
-        scores, rows = self.index.search(queries, min(k, len(self.features)))
+        scores, rows = self.index.search(queries, min(k, self.index.ntotal))
         return [[(int(r), float(s)) for r, s in zip(*both)] for both in zip(rows, scores)]
 
     def pairs(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Yield all (i, j, cosine) with i < j and a cosine above the threshold, by i, then j."""
-        for start in range(0, len(self.features), _QUERIES_AT_ONCE):
-            queries = self.features[start : start + _QUERIES_AT_ONCE]
+        count = self.index.ntotal
+        for start in range(0, count, _QUERIES_AT_ONCE):
+            queries = self.index.reconstruct_n(start, min(_QUERIES_AT_ONCE, count - start))
             limits, scores, rows = self.index.range_search(queries, threshold)
             for i in range(len(limits) - 1):
                 matches = slice(limits[i], limits[i + 1])
