@@ -34,12 +34,14 @@ _NETWORKS = {
     "FlowMatching": "lit_vision.methods.generation.flow_matching_network",
     "GAN": "lit_vision.methods.generation.gan_network",
 }
+# training of another method's network, whose files it writes: imported by name as the methods are, and none of them
+TRAINERS = {"Distiller": "lit_vision.methods.distiller.distiller"}
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if home := _HOMES.get(name) or TRAINERS.get(name):
+        return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -188,19 +188,23 @@ class Classifier(ClassifierNetwork, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch, with that of the watermark; logs train/loss without it."""
-        images, targets = self.training_targets(_single_view(batch), batch["label"], batch["key"])
+        images, targets = self.training_targets(single_view(batch), batch["label"], batch["key"])
         loss = self.loss(images, targets)
         self.log("train/loss", loss, prog_bar=True)
-        if self.mark_layer is not None:
-            weight = self.backbone.get_submodule(self.mark_layer).weight
-            mark_loss = watermark_loss(weight, self.mark_matrix, self.mark_bits)
-            self.log("train/watermark_loss", mark_loss)
-            loss = loss + STRENGTH * mark_loss
-        return loss
+        return loss + self.watermark_part()
+
+    def watermark_part(self) -> Tensor | float:
+        """Return the term of the loss that embeds the mark, logged as train/watermark_loss; 0.0 without a mark."""
+        if self.mark_layer is None:
+            return 0.0
+        weight = self.backbone.get_submodule(self.mark_layer).weight
+        mark_loss = watermark_loss(weight, self.mark_matrix, self.mark_bits)
+        self.log("train/watermark_loss", mark_loss)
+        return STRENGTH * mark_loss
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         labels = batch["label"]
-        logits = self(_single_view(batch))
+        logits = self(single_view(batch))
         hard = soft_targets(labels, self.hparams.num_classes)
         values = {"loss": classification_loss(logits, hard, self.hparams.loss)}
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5), best first
@@ -250,7 +254,12 @@ class Classifier(ClassifierNetwork, LightningModule):
     configure_optimizers = fine_tuning.configure_optimizer
 
 
-def _single_view(batch: Batch) -> Tensor:
+def single_view(batch: Batch) -> Tensor:
+    """Return the images (B, C, H, W) of a batch of one view each.
+
+    Raises:
+        UserError: there are more views.
+    """
     views = batch["images"].shape[1]
     if views != 1:
         raise UserError(f"data.train_view: a classifier needs one view of each image, got {views}; set it to train")

@@ -113,10 +113,14 @@ class ClassifierNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) of normalised images (B, C, H, W)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams["tune"] != "linear"):
-            features = self.backbone(images)
-        logits: Tensor = self.head(self.head_norm(features))
+        logits: Tensor = self.head(self.head_norm(self.features(images)))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return features (B, D) of normalised images (B, C, H, W), with a gradient if the backbone trains."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams["tune"] != "linear"):
+            features: Tensor = self.backbone(images)
+        return features
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return `classification_loss` of normalised images (B, C, H, W) and targets (B, K); scalar."""
