@@ -60,7 +60,7 @@ def make_patches(out: Path) -> dict[str, int]:
         UserError: scikit-image is not installed or lacks a photograph, or the folder holds other files or cannot be
             written.
     """
-    files = _photographs()
+    files = photograph_files()
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     note = {"name": "patches", "side": SIDE, "patches": COUNTS, "photographs_sha256": digest}
     counts = {split: count * len(files) for split, count in COUNTS.items()}
@@ -94,7 +94,7 @@ def spread_corners(region: np.ndarray, side: int, count: int) -> list[tuple[int,
     raise ValueError(f"{width} x {height} pixels have no {count} different squares of {side} pixels")
 
 
-def _photographs() -> list[Path]:
+def photograph_files() -> list[Path]:
     """Return the photographs' files; the package is located and not imported."""
     package = importlib.util.find_spec("skimage")
     if package is None or not package.submodule_search_locations:
