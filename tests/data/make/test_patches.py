@@ -33,7 +33,7 @@ def test_each_photograph_has_its_patches_and_no_image_is_there_twice(made: Path)
 
 
 def test_patches_are_the_photographs_pixels_and_splits_lie_a_patch_apart(made: Path) -> None:
-    source = {path.stem: path for path in patches._photographs()}
+    source = {path.stem: path for path in patches.photograph_files()}
     for name, path in source.items():
         photograph = np.asarray(Image.open(path).convert("RGB"))
         corners = {
