@@ -172,6 +172,10 @@ soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 
 scale-inference: $(STAMP) ## 200,000 made-up images through predict --shard and through Ray with a killed worker (minutes; 1 GB of disk)
 	@OMP_NUM_THREADS=1 $(BIN)/python experiments/scale_inference.py
 
+.PHONY: s3-check
+s3-check: $(STAMP) ## shards in a bucket of a local imitation of S3 (moto), in a virtual environment of its own: the weights of the folder
+	@$(BIN)/python experiments/s3_check.py
+
 sweep-garments: $(STAMP) ## search settings on 800 labeled garments, 20 trials x 3 seeds, and test the best on new seeds (minutes)
 	@test -d data/fashion || $(BIN)/lit-vision data fashion --out data/fashion
 	@OMP_NUM_THREADS=1 $(BIN)/lit-vision sweep --config experiments/sweeps/vit_garments800_10ep.yaml --space experiments/sweeps/spaces/garments800.yaml \

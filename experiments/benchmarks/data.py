@@ -27,7 +27,7 @@ from PIL import Image
 from lit_vision.data.datasets import ImageFileDataset, ImageReader
 from lit_vision.data.folder import scan
 from lit_vision.data.loader import make_loader
-from lit_vision.data.pack import downscale
+from lit_vision.data.stored_images import downscale
 from lit_vision.data.views.decode import decode_scaled, read_header
 from lit_vision.data.views.params import make_view_spec
 from lit_vision.data.views.views import Views, make_views, snap_to_decoded_grid

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from lit_vision.cli.parser import ScriptParser
-from soak import Soak, labeling, studies, sweeps
+from soak import Soak, labeling, shards, studies, sweeps
 from soak import __doc__ as description
 from soak.cases import VIEWS
 
 RESULT = Path(__file__).parents[1] / "results" / "soak.json"
-SCENARIOS = ("every", "random", "saving", "gloo", "study", "labeling", "sweep")
+SCENARIOS = ("every", "random", "saving", "gloo", "study", "labeling", "sweep", "shards")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             lambda s: s.run_part("a study that plans", studies.keep_decisions, args.study_kills),
         ],
         "labeling": [lambda s: s.run_part("labeling", labeling.kill_the_server, args.label_kills)],
+        "shards": [shards.train_from_disk, shards.train_by_http],
         "sweep": [lambda s: s.run_part("sweep", sweeps.kill_the_processes, args.sweep_kills)],
     }
     jobs = [job for name, group in scenarios.items() if args.only in ("", name) for job in group]
@@ -70,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
             json.dumps({"made_by": "make soak", "failures": 0, "parts": {}, "environment": environment})
         )
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None, prefix="soak-") as folder:
-        trained = {"labeling": (), "sweep": ("Plain",)}.get(args.only, ("SimCLR", "MAE", "Classifier", "Plain"))
+        trained = {"labeling": (), "sweep": ("Plain",), "shards": ("MAE",)}.get(
+            args.only, ("SimCLR", "MAE", "Classifier", "Plain")
+        )
         soak = Soak(Path(folder), preload=trained, out=args.out)
         running, failed_jobs = 0, 0
         for number, job in enumerate(jobs):

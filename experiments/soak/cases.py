@@ -131,6 +131,7 @@ class Case:
         interval: steps between saves.
         world_size: number of processes.
         strategy: Lightning's, "" for auto with one process and ddp with more.
+        source: data.root in place of the folder of images, such as its shards.
     """
 
     folder: Path
@@ -140,32 +141,39 @@ class Case:
     interval: int = 1
     world_size: int = 1
     strategy: str = ""
+    source: str = ""
 
     @property
     def recipe(self) -> Path:
         """The recipe's file."""
         suffix = "-other" if self.strategy else "-ddp" if self.world_size > 1 else ""
+        suffix += f"-{self.source.rpartition('/')[2].replace(':', '-')}" if self.source else ""
         return self.folder / f"{self.method}-{self.workers}-{self.interval}{suffix}.yaml"
 
     def write(self) -> Path:
         """Write the recipe, and the images if they do not exist; return the recipe's path."""
-        root = self.folder / ("images-even" if self.strategy else "images")
-        if not root.is_dir():
-            # 9 validation images: two processes then have different numbers of batches, which sharded ones may not have
-            _write_images(root, 4 * BATCHES + 3, 8 if self.strategy else 9)
+        root = self.write_images()
         text = RECIPE.format(
             epochs=EPOCHS,
             strategy=self.strategy or ("ddp" if self.world_size > 1 else "auto"),
             interval=self.interval,
             method="Classifier" if self.method == "Plain" else self.method,
             model=METHODS[self.method],
-            root=root,
+            root=self.source or root,
             view=VIEWS.get(self.method, "train"),
             workers=self.workers,
             knn=KNN if self.method in VIEWS else "",
         )
         self.recipe.write_text(text)
         return self.recipe
+
+    def write_images(self) -> Path:
+        """Write the images if they do not exist; return their folder."""
+        root = self.folder / ("images-even" if self.strategy else "images")
+        if not root.is_dir():
+            # 9 validation images: two processes then have different numbers of batches, which sharded ones may not have
+            _write_images(root, 4 * BATCHES + 3, 8 if self.strategy else 9)
+        return root
 
     def arguments(self, name: str, resume: bool) -> list[str]:
         """Return the command line of a run after `lit-vision`."""

@@ -98,6 +98,7 @@ class RunRecord(SampleCounter):
             "overrides": self.overrides,
             "run_sha256": self.run_sha256,
             "data_fingerprint": getattr(trainer.datamodule, "fingerprint", None),
+            "data_order": getattr(trainer.datamodule, "data_order", None),
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
         }

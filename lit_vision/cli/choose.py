@@ -20,7 +20,7 @@ def _parser() -> CommandParser:
     add(
         "root",
         metavar="ROOT",
-        help="a folder of images with its subfolders, or a pack. Without --label_file the names of class folders are "
+        help="a folder of images with its subfolders, or shards. Without --label_file the names of class folders are "
         "labels, and images in unlabeled/ or directly in ROOT have none",
     )
     add("--num", type=int, default=DEFAULT_NUM, metavar="N", help="images to choose (default: %(default)s)")

@@ -39,7 +39,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "root",
         metavar="ROOT",
-        help="a folder with train/ and test/ (or val/), by class, or a pack; the run's split names and quarantine list "
+        help="a folder with train/ and test/ (or val/), by class, or shards; the run's split names and quarantine list "
         "apply",
     )
     add_model_arguments(parser)

@@ -111,7 +111,11 @@ COMMANDS = {
         "main",
         "check a folder of images: broken files, duplicates, imbalance, loader speed",
     ),
-    "pack": ("lit_vision.cli.pack", "main", "store a folder as one fast file: lit-vision pack ROOT --out FILE.pack"),
+    "pack": (
+        "lit_vision.cli.pack",
+        "main",
+        "store a folder as shards, large tar files: lit-vision pack ROOT --out DIR",
+    ),
 }
 
 # Frozen features of photographs in a study: 20 instead of 36 ms of CPU an image (EfficientNet-Lite0, 224 pixels).

@@ -21,7 +21,9 @@ from lit_vision.data.fitness import require_training_images
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.keyed_datamodule import KeyedDataModule
 from lit_vision.data.labeled_folder import label_options, open_labeled
+from lit_vision.data.order import WINDOW_BLOCKS, check_order
 from lit_vision.data.sampler import keys_in_batches
+from lit_vision.data.shards.cache import cache_bytes
 from lit_vision.data.splits import evenly_spaced, has_label, read_list, read_or_sample
 from lit_vision.data.value_range import MeasuredRange, measure_folder_range
 from lit_vision.data.views.batch_views import make_batch_views
@@ -45,7 +47,7 @@ class ImageFolderDataModule(KeyedDataModule):
     `batches_per_epoch`, `global_batch_size`.
 
     Args:
-        root: the folder, or a pack file written by `lit-vision pack` (*.pack).
+        root: the folder, or one of shards (tar files), as `lit-vision pack` writes it; also s3://, gs:// or https://.
         img_size: of the views, pixels: side of a square, or [height, width].
         batch_size: samples per device and batch.
         train_view: `simclr`, `mae`, `lejepa`, `train`, `crop`, `eval` or `albumentations:<name>`.
@@ -89,6 +91,10 @@ class ImageFolderDataModule(KeyedDataModule):
         channels: 3, or 1 for gray images and a model with `in_chans: 1`; color images are then converted.
         quarantine: file with paths to leave out of every split, as `lit-vision doctor` writes it.
         hash_content: let the fingerprint cover the files' bytes too.
+        cache_gb: limit of the local cache of images at s3://, gs:// or https://, 10^9 bytes; 0 stores none; None: 10.
+        order: of the training images in an epoch: "full" permutes all, "windowed" windows of them, see data/order.py;
+            "auto": windowed above 10 million images.
+        window_blocks: blocks of 1,024 images that are permuted together in the windowed order.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -150,6 +156,9 @@ class ImageFolderDataModule(KeyedDataModule):
         channels: int = 3,
         quarantine: str | None = None,
         hash_content: bool = False,
+        cache_gb: float | None = None,
+        order: str = "auto",
+        window_blocks: int = WINDOW_BLOCKS,
     ):
         super().__init__(batch_size, copies, seed, num_workers)
         train_options = {
@@ -216,7 +225,9 @@ class ImageFolderDataModule(KeyedDataModule):
                 raise UsageError(f"data.{key}: {number}; give 0 or more")
         self.use_unlabeled = train_view in _SELF_SUPERVISED if use_unlabeled == "auto" else use_unlabeled
         self.in_memory, self.on_bad_image = in_memory, on_bad_image
-        self.hash_content, self.quarantine = hash_content, quarantine
+        self.hash_content, self.quarantine, self.cache_gb = hash_content, quarantine, cache_gb
+        cache_bytes(cache_gb)  # refuse a wrong limit now
+        self.order, self.window_blocks = check_order(order, window_blocks), window_blocks
         self.channels, self.declared_range = channels, check_range(range)
         self.folder: Folder | None = None
         self._class_numbers: np.ndarray | None = None  # of `number_classes_as`
@@ -273,7 +284,7 @@ class ImageFolderDataModule(KeyedDataModule):
 
     def _open(self) -> Folder:
         """Return the splits, classes and labels of the data."""
-        return open_labeled(self.root, self.split_names, self.label_options)
+        return open_labeled(self.root, self.split_names, self.label_options, self.cache_gb)
 
     def _choose_labels(self, folder: Folder) -> None:
         """Hide the labels outside the labeled subset; then add the unlabeled images or drop them."""

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_SIDE = 96  # pixels; larger images gain nothing from batched augmentation and lose antialiasing when rotated
 MEMORY_BYTES = 1 << 30
+READ_AHEAD = 64  # images that lie on another machine
 BAD_SHARE = 0.01  # of an epoch's images may be broken under "skip" (and a single one never stops a run)
 _TRIES = 16  # replacements tried for a broken image; that many broken ones in a row are no accident
 
@@ -42,7 +43,7 @@ class ImageReader:
     """Reader of the images of one split, with a rule for broken ones.
 
     Args:
-        folder: a scanned folder, an opened pack, or just the path that `paths` are relative to.
+        folder: a scanned folder, opened shards or an opened pack, or just the path that `paths` are relative to.
         paths: N paths in it.
         on_bad: "error" raises; "skip" takes another image of the list, chosen by (seed, index) alone. Each broken file
             is warned about once, and listed per epoch in `bad_images_file`. The run stops when more than one file and
@@ -100,6 +101,11 @@ class ImageReader:
             f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[used]}; "
             f"{_doctor_hint(self.folder.root)}"
         )
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to read the files of some indices, if they lie on another machine."""
+        if self.folder.remote:
+            self.folder.prefetch(self.paths[i] for i in indices)
 
     def count_broken(self, epoch: int) -> int:
         """Return the number of files that this process and its workers found broken in an epoch."""
@@ -175,12 +181,15 @@ class ImageFileDataset(Dataset):
     ):
         self.files, self.labels, self.views, self.local_views = files, labels, views, local_views
         self.channels, self.degraded = channels, degraded
+        self.reads_ahead = files.folder.remote  # `make_loader` then gives KeysWithNext
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return the batch of some keys."""
+        if self.reads_ahead:
+            self.files.prefetch(key[1] for key in (*keys, *getattr(keys, "upcoming", ())))
         images, local_images, degraded, rows = [], [], [], []
         for key in keys:
             (views, local), used = self.files.read(key[1], key[0], partial(self._views_of, key))
@@ -293,6 +302,8 @@ def load_into_memory(files: ImageReader, required: bool, size: ImageSize) -> tup
     if not reason:
         pixels, source = np.empty((len(files), height, width, 3), np.uint8), np.arange(len(files))
         for i in _progress_range(len(files)):
+            if i % READ_AHEAD == 0:
+                files.prefetch(range(i, min(i + 2 * READ_AHEAD, len(files))))
             image, used = files.read(i)
             if image.shape != first.shape:
                 reason = (

@@ -12,7 +12,7 @@ def require_training_images(folder: Folder, train: str, labels: bool, purpose: s
     """Raise a UserError unless the folder can be trained on.
 
     Args:
-        folder: a scanned folder or pack.
+        folder: a scanned folder, or opened shards.
         train: name of the training split.
         labels: training needs labels of two classes or more; else unlabeled images will do, but there must be some.
         purpose: names the training in the message.
@@ -32,7 +32,7 @@ def uses_of(folder: Folder, names: tuple[str, str, str]) -> dict[str, str]:
     "validation" and "testing" (of a finished classifier). Broken images are not looked at.
 
     Args:
-        folder: a scanned folder or pack.
+        folder: a scanned folder, or opened shards.
         names: of the training, validation and test splits.
     """
     train, val, test = names

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,6 +50,18 @@ class Paths(Sequence[str]):
         encoded = [os.fsencode(path) for path in paths]
         self._ends = np.cumsum([0, *map(len, encoded)])
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    @classmethod
+    def of_arrays(cls, ends: np.ndarray, texts: np.ndarray) -> Paths:
+        """Return paths that are in two arrays already.
+
+        Args:
+            ends: (N + 1,) int64, where each path begins and ends.
+            texts: uint8, the bytes of the paths.
+        """
+        paths = cls(())
+        paths._ends, paths._bytes = ends, texts
+        return paths
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -88,8 +101,8 @@ class Split:
 def check_within_root(path: str) -> str:
     """Return a relative path unchanged, or raise if it leaves its root.
 
-    Annotation files and packs may come from a stranger. A link inside the root may lead anywhere: its author could read
-    both folders.
+    Annotation files, packs and shards may come from a stranger. A link inside the root may lead anywhere: its author
+    could read both folders.
 
     Raises:
         UserError: it is absolute, or goes up by "..".
@@ -108,11 +121,15 @@ class Folder:
         classes: names of the training split's classes, sorted.
         splits: the splits by name.
         unlabeled: the images of `ROOT/unlabeled`; may be empty.
-        inventory: what the scan left out; empty for a pack.
+        inventory: what the scan left out; empty for a pack and for shards.
         label_file: the table that the labels are from, for messages; "" if they are from folders' names.
         groups: of each path of the splits: what must not stand on both sides of a split; None without groups.
+        packed: True for shards and packs, whose images have the paths of the files they were stored from.
+        remote: True if the images lie on another machine, so that reading them early saves time.
     """
 
+    packed: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
     root: Path
     classes: list[str]
     splits: dict[str, Split]
@@ -133,6 +150,9 @@ class Folder:
         check_within_root(path)
         with open(f"{self.root}/{path}", "rb") as file:
             return file.read()
+
+    def prefetch(self, paths: Iterable[str]) -> None:
+        """Begin to read images that will be read next, the first first; nothing if they lie on this machine."""
 
     def exclude(self, paths: set[str]) -> int:
         """Remove the images of some paths from every split and return how many were removed."""
@@ -167,7 +187,7 @@ class Folder:
                 how = f"name its images in a split column of {self.label_file}"
             if split in ("val", "test") and self.splits:
                 how += f", or draw it from the training images by data.{split}_fraction"
-            if self.root.is_file():
+            if self.packed:
                 how = "pack a folder that has it"
             raise UserError(f"{self.root}: {has}there is no {split} split, which {purpose} needs; {how}")
         return self.splits[split]

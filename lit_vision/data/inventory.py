@@ -18,7 +18,7 @@ class Inventory:
 
     Attributes:
         splits: {name of a split: the folder it is read from, relative to the root}; empty if the root is the training
-            split, and for a pack.
+            split, and for shards.
         left_out: files and folders passed over while searching for images.
         beside: {folder beside the splits: number of images in it, at most COUNT_UP_TO}.
         loose: images beside the splits.

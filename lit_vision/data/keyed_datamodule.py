@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_vision.data.datasets import ImageReader
 from lit_vision.data.loader import make_loader
 from lit_vision.data.loader_state import loader_state, restore_loader_state
+from lit_vision.data.order import FULL_UP_TO, WINDOW_BLOCKS, FullOrder, WindowedOrder, describe_order, order_line
 from lit_vision.data.sampler import EvalBatches, TrainBatches
 from lit_vision.data.value_range import MeasuredRange, require_range
 from lit_vision.data.views.keyed_rng import Key
@@ -35,6 +36,8 @@ class KeyedDataModule(LightningDataModule):
         channels: of the images in a batch, 3 or 1.
         declared_range: values of images deeper than 8 bits that become 0 and 255; None measures them.
         moved: True after such a change.
+        order: of the training images: "auto", "full" or "windowed", see order.py.
+        window_blocks: blocks of a window of the windowed order.
         classes_by_number: compare labels with a model's outputs by number although the names of the classes differ.
 
     Args:
@@ -51,6 +54,8 @@ class KeyedDataModule(LightningDataModule):
     channels = 3
     declared_range: ValueRange | None = None
     moved = False
+    order = "auto"
+    window_blocks = WINDOW_BLOCKS
 
     def __init__(self, batch_size: int, copies: int, seed: int, num_workers: int | str):
         super().__init__()
@@ -138,9 +143,21 @@ class KeyedDataModule(LightningDataModule):
         """Batches of one epoch on each rank, a multiple of the accumulated batches of an optimizer step."""
         return len(self._new_train_batches())
 
+    @property
+    def is_windowed(self) -> bool:
+        """True if training images come in the windowed order; by default their number alone decides."""
+        return self.order == "windowed" or (self.order == "auto" and self.num_train > FULL_UP_TO)
+
+    @property
+    def data_order(self) -> str:
+        """Order of the training images, as the run records it."""
+        return describe_order(self.is_windowed, self.window_blocks)
+
     def train_dataloader(self) -> DataLoader:
         """Return the loader of this rank's batches of an epoch, from a restored position on."""
         batches = self._new_train_batches()
+        if self.is_windowed and (self.trainer is None or self.trainer.is_global_zero):
+            print(order_line(self.num_train, self.window_blocks), flush=True)
         batches.on_epoch_end, self._train_batches = self._report_broken, batches
         batches.epoch, samples = self.cursor
         batches.first_batch = samples // (self.batch_size * self.world[1])
@@ -162,7 +179,10 @@ class KeyedDataModule(LightningDataModule):
 
     def _new_train_batches(self) -> TrainBatches:
         rank, processes, accumulate = self.world
-        batches = TrainBatches(self.num_train, self.batch_size, rank, processes, accumulate, self.seed, self.copies)
+        order = partial(WindowedOrder, window_blocks=self.window_blocks) if self.is_windowed else FullOrder
+        batches = TrainBatches(
+            self.num_train, self.batch_size, rank, processes, accumulate, self.seed, self.copies, order
+        )
         # Lightning replaces only samplers that shuffle; a batch sampler it leaves as it is
         batches.same_images = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
         if not len(batches):

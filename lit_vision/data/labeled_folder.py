@@ -13,8 +13,7 @@ from lit_vision.data.folder import Folder, Paths, Split
 from lit_vision.data.holdout import check_groups, folder_groups, hold_out, leave_out_unlabeled
 from lit_vision.data.inventory import count_images
 from lit_vision.data.label_table import LabeledImages, TableColumns, read_label_table
-from lit_vision.data.open_images import is_pack, open_images
-from lit_vision.data.pack import Pack
+from lit_vision.data.open_images import is_packed, open_images, open_packed
 from lit_vision.errors import UsageError, UserError
 
 
@@ -85,27 +84,30 @@ def label_options(
     return LabelOptions(None if file is None else str(file), columns, group_by, fractions or {}, seed)
 
 
-def open_labeled(root: str | Path, split_names: Mapping[str, str], options: LabelOptions) -> Folder:
+def open_labeled(
+    root: str | Path, split_names: Mapping[str, str], options: LabelOptions, cache_gb: float | None = None
+) -> Folder:
     """Return the splits, classes and labels below a root, from folders' names or from a table.
 
     Args:
         root: as `open_images`.
         split_names: {"train", "val", "test": name of the split}.
         options: of labels, groups and splits.
+        cache_gb: as for `open_images`.
 
     Raises:
         UserError: as `open_images`, `read_label_table`, `folder_of_table`, `check_groups` and `hold_out`.
     """
     listed = None
     if options.file is None:
-        folder = open_images(root, *split_names.values())
+        folder = open_images(root, *split_names.values(), cache_gb=cache_gb)
         paths = [path for split in folder.splits.values() for path in split.paths]
     else:
         by_column = options.group_by if isinstance(options.group_by, str) else None
         listed = read_label_table(options.file, replace(options.columns, group=by_column))
-        folder = folder_of_listed(root, listed, options.file, split_names)
+        folder = folder_of_listed(root, listed, options.file, split_names, cache_gb)
         paths, folder.label_file = listed.paths, options.file
-    groups = None
+    groups = folder.groups  # that shards were written with
     if isinstance(options.group_by, int):
         groups = dict(zip(paths, folder_groups(paths, options.group_by)))
     elif listed is not None and listed.groups is not None:
@@ -119,27 +121,32 @@ def open_labeled(root: str | Path, split_names: Mapping[str, str], options: Labe
 
 
 def folder_of_listed(
-    root: str | Path, listed: LabeledImages, file: str | Path, split_names: Mapping[str, str]
+    root: str | Path,
+    listed: LabeledImages,
+    file: str | Path,
+    split_names: Mapping[str, str],
+    cache_gb: float | None = None,
 ) -> Folder:
-    """Return the images that a table lists as a `Folder` or `Pack`, with the count of those that it does not list.
+    """Return the images that a table lists as a `Folder`, with the count of those that it does not list.
 
     Args:
-        root: the folder, or a pack.
+        root: the folder, or shards.
         listed: images of the table; their paths become those below the root.
         file: the table, for errors.
         split_names: {"train", "val", "test": name of the split}.
+        cache_gb: as for `open_images`.
 
     Raises:
         UserError: as `folder_of_table`, or there is no such folder.
     """
-    source = Path(root)
-    if is_pack(source):
-        pack = Pack(source)
-        splits = (*pack.splits.values(), pack.unlabeled)
+    if is_packed(root):
+        packed = open_packed(root, cache_gb)
+        splits = (*packed.splits.values(), packed.unlabeled)
         sizes = {path: size for split in splits for path, size in zip(split.paths, split.sizes.tolist())}
-        table = folder_of_table(source, listed, file, split_names, sizes)
-        pack.classes, pack.splits, pack.unlabeled = table.classes, table.splits, table.unlabeled
-        return pack
+        table = folder_of_table(root, listed, file, split_names, sizes)
+        packed.classes, packed.splits, packed.unlabeled = table.classes, table.splits, table.unlabeled
+        return packed
+    source = Path(root)
     if not source.is_dir():
         raise UserError(f"{root}: no such folder; check data.root")
     folder = folder_of_table(source, listed, file, split_names, file_sizes(source, listed.paths))

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_vision.data.batch import Batch
 from lit_vision.data.datasets import InMemoryDataset
+from lit_vision.data.lookahead import LookaheadBatches
 from lit_vision.data.views.keyed_rng import Key
 from lit_vision.errors import UserError
 from lit_vision.io.processes import cores, die_with_parent
@@ -41,6 +42,8 @@ def make_loader(
         workers = 0 if isinstance(dataset, InMemoryDataset) else max(1, min(16, cores() // local_processes))
     if not 0 <= workers <= MOST_WORKERS:
         raise UserError(f"data.num_workers: {workers}; give auto, or 0 to {MOST_WORKERS} processes")
+    if getattr(dataset, "reads_ahead", False):
+        batches = LookaheadBatches(batches, workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -33,7 +33,7 @@ def loader_state(data: ResumableData, identity: str) -> dict[str, Any]:
 
     Returns:
         {"epoch", "samples" of it that the optimizer has had on all processes, "micro": samples of one batch on all
-        processes, "global": those of one optimizer step, "seed", "data"}.
+        processes, "global": those of one optimizer step, "seed", "data", "order": see `KeyedDataModule.data_order`}.
     """
     epoch, samples = data.cursor
     trainer = data.trainer
@@ -48,13 +48,14 @@ def loader_state(data: ResumableData, identity: str) -> dict[str, Any]:
         "global": data.global_batch_size,
         "seed": data.seed,
         "data": identity,
+        "order": getattr(data, "data_order", "full"),
     }
 
 
 def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: str) -> None:
     """Set `data.cursor` from a stored state.
 
-    A run whose seed, data or global batch changed is refused, since the order of its samples would change. With
+    A run whose seed, data, order or global batch changed is refused, since the order of its samples would change. With
     `data.resume_anyway` it continues all the same: in the stored epoch, after the full optimizer steps that the stored
     samples make. `data.moved` is then True, and the loops' counters are computed from it again.
 
@@ -64,16 +65,19 @@ def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: s
         identity: as in `loader_state`.
 
     Raises:
-        UserError: the seed, the data or the global batch differs from the stored one.
+        UserError: the seed, the data, the order or the global batch differs from the stored one.
     """
     changed = []
     for key, name, now in (
         ("seed", "data.seed", data.seed),
         ("global", "global batch (batch_size x devices x accumulation)", data.global_batch_size),
         ("data", "data (folder, labels, shots or split_file)", identity),
+        ("order", "data.order and window_blocks", getattr(data, "data_order", "full")),
     ):
-        if state[key] != now:
-            difference = f"was {state[key]}, now {now}" if key != "data" else "has changed since the checkpoint"
+        if state.get(key, "full") != now:  # runs that began before there was another order have no "order"
+            difference = (
+                f"was {state.get(key, 'full')}, now {now}" if key != "data" else "has changed since the checkpoint"
+            )
             changed.append(f"{name}: {difference}")
     samples = state["samples"]
     if changed and not getattr(data, "resume_anyway", False):

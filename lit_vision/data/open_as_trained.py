@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_vision.data.folder import Folder
 from lit_vision.data.labeled_folder import label_options, open_labeled
-from lit_vision.data.open_images import is_pack, open_images
+from lit_vision.data.open_images import is_packed, open_images
 from lit_vision.data.splits import read_list
 
 _LABEL_SETTINGS = ("path_column", "label_column", "label_columns", "label_separator", "split_column", "group_by")
@@ -40,10 +40,10 @@ def open_as_trained(root: str | Path, settings: Mapping[str, Any]) -> tuple[Fold
         options = label_options(settings.get("label_file"), **named, fractions=fractions, seed=seed)
         folder = open_labeled(root, {"train": train, "val": val, "test": test}, options)
     else:
-        if not is_pack(root) and not (Path(root) / train).is_dir():
+        if not is_packed(root) and not (Path(root) / train).is_dir():
             train, val, test = "train", "val", "test"
         folder = open_images(root, train, val, test)
-    if train not in folder.splits:  # a pack has its own names
+    if train not in folder.splits:  # shards and packs have their own names
         train, val, test = "train", "val", "test"
     if listed := settings.get("quarantine"):
         folder.exclude(read_list(listed))

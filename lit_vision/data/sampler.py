@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lit_vision.data.order import EpochOrder, FullOrder
 from lit_vision.data.views.keyed_rng import Key
 
 
@@ -36,13 +37,22 @@ class TrainBatches:
         seed: in [0, 2**64).
         copies: repeated augmentation: each sampled image comes `copies` times in a row, each time with new views. The
             epoch keeps its length, so it visits about n / copies images (as in DeiT).
+        order: makes the order of an epoch from (n, seed, epoch), see order.py.
 
     Raises:
         ValueError: a number is out of its range.
     """
 
     def __init__(
-        self, n: int, batch_size: int, rank: int, world_size: int, accumulate: int, seed: int, copies: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        accumulate: int,
+        seed: int,
+        copies: int = 1,
+        order: Callable[[int, int, int], EpochOrder] = FullOrder,
     ):
         if min(batch_size, world_size, accumulate, copies) < 1 or not 0 <= rank < world_size or n < 0:
             raise ValueError(
@@ -50,7 +60,7 @@ class TrainBatches:
                 f"accumulate={accumulate} copies={copies}"
             )
         self.n, self.batch_size, self.rank, self.world_size = n, batch_size, rank, world_size
-        self.accumulate, self.seed, self.copies = accumulate, seed, copies
+        self.accumulate, self.seed, self.copies, self.order = accumulate, seed, copies, order
         self.epoch = self.first_batch = 0
         self.same_images = False
         self.on_epoch_end: Callable[[int], None] | None = None
@@ -72,17 +82,16 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Read the state now (this is no generator) and change nothing: torch calls it twice when there are workers."""
-        epoch, per_batch = self.epoch, self.batch_size * self.world_size
-        counter = [0, 0, 0, 0 if self.same_images else epoch]
-        order = np.random.Generator(np.random.Philox(key=self.seed, counter=counter)).permutation(self.n)
-        position = np.arange(len(self) * per_batch)
-        shape = (len(self), self.world_size, self.batch_size)
-        indices = order[position // self.copies].reshape(shape)[self.first_batch :, self.rank]
-        copies = (position % self.copies).reshape(shape)[self.first_batch :, self.rank]
-        return (
-            [(epoch, index, copy) for index, copy in zip(index_row.tolist(), copy_row.tolist())]
-            for index_row, copy_row in zip(indices, copies)
-        )
+        order = self.order(self.n, self.seed, 0 if self.same_images else self.epoch)
+        epoch, batches = self.epoch, range(self.first_batch, len(self))
+        return (self._keys(order, epoch, batch) for batch in batches)
+
+    def _keys(self, order: EpochOrder, epoch: int, batch: int) -> list[Key]:
+        """Return this rank's keys of a batch of an epoch."""
+        first = (batch * self.world_size + self.rank) * self.batch_size
+        place, copy = divmod(np.arange(first, first + self.batch_size), self.copies)
+        indices = order.take(int(place[0]), int(place[-1]) + 1)[place - place[0]]
+        return [(epoch, index, number) for index, number in zip(indices.tolist(), copy.tolist())]
 
 
 class EvalBatches:

@@ -105,7 +105,7 @@ def _count_lost(parts: Sequence[np.ndarray], value_range: ValueRange) -> int:
 def measure_folder_range(folder: Folder, train_split: str) -> MeasuredRange:
     """Measure the range of values of a folder: of its training split, else its unlabeled images, else all of it.
 
-    A pack of deep images that were converted has the range that was used then.
+    Shards of deep images that were converted have the range that was used then.
     """
     if (stored := getattr(folder, "value_range", None)) is not None:
         return MeasuredRange((float(stored[0]), float(stored[1])))

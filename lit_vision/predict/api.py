@@ -31,7 +31,7 @@ Errors = Literal["raise", "skip"]
 class LoadedModel:
     """A model of any task and runtime, from `load`; gives the numbers that lit-vision predict and embed write.
 
-    Images are a path, a folder (with its subfolders, sorted by name) or a pack, a Pillow image, a numpy array
+    Images are a path, a folder (with its subfolders, sorted by name) or shards, a Pillow image, a numpy array
     (H, W, 3) or (N, H, W, 3) uint8 RGB, a tensor (3, H, W) or (N, 3, H, W) uint8 or float from 0 to 1, or a list of
     single images. Gray images have 1 channel instead of 3, or are arrays (H, W). Any size; the model's preprocessing is
     applied, so give plain pixels and no normalized ones. Threads may share a model, except for calls that ask a

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lit_vision.data.open_images import is_pack
+from lit_vision.data.open_images import is_packed
 from lit_vision.data.views.decode import decode, from_pillow
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat, to_gray
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import Inputs, find_images
 
 ACCEPTED = (
-    "a path, a folder, a pack, a Pillow image, a numpy array (H, W, 3) or (N, H, W, 3) uint8 RGB, a tensor (3, H, W) "
+    "a path, a folder, shards, a Pillow image, a numpy array (H, W, 3) or (N, H, W, 3) uint8 RGB, a tensor (3, H, W) "
     "or (N, 3, H, W) uint8 or float from 0 to 1; with 1 channel instead of 3 for gray, or (H, W) as an array; or a "
     "list of single images"
 )
@@ -68,7 +68,7 @@ def list_images(images: Any) -> Inputs | ImageList:
     Raises:
         UserError: another kind, shape or type, no image, or a folder among several.
     """
-    if isinstance(images, str | os.PathLike) and _is_folder_or_pack(images):
+    if isinstance(images, str | os.PathLike) and _is_folder_or_shards(images):
         return find_images([os.path.expanduser(os.fspath(images))])
     if isinstance(images, np.ndarray | torch.Tensor):
         found = list(images) if images.ndim == 4 else [images]
@@ -83,9 +83,9 @@ def list_images(images: Any) -> Inputs | ImageList:
     return ImageList(found, [os.fspath(x) if isinstance(x, str | os.PathLike) else "" for x in found])
 
 
-def _is_folder_or_pack(path: str | os.PathLike[str]) -> bool:
+def _is_folder_or_shards(path: str | os.PathLike[str]) -> bool:
     path = os.path.expanduser(os.fspath(path))
-    return os.path.isdir(path) or is_pack(path)
+    return os.path.isdir(path) or is_packed(path)
 
 
 def _check(image: Any, name: str) -> None:
@@ -93,8 +93,8 @@ def _check(image: Any, name: str) -> None:
     if isinstance(image, str | os.PathLike):
         if "\0" in os.fspath(image):
             raise UserError(f"{name}: {os.fspath(image)!r} is no path, it contains a zero byte; give {ACCEPTED}")
-        if _is_folder_or_pack(image):
-            raise UserError(f"{name}: {image} is a folder or pack; give one alone, or files only")
+        if _is_folder_or_shards(image):
+            raise UserError(f"{name}: {image} is a folder or shards; give one alone, or files only")
         return
     if isinstance(image, Image.Image):
         if 0 in image.size:

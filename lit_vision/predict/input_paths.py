@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lit_vision.data.shards.address import is_address
 from lit_vision.errors import UserError
 
 LIST_ENDING = ".txt"  # no image has it
@@ -18,7 +19,7 @@ def expand_paths(paths: Sequence[str]) -> list[str]:
     Args:
         paths: of any kinds: a file or folder; a pattern (`photos/**/*.jpg`, in quotes, if the shell leaves it alone),
             whose matches are sorted; a .txt file with a path a line, relative to the working folder; `-` for such lines
-            on standard input. `~/` is the home folder. In lists, empty lines do not count.
+            on standard input; the address of shards. `~/` is the home folder. In lists, empty lines do not count.
 
     Raises:
         UserError: a path does not exist, a pattern matches nothing, or a list is empty or cannot be read.
@@ -56,7 +57,7 @@ def _listed(source: str, content: bytes) -> list[str]:
 
 def _matches(path: str) -> list[str]:
     path = os.path.expanduser(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) or is_address(path):
         return [path]
     matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
     if not matches:

@@ -14,8 +14,7 @@ import numpy as np
 
 from lit_vision.data.folder import Folder, Paths
 from lit_vision.data.image_files import LeftOut, device_and_inode, list_entries
-from lit_vision.data.open_images import is_pack, open_images
-from lit_vision.data.pack import Pack
+from lit_vision.data.open_images import is_packed, open_packed
 from lit_vision.data.views.decode import ImageDecodeError, decode
 from lit_vision.data.views.pixel_values import DEFAULT_FORMAT, PixelFormat
 from lit_vision.errors import UserError
@@ -41,7 +40,7 @@ class Inputs:
     Attributes:
         names: as results name them: relative to the folder that was given, or the file as it was typed.
         folder: where the names start; "" for files.
-        source: the folder or pack that the images are read from; None: from the files themselves.
+        source: the scanned folder, shards or pack that the images are read from; None: from the files themselves.
         left_out: what a search for images passed over.
     """
 
@@ -52,7 +51,7 @@ class Inputs:
 
     @classmethod
     def of(cls, folder: Folder, names: Sequence[str]) -> Inputs:
-        """Return some images of a scanned folder or pack."""
+        """Return some images of a scanned folder, shards or a pack."""
         return cls(names, str(folder.root), folder)
 
     def __len__(self) -> int:
@@ -92,23 +91,23 @@ class Inputs:
 
 
 def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None = None) -> Inputs:
-    """Return the images of folders and their subfolders, of one pack, or files.
+    """Return the images of folders and their subfolders, of one set of shards, or files.
 
     Args:
-        paths: folders, files, patterns, lists and `-`, see `expand_paths`; or a pack. In a folder, files with an
+        paths: folders, files, patterns, lists and `-`, see `expand_paths`; or shards. In a folder, files with an
             image's ending count, sorted by name; a file is taken whatever its name. One folder alone is where the names
             start; of several, each name has its folder in front.
         output_folders: {flag: folder} that the command writes images to. They are left out of the search, or the list
             would grow during the run.
 
     Raises:
-        UserError: no such path, no image in it, a pack beside other paths, or an output folder that is the folder of
+        UserError: no such path, no image in it, shards beside other paths, or an output folder that is the folder of
             the images itself.
     """
     if not paths:
         raise UserError("images: name a folder or image files")
     paths = expand_paths(paths)
-    folders = [path for path in paths if os.path.isdir(path) or is_pack(path)]
+    folders = [path for path in paths if os.path.isdir(path) or is_packed(path)]
     if folders and len(paths) > 1:
         return _join([find_images([path], output_folders) if path in folders else Inputs([path], "") for path in paths])
     if not folders:
@@ -117,10 +116,10 @@ def find_images(paths: Sequence[str], output_folders: Mapping[str, str] | None =
                 raise UserError(f"{path}: no such file or folder; check the path")
         return Inputs(Paths(paths), "")
     folder, excluded = paths[0], set()
-    if is_pack(folder):
-        pack = open_images(folder)
-        splits = (*pack.splits.values(), pack.unlabeled)
-        return Inputs.of(pack, Paths(sorted(path for split in splits for path in split.paths)))
+    if is_packed(folder):
+        packed = open_packed(folder)
+        splits = (*packed.splits.values(), packed.unlabeled)
+        return Inputs.of(packed, Paths(sorted(path for split in splits for path in split.paths)))
     for flag, output in (output_folders or {}).items():
         if os.path.isdir(output):
             if os.path.samefile(output, folder):
@@ -141,8 +140,8 @@ def _join(parts: Sequence[Inputs]) -> Inputs:
     """Return the images of several lists as one, each image once, named by its path."""
     left_out = LeftOut()
     for part in parts:
-        if isinstance(part.source, Pack):
-            raise UserError(f"{part.folder}: a pack is read alone; give it without other paths")
+        if part.source is not None:
+            raise UserError(f"{part.folder}: shards and packs are read alone; give them without other paths")
         left_out.add(part.left_out)
     names = dict.fromkeys(part.path(i) for part in parts for i in range(len(part)))
     return Inputs(Paths(names), "", left_out=left_out)
@@ -224,6 +223,8 @@ def batches(
         while True:
             while len(waiting) < 2 and (first := next(starts, None)) is not None:
                 last = min(first + batch_size, end)
+                if isinstance(inputs, Inputs) and inputs.source is not None:
+                    inputs.source.prefetch(inputs.names[i] for i in range(first, min(last + batch_size, end)))
                 jobs = [pool.submit(_read, inputs, i, prepare, pixel_format) for i in range(first, last)]
                 waiting.append((first, last, jobs))
             if not waiting:

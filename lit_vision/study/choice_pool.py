@@ -13,7 +13,7 @@ from lit_vision.data.folder import Folder
 from lit_vision.data.label_table import read_label_table
 from lit_vision.data.labeled_folder import LabelOptions
 from lit_vision.data.layout import role_of
-from lit_vision.data.open_images import is_pack, open_images
+from lit_vision.data.open_images import is_packed, open_images
 from lit_vision.data.splits import has_label
 from lit_vision.errors import UserError
 from lit_vision.predict.inputs import find_images
@@ -50,12 +50,12 @@ class ChoicePool:
 
 
 def read_choice_pool(root: str | Path, options: LabelOptions, ignore_folders: bool = False) -> ChoicePool:
-    """Return the images of a folder or pack that may be labeled next; no image is opened.
+    """Return the images of a folder or shards that may be labeled next; no image is opened.
 
     Images of a validation or test split are left out: what is measured on must not be chosen.
 
     Args:
-        root: folder with its subfolders, or a pack.
+        root: folder with its subfolders, or shards.
         options: the table of labels; without one, the names of class folders are labels, and only images that are in
             none (in unlabeled/, or in a flat folder) have no label.
         ignore_folders: without a table, no image has a label.
@@ -65,7 +65,7 @@ def read_choice_pool(root: str | Path, options: LabelOptions, ignore_folders: bo
     """
     if options.file is None and not ignore_folders:
         return _from_folders(root)
-    if is_pack(root):
+    if is_packed(root):
         folder = open_images(root)
         held_out = {path for name in HELD_OUT if name in folder.splits for path in folder.splits[name].paths}
         everything = sorted(path for split in (*folder.splits.values(), folder.unlabeled) for path in split.paths)

@@ -68,7 +68,7 @@ def choose_images(
     kept in the run's folder; later calls find them, whatever was labeled since.
 
     Args:
-        root: folder of images with its subfolders, or a pack.
+        root: folder of images with its subfolders, or shards.
         num: images to choose.
         strategy: one of `lit_vision.evaluation.acquisition.STRATEGIES`; auto: ProbCover, then, from four labels a class
             on, the margin.

@@ -65,7 +65,7 @@ def open_frozen_encoder(
     """Return an encoder at the side at which a study would see the images; the weights are kept in run_dir/weights.
 
     Args:
-        folder: of the images, or a pack.
+        folder: of the images, or shards.
         paths: of the images; a sample gives their typical size.
         init: of `parse_model`; None: the public weights that a study would take.
         run_dir: created if missing.

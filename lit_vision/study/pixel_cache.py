@@ -34,7 +34,7 @@ OnImage = Callable[[int, int], None]  # called with (images done, all images)
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Folder or pack of a study's images, and the conversion of their values to 8 bits."""
+    """Folder or shards of a study's images, and the conversion of their values to 8 bits."""
 
     folder: Folder
     pixel_format: PixelFormat

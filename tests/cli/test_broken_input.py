@@ -132,10 +132,10 @@ FILES = [
     ("doctor {}", "", "folder"),  # an empty folder: a report that fails
     ("doctor {}", ".pack", "folder"),
     ("doctor set --recipe {}", ".yaml", ""),
-    ("pack {} --out o.pack", "", ""),
-    ("pack set --out o.pack --quarantine {}", ".txt", "empty latin1"),
-    ("pack set --out {}", ".pack", "missing empty garbage utf16 latin1"),
-    ("pack set --out {}/o.pack", ".txt", "missing folder"),
+    ("pack {} --out o", "", ""),
+    ("pack set --out o --quarantine {}", ".txt", "empty latin1"),
+    ("pack set --out {}", ".shards", "missing folder"),
+    ("pack set --out {}/o", ".txt", "missing folder"),
     ("fewshot set --model run --shots 1 --seeds 1 --out {}", ".csv", "missing empty garbage utf16 latin1"),
     ("search --index index.safetensors --duplicates 0.9 --out {}", ".csv", "missing empty garbage utf16 latin1"),
 ]
@@ -268,9 +268,11 @@ NUMBERS = [  # command, its flag, what is refused
     ("data stamps --archive x --out f", "--seed", (HUGE, f"-{HUGE}", "nan")),
     ("data scenes --out f", "--train", (HUGE, f"-{HUGE}", "nan")),
     ("doctor set", "--workers", (f"-{HUGE}", "nan")),
-    ("pack set --out o.pack", "--workers", (f"-{HUGE}", "nan")),
-    ("pack set --out o.pack", "--short_side", (f"-{HUGE}", "nan")),
-    ("pack set --out o.pack", "--quality", (HUGE, f"-{HUGE}", "nan")),
+    ("pack set --out o", "--workers", (f"-{HUGE}", "nan")),
+    ("pack set --out o", "--short_side", (f"-{HUGE}", "nan")),
+    ("pack set --out o", "--shards", (HUGE, f"-{HUGE}", "nan")),
+    ("pack set --out o", "--group_by", (HUGE, f"-{HUGE}", "nan")),
+    ("pack set --out o", "--quality", (HUGE, f"-{HUGE}", "nan")),
 ]
 
 
@@ -336,7 +338,7 @@ COMPLETE = {  # each command with what it requires
     "fewshot": "set --model run",
     "data": "fashion --out f",
     "doctor": "set",
-    "pack": "set --out o.pack",
+    "pack": "set --out o",
 }
 
 
@@ -390,7 +392,7 @@ OPENED = [  # command, and the file that it opens with Python
     ("data clipart --archive {} --out ee", "locked.deb"),
     ("data stamps --archive {} --out ee", "locked.deb"),
     ("doctor {}", "locked.pack"),
-    ("pack set --out o.pack --quarantine {}", "locked.txt"),
+    ("pack set --out o --quarantine {}", "locked.txt"),
 ]
 
 

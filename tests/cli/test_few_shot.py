@@ -165,10 +165,10 @@ def test_broken_command__one_line_and_nothing_lost(place, name: str, capsys) -> 
     assert {p: p.stat().st_size for p in place.rglob("*") if p.is_file()} == before
 
 
-def test_fewshot__of_a_pack_is_that_of_its_folder(place, tmp_path, capsys) -> None:
-    assert main(["pack", str(place / "data"), "--out", str(place / "data.pack"), "--lossless", "--workers", "1"]) == 0
+def test_fewshot__of_shards_is_that_of_their_folder(place, tmp_path, capsys) -> None:
+    assert main(["pack", str(place / "data"), "--out", str(place / "shards"), "--lossless", "--workers", "1"]) == 0
     tables = []
-    for root in ("data", "data.pack"):
+    for root in ("data", "shards"):
         assert _run(place, "--shots", "2", "--seeds", "1", root=root) == 0
         tables.append(capsys.readouterr().out.split("| method", 1)[1])
     assert tables[0] == tables[1]

@@ -120,7 +120,7 @@ CALLS = [
     "predict --model m.sealed set/test --out q.csv --key k.key --require_signature s.key.pub",
     "data scenes --out scenes --train 1 --val 0 --test 0",
     "doctor set --workers 1 --out doctor",
-    "pack set --out o.pack --workers 1",
+    "pack set --out shards --workers 1",
 ]
 SLOW_CALLS = [  # Lightning alone takes seconds
     "fit --config toy.yaml --run_dir fit",

@@ -11,7 +11,7 @@ from lit_vision.data.check.folder_check import examine
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.data.dataset_datamodule import DatasetDataModule
 from lit_vision.data.open_images import open_images
-from lit_vision.data.pack import write_pack
+from lit_vision.data.shard_writer import Encoding, write_shards
 from lit_vision.data.value_range import measure_folder_range
 from lit_vision.data.views.decode import ImageDecodeError
 from lit_vision.data.views.pixel_values import to_8bit
@@ -131,11 +131,11 @@ def test_8_bit_folder__has_no_range_and_its_run_keeps_its_identity(tmp_path) -> 
     assert data._identity() != data_module(root, range=[0, 4095])._identity()
 
 
-def test_pack__stores_the_range_it_converted_with(tmp_path) -> None:
+def test_shards__store_the_range_it_converted_with(tmp_path) -> None:
     root = deep_folder(tmp_path / "set")
-    write_pack(open_images(root), tmp_path / "a.pack", 16, 100, value_range=(0.0, 4095.0))
-    write_pack(open_images(root), tmp_path / "b.pack", None)
-    converted, lossless = data_module(tmp_path / "a.pack"), data_module(tmp_path / "b.pack")
+    write_shards(open_images(root), tmp_path / "a", 1, Encoding(16, 100, (0.0, 4095.0)))
+    write_shards(open_images(root), tmp_path / "b")
+    converted, lossless = data_module(tmp_path / "a"), data_module(tmp_path / "b")
     assert converted.value_range == lossless.value_range == (0.0, 4095.0)
     wanted = pixels_of(data_module(root)).astype(int)
     assert np.array_equal(pixels_of(lossless), wanted)

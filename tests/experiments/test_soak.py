@@ -3,6 +3,7 @@
 The whole soak: make soak.
 """
 
+import dataclasses
 import os
 import random
 import re
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import soak
 
 import lit_vision.cli.lightning_cli  # noqa: F401  imported before the forks, once for all of them
+from lit_vision.data.folder import scan
+from lit_vision.data.shard_writer import write_shards
 from lit_vision.io import checkpoint_digest
 
 SAFETY_NET = 1800  # seconds; no test is judged by it
@@ -45,6 +48,14 @@ def test_killed_before_and_after_saves(kills: soak.Soak) -> None:
     kills.every_step(["MAE"], [0], [1], steps=1)
     assert kills.failures == []
     assert kills.counts["every step"] == {"runs": 3, "kills": 6, "steps_repeated_at_most": 1}
+
+
+def test_on_shards__killed_and_resumed_has_the_bits_of_a_run_on_the_folder(kills: soak.Soak) -> None:
+    case = soak.Case(kills.folder, "MAE")
+    write_shards(scan(case.write_images()), kills.folder / "shards", 3)
+    on_shards = dataclasses.replace(case, source=str(kills.folder / "shards"))
+    kills.kill_and_compare("shards", on_shards, "on-shards", lambda i: {"kill": "end:3"} if i == 0 else None)
+    assert kills.failures == []
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -179,23 +180,32 @@ def test_paths_do_not_leave_the_root(tmp_path: Path, name: str) -> None:
         assert check_within_root(fine) == fine
 
 
-def test_a_pack_names_bytes_in_itself_only(tmp_path: Path) -> None:
+def test_a_pack_and_shards_name_bytes_in_themselves_only(tmp_path: Path) -> None:
     from PIL import Image
 
     from lit_vision.data.folder import scan
-    from lit_vision.data.pack import Pack, write_pack
+    from lit_vision.data.pack import Pack
+    from lit_vision.data.shard_set import ShardSet
+    from lit_vision.data.shard_writer import write_shards
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+    from benchmarks._pack_file import write_pack
 
     for i in range(4):
         path = tmp_path / "set" / "train" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(path)
-    write_pack(scan(tmp_path / "set"), tmp_path / "set.pack", None)
+    write_pack(scan(tmp_path / "set"), tmp_path / "set.pack")
     data = (tmp_path / "set.pack").read_bytes()
     (tmp_path / "evil.pack").write_bytes(data.replace(b"train/a/0.png", b"../../../x.pn"))
     with pytest.raises(UserError, match=r"evil\.pack"):
         Pack(tmp_path / "evil.pack")
     with pytest.raises(KeyError):
         Pack(tmp_path / "set.pack").read("/etc/passwd")
+    write_shards(scan(tmp_path / "set"), tmp_path / "shards")
+    for path, said in (("/etc/passwd", "leads out"), ("../set.pack", "leads out"), ("train/a/9.png", "is not in it")):
+        with pytest.raises(UserError, match=said):
+            ShardSet(tmp_path / "shards").read(path)
 
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"

@@ -13,7 +13,7 @@ from lit_vision.backbones.backbone import Backbone
 from lit_vision.backbones.create import patch_side
 from lit_vision.data.folder import scan
 from lit_vision.data.labeled_folder import label_options
-from lit_vision.data.pack import write_pack
+from lit_vision.data.shard_writer import write_shards
 from lit_vision.errors import UserError
 from lit_vision.study import costs, pixel_cache, training
 from lit_vision.study.images import FLAT_SIDE, MARGIN, StudyImages, eval_batches, read_images, read_unlabeled
@@ -120,12 +120,12 @@ def test_cache__refuses_a_short_disk_before_it_writes(tmp_path, monkeypatch) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pack__is_read_as_its_folder(tmp_path) -> None:
+def test_shards__are_read_as_their_folder(tmp_path) -> None:
     root = _write(tmp_path / "set", 3, 20)
-    write_pack(scan(root), tmp_path / "set.pack", None)
-    folder, pack = read_images(root), read_images(tmp_path / "set.pack")
-    np.testing.assert_array_equal(folder.pool, pack.pool)
-    assert (folder.test_paths, folder.fingerprint) == (pack.test_paths, pack.fingerprint)
+    write_shards(scan(root), tmp_path / "shards")
+    folder, shards = read_images(root), read_images(tmp_path / "shards")
+    np.testing.assert_array_equal(folder.pool, shards.pool)
+    assert (folder.test_paths, folder.fingerprint) == (shards.test_paths, shards.fingerprint)
 
 
 def test_notes__say_which_folder_is_which_split_and_what_was_left_out(tmp_path) -> None:

@@ -55,12 +55,12 @@ def split(*folders: str, inside: str = "", count: int = 4) -> dict[str, str | by
     return images(*(f"{inside}{folder}/{name}" for folder in folders for name in CLASSES), count=count)
 
 
-def _pack(root: Path) -> Path:
+def _shards(root: Path) -> Path:
     from lit_vision.data.folder import scan
-    from lit_vision.data.pack import write_pack
+    from lit_vision.data.shard_writer import write_shards
 
-    write_pack(scan(root), root.with_suffix(".pack"), None)
-    return root.with_suffix(".pack")
+    write_shards(scan(root), root.with_name("shards"), 1)
+    return root.with_name("shards")
 
 
 def _with_backslashes(root: Path) -> None:
@@ -133,5 +133,5 @@ FOLDER_SHAPES = (
     FolderShape("an empty file in val", {**split("train", "val"), "val/cat/0.png": b""}),
     FolderShape("a link back to a folder above", SPLITS, lambda root: os.symlink(root, root / "train/cat/again")),
     FolderShape("an empty folder", {}),
-    FolderShape("a pack", SPLITS, _pack),
+    FolderShape("shards", SPLITS, _shards),
 )

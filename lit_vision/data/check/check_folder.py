@@ -41,7 +41,7 @@ def check_folder(
     Writes doctor.json (the report) and quarantine.txt (a list for data.quarantine).
 
     Args:
-        root: the folder, or a .pack file.
+        root: the folder, or one of shards.
         out: folder for the two files; None: runs/doctor/<name of root>.
         recipe: a recipe whose loader is timed against its training step, or None.
         train_split: name of the training folder.

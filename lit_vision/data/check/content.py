@@ -48,7 +48,7 @@ def list_items(
     Of a folder that cannot be scanned every image file is listed, so that its files can be checked all the same.
 
     Args:
-        root: the folder, or a pack.
+        root: the folder, or shards.
         names: of the training, validation and test splits.
         quarantine: paths to leave out.
         labels: a table of labels and groups, or None for labels from folders' names.

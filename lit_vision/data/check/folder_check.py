@@ -246,7 +246,7 @@ def examine(
     """Check every image of a folder and return the report of `check_folder`; writes nothing.
 
     Args:
-        root: the folder, or a pack.
+        root: the folder, or shards.
         names: of the training, validation and test splits.
         workers: processes.
         progress: show a bar.

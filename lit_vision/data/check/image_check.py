@@ -13,7 +13,6 @@ import simplejpeg
 from PIL import Image
 
 from lit_vision.data.folder import Folder
-from lit_vision.data.pack import Pack
 from lit_vision.data.views.decode import ImageDecodeError, ImageHeader, decode, decode_values, read_header
 from lit_vision.data.views.pixel_values import PixelFormat, ValueRange, is_deep, lost_levels, to_8bit
 
@@ -55,7 +54,7 @@ class ImageCheck:
     """Check images of a folder: `ImageCheck(folder)(path)` returns an ImageReport and raises for no file content.
 
     Args:
-        folder: the folder, or a pack.
+        folder: the scanned folder, shards or a pack.
         value_range: values of images deeper than 8 bits that become 0 and 255; None if no sampled image is deeper.
     """
 
@@ -80,7 +79,7 @@ class ImageCheck:
             return ImageReport(str(error), _kind(data, error), (), width, height, digest, b"")
         if damaged:
             notes.append("damaged")
-        repacked = isinstance(self.folder, Pack)  # lit-vision pack stores PNGs as JPEG under their names
+        repacked = self.folder.packed  # lit-vision pack stores PNGs as JPEG and keeps their paths
         if not repacked and path.rpartition(".")[2].lower() not in _SUFFIXES.get(_format(data, header), ()):
             notes.append("wrong extension")
         thumb = cv2.resize(gray, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()

@@ -19,7 +19,7 @@ from lit_vision.data.folder import Folder, Split
 from lit_vision.data.holdout import check_groups, folder_groups
 from lit_vision.data.label_table import LabeledImages
 from lit_vision.data.labeled_folder import LabelOptions, draw_splits, folder_of_listed
-from lit_vision.data.open_images import is_pack, open_images
+from lit_vision.data.open_images import is_packed, open_images
 from lit_vision.data.table_rows import (
     PATH_COLUMNS,
     SPLIT_COLUMNS,
@@ -58,7 +58,7 @@ def open_pairs(root: str | Path, split_names: Mapping[str, str], options: Captio
     No image stands in two splits, so neither do its captions; with `group_by` that holds for each group.
 
     Args:
-        root: the folder, or a pack (with a table).
+        root: the folder, or shards (with a table).
         split_names: {"train", "val", "test": name of the split}.
         options: where the captions are, and how splits are drawn.
 
@@ -175,8 +175,8 @@ def _captions_of(value: Any, where: str, column: str) -> list[str]:
 
 def _from_text_files(root: str | Path, split_names: Mapping[str, str]) -> tuple[Folder, Captions]:
     """Return the images of a folder and the captions in the text file beside each."""
-    if is_pack(root):
-        raise UserError(f"{root}: a pack holds no captions; name their table with data.captions")
+    if is_packed(root):
+        raise UserError(f"{root}: shards and packs hold no captions; name their table with data.captions")
     folder = open_images(root, *split_names.values())
     paths = [path for split in folder.splits.values() for path in split.paths]
     files = {path: f"{path.rpartition('.')[0]}.txt" for path in paths}

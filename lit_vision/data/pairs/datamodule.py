@@ -35,7 +35,7 @@ class PairsDataModule(ImageFolderDataModule):
     Known after `setup()`: `tokenizer`, `fingerprint`, `num_train`, `batches_per_epoch`, `global_batch_size`.
 
     Args:
-        root: the folder of the images, or a pack (then with `captions`).
+        root: the folder of the images, or shards (then with `captions`).
         captions: table of captions, CSV or JSON lines, with paths below the root (see caption_files.py). None finds
             captions.csv, captions.jsonl or metadata.jsonl in the root, else takes NAME.txt beside NAME.jpg, a caption
             a line.
@@ -277,6 +277,7 @@ class CaptionedImages(Dataset):
 
     def __init__(self, images: ImageFileDataset | InMemoryDataset, captions: EncodedCaptions, seed: int | None):
         self.images, self.captions, self.seed = images, captions, seed
+        self.reads_ahead = getattr(images, "reads_ahead", False)
 
     def __len__(self) -> int:
         return len(self.images)

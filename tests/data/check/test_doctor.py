@@ -13,7 +13,7 @@ from lit_vision.data.check.duplicates import connected_groups, exact_groups, nea
 from lit_vision.data.check.folder_check import examine
 from lit_vision.data.check.loader_speed import suggested_workers
 from lit_vision.data.folder import scan
-from lit_vision.data.pack import write_pack
+from lit_vision.data.shard_writer import Encoding, write_shards
 from lit_vision.errors import UsageError, UserError
 
 NAMES = ("train", "val", "test")
@@ -183,9 +183,9 @@ def test_verdict__names_the_use_that_a_folder_is_fit_for(tmp_path, capsys) -> No
     assert "1 .cr2" in shown
 
 
-def test_a_pack__is_no_file_of_a_wrong_ending(tmp_path) -> None:
+def test_shards__have_no_file_of_a_wrong_ending(tmp_path) -> None:
     root = _folder(tmp_path / "data", {f"{split}/{c}/{i}.png": encode(picture(10 * k + i), "PNG")
         for k, (split, c) in enumerate((s, c) for s in ("train", "val") for c in "ab") for i in range(2)})  # fmt: skip
-    write_pack(scan(root), tmp_path / "data.pack", 256)
-    report = examine(tmp_path / "data.pack", ("train", "val", "test"))
+    write_shards(scan(root), tmp_path / "shards", 1, Encoding(256))
+    report = examine(tmp_path / "shards", ("train", "val", "test"))
     assert "wrong extension" not in _findings(report, "warn")
