@@ -96,6 +96,7 @@ def check(work: Path) -> dict[str, Any]:
     for workers in (0, 2):
         found = weights("s3://images/toy", workers)
         same[f"workers={workers}"] = all(torch.equal(found[name], value) for name, value in expected.items())
+    same_fingerprint = open_images("s3://images/toy").fingerprint() == scan(root).fingerprint()
     messages = {}
     bucket.delete_object(Bucket="images", Key="toy/val-00000.tar")
     opened = open_images("s3://images/toy")
@@ -114,7 +115,7 @@ def check(work: Path) -> dict[str, Any]:
         "made_by": "make s3-check",
         "stand_in": "moto, a local imitation of S3; no real bucket was read",
         "versions": {"moto": moto.__version__, "s3fs": s3fs.__version__, "boto3": boto3.__version__},
-        "fingerprint_of_the_folder": open_images("s3://images/toy").fingerprint() == scan(root).fingerprint(),
+        "fingerprint_of_the_folder": same_fingerprint,
         "weights_of_the_folder": same,
         "messages": messages,
     }

@@ -33,7 +33,8 @@ def loader_state(data: ResumableData, identity: str) -> dict[str, Any]:
 
     Returns:
         {"epoch", "samples" of it that the optimizer has had on all processes, "micro": samples of one batch on all
-        processes, "global": those of one optimizer step, "seed", "data", "order": see `KeyedDataModule.data_order`}.
+        processes, "global": those of one optimizer step, "seed", "data", and "order" (`KeyedDataModule.data_order`)
+        where it is not the full one}.
     """
     epoch, samples = data.cursor
     trainer = data.trainer
@@ -48,8 +49,11 @@ def loader_state(data: ResumableData, identity: str) -> dict[str, Any]:
         "global": data.global_batch_size,
         "seed": data.seed,
         "data": identity,
-        "order": getattr(data, "data_order", "full"),
-    }
+    } | ({} if _order_of(data) == "full" else {"order": _order_of(data)})
+
+
+def _order_of(data: ResumableData) -> str:
+    return str(getattr(data, "data_order", "full"))
 
 
 def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: str) -> None:
@@ -72,9 +76,9 @@ def restore_loader_state(data: ResumableData, state: dict[str, Any], identity: s
         ("seed", "data.seed", data.seed),
         ("global", "global batch (batch_size x devices x accumulation)", data.global_batch_size),
         ("data", "data (folder, labels, shots or split_file)", identity),
-        ("order", "data.order and window_blocks", getattr(data, "data_order", "full")),
+        ("order", "data.order and window_blocks", _order_of(data)),
     ):
-        if state.get(key, "full") != now:  # runs that began before there was another order have no "order"
+        if state.get(key, "full") != now:  # the full order is not stored
             difference = (
                 f"was {state.get(key, 'full')}, now {now}" if key != "data" else "has changed since the checkpoint"
             )

@@ -31,10 +31,10 @@ MOST_TEXT = 1 << 20  # bytes of a .cls or .json member that are read
 
 def is_shard_folder(folder: Path) -> bool:
     """True for a folder with an index of shards, or with tar files and neither images nor folders beside them."""
-    if (folder / INDEX_NAME).is_file():
-        return True
     found = False
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:  # ValueError: a zero byte in the name
+        if (folder / INDEX_NAME).is_file():
+            return True
         for entry in entries:
             if entry.name.startswith("."):
                 continue

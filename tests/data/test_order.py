@@ -125,7 +125,7 @@ def test_module__chooses_by_the_number_of_images_and_records_the_order(tmp_path,
     state = automatic.state_dict()
     with pytest.raises(UserError, match=r"data\.order"):
         module(order="full").load_state_dict(state)
-    del state["order"]  # of a run that began before there was another order
+    del state["order"]  # as in runs of before, and in those of the full order
     with pytest.raises(UserError, match=r"data\.order.*was full"):
         automatic.load_state_dict(state)
     module(order="full").load_state_dict(state)

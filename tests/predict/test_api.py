@@ -188,7 +188,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(root, monkeypatch) -> None:
     np.testing.assert_array_equal(model.embed("~/images").features, wanted.features)
     found = model.embed([f"~/images/{name}" for name in wanted.paths])
     np.testing.assert_array_equal(found.features, wanted.features)
-    with pytest.raises(UserError, match="folder or pack"):
+    with pytest.raises(UserError, match="folder or shards"):
         model.embed(["~/images", "~/images/none.png"])
 
 

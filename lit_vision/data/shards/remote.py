@@ -45,7 +45,9 @@ class RemoteFiles:
         Raises:
             UserError: there is no such file, it may not be read, or all attempts failed.
         """
-        return self._repeated(name, lambda system, url: _exactly(system.cat_file(url, first, stop), stop - first))
+        return self._repeated(
+            name, lambda system, url: _exactly(system.cat_file(url, start=first, end=stop), stop - first)
+        )
 
     def size(self, name: str) -> int:
         """Return the bytes of a file; raises as `read`."""

@@ -52,7 +52,7 @@ def _module(root: Path, **options) -> ImageFolderDataModule:
 def test_zoo__is_large_and_each_file_has_its_outcome_in_views_evaluation_and_doctor() -> None:
     assert len(ZOO) >= 60
     views, evaluation = make_views("simclr", 32, 0), make_views("eval", 32, 0)
-    folder = SimpleNamespace(read=lambda name: ZOO[name][0])
+    folder = SimpleNamespace(packed=False, read=lambda name: ZOO[name][0])
     for name, (data, outcome, words) in ZOO.items():
         seen = ImageCheck(folder)(name)
         if outcome == "ok":
@@ -98,6 +98,7 @@ def test_training__stops_when_more_than_one_per_cent_is_broken_and_goes_on_with_
 ) -> None:
     module = _module(root)
     module.trainer = SimpleNamespace(
+        packed=False,
         default_root_dir=str(tmp_path / "run"),
         is_global_zero=True,
         global_rank=0,
@@ -139,6 +140,7 @@ def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp
         (tmp_path / "data" / f"{i}.jpg").write_bytes(ZOO["half.jpg"][0] if i == 7 else encode(picture(i), "JPEG"))
     module = _module(tmp_path / "data")
     module.trainer = SimpleNamespace(
+        packed=False,
         default_root_dir=str(tmp_path / "run"),
         is_global_zero=True,
         global_rank=0,
@@ -192,7 +194,7 @@ def test_damage__gives_an_image_or_a_named_error(data: bytes, flips: list, keep:
         except ImageDecodeError as error:
             message = str(error)
             assert message.count("\n") == 0 < len(message)
-    seen = ImageCheck(SimpleNamespace(read=lambda _: damaged))("x.jpg")
+    seen = ImageCheck(SimpleNamespace(packed=False, read=lambda _: damaged))("x.jpg")
     assert bool(seen.error) == bool(seen.kind)
     with tempfile.NamedTemporaryFile() as file:
         file.write(damaged)
