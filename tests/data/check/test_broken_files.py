@@ -98,7 +98,6 @@ def test_training__stops_when_more_than_one_per_cent_is_broken_and_goes_on_with_
 ) -> None:
     module = _module(root)
     module.trainer = SimpleNamespace(
-        packed=False,
         default_root_dir=str(tmp_path / "run"),
         is_global_zero=True,
         global_rank=0,
@@ -140,7 +139,6 @@ def test_one_broken_file__is_replaced_counted_and_listed_in_each_epoch(root, tmp
         (tmp_path / "data" / f"{i}.jpg").write_bytes(ZOO["half.jpg"][0] if i == 7 else encode(picture(i), "JPEG"))
     module = _module(tmp_path / "data")
     module.trainer = SimpleNamespace(
-        packed=False,
         default_root_dir=str(tmp_path / "run"),
         is_global_zero=True,
         global_rank=0,
