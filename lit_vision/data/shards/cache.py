@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -120,6 +121,7 @@ class ByteCache:
         for part in os.scandir(self.folder):
             if part.is_dir():
                 for entry in os.scandir(part.path):
-                    state = entry.stat()
-                    found.append((state.st_mtime, state.st_size, entry.path))
+                    with contextlib.suppress(FileNotFoundError):  # another process found it damaged
+                        state = entry.stat()
+                        found.append((state.st_mtime, state.st_size, entry.path))
         return found

@@ -24,6 +24,7 @@ from lit_vision.data.shards.address import Address, is_address
 from lit_vision.data.shards.cache import ByteCache, cache_bytes
 from lit_vision.data.shards.index import checksum_of, load_index
 from lit_vision.errors import UserError
+from lit_vision.io.file_lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +141,8 @@ def _fill(folder: Path, seed: int, limit: int) -> None:
         found = cache.get(name)
         assert found in (None, data)
         cache.put(name, data)
-        used = 0
-        for _, size, _ in ByteCache(folder, limit)._files():
-            used += size
+        with locked(folder / "lock"):
+            used = sum(size for _, size, _ in cache._files())
         assert used <= limit, used
     os._exit(0)
 
