@@ -12,6 +12,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo test test-all lint house format benchmark gpu-check layer-groups soak sweep-garments audit clean table-few-label verify-few-label table-mae-mask-ratio verify-mae-mask-ratio \
   table-simclr-augmentation verify-simclr-augmentation table-scenes verify-scenes table-adaptation verify-adaptation table-elpv verify-elpv table-transfer \
   table-label-law verify-label-law table-label-errors verify-label-errors table-active verify-active table-words verify-words table-watermark verify-watermark \
+  table-compression verify-compression \
   table-generation verify-generation \
   table-captions verify-captions
 
@@ -121,6 +122,13 @@ table-watermark: $(STAMP) ## a mark in the weights: bits read wrongly, accuracy,
 
 verify-watermark: $(STAMP) ## train and measure one seed of that table again
 	@$(BIN)/python experiments/table_watermark.py --verify
+
+table-compression: $(STAMP) ## smaller networks: pruned, distilled, int8: top-1, bytes, multiply-adds, time in turns (SCALE=desk)
+	@$(BIN)/python -c 'import nncf' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export]'
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/table_compression.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-compression: $(STAMP) ## train and measure some networks of that table again
+	@$(BIN)/python experiments/table_compression.py --verify
 
 .PHONY: table-restoration verify-restoration
 table-restoration: $(STAMP) ## photographs with noise, JPEG artifacts, half the size, holes: networks against classical filters (about an hour)
