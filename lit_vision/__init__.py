@@ -1,8 +1,8 @@
 """lit_vision: pre-train on unlabeled images, fine-tune with few labels, reproduce the tables, deploy.
 
-load: a model to predict and embed with. run_study, choose_images, export_model, check_folder, restore_images, stylize:
-as the commands study, choose, export, doctor, restore and stylize, with their options. Each is imported when it is
-first used, so that `import lit_vision` is light.
+load: a model to predict and embed with. run_study, choose_images, export_model, prune_model, check_folder,
+restore_images, stylize: as the commands study, choose, export, prune, doctor, restore and stylize, with their options.
+Each is imported when it is first used, so that `import lit_vision` is light.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_vision.convert.export_model import export_model
+    from lit_vision.convert.prune import prune_model
     from lit_vision.data.check.check_folder import check_folder
     from lit_vision.predict.api import load
     from lit_vision.predict.restore import restore_images
@@ -26,6 +27,7 @@ __all__ = [
     "choose_images",
     "export_model",
     "load",
+    "prune_model",
     "restore_images",
     "run_study",
     "stylize",
@@ -36,6 +38,7 @@ _HOMES = {
     "choose_images": "lit_vision.study.choose",
     "export_model": "lit_vision.convert.export_model",
     "load": "lit_vision.predict.api",
+    "prune_model": "lit_vision.convert.prune",
     "restore_images": "lit_vision.predict.restore",
     "run_study": "lit_vision.study.run_study",
     "stylize": "lit_vision.predict.stylize",

@@ -2,7 +2,8 @@
 
 Run: make soak. One process imports everything once and forks each run, so that a restart costs half a second, not ten.
 Scenarios:
-  every step      MAE, SimCLR, Classifier x workers 0, 2 x accumulation 1, 2: SIGKILL before and after each step's save
+  every step      MAE, SimCLR, LeJEPA, Classifier, Distiller x workers 0, 2 x accumulation 1, 2: SIGKILL before and
+                  after each step's save
   random steps    200 SIGKILLs at random events (batch, validation, save, epoch's end), 1 to 3 steps between saves
   during saving   200 SIGKILLs at random instants while a checkpoint is being written
   two processes   the same over gloo; and 2 to 1 to 2 processes at a constant global batch

@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     shares = [args.kills // args.jobs + (i < args.kills % args.jobs) for i in range(args.jobs)]
     scenarios: dict[str, list[Callable[[Soak], None]]] = {
         "every": [
-            lambda s, m=m, w=w: s.every_step([m], [w], [1, 2]) for m in VIEWS | {"Classifier": ""} for w in (0, 2)
+            lambda s, m=m, w=w: s.every_step([m], [w], [1, 2])
+            for m in (*VIEWS, "Classifier", "Distiller")
+            for w in (0, 2)
         ],
         "random": [lambda s, n=n: s.random_steps(n) for n in shares],
         "saving": [lambda s, n=n: s.during_saving(n) for n in shares],

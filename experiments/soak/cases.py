@@ -27,6 +27,8 @@ METHODS = {
     "projection_width: 8, projection_hidden: 16, num_directions: 32, lr: 0.001, warmup_epochs: 0.5}",
     "Classifier": f"{{backbone: vit_tiny_patch16_224, backbone_args: {VIT % ', drop_path_rate: 0.2'}, num_classes: 2, "
     "mixup: 0.4, base_lr: 0.01, warmup_epochs: 0.5, label_smoothing: 0.1}",
+    "Distiller": "{backbone: resnet18, backbone_args: {stem: small, layers: [1, 1, 1, 1], channels: [4, 4, 8, 8]}, "
+    "num_classes: 2, teacher: TEACHER, feature_weight: 0.5, lr: 0.01, warmup_epochs: 0.5}",
     "FlowMatching": "{img_size: 16, num_classes: 2, width: 8, multipliers: [1, 2], blocks: 1, lr: 0.001, "
     "warmup_epochs: 0.5}",
     "GAN": "{img_size: 16, num_classes: 2, width: 8, discriminator_width: 8, multipliers: [1, 2], noise_width: 8, "
@@ -153,12 +155,14 @@ class Case:
     def write(self) -> Path:
         """Write the recipe, and the images if they do not exist; return the recipe's path."""
         root = self.write_images()
+        if self.method == "Distiller":
+            _write_teacher(self.folder / "teacher.ckpt")
         text = RECIPE.format(
             epochs=EPOCHS,
             strategy=self.strategy or ("ddp" if self.world_size > 1 else "auto"),
             interval=self.interval,
             method="Classifier" if self.method == "Plain" else self.method,
-            model=METHODS[self.method],
+            model=METHODS[self.method].replace("TEACHER", str(self.folder / "teacher.ckpt")),
             root=self.source or root,
             view=VIEWS.get(self.method, "train"),
             workers=self.workers,
@@ -181,6 +185,19 @@ class Case:
         arguments += ["--trainer.accumulate_grad_batches", str(self.accumulate)]
         arguments += ["--trainer.devices", str(self.world_size)]
         return arguments + ["--resume", "auto"] * resume
+
+
+def _write_teacher(path: Path) -> None:
+    """Write the checkpoint of a classifier with random weights, if it does not exist."""
+    from lit_vision.methods import network_class
+
+    if path.exists():
+        return
+    torch.manual_seed(0)
+    arguments = {"stem": "small", "layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+    hyper = {"backbone": "resnet18", "backbone_args": arguments, "num_classes": 2, "tune": "full", "head_init_std": 1.0}
+    state = network_class("Classifier")(hyper).state_dict()
+    torch.save({"state_dict": state, "hyper_parameters": hyper, "card": {"class_names": ["dark", "light"]}}, path)
 
 
 def _write_images(root: Path, train: int, val: int) -> None:
