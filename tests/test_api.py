@@ -9,7 +9,7 @@ import pytest
 from toy_models import write_images
 
 import lit_vision
-from lit_vision.cli import choose, doctor, export, predict, restore, search, study, stylize
+from lit_vision.cli import choose, doctor, export, predict, prune, restore, search, study, stylize
 from lit_vision.predict.api import LoadedModel
 
 SOURCE = Path(lit_vision.__file__).parent
@@ -22,8 +22,16 @@ def test_import_is_light() -> None:
 
 def test_names_are_functions_and_no_room_has_one() -> None:
     names = set(lit_vision.__all__) - {"__version__"}
-    functions = {"load", "run_study", "choose_images", "export_model", "check_folder", "restore_images", "stylize"}
-    assert names == functions <= set(dir(lit_vision))
+    functions = {
+        "run_study",
+        "choose_images",
+        "export_model",
+        "prune_model",
+        "check_folder",
+        "restore_images",
+        "stylize",
+    }
+    assert names == {"load", *functions} <= set(dir(lit_vision))
     assert all(inspect.getdoc(getattr(lit_vision, name)) for name in names)
     assert not names & {path.stem for path in SOURCE.iterdir()}
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
@@ -45,6 +53,7 @@ def defaults(function) -> dict:
         (lit_vision.run_study, study.parser),
         (lit_vision.choose_images, choose._parser),
         (lit_vision.export_model, export._parser),
+        (lit_vision.prune_model, prune._parser),
         (lit_vision.check_folder, doctor._parser),
         (lit_vision.restore_images, restore._parser),
         (lit_vision.stylize, stylize._parser),
