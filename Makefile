@@ -184,6 +184,10 @@ scale-inference: $(STAMP) ## 200,000 made-up images through predict --shard and 
 s3-check: $(STAMP) ## shards in a bucket of a local imitation of S3 (moto), in a virtual environment of its own: the weights of the folder
 	@$(BIN)/python experiments/s3_check.py
 
+.PHONY: slurm
+slurm: $(STAMP) ## preempt and requeue a job on a real SLURM of this machine, compare every bit (root; Debian's SLURM; 6 minutes)
+	@$(BIN)/python experiments/slurm_check.py
+
 sweep-garments: $(STAMP) ## search settings on 800 labeled garments, 20 trials x 3 seeds, and test the best on new seeds (minutes)
 	@test -d data/fashion || $(BIN)/lit-vision data fashion --out data/fashion
 	@OMP_NUM_THREADS=1 $(BIN)/lit-vision sweep --config experiments/sweeps/vit_garments800_10ep.yaml --space experiments/sweeps/spaces/garments800.yaml \

@@ -100,6 +100,9 @@ class LastCheckpoint(Checkpoint):
     A checkpoint with several names is one file on the disk. SIGUSR1 in a SLURM job requeues the job, after last.ckpt
     has been read again and verified.
 
+    Attributes:
+        stopped_by: name of the signal that ended the run; "" before.
+
     Args:
         every_n_steps: optimizer steps between two writes of last.ckpt inside an epoch, at least 1.
         folder: the folder of the checkpoints; RUN/checkpoints if None.
@@ -127,6 +130,7 @@ class LastCheckpoint(Checkpoint):
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0  # spent writing; the progress report does not count it as waiting for data
         self.signals = StopSignals()
+        self.stopped_by = ""
         self._agreed = 0  # the signal that all ranks know of
         self._validation_follows = self._epoch_over = False
         self._saved_at, self._group, self._validation_batches = -1, None, 0
@@ -177,6 +181,7 @@ class LastCheckpoint(Checkpoint):
 
     def _stop(self, trainer: Trainer) -> None:
         """Exit, now that the checkpoint is written."""
+        self.stopped_by = signal.Signals(self._agreed).name
         if trainer.is_global_zero and self._agreed == signal.SIGUSR1 and (report := requeue(self.path)):
             print(report, flush=True)
         # a child's 143 would make Lightning's launcher kill rank 0 within 5 s

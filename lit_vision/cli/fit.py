@@ -181,7 +181,9 @@ def run_command(command: str, argv: Sequence[str]) -> int:
         by_key = stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt)  # Lightning exits so on Ctrl-C
         code = 130 if by_key else stop.code or 0
         if code in (130, 143):
-            _report_interruption(cli, "Ctrl-C" if code == 130 else "SIGTERM")
+            callbacks = getattr(getattr(cli, "trainer", None), "callbacks", ())
+            by = next((name for c in callbacks if (name := getattr(c, "stopped_by", ""))), "SIGTERM")
+            _report_interruption(cli, "Ctrl-C" if code == 130 else by)
         return int(code)
     except UserError as error:
         text = str(error)

@@ -1,11 +1,15 @@
 """The cluster scripts, as far as one machine can run them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lit_vision.io.safe_load import load_safely
 
 SCRIPTS = Path(__file__).parents[2] / "experiments" / "cluster"
 RECIPE = """
@@ -102,3 +106,29 @@ def test_torchrun_trains_two_processes_and_resumes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 2" in done.stdout  # restored
+
+
+@pytest.mark.slow
+def test_two_agents_train_as_one_with_two_processes(tmp_path: Path) -> None:
+    """`torchrun` on two machines, both this one, against one machine with two processes: the same bits."""
+    (tmp_path / "toy.yaml").write_text(RECIPE)
+    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1] / 'toys'}:{Path(__file__).parents[2]}"}
+    env |= {"TORCHRUN": str(Path(sys.executable).parent / "torchrun"), "OMP_NUM_THREADS": "1", "RESTARTS": "0"}
+    env |= {"GLOO_SOCKET_IFNAME": "lo"}
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        head = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    def start(run: str, **variables: str) -> subprocess.Popen:
+        command = [str(SCRIPTS / "torchrun.sh"), "toy.yaml", run, "--trainer.accelerator", "cpu"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env={**env, **variables}, **pipes)
+
+    for agents in ([start("one", GPUS="2")], [start("two", GPUS="1", NODES="2", HEAD=head) for _ in range(2)]):
+        outputs = [agent.communicate(timeout=SAFETY_NET)[0] for agent in agents]
+        assert not any(agent.returncode for agent in agents), outputs[0][-3000:]
+    one, two = (load_safely(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 2
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+    assert (tmp_path / "one/metrics.csv").read_bytes() == (tmp_path / "two/metrics.csv").read_bytes()
