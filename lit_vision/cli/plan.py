@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         value = getattr(args, name)
         if value is not None and not 1 <= value <= most:
             raise UsageError(f"--{name} {value}: give 1 to {most}")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan asks no server: a text model must be on this machine
     from lit_vision.cli.fit import resolve_config
 
     try:

@@ -104,6 +104,11 @@ def plan_run(config: Mapping[str, Any], machines: Machines, data: Any, weight_co
         return module
 
     arguments = config["model"].get("init_args") or {}
+    if arguments.get("teacher"):
+        raise UserError(
+            "model.teacher: plan opens no second model; plan the student alone, with class_path "
+            "lit_vision.methods.Classifier and without the teacher's arguments"
+        )
     labels = arguments.get("num_labels") or arguments.get("num_classes") or 1
     sizes = measure_training_step(make, data.example_batch(labels), data.batch_size, precision)
     module = made[0]

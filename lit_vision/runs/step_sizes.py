@@ -8,6 +8,7 @@ in two small batches, and what grows with the batch is extended in a straight li
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ from lit_vision.data.batch import Batch
 from lit_vision.errors import UserError
 from lit_vision.runs.multiply_adds import MultiplyAddCounter
 
-FEW_IMAGES = (2, 4)  # batches of real steps: contrastive losses and batch norm need two images
+log = logging.getLogger(__name__)
+
+FEW_IMAGES = (1, 2)  # batches of real steps
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 PRECISIONS = ("32-true", *_AUTOCAST, *_DTYPES)
@@ -98,9 +101,10 @@ def measure_training_step(
             with FakeTensorMode(), _ReadsAreOne():
                 _replace_tensors(module)
                 return _take_step(module, _without_content(example, batch_size), batch_size, precision)
-        except RuntimeError:  # the kinds that a fake tensor raises have no other base
+        except (RuntimeError, AssertionError):  # the kinds that a fake tensor raises have no other base
             pass
     module = make()
+    log.warning("%s: two steps on real tensors; large images take minutes", type(module).__name__)
     few, more = (_real_step(module, _repeated(example, count), count, precision) for count in FEW_IMAGES)
     steps = (batch_size - FEW_IMAGES[1]) / (FEW_IMAGES[1] - FEW_IMAGES[0])
     return replace(
@@ -114,7 +118,7 @@ def measure_training_step(
 def _real_step(module: LightningModule, batch: Batch, count: int, precision: str) -> StepSizes:
     try:
         return _take_step(module, batch, count, precision)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"model: {type(module).__name__} cannot take a step on made-up images ({text}); train a few steps with "

@@ -166,11 +166,13 @@ def test_multiply_adds_of_a_step_of_attention() -> None:
     assert counter.multiply_adds == (2 + 5) * 2 * 3 * 10 * 10 * 4
 
 
-def test_several_optimizers_and_foreign_data_are_refused(folder: Path) -> None:
+def test_several_optimizers_a_teacher_and_foreign_data_are_refused(folder: Path) -> None:
     gan = {"class_path": "lit_vision.methods.GAN", "init_args": {"img_size": 8, "width": 8, "multipliers": [1, 2]}}
     data = ImageFolderDataModule(str(folder), img_size=8, batch_size=4)
     with pytest.raises(UserError, match="several optimizers"):
         plan_run(config_of(gan), Machines(1, 1, 12), data)
+    with pytest.raises(UserError, match="no second model"):
+        plan_run(config_of(CLASSIFIER, teacher="last.ckpt"), Machines(1, 1, 12), data)
     with pytest.raises(UserError, match="example_batch"):
         plan_run(config_of(CLASSIFIER), Machines(1, 1, 12), object())
 
@@ -199,7 +201,7 @@ def test_every_recipe_has_a_plan(recipe: Path, capsys) -> None:
     output = capsys.readouterr()
     if code:
         assert len(output.err.strip().splitlines()) == 1
-        assert "several optimizers" in output.err
+        assert any(text in output.err for text in ("several optimizers", "model.teacher", "model.text_model"))
     else:
         plan = json.loads(output.out)
         assert min(plan["steps"], plan["multiply_adds"]["image"], plan["bytes"]["ddp"]["activations"]) > 0
