@@ -30,6 +30,7 @@ def train_by_http(soak: Soak) -> None:
     """Kill runs on shards behind a loopback server that fails every tenth request."""
     command = [sys.executable, str(SERVER), str(_write(soak)), "--fail_every", str(FAIL_EVERY)]
     os.environ["LIT_VISION_CACHE_GB"] = "0"  # every image is asked for in every epoch and after every resume
+    os.environ["no_proxy"] = "127.0.0.1"
     os.environ["XDG_CACHE_HOME"] = str(soak.folder)  # of the index
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -17,7 +17,7 @@ def _parser() -> CommandParser:
         prog="lit-vision doctor",
         description="Check whether a folder of images is fit to train on; opens every image.",
     )
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder, or one of shards")
+    parser.add_argument("root", metavar="ROOT", help="the folder, or one of shards")
     parser.add_argument("--out", type=Path, help="folder for doctor.json and quarantine.txt (default runs/doctor/NAME)")
     parser.add_argument("--recipe", type=Path, help="also time its loader against its training step")
     parser.add_argument(

@@ -4,7 +4,9 @@ The full order of n images takes 8 n bytes and reads from everywhere. The window
 images (shards/layout.py) into blocks, permutes the blocks, and permutes the images of each window of so many blocks
 together. Only one window is held; a run that is resumed in the middle of an epoch computes the window that it is in
 and none before. Both are pure functions of (seed, epoch) and of the number of images, not of the files that hold them,
-so a run may go from a folder to its shards. With one window of all blocks the windowed order is the full one.
+so a run may go from a folder to its shards. With one window of all blocks the windowed order is the full one. Blocks
+lie together in the tar files if all training images, and unlabeled ones, are trained on; a run on a part of them reads
+from more places, in the same order as from the folder.
 """
 
 from __future__ import annotations

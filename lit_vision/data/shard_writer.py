@@ -107,14 +107,16 @@ def write_shards(
         lock = try_lock(out.with_name(f".{out.name[:60]}.lock"))
         if lock is None:
             raise UserError(f"--out {out}: another lit-vision pack is writing it; wait for its end")
-        with lock:
+        try:
             remove_temporaries(out)
             with atomic_path(out) as temporary:
                 temporary.mkdir()
                 index = _write_files(folder, rows, temporary, per_shard, encoding, workers, progress)
                 index.save(temporary / INDEX_NAME)
                 check_out(out, overwrite)
+        finally:
             Path(lock.name).unlink(missing_ok=True)
+            lock.close()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; free some space or choose another folder") from None
     return WrittenSet(len(index), len(index.shards), sum(shard.size for shard in index.shards), before)

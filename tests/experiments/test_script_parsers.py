@@ -20,6 +20,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
         ("paper_tables.py", []),
         ("predict_many.py", ["nothing"]),
         ("screenshot.py", ["a.html", "b", "--heig", "3"]),
+        ("s3_check.py", ["--wor", "x"]),
         ("transfer.py", ["--pretrain_on", "A"]),
         ("transfer_linear.py", ["--roo", "x"]),
         ("benchmark.py", ["--rep", "1"]),

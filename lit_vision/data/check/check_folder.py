@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lit_vision.data.check.report import format_quarantine
+from lit_vision.data.shards.address import Address, is_address
 from lit_vision.data.splits import read_list
 from lit_vision.data.views.pixel_values import check_range
 from lit_vision.errors import UsageError
@@ -41,7 +42,7 @@ def check_folder(
     Writes doctor.json (the report) and quarantine.txt (a list for data.quarantine).
 
     Args:
-        root: the folder, or one of shards.
+        root: the folder, or one of shards, here or at an address.
         out: folder for the two files; None: runs/doctor/<name of root>.
         recipe: a recipe whose loader is timed against its training step, or None.
         train_split: name of the training folder.
@@ -67,7 +68,9 @@ def check_folder(
     Raises:
         UserError: the folder does not exist. UsageError (a UserError): a value is wrong.
     """
-    root, recipe = Path(root), Path(recipe) if recipe else None
+    # an address stands where a path does: it has no files beside the shards
+    root = cast(Path, Address(root)) if is_address(root) else Path(root)
+    recipe = Path(recipe) if recipe else None
     if workers < 0:
         raise UsageError(f"--workers {workers}: give 0 (all cores) or more")
     if recipe and not recipe.is_file():
@@ -116,6 +119,6 @@ def check_folder(
     return report
 
 
-def default_folder(root: Path) -> Path:
+def default_folder(root: str | Path) -> Path:
     """Return the folder that `check_folder` writes to without `out`."""
-    return Path("runs", "doctor", root.resolve().stem)
+    return Path("runs", "doctor", Address(root).name if is_address(root) else Path(root).resolve().stem)

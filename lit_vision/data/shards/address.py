@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TypeGuard
 
 from lit_vision.io.redact import redact
 
@@ -41,6 +42,6 @@ class Address(str):
         return False
 
 
-def is_address(root: object) -> bool:
+def is_address(root: object) -> TypeGuard[str]:
     """True for a text with a scheme, such as s3://bucket/set; a local path is none."""
     return isinstance(root, str) and _SCHEME.match(root) is not None and not os.path.exists(root)

@@ -43,6 +43,7 @@ def served(shards, tmp_path, monkeypatch):
     """Return a function that serves a folder, by default the shards; no cache of other tests is seen."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
     def serve(folder: Path = shards, fail_every: int = 0) -> RangeServer:
