@@ -156,3 +156,16 @@ def test_products_are_those_of_the_layers_forward_and_backward(benchmark):
     shapes = Counter({(a[0], b[0]): count for (a, b), count in counter.layers.items()})
     want = [((rows, inner), (inner, outer)), ((rows, outer), (outer, inner)), ((inner, rows), (rows, outer))]
     assert shapes == Counter(dict.fromkeys(want, 2))
+
+
+@pytest.mark.slow
+def test_shards_section_reads_each_byte_once(benchmark, monkeypatch):
+    from benchmarks import shards
+
+    monkeypatch.setattr(shards, "IMAGES", 32)
+    monkeypatch.setattr(shards, "ROWS", 2000)
+    rows = {row["what"]: row for row in shards.measure(1)}
+    assert rows["bytes sent in an epoch"]["met"]
+    assert rows["bytes sent twice in it"]["met"]
+    assert rows["requests in it"]["value"] == 32
+    assert all({"what", "value", "unit", "against", "target", "met"} == set(row) for row in rows.values())
