@@ -26,10 +26,11 @@ CAPTIONED = {  # name: (function, command that fetches the archives, metavar of 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `lit-vision data fashion|patches|trees|scenes|medmnist|emoji|clipart|stamps --out DIR [options]`."""
+    """Run `lit-vision data fashion|patches|trees|scenes|medmnist|emoji|clipart|stamps|frames --out DIR [options]`."""
     parser = CommandParser(
         prog="lit-vision data",
-        description="Make a data set in a folder: images that this project or a package holds, or a downloaded file.",
+        description="Make a data set in a folder: images that this project or a package holds, a downloaded file, "
+        "or the frames of videos.",
         epilog="example: lit-vision data fashion --out data/fashion",
     )
     names = parser.add_subparsers(
@@ -42,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
     _add_medmnist(names.add_parser("medmnist", help="a file of medmnist.com, unpacked to a folder per class"))
     for name, (_, fetch, metavar, text) in CAPTIONED.items():
         _add_captioned(names.add_parser(name, help=text), fetch, metavar)
+    _add_frames(names.add_parser("frames", help="the frames of your videos, extracted once by their time stamps"))
     args = parser.parse_args(list(argv))
+    if args.name == "frames":
+        return _extract_frames(args)
     if not 0 <= getattr(args, "seed", 0) < 2**64:
         raise UsageError(f"--seed {args.seed}: give 0 or more, below 2**64")
     if args.name == "fashion":
@@ -59,6 +63,21 @@ def main(argv: Sequence[str]) -> int:
         counts = unpack_medmnist(args.file, args.out, args.class_names)
     what = "scenes" if args.name == "scenes" else "images"
     print(f"{', '.join(f'{split} {count}' for split, count in counts.items())} {what} in {args.out}")
+    return 0
+
+
+def _extract_frames(args: argparse.Namespace) -> int:
+    from lit_vision.data.video.extract import BROKEN_VIDEOS, FrameOptions, extract_frames
+    from lit_vision.data.video.video_files import WITHOUT_PYAV, has_pyav
+
+    if args.workers < 0:
+        raise UsageError(f"--workers {args.workers}: give 1 or more, or 0 for all cores")
+    options = FrameOptions(args.fps, args.short_side, args.format)
+    if not has_pyav():
+        print(WITHOUT_PYAV, flush=True)
+    found = extract_frames(args.videos, args.out, options, args.workers)
+    broken = f", {len(found.broken)} broken (see {args.out / BROKEN_VIDEOS})" if found.broken else ""
+    print(f"{found.videos} videos in {args.out}, {found.frames} frames written now{broken}")
     return 0
 
 
@@ -152,3 +171,31 @@ def _add_medmnist(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class_names", nargs="+", metavar="NAME", help="names of the classes, class 0 first (default class-0, ...)"
     )
+
+
+def _add_frames(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEOS", help="video files, or folders of them such as VIDEOS/train/<class>/*.mp4"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to make: DIR/train/<class>/<video>/*.jpg and frame_times.csv; a call that was stopped goes on "
+        "when it is repeated",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="F",
+        help="frames per second, each the one shown at that time (default: every frame)",
+    )
+    parser.add_argument(
+        "--short_side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink larger frames to this shorter side (default: as they are)",
+    )
+    parser.add_argument("--format", default="jpg", help="jpg (quality 95, default) or png (without loss)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="videos at a time (default 0: all cores)")

@@ -27,9 +27,10 @@ _SYSTEM_FOLDERS = (
     "@eadir/@recycle/@tmp/@sharebin/@recently-snapshot/#recycle/#snapshot/#trash/$recycle.bin/recycler/.thumbnails/"
     ".trashes/__macosx/__pycache__/lost.dir/lost+found/system volume information/found.000"
 )
-# files of a system, the two that `lit-vision data` writes beside the splits, and those beside the frames of a video
 _SYSTEM_FILES = frozenset(
-    ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lit_vision_data.json", "license.txt", "frame_times.csv")
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+    # what `lit-vision data` writes beside the splits, and beside the frames of a video
+    | {"lit_vision_data.json", "license.txt", "broken_videos.csv", "frame_times.csv"}
 )
 
 

@@ -19,21 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from lit_vision.data.folder import Folder, Paths, Split, check_within_root, scan
-from lit_vision.data.image_files import extension_of, has_image_extension, is_system_folder, list_entries
+from lit_vision.data.image_files import has_image_extension, is_system_folder, list_entries
+from lit_vision.data.video.video_files import videos_below
 from lit_vision.data.views.decode import ImageDecodeError
 from lit_vision.errors import UserError
 from lit_vision.io.text import join_names
 
 FRAME_TIMES = "frame_times.csv"
-# endings of files that `lit-vision data frames` and `lit-vision predict` take for videos
-_ENDINGS = "mp4 m4v mov qt avi mkv webm mpg mpeg mpe m2v m2ts mts ts vob wmv asf flv f4v 3gp 3g2 ogv y4m mxf divx"
-VIDEO_ENDINGS = frozenset(_ENDINGS.split())
 _DIGITS = re.compile(r"(\d+)")
-
-
-def is_video_name(name: str) -> bool:
-    """True if a file name has one of VIDEO_ENDINGS, in upper or lower case."""
-    return extension_of(name) in VIDEO_ENDINGS
 
 
 def in_number_order(name: str) -> tuple[list[str | int], str]:
@@ -256,9 +249,9 @@ def scan_videos(root: str | Path, train: str = "train", val: str = "val", test: 
     try:
         images = scan(root, train, val, test)
     except UserError as error:
-        if Path(root).is_dir() and (video := _first_video(Path(root))):
+        if Path(root).is_dir() and (video := next(videos_below(str(root)), "")):
             raise UserError(
-                f"{root}: holds videos ({video}), not their frames; extract them: "
+                f"{root}: holds videos ({os.path.relpath(video, root)}), not their frames; extract them: "
                 f"lit-vision data frames {root} --out DIR"
             ) from error
         raise
@@ -299,15 +292,6 @@ def list_frames(root: Path, video: str) -> list[tuple[str, int]]:
     check_within_root(video)
     entries = [e for e in list_entries(root / video) if e.is_file() and not e.name.startswith(".")]
     return [(f"{video}/{e.name}", e.stat().st_size) for e in entries if has_image_extension(e.name)]
-
-
-def _first_video(root: Path) -> str:
-    """Return the path of a video file below a folder, "" if there is none."""
-    for parent, _, names in os.walk(root):
-        for name in sorted(names):
-            if is_video_name(name):
-                return os.path.relpath(os.path.join(parent, name), root)
-    return ""
 
 
 def _empty_videos(root: Path, frames: Mapping[str, object]) -> list[str]:

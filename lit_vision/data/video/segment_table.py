@@ -35,10 +35,10 @@ from lit_vision.data.video.frame_folder import (
     Segment,
     VideoFolder,
     in_number_order,
-    is_video_name,
     list_frames,
     read_frame_times,
 )
+from lit_vision.data.video.video_files import is_video_name
 from lit_vision.errors import UserError
 
 _VIDEO_PATHS = ("video", "video_path", "video_id", "clip", *PATH_COLUMNS)
