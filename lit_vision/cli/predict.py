@@ -27,6 +27,7 @@ from lit_vision.predict.inference import check_ranges
 
 if TYPE_CHECKING:
     from lit_vision.predict.coco_ids import CocoIds
+    from lit_vision.predict.inference import OutputsFrom
     from lit_vision.predict.inputs import Inputs
     from lit_vision.predict.runtimes import Model
     from lit_vision.predict.shards import Shard
@@ -40,6 +41,8 @@ TASK_OPTIONS = (
     "draw",
     "explain",
     "captions",
+    "step",
+    "fps",
 )  # flags that apply to some tasks only
 COCO_FORMATS = ("json", "results.json")  # file formats with ids of images and categories
 IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which images are written to
@@ -48,8 +51,9 @@ IMAGE_FOLDERS = ("masks", "draw", "explain")  # flags that name folders which im
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="lit-vision predict",
-        description="Run a model on images. Images that cannot be read are skipped and listed in OUT.skipped.csv. "
-        "A command that\nwas stopped continues where it was when it is run again.",
+        description="Run a model on images, or a model of videos on video files and folders of frames.\nWhat cannot be "
+        "read is skipped and listed in OUT.skipped.csv. A command that was stopped continues where it\nwas when it is "
+        "run again.",
         epilog="example: lit-vision predict --model runs/classifier/20260101-120000 photos/ --out photos.csv",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGES", help=IMAGES_HELP)
@@ -87,7 +91,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--draw",
         metavar="DIR",
-        help="detection, segmentation: write each image with its boxes or class colors, as PNG",
+        help="detection, segmentation: write each image with its boxes or class colors, as PNG; videos: a strip of "
+        "frames with the scores over time",
     )
     parser.add_argument(
         "--explain",
@@ -99,6 +104,18 @@ def _parser() -> CommandParser:
         choices=("auto", "decoder"),
         help="captioning: auto (default) refuses a decoder whose CIDEr-D in validation was no better than that of the "
         "nearest training image's caption; decoder uses it all the same",
+    )
+    parser.add_argument(
+        "--step",
+        type=float,
+        metavar="SECONDS",
+        help="videos: from the start of a clip to that of the next (default: clip after clip, without a gap)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="F",
+        help="videos: frames per second that clips are cut from (default: as in the training videos)",
     )
     add_batch_arguments(parser)
     add_shard_arguments(parser)
@@ -115,16 +132,15 @@ def main(argv: Sequence[str]) -> int:
     check_ranges(vars(args))
     check_classes_arguments(args)
     check_shard_arguments("predict", args)
-    from lit_vision.predict.inputs import find_images
+    from lit_vision.predict.video_inputs import names_a_video
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
     if args.merge:
         return _merge(out)
-    inputs = find_images(args.images, {f"--{name}": folder for name, folder in _folders(args).items()})
-    for line in inputs.lines():
-        print(line, flush=True)
+    images = None if names_a_video(args.images) else _find_images(args)  # what a video is for, the model says
     opened = _open(args)
+    inputs = _inputs_of(args, opened[0], images)
     if args.engine == "ray":
         run_engine(args, len(inputs), functools.partial(_run_in_worker, json.dumps(vars(args)), inputs))
         return _merge(out)
@@ -136,6 +152,55 @@ def main(argv: Sequence[str]) -> int:
 def _folders(args: argparse.Namespace) -> dict[str, str]:
     """Return the folders that images are written to, by flag."""
     return {name: getattr(args, name) for name in IMAGE_FOLDERS if getattr(args, name)}
+
+
+def _find_images(args: argparse.Namespace) -> Inputs:
+    """Return the images that the command names, and print how many."""
+    from lit_vision.predict.inputs import find_images
+
+    images = find_images(args.images, {f"--{name}": folder for name, folder in _folders(args).items()})
+    for line in images.lines():
+        print(line, flush=True)
+    return images
+
+
+def _inputs_of(args: argparse.Namespace, model: Model, images: Inputs | None) -> Inputs:
+    """Return what the model takes: images, or videos, which are files or folders of frames.
+
+    Args:
+        args: of the command.
+        model: of any task.
+        images: that were found; None if the command names a video.
+
+    Raises:
+        UserError: a video file for a model of images; as `find_images` and `find_videos`.
+    """
+    from lit_vision.data.video.video_files import WITHOUT_PYAV, has_pyav, is_video_name
+    from lit_vision.predict.tasks import TASKS
+    from lit_vision.predict.video_inputs import find_videos, videos_of
+
+    if TASKS[model.metadata.task].videos:
+        videos = find_videos(args.images) if images is None else videos_of(images)
+        print(f"{len(videos)} videos", flush=True)
+        if images is None and not has_pyav():
+            print(WITHOUT_PYAV, flush=True)
+        return videos
+    if video := next((path for path in args.images if is_video_name(path) and not os.path.isdir(path)), ""):
+        raise UserError(
+            f"{video}: is a video, and {model.path} is for {model.metadata.task} of images; give images, or a model of "
+            "videos (VideoClassifier)"
+        )
+    return _find_images(args) if images is None else images
+
+
+def _video_outputs(args: argparse.Namespace, model: Model, videos: Inputs) -> OutputsFrom:
+    """Return the function that runs the model on some of the videos."""
+    from lit_vision.predict.tasks import preprocess_for
+    from lit_vision.predict.video import outputs_of_videos
+
+    prepare = preprocess_for(model.metadata)
+    options = {"batch_size": args.batch_size, "threads": args.workers, "step": args.step, "fps": args.fps}
+    return lambda start, stop: outputs_of_videos(model, videos, prepare, start=start, stop=stop, **options)
 
 
 _Opened = tuple["Model", "Results", dict[str, Any], str]  # options of the results, and their file format
@@ -193,6 +258,7 @@ def _run(args: argparse.Namespace, inputs: Inputs, opened: _Opened, out: Path, s
     from lit_vision.predict.image_writer import ImageWriter
     from lit_vision.predict.inference import run_identity, run_inference
     from lit_vision.predict.shards import run_shard
+    from lit_vision.predict.tasks import TASKS
     from lit_vision.predict.writers import atomic_write_streams
 
     model, results_of_task, options, file_format = opened
@@ -207,6 +273,8 @@ def _run(args: argparse.Namespace, inputs: Inputs, opened: _Opened, out: Path, s
     if file_format == "parquet":
         write = functools.partial(_write_parquet, next(csv.reader([header.decode()])))
         finish = functools.partial(atomic_write_streams, out, write)
+    of_videos = TASKS[model.metadata.task].videos
+    unit = "videos" if of_videos else "images"
     run = functools.partial(
         run_inference,
         model,
@@ -219,6 +287,8 @@ def _run(args: argparse.Namespace, inputs: Inputs, opened: _Opened, out: Path, s
         overwrite=args.overwrite,
         explanations=writers.get("explain"),
         streams=results.streams,
+        outputs_from=_video_outputs(args, model, inputs) if of_videos else None,
+        unit=unit,
     )
     if shard is None:
         done, skipped = run(out=out, finish=finish)
@@ -235,7 +305,7 @@ def _run(args: argparse.Namespace, inputs: Inputs, opened: _Opened, out: Path, s
             overwrite=args.overwrite,
         )
         out = shard.part(out)
-    print(f"{out}: {done} images{_skipped_note(out, skipped)}")
+    print(f"{out}: {done} {unit}{_skipped_note(out, skipped)}")
     return [ids.note if ids is not None else "", results.note]
 
 

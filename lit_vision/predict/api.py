@@ -21,7 +21,9 @@ from lit_vision.predict.inputs import InputBatch, Inputs, batches
 from lit_vision.predict.models import load_model
 from lit_vision.predict.predictions import Embeddings
 from lit_vision.predict.runtimes import Model
-from lit_vision.predict.tasks import preprocess_for, results_with_options
+from lit_vision.predict.tasks import TASKS, preprocess_for, results_with_options
+from lit_vision.predict.video import outputs_of_videos
+from lit_vision.predict.video_inputs import find_videos
 from lit_vision.weights.model_metadata import ModelMetadata
 from lit_vision.weights.protected_files import model_protection
 
@@ -66,14 +68,17 @@ class LoadedModel:
         captions: str | None = None,
         classes: Sequence[str] | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
+        step: float | None = None,
+        fps: float | None = None,
         batch_size: int = 32,
         workers: int = 0,
         errors: Errors = "raise",
     ) -> list[Any]:
-        """Return the predictions of one or many images.
+        """Return the predictions of one or many images, or videos for a model of videos.
 
         Args:
-            images: see the class.
+            images: see the class; for a model of videos the path of a video file, of a folder of frames, or of a folder
+                of both, or a list of paths.
             top_k: classes per image, classification only; None is 5.
             min_score: leave out detections with a lower score, 0 to 1, detection only; None is 0.
             max_detections: keep the best of an image, detection only; None is the model's number, usually 100.
@@ -81,12 +86,14 @@ class LoadedModel:
                 validation, captioning only; None refuses it.
             classes: names to classify into, for a model of images and captions (ImageText); no training on them.
             templates: prompts for `classes`, with {} for the name; several are averaged.
-            batch_size: images at a time.
+            step: seconds from the start of a clip to that of the next, videos only; None is clip after clip.
+            fps: frames per second that clips are cut from, videos only; None is that of the training videos.
+            batch_size: images, or frames, at a time.
             workers: threads that read and decode; 0: the number of cores.
             errors: "raise" for an image that cannot be read, or "skip", which returns None for it.
 
         Returns:
-            A list of `Classification`, `MultiLabel`, `Detections`, `Segmentation` or `Caption`
+            A list of `Classification`, `MultiLabel`, `Detections`, `Segmentation`, `Caption` or `VideoScores`
             (lit_vision.predict.predictions), one for each image in order; of one element for a single image.
 
         Raises:
@@ -98,15 +105,20 @@ class LoadedModel:
             options |= {"captions": captions, "batch_size": batch_size, "workers": workers, "errors": errors}
             return self._zero_shot(classes, templates).predict(images, **options)
         given: dict[str, Any] = {"top_k": top_k, "min_score": min_score, "max_detections": max_detections}
+        given |= {"captions": captions, "step": step, "fps": fps}
         check_ranges(given)
-        given["captions"] = captions
         results_of_task, options = results_with_options(self._model, given)
         if self.metadata.task == "detection":
             limit_detections(self._model, max_detections or self._max_detections)
         results = results_of_task(self.metadata, "jsonl", **options)
-        inputs = list_images(images)
+        if TASKS[self.metadata.task].videos:
+            inputs: Inputs | ImageList = (videos := find_videos(_paths(images)))
+            results_of_inputs = self._run_videos(videos, batch_size, workers, errors, step, fps)
+        else:
+            inputs = list_images(images)
+            results_of_inputs = self._run(inputs, batch_size, workers, errors)
         found: list[Any] = [None] * len(inputs)
-        for batch, outputs in self._run(inputs, batch_size, workers, errors):
+        for batch, outputs in results_of_inputs:
             for position, prediction in zip(batch.positions, results.predictions(batch, outputs)):
                 found[position] = prediction
         return found
@@ -163,9 +175,7 @@ class LoadedModel:
         self, inputs: Inputs | ImageList, batch_size: int, workers: int, errors: Errors
     ) -> Iterator[tuple[InputBatch, dict[str, np.ndarray]]]:
         """Yield batches and their outputs; batches without a readable image are left out."""
-        check_ranges({"batch_size": batch_size, "workers": workers})
-        if errors not in ("raise", "skip"):
-            raise UsageError(f"errors: {errors!r} is not 'raise' or 'skip'")
+        _check_reading(batch_size, workers, errors)
         prepare, pixel_format = preprocess_for(self.metadata), self.metadata.pixel_format
         for batch in batches(inputs, prepare, batch_size, workers=workers or cores(), pixel_format=pixel_format):
             if batch.unreadable and errors == "raise":
@@ -174,6 +184,40 @@ class LoadedModel:
                 raise UserError(f"{name or f'images[{position}]'}: {reason}")
             if batch.pixels is not None:
                 yield batch, self._model(batch.pixels)
+
+    def _run_videos(
+        self, videos: Inputs, batch_size: int, workers: int, errors: Errors, step: float | None, fps: float | None
+    ) -> Iterator[tuple[InputBatch, dict[str, np.ndarray]]]:
+        """Yield each video as a batch, and its outputs; one that cannot be read is left out."""
+        _check_reading(batch_size, workers, errors)
+        prepare = preprocess_for(self.metadata)
+        options: dict[str, Any] = {"batch_size": batch_size, "threads": workers, "step": step, "fps": fps}
+        for batch, outputs in outputs_of_videos(self._model, videos, prepare, **options):
+            if outputs is not None:
+                yield batch, outputs
+            elif errors == "raise":
+                name, reason = batch.unreadable[0]
+                raise UserError(f"{name}: {reason}")
+
+
+def _check_reading(batch_size: int, workers: int, errors: Errors) -> None:
+    check_ranges({"batch_size": batch_size, "workers": workers})
+    if errors not in ("raise", "skip"):
+        raise UsageError(f"errors: {errors!r} is not 'raise' or 'skip'")
+
+
+def _paths(videos: Any) -> list[str]:
+    """Return the paths of videos; UserError if something else than paths is given."""
+    listed = [videos] if isinstance(videos, str | os.PathLike) else videos
+    try:
+        paths = [os.path.expanduser(os.fspath(path)) for path in listed]
+    except TypeError:
+        paths = []
+    if not paths:
+        raise UserError(
+            "images: this model takes videos; give the path of a video or a folder of frames, or a list of them"
+        )
+    return paths
 
 
 def load(

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lit_vision.predict.image_writer import ImageWriter, PictureWriter
     from lit_vision.predict.inputs import InputBatch, Inputs
     from lit_vision.predict.runtimes import Model
+
+    # (first input, one more than the last) -> batches and their outputs, None if none of a batch can be read
+    OutputsFrom = Callable[[int, int], Iterator[tuple[InputBatch, dict[str, np.ndarray] | None]]]
 
 
 def run_inference(
@@ -36,6 +40,8 @@ def run_inference(
     streams: tuple[str, ...] = (),
     finish: Callable[[dict[str, Path]], None] | None = None,
     images: range | None = None,
+    outputs_from: OutputsFrom | None = None,
+    unit: str = "images",
 ) -> tuple[int, int]:
     """Run all images through a model into OUT; images that cannot be read are listed in OUT.skipped.csv.
 
@@ -54,6 +60,9 @@ def run_inference(
         finish: writes OUT from {stream: path} at the end; None: OUT is the main stream.
         images: positions of the images of a shard, from a multiple of `batch_size`, none of which needs to be readable;
             None: all.
+        outputs_from: yields batches and their outputs, of the inputs from a first to a last position; None reads images
+            and runs the model on them.
+        unit: of the inputs, for messages.
 
     Returns:
         (number of images done, number of images skipped).
@@ -61,35 +70,23 @@ def run_inference(
     Raises:
         UserError: no image could be read, or a file cannot be written.
     """
-    from lit_vision.io.processes import cores
-    from lit_vision.predict.inputs import batches
     from lit_vision.predict.resumable_writer import ResumableWriter
-    from lit_vision.predict.tasks import preprocess_for
     from lit_vision.predict.writers import csv_line
 
     identity = run_identity(model, inputs, batch_size, settings)
     part = range(len(inputs)) if images is None else images
     writer = ResumableWriter(out, ["rows", "skipped", *streams], identity, overwrite)
     if writer.resumed:
-        print(f"continuing after {writer.done} of {len(part)} images", flush=True)
+        print(f"continuing after {writer.done} of {len(part)} {unit}", flush=True)
     else:
         writer.notes["skipped"] = 0
         writer.append({"rows": header, "skipped": csv_line(["path", "reason"])}, 0)
     try:
-        with exit_on_sigterm(), progress_bar(len(part), writer.done) as advance:
-            prepare = preprocess_for(model.metadata)
-            for batch in batches(
-                inputs,
-                prepare,
-                batch_size,
-                part.start + writer.done,
-                workers or cores(),
-                model.metadata.pixel_format,
-                part.stop,
-            ):
+        with exit_on_sigterm(), progress_bar(len(part), writer.done, unit) as advance:
+            outputs_of_images = partial(_outputs_of_images, model, inputs, batch_size, workers)
+            for batch, outputs in (outputs_from or outputs_of_images)(part.start + writer.done, part.stop):
                 texts: dict[str, bytes] = {}
-                if batch.pixels is not None:
-                    outputs = model(batch.pixels)
+                if outputs is not None:
                     rows = lines(batch, outputs)
                     texts = rows if isinstance(rows, dict) else {"rows": rows}
                     if explanations:
@@ -102,7 +99,7 @@ def run_inference(
         writer.close()
         if isinstance(error, KeyboardInterrupt | SystemExit):
             print(
-                f"stopped after {writer.done} of {len(part)} images; run the same command again to continue",
+                f"stopped after {writer.done} of {len(part)} {unit}; run the same command again to continue",
                 file=sys.stderr,
             )
         raise
@@ -112,7 +109,7 @@ def run_inference(
         writer.finish({"skipped": skipped_file}, main=False)
         first = inputs.names[0]
         raise UserError(
-            f"{skipped_file}: lists all {skipped} images, none could be read ({first} is the first); repair them or "
+            f"{skipped_file}: lists all {skipped} {unit}, none could be read ({first} is the first); repair them or "
             "name others"
         )
     skipped_file.unlink(missing_ok=True)
@@ -120,6 +117,19 @@ def run_inference(
         finish(writer.paths)
     writer.finish({"skipped": skipped_file} if skipped else {}, main=finish is None)
     return len(part) - skipped, skipped
+
+
+def _outputs_of_images(
+    model: Model, inputs: Inputs, batch_size: int, workers: int, start: int, stop: int
+) -> Iterator[tuple[InputBatch, dict[str, np.ndarray] | None]]:
+    """Yield batches of images and the model's outputs, None for a batch without a readable image."""
+    from lit_vision.io.processes import cores
+    from lit_vision.predict.inputs import batches
+    from lit_vision.predict.tasks import preprocess_for
+
+    prepare, pixel_format = preprocess_for(model.metadata), model.metadata.pixel_format
+    for batch in batches(inputs, prepare, batch_size, start, workers or cores(), pixel_format, stop):
+        yield batch, None if batch.pixels is None else model(batch.pixels)
 
 
 def run_identity(model: Model, inputs: Inputs, batch_size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +146,7 @@ def run_identity(model: Model, inputs: Inputs, batch_size: int, settings: Mappin
 
 
 def check_ranges(options: Mapping[str, Any]) -> None:
-    """Refuse values out of range: top_k, max_detections, min_score, batch_size and workers; None is not checked.
+    """Refuse values out of range: top_k, max_detections, min_score, batch_size, workers, step and fps, unless None.
 
     Raises:
         UsageError: names the option.
@@ -149,6 +159,10 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     min_score = options.get("min_score")
     if min_score is not None and not (isinstance(min_score, int | float) and 0 <= min_score <= 1):
         raise UsageError(f"--min_score {min_score!r}: give a number from 0 to 1")
+    for name, most, unit in (("step", 1e6, "seconds"), ("fps", 1e3, "frames per second")):
+        value = options.get(name)
+        if value is not None and not (isinstance(value, int | float) and 0 < value <= most):
+            raise UsageError(f"--{name} {value!r}: give {unit}, more than 0 and at most {most:g}")
 
 
 def check_has_features(model: Model) -> None:

@@ -115,6 +115,31 @@ class Caption:
 
 
 @dataclass(frozen=True, eq=False)
+class VideoScores:
+    """Classes of a video over time: N clips, K classes.
+
+    Attributes:
+        path: of the video, relative to the folder that was given.
+        starts: (N,) float64, seconds of the clips' first frames since the video's first one.
+        ends: (N,) float64, seconds of their last frames.
+        classes: names of all K classes.
+        probabilities: (N, K) float64, 0 to 1, of the softmax over the classes.
+    """
+
+    path: str
+    starts: np.ndarray
+    ends: np.ndarray
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Return the probabilities of the whole video, (K,) float64: the mean over its clips."""
+        mean: np.ndarray = self.probabilities.mean(0)
+        return mean
+
+
+@dataclass(frozen=True, eq=False)
 class Embeddings:
     """Features of N images.
 

@@ -49,8 +49,13 @@ class Model:
     def normalized(self, pixels: np.ndarray) -> Tensor:
         """Return (N, S, S, 3) uint8 pixels as the network's input, (N, C, S, S) float32 on `device`.
 
-        A network of one channel takes the first of three equal ones.
+        A network of one channel takes the first of three equal ones. One of videos takes clips, (N, T, S, S, 3).
+
+        Raises:
+            UserError: images for a network of videos.
         """
+        if self.metadata.task == "video" and pixels.ndim == 4:
+            raise UserError(f"{self.path}: takes clips of videos, not images; use lit-vision predict with a video")
         pixels = pixels[..., : len(self.metadata.mean)]
         images = torch.from_numpy(pixels).to(self.device)  # a quarter of the bytes of the floats
         return normalize(images[:, None], self._mean, self._std)[:, 0]

@@ -25,7 +25,7 @@ from lit_vision.predict.detection import DecodeBoxes, DetectionLines, detector_i
 from lit_vision.predict.multilabel import MultiLabelInference, MultiLabelLines
 from lit_vision.predict.restoration import RestorerInference, restorer_options
 from lit_vision.predict.segmentation import SegmentationLines, SegmenterInference
-from lit_vision.predict.video import DEFAULT_FRAMES, VideoInference
+from lit_vision.predict.video import DEFAULT_FRAMES, VideoInference, VideoLines
 from lit_vision.weights.compatibility import method_of_hyper_parameters
 from lit_vision.weights.model_metadata import ModelMetadata
 
@@ -38,6 +38,7 @@ Results = (
     | type[DetectionLines]
     | type[SegmentationLines]
     | type[CaptionLines]
+    | type[VideoLines]
 )
 
 
@@ -55,6 +56,7 @@ class Task:
         pads: True if its view scales the longer side and pads, False if it scales the shorter one and crops.
         decoding: takes a method's network, returns the plain values that decoding the outputs takes.
         traced: True if the inference network can be exported as a graph of operations.
+        videos: True if it takes clips of frames, not images.
     """
 
     inference: Callable[[nn.Module], nn.Module]
@@ -64,6 +66,7 @@ class Task:
     pads: bool = False
     decoding: Callable[[nn.Module], dict[str, Any]] = lambda network: {}
     traced: bool = True
+    videos: bool = False
 
     @property
     def monitor(self) -> tuple[str, bool] | None:
@@ -100,7 +103,7 @@ TASKS: dict[str, Task] = {
         pads=True,
         decoding=lambda network: {"background": network.hparams["background"]},
     ),
-    "video": Task(VideoInference, "VideoClassifier"),
+    "video": Task(VideoInference, "VideoClassifier", VideoLines, videos=True),
     "restoration": Task(RestorerInference, "Restorer", decoding=restorer_options),
     "captioning": Task(
         CaptionInference,
@@ -128,8 +131,6 @@ def results_with_options(model: Model, given: Mapping[str, Any]) -> tuple[Result
     results = TASKS[task].results
     if task == "restoration":
         raise UserError(f"{model.path}: restores images; use lit-vision restore")
-    if task == "video":
-        raise UserError(f"{model.path}: classifies clips of frames and takes no single images")
     if results is None:
         raise UserError(
             f"{model.path}: returns {task} and no predictions; use lit-vision embed, fine-tune a classifier, or name "
@@ -215,7 +216,7 @@ def example_input(metadata: ModelMetadata, n: int, seed: int = 0) -> Tensor:
 
     For a model of videos it is (n, T, C, *size) with the T frames of its clips.
     """
-    frames = [metadata.options.get("frames_per_clip", DEFAULT_FRAMES)] if metadata.task == "video" else []
+    frames = [metadata.options.get("frames_per_clip", DEFAULT_FRAMES)] if TASKS[metadata.task].videos else []
     shape = n, *frames, len(metadata.mean), *height_and_width(metadata.size)
     pixels = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return (pixels - torch.tensor(metadata.mean)[:, None, None]) / torch.tensor(metadata.std)[:, None, None]

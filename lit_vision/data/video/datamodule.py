@@ -15,8 +15,9 @@ from lit_vision.data.datasets import ImageReader
 from lit_vision.data.folder import Folder
 from lit_vision.data.holdout import check_groups, folder_groups, leave_out_unlabeled
 from lit_vision.data.labeled_folder import draw_splits
+from lit_vision.data.splits import evenly_spaced
 from lit_vision.data.video.clip_frames import ClipFrames
-from lit_vision.data.video.frame_folder import FRAME_TIMES, VideoFolder, VideoFrames, scan_videos
+from lit_vision.data.video.frame_folder import FRAME_TIMES, VideoFolder, VideoFrames, read_frame_times, scan_videos
 from lit_vision.data.video.segment_table import open_segments
 from lit_vision.data.views.decode import ImageDecodeError, read_header
 from lit_vision.data.views.image_size import height_and_width
@@ -26,6 +27,7 @@ from lit_vision.data.views.views import ImageViewsFunction
 from lit_vision.errors import UsageError, UserError
 
 MOST_CLIPS = 1000  # of a video in evaluation
+_MEASURED = 32  # videos whose rate is measured
 _DOMAIN = 0x636C6970  # "clip": separates the starts of clips from other uses of one seed
 
 
@@ -204,6 +206,25 @@ class VideoFolderDataModule(ImageFolderDataModule):
             "label": torch.zeros(1, dtype=torch.int64),
             "key": torch.zeros(1, 3, dtype=torch.int64),
         }
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Rate of the training videos' frames, the median of a sample of them; None if a time stamp is missing.
+
+        A model keeps it, so that prediction cuts its clips from other videos at the same rate.
+        """
+        folder = self._scanned_folder()
+        assert isinstance(folder, VideoFolder)
+        videos = folder.frames.videos
+        rates = []
+        for row in evenly_spaced(len(videos), _MEASURED):
+            names = folder.frames.names(videos[row])
+            if not os.path.isfile(folder.root / videos[row] / FRAME_TIMES):
+                return None
+            times = read_frame_times(folder.root / videos[row], names)
+            if len(times) > 1:
+                rates.append((len(times) - 1) / (times[-1] - times[0]))
+        return round(float(np.median(rates)), 6) if rates else None
 
     def _reader(self, *arguments: Any) -> ImageReader:
         return ClipReader(*arguments)

@@ -91,7 +91,7 @@ def find_videos(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
         UserError: a path does not exist, a folder holds no video, or two videos would have one folder of frames.
     """
     found: list[tuple[str, str]] = []
-    for path in map(os.fspath, paths):
+    for path in (os.fspath(path) for path in paths):
         if os.path.isdir(path):
             below = list(videos_below(path))
             if not below:
@@ -193,7 +193,8 @@ def _extract(path: str, folder: Path, options: FrameOptions, stop: threading.Eve
     try:
         with atomic_path(folder, fsync=False) as temporary:
             temporary.mkdir()
-            names, seconds = [], []
+            names: list[str] = []
+            seconds: list[float] = []
             frames = read_video(path, threads=1)  # other threads read other videos
             timed = at_rate(frames, options.fps) if options.fps else ((f.seconds, f.pixels()) for f in frames)
             for time, pixels in timed:
@@ -237,7 +238,7 @@ def _encode(pixels: np.ndarray, options: FrameOptions) -> bytes:
     settings = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if options.file_format == "jpg" else []
     encoded, data = cv2.imencode(f".{options.file_format}", pixels[..., ::-1], settings)
     assert encoded
-    return data.tobytes()
+    return bytes(data)
 
 
 def _write_broken(file: Path, broken: Sequence[tuple[str, str]]) -> None:

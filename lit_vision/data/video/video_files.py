@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,13 +122,12 @@ def _read_with_pyav(path: str | Path, threads: int) -> Iterator[VideoFrame]:
             for frame in container.decode(stream):
                 _check_pixels(path, frame.width, frame.height)
                 first = frame.pts if first is None else first
-                time = None if frame.pts is None or first is None else float((frame.pts - first) * frame.time_base)
-                step = float(frame.duration * frame.time_base) or step
-                seconds = max(0.0, seconds + step) if time is None or time <= seconds else time
-                yield VideoFrame(
-                    seconds, lambda frame=frame: _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
-                )
-            length = float(stream.duration * stream.time_base) if stream.duration else 0.0
+                tick = float(frame.time_base or 0)
+                time = -1.0 if frame.pts is None else (frame.pts - first) * tick
+                step = frame.duration * tick or step
+                seconds = max(0.0, seconds + step) if time <= seconds else time
+                yield VideoFrame(seconds, partial(_pixels, frame))
+            length = float((stream.duration or 0) * (stream.time_base or 0))
             if container.format.name == "avi" and stream.average_rate:  # FFmpeg shortens the duration of a cut file
                 length = max(length, float(stream.frames / stream.average_rate))
     except av.error.FFmpegError as error:
@@ -140,9 +140,10 @@ def _check_end(path: str | Path, end: float, length: float) -> None:
         raise VideoReadError(f"{path}: is cut off after {end:.1f} of {length:.1f} s; fetch it again")
 
 
-def _upright(pixels: np.ndarray, degrees: int) -> np.ndarray:
-    """Return a frame turned counterclockwise by the nearest quarter turn."""
-    turns = round(degrees / 90) % 4
+def _pixels(frame: Any) -> np.ndarray:
+    """Return PyAV's frame as pixels, turned counterclockwise by the quarter turns that the file notes."""
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
@@ -162,7 +163,7 @@ def _read_with_opencv(path: str | Path) -> Iterator[VideoFrame]:
             first = time if first is None else first
             seconds = max(0.0, seconds + step) if time - first <= seconds else time - first
             image = video.retrieve()[1]  # the next grab replaces it
-            yield VideoFrame(seconds, lambda image=image: np.ascontiguousarray(image[..., ::-1]))
+            yield VideoFrame(seconds, partial(np.ascontiguousarray, image[..., ::-1]))
     finally:
         video.release()
     _check_end(path, seconds + step, length)

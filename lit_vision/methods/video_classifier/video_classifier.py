@@ -23,7 +23,7 @@ from lit_vision.methods.video_classifier.network import VideoClassifierNetwork, 
 from lit_vision.weights.model_metadata import metadata_from_datamodule
 
 # settings of the data that say which frames are a clip, kept with the model so that prediction cuts videos alike
-CLIP_SETTINGS = ("frames_per_clip", "frame_stride", "fps", "sampling", "clips_per_video")
+CLIP_SETTINGS = ("frames_per_clip", "frame_stride", "fps", "sampling", "clips_per_video", "frames_per_second")
 
 
 class VideoClassifier(VideoClassifierNetwork, LightningModule):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lit_vision.io.text import printable
 
@@ -68,6 +72,21 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     """Write the figure as a PNG file without metadata, create its folder, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _fonts_of_all_scripts(figure):
+        figure.savefig(path, format="png", metadata={"Software": None})
+    return path
+
+
+def figure_pixels(figure: Any) -> np.ndarray:
+    """Return the figure as pixels, (H, W, 3) uint8."""
+    with _fonts_of_all_scripts(figure):
+        figure.canvas.draw()
+    return np.array(figure.canvas.buffer_rgba())[..., :3]
+
+
+@contextlib.contextmanager
+def _fonts_of_all_scripts(figure: Any) -> Iterator[None]:
+    """Give texts that are not ASCII the fonts that are installed, and say nothing of letters that none of them has."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -75,8 +94,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
             text.set_fontfamily(_installed_fonts())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in a figure; the report's text has it
-        figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+        yield
 
 
 @functools.cache
