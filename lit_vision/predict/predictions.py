@@ -120,8 +120,8 @@ class VideoScores:
 
     Attributes:
         path: of the video, relative to the folder that was given.
-        starts: (N,) float64, seconds of the clips' first frames since the video's first one.
-        ends: (N,) float64, seconds of their last frames.
+        starts: (N,) float64, seconds from the video's first frame to the clips' first ones.
+        ends: (N,) float64, seconds to their last ones.
         classes: names of all K classes.
         probabilities: (N, K) float64, 0 to 1, of the softmax over the classes.
     """

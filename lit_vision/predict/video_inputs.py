@@ -49,11 +49,11 @@ def find_videos(paths: Sequence[str]) -> Inputs:
 
 
 def videos_of(images: Inputs) -> Inputs:
-    """Return the videos that a list of images is the frames of: their folders; a file with a video's ending is one."""
+    """Return the videos that a list of images is the frames of: their folders; a file of another ending is a video."""
     if images.source is not None:
         raise UserError(f"{images.folder}: is a pack of images, and this model takes videos; give folders of frames")
     paths = (images.path(i) for i in range(len(images)))
-    found = dict.fromkeys(path if is_video_name(path) else os.path.dirname(path) or "." for path in paths)
+    found = dict.fromkeys((os.path.dirname(path) or ".") if has_image_extension(path) else path for path in paths)
     below = images.folder and list(found) != [images.folder]
     names = (os.path.relpath(path, images.folder) if below else path for path in found)
     return Inputs(Paths(names), images.folder if below else "")
@@ -149,7 +149,7 @@ class VideoSource:
 
 @dataclass(frozen=True)
 class TimedClip:
-    """Clip of a video: the seconds of its first and its last frame, and the numbers of its T frames."""
+    """Clip of a video: the seconds at which its first and its last frame are shown, and the numbers of its T frames."""
 
     start: float
     end: float
@@ -178,16 +178,18 @@ def clips_over_time(
             ends = np.searchsorted(times, np.arange(step, times[-1] + step, step) - 1e-9).tolist() or ends
         firsts = [0, *ends[:-1]]
         (places,) = rule.evenly_placed(1)
-        clips = [[a + i for i in rule.numbers(b - a, places)] for a, b in zip(firsts, ends) if b > a]
-    else:
-        frames = np.arange(len(times))
-        if fps is not None:
-            frames = np.array(frames_at(times, np.arange(0, times[-1] + 1e-6, 1 / fps)))
-        span = (rule.frames - 1) * rule.stride + 1
-        per_second = fps or (len(times) - 1) / max(float(times[-1]), 1e-9)
-        stride = span if step is None else max(1, round(step * per_second))
-        last = len(frames) - 1
-        firsts = [a for a in range(0, len(frames), stride) if a == 0 or 2 * (len(frames) - a) >= span]
-        offsets = [k * rule.stride for k in range(rule.frames)]
-        clips = [[int(frames[min(a + offset, last)]) for offset in offsets] for a in firsts]
-    return [TimedClip(float(times[c[0]]), float(times[c[-1]]), tuple(c)) for c in clips]
+        parts = [[a + i for i in rule.numbers(b - a, places)] for a, b in zip(firsts, ends) if b > a]
+        return [TimedClip(float(times[part[0]]), float(times[part[-1]]), tuple(part)) for part in parts]
+    shown = times if fps is None else np.arange(0, times[-1] + 1e-6, 1 / fps)
+    frames = frames_at(times, shown)
+    span = (rule.frames - 1) * rule.stride + 1
+    per_second = fps or (len(times) - 1) / max(float(times[-1]), 1e-9)
+    distance = span if step is None else max(1, round(step * per_second))
+    clips = []
+    for first in range(0, len(frames), distance):
+        if first and 2 * (len(frames) - first) < span:
+            break
+        places = [min(first + k * rule.stride, len(frames) - 1) for k in range(rule.frames)]
+        numbers = tuple(frames[place] for place in places)
+        clips.append(TimedClip(float(shown[places[0]]), float(shown[places[-1]]), numbers))
+    return clips

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from toy_models import make_classifier, write_generator_run, write_images, write_run
 from toy_restorer import write_restorer_run
+from toy_videos import make_video_classifier, numbered_frames, write_movie
 
 from lit_vision.cli.main import COMMANDS, main
 
@@ -57,6 +58,8 @@ FILES = [
     ("predict --model {} set/test --out p.csv --trust_pt2", ".pt2", ""),
     ("predict --model run {} --out p.csv", ".png", ""),
     ("predict --model run {} --out p.csv", "", ""),
+    ("predict --model clips {} --out p.csv", ".mp4", ""),
+    ("predict --model clips {} --out p.csv", "", ""),
     ("predict --model run set/test --out {} --overwrite", ".csv", "missing empty garbage utf16 latin1"),
     ("predict --model run set/test --out {}/x.csv", ".csv", "missing folder"),
     ("predict --model run {} --out p.csv --shard 0/1", ".png", "empty garbage utf16 latin1"),
@@ -127,6 +130,9 @@ FILES = [
     ("data emoji --archive {} --out ee", ".tgz", ""),
     ("data clipart --archive {} --out ee", ".deb", ""),
     ("data stamps --archive {} --out ee", ".deb", ""),
+    ("data frames {} --out ff", ".mp4", ""),
+    ("data frames {} --out ff", "", ""),
+    ("data frames clip.mkv --out {}", ".txt", "missing folder"),
     ("data patches --out {}", ".txt", "missing folder"),
     ("data fashion --out {}", ".txt", "missing folder"),
     ("doctor {}", "", "folder"),  # an empty folder: a report that fails
@@ -145,6 +151,8 @@ FILES = [
 def made(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("broken")
     write_run(place / "run", make_classifier())
+    write_run(place / "clips", make_video_classifier())
+    write_movie(place / "clip.mkv", numbered_frames(10))
     write_restorer_run(place / "restorer")
     write_restorer_run(place / "holes", degradations=["stroke_holes 0.2"])
     write_generator_run(place / "gan")
@@ -235,6 +243,8 @@ NUMBERS = [  # command, its flag, what is refused
     ("predict --model run set/test --out p.csv --engine ray", "--shards", (HUGE, f"-{HUGE}", "nan")),
     ("predict --model run set/test --out p.csv", "--top_k", (f"-{HUGE}", "nan")),
     ("predict --model run set/test --out p.csv", "--min_score", (HUGE, f"-{HUGE}", "nan")),
+    ("predict --model clips clip.mkv --out p.csv", "--step", (HUGE, f"-{HUGE}", "nan")),
+    ("predict --model clips clip.mkv --out p.csv", "--fps", (HUGE, f"-{HUGE}", "nan")),
     *(
         ("stylize x.png --style y.png --out s.png", flag, (HUGE, f"-{HUGE}", "nan"))
         for flag in ("--size", "--steps", "--style_weight", "--smoothness", "--noise", "--seed")
@@ -267,6 +277,9 @@ NUMBERS = [  # command, its flag, what is refused
     ("data stamps --archive x --out f", "--side", (HUGE, f"-{HUGE}", "nan")),
     ("data stamps --archive x --out f", "--seed", (HUGE, f"-{HUGE}", "nan")),
     ("data scenes --out f", "--train", (HUGE, f"-{HUGE}", "nan")),
+    ("data frames clip.mkv --out f", "--fps", (HUGE, f"-{HUGE}", "nan")),
+    ("data frames clip.mkv --out f", "--short_side", (HUGE, f"-{HUGE}", "nan")),
+    ("data frames clip.mkv --out f", "--workers", (f"-{HUGE}", "nan")),
     ("doctor set", "--workers", (f"-{HUGE}", "nan")),
     ("pack set --out o", "--workers", (f"-{HUGE}", "nan")),
     ("pack set --out o", "--short_side", (f"-{HUGE}", "nan")),
@@ -301,6 +314,7 @@ def test_a_number_that_is_none_or_out_of_range(command: str, flag: str, value: s
         "fewshot set --model run --metric manhattan",
         "fewshot set --model run --methods nothing",
         "data imagenet --out f",
+        "data frames clip.mkv --out f --format nothing",
         "fit --config toy.yaml --trainer.accelerator tpu",
         "study set --inits nothing",
         "study set --protocols nothing",

@@ -26,6 +26,7 @@ from toy_models import (
     write_run,
 )
 from toy_restorer import write_restorer_run
+from toy_videos import make_video_classifier, numbered_frames, write_movie
 
 from lit_vision.cli.main import COMMANDS
 from lit_vision.methods import MAE, LeJEPA, MultiLabelClassifier
@@ -119,6 +120,8 @@ CALLS = [
     "protect unseal m.sealed --key k.key --out m.ckpt",
     "predict --model m.sealed set/test --out q.csv --key k.key --require_signature s.key.pub",
     "data scenes --out scenes --train 1 --val 0 --test 0",
+    "data frames clip.mkv --out frames",
+    "predict --model clips clip.mkv --out v.csv",
     "doctor set --workers 1 --out doctor",
     "pack set --out shards --workers 1",
 ]
@@ -139,6 +142,8 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sockets")
     write_run(folder / "run", make_classifier())
     write_restorer_run(folder / "restorer")
+    write_run(folder / "clips", make_video_classifier())
+    write_movie(folder / "clip.mkv", numbered_frames(10))
     write_generator_run(folder / "gan")
     write_image_text_run(folder / "words", ["a red hat"])
     write_run(folder / "detector", make_detector())

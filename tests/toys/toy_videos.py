@@ -1,10 +1,14 @@
-"""Videos that tests write with PyAV: any frame times, without loss, and turned as phones note it."""
+"""Videos that tests write with PyAV (any frame times, without loss, turned as phones note it), and a model of them."""
 
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import torch
+from toy_models import CNN, NAMES
+
+from lit_vision.methods import VideoClassifier
 
 
 def write_movie(path: Path, frames: np.ndarray, milliseconds: list[int] | None = None, codec: str = "ffv1") -> Path:
@@ -39,3 +43,24 @@ def numbered_frames(n: int, height: int = 16, width: int = 32) -> np.ndarray:
     frames[:, : height // 2, : width // 2] = 255
     frames[:, : height // 2, width // 2 :] = 0
     return frames
+
+
+OPTIONS = {
+    "frames_per_clip": 3,
+    "frame_stride": 2,
+    "sampling": "dense",
+    "clips_per_video": 1,
+    "frames_per_second": 10.0,
+}
+
+
+def make_video_classifier(**options) -> VideoClassifier:
+    """Return a classifier of clips with random weights of a spread that makes the classes differ."""
+    torch.manual_seed(3)
+    settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "temporal": "lstm", "temporal_width": 8}
+    method = VideoClassifier("resnet18", 3, backbone_args=CNN, **settings).eval()
+    with torch.no_grad():
+        method.head.weight.normal_(0, 3)
+    options = {**OPTIONS, **options}
+    method.metadata = {"task": "video", "class_names": NAMES, "size": 16, "crop_pct": 1.0, "options": options}
+    return method
