@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -173,12 +174,10 @@ def clips_over_time(
     """
     times = times - times[0]
     if rule.sampling == "uniform":
-        ends = [len(times)]
-        if step is not None:
-            ends = np.searchsorted(times, np.arange(step, times[-1] + step, step) - 1e-9).tolist() or ends
-        firsts = [0, *ends[:-1]]
-        (places,) = rule.evenly_placed(1)
-        parts = [[a + i for i in rule.numbers(b - a, places)] for a, b in zip(firsts, ends) if b > a]
+        borders = [] if step is None else np.searchsorted(times, np.arange(step, times[-1], step) - 1e-9).tolist()
+        (middle,) = rule.evenly_placed(1)
+        windows = pairwise([0, *borders, len(times)])
+        parts = [[first + i for i in rule.numbers(end - first, middle)] for first, end in windows if end > first]
         return [TimedClip(float(times[part[0]]), float(times[part[-1]]), tuple(part)) for part in parts]
     shown = times if fps is None else np.arange(0, times[-1] + 1e-6, 1 / fps)
     frames = frames_at(times, shown)
