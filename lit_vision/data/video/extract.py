@@ -81,7 +81,7 @@ class Extracted:
     broken: list[tuple[str, str]]
 
 
-def find_videos(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
+def find_video_files(paths: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Return (path of a video file, its folder of frames below OUT) of files and folders.
 
     Args:
@@ -121,7 +121,7 @@ def extract_frames(paths: Sequence[str | Path], out: Path, options: FrameOptions
     Files that cannot be read to their end get no folder; they are listed in OUT/broken_videos.csv (path, reason).
 
     Args:
-        paths: see `find_videos`.
+        paths: see `find_video_files`.
         out: folder that is missing, empty, or of earlier calls with the same options.
         options: of the frames.
         workers: videos that are read at the same time; 0: the number of cores.
@@ -129,7 +129,7 @@ def extract_frames(paths: Sequence[str | Path], out: Path, options: FrameOptions
     Raises:
         UserError: no video, none that can be read, or the folder holds other files or cannot be written.
     """
-    videos = find_videos(paths)
+    videos = find_video_files(paths)
     note = {"name": "frames", **asdict(options)}
     with report_write_errors(out, "--out "):
         is_complete(out, DATASET_NOTE, note, "--out ")
