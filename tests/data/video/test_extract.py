@@ -16,8 +16,8 @@ from toy_videos import numbered_frames, turn_movie, write_movie
 
 from lit_vision.cli.main import main
 from lit_vision.data import VideoFolderDataModule
-from lit_vision.data.video import video_files
-from lit_vision.data.video.extract import FrameOptions, extract_frames, find_videos
+from lit_vision.data.video import extract, video_files
+from lit_vision.data.video.extract import FrameOptions, extract_frames, find_video_files
 from lit_vision.data.video.frame_folder import read_frame_times
 from lit_vision.data.video.video_files import read_video
 from lit_vision.errors import UserError
@@ -144,29 +144,58 @@ def test_videos_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"x.mp4: its frames would come into the folder of .*x.avi's \(x\)"):
-        find_videos([tmp_path / "a"])
+        find_video_files([tmp_path / "a"])
     with pytest.raises(UserError, match=r"y/z.mp4: its frames would come into the folder of .*y.mp4's; rename"):
-        find_videos([tmp_path / "b"])
+        find_video_files([tmp_path / "b"])
     (tmp_path / "b/y/.hidden.mp4").write_bytes(b"")
     (tmp_path / "b/y/loop").symlink_to(tmp_path / "b/y")
-    assert find_videos([tmp_path / "b/y", tmp_path / "a/x.avi"]) == [
+    assert find_video_files([tmp_path / "b/y", tmp_path / "a/x.avi"]) == [
         (str(tmp_path / "a/x.avi"), "x"), (str(tmp_path / "b/y/z.mp4"), "z"),
     ]  # fmt: skip
 
 
-def test_an_extraction_that_is_killed_goes_on(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8)
-    write_movie(tmp_path / "videos/v0.mkv", frames)
+def copies_of_a_movie(folder: Path) -> Path:
+    movie = write_movie(folder / "v0.mkv", np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8))
     for i in range(1, 5):
-        (tmp_path / f"videos/v{i}.mkv").write_bytes((tmp_path / "videos/v0.mkv").read_bytes())
-    whole = tmp_path / "whole"
-    extract_frames([tmp_path / "videos"], whole, FrameOptions(file_format="png"), workers=1)
+        (folder / f"v{i}.mkv").write_bytes(movie.read_bytes())
+    return folder
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_extraction_that_is_stopped_goes_on(tmp_path: Path, monkeypatch) -> None:
+    videos, options = copies_of_a_movie(tmp_path / "videos"), FrameOptions(fps=10)
+    extract_frames([videos], tmp_path / "whole", options)
+    encoded = []
+    real = extract._encode
+
+    def encode_some(pixels: np.ndarray, options: FrameOptions) -> bytes:
+        encoded.append(pixels)
+        if len(encoded) == 20:
+            raise KeyboardInterrupt
+        return real(pixels, options)
+
+    monkeypatch.setattr(extract, "_encode", encode_some)
+    with pytest.raises(KeyboardInterrupt):
+        extract_frames([videos], tmp_path / "out", options, workers=1)
+    assert sorted(path.name for path in (tmp_path / "out").glob("v*")) == ["v0"]
+    monkeypatch.undo()
+    assert extract_frames([videos], tmp_path / "out", options, workers=1).frames == 64
+    assert files_below(tmp_path / "whole") == files_below(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_an_extraction_that_is_killed_goes_on(tmp_path: Path) -> None:
+    videos, options = copies_of_a_movie(tmp_path / "videos"), FrameOptions(file_format="png")
+    extract_frames([videos], tmp_path / "whole", options, workers=1)
     out = tmp_path / "out"
     code = (
         "import sys; from pathlib import Path; from lit_vision.data.video.extract import *;"
         "print(extract_frames([sys.argv[1]], Path(sys.argv[2]), FrameOptions(file_format='png'), 1).frames)"
     )
-    call = [sys.executable, "-c", code, str(tmp_path / "videos"), str(out)]
+    call = [sys.executable, "-c", code, str(videos), str(out)]
     process = subprocess.Popen(call, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while not (out / "v1").is_dir():
         time.sleep(0.005)
@@ -175,10 +204,6 @@ def test_an_extraction_that_is_killed_goes_on(tmp_path: Path) -> None:
     process.wait()
     complete = sorted(path.name for path in out.glob("v*"))
     assert complete[:2] == ["v0", "v1"]
-    left = 40 * (5 - len(complete))
-    assert extract_frames([tmp_path / "videos"], out, FrameOptions(file_format="png"), 1).frames == left
-    files = [
-        {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in (whole, out)
-    ]
-    assert files[0] == files[1]
+    assert extract_frames([videos], out, options, 1).frames == 40 * (5 - len(complete))
+    assert files_below(tmp_path / "whole") == files_below(out)
     assert not list(out.glob(".*.tmp"))
