@@ -154,8 +154,8 @@ def test_videos_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def copies_of_a_movie(folder: Path) -> Path:
-    movie = write_movie(folder / "v0.mkv", np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8))
+def copies_of_a_movie(folder: Path, side: int) -> Path:
+    movie = write_movie(folder / "v0.mkv", np.random.default_rng(0).integers(0, 256, (40, side, side, 3), np.uint8))
     for i in range(1, 5):
         (folder / f"v{i}.mkv").write_bytes(movie.read_bytes())
     return folder
@@ -166,7 +166,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_extraction_that_is_stopped_goes_on(tmp_path: Path, monkeypatch) -> None:
-    videos, options = copies_of_a_movie(tmp_path / "videos"), FrameOptions(fps=10)
+    videos, options = copies_of_a_movie(tmp_path / "videos", 32), FrameOptions(fps=10)
     extract_frames([videos], tmp_path / "whole", options)
     encoded = []
     real = extract._encode
@@ -188,7 +188,7 @@ def test_an_extraction_that_is_stopped_goes_on(tmp_path: Path, monkeypatch) -> N
 
 @pytest.mark.slow
 def test_an_extraction_that_is_killed_goes_on(tmp_path: Path) -> None:
-    videos, options = copies_of_a_movie(tmp_path / "videos"), FrameOptions(file_format="png")
+    videos, options = copies_of_a_movie(tmp_path / "videos", 128), FrameOptions(file_format="png")
     extract_frames([videos], tmp_path / "whole", options, workers=1)
     out = tmp_path / "out"
     code = (
