@@ -149,6 +149,13 @@ table-captions: $(STAMP) ## captions of emoji and clipart: a decoder against the
 verify-captions: $(STAMP) ## measure the titles of one split of that table again
 	@$(BIN)/python experiments/table_captions.py --verify
 
+.PHONY: table-index verify-index
+table-index: $(STAMP) ## search in a million vectors: exact, HNSW, IVF-PQ: recall, size, memory, time (5 GB of disk for some minutes)
+	@$(BIN)/python experiments/table_index.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-index: $(STAMP) ## build the HNSW index of that table again and compare its recall
+	@$(BIN)/python experiments/table_index.py --verify
+
 PAPER_TABLES := table-mae-finetune table-mae-linear table-mae-ablation table-simclr-linear table-simclr-semi table-simclr-transfer
 .PHONY: $(PAPER_TABLES) table-coop
 table-mae-finetune: ## MAE's table 3: SCALE=paper DRY=1 prints each row's commands and the data they need

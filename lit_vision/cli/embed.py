@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace, inputs: Inputs, model: Model, out: Path, shar
             rows, names = ([FilePiece.all_of(paths[name])] for name in ("rows", "names"))
             write_index(path, rows, names, max(width, 1), made_with)
             if args.index_type != "exact":
-                print(add_ann(path, args.index_type, args.seed), flush=True)
+                _add_ann(args, path)
 
     run = functools.partial(
         run_inference,
@@ -201,11 +201,17 @@ def _merge(args: argparse.Namespace, out: Path) -> int:
             return
         join_indices(path, parts)
         if args.index_type != "exact":
-            print(add_ann(path, args.index_type, args.seed), flush=True)
+            _add_ann(args, path)
 
     done, skipped, parts = merge_parts(out, join)
     print(f"{out}: features of {done} images of {parts} shards{_skipped_note(out, skipped)}")
     return 0
+
+
+def _add_ann(args: argparse.Namespace, path: Path) -> None:
+    """Put the approximate index of --index_type into an index, and print what was measured of it."""
+    record, seconds = add_ann(path, args.index_type, args.seed)
+    print(record.line(seconds), flush=True)
 
 
 def _skipped_note(out: Path, skipped: int) -> str:

@@ -34,7 +34,8 @@ MEASURED_AT, _QUERIES = 10, 1_000  # recall@10 of 1,000 of the vectors
 _PIECE = 1 << 16  # vectors in memory at a time
 _HNSW_LINKS, _HNSW_BREADTH = 32, 100  # M and efConstruction
 _CANDIDATES_PER_RESULT, _LEAST_CANDIDATES = 10, 100
-_SAMPLE_PER_LIST, _MOST_LISTS, _PROBES = 40, 4_096, 64
+SAMPLE_PER_LIST, MOST_LISTS, ITERATIONS, _PROBES = 40, 4_096, 10, 64  # of k-means: vectors a list, iterations
+_CODE_SAMPLE = 128  # vectors a centroid, for the 256 of each byte of the codes
 _MOST_CODE_BYTES = 96
 
 
@@ -81,8 +82,8 @@ def check_trainable(index_type: str, vectors: int) -> None:
         )
 
 
-def add_ann(path: Path, index_type: str, seed: int = 0) -> str:
-    """Put an approximate index into an index for exact search; return a line about it for a command to print.
+def add_ann(path: Path, index_type: str, seed: int = 0) -> tuple[AnnRecord, float]:
+    """Put an approximate index into an index for exact search; return its record and the seconds of building.
 
     Args:
         path: the file; it is replaced.
@@ -98,7 +99,7 @@ def add_ann(path: Path, index_type: str, seed: int = 0) -> str:
         record, seconds = build_ann(index_type, index.features, file, seed)
         rows, names = index_pieces(path)
         write_index(path, [rows], [names], index.features.shape[1], index.feature_settings, file, asdict(record))
-    return record.line(seconds)
+    return record, seconds
 
 
 def build_ann(index_type: str, features: np.ndarray, path: Path, seed: int = 0) -> tuple[AnnRecord, float]:
@@ -123,7 +124,7 @@ def build_ann(index_type: str, features: np.ndarray, path: Path, seed: int = 0) 
     faiss = import_faiss()
     began = time.perf_counter()
     index = _new_hnsw(faiss, features.shape[1]) if index_type == "hnsw" else _new_ivfpq(faiss, features, seed)
-    sample = _sample(features, _SAMPLE_PER_LIST * (index.nlist if index_type == "ivfpq" else 256), seed)
+    sample = _sample(features, SAMPLE_PER_LIST * (index.nlist if index_type == "ivfpq" else 256), seed)
     index.train(_unit(sample, index.d))
     del sample
     threads = faiss.omp_get_max_threads()
@@ -154,7 +155,7 @@ def _new_hnsw(faiss: Any, width: int) -> Any:
 def _new_ivfpq(faiss: Any, features: np.ndarray, seed: int) -> Any:
     """Return empty lists of codes of at most 96 bytes: D is filled up with zeros to a multiple of the code's bytes."""
     count, width = features.shape
-    lists = min(_MOST_LISTS, 1 << round(np.log2(4 * np.sqrt(count))), count // 39)
+    lists = min(MOST_LISTS, 1 << round(np.log2(4 * np.sqrt(count))), count // 39)
     code_bytes = min(_MOST_CODE_BYTES, -(-width // 4))
     padded = -(-width // code_bytes) * code_bytes
     quantizer = faiss.IndexFlatIP(padded)
@@ -163,7 +164,8 @@ def _new_ivfpq(faiss: Any, features: np.ndarray, seed: int) -> Any:
     index.own_fields = True
     index.nprobe = min(_PROBES, int(lists))
     index.cp.seed = index.pq.cp.seed = seed + 1
-    index.cp.spherical, index.cp.niter = True, 10
+    index.cp.spherical, index.cp.niter = True, ITERATIONS
+    index.pq.cp.niter, index.pq.cp.max_points_per_centroid = ITERATIONS, _CODE_SAMPLE
     return index
 
 

@@ -117,7 +117,9 @@ def test_too_few_vectors_for_ivfpq(tmp_path) -> None:
     with pytest.raises(UserError, match=f"at least {IVFPQ_LEAST} vectors, and there are 100; use exact"):
         add_ann(path, "ivfpq")
     assert path.read_bytes() == before
-    assert "against exact search on 100 queries" in add_ann(path, "hnsw")
+    record, _ = add_ann(path, "hnsw")
+    assert "hnsw: recall@10 " in (line := record.line(3.4))
+    assert " against exact search on 100 queries, " in line
 
 
 def damage(path: Path, case: str) -> None:

@@ -1,0 +1,75 @@
+"""predict --engine ray: the local engine's bytes, on loopback only, and errors of workers in one line.
+
+Two nodes and a killed worker: tests/experiments/test_scale_inference.py.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from toy_models import make_classifier, write_images, write_run
+
+from lit_vision.cli.main import main
+
+
+@pytest.mark.slow
+def test_ray_is_the_local_engine_and_listens_on_loopback_only(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ray", reason="needs the ray extra")
+    write_run(tmp_path / "run", make_classifier())
+    names = write_images(tmp_path / "images", 24)
+    (tmp_path / "images" / names[1]).write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["predict", "images", "--model", "run", "--batch_size", "4", "--device", "cpu", "--out"]
+    assert main([*arguments, "local.csv"]) == 0
+    before = listening()
+    command = [sys.executable, "-m", "lit_vision", *arguments, "ray.csv", "--engine", "ray", "--shards", "6"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        seen = set()
+        while process.poll() is None:
+            seen |= listening() - before
+            time.sleep(0.2)
+        output = process.stdout.read()
+    assert process.returncode == 0, output
+    assert "ray.csv: 23 images of 6 shards, 1 skipped" in output
+    assert len(seen) >= 3  # the head, the node, a worker
+    assert {address for address, _ in seen} <= {"0100007F", "0000000000000000FFFF00000100007F"}, seen
+    assert Path("ray.csv").read_bytes() == Path("local.csv").read_bytes()
+    assert Path("ray.csv.skipped.csv").read_bytes() == Path("local.csv.skipped.csv").read_bytes()
+    assert not list(tmp_path.glob("*-of-*"))
+
+
+def listening() -> set[tuple[str, str]]:
+    """Return (address, port), hexadecimal, of all TCP sockets of this machine that listen."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                address, _, port = fields[1].partition(":")
+                found.add((address, port))
+    return found
+
+
+@pytest.mark.slow
+def test_an_address_without_a_cluster(tmp_path) -> None:
+    pytest.importorskip("ray", reason="needs the ray extra")
+    write_run(tmp_path / "run", make_classifier())
+    write_images(tmp_path / "images", 4)
+    command = ["predict", str(tmp_path / "images"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "o.csv")]
+    engine = ["--engine", "ray", "--address", "127.0.0.1:9"]
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_vision", *command, *engine], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert "lit-vision: error: --address 127.0.0.1:9: no Ray cluster can be used there" in result.stderr
+
+
+def test_without_ray(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    write_run(tmp_path / "run", make_classifier())
+    write_images(tmp_path / "images", 4)
+    command = ["predict", str(tmp_path / "images"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "o.csv")]
+    assert main([*command, "--engine", "ray"]) == 1
+    assert "pip install 'lit-vision[ray]'" in capsys.readouterr().err
