@@ -248,7 +248,9 @@ def to_markdown(found: dict[str, Any]) -> str:
     """Return the table of a result."""
     lines = [
         f"{found['images']:,} images of {found['side']} pixels, {found['shards']} shards, batches of "
-        f"{found['batch_size']}; each image once and the same bytes both ways",
+        f"{found['batch_size']}; each image once and the same bytes both ways. Wall time depends on what else the "
+        "machine does: compare images per CPU second, which count the start of every process too (a command for each "
+        "shard; Ray's own processes).",
         "",
         "| engine | images/s | images/CPU s | seconds | processes | anonymous MB, all | largest | workers killed |",
         "|---|---|---|---|---|---|---|---|",
