@@ -225,7 +225,7 @@ def measure(folder: Path, count: int, shards: int) -> dict[str, Any]:
 
     images, model = folder / "images", write_model(folder / "model")
     write_images(images, count)
-    found: dict[str, Any] = {"images": count, "shards": shards, "batch_size": BATCH, "side": SIDE}
+    found: dict[str, Any] = {"images": count, "parts": shards, "batch_size": BATCH, "side": SIDE}
     contents = []
     for name, run in (("shards", by_shards), ("ray", by_ray)):
         out, numbers = folder / name / "predictions.csv", folder / f"{name}.json"
@@ -247,7 +247,7 @@ def measure(folder: Path, count: int, shards: int) -> dict[str, Any]:
 def to_markdown(found: dict[str, Any]) -> str:
     """Return the table of a result."""
     lines = [
-        f"{found['images']:,} images of {found['side']} pixels, {found['shards']} shards, batches of "
+        f"{found['images']:,} images of {found['side']} pixels, {found['parts']} shards, batches of "
         f"{found['batch_size']}; each image once and the same bytes both ways. Wall time depends on what else the "
         "machine does: compare images per CPU second, which count the start of every process too (a command for each "
         "shard; Ray's own processes).",

@@ -172,10 +172,13 @@ def write_row(index_type: str, count: int) -> None:
 
 def multiply_adds() -> int:
     """Return the multiply-adds of what can be counted: training and filling IVF-PQ, and the exact comparisons."""
-    from lit_vision.predict.ann_index import ITERATIONS, MOST_LISTS, SAMPLE_PER_LIST
+    from lit_vision.predict.ann_index import ITERATIONS, SAMPLE_PER_LIST, number_of_lists
 
-    training = SAMPLE_PER_LIST * MOST_LISTS**2 * WIDTH * ITERATIONS
-    filling = 1_000_000 * (MOST_LISTS + 256) * WIDTH
+    training = filling = 0
+    for count in (count for kind, count in ROWS if kind == "ivfpq"):
+        lists = number_of_lists(count)
+        training += SAMPLE_PER_LIST * lists**2 * WIDTH * ITERATIONS
+        filling += count * (lists + 256) * WIDTH
     exact = sum(count * (2 if kind == "exact" else 3) * QUERIES * WIDTH for kind, count in ROWS)
     return training + filling + exact
 

@@ -155,18 +155,23 @@ def _new_hnsw(faiss: Any, width: int) -> Any:
 def _new_ivfpq(faiss: Any, features: np.ndarray, seed: int) -> Any:
     """Return empty lists of codes of at most 96 bytes: D is filled up with zeros to a multiple of the code's bytes."""
     count, width = features.shape
-    lists = min(MOST_LISTS, 1 << round(np.log2(4 * np.sqrt(count))), count // 39)
+    lists = number_of_lists(count)
     code_bytes = min(_MOST_CODE_BYTES, -(-width // 4))
     padded = -(-width // code_bytes) * code_bytes
     quantizer = faiss.IndexFlatIP(padded)
-    index = faiss.IndexIVFPQ(quantizer, padded, int(lists), code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFPQ(quantizer, padded, lists, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
     quantizer.this.disown()
     index.own_fields = True
-    index.nprobe = min(_PROBES, int(lists))
+    index.nprobe = min(_PROBES, lists)
     index.cp.seed = index.pq.cp.seed = seed + 1
     index.cp.spherical, index.cp.niter = True, ITERATIONS
     index.pq.cp.niter, index.pq.cp.max_points_per_centroid = ITERATIONS, _CODE_SAMPLE
     return index
+
+
+def number_of_lists(count: int) -> int:
+    """Return the lists of an IVF-PQ index of so many vectors: the power of two that is nearest to 2 sqrt(count)."""
+    return int(min(MOST_LISTS, 1 << round(np.log2(2 * np.sqrt(count))), count // 39))
 
 
 class ApproximateNeighbors:

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,6 +72,22 @@ def run_task(run: Callable[[Shard], None], shard: Shard, folder: str) -> None:
     run(shard)
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself tries for many minutes.
+
+    Raises:
+        UserError: names the address.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error}); give HOST:PORT of a cluster's head, such as "
+            "192.168.0.2:6379"
+        ) from error
+
+
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
     """Connect to a cluster, or start one; yield the package ray; leave or end the cluster."""
@@ -82,6 +99,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
             ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise UserError("--engine ray: Ray is not installed; pip install 'lit-vision[ray]'") from error
+        if address:
+            _check_reachable(address)
         settings = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
         try:
             ray.init(address or "local", log_to_driver=False, configure_logging=False, **settings)

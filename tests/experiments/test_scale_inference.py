@@ -25,7 +25,9 @@ def test_the_committed_numbers_make_the_table(script) -> None:
     assert found["each_image_once_and_the_same_bytes"]
     assert found["ray"]["nodes"] == 2
     assert found["ray"]["workers_killed"] == 1
-    assert script.to_markdown(found).count("\n| ") == 3
+    page = script.to_markdown(found)
+    assert page.count("\n| ") == 3
+    assert "200,000 images of 16 pixels, 8 shards, batches of 256;" in page
 
 
 @pytest.mark.slow

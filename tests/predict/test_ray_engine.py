@@ -12,6 +12,9 @@ import pytest
 from toy_models import make_classifier, write_images, write_run
 
 from lit_vision.cli.main import main
+from lit_vision.errors import UserError
+from lit_vision.predict.ray_engine import run_on_ray
+from lit_vision.predict.shards import Shard
 
 
 @pytest.mark.slow
@@ -52,18 +55,11 @@ def listening() -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.slow
-def test_an_address_without_a_cluster(tmp_path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "127.0.0.1:port", "x", "127.0.0.1:99999"])
+def test_an_address_without_a_cluster(address: str) -> None:
     pytest.importorskip("ray", reason="needs the ray extra")
-    write_run(tmp_path / "run", make_classifier())
-    write_images(tmp_path / "images", 4)
-    command = ["predict", str(tmp_path / "images"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "o.csv")]
-    engine = ["--engine", "ray", "--address", "127.0.0.1:9"]
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_vision", *command, *engine], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 1
-    assert "lit-vision: error: --address 127.0.0.1:9: no Ray cluster can be used there" in result.stderr
+    with pytest.raises(UserError, match=f"^--address {address}: nothing answers there"):
+        run_on_ray(print, [Shard(0, 1)], address)
 
 
 def test_without_ray(tmp_path, monkeypatch, capsys) -> None:
