@@ -37,7 +37,18 @@ class RemoteFiles:
 
     def __init__(self, address: Address):
         self.address = address
-        self._opened: tuple[int, Any] | None = None  # process that opened the file system, and the file system
+        self._process = 0
+        self.open()
+
+    def open(self) -> None:
+        """Open the file system, again in a forked process, before its threads begin: connections survive no fork."""
+        if self._process == os.getpid():
+            return
+        if self._process:  # fsspec before 2025.5 would wait for a thread that is not in this process
+            from fsspec.asyn import reset_lock
+
+            reset_lock()
+        self._process, self._system = os.getpid(), _open_file_system(self.address)
 
     def read(self, name: str, first: int, stop: int) -> bytes:
         """Return the bytes of a file from `first` to before `stop`.
@@ -55,13 +66,12 @@ class RemoteFiles:
 
     def _repeated(self, name: str, request: Callable[[Any, str], T]) -> T:
         url = f"{self.address.given}/{name}"
-        system = self._file_system()
         reason = ""
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
             try:
-                return request(system, url)
+                return request(self._system, url)
             except Exception as error:  # each library has exceptions of its own for a lost connection
                 if final := _final_reason(error):
                     raise UserError(f"{self.address / name}: {final}") from None
@@ -70,12 +80,6 @@ class RemoteFiles:
         raise UserError(
             f"{self.address / name}: {ATTEMPTS} requests failed, the last by {_one_line(reason)}; try later"
         )
-
-    def _file_system(self) -> Any:
-        """Return the file system of this process: its connections do not survive a fork."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), _open_file_system(self.address)
-        return self._opened[1]
 
     def __reduce__(self) -> tuple[type[RemoteFiles], tuple[Address]]:
         return RemoteFiles, (self.address,)
@@ -151,6 +155,7 @@ class RemoteShards:
 
     def _start(self) -> None:
         """Forget what another process, from which this one was forked, was reading ahead."""
+        self.files.open()
         self._process, self._lock = os.getpid(), threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[bytes]] = {}
