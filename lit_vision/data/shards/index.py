@@ -36,7 +36,7 @@ from lit_vision.errors import UserError
 INDEX_NAME = "index.safetensors"
 FORMAT = "lit_vision shards 1"
 CHECKSUM_BYTES = 16
-ROWS_AT_ONCE = 1 << 20  # rows that a check of the arrays copies
+ROWS_AT_ONCE = 1 << 16  # rows that a check of the arrays copies
 _ARRAYS = {  # name: (type, dimensions)
     "shard": (np.int32, 1),
     "offset": (np.int64, 1),
