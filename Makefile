@@ -177,7 +177,7 @@ benchmark: $(STAMP) ## speeds as ratios, measured side by side in one run
 layer-groups: $(STAMP) ## list the layer groups of each of timm's families (experiments/results/layer-groups.txt; a minute)
 	@$(BIN)/python experiments/layer_groups.py
 
-gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and transformers', input, predict, a study (7 minutes)
+gpu-check: $(STAMP) ## on a GPU: tests, resume, steps against lightly's and transformers', input, predict, a study (8 minutes)
 	@$(BIN)/python experiments/gpu_check.py --out runs/gpu_check $(if $(DEVICE),--device $(DEVICE))
 
 soak: $(STAMP) ## kill real runs hundreds of times and compare every bit (about 10 minutes on one idle core)

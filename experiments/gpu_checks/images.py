@@ -15,6 +15,7 @@ from benchmarks._steps import seconds_of
 from gpu_checks.report import Report
 from PIL import Image
 
+from lit_vision.cli.main import main as lit_vision
 from lit_vision.data.datamodule import ImageFolderDataModule
 from lit_vision.io.processes import cores
 
@@ -68,24 +69,37 @@ def _folder(report: Report) -> Path:
 def input_pipeline(report: Report) -> None:
     """Measure files to finished batches in pinned memory, with all cores and with num_workers auto, against the step.
 
+    Then the same from shards that hold these files as they are, against the files.
+
     The step's rate is the best one in steps.json of the same folder; without that file there is no ratio.
     """
     folder, size, batch = _folder(report), *((224, 256) if report.on_gpu else (32, 8))
     images = 8192 if report.on_gpu else 64
     settings: tuple[int | str, ...] = (cores(), "auto") if report.on_gpu else (2,)
+    shards = report.work / "shards"
+    if not shards.is_dir() and (code := lit_vision(["pack", str(folder), "--out", str(shards), "--lossless"])):
+        report.fail("shards", f"lit-vision pack: exit code {code}")
     for view in ("mae", "simclr"):
         step = _step_rate(report.path.with_name("steps.json"), view)
         for workers in settings:
             what = f"{view} view, {size} px, {workers} workers"
             with report.attempt(what):
-                data = ImageFolderDataModule(
-                    str(folder), img_size=size, batch_size=batch, train_view=view, num_workers=workers, in_memory=False
-                )
-                data.setup("fit")
-                rate = _loader_rate(data, images)
-                report.add(what, rate, "images/s")
+                rates = []
+                for root, source in ((folder, ""), (shards, ", from shards")):
+                    data = ImageFolderDataModule(
+                        str(root),
+                        img_size=size,
+                        batch_size=batch,
+                        train_view=view,
+                        num_workers=workers,
+                        in_memory=False,
+                    )
+                    data.setup("fit")
+                    rates.append(_loader_rate(data, images))
+                    report.add(what + source, rates[-1], "images/s")
                 if step:
-                    report.add(f"{what}: rate of the input", rate / step, "x", "the step's")
+                    report.add(f"{what}: rate of the input", rates[0] / step, "x", "the step's")
+                report.add(f"{what}: rate of shards", rates[1] / rates[0], "x", "the files'")
     if not (report.path.with_name("steps.json")).is_file():
         report.leave_out("rate of the input relative to the step", "there is no steps.json; run the part steps first")
 

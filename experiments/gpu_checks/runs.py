@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -21,9 +22,29 @@ from soak.fork_server import preparse, use_preparsed
 
 from lit_vision.cli.main import main as lit_vision
 from lit_vision.io.processes import cores, die_with_parent
+from lit_vision.methods.classifier.classifier import Classifier
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("mae", "simclr", "lejepa", "classifier")  # files in experiments/debug
+METHODS = ("mae", "simclr", "lejepa", "classifier", "distiller", "video_classifier")
+VIDEO_RECIPE = {  # of clips whose frames are garments of one class; the other recipes stand in experiments/debug
+    "seed_everything": 0,
+    "trainer": {"max_epochs": 2},
+    "model": {
+        "class_path": "lit_vision.methods.VideoClassifier",
+        "init_args": {
+            "backbone": "resnet10t",
+            "backbone_args": {"channels": [16, 32, 64, 128], "stem_width": 16},
+            "num_classes": 10,
+            "temporal": "tsm",
+            "warmup_epochs": 0.2,
+        },
+    },
+    "data": {
+        "class_path": "lit_vision.data.VideoFolderDataModule",
+        "init_args": {"frames_per_clip": 4, "img_size": 28, "batch_size": 16},
+    },
+}
+VIDEO_FRAMES = 8
 GPU_KILL, CPU_KILL = (20, 90), (4, 9)  # steps between saves, and step of the kill: in the second half of 124 and 12
 
 
@@ -73,7 +94,9 @@ def resume(report: Report) -> None:
 
 def _write_recipe(report: Report, data: Path, method: str) -> Path:
     """Write the debug recipe of a method with other images, precision and callbacks; return the file."""
-    recipe = yaml.safe_load((ROOT / "experiments" / "debug" / f"{method}.yaml").read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = copy.deepcopy(VIDEO_RECIPE)
+    if method != "video_classifier":
+        recipe = yaml.safe_load((ROOT / "experiments" / "debug" / f"{method}.yaml").read_text(encoding="utf-8"))
     trainer = recipe["trainer"] | {"precision": "bf16-mixed", "accelerator": report.device, "devices": 1}
     trainer |= {"log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False}
     checkpoint = "lit_vision.callbacks.checkpoint.LastCheckpoint"
@@ -83,12 +106,42 @@ def _write_recipe(report: Report, data: Path, method: str) -> Path:
         {"class_path": "soak.KillAtEvent"},
     ]
     recipe["trainer"] = trainer
-    recipe["data"]["init_args"]["root"] = str(data)
+    arguments = recipe["data"]["init_args"]
+    arguments["root"] = str(_videos(data) if method == "video_classifier" else data)
     if not report.on_gpu:
-        recipe["data"]["init_args"]["batch_size"] = 64
+        arguments["batch_size"] = 8 if method == "video_classifier" else 64
+    if method == "distiller":
+        recipe["model"]["init_args"]["teacher"] = str(_teacher(report, data))
     file = report.work / f"{method}.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return file
+
+
+def _teacher(report: Report, data: Path) -> Path:
+    """Write a checkpoint of debug/classifier.yaml's network with random weights, which can teach; return it."""
+    recipe = yaml.safe_load((ROOT / "experiments" / "debug" / "classifier.yaml").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    model = Classifier(**recipe["model"]["init_args"])
+    names = sorted(path.name for path in (data / "train").iterdir())
+    metadata = {"task": "classification", "class_names": names, "size": 28, "crop_pct": 1.0}
+    path = report.work / "teacher.ckpt"
+    stored = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "card": metadata}
+    torch.save({**stored, "pytorch-lightning_version": "2.6.6"}, path)
+    return path
+
+
+def _videos(data: Path) -> Path:
+    """Make folders of frames, links to consecutive images of one class, unless they exist; return their root."""
+    folder = data.with_name("videos")
+    for directory in (path for split in ("train", "val") for path in (data / split).iterdir()):
+        images = sorted(directory.iterdir())
+        for first in range(0, len(images) - VIDEO_FRAMES + 1, VIDEO_FRAMES):
+            video = folder / directory.relative_to(data) / f"{first:05d}"
+            video.mkdir(parents=True, exist_ok=True)
+            for number, image in enumerate(images[first : first + VIDEO_FRAMES]):
+                if not (frame := video / f"{number:03d}.png").exists():
+                    os.link(image, frame)
+    return folder
 
 
 def _run(report: Report, recipe: Path, name: str) -> Path:
