@@ -147,7 +147,8 @@ def count_multiply_adds(
 def training_multiply_adds(module: LightningModule, data: StudyData) -> float:
     """Return the multiply-adds of one training step, forward and backward, per image of the batch.
 
-    One step of a few images is run and its matrix products, convolutions and attention are counted; what a step costs
+    One step of a few images is run and its matrix products and convolutions are counted (and on a GPU attention, whose
+    kernels on a CPU torch does not count; `runs.multiply_adds.MultiplyAddCounter` does); what a step costs
     besides the number of images (LeJEPA's and SimCLR's losses grow with its square) is below a thousandth of it.
 
     Args:

@@ -118,7 +118,7 @@ class Case:
         """Stops the run once per entry, each time going on, then lets it end, and compares."""
         for i, stop in enumerate(stops):
             number = getattr(signal, stop.split(":")[0])
-            expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+            expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}[number]
             code = self.run(name, stop, resume=i > 0)
             assert code == expected, (stop, code, (self.folder / f"{name}.log").read_text()[-2000:])
         assert self.run(name, resume=True) == 0, (self.folder / f"{name}.log").read_text()[-2000:]
@@ -136,9 +136,10 @@ def test_killed_runs_end_with_the_bits_of_the_whole_run(tmp_path: Path) -> None:
     case = Case(tmp_path)  # 6 batches an epoch, 4 of validation
     # at an epoch's end, within its validation, within the next epoch
     case.check("killed", "SIGKILL:saved:6", "SIGKILL:val:2", "SIGKILL:saved:4")
-    case.check("term", "SIGTERM:batch:2", "SIGTERM:val:3", "SIGINT:batch:3")
+    case.check("term", "SIGTERM:batch:2", "SIGUSR1:val:3", "SIGINT:batch:3")
     log = (tmp_path / "term.log").read_text()
     assert "stopped by SIGTERM" in log
+    assert "stopped by SIGUSR1" in log
     assert "stopped by Ctrl-C" in log
     assert f"resuming from {tmp_path / 'term'}/checkpoints/last.ckpt" in log
 
