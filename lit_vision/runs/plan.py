@@ -54,7 +54,7 @@ def plan_run(config: Mapping[str, Any], machines: Machines, data: Any, weight_co
 
     Args:
         config: of the run, complete, as RUN/config.yaml has it.
-        machines: of the run.
+        machines: that it runs on, and the images of its training split.
         data: its data module.
         weight_copies: of the weights, which callbacks (EMA) keep on each device and in a checkpoint.
 
@@ -71,28 +71,7 @@ def plan_run(config: Mapping[str, Any], machines: Machines, data: Any, weight_co
             "ImageFolderDataModule.example_batch"
         )
     trainer, precision = config["trainer"], _precision_of(config["trainer"])
-    accumulate = int(trainer.get("accumulate_grad_batches") or 1)
-    batches = TrainBatches(
-        machines.images, data.batch_size, 0, machines.processes, accumulate, 0, getattr(data, "copies", 1)
-    )
-    stand_in = SimpleNamespace(
-        datamodule=SimpleNamespace(
-            batches_per_epoch=len(batches),
-            global_batch_size=data.batch_size * machines.processes * accumulate,
-        ),
-        callbacks=[],
-        max_epochs=trainer.get("max_epochs"),
-        limit_train_batches=trainer.get("limit_train_batches"),
-        overfit_batches=trainer.get("overfit_batches") or 0,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=trainer.get("gradient_clip_val"),
-        precision=precision,
-        is_global_zero=False,  # it prints nothing
-        world_size=machines.processes,
-        global_rank=0,
-        global_step=0,
-        current_epoch=0,
-    )
+    stand_in = _stand_in_trainer(trainer, machines, data, precision)
     made: list[LightningModule] = []
 
     def make() -> LightningModule:
@@ -127,7 +106,7 @@ def plan_run(config: Mapping[str, Any], machines: Machines, data: Any, weight_co
         "nodes": machines.nodes,
         "devices_per_node": machines.devices_per_node,
         "batch_size": data.batch_size,
-        "accumulate_grad_batches": accumulate,
+        "accumulate_grad_batches": stand_in.accumulate_grad_batches,
         "global_batch_size": length.global_batch_size,
         "precision": precision,
         "epochs": length.epochs,
@@ -146,6 +125,31 @@ def plan_run(config: Mapping[str, Any], machines: Machines, data: Any, weight_co
         "checkpoint_bytes": (1 + weight_copies) * sizes.weights + total(sizes.optimizer) + sizes.optimizer_rest,
         "notes": notes,
     }
+
+
+def _stand_in_trainer(trainer: Mapping[str, Any], machines: Machines, data: Any, precision: str) -> SimpleNamespace:
+    """Return what methods, `optim` and `training_length` read of a Trainer, for a run on these machines."""
+    accumulate = int(trainer.get("accumulate_grad_batches") or 1)
+    copies = getattr(data, "copies", 1)
+    batches = TrainBatches(machines.images, data.batch_size, 0, machines.processes, accumulate, 0, copies)
+    return SimpleNamespace(
+        datamodule=SimpleNamespace(
+            batches_per_epoch=len(batches),
+            global_batch_size=data.batch_size * machines.processes * accumulate,
+        ),
+        callbacks=[],
+        max_epochs=trainer.get("max_epochs"),
+        limit_train_batches=trainer.get("limit_train_batches"),
+        overfit_batches=trainer.get("overfit_batches") or 0,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=trainer.get("gradient_clip_val"),
+        precision=precision,
+        is_global_zero=False,  # it prints nothing
+        world_size=machines.processes,
+        global_rank=0,
+        global_step=0,
+        current_epoch=0,
+    )
 
 
 def _bytes_of_device(sizes: StepSizes, parts: int, processes: int, weight_copies: int) -> dict[str, int]:
