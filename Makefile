@@ -192,7 +192,7 @@ s3-check: $(STAMP) ## shards in a bucket of a local imitation of S3 (moto), in a
 	@$(BIN)/python experiments/s3_check.py
 
 .PHONY: slurm
-slurm: $(STAMP) ## preempt and requeue a job on a real SLURM of this machine, compare every bit (root; Debian's SLURM; 6 minutes)
+slurm: $(STAMP) ## preempt and requeue a job on a real SLURM of this machine, compare every bit (root; Debian's SLURM; 3 to 15 minutes)
 	@$(BIN)/python experiments/slurm_check.py
 
 sweep-garments: $(STAMP) ## search settings on 800 labeled garments, 20 trials x 3 seeds, and test the best on new seeds (minutes)
