@@ -39,6 +39,8 @@ from lit_vision.results import schema
 from lit_vision.runs import loggers, run_dir
 from lit_vision.runs.lightning_switches import check_settings
 from lit_vision.sweep.report_trial import trial_callbacks
+from lit_vision.weights.checkpoint_layouts import read_file
+from lit_vision.weights.pretrained import stored_pruning
 
 LARGEST_SEED = 2**32 - 1  # numpy's
 
@@ -139,6 +141,8 @@ class RunCLI(LightningCLI):
         model = config.model.get("init_args") or {}
         if model.get("backbone_checkpoint"):
             model["backbone_checkpoint"] = None
+            if pruned := stored_pruning(read_file(checkpoint)[1]):  # which that file said
+                model["backbone_args"] = {**(model.get("backbone_args") or {}), "pruned": pruned}
         if (model.get("backbone_args") or {}).get("pretrained"):
             model["backbone_args"]["pretrained"] = False
 

@@ -137,6 +137,37 @@ def test_the_file_opens_everywhere(place, tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
+def test_a_pruned_file_is_trained_measured_and_resumed(place, tmp_path, monkeypatch) -> None:
+    """The recipe names the file alone; what was removed follows from it, and later from the run's checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    for seed, (split, n) in enumerate((("train", 12), ("val", 6))):
+        write_images(tmp_path / "set" / split, n, seed)
+    recipe = {
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {
+            "class_path": "lit_vision.methods.Classifier",
+            "init_args": {
+                "backbone": "resnet18",
+                "backbone_args": CNN,
+                "num_classes": 3,
+                "backbone_checkpoint": str(place / "pruned.safetensors"),
+            },
+        },
+        "data": {
+            "class_path": "lit_vision.data.ImageFolderDataModule",
+            "init_args": {"root": "set", "img_size": 16, "batch_size": 6, "num_workers": 0},
+        },
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert main(["fit", "--config", "r.yaml", "--run_dir", "run"]) == 0
+    assert main(["validate", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    longer = ["--resume", "auto", "--resume_anyway", "true", "--trainer.max_epochs", "2"]
+    assert main(["fit", "--config", "r.yaml", "--run_dir", "run", *longer]) == 0
+    method, _ = load_method(tmp_path / "run/checkpoints/last.ckpt")
+    assert method.backbone.config["pruned"] == load_method(place / "pruned.safetensors")[0].backbone.config["pruned"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS)
 def test_exports(case: str, tmp_path) -> None:
     """ONNX Runtime and OpenVINO give torch's probabilities; the export refuses a difference above 1e-4 by itself."""
