@@ -203,7 +203,7 @@ def show() -> None:
         f"Before further training the pruned networks have {before} (of 30, 50, 70 % pruned).",
         f"int8: top-1 in OpenVINO; the first seed's in ONNX Runtime differs by {min(gaps):+.1f} to {max(gaps):+.1f} "
         "points.",
-        f"Trainings are short on purpose, 2 to 6 epochs of {SHOTS * CLASSES} patches "
+        f"Trainings are short on purpose, 1 to 5 epochs of {SHOTS * CLASSES} patches "
         f"({result['training_multiply_adds'] / 1e12:.1f} T multiply-adds in all); nothing was tuned. "
         f"Training and measuring took {result['seconds'] / 60:.0f} minutes of one core.",
     ]

@@ -7,7 +7,6 @@ Unlike the second: the pooled features of the last layer are matched, through a 
 B images, C H W channels and pixels, K classes, D width of the teacher's features.
 """
 
-import sys
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -142,7 +141,7 @@ class Distiller(Classifier):
         if self.trainer.is_global_zero:
             license = with_note(self.teacher.license) or "not stated"
             notes.append(f"teacher {self.teacher.name}: license {license}; the student's metadata name it")
-            print(*notes, sep="\n", file=sys.stdout, flush=True)
+            print(*notes, sep="\n", flush=True)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Refuse labels outside [0, K), except -1 in training, while the batch is still on the CPU."""
