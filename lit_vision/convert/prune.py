@@ -94,8 +94,13 @@ def prune_model(model: str | Path, keep: float, out: str | Path, overwrite: bool
     path = check_output_path(out, overwrite)
     method, metadata = load_method(source)
     _check_model(method, metadata, source)
+    _torch_pruning()
     images = example_input(metadata, 1, seed=1)
-    pruned, by_torch_pruning = prune_network(method, keep, images)
+    try:
+        pruned, by_torch_pruning = prune_network(method, keep, images)
+    except (UserError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150] or type(error).__name__  # the library follows only known operations
+        raise UserError(f"{source}: cannot be pruned ({reason}); pruning works for plain {FAMILIES}") from error
     difference = largest_difference(pruned, by_torch_pruning, images)
     if not difference <= REPLAY_TOLERANCE:
         raise UserError(
@@ -124,12 +129,16 @@ def _check_model(method: nn.Module, metadata: ModelMetadata, source: Path) -> No
     if isinstance(model, VisionTransformer):
         plain = all(type(block.attn) is Attention and type(block.mlp) is Mlp for block in model.blocks)
     else:
-        convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         plain = isinstance(model, ResNet | EfficientNet | MobileNetV3) and all(
-            conv.groups in (1, conv.in_channels) for conv in convolutions
+            layer_size(module, "out") for module in model.modules() if _has_tensors(module)
         )
     if not plain:
-        raise UserError(f"{source}: {name} cannot be pruned; pruning works for {FAMILIES}")
+        raise UserError(f"{source}: {name} cannot be pruned; pruning works for plain {FAMILIES}")
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    """True for a module with parameters or buffers of its own."""
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
 def prune_network(method: nn.Module, keep: float, images: torch.Tensor) -> tuple[nn.Module, nn.Module]:

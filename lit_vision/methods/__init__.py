@@ -55,6 +55,8 @@ def network_class(method: str) -> type[nn.Module]:
 def lightning_module(network: nn.Module) -> nn.Module:
     """Return the LightningModule of a network with its weights, for a Trainer; LoRA must be merged or not trained.
 
+    It is in evaluation mode, which Trainer.fit keeps: call train() before a training.
+
     Args:
         network: of `network_class`, or from `predict.models.load_method`.
     """

@@ -262,6 +262,8 @@ def test_what_cannot_be_pruned(place, tmp_path, monkeypatch, capsys) -> None:
     assert "ResNets" in refused(tmp_path / "resnext", "--keep", "0.5")
     write_run(tmp_path / "convnext", Classifier("convnext_atto", 3, {"depths": [1, 1, 1, 1]}))
     assert "ResNets" in refused(tmp_path / "convnext", "--keep", "0.5")
+    write_run(tmp_path / "blur", Classifier("resnetblur18", 3, {"layers": [1, 1, 1, 1]}))
+    assert "ResNets" in refused(tmp_path / "blur", "--keep", "0.5")
     monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
     assert "lit-vision[prune]" in refused(place / "run", "--keep", "0.5")
     assert not (tmp_path / "o.safetensors").exists()
