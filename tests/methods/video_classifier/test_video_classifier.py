@@ -1,5 +1,10 @@
 """VideoClassifier: shifted channels, order of the frames, one frame against Classifier, metrics by video, training."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import pytest
 import torch
 import toy_models
 from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -265,3 +271,51 @@ def test_export__agrees_with_torch(tmp_path: Path, temporal: str, backbone: str,
     found = load_model(path, "cpu").run(clips)["logits"]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), method(clips), rtol=1e-4, atol=1e-4)
+
+
+RECIPE = """
+seed_everything: 3
+trainer:
+  max_epochs: 4
+  accelerator: cpu
+  log_every_n_steps: 1
+  enable_model_summary: false
+  callbacks: [{class_path: lit_vision.callbacks.checkpoint.LastCheckpoint, init_args: {every_n_steps: 1}}]
+model:
+  class_path: lit_vision.methods.VideoClassifier
+  init_args:
+    {backbone: resnet18, num_classes: 2, temporal: tsm, dropout: 0.3, lr: 1.0e-2, warmup_epochs: 1,
+     mean: MEAN, std: STD, backbone_args: {stem: small, layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}}
+data:
+  class_path: lit_vision.data.VideoFolderDataModule
+  init_args: {root: set, frames_per_clip: 3, clips_per_video: 2, img_size: 16, batch_size: 2, num_workers: 0}
+"""
+
+
+@pytest.mark.slow
+def test_killed_run__resumes_with_the_same_bits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for video in range(12):
+        folder = tmp_path / "set" / ("train" if video < 8 else "val") / "ab"[video % 2] / f"v{video}"
+        folder.mkdir(parents=True)
+        for frame in range(6):
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{frame}.png")
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("MEAN", "[0.5, 0.5, 0.5]").replace("STD", "[0.3, 0.3, 0.3]"))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3]), "WANDB_MODE": "disabled"}
+
+    def fit(run: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lit_vision", "fit", "--config", "r.yaml", "--run_dir", run, *more]
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert fit("whole").wait() == 0
+    killed = fit("killed")
+    metrics = tmp_path / "killed" / "metrics.csv"
+    while killed.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 5):
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL  # before its end
+    assert fit("killed", "--resume", "auto").wait() == 0
+    kept = [torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True) for run in ("whole", "killed")]
+    assert kept[0]["global_step"] == kept[1]["global_step"] == 16
+    assert all(torch.equal(value, kept[1]["state_dict"][name]) for name, value in kept[0]["state_dict"].items())
+    assert metrics.read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
