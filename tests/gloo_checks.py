@@ -35,6 +35,7 @@ from lit_vision.methods.restoration.restorer import Restorer
 from lit_vision.methods.segmentation.segmenter import Segmenter
 from lit_vision.methods.simclr.network import nt_xent
 from lit_vision.methods.simclr.simclr import SimCLR
+from lit_vision.methods.video_classifier.video_classifier import VideoClassifier
 
 WORLD, B = 2, 4  # images per process
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -106,6 +107,17 @@ def classifier_resnet() -> nn.Module:
 
 def multilabel() -> nn.Module:
     return MultiLabelClassifier("vit_tiny_patch16_224", 3, VIT)
+
+
+class ViewsAreFrames(VideoClassifier):
+    """A video classifier of clips whose frames are the views of the images."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step({**batch, "images": batch["images"][:, None]}, batch_idx)
+
+
+def video_classifier() -> nn.Module:
+    return ViewsAreFrames("resnet18", 5, "tsm", backbone_args=RESNET)
 
 
 def segmenter() -> nn.Module:
@@ -181,6 +193,7 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
         classifier_vit,
         classifier_resnet,
         multilabel,
+        video_classifier,
     )
 }
 METHODS |= {f.__name__: f for f in (image_text, captioner, flow_matching)}
@@ -261,7 +274,8 @@ def method_check(
     if parallel:
         distributed.convert_batch_norm(method)
         step = nn.parallel.DistributedDataParallel(step)
-    views, enlarge = 2 if isinstance(method, SimCLR | LeJEPA) else 1, 2 if isinstance(method, Detector) else 1
+    views = 2 if isinstance(method, SimCLR | LeJEPA | VideoClassifier) else 1
+    enlarge = 2 if isinstance(method, Detector) else 1
     joined = joined_batch(views, dtype, enlarge, objects)
     batch = share({**joined, "label": several_labels(dtype)} if isinstance(method, MultiLabelClassifier) else joined)
     if own_lr is None:

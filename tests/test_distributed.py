@@ -22,6 +22,7 @@ METHODS = (
     "classifier_vit",
     "classifier_resnet",
     "multilabel",
+    "video_classifier",
     "image_text",
     "flow_matching",
     "captioner",
