@@ -9,7 +9,7 @@ import pytest
 from toy_models import write_images
 
 import lit_vision
-from lit_vision.cli import choose, doctor, export, predict, prune, restore, search, study, stylize
+from lit_vision.cli import choose, doctor, embed, export, predict, prune, restore, study, stylize
 from lit_vision.predict.api import LoadedModel
 
 SOURCE = Path(lit_vision.__file__).parent
@@ -64,7 +64,7 @@ def test_a_function_has_the_options_of_its_command(function, parser) -> None:
 
 
 def test_a_model_has_the_options_of_predict() -> None:
-    found = options(predict._parser()) | options(search._embed_parser())
+    found = options(predict._parser()) | options(embed._parser())
     for function in (lit_vision.load, LoadedModel.predict, LoadedModel.embed):
         here = {
             name: value for name, value in defaults(function).items() if name not in ("threads", "errors", "templates")

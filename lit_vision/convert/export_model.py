@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lit_vision.convert import quantize
 from lit_vision.convert.export import FORMATS, export, export_adapter
 from lit_vision.convert.quantize import artifact_files
-from lit_vision.data.views.image_size import height_and_width, size_text
+from lit_vision.data.views.image_size import size_text
 from lit_vision.errors import UsageError, UserError
 from lit_vision.io.sealed import SEALED_SUFFIX
 from lit_vision.predict.writers import check_not_existing, check_output_path
@@ -94,7 +94,7 @@ def export_model(
     if out and not str(out).lower().endswith(FORMATS[format]):
         raise UsageError(f"--out {out}: --format {format} needs a name that ends in {FORMATS[format]}")
     _check_quantization(format, int8, classes_by_number, calibration)
-    from lit_vision.predict.tasks import accuracy_check_for
+    from lit_vision.predict.tasks import accuracy_check_for, example_input
 
     source = _source(model, classes, out)
     kind = "zero-shot" if classes is not None else "adapter" if format == "adapter" else "model"
@@ -121,7 +121,7 @@ def export_model(
         f"{path}: {metadata.task}, {size_text(metadata.size)} pixels, license {license_text}, {_megabytes(path)}"
     )
     if format == "onnx":
-        shape = "x".join(map(str, (len(metadata.mean), *height_and_width(metadata.size))))
+        shape = "x".join(map(str, example_input(metadata, 1).shape[1:]))
         notes.append(
             f"TensorRT (not run here): trtexec --onnx={path} --minShapes=images:1x{shape} --optShapes=images:8x{shape} "
             f"--maxShapes=images:64x{shape} --noTF32 --saveEngine={path.with_suffix('.engine')}"

@@ -99,7 +99,7 @@ class ImageReader:
                 used = derive_seed(self.seed, index, attempt) % len(self.paths)
         raise ImageDecodeError(
             f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[used]}; "
-            f"{_doctor_hint(self.folder.root)}"
+            f"{self._advice()}"
         )
 
     def prefetch(self, indices: Iterable[int]) -> None:
@@ -122,6 +122,10 @@ class ImageReader:
                 f"{self.folder.root}/{path}: {error.strerror}; restore the file, or start again without it"
             ) from None
 
+    def _advice(self) -> str:
+        """Return what to do about many broken files."""
+        return f"run lit-vision doctor {self.folder.root} and set data.quarantine to the list that it writes"
+
     def _record_broken(self, index: int, epoch: int, reason: str) -> None:
         """Count, log and list a broken file; ImageDecodeError if there are too many."""
         if self.broken[epoch % 2, index] == epoch + 1:
@@ -138,12 +142,8 @@ class ImageReader:
         if count > max(1, BAD_SHARE * self.images_per_process):
             raise ImageDecodeError(
                 f"{self.folder.root}: {count} of {self.images_per_process:.0f} images of epoch {epoch} are broken, "
-                f"more than {BAD_SHARE:.0%}, the last {self.paths[index]}; {_doctor_hint(self.folder.root)}"
+                f"more than {BAD_SHARE:.0%}, the last {self.paths[index]}; {self._advice()}"
             )
-
-
-def _doctor_hint(root: Path) -> str:
-    return f"run lit-vision doctor {root} and set data.quarantine to the list that it writes"
 
 
 def _append(path: Path, line: str) -> None:

@@ -241,6 +241,10 @@ class ClipReader(ImageReader):
         assert isinstance(self.folder, VideoFolder)
         return transform(self.folder.open(self.paths[index]))
 
+    def _advice(self) -> str:
+        """Return what to do about many videos with broken frames; doctor would take like frames for duplicates."""
+        return "extract their frames again, or list them in a file and name it by data.quarantine"
+
 
 class ClipViews:
     """Views of the clips of a video under a key.
