@@ -190,13 +190,11 @@ class ApproximateNeighbors:
         count = len(self.features)
         wanted = min(max(_CANDIDATES_PER_RESULT * k, _LEAST_CANDIDATES), count)
         queries = _unit(queries, self.index.d)
-        if hasattr(self.index, "hnsw"):
-            self.index.hnsw.efSearch = wanted
-        _, rows = self.index.search(queries, wanted)
-        if hasattr(self.index, "nprobe") and (rows[:, min(k, count) - 1] < 0).any():  # the probed lists are too short
-            faiss = import_faiss()
-            every = faiss.SearchParametersIVF(nprobe=self.index.nlist)
-            _, rows = self.index.search(queries, wanted, params=every)
+        faiss = import_faiss()
+        breadth = faiss.SearchParametersHNSW(efSearch=wanted) if hasattr(self.index, "hnsw") else None
+        _, rows = self.index.search(queries, wanted, params=breadth)
+        if breadth is None and (rows[:, min(k, count) - 1] < 0).any():  # the lists that were searched are too short
+            _, rows = self.index.search(queries, wanted, params=faiss.SearchParametersIVF(nprobe=self.index.nlist))
         found = []
         for query, candidates in zip(queries, rows):
             candidates = np.sort(candidates[candidates >= 0])
