@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 from lit_vision.data.shards.address import Address
 from lit_vision.data.shards.cache import ByteCache
@@ -91,7 +92,9 @@ def _open_file_system(address: Address) -> Any:
     scheme = address.given.partition("://")[0].lower()
     options: dict[str, Any] = {}
     if scheme in ("http", "https"):
-        options["client_kwargs"] = {"trust_env": True, "timeout": _http_timeout()}
+        # aiohttp then reads the environment and .netrc at each request, which takes as long as all the rest
+        proxies = bool({"http", "https", "all"} & getproxies().keys())
+        options["client_kwargs"] = {"trust_env": proxies, "timeout": _http_timeout()}
     try:
         # an instance of fsspec's own cache might be one that another process made
         return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
