@@ -132,13 +132,12 @@ def main(argv: Sequence[str]) -> int:
     check_ranges(vars(args))
     check_classes_arguments(args)
     check_shard_arguments("predict", args)
-    from lit_vision.predict.video_inputs import names_a_video
     from lit_vision.predict.writers import check_output_path
 
     out = check_output_path(args.out, args.overwrite)
     if args.merge:
         return _merge(out)
-    images = None if names_a_video(args.images) else _find_images(args)  # what a video is for, the model says
+    images = _find_images_if_no_videos(args)
     opened = _open(args)
     inputs = _inputs_of(args, opened[0], images)
     if args.engine == "ray":
@@ -164,6 +163,20 @@ def _find_images(args: argparse.Namespace) -> Inputs:
     return images
 
 
+def _find_images_if_no_videos(args: argparse.Namespace) -> Inputs | None:
+    """Return the images that the command names; None if it names videos, which the model may not take."""
+    from lit_vision.predict.video_inputs import holds_a_video, names_a_video
+
+    if names_a_video(args.images):
+        return None
+    try:
+        return _find_images(args)
+    except UserError:
+        if holds_a_video(args.images):
+            return None
+        raise
+
+
 def _inputs_of(args: argparse.Namespace, model: Model, images: Inputs | None) -> Inputs:
     """Return what the model takes: images, or videos, which are files or folders of frames.
 
@@ -180,9 +193,10 @@ def _inputs_of(args: argparse.Namespace, model: Model, images: Inputs | None) ->
     from lit_vision.predict.video_inputs import find_videos, videos_of
 
     if TASKS[model.metadata.task].videos:
-        videos = find_videos(args.images) if images is None else videos_of(images)
+        # standard input was read to its end
+        videos = videos_of(images) if images is not None and "-" in args.images else find_videos(args.images)
         print(f"{len(videos)} videos", flush=True)
-        if images is None and not has_pyav():
+        if not has_pyav():
             print(WITHOUT_PYAV, flush=True)
         return videos
     if video := next((path for path in args.images if is_video_name(path) and not os.path.isdir(path)), ""):

@@ -98,8 +98,7 @@ class ImageReader:
                 self._record_broken(used, epoch, str(error))
                 used = derive_seed(self.seed, index, attempt) % len(self.paths)
         raise ImageDecodeError(
-            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[used]}; "
-            f"{self._advice()}"
+            f"{self.folder.root}: {_TRIES} broken images in a row, the last {self.paths[used]}; {self._advice()}"
         )
 
     def prefetch(self, indices: Iterable[int]) -> None:

@@ -23,16 +23,21 @@ from lit_vision.predict.inputs import Inputs
 
 
 def names_a_video(paths: Sequence[str]) -> bool:
-    """True if one of some arguments of a command is a video file, by its ending, or a folder with one."""
-    return any(is_video_name(path) or (os.path.isdir(path) and any(videos_below(path))) for path in paths)
+    """True if one of some arguments of a command is a video file, by its ending."""
+    return any(is_video_name(path) and not os.path.isdir(path) for path in paths)
+
+
+def holds_a_video(paths: Sequence[str]) -> bool:
+    """True if one of some arguments of a command is a folder with a video file at any depth."""
+    return any(os.path.isdir(path) and next(videos_below(path), "") for path in paths)
 
 
 def find_videos(paths: Sequence[str]) -> Inputs:
     """Return the videos that some arguments name: files, folders of frames, and folders of both.
 
     Args:
-        paths: as for `find_images`; a file is taken for a video whatever its ending, a folder that holds images for the
-            frames of one.
+        paths: as for `find_images`; a folder that holds images is taken for the frames of a video, which an image names
+            too; any other file for a video, whatever its ending.
 
     Raises:
         UserError: no such path, or no video in a folder.
@@ -40,8 +45,9 @@ def find_videos(paths: Sequence[str]) -> Inputs:
     paths = expand_paths(paths)
     found: dict[str, None] = {}
     for path in paths:
-        below = [path] if not os.path.isdir(path) else sorted([*videos_below(path), *_frame_folders(path)])
-        if not below:
+        if not os.path.isdir(path):
+            below = [_video_of(path)]
+        elif not (below := sorted([*videos_below(path), *_frame_folders(path)])):
             raise UserError(f"{path}: no video in it, neither a file (.mp4, .avi, ...) nor a folder of frames")
         found |= dict.fromkeys(below)
     if len(paths) == 1 and os.path.isdir(paths[0]) and list(found) != [paths[0]]:
@@ -50,14 +56,13 @@ def find_videos(paths: Sequence[str]) -> Inputs:
 
 
 def videos_of(images: Inputs) -> Inputs:
-    """Return the videos that a list of images is the frames of: their folders; a file of another ending is a video."""
-    if images.source is not None:
-        raise UserError(f"{images.folder}: is a pack of images, and this model takes videos; give folders of frames")
-    paths = (images.path(i) for i in range(len(images)))
-    found = dict.fromkeys((os.path.dirname(path) or ".") if has_image_extension(path) else path for path in paths)
-    below = images.folder and list(found) != [images.folder]
-    names = (os.path.relpath(path, images.folder) if below else path for path in found)
-    return Inputs(Paths(names), images.folder if below else "")
+    """Return the videos that a list of files names, as `find_videos` does."""
+    return Inputs(Paths(dict.fromkeys(_video_of(images.path(i)) for i in range(len(images)))), "")
+
+
+def _video_of(file: str) -> str:
+    """Return the folder of a frame; a file that is no image is a video itself."""
+    return (os.path.dirname(file) or ".") if has_image_extension(file) else file
 
 
 def _frame_folders(folder: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:

@@ -241,7 +241,7 @@ def scan_videos(root: str | Path, train: str = "train", val: str = "val", test: 
         train, val, test: names of the splits' folders, as for `lit_vision.data.folder.scan`.
 
     Returns:
-        The folder; a segment of its splits is a whole video. Empty folders of videos are in its inventory.
+        The folder; each segment of its splits is a whole video.
 
     Raises:
         UserError: as `scan`; the folder holds video files instead of frames, or frames outside a video's own folder.
