@@ -345,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         lines.append(f"{time.monotonic() - begin:7.1f} s  {line}")
         print(lines[-1], flush=True)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder, say)
     cluster.environment |= {
@@ -367,6 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         left = list(_processes_of(folder))
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
     kept = f"{folder} is kept" if args.keep else "the folder is removed"
     say(f"stopped: {len(left)} processes left, {kept}")
     if not code:

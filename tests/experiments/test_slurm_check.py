@@ -1,5 +1,6 @@
 """experiments/slurm_check.py without SLURM: what it needs, its steps, and how bits are compared."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -31,12 +32,14 @@ def test_an_error_stops_what_was_started(monkeypatch, capsys, tmp_path: Path) ->
     monkeypatch.setattr(slurm_check.os, "geteuid", lambda: 0)
     monkeypatch.setattr(slurm_check, "_path", lambda: str(tmp_path))
     monkeypatch.setattr(slurm_check, "PATIENCE", 0)
-    before = set(Path("/tmp").glob("slurm-*"))
+    monkeypatch.setattr(slurm_check.tempfile, "tempdir", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
     assert slurm_check.main(["--log", str(tmp_path / "slurm.log")]) == 1
     output = capsys.readouterr().out
     assert "munged's socket did not come" in output
     assert "0 processes left" in output
-    assert set(Path("/tmp").glob("slurm-*")) == before
+    assert not list(tmp_path.glob("slurm-*"))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_recipe_and_steps_fit(tmp_path: Path) -> None:
