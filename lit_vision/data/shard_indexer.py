@@ -71,20 +71,26 @@ def add_index(folder: Path) -> None:
             path, or the index cannot be written.
     """
     names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
-    with locked(folder / f".{INDEX_NAME}.lock"):
-        if (folder / INDEX_NAME).is_file():  # another process was faster
-            return
-        log.warning("%s: has no %s; reading its %d tar files once to write it", folder, INDEX_NAME, len(names))
-        samples: list[_Sample] = []
-        files = []
-        for number, name in enumerate(names):
-            samples += _read_tar(folder / name, number)
-            files.append(ShardFile(name, (folder / name).stat().st_size, sha256_of_file(folder / name)))
-        if not samples:
-            raise UserError(f"{folder}: no image in its tar files; name a folder of images, or of WebDataset shards")
-        index = _index_of(samples, files, folder)
-        atomic_write(folder / INDEX_NAME, index.save)
-    (folder / f".{INDEX_NAME}.lock").unlink(missing_ok=True)
+    lock = folder / f".{INDEX_NAME}.lock"
+    try:
+        with locked(lock):
+            if (folder / INDEX_NAME).is_file():  # another process was faster
+                return
+            log.warning("%s: has no %s; reading its %d tar files once to write it", folder, INDEX_NAME, len(names))
+            samples: list[_Sample] = []
+            files = []
+            for number, name in enumerate(names):
+                samples += _read_tar(folder / name, number)
+                files.append(ShardFile(name, (folder / name).stat().st_size, sha256_of_file(folder / name)))
+            if not samples:
+                raise UserError(
+                    f"{folder}: no image in its tar files; name a folder of images, or of WebDataset shards"
+                )
+            atomic_write(folder / INDEX_NAME, _index_of(samples, files, folder).save)
+    except OSError as error:
+        raise UserError(f"{folder / INDEX_NAME}: {error.strerror}; copy the set to where it may be written") from None
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def _read_tar(path: Path, number: int) -> Iterator[_Sample]:
