@@ -130,6 +130,13 @@ table-compression: $(STAMP) ## smaller networks: pruned, distilled, int8: top-1,
 verify-compression: $(STAMP) ## train and measure some networks of that table again
 	@$(BIN)/python experiments/table_compression.py --verify
 
+.PHONY: table-video verify-video
+table-video: $(STAMP) ## direction in videos: one frame, mean, LSTM, attention and TSM on gliding crops and on real clips run backward (SCALE=desk)
+	@$(BIN)/python experiments/table_video.py --scale $(SCALE) $(if $(DRY),--dry)
+
+verify-video: $(STAMP) ## train and measure one seed of the gliding crops again
+	@$(BIN)/python experiments/table_video.py --verify
+
 .PHONY: table-restoration verify-restoration
 table-restoration: $(STAMP) ## photographs with noise, JPEG artifacts, half the size, holes: networks against classical filters (about an hour)
 	@$(BIN)/python experiments/table_restoration.py --scale $(SCALE) $(if $(DRY),--dry)
