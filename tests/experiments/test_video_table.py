@@ -42,11 +42,11 @@ def test_a_table_of_few_steps_from_training_to_text(tmp_path: Path, monkeypatch:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (40, 40), dtype=np.uint8) for _ in range(2)]
     videos = {
-        name: rng.integers(0, 256, (40, table_video.VIDEO_SIDE, table_video.VIDEO_SIDE), dtype=np.uint8)
+        name: rng.integers(0, 256, (60, table_video.VIDEO_SIDE, table_video.VIDEO_SIDE), dtype=np.uint8)
         for name in table_video.VIDEOS
     }
     small = {"SEEDS": 2, "STEPS": {"gliding": 1, "backward": 1}, "BATCH_SIZE": 2, "TEST_CLIPS": 20, "FOLDER": tmp_path}
-    small |= {"RESULT": tmp_path / "video.json", "PAGE": tmp_path / "video.html", "CLIPS_A_VIDEO": 2}
+    small |= {"RESULT": tmp_path / "video.json", "PAGE": tmp_path / "video.html", "CLIPS_A_VIDEO": 2, "TRAIN_CLIPS": 2}
     small |= {"MODES": {mode: table_video.MODES[mode] for mode in ("frame", "tsm")}}
     small |= {"read_photographs": lambda: (noise, noise), "read_videos": lambda: videos}
     for name, value in small.items():
