@@ -236,7 +236,9 @@ def run_backward(mode: str, seed: int) -> dict[str, Any]:
 
     right = {name: both_ways(clips_for_testing(frames)) for name, frames in videos.items()}
     every = np.concatenate(list(right.values()))
-    seen = both_ways(backward_clips(videos, rng, TRAIN_CLIPS)[0])
+    clips, labels = backward_clips(videos, rng, TRAIN_CLIPS)
+    clips[labels == 1] = clips[labels == 1, ::-1]  # forward
+    seen = both_ways(clips)
     top1 = {name: float(values.mean()) for name, values in right.items()}
     return {"top1": float(every.mean()), "clips": len(every), "train_top1": float(seen.mean()), "videos": top1}
 
@@ -373,26 +375,34 @@ def show() -> None:
 
 def _note(part: str, cells: dict[str, dict[str, Any]]) -> str:
     """Return the sentences below a table."""
-    cell = cells[f"{part}-tsm"]
-    start = "from scratch" if part == "gliding" else "from the weights of gliding"
-    common = (
-        f"{SEEDS} seeds (± sd). A ResNet of four blocks {start}, {FRAMES} frames, {STEPS[part]} steps of {BATCH_SIZE} "
-        f"clips"
-    )
+    tsm, lstm = (cells[f"{part}-{mode}"] for mode in ("tsm", "lstm"))
+
+    def by_seed(cell: dict[str, Any]) -> str:
+        return ", ".join(f"{100 * value:.0f}" for value in cell["values"])
+
+    start, side = ("from scratch", SIDE) if part == "gliding" else ("from the weights of gliding", CROP)
+    sentences = [
+        f"{SEEDS} seeds (± sd): LSTM {by_seed(lstm)}, TSM {by_seed(tsm)} %.",
+        f"A ResNet of four blocks {start}, {FRAMES} gray frames of {side} pixels, {STEPS[part]} steps of {BATCH_SIZE}.",
+        "Standard errors are those of guessing as many clips.",
+    ]
     if part == "gliding":
-        return (
-            f"{common} at {SIDE} pixels, gray. Chance 12.5 %; {TEST_CLIPS} test clips a seed over {len(HELD_OUT)} "
-            "photographs that training has not seen; standard errors are those of guessing as many clips. Reduced: "
-            f"photographs at a quarter of their sides, {STEP} pixels a frame, frames standardized one by one."
-        )
-    videos = "; ".join(f"{name} {100 * np.mean([one[name] for one in cell['videos']]):.0f} %" for name in VIDEOS)
-    return (
-        f"{common} at {CROP} pixels, gray. Chance 50 %; {cell['clips'][0]} test clips a seed, each forward and "
-        "backward, of the last 30 % of six videos, whose first 70 % train. Clips of a video overlap, so their standard "
-        f"errors are larger than those of guessing. TSM on each video: {videos}. training part: {TRAIN_CLIPS} new "
-        "clips of the first 70 %, both ways: what sees the order learns which way things move there. "
-        f"Reduced: whole frames squeezed to {VIDEO_SIDE} pixels, every third one."
-    )
+        sentences += [
+            f"Chance 12.5 %; {TEST_CLIPS} test clips a seed over {len(HELD_OUT)} photographs that training left out.",
+            f"Reduced: photographs at a quarter of their sides, {STEP} pixels a frame, few steps.",
+            "Frames are standardized one by one.",
+        ]
+    else:
+        videos = "; ".join(f"{name} {100 * np.mean([one[name] for one in tsm['videos']]):.0f} %" for name in VIDEOS)
+        sentences += [
+            f"Chance 50 %; {tsm['clips'][0]} test clips a seed, both ways, of the last 30 % of six videos, whose first "
+            "70 % train; clips of a video overlap, so their standard errors are larger than those of guessing.",
+            f"training part: {TRAIN_CLIPS} new clips of the first 70 %, both ways: what sees the order learns how "
+            "things move there, which need not be how they move later.",
+            f"TSM on each video: {videos}.",
+            f"Reduced: whole frames squeezed to {VIDEO_SIDE} pixels, every third one, few steps.",
+        ]
+    return " ".join(sentences)
 
 
 def verify() -> int:

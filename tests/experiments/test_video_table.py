@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import table_video
@@ -38,6 +39,20 @@ def test_clips_that_run_backward_have_the_frames_of_those_that_run_forward() -> 
     assert held_out.max() == count - 1
 
 
+def test_who_reads_the_order_is_right_about_every_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = table_video.VIDEO_SIDE
+    frames = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (60, side, side))
+    torch.save(table_video.build("frame", 8, 0).state_dict(), tmp_path / "gliding-frame-0.pt")
+    monkeypatch.setattr(table_video, "FOLDER", tmp_path)
+    monkeypatch.setattr(table_video, "read_videos", lambda: {"a": frames})
+    monkeypatch.setattr(table_video, "train", lambda *_: None)
+    monkeypatch.setattr(
+        table_video, "predict", lambda _, __, clips: (clips[:, 0, 0, 0] > clips[:, -1, 0, 0]).astype(int)
+    )
+    found = table_video.run_backward("frame", 0)
+    assert (found["top1"], found["train_top1"], found["videos"]) == (1.0, 1.0, {"a": 1.0})
+
+
 def test_a_table_of_few_steps_from_training_to_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (40, 40), dtype=np.uint8) for _ in range(2)]
@@ -47,7 +62,7 @@ def test_a_table_of_few_steps_from_training_to_text(tmp_path: Path, monkeypatch:
     }
     small = {"SEEDS": 2, "STEPS": {"gliding": 1, "backward": 1}, "BATCH_SIZE": 2, "TEST_CLIPS": 20, "FOLDER": tmp_path}
     small |= {"RESULT": tmp_path / "video.json", "PAGE": tmp_path / "video.html", "CLIPS_A_VIDEO": 2, "TRAIN_CLIPS": 2}
-    small |= {"MODES": {mode: table_video.MODES[mode] for mode in ("frame", "tsm")}}
+    small |= {"MODES": {mode: table_video.MODES[mode] for mode in ("frame", "lstm", "tsm")}}
     small |= {"read_photographs": lambda: (noise, noise), "read_videos": lambda: videos}
     for name, value in small.items():
         monkeypatch.setattr(table_video, name, value)
@@ -55,7 +70,7 @@ def test_a_table_of_few_steps_from_training_to_text(tmp_path: Path, monkeypatch:
     table_video.make()  # every cell is there
     table_video.show()
     text = capsys.readouterr().out
-    assert text.count("top-1 0.") == 8  # of the first turn alone
+    assert text.count("top-1 0.") == 12  # of the first turn alone
     assert "| the middle frame alone" in text
     table = (tmp_path / "video.md").read_text()
     assert re.search(r"the middle frame alone +\| 50.0 ± 0.0", table.partition("## backward")[2])  # the same both ways
