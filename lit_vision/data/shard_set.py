@@ -95,7 +95,7 @@ class RemoteShardSet(ShardSet):
         self._cache_gb = cache_gb
         files, folder = RemoteFiles(address), cache_folder()
         cache = ByteCache(folder, cache_bytes(cache_gb))
-        self.index = load_index(fetch_index(files, folder), verify, str(address / INDEX_NAME))
+        self.index = fetch_index(files, folder, verify)
         self._remote = self._storage = RemoteShards(files, self.index, cache)
         self._describe(address)
 

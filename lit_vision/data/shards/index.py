@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -48,7 +48,8 @@ _ARRAYS = {  # name: (type, dimensions)
     "group_ends": (np.int64, 1),
     "group_bytes": (np.uint8, 1),
 }
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.@+-]*\.tar", re.ASCII)
+# a name in a folder, here and in an address: no separators, nothing that an address escapes or reads otherwise
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\%?#\x00-\x1f]+\.tar")
 
 
 class ShardIndexError(UserError):
@@ -155,6 +156,24 @@ def checksum_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
+def checksum_of_part(file: BinaryIO, offset: int, length: int) -> bytes:
+    """Return `checksum_of` so many bytes of a file, read in pieces; EOFError if it has fewer."""
+    digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+    file.seek(offset)
+    while length:
+        piece = file.read(min(length, 1 << 22))
+        if not piece:
+            raise EOFError("it ends before its last member does")
+        digest.update(piece)
+        length -= len(piece)
+    return digest.digest()
+
+
+def is_plain_name(name: str) -> bool:
+    """True for the name of a tar file that a set may have."""
+    return _PLAIN_NAME.fullmatch(name) is not None
+
+
 def join_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return (N + 1,) int64 ends and the bytes of N texts, as `path_ends` and `path_bytes` hold them."""
     encoded = [os.fsencode(text) for text in texts]
@@ -226,13 +245,13 @@ def _parse_description(text: str, arrays: dict[str, np.ndarray], where: str) -> 
         classes = [name for name in found["classes"] if isinstance(name, str)]
         value_range = None if found["value_range"] is None else [float(value) for value in found["value_range"]]
         short_side, quality = (None if found[key] is None else int(found[key]) for key in ("short_side", "quality"))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise ShardIndexError(f"{where}: its description cannot be read; pack again") from None
     names = [shard.name for shard in shards]
-    if bad := next((name for name in names if not _PLAIN_NAME.fullmatch(name)), None):
+    if bad := next((name for name in names if not is_plain_name(name)), None):
         raise ShardIndexError(f"{where}: names the tar file {bad[:100]!r}, which is no plain name; pack again")
     wrong = len(set(names)) < len(names) or len({name for name, _ in splits}) < len(splits)
-    if wrong or len(classes) < len(found["classes"]) or any(shard.size < 0 for shard in shards):
+    if wrong or len(classes) < len(found["classes"]) or any(not 0 <= shard.size < 1 << 63 for shard in shards):
         raise ShardIndexError(f"{where}: its description cannot be right; pack again")
     return ShardIndex(shards, classes, splits, arrays, short_side, quality, value_range)
 

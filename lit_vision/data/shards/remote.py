@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -14,11 +15,12 @@ from urllib.request import getproxies
 
 from lit_vision.data.shards.address import Address
 from lit_vision.data.shards.cache import ByteCache
-from lit_vision.data.shards.index import INDEX_NAME, ShardIndex, load_index
+from lit_vision.data.shards.index import INDEX_NAME, ShardIndex, ShardIndexError, load_index
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path
 from lit_vision.io.file_lock import locked
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 ATTEMPTS = 6  # of each request; the waits between them are 0.1, 0.2, 0.4, 0.8 and 1.6 s
 FIRST_WAIT = 0.1
@@ -62,8 +64,11 @@ class RemoteFiles:
         )
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file; raises as `read`."""
-        return self._repeated(name, lambda system, url: int(system.size(url)))
+        """Return the bytes of a file; raises as `read`, or if the server does not say it."""
+        found: int | None = self._repeated(name, lambda system, url: system.size(url))
+        if found is None:
+            raise UserError(f"{self.address / name}: the server does not say how long it is; use another server")
+        return found
 
     def _repeated(self, name: str, request: Callable[[Any, str], T]) -> T:
         url = f"{self.address.given}/{name}"
@@ -125,6 +130,8 @@ def _final_reason(error: Exception) -> str:
         return "may not be read; check the credentials"
     if status == 404 or (isinstance(error, FileNotFoundError) and not type(cause).__module__.startswith("aiohttp")):
         return "no such file; check data.root"
+    if status == 416:  # a range beyond the end
+        return "is shorter than the set's index says; copy the set there again"
     return ""
 
 
@@ -224,32 +231,41 @@ class RemoteShards:
         return RemoteShards, (self.files, self.index, self.cache)
 
 
-def fetch_index(files: RemoteFiles, folder: Path) -> Path:
-    """Return a local copy of a set's index; it is fetched once for each content.
+def fetch_index(files: RemoteFiles, folder: Path, verify: bool = True) -> ShardIndex:
+    """Return a set's index, mapped from a local copy; it is fetched once for each content, and again if it is damaged.
 
     Args:
         files: of the set.
         folder: of the copies; they are not counted in the cache's limit.
+        verify: as for `load_index`.
 
     Raises:
         UserError: there is no index, it is damaged, or it cannot be read or stored.
     """
+    where = str(files.address / INDEX_NAME)
     size = files.size(INDEX_NAME)
     start = files.read(INDEX_NAME, 0, min(8, size))
     header = int.from_bytes(start, "little")
     if len(start) < 8 or header > min(size - 8, MOST_HEADER):
-        raise UserError(f"{files.address / INDEX_NAME}: is no index of shards; pack again where the set was made")
+        raise UserError(f"{where}: is no index of shards; pack again where the set was made")
     # the header holds a digest of everything else
     name = hashlib.sha256(files.read(INDEX_NAME, 8, 8 + header)).hexdigest()
     path = folder / "indexes" / f"{name}.safetensors"
+    damaged = False
+    if path.is_file():
+        try:
+            return load_index(path, verify, where)
+        except ShardIndexError:
+            damaged = True
+            log.warning("%s: the copy of an index is damaged; it is fetched again", path)
     try:
         with locked(folder / "indexes" / "lock"):
-            if not path.is_file():
+            if damaged or not path.is_file():
                 with atomic_path(path) as temporary:
                     with open(temporary, "wb") as file:
                         for first in range(0, size, PIECE):
                             file.write(files.read(INDEX_NAME, first, min(first + PIECE, size)))
-                    load_index(temporary, where=str(files.address / INDEX_NAME))
+                    load_index(temporary, where=where)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; set XDG_CACHE_HOME to a folder with room") from None
-    return path
+    return load_index(path, verify, where)

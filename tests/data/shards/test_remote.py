@@ -191,6 +191,25 @@ def test_altered_cache__is_read_again(shards, served, tmp_path) -> None:
     assert server.counts["again"] == len(good)
 
 
+@pytest.mark.parametrize("content", [b"", b"altered"])
+def test_damaged_copy_of_an_index__is_fetched_again(content: bytes, shards, served, tmp_path) -> None:
+    server = served()
+    good = list(open_images(server.address).splits["train"].paths)
+    (copy,) = (tmp_path / "cache/lit_vision/shards/indexes").glob("*.safetensors")
+    copy.write_bytes(copy.read_bytes()[:-20] + b"x" * 20 if content else b"")
+    assert list(open_images(server.address).splits["train"].paths) == good
+
+
+def test_servers_that_do_not_say_a_length__are_named(monkeypatch) -> None:
+    class NoLength:
+        def size(self, url: str) -> None:
+            return None
+
+    monkeypatch.setattr(remote, "_open_file_system", lambda address: NoLength())
+    with pytest.raises(UserError, match="does not say how long it is"):
+        open_images("https://host/set")
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_lookahead__names_what_the_same_worker_gets_next(workers: int) -> None:
     batches = TrainBatches(40, 4, 0, 1, 1, seed=0)
