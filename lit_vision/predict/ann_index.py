@@ -37,6 +37,7 @@ _CANDIDATES_PER_RESULT, _LEAST_CANDIDATES = 10, 100
 SAMPLE_PER_LIST, MOST_LISTS, ITERATIONS, _PROBES = 40, 4_096, 10, 64  # of k-means: vectors a list, iterations
 _CODE_SAMPLE = 128  # vectors a centroid, for the 256 of each byte of the codes
 _MOST_CODE_BYTES = 96
+_ROUNDING = 1e-6  # of a cosine in float32
 
 
 @dataclass(frozen=True)
@@ -207,18 +208,22 @@ class ApproximateNeighbors:
 def recall_at(searcher: ApproximateNeighbors, rows: np.ndarray, k: int = MEASURED_AT) -> float:
     """Return the share of the k nearest other vectors that a search finds, mean over some of the vectors.
 
+    What is found counts if it is as near as the k-th of them: of equal vectors, any will do.
+
     Args:
         searcher: of N vectors.
         rows: (M,) int, those that are looked for; none finds itself.
         k: number of neighbors, at least 1.
     """
     queries = np.asarray(searcher.features[rows])
-    _, exact = exact_top(searcher.features, queries, min(k + 1, len(searcher.features)))
+    scores, exact = exact_top(searcher.features, queries, min(k + 1, len(searcher.features)))
     hits = total = 0
-    for row, wanted, found in zip(rows.tolist(), exact.tolist(), searcher.top(queries, k + 1)):
-        wanted_rows = [i for i in wanted if i != row][:k]
-        found_rows = [i for i, _ in found if i != row][:k]
-        hits, total = hits + len({*wanted_rows} & {*found_rows}), total + len(wanted_rows)
+    for query, found in enumerate(searcher.top(queries, k + 1)):
+        row = int(rows[query])
+        wanted = scores[query][exact[query] != row][:k]
+        nearest = [score for i, score in found if i != row][: len(wanted)]
+        hits += sum(score >= float(wanted[-1]) - _ROUNDING for score in nearest)
+        total += len(wanted)
     return hits / total if total else 1.0
 
 

@@ -187,6 +187,8 @@ def read_index(path: str | os.PathLike[str]) -> Index:
         raise UserError(f"--index {path}: is damaged: it lacks what every index has; embed again") from None
     if len(names) != len(features):
         raise UserError(f"--index {path}: is damaged: {len(features)} features for {len(names)} names; embed again")
+    if not names or not features.shape[1]:
+        raise UserError(f"--index {path}: holds no features; embed again")
     return Index(path, [os.fsdecode(n) for n in names], features, settings, ann, ann_record)
 
 
@@ -273,7 +275,8 @@ class NearestNeighbors:
         queries = np.array(queries, dtype=np.float32, order="C")
         self.faiss.normalize_L2(queries)
         scores, rows = self.index.search(queries, min(k, self.index.ntotal))
-        return [[(int(r), float(s)) for r, s in zip(*both)] for both in zip(rows, scores)]
+        # faiss fills up with -1 what it does not find, as for a query or rows that are not finite
+        return [[(int(r), float(s)) for r, s in zip(*both) if r >= 0] for both in zip(rows, scores)]
 
     def pairs(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Yield all (i, j, cosine) with i < j and a cosine above the threshold, by i, then j."""

@@ -47,7 +47,9 @@ class Shard:
         match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
         shard = cls(int(match[1]), int(match[2])) if match else None
         if shard is None or not shard.number < shard.count:
-            raise UsageError(f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+            raise UsageError(
+                f"--shard {text}: give i/n with i from 0 to n - 1, such as 0/8 to 7/8, and n of at most {MOST_SHARDS}"
+            )
         return shard
 
     def __str__(self) -> str:
@@ -106,10 +108,17 @@ class DonePart:
         """
         path = beside(part, DONE)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            record = cls(**json.loads(path.read_text(encoding="utf-8")))
+            numbers = [*record.shard, *record.images, record.skipped, record.header_bytes, record.size]
+            if not isinstance(record.identity, dict) or not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError
+            done = Shard(*record.shard).images(record.images[2], record.identity["batch_size"])
+            if record.images[:2] != [done.start, done.stop] or record.skipped > len(done):
+                raise ValueError
+            return record
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, UserError):
             raise UserError(f"{path}: is damaged; remove it and {part.name}, and run the shard again") from None
 
     def check_same_run(self, identity: Mapping[str, Any], part: Path, of: str) -> None:

@@ -177,3 +177,22 @@ def test_embed_and_search_use_the_index_that_lies_there(tmp_path, capsys) -> Non
     ivfpq = ["--out", str(tmp_path / "p.safetensors"), "--index_type", "ivfpq"]
     assert main(["embed", str(tmp_path / "images"), *model, *ivfpq]) == 1
     assert f"at least {IVFPQ_LEAST} vectors, and there are 30" in capsys.readouterr().err
+
+
+def test_equal_vectors__are_all_found(tmp_path) -> None:
+    features = np.repeat(made_up_features(30, 8), 20, axis=0)
+    path = write_made_up(tmp_path / "x.safetensors", features)
+    add_ann(path, "hnsw")
+    assert read_index(path).ann_record["recall_at_10"] == 1
+
+
+def test_rows_that_are_not_finite__are_found_by_nothing() -> None:
+    features = made_up_features(50, 8)
+    features[7, 3], features[8, 3] = np.nan, np.inf
+    found = NearestNeighbors(features).top(features[6:9], 50)
+    assert {row for rows in found for row, _ in rows} == {*range(50)} - {7, 8}
+
+
+def test_an_index_of_nothing(tmp_path) -> None:
+    with pytest.raises(UserError, match="holds no features"):
+        read_index(write_made_up(tmp_path / "x.safetensors", np.zeros((0, 8), np.float32)))

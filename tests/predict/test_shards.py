@@ -11,7 +11,7 @@ from toy_models import make_classifier, write_images, write_run
 from lit_vision.cli.main import main
 from lit_vision.errors import UserError
 from lit_vision.predict.search import read_index
-from lit_vision.predict.shards import Shard, default_count
+from lit_vision.predict.shards import DonePart, Shard, default_count
 
 COUNT = 3
 
@@ -210,3 +210,26 @@ def test_formats_that_cannot_be_joined(root, tmp_path, capsys) -> None:
     assert "cannot be joined from parts" in capsys.readouterr().err
     assert main(command(root, "embed", tmp_path / "o.safetensors", "--shard", "0/2", "--index_type", "hnsw")) == 2
     assert "give it with --merge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"identity": None},
+        {"identity": {}},
+        {"shard": None},
+        {"shard": [4, 3]},
+        {"images": [0]},
+        {"images": [0, 1, 23]},
+        {"skipped": None},
+        {"skipped": 100},
+        {"header_bytes": -1},
+        {"size": "a"},
+    ],
+)
+def test_values_of_a_record_that_cannot_be_right(changed: dict, parts, tmp_path) -> None:
+    part = tmp_path / "o-00001-of-00003.csv"
+    record = json.loads((parts / f"{part.name}.done.json").read_text())
+    (tmp_path / f"{part.name}.done.json").write_text(json.dumps({**record, **changed}))
+    with pytest.raises(UserError, match=r"o-00001-of-00003\.csv\.done\.json: is damaged"):
+        DonePart.read(part)
