@@ -9,6 +9,7 @@ from lit_vision.cli.parser import CommandParser
 from lit_vision.data.holdout import check_groups, folder_groups
 from lit_vision.data.open_images import open_images
 from lit_vision.data.shard_writer import Encoding, check_out, write_shards
+from lit_vision.data.shards.address import is_address
 from lit_vision.data.splits import read_list
 from lit_vision.data.value_range import measure_folder_range, require_range
 from lit_vision.data.views.pixel_values import check_range
@@ -25,7 +26,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "root", metavar="ROOT", help="the folder: train/<class>/*.jpg and so on; or an older .pack file"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
     parser.add_argument("--shards", type=int, default=0, metavar="N", help="tar files, about (default: one per 256 MB)")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that are in DIR")
     parser.add_argument("--short_side", type=int, help="shrink larger images to this short side, pixels (default 256)")
@@ -55,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     value_range = check_range(args.range, "--range")
     if args.lossless and value_range:
         raise UsageError("--range: --lossless keeps the files as they are; set data.range when you train")
+    if is_address(args.out):
+        raise UsageError(f"--out {args.out}: is no local folder; name one, and copy it there afterwards")
+    args.out = Path(args.out)
     if args.out.suffix == ".pack":
         raise UsageError(f"--out {args.out}: packs are no longer written, but folders of shards; leave out the .pack")
     side = 256 if args.short_side is None else args.short_side

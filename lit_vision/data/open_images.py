@@ -66,4 +66,11 @@ def open_packed(root: str | Path, cache_gb: float | None = None) -> Folder:
         return pack
     if not (root / INDEX_NAME).is_file():
         add_index(root)
-    return ShardSet(root)
+    shards = ShardSet(root)
+    names = {shard.name for shard in shards.index.shards}
+    if others := sorted(path.name for path in root.glob("[!.]*.tar") if path.name not in names):
+        log.warning(
+            "%s: %s does not know %d tar files (%s), which are left out; remove it to have it written anew",
+            root, INDEX_NAME, len(others), others[0],
+        )  # fmt: skip
+    return shards

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_vision.data.shards.address import is_address
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_path, atomic_write
 
@@ -31,8 +32,10 @@ def check_output_path(path: str | os.PathLike[str], overwrite: bool, flag: str =
     """Return the path of a file to write; create its folder.
 
     Raises:
-        UserError: it is a folder, it exists and may not be overwritten, or its folder cannot be created or written to.
+        UserError: it is a folder or an address, it exists and may not be overwritten, or its folder cannot be created or written to.
     """
+    if is_address(path):
+        raise UserError(f"{flag} {path}: is no local file; name one, and copy it there afterwards")
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; give the name of a file in it")

@@ -94,6 +94,15 @@ def test_what_is_left_out_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "b.tar: has no end mark" in caplog.text
 
 
+def test_tar_files_that_came_later__are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.tar").write_bytes(GOOD)
+    open_images(tmp_path)
+    (tmp_path / "b.tar").write_bytes(GOOD)
+    with caplog.at_level(logging.WARNING):
+        assert len(open_images(tmp_path).splits["train"]) == 3
+    assert "does not know 1 tar files (b.tar)" in caplog.text
+
+
 def own(**changed: object) -> bytes:
     described = json.dumps({"path": "a/0.jpg", "class": "a", "split": "train", "group": None, **changed}).encode()
     return tar_of(("0.jpg", b"a"), ("0.cls", b"0"), ("0.json", described))

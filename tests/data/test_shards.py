@@ -257,6 +257,7 @@ def test_command__refuses_wrong_arguments_and_names_broken_files(root, lossless,
         ["--out", "x", "--short_side", "0"],
         ["--out", "x", "--lossless", "--quality", "0"],
         ["--out", "x", "--shards", "-1"],
+        ["--lossless", "--out", "s3://bucket/set"],
     ):
         with pytest.raises(UsageError, match=arguments[-2]) as caught:
             pack_command.main([str(root), *arguments])

@@ -205,6 +205,13 @@ def test_wrong_flags(more: list[str], message: str, root, tmp_path, capsys) -> N
     assert message in capsys.readouterr().err
 
 
+def test_addresses_are_no_files_to_write(root, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command(root, "predict", "s3://bucket/o.csv")) == 1
+    assert "--out s3://bucket/o.csv: is no local file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_formats_that_cannot_be_joined(root, tmp_path, capsys) -> None:
     assert main(command(root, "predict", tmp_path / "o.json", "--shard", "0/2")) == 2
     assert "cannot be joined from parts" in capsys.readouterr().err
