@@ -32,7 +32,8 @@ def check_output_path(path: str | os.PathLike[str], overwrite: bool, flag: str =
     """Return the path of a file to write; create its folder.
 
     Raises:
-        UserError: it is a folder or an address, it exists and may not be overwritten, or its folder cannot be created or written to.
+        UserError: it is a folder or an address, it exists and may not be overwritten, or its folder cannot be created
+            or written to.
     """
     if is_address(path):
         raise UserError(f"{flag} {path}: is no local file; name one, and copy it there afterwards")
