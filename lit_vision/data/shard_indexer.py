@@ -141,7 +141,7 @@ def _read_tar(path: Path, number: int, left_out: Counter[str]) -> list[_Sample]:
                     _add_member(samples, file, member, path, number, left_out)
                 end = tar.offset
             _check_end(file, end, path)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # ValueError: numbers in headers
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:  # ValueError: of numbers
         raise UserError(f"{path}: cannot be read as a tar file ({error}); copy it again") from None
     if without := sum(sample.length < 0 for sample in samples.values()):
         left_out["without an image"] += without
