@@ -202,7 +202,7 @@ def show() -> None:
         f"OpenVINO {versions['openvino']}.",
         f"Before further training the first seed's pruned networks have {before} (30, 50, 70 % pruned).",
         f"int8: top-1 in OpenVINO; the first seed's in ONNX Runtime differs by {min(gaps):+.1f} to {max(gaps):+.1f} "
-        "points.",
+        "points. There most convolutions of EfficientNet stay in float32 between conversions (ONNX Runtime's profile).",
         f"Trainings are short on purpose, 1 to 5 epochs of {SHOTS * CLASSES} patches "
         f"({result['training_multiply_adds'] / 1e12:.1f} T multiply-adds in all); "
         "the teaching was chosen on one seed, nothing else was tuned. "
