@@ -115,6 +115,8 @@ def _read_with_pyav(path: str | Path, threads: int) -> Iterator[VideoFrame]:
             if not container.streams.video:
                 raise VideoReadError(f"{path}: has no video, only sound or text; remove it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoReadError(f"{path}: is of a codec that FFmpeg does not know here; convert it to H.264")
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height)
             first: Any = None

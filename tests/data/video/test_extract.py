@@ -19,7 +19,7 @@ from lit_vision.data import VideoFolderDataModule
 from lit_vision.data.video import extract, video_files
 from lit_vision.data.video.extract import FrameOptions, extract_frames, find_video_files
 from lit_vision.data.video.frame_folder import read_frame_times
-from lit_vision.data.video.video_files import read_video
+from lit_vision.data.video.video_files import VideoReadError, read_video
 from lit_vision.errors import UserError
 
 IRREGULAR = [0, 40, 80, 500, 510, 2000, 2040]  # ms
@@ -152,6 +152,30 @@ def test_videos_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
     assert find_video_files([tmp_path / "b/y", tmp_path / "a/x.avi"]) == [
         (str(tmp_path / "a/x.avi"), "x"), (str(tmp_path / "b/y/z.mp4"), "z"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("avi", "mpeg4"), ("mp4", "mpeg4"), ("mkv", "ffv1")])
+def test_a_file_with_wrong_bytes_is_read_or_refused_in_one_line(ending: str, codec: str, tmp_path: Path) -> None:
+    data = write_movie(tmp_path / f"good.{ending}", numbered_frames(8), codec=codec).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"wrong.{ending}"
+    refused = set()
+    for _ in range(40):
+        wrong = bytearray(data)
+        for place in rng.integers(0, len(data), 8):
+            wrong[place] = rng.integers(0, 256)
+        path.write_bytes(wrong)
+        try:
+            for frame in read_video(path, threads=1):
+                assert frame.pixels().dtype == np.uint8
+        except VideoReadError as error:
+            refused.add(str(error))
+    assert refused
+    assert all(f"wrong.{ending}: " in reason and "\n" not in reason for reason in refused)
+    path.write_bytes(data.replace(b"FMP4", b"ZQXJ").replace(b"FFV1", b"ZQXJ"))  # a codec that nobody knows
+    if ending != "mp4":
+        with pytest.raises(VideoReadError, match="is of a codec that FFmpeg does not know here"):
+            list(read_video(path))
 
 
 def copies_of_a_movie(folder: Path, side: int) -> Path:
