@@ -129,6 +129,9 @@ def training_multiply_adds(facts: dict[str, dict[str, Any]]) -> int:
 
 def make() -> None:
     """Train and measure what is missing, and write the results file."""
+    from lit_vision.io.telemetry import block_telemetry
+
+    block_telemetry()
     import onnxruntime
     import openvino
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_vision.errors import UserError
+from lit_vision.io.telemetry import block_telemetry
 
 if TYPE_CHECKING:
     from lit_vision.predict.accuracy import AccuracyCheck
@@ -35,6 +36,7 @@ def require_packages(flag: str, *names: str) -> None:
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(f"{flag}: {' and '.join(missing)} {verb} not installed; {INSTALL}")
+    block_telemetry()
     for name in names:
         try:
             with silence_exporters():

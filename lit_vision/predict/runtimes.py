@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_vision.data.batch import normalize
 from lit_vision.errors import UserError
+from lit_vision.io.telemetry import block_telemetry
 from lit_vision.weights.model_metadata import METADATA_KEY, ModelMetadata
 from lit_vision.weights.protected_files import held_file
 
@@ -113,6 +114,7 @@ def open_openvino(path: Path, threads: int | None) -> Model:
     Raises:
         UserError: no OpenVINO, no .bin, no valid model, or no metadata in it.
     """
+    block_telemetry()
     try:
         import openvino
     except ImportError as error:

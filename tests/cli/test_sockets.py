@@ -133,6 +133,8 @@ SLOW_CALLS = [  # Lightning alone takes seconds
     "study set --pretrained off --inits scratch-cnn --epochs 6=1 --labels 6 --seeds 1 --run_dir study",
     "plan toy.yaml",
     "sweep --config toy.yaml --space space.yaml --sampler grid --metric val/loss --run_dir sweep",
+    "export run --format openvino --out o.xml",  # OpenVINO's converter would report its use
+    "predict --model o.xml set/test --out x.csv",
 ]
 WITH_A_PORT = {"serve", "label"}  # their one port: test_server_process.py, test_label_process.py in tests/serve
 
