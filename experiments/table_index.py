@@ -2,8 +2,8 @@
 
 The vectors are made of real ones: features of the patches (EfficientNet-Lite0 of the extra [public], 1280 values, their
 384 principal components), repeated, each with Gaussian noise whose expected length is the median distance of a real
-vector to its nearest neighbor. Queries are 1,000 more such vectors, which no index holds. Each row is measured in a
-process of its own, on one core; IVF-PQ and exact search have a million vectors, HNSW 200,000.
+vector to its nearest neighbor. Queries are 1,000 more such vectors, which no index holds. Building and search
+are measured in processes of their own, on one core; IVF-PQ and exact search have a million vectors, HNSW 200,000.
 Run: make table-index (1.6 GB of disk, up to 4.8 while an index is written)      Measure HNSW again: make verify-index
 """
 
@@ -31,10 +31,10 @@ RESULT, PAGE = RESULTS / "index.json", RESULTS / "index.md"
 
 
 class AnonymousMemory:
-    """Peak of this process's anonymous memory (RssAnon), MB, above what it was before. Use it as a context manager."""
+    """Peak of this process's anonymous memory (RssAnon), MB. Use it as a context manager."""
 
     def __enter__(self) -> AnonymousMemory:
-        self.before = self.peak = self._now()
+        self.peak = self._now()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -93,56 +93,73 @@ def write_vectors(path: Path, count: int) -> None:
         for first in range(0, count, AT_ONCE):
             noisy(real, distance, first, min(AT_ONCE, count - first)).tofile(file)
     names.write_bytes(b"".join(b"%d\0" % i for i in range(count)))
-    np.save(FOLDER / "queries.npy", noisy(real, distance, 10**9, QUERIES))
+    chosen = np.random.default_rng(7).permutation(len(real))  # the real ones are sorted by class
+    np.save(FOLDER / "queries.npy", noisy(real[chosen], distance, 10**9, QUERIES))
     note = {"made up": True, "real vectors": len(real), "median nearest": distance}
     write_index(path, [FilePiece.all_of(rows)], [FilePiece.all_of(names)], WIDTH, note)
     rows.unlink()
     names.unlink()
 
 
-def measure_row(index_type: str, count: int) -> dict[str, Any]:
-    """Build an index, and return what was measured of it."""
+def measure_building(index_type: str, count: int) -> dict[str, Any]:
+    """Build an index, and return what was measured; the index, and the answers of exact search, stay in FOLDER."""
     import faiss
 
-    from lit_vision.predict.ann_index import add_ann, exact_top, open_neighbors
+    from lit_vision.predict.ann_index import add_ann, exact_top
     from lit_vision.predict.search import read_index
 
     faiss.omp_set_num_threads(1)
     path = FOLDER / f"{index_type}-{count}.safetensors"
-    if not path.exists():
-        write_vectors(path, count)
+    write_vectors(path, count)
     found: dict[str, Any] = {"type": index_type, "vectors": count}
     if index_type != "exact":
         began = time.process_time()
         with AnonymousMemory() as memory:
             record, seconds = add_ann(path, index_type)
-        found["build_cpu_s"] = time.process_time() - began
         print(f"{count:,}: {record.line(seconds)}", flush=True)
         found |= {"record": asdict(record), "build_mb": memory.peak, "build_s": seconds}
-    index, queries = (
-        read_index(path),
-        np.load(FOLDER / "queries.npy")[: EXACT_QUERIES if index_type == "exact" else None],
-    )
-    _, wanted = exact_top(index.features, queries, TOP)
+        found["build_cpu_s"] = time.process_time() - began
+    index = read_index(path)
+    _, wanted = exact_top(index.features, np.load(FOLDER / "queries.npy"), TOP)
+    np.save(path.with_suffix(".npy"), wanted)
+    return found | {"note": index.feature_settings}
+
+
+def measure_search(index_type: str, count: int) -> dict[str, Any]:
+    """Return what was measured of answering the queries with an index that `measure_building` left, and remove it."""
+    import faiss
+
+    from lit_vision.predict.ann_index import open_neighbors
+    from lit_vision.predict.search import read_index
+
+    faiss.omp_set_num_threads(1)
+    path = FOLDER / f"{index_type}-{count}.safetensors"
+    queries, wanted = np.load(FOLDER / "queries.npy"), np.load(path.with_suffix(".npy"))
+    if index_type == "exact":
+        queries, wanted = queries[:EXACT_QUERIES], wanted[:EXACT_QUERIES]
     with AnonymousMemory() as memory:
+        index = read_index(path)
         neighbors = open_neighbors(index)
         neighbors.top(queries[:20], TOP)
         began, began_cpu = time.perf_counter(), time.process_time()
         answers = [neighbors.top(query[None], TOP)[0] for query in queries]
-        found["query_ms"] = 1000 * (time.perf_counter() - began) / len(queries)
+        found = {"query_ms": 1000 * (time.perf_counter() - began) / len(queries)}
         found["query_cpu_ms"] = 1000 * (time.process_time() - began_cpu) / len(queries)
-    found["search_mb"] = memory.peak - memory.before
+    found["search_mb"] = memory.peak
     hits = [len({row for row, _ in answer} & {*rows}) for answer, rows in zip(answers, wanted.tolist())]
     found["recall"] = sum(hits) / (TOP * len(queries))
-    found["file_mb"] = len(index.ann) / 1e6 if index.ann is not None else index.features.nbytes / 1e6
+    found["file_mb"] = (index.features if index.ann is None else index.ann).nbytes / 1e6
     found["bytes_per_vector"] = 1e6 * found["file_mb"] / count
-    found["note"] = index.feature_settings
     path.unlink()
+    path.with_suffix(".npy").unlink()
     return found
 
 
+PARTS = {"building": measure_building, "search": measure_search}  # of a row, a process each, for their memory
+
+
 def make() -> None:
-    """Measure each row that is missing, in a process of its own, and write the results."""
+    """Measure what is missing and write the results."""
     from lit_vision.io.atomic import write_json
     from lit_vision.results.environment import collect_environment
 
@@ -150,12 +167,15 @@ def make() -> None:
     print(f"about {multiply_adds() / 1e12:.1f} trillion multiply-adds", flush=True)
     rows = []
     for index_type, count in ROWS:
-        file = FOLDER / f"{index_type}-{count}.json"
-        if not file.exists():
-            code = f"import table_index as t; t.write_row({index_type!r}, {count})"
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
-            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-        rows.append(json.loads(file.read_text()))
+        row = {}
+        for part in PARTS:
+            file = FOLDER / f"{index_type}-{count}-{part}.json"
+            if not file.exists():
+                code = f"import table_index as t; t.write_part({part!r}, {index_type!r}, {count})"
+                environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
+                subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            row |= json.loads(file.read_text())
+        rows.append(row)
     write_json(RESULT, {"rows": rows, "multiply_adds": multiply_adds(), "environment": collect_environment()})
     PAGE.write_text(to_markdown(json.loads(RESULT.read_text())) + "\n")
 
@@ -164,11 +184,11 @@ def _python_path() -> str:
     return os.pathsep.join([str(ROOT / "experiments"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def write_row(index_type: str, count: int) -> None:
-    """Measure one row and write its file."""
+def write_part(part: str, index_type: str, count: int) -> None:
+    """Measure one part of a row, "building" or "search", and write its file."""
     from lit_vision.io.atomic import write_json
 
-    write_json(FOLDER / f"{index_type}-{count}.json", measure_row(index_type, count))
+    write_json(FOLDER / f"{index_type}-{count}-{part}.json", PARTS[part](index_type, count))
 
 
 def multiply_adds() -> int:
@@ -193,8 +213,8 @@ def to_markdown(found: dict[str, Any]) -> str:
         f"{note['real vectors']:,} real vectors, repeated, with noise of the median distance to the nearest neighbor; "
         f"recall@{TOP} and milliseconds of {QUERIES:,} queries (exact search: {EXACT_QUERIES}), one at a time on one "
         "core, after exact ranking. CPU seconds of building contain measuring its recall; wall time (in the JSON file) "
-        "depends on what else the machine does. Anonymous memory: while building, all of the process; for search, what "
-        f"opening and asking add. The float vectors ({4 * WIDTH} bytes each) are mapped from the file, except by exact "
+        "depends on what else the machine does. MB of anonymous memory are of all of the process, while building and "
+        f"while searching. The float vectors ({4 * WIDTH} bytes each) are mapped from the file, except by exact "
         "search. `make table-index`.",
         "",
         "| index | vectors | recall@10 | MB | bytes each | build, CPU s | CPU ms a query | build, MB | search, MB |",
@@ -236,7 +256,7 @@ def verify() -> int:
     """Build the HNSW row again, and compare its recall."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     tally, (committed,) = Tally(), [row for row in json.loads(RESULT.read_text())["rows"] if row["type"] == "hnsw"]
-    measured = measure_row("hnsw", committed["vectors"])
+    measured = {**measure_building("hnsw", committed["vectors"]), **measure_search("hnsw", committed["vectors"])}
     tally.add("hnsw, recall@10", committed["recall"], measured["recall"], 0.005)
     return tally.close(len(ROWS))
 

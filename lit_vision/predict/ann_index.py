@@ -33,7 +33,8 @@ IVFPQ_LEAST = 9_984  # vectors: 39 for each of 256 centroids, what faiss asks fo
 MEASURED_AT, _QUERIES = 10, 1_000  # recall@10 of 1,000 of the vectors
 _PIECE = 1 << 16  # vectors in memory at a time
 _HNSW_LINKS, _HNSW_BREADTH = 32, 100  # M and efConstruction
-_CANDIDATES_PER_RESULT, _LEAST_CANDIDATES = 10, 100
+_CANDIDATES = {"hnsw": 10, "ivfpq": 40}  # a result; codes tell near vectors apart less well than 8-bit values do
+_LEAST_RESULTS = 10  # that candidates are counted for
 SAMPLE_PER_LIST, MOST_LISTS, ITERATIONS, _PROBES = 40, 4_096, 10, 64  # of k-means: vectors a list, iterations
 _CODE_SAMPLE = 128  # vectors a centroid, for the 256 of each byte of the codes
 _MOST_CODE_BYTES = 96
@@ -189,12 +190,13 @@ class ApproximateNeighbors:
     def top(self, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
         """Return the k nearest rows of each query (M, D), best first, as (row, cosine); equal ones by row."""
         count = len(self.features)
-        wanted = min(max(_CANDIDATES_PER_RESULT * k, _LEAST_CANDIDATES), count)
+        is_graph = hasattr(self.index, "hnsw")
+        wanted = min(_CANDIDATES["hnsw" if is_graph else "ivfpq"] * max(k, _LEAST_RESULTS), count)
         queries = _unit(queries, self.index.d)
         faiss = import_faiss()
-        breadth = faiss.SearchParametersHNSW(efSearch=wanted) if hasattr(self.index, "hnsw") else None
+        breadth = faiss.SearchParametersHNSW(efSearch=wanted) if is_graph else None
         _, rows = self.index.search(queries, wanted, params=breadth)
-        if breadth is None and (rows[:, min(k, count) - 1] < 0).any():  # the lists that were searched are too short
+        if not is_graph and (rows[:, min(k, count) - 1] < 0).any():  # the lists that were searched are too short
             _, rows = self.index.search(queries, wanted, params=faiss.SearchParametersIVF(nprobe=self.index.nlist))
         found = []
         for query, candidates in zip(queries, rows):

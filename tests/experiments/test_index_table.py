@@ -37,7 +37,9 @@ def test_a_row_is_measured_and_shown(script, monkeypatch) -> None:
     real = np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32)
     for name, value in (("WIDTH", 24), ("AT_ONCE", 500), ("QUERIES", 20), ("real_vectors", lambda: real)):
         monkeypatch.setattr(script, name, value)
-    rows = [script.measure_row(kind, 1_000) for kind in ("exact", "hnsw")]
+    rows = [
+        {**script.measure_building(kind, 1_000), **script.measure_search(kind, 1_000)} for kind in ("exact", "hnsw")
+    ]
     assert rows[0]["recall"] == 1.0
     assert rows[1]["recall"] > 0.9
     assert rows[0]["bytes_per_vector"] == 96
