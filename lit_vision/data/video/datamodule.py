@@ -209,9 +209,10 @@ class VideoFolderDataModule(ImageFolderDataModule):
 
     @property
     def frames_per_second(self) -> float | None:
-        """Rate of the training videos' frames, the median of a sample of them; None if a time stamp is missing.
+        """Rate of the training videos' frames, the median of a sample of them; None if one has no FRAME_TIMES.
 
-        A model keeps it, so that prediction cuts its clips from other videos at the same rate.
+        One whose times are damaged is left out: a training that counts frames does not need them. A model keeps the
+        rate, so that prediction cuts its clips from other videos at the same one.
         """
         folder = self._scanned_folder()
         assert isinstance(folder, VideoFolder)
@@ -221,7 +222,10 @@ class VideoFolderDataModule(ImageFolderDataModule):
             names = folder.frames.names(videos[row])
             if not os.path.isfile(folder.root / videos[row] / FRAME_TIMES):
                 return None
-            times = read_frame_times(folder.root / videos[row], names)
+            try:
+                times = read_frame_times(folder.root / videos[row], names)
+            except ImageDecodeError:
+                continue
             if len(times) > 1:
                 rates.append((len(times) - 1) / (times[-1] - times[0]))
         return round(float(np.median(rates)), 6) if rates else None

@@ -28,7 +28,9 @@ WITHOUT_PYAV = (
     "PyAV is not installed, so OpenCV reads the videos, whose time stamps are then not exact; "
     "pip install 'lit-vision[video]'"
 )
+_OPENCV_OPTIONS = f"format_whitelist;{FORMATS}|protocol_whitelist;file"
 _CUT_OFF = 1.0, 0.05  # seconds and share of its length that a file may end earlier than it says
+_LONGEST_FRAME = 3600.0  # seconds; at a frame rate, a forged time stamp would fill the disk with copies
 
 
 class VideoReadError(UserError):
@@ -78,26 +80,31 @@ def has_pyav() -> bool:
 def read_video(path: str | Path, threads: int = 0) -> Iterator[VideoFrame]:
     """Yield the frames of a video file in the order in which they are shown, each with its time.
 
-    Rotations by quarter turns, as phones note them in the file, are applied. A frame without a time stamp, or with one
-    that does not increase, comes one frame's duration after the one before it.
+    Quarter turns, as phones note them in the file, are applied, and with PyAV mirrorings too. A frame without a time
+    stamp, or with one that does not increase, comes one frame's duration after the one before it.
 
     Args:
         path: of the file.
         threads: of the decoder; 0: as it chooses.
 
     Raises:
-        VideoReadError: the file is no video, is damaged or cut off, or has more pixels than the limit for images; one
-            line that names it. The frames before the damage have been yielded.
+        VideoReadError: the file is no video, is damaged or cut off, shows a frame for more than an hour, or has more
+            pixels than the limit for images; one line that names it. The frames before the damage have been yielded.
     """
     if not os.path.isfile(path):
         raise VideoReadError(f"{path}: no such file; check the path")
     if not os.path.getsize(path):
         raise VideoReadError(f"{path}: is empty; fetch it again")
-    count = 0
+    before: float | None = None
     for frame in _read_with_pyav(path, threads) if has_pyav() else _read_with_opencv(path):
-        count += 1
+        if before is not None and frame.seconds - before > _LONGEST_FRAME:
+            raise VideoReadError(
+                f"{path}: its time stamps jump from {before:.1f} to {frame.seconds:.1f} s, more than an hour; "
+                "cut it there"
+            )
+        before = frame.seconds
         yield frame
-    if not count:
+    if before is None:
         raise VideoReadError(f"{path}: has no frame that can be decoded; fetch it again")
 
 
@@ -132,6 +139,8 @@ def _read_with_pyav(path: str | Path, threads: int) -> Iterator[VideoFrame]:
             length = float((stream.duration or 0) * (stream.time_base or 0))
             if container.format.name == "avi" and stream.average_rate:  # FFmpeg shortens the duration of a cut file
                 length = max(length, float(stream.frames / stream.average_rate))
+    except av.error.ArgumentError:  # FFmpeg's answer to a format outside the list
+        raise VideoReadError(f"{path}: is of a format that is not read; convert it to .mp4") from None
     except av.error.FFmpegError as error:
         raise VideoReadError(f"{path}: is no video that can be read ({error.strerror}); fetch it again") from None
     _check_end(path, seconds + step, length)
@@ -143,15 +152,21 @@ def _check_end(path: str | Path, end: float, length: float) -> None:
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    """Return PyAV's frame as pixels, turned counterclockwise by the quarter turns that the file notes."""
+    """Return PyAV's frame as pixels, turned by quarters and mirrored as the file's display matrix says."""
     pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(data, np.int32)[:5].astype(np.int64)  # shown at x' = ax + cy, y' = bx + dy
+            if abs(b) > abs(a):
+                pixels, a, d = pixels.swapaxes(0, 1), c, b
+            pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(pixels)
 
 
 def _read_with_opencv(path: str | Path) -> Iterator[VideoFrame]:
     import cv2
 
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = _OPENCV_OPTIONS  # OpenCV takes them in no other way
     video = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG)
     try:
         if not video.isOpened():

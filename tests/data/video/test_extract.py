@@ -96,6 +96,41 @@ def test_a_turned_video_comes_upright(matrix, turns: int, decoder: str, tmp_path
         assert np.abs(pixels.astype(int) - expected).mean() < 8  # mpeg4 loses some
 
 
+def test_a_mirrored_video_comes_as_players_show_it(tmp_path: Path) -> None:
+    frames = numbered_frames(2)
+    for name, matrix, expected in (
+        ("left-right", (-1, 0, 0, 1), frames[1][:, ::-1]),
+        ("upside down", (1, 0, 0, -1), frames[1][::-1]),
+        ("rows as columns", (0, 1, 1, 0), frames[1].swapaxes(0, 1)),
+        ("nothing", (0, 0, 0, 0), frames[1]),
+    ):
+        path = write_movie(tmp_path / f"{name}.mp4", frames, codec="mpeg4")
+        turn_movie(path, matrix)
+        _, shown = (frame.pixels() for frame in read_video(path))
+        assert shown.shape == expected.shape, name
+        assert np.abs(shown.astype(int) - expected).mean() < 8, name  # mpeg4 loses some
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_no_file_opens_another(decoder: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(video_files, "has_pyav", lambda: decoder == "pyav")
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    write_movie(tmp_path / "other.mkv", numbered_frames(2))
+    playlist = tmp_path / "list.mkv"
+    playlist.write_text("ffconcat version 1.0\nfile other.mkv\n")
+    with pytest.raises(VideoReadError, match=r"list\.mkv: is "):
+        next(read_video(playlist))
+
+
+def test_a_jump_of_the_time_stamps_ends_the_reading(tmp_path: Path) -> None:
+    """At a frame rate the frame before it would be written for as long as the file says."""
+    path = write_movie(tmp_path / "v.mkv", numbered_frames(3), [0, 3_600_000, 10**9])
+    found = []
+    with pytest.raises(VideoReadError, match=r"v\.mkv: its time stamps jump from 3600\.0 to 1000000\.0 s"):
+        found.extend(frame.seconds for frame in read_video(path))
+    assert found in ([], [0, 3600])
+
+
 def test_broken_files_are_listed_and_the_others_extracted(tmp_path: Path, capsys) -> None:
     videos = tmp_path / "videos"
     noise = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
@@ -105,6 +140,7 @@ def test_broken_files_are_listed_and_the_others_extracted(tmp_path: Path, capsys
         "no_index.mp4": movie[: len(movie) // 2],
         "cut.avi": avi[: len(avi) // 2],
         "empty.mov": b"",
+        "list.mkv": b"ffconcat version 1.0\nfile good.mp4\n",
         "text.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\ngood.mp4\n#EXT-X-ENDLIST\n",
     }
     for name, data in broken.items():
@@ -113,18 +149,19 @@ def test_broken_files_are_listed_and_the_others_extracted(tmp_path: Path, capsys
     call = ["data", "frames", str(videos), "--out", str(tmp_path / "out"), "--fps", "5", "--workers", "1"]
     assert main(call) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(f"1 videos in {tmp_path / 'out'}, 20 frames written now, 4 broken (see ")
+    assert lines[-1].startswith(f"1 videos in {tmp_path / 'out'}, 20 frames written now, 5 broken (see ")
     with open(tmp_path / "out/broken_videos.csv", newline="") as file:
         listed = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
     assert set(listed) == set(broken)
     assert all(name in reason and "\n" not in reason for name, reason in listed.items())
+    assert listed["list.mkv"].endswith("list.mkv: is of a format that is not read; convert it to .mp4")
     assert listed["empty.mov"].endswith("empty.mov: is empty; fetch it again")
     assert sorted(path.name for path in (tmp_path / "out/train/a").iterdir()) == ["good"]
     (videos / "train/a/empty.mov").write_bytes(movie)  # repaired: only that one is read now
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/train/a/good").iterdir()}
     assert main(call) == 0
     assert "2 videos in" in (line := capsys.readouterr().out.splitlines()[-1])
-    assert "20 frames written now, 3 broken" in line
+    assert "20 frames written now, 4 broken" in line
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for argument, message in (
         (["--fps", "4"], "another data set"),
@@ -136,7 +173,7 @@ def test_broken_files_are_listed_and_the_others_extracted(tmp_path: Path, capsys
     for name in ("good.mp4", "empty.mov"):
         (videos / "train/a" / name).unlink()
     assert main([*call[:4], str(tmp_path / "none")]) == 1
-    assert "broken_videos.csv: lists all 3 videos, none could be read; the first: " in capsys.readouterr().err
+    assert "broken_videos.csv: lists all 4 videos, none could be read; the first: " in capsys.readouterr().err
 
 
 def test_videos_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
