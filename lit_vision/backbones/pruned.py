@@ -20,7 +20,7 @@ from lit_vision.errors import UserError
 
 Kept = dict[str, dict[str, str]]  # name of a layer: axis: numbers as `ranges_text` writes them
 
-_RANGES = re.compile(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*")
+_RANGES = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*")  # \d has other scripts' digits too
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

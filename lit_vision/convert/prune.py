@@ -98,6 +98,8 @@ def prune_model(model: str | Path, keep: float, out: str | Path, overwrite: bool
     images = example_input(metadata, 1, seed=1)
     try:
         pruned, by_torch_pruning = prune_network(method, keep, images)
+    except UsageError:
+        raise
     except (UserError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150] or type(error).__name__  # the library follows only known operations
         raise UserError(f"{source}: cannot be pruned ({reason}); pruning works for plain {FAMILIES}") from error
@@ -151,6 +153,7 @@ def prune_network(method: nn.Module, keep: float, images: torch.Tensor) -> tuple
 
     Raises:
         UserError: torch-pruning is not installed, or a layer that it would prune is of a kind that cannot be rebuilt.
+        UsageError (a UserError): every channel would stay.
     """
     by_torch_pruning, rebuilt = copy.deepcopy(method), copy.deepcopy(method)
     numbers = _prune_with_library(by_torch_pruning, keep, images)
@@ -160,6 +163,8 @@ def prune_network(method: nn.Module, keep: float, images: torch.Tensor) -> tuple
         inside = name.startswith("backbone.model.")
         layers = kept if inside else outside
         layers.setdefault(name.removeprefix("backbone.model."), {})[axis] = ranges_text(values)
+    if not kept:
+        raise UsageError(f"--keep {keep:g}: rounds to all channels of every layer; give a smaller share")
     backbone = rebuilt.backbone
     earlier = backbone.config.get("pruned")
     shape = (images.shape[1], *images.shape[2:])

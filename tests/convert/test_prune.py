@@ -258,6 +258,7 @@ def test_what_cannot_be_pruned(place, tmp_path, monkeypatch, capsys) -> None:
 
     for keep in ("0", "1", "-1", "nan"):
         assert "--keep" in refused(place / "run", "--keep", keep)
+    assert "--keep 0.999: rounds to all channels" in refused(place / "run", "--keep", "0.999")
     write_run(tmp_path / "resnext", Classifier("resnext50_32x4d", 3, {"layers": [1, 1, 1, 1]}))
     assert "ResNets" in refused(tmp_path / "resnext", "--keep", "0.5")
     write_run(tmp_path / "convnext", Classifier("convnext_atto", 3, {"depths": [1, 1, 1, 1]}))
