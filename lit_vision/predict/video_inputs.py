@@ -66,11 +66,14 @@ def _video_of(file: str) -> str:
 
 
 def _frame_folders(folder: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Yield the folders at or below a folder that hold images; a link to a parent is not followed."""
+    """Yield the folders at or below a folder that hold images, and no video: beside one they are pictures of it.
+
+    A link to a parent is not followed.
+    """
     here = device_and_inode(folder)
     if here in parents:
         return
-    has_frames = False
+    has_frames = has_video = False
     for entry in list_entries(folder):
         if entry.name.startswith(".") or is_system_folder(entry.name):
             continue
@@ -80,9 +83,11 @@ def _frame_folders(folder: str, parents: tuple[tuple[int, int], ...] = ()) -> It
             continue
         if is_folder:
             yield from _frame_folders(entry.path, (*parents, here))
-        elif not has_frames and has_image_extension(entry.name):
-            has_frames = True
-            yield folder
+        else:
+            has_frames = has_frames or has_image_extension(entry.name)
+            has_video = has_video or is_video_name(entry.name)
+    if has_frames and not has_video:
+        yield folder
 
 
 class VideoSource:
@@ -179,7 +184,10 @@ def clips_over_time(
     """
     times = times - times[0]
     if rule.sampling == "uniform":
-        borders = [] if step is None else np.searchsorted(times, np.arange(step, times[-1], step) - 1e-9).tolist()
+        borders: list[int] = []
+        if step is not None:
+            parts_of = np.minimum((times + 1e-9) // step, np.ceil(times[-1] / step) - 1)  # by frame
+            borders = (np.flatnonzero(np.diff(parts_of)) + 1).tolist()
         (middle,) = rule.evenly_placed(1)
         windows = pairwise([0, *borders, len(times)])
         parts = [[first + i for i in rule.numbers(end - first, middle)] for first, end in windows if end > first]

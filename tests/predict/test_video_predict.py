@@ -115,12 +115,14 @@ def test_clips_follow_one_another_or_begin_every_step() -> None:
     assert [clip.numbers for clip in clips_over_time(times, uniform)] == [(2, 8, 13, 19)]
     found = clips_over_time(times, uniform, step=4.0)
     assert [clip.numbers for clip in found] == [(1, 3, 5, 7), (9, 11, 13, 15), (16, 18, 19, 21)]
+    assert len(clips_over_time(times, uniform, step=1e-9)) == 22  # a clip a frame, in little memory
 
 
 def test_what_cannot_be_read_is_skipped_and_listed(run: Path, movie: Path, tmp_path: Path, capsys) -> None:
     videos = tmp_path / "videos"
     turn_movie(write_movie(videos / "b/turned.mp4", numbered_frames(20), codec="mpeg4"), (0, 1, -1, 0))
     (videos / "b/cut.mp4").write_bytes((videos / "b/turned.mp4").read_bytes()[:900])
+    (videos / "b/poster.png").write_bytes(b"beside a video: no frame of one")
     (videos / "frames").mkdir()
     (videos / "frames/1.png").write_bytes(b"no image")
     assert predict("--model", run, videos, "--out", tmp_path / "p.csv") == 0
