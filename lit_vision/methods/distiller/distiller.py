@@ -7,6 +7,7 @@ Unlike the second: the pooled features of the last layer are matched, through a 
 B images, C H W channels and pixels, K classes, D width of the teacher's features.
 """
 
+import math
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -95,9 +96,9 @@ class Distiller(Classifier):
     ) -> None:
         if not 0 <= logit_weight <= 1:
             raise UserError(f"model.logit_weight: {logit_weight} is not in [0, 1]; 0.9 is usual")
-        if not temperature > 0:
-            raise UserError(f"model.temperature: {temperature} is not above 0; 4 is usual")
-        if feature_weight < 0 or feature_weight + logit_weight == 0:
+        if not 0 < temperature < math.inf:
+            raise UserError(f"model.temperature: {temperature} is not a number above 0; 4 is usual")
+        if not 0 <= feature_weight < math.inf or feature_weight + logit_weight == 0:
             raise UserError(
                 f"model.feature_weight: {feature_weight}; give 0 or more, and above 0 if logit_weight is 0: nothing of "
                 "the teacher would be used"

@@ -227,6 +227,8 @@ def test_teachers_without_a_classifier_and_of_timm(place, monkeypatch) -> None:
     [
         ({"logit_weight": 1.5}, "logit_weight"),
         ({"temperature": 0.0}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"feature_weight": math.nan}, "feature_weight"),  # was taken for 0
         ({"feature_weight": -1.0}, "feature_weight"),
         ({"logit_weight": 0.0}, "feature_weight"),
         ({"feature_loss": "l3"}, "feature_loss"),
