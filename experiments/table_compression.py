@@ -31,7 +31,7 @@ RESULT = RESULTS / "compression.json"
 
 
 def run_seed(seed: int) -> dict[str, Any]:
-    """Return top-1 of every row for one seed, of the pruned networks before further training, and the seconds.
+    """Return top-1 of every row for one seed, and the seconds; of the first seed also before the pruned train further.
 
     Each value is written as soon as it is measured.
     """
@@ -63,7 +63,7 @@ def run_seed(seed: int) -> dict[str, Any]:
 
     for name in NETWORKS:
         keep("top1", name, lambda name=name: top1(networks.network_file(seed, name)))
-    for percent in KEPT:
+    for percent in KEPT if seed == 0 else ():
         keep("untrained", str(percent), lambda percent=percent: top1(networks.pruned_file(seed, percent)))
     for name in QUANTIZED:
 
@@ -147,7 +147,7 @@ def make() -> None:
             more["onnx_top1"] = values[0]["onnx"]  # of the first seed
             values = [value["openvino"] for value in values]
         if row in {f"pruned-{percent}" for percent in KEPT}:
-            more["untrained_top1"] = [one["untrained"][row.split("-")[1]] for one in stored]
+            more["untrained_top1"] = stored[0]["untrained"][row.split("-")[1]]  # of the first seed
         init = f"scratch-{RESNET}" if row.startswith("small") else f"timm:{LITE0}"
         cells.append(make_cell(init, row, SHOTS * CLASSES, values, **more, **facts[row]))
     write_result(
@@ -191,7 +191,7 @@ def show() -> None:
             milliseconds = statistics.median(cell["milliseconds"][form])
             line.append(f"{milliseconds:.2f}: {middle:.2f}x ({low:.2f} to {high:.2f})")
         lines.append(line)
-    before = ", ".join(f"{100 * np.mean(cells[f'pruned-{p}']['untrained_top1']):.1f} %" for p in KEPT)
+    before = ", ".join(f"{100 * cells[f'pruned-{p}']['untrained_top1']:.1f} %" for p in KEPT)
     quantized = [cells[f"{name}-int8"] for name in QUANTIZED]
     gaps = [100 * (cell["onnx_top1"] - cell["values"][0]) for cell in quantized]
     versions = result["runtimes"]
@@ -200,7 +200,7 @@ def show() -> None:
         f"Bytes of the .onnx. Milliseconds of one image on one thread, and how many times faster than the teacher "
         f"(median and quartiles of {ROUNDS} rounds in which all take turns), ONNX Runtime {versions['onnxruntime']}, "
         f"OpenVINO {versions['openvino']}.",
-        f"Before further training the pruned networks have {before} (of 30, 50, 70 % pruned).",
+        f"Before further training the first seed's pruned networks have {before} (30, 50, 70 % pruned).",
         f"int8: top-1 in OpenVINO; the first seed's in ONNX Runtime differs by {min(gaps):+.1f} to {max(gaps):+.1f} "
         "points.",
         f"Trainings are short on purpose, 1 to 5 epochs of {SHOTS * CLASSES} patches "
