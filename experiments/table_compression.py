@@ -204,7 +204,8 @@ def show() -> None:
         f"int8: top-1 in OpenVINO; the first seed's in ONNX Runtime differs by {min(gaps):+.1f} to {max(gaps):+.1f} "
         "points.",
         f"Trainings are short on purpose, 1 to 5 epochs of {SHOTS * CLASSES} patches "
-        f"({result['training_multiply_adds'] / 1e12:.1f} T multiply-adds in all); the teaching was chosen on one seed, nothing else was tuned. "
+        f"({result['training_multiply_adds'] / 1e12:.1f} T multiply-adds in all); "
+        "the teaching was chosen on one seed, nothing else was tuned. "
         f"Training and measuring took {result['seconds'] / 60:.0f} minutes of one core.",
     ]
     head = ["network", "top-1, %", "MB", "M multiply-adds", "ms in ONNX Runtime", "ms in OpenVINO"]
