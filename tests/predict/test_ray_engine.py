@@ -3,6 +3,8 @@
 Two nodes and a killed worker: tests/experiments/test_scale_inference.py.
 """
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -26,12 +28,11 @@ def test_ray_is_the_local_engine_and_listens_on_loopback_only(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     arguments = ["predict", "images", "--model", "run", "--batch_size", "4", "--device", "cpu", "--out"]
     assert main([*arguments, "local.csv"]) == 0
-    before = listening()
     command = [sys.executable, "-m", "lit_vision", *arguments, "ray.csv", "--engine", "ray", "--shards", "6"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         seen = set()
         while process.poll() is None:
-            seen |= listening() - before
+            seen |= listening(process.pid)
             time.sleep(0.2)
         output = process.stdout.read()
     assert process.returncode == 0, output
@@ -43,15 +44,32 @@ def test_ray_is_the_local_engine_and_listens_on_loopback_only(tmp_path, monkeypa
     assert not list(tmp_path.glob("*-of-*"))
 
 
-def listening() -> set[tuple[str, str]]:
-    """Return (address, port), hexadecimal, of all TCP sockets of this machine that listen."""
+def listening(pid: int) -> set[tuple[str, str]]:
+    """Return (address, port), hexadecimal, of the TCP sockets on which a process or one below it listens."""
+    inodes = set()
+    for process in (pid, *descendants(pid)):
+        with contextlib.suppress(OSError):  # it has ended
+            inodes |= {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()}
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == "0A":
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
                 address, _, port = fields[1].partition(":")
                 found.add((address, port))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all processes below one."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            below.setdefault(parent, []).append(int(stat.parent.name))
+    found = [*below.get(pid, [])]
+    for one in found:  # grows while it is read
+        found += below.get(one, [])
     return found
 
 
