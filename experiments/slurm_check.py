@@ -10,7 +10,6 @@ error, Ctrl-C or SIGTERM.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -30,6 +29,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
+from lit_vision.cli.parser import ScriptParser
 from lit_vision.errors import UserError
 from lit_vision.io.atomic import atomic_write
 from lit_vision.io.safe_load import load_safely
@@ -331,7 +331,7 @@ def check(cluster: Cluster, folder: Path, say: Callable[[str], None]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the check; return 0 if it passes or this machine cannot run it, 1 if it fails."""
-    parser = argparse.ArgumentParser(prog="slurm_check", description=__doc__.splitlines()[0])
+    parser = ScriptParser(prog="slurm_check.py", description=__doc__.splitlines()[0])
     parser.add_argument("--log", type=Path, default=LOG, help="the file of the printed lines (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder, with the daemons' logs")
     args = parser.parse_args(argv)
