@@ -15,6 +15,7 @@ import torch.utils.tensorboard
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import soak
 import toy_run  # noqa: F401  the forks have it then
+from toy_fork import parent_objects_kept
 
 import lit_vision.cli.lightning_cli  # noqa: F401
 from lit_vision.callbacks.checkpoint import is_valid
@@ -40,7 +41,8 @@ def in_child(arguments: list[str], log: Path, stop: str = "") -> int:
     """Runs the command in a fork (lightning is imported already); its exit code, negative for a signal."""
     soak.preparse(arguments)
     sys.stdout.flush()
-    child = os.fork()
+    with parent_objects_kept():
+        child = os.fork()
     if child == 0:
         code = 1
         with contextlib.suppress(BaseException):

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from toy_fork import parent_objects_kept
 
 from lit_vision.errors import UserError
 from lit_vision.evaluation.features import extract_features
@@ -87,7 +88,8 @@ def test_two_processes_give_every_sample_once_on_both(tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     shares = [([0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]), ([0, 1], []), ([0, 2, 4], [1, 3, 0])]  # uneven, empty, padded
-    mp.start_processes(_two, (port, shares, str(tmp_path)), nprocs=2, start_method="fork")
+    with parent_objects_kept():
+        mp.start_processes(_two, (port, shares, str(tmp_path)), nprocs=2, start_method="fork")
     for number, (a, b) in enumerate(shares):
         rows = sorted(set(a + b))
         for rank in range(2):

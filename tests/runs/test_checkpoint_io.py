@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_fork import parent_objects_kept
 
 from lit_vision.errors import UserError
 from lit_vision.io import atomic, checkpoint_digest
@@ -162,7 +163,8 @@ def test_a_budget_removes_the_oldest_steps_first(tmp_path: Path, capsys) -> None
 
 def call_by_call(path: Path, fatal: int) -> int:
     """Save in a fork that is killed at its `fatal`-th call to the file system; return its exit code."""
-    child = os.fork()
+    with parent_objects_kept():
+        child = os.fork()
     if child == 0:
         calls = iter(range(1, 1000))
 

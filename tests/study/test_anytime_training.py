@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_fork import parent_objects_kept
 
 from lit_vision.study.images import StudyImages
 from lit_vision.study.presets import preset_for
@@ -48,7 +49,8 @@ def train_and_kill(images: StudyImages, method: str, kill_at: int, checkpoint: P
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = os.fork()
+    with parent_objects_kept():
+        child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             options = {"checkpoint": checkpoint, "inputs": method, "checkpoint_seconds": 0}

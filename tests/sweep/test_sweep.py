@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toy_fork import parent_objects_kept
 from toy_sweep import RECIPE, StandIn, score, sweep_of
 
 from lit_vision.errors import UserError
@@ -98,7 +99,8 @@ def test_a_killed_worker_is_relieved_of_its_trial(tmp_path):
         for value in (1, 2):
             journal.add({"model.lr": value})
     reader, writer = os.pipe()
-    child = os.fork()
+    with parent_objects_kept():
+        child = os.fork()
     if child == 0:
         with Journal(tmp_path, space).lock():
             claimed = Journal(tmp_path, space).claim()

@@ -13,6 +13,7 @@ from toy_shards import write_folder
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "experiments"))
 from range_server import RangeServer
+from toy_fork import parent_objects_kept
 
 from lit_vision.data import ImageFolderDataModule
 from lit_vision.data.lookahead import LookaheadBatches
@@ -151,8 +152,9 @@ def _fill(folder: Path, seed: int, limit: int) -> None:
 def test_cache__stays_below_its_limit_between_processes(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_fill, args=(tmp_path / "cache", seed, 4000)) for seed in range(3)]
-    for process in processes:
-        process.start()
+    with parent_objects_kept():
+        for process in processes:
+            process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
