@@ -140,6 +140,29 @@ def check_labels(labels: Tensor, classes: int, sample: str) -> None:
         )
 
 
+def log_classification(module: LightningModule, split: str, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+    """Log loss, top1 and top5 of a batch into `module.metrics`, over all processes; of "test" also mean_per_class.
+
+    Args:
+        module: a classifier; a metric that its `metrics` do not have is left out.
+        split: "val" or "test".
+        loss: mean over the samples.
+        scores: (B, K), larger is better.
+        labels: (B,) int64.
+    """
+    hits = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]  # (B, 5), best first
+    values = {"loss": loss, "top1": hits[:, 0].float().mean(), "top5": hits.any(1).float().mean()}
+    for name, value in values.items():
+        if f"{split}_{name}" in module.metrics:
+            metric = module.metrics[f"{split}_{name}"]
+            metric.update(value, weight=len(labels))  # by samples: exact when batches or ranks are unequal
+            module.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
+    if split == "test":
+        per_class = module.metrics["test_mean_per_class"]
+        per_class.update(hits[:, 0], labels)
+        module.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
+
+
 def check_data(module: LightningModule, needs: Literal["targets", "mask"], stage: str) -> None:
     """Refuse data that a detector or segmenter cannot train on, before any step; also calls `check_batch_norm`.
 

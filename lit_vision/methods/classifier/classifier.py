@@ -206,19 +206,8 @@ class Classifier(ClassifierNetwork, LightningModule):
         labels = batch["label"]
         logits = self(single_view(batch))
         hard = soft_targets(labels, self.hparams.num_classes)
-        values = {"loss": classification_loss(logits, hard, self.hparams.loss)}
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (B, 5), best first
-        values["top1"], values["top5"] = hits[:, 0].float().mean(), hits.any(1).float().mean()
-        for name, value in values.items():
-            if f"{split}_{name}" in self.metrics:
-                metric = self.metrics[f"{split}_{name}"]
-                metric.update(value, weight=len(labels))  # by images: exact when batches or ranks are unequal
-                self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
-
-        if split == "test":
-            per_class = self.metrics["test_mean_per_class"]
-            per_class.update(hits[:, 0], labels)
-            self.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
+        loss = classification_loss(logits, hard, self.hparams.loss)
+        fine_tuning.log_classification(self, split, loss, logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5 (fractions), over all processes."""

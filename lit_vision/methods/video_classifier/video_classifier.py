@@ -147,18 +147,7 @@ class VideoClassifier(VideoClassifierNetwork, LightningModule):
         labels, clips = batch["label"], batch["images"]
         logits = self(clips.flatten(0, 1)).unflatten(0, (-1, clips.shape[1]))  # (B, V, K)
         log_p = video_log_probabilities(logits)
-        values = {"loss": F.nll_loss(log_p, labels)}
-        hits = log_p.topk(min(5, log_p.shape[1])).indices == labels[:, None]  # (B, 5), best first
-        values["top1"], values["top5"] = hits[:, 0].float().mean(), hits.any(1).float().mean()
-        for name, value in values.items():
-            if f"{split}_{name}" in self.metrics:
-                metric = self.metrics[f"{split}_{name}"]
-                metric.update(value, weight=len(labels))  # by videos: exact when batches or ranks are unequal
-                self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "top1")
-        if split == "test":
-            per_class = self.metrics["test_mean_per_class"]
-            per_class.update(hits[:, 0], labels)
-            self.log("test/mean_per_class", per_class, on_step=False, on_epoch=True)
+        fine_tuning.log_classification(self, split, F.nll_loss(log_p, labels), log_p, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss (unsmoothed), val/top1 and, with 5 classes or more, val/top5 of videos, over all processes."""
